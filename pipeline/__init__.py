@@ -1,0 +1,7 @@
+"""Joins the three libraries: sources -> shards -> catalog -> stages -> report, and the command line."""
+
+__version__ = "0.1.0"
+
+
+class MillError(Exception):
+    """A sentence for the person at the keyboard: what is wrong, where, and what to do. Never shown as a traceback."""

@@ -1,0 +1,219 @@
+"""The command line: parse, call, print. What a command does lives in the modules it calls."""
+
+import importlib.util
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import MillError, __version__, manifest
+from pipeline import plan as plans
+from pipeline.catalog import Catalog
+from pipeline.run import NOT_COMPLETE, STAGES, Options, rebuild, run
+from pipeline.workspace import Workspace
+
+HOUSE = ("pipeline", "annotate", "train", "evaluate")
+
+
+class Mill(click.Group):
+    """Turns what a person can mend into one sentence and exit status 1; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            _check_house()
+            return super().invoke(ctx)
+        except MillError as error:
+            click.echo(f"controlmill: {error}", err=True)
+            ctx.exit(NOT_COMPLETE)
+        except KeyboardInterrupt:
+            click.echo("controlmill: stopped; what was committed is kept, the same command goes on from there.", err=True)
+            ctx.exit(NOT_COMPLETE)
+
+
+@click.group(cls=Mill, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="controlmill")
+def main() -> None:
+    """Paired condition datasets, ControlNet training and leaderboards.
+
+    Example: controlmill run manifests/photos.yaml
+    """
+
+
+@main.command("run")
+@click.argument("path", metavar="MANIFEST", type=click.Path(path_type=Path))
+@click.option("--stages", metavar="A,B", help=f"Only these of {','.join(STAGES)}.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take only the first N addresses of the source.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes at work; default: every core.")
+@click.option("--address", help="A running Ray cluster; default: one is started here.")
+@click.option("--retry-failed", is_flag=True, help="Try again what failed in earlier runs.")
+@click.option("--dry-run", is_flag=True, help="Check the manifest and print the plan; touch nothing.")
+def run_command(
+    path: Path, stages: str | None, limit: int | None, workers: int | None, address: str | None, retry_failed: bool, dry_run: bool
+) -> None:
+    """Do what the manifest asks for and its workspace lacks.
+
+    Exit status 0: complete; 3: complete, with failed rows; 1: not complete. Stopped or killed, the same command goes on
+    where it was.
+
+    Example: controlmill run manifests/photos.yaml
+    """
+    given = manifest.load(path)
+    chosen = tuple(stages.split(",")) if stages else _stages_of(given)
+    for stage in chosen:
+        if stage not in STAGES:
+            raise MillError(f"--stages: unknown stage {stage!r}; the stages are {', '.join(STAGES)}.")
+    if dry_run:
+        plan = plans.make(given)
+        click.echo("\n".join([f"{given.name}: would work in {plan.workspace.root}: {', '.join(chosen)}", *plans.lines(plan)]))
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    options = Options(chosen, limit=limit, workers=workers, address=address, retry_failed=retry_failed)
+    sys.exit(run(given, options, _say))
+
+
+@main.command()
+@click.argument("target", metavar="MANIFEST|WORKSPACE", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def status(target: Path, as_json: bool) -> None:
+    """Rows per stage and condition: done, skipped, failed, to do. Works while a run is going.
+
+    Example: controlmill status runs/photos
+    """
+    from pipeline import status as told
+
+    facts = told.facts(Catalog(_workspace(target)))
+    click.echo(json.dumps(facts, indent=2) if as_json else told.text(facts))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def conditions(as_json: bool) -> None:
+    """The thirteen conditions: detector, licence, and what is missing here.
+
+    Example: controlmill conditions
+    """
+    from pipeline import status as told
+
+    rows = told.conditions()
+    click.echo(json.dumps(rows, indent=2) if as_json else told.conditions_text(rows))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def doctor(as_json: bool) -> None:
+    """What this machine has: packages, GPU, weights, disk.
+
+    Example: controlmill doctor
+    """
+    from pipeline import status as told
+
+    facts = told.machine()
+    click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(f"{name:<22} {value}" for name, value in facts.items()))
+
+
+@main.command()
+@click.argument("images", metavar="IMAGE…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--condition", "names", required=True, multiple=True, help="A condition's name; may be given several times.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the rendered maps.")
+@click.option("--resolution", default=512, show_default=True, type=click.IntRange(64, 4096))
+def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resolution: int) -> None:
+    """Draw conditions of a few images, without a workspace.
+
+    Example: controlmill detect photo.jpg --condition canny --condition hed --out maps/
+    """
+    from pipeline.detect import detect as draw
+
+    failed = 0
+    for path, problem in draw(images, names, out, resolution):
+        click.echo(f"{path}: {problem}" if problem else str(path), err=bool(problem))
+        failed += bool(problem)
+    sys.exit(3 if failed else 0)
+
+
+@main.command()
+@click.argument("workspace", type=click.Path(path_type=Path))
+@click.argument("query")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a row.")
+def sql(workspace: Path, query: str, as_json: bool) -> None:
+    """Ask the catalog, read-only. Tables: images, sources, annotations, detectors, shards, pairs, runs, samples, scores, sample_scores.
+
+    Example: controlmill sql runs/photos "SELECT condition, status, count(*) FROM annotations GROUP BY ALL"
+    """
+    names, rows = Catalog(_workspace(workspace)).table(query)
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(dict(zip(names, row, strict=True)), default=str, ensure_ascii=False))
+    else:
+        from pipeline import status as told
+
+        click.echo(told.table(names, rows))
+
+
+@main.command()
+@click.argument("workspace", type=click.Path(path_type=Path))
+@click.option("--repair", is_flag=True, help="Remove what is broken, so that the next run makes it again.")
+def verify(workspace: Path, repair: bool) -> None:
+    """Check every shard against its checksums and the catalog.
+
+    Example: controlmill verify runs/photos
+    """
+    from pipeline import verify as verifier
+
+    problems = verifier.problems(Catalog(_workspace(workspace)), repair=repair, say=_say)
+    sys.exit(NOT_COMPLETE if problems and not repair else 0)
+
+
+@main.group()
+def catalog() -> None:
+    """The DuckDB catalog of a workspace."""
+
+
+@catalog.command("rebuild")
+@click.argument("workspace", type=click.Path(path_type=Path))
+def rebuild_command(workspace: Path) -> None:
+    """Make the catalog again from the shards.
+
+    Example: controlmill catalog rebuild runs/photos
+    """
+    plan = plans.load_saved(_workspace(workspace))
+    with plan.workspace.lock():
+        whole = rebuild(plan, _say)
+    sys.exit(0 if whole else NOT_COMPLETE)
+
+
+def _workspace(target: Path) -> Workspace:
+    root = Path(manifest.load(target).workspace).expanduser() if target.is_file() else target
+    workspace = Workspace(root.resolve())
+    if not workspace.manifest.is_file():
+        raise MillError(f"{root} is no workspace (it has no manifest.yaml): `controlmill run MANIFEST` makes one.")
+    return workspace
+
+
+def _stages_of(given: manifest.Manifest) -> tuple[str, ...]:
+    wanted = {"encode": given.train, "train": given.train, "generate": given.evaluate, "score": given.evaluate}
+    return tuple(stage for stage in STAGES if wanted.get(stage, True))
+
+
+def _say(line: str) -> None:
+    click.echo(line)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _check_house() -> None:
+    """The name `evaluate` is also a Hugging Face package; a mixture of the two would import the wrong one."""
+    home = Path(__file__).resolve().parent.parent
+    for name in HOUSE:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None or Path(spec.origin).resolve().parent.parent != home:
+            raise MillError(
+                f"The package {name!r} that Python finds ({spec.origin if spec else 'nowhere'}) is not ControlMill's: another project of that name "
+                "is installed. Give ControlMill an environment of its own (`make setup`)."
+            )
+
+

@@ -1,0 +1,148 @@
+"""The whole flow on one page: sources -> images -> maps -> latents -> checkpoints -> samples -> scores -> report."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from pipeline import MillError
+from pipeline import plan as plans
+from pipeline.catalog import Catalog
+from pipeline.cluster import Cluster, cluster
+from pipeline.manifest import Manifest
+from pipeline.plan import MEASURES, Plan
+
+COMPLETE, NOT_COMPLETE, COMPLETE_WITH_FAILURES = 0, 1, 3  # exit statuses
+STAGES = ("ingest", "annotate", "encode", "train", "generate", "score", "report")
+
+
+@dataclass(frozen=True)
+class Options:
+    stages: tuple[str, ...] = STAGES
+    limit: int | None = None  # take only the first N addresses of the source
+    workers: int | None = None  # None: every core
+    address: str | None = None  # of a running Ray cluster; None: one is started here
+    retry_failed: bool = False
+
+
+def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
+    """Does what the manifest asks for and the workspace lacks; returns the exit status."""
+    plan = plans.make(given)
+    workspace, catalog = plan.workspace, Catalog(plan.workspace)
+    workspace.create()
+    with workspace.lock():
+        began = workspace.manifest.is_file()
+        workspace.sweep()
+        if not workspace.catalog.exists() and workspace.all_shards():
+            say("The catalog is missing; making it again from the shards.")
+            rebuild(plan, say)
+        catalog.create()
+        plans.save(plan)
+        settle(plan, catalog)
+        say(f"{plan.manifest.name}: {'going on in' if began else 'starting in'} {workspace.root}")
+        for line in plans.lines(plan):
+            say(line)
+        with cluster(workers=options.workers, address=options.address) as workers:
+            for stage in options.stages:
+                start = time.monotonic()
+                told = STAGE[stage](plan, catalog, workers, options)
+                say(f"{stage:<9} {told}  ({time.monotonic() - start:.1f} s)")
+    return exit_status(plan, catalog, options)
+
+
+def settle(plan: Plan, catalog: Catalog) -> None:
+    """What of the catalog follows from the manifest: the image key and detectors in force, and the view `pairs`."""
+    catalog.settle(plan.image_key, [it.record() for it in plan.conditions.values()])
+    catalog.define_pairs(plan.selections(), MEASURES)
+
+
+def rebuild(plan: Plan, say: Callable[[str], None]) -> bool:
+    """Makes the catalog again from the shards; False where some are broken."""
+    from pipeline import catalog
+
+    def finish(fresh: Catalog) -> None:
+        from pipeline.stages import score, train
+
+        settle(plan, fresh)
+        train.record_all(plan, fresh)
+        score.summarise(plan, fresh)
+
+    count, broken = catalog.rebuild(plan.workspace, finish)
+    say(f"{count} shards are in the catalog.")
+    for line in broken:
+        say(f"broken, left out: {line}")
+    return not broken
+
+
+# -- the stages: each does what is missing and tells what there is now -------------------------------------------------------
+
+
+def _ingest(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
+    from pipeline.stages.ingest import ingest
+
+    new = ingest(plan, catalog, workers, limit=options.limit, retry_failed=options.retry_failed)
+    counts = dict(catalog.query("SELECT status, count(*) FROM images GROUP BY status"))
+    splits = dict(catalog.query("SELECT split, count(*) FROM images WHERE status = 'ok' GROUP BY split"))
+    (addresses,) = catalog.row("SELECT count(*) FROM sources")
+    needed = {plan.manifest.evaluate.benchmark.split} if plan.manifest.evaluate else set()
+    needed |= {"train"} if plan.manifest.train else set()
+    for name in sorted(needed - splits.keys()):
+        raise MillError(
+            f"split: no image fell into {name!r} ({_counts(splits)}): add images, or raise split.{name} or change split.salt in a new workspace."
+        )
+    doubles = addresses - sum(counts.values())
+    return f"{new} new addresses; images: {_counts(counts)}; {doubles} exact duplicates; {_counts(splits)}"
+
+
+def _annotate(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
+    from pipeline.stages.annotate import annotate
+
+    made = annotate(plan, catalog, workers, retry_failed=options.retry_failed)
+    counts = dict(catalog.query("SELECT status, count(*) FROM annotations GROUP BY status"))
+    return f"{f'{made} images to do' if made else 'nothing to do'}; maps: {_counts(counts)} in {len(plan.conditions)} conditions"
+
+
+def _encode(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
+    from pipeline.stages.encode import encode
+
+    return encode(plan, catalog, workers)
+
+
+def _train(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
+    from pipeline.stages.train import train
+
+    return train(plan, catalog, workers)
+
+
+def _generate(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
+    from pipeline.stages.generate import generate
+
+    return generate(plan, catalog, workers)
+
+
+def _score(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
+    from pipeline.stages.score import score
+
+    return score(plan, catalog, workers)
+
+
+def _report(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
+    from pipeline.stages.report import report
+
+    return str(report(plan, catalog))
+
+
+STAGE: dict[str, Callable[[Plan, Catalog, Cluster, Options], str]] = {
+    "ingest": _ingest, "annotate": _annotate, "encode": _encode, "train": _train, "generate": _generate, "score": _score, "report": _report,
+}  # fmt: skip
+
+
+def exit_status(plan: Plan, catalog: Catalog, options: Options) -> int:
+    readable, failed = catalog.row("SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'failed') FROM images")
+    rows, failed_rows = catalog.row("SELECT count(*), count(*) FILTER (status = 'failed') FROM annotations")
+    if "annotate" in options.stages and rows != readable * len(plan.conditions):
+        return NOT_COMPLETE
+    return COMPLETE_WITH_FAILURES if failed or failed_rows else COMPLETE
+
+
+def _counts(counts: dict[str, int] | Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(dict(counts).items())) or "none"

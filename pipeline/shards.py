@@ -1,0 +1,124 @@
+"""Parquet shards: written once, checked when read, each naming in its footer what it holds and from what it was made."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.workspace import fingerprint, sha256_file, write_whole
+
+FOOTER = b"controlmill"
+ROWS_A_GROUP = 32  # one picture can be read without the whole shard
+
+IMAGES = pa.schema([
+    ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()),
+    ("uri", pa.string()), ("caption", pa.string()), ("fields", pa.string()),
+    ("width", pa.int32()), ("height", pa.int32()), ("raw_width", pa.int32()), ("raw_height", pa.int32()),
+    ("raw_format", pa.string()), ("raw_bytes", pa.int64()), ("group_id", pa.string()), ("split", pa.string()),
+    ("image", pa.binary()),
+])  # fmt: skip
+MAPS = pa.schema([
+    ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("seconds", pa.float32()),
+    ("measures", pa.map_(pa.string(), pa.float64())), ("meta", pa.string()), ("draws", pa.string()), ("map", pa.binary()),
+])  # fmt: skip
+LATENTS = pa.schema([
+    ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("caption", pa.string()),
+    ("mean", pa.binary()), ("std", pa.binary()), ("text", pa.binary()),
+])  # fmt: skip
+SAMPLES = pa.schema([
+    ("image_id", pa.string()), ("hint_image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()),
+    ("seed", pa.int64()), ("seconds", pa.float32()), ("image", pa.binary()),
+])  # fmt: skip
+SCORES = pa.schema([
+    ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("seed", pa.int64()),
+    ("values", pa.map_(pa.string(), pa.float64())), ("meta", pa.string()), ("map", pa.binary()),
+])  # fmt: skip
+PAYLOADS = {"image", "map", "mean", "std", "text"}  # the heavy columns, which the catalog never reads
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A complete, verified file. `facts` is its footer: kind, key, part, what it was made from."""
+
+    path: Path
+    rows: int
+    bytes: int
+    sha256: str
+    facts: dict[str, Any]
+
+
+def write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, facts: dict[str, Any], *, replace: bool = False) -> Path:
+    """Writes rows as one shard unless a shard of that name is there already (its name is its identity)."""
+    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata({FOOTER: json.dumps(facts, sort_keys=True).encode()})
+    light = [field.name for field in schema if field.name not in PAYLOADS]
+
+    def save(temporary: Path) -> None:
+        pq.write_table(
+            table,
+            temporary,
+            row_group_size=ROWS_A_GROUP,
+            compression={field.name: "zstd" if field.name in light else "none" for field in schema},
+            use_dictionary=[name for name in ("status", "reason", "split", "raw_format") if name in schema.names],
+            write_page_checksum=True,
+        )
+
+    write_whole(path, save, replace=replace)
+    return path
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """The footer alone; raises pa.ArrowInvalid or OSError on a file that is not a whole shard."""
+    metadata = pq.read_metadata(path).metadata or {}
+    if FOOTER not in metadata:
+        raise pa.ArrowInvalid(f"{path.name} is a Parquet file without ControlMill's footer")
+    return json.loads(metadata[FOOTER])
+
+
+def read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    return pq.read_table(path, columns=columns, page_checksum_verification=True, memory_map=False)
+
+
+def read_light(path: Path) -> pa.Table:
+    """Every column but the pictures, with the row's number in front."""
+    names = [name for name in pq.read_schema(path).names if name not in PAYLOADS]
+    table = read(path, names)
+    return table.add_column(0, "row", pa.array(range(table.num_rows), pa.int32()))
+
+
+def read_row(path: Path, row: int, columns: list[str]) -> dict[str, Any]:
+    """One row, from the one row group that holds it."""
+    file = pq.ParquetFile(path, page_checksum_verification=True)
+    for group in range(file.num_row_groups):
+        size = file.metadata.row_group(group).num_rows
+        if row < size:
+            return file.read_row_group(group, columns=columns).slice(row, 1).to_pylist()[0]
+        row -= size
+    raise IndexError(f"{path.name} has no row {row}")
+
+
+def verify(path: Path) -> Shard:
+    """Reads the whole file, every page against its checksum; raises pa.ArrowInvalid or OSError where it is broken."""
+    table = read(path)
+    return Shard(path, table.num_rows, path.stat().st_size, sha256_file(path), facts(path))
+
+
+def adopt(path: Path, made_from: str) -> Shard | None:
+    """A complete shard that a killed driver never committed, if it was made from the same inputs; else the file is removed."""
+    if not path.exists():
+        return None
+    try:
+        shard = verify(path)
+        if shard.facts.get("made_from") == made_from:
+            return shard
+    except (pa.ArrowInvalid, OSError):
+        pass
+    path.unlink(missing_ok=True)
+    return None
+
+
+def made_from(*parts: Any) -> str:
+    """Identity of a shard's inputs, kept in its footer."""
+    return fingerprint(parts)

@@ -1,0 +1,136 @@
+"""Canonical images -> raw maps: one task a part decodes each image once and makes every condition that the part still lacks."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from annotate import annotator, maps
+from annotate.annotator import Annotation, Step
+from pipeline import shards, sources
+from pipeline.catalog import Catalog
+from pipeline.cluster import Cluster, Job
+from pipeline.plan import Plan
+from pipeline.workspace import Workspace
+
+BATCH = 16  # images decoded at a time: bounds a worker's memory whatever the size of a part
+
+
+def annotate(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | None = None, retry_failed: bool = False) -> int:
+    """Returns how many maps were to be made."""
+    workspace = plan.workspace
+    parts: dict[int, list[tuple[int, str]]] = {}
+    for part, row, image_id in catalog.query(READABLE):
+        parts.setdefault(part, []).append((row, image_id))
+    committed = {it.name: catalog.committed("maps", it.fingerprint, it.name) for it in plan.conditions.values()}
+    failed: dict[tuple[str, int], list[int]] = {}
+    if retry_failed:
+        for condition, part, row in catalog.query("SELECT condition, part, row FROM annotations WHERE status = 'failed'"):
+            failed.setdefault((condition, part), []).append(row)
+
+    def jobs() -> Iterator[Job]:
+        for part, members in parts.items():
+            todo, inputs = [], shards.made_from(plan.image_key, members)
+            for it in plan.conditions.values():
+                again = failed.get((it.name, part))
+                if part in committed[it.name] and not again:
+                    continue
+                path = workspace.maps(it.name, it.fingerprint, part)
+                adopted = None if part in committed[it.name] else shards.adopt(path, inputs)
+                if adopted:
+                    catalog.commit(adopted)
+                else:
+                    todo.append({"record": it.record(), "step": asdict(it.step), "path": str(path), "again": again})
+            if todo:
+                rows = tuple(row for row, _ in members)
+                needed = {name: str(workspace.maps(name, plan.conditions[name].fingerprint, part)) for name in _parents(todo)}
+                args = {
+                    "images": str(workspace.images(plan.image_key, part)), "image_key": plan.image_key, "part": part,
+                    "todo": todo, "parents": needed, "made_from": inputs,
+                }  # fmt: skip
+                yield Job(f"annotate part {part}", args, rows)
+
+    def done(job: Job, paths: list[str]) -> None:
+        for path in paths:
+            catalog.commit(shards.verify(Path(path)))
+
+    total = sum(
+        len(members) for part, members in parts.items()
+        if any(part not in committed[name] or (name, part) in failed for name in plan.conditions)
+    )  # fmt: skip
+    if total:
+        cluster.run(annotate_part, jobs(), done, label="annotate", total=total)
+    return total
+
+
+READABLE = "SELECT shards.part, images.row, image_id FROM images JOIN shards ON shards.path = images.shard WHERE status = 'ok' ORDER BY ALL"
+
+
+def _parents(todo: list[dict[str, Any]]) -> set[str]:
+    """Parents whose maps are stored already and only have to be read."""
+    made = {it["step"]["condition"] for it in todo}
+    return {it["step"]["parent"] for it in todo if it["step"]["parent"]} - made
+
+
+def annotate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> list[str]:
+    """In a worker: the conditions in `todo` for one part; a shard has one row for each row of the images shard."""
+    steps = [Step(**it["step"]) for it in args["todo"]]
+    pictures = shards.read(Path(args["images"]), ["image_id", "image"])
+    parents = {name: shards.read(Path(path)) for name, path in args["parents"].items()}
+    tables = {it["step"]["condition"]: _begin(it, pictures.num_rows) for it in args["todo"]}
+    wanted = [row for row in rows if any(_wants(it, row) for it in args["todo"])]
+    for start in range(0, len(wanted), BATCH):
+        batch = [row for row in wanted[start : start + BATCH] if row not in deadly]
+        taken = pictures.take(batch).to_pylist()
+        images = [sources.decode(picture["image"]) for picture in taken]
+        given = {name: [annotation(table.slice(row, 1).to_pylist()[0], name) for row in batch] for name, table in parents.items()}
+        made = annotator.annotate(images, [picture["image_id"] for picture in taken], steps, given=given)
+        for it in args["todo"]:
+            name = it["step"]["condition"]
+            for row, one in zip(batch, made[name], strict=True):
+                if _wants(it, row):
+                    tables[name][row] |= _row(one)
+    for it in args["todo"]:
+        for row, reason in deadly.items():
+            if _wants(it, row):
+                tables[it["step"]["condition"]][row] |= _row(Annotation(status="failed", reason=reason))
+    if probe:
+        return []
+    ids = pictures.column("image_id").to_pylist()
+    for it in args["todo"]:
+        table = [row | {"image_id": image_id} for row, image_id in zip(tables[it["step"]["condition"]], ids, strict=True)]
+        facts = {"kind": "maps", "key": it["record"]["fingerprint"], "name": it["step"]["condition"], "detector": it["record"]}
+        facts |= {name: args[name] for name in ("image_key", "part", "made_from")}
+        shards.write(Path(it["path"]), table, shards.MAPS, facts, replace=it["again"] is not None)
+    return [it["path"] for it in args["todo"]]
+
+
+def _begin(it: dict[str, Any], rows: int) -> list[dict[str, Any]]:
+    """Empty rows, or on a retry the rows as they are, of which only the failed ones are made again."""
+    return shards.read(Path(it["path"])).to_pylist() if it["again"] else [{} for _ in range(rows)]
+
+
+def _wants(it: dict[str, Any], row: int) -> bool:
+    return it["again"] is None or row in it["again"]
+
+
+def _row(made: Annotation) -> dict[str, Any]:
+    return {
+        "status": made.status, "reason": made.reason, "seconds": made.seconds, "measures": list(made.measures.items()),
+        "meta": json.dumps(made.map.meta if made.map else {}), "draws": json.dumps(made.draws), "map": maps.encode(made.map) if made.map else None,
+    }  # fmt: skip
+
+
+def annotation(row: dict[str, Any], condition: str) -> Annotation:
+    """A stored row as the annotator made it."""
+    from annotate.conditions import CONDITIONS
+
+    stored = None if row["map"] is None else maps.decode(CONDITIONS[condition].kind, row["map"], json.loads(row["meta"]))
+    return Annotation(
+        status=row["status"], reason=row["reason"], map=stored, measures=dict(row["measures"]), draws=json.loads(row["draws"]), seconds=row["seconds"]
+    )  # fmt: skip
+
+
+def read_annotation(workspace: Workspace, shard: str, row: int, condition: str) -> Annotation:
+    return annotation(shards.read_row(workspace.root / shard, row, [field.name for field in shards.MAPS]), condition)

@@ -1,0 +1,136 @@
+"""Canonical images -> VAE moments and text embeddings of the locked base, once for all conditions."""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import MillError, shards, sources
+from pipeline.catalog import Catalog
+from pipeline.cluster import Cluster, Job
+from pipeline.plan import Plan
+from pipeline.workspace import Workspace, fingerprint
+
+BATCH = 4
+RANDOM_BASE = "random"  # `base: random`
+
+
+def base_spec(plan: Plan) -> str:
+    """What train.base.load takes; the random base is made in the workspace when first asked for."""
+    from train import base
+
+    assert plan.manifest.train is not None
+    spec = plan.manifest.train.base
+    if spec != RANDOM_BASE:
+        return spec
+    folder = plan.workspace.root / "base" / RANDOM_BASE
+    if not folder.exists():
+        base.build_random(folder)
+    return str(folder)
+
+
+def base_fingerprint(spec: str) -> str:
+    from train import base
+
+    try:
+        return base.fingerprint(spec)
+    except (ValueError, OSError) as error:
+        raise MillError(f"train.base: {error}") from error
+
+
+def latent_key(plan: Plan, base_mark: str) -> str:
+    return fingerprint({"base": base_mark, "image_key": plan.image_key})
+
+
+@functools.cache
+def load_base(spec: str, parts: tuple[str, ...], device: str) -> Any:
+    """Once a process: workers keep the networks between their tasks."""
+    from train import base
+
+    return base.load(spec, device=device, parts=parts)
+
+
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def encode(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
+    workspace, spec = plan.workspace, base_spec(plan)
+    key = latent_key(plan, base_fingerprint(spec))
+    parts: dict[int, list[tuple[int, str, str]]] = {}
+    for part, row, image_id, caption in catalog.query(CAPTIONED):
+        parts.setdefault(part, []).append((row, image_id, caption))
+    committed = catalog.committed("latents", key)
+    todo = {part: members for part, members in parts.items() if part not in committed}
+
+    def jobs() -> Iterator[Job]:
+        for part, members in todo.items():
+            inputs = shards.made_from(key, members)
+            adopted = shards.adopt(workspace.latents(key, part), inputs)
+            if adopted:
+                catalog.commit(adopted)
+                continue
+            args = {
+                "root": str(workspace.root), "images": str(workspace.images(plan.image_key, part)), "image_key": plan.image_key,
+                "part": part, "key": key, "base": spec, "made_from": inputs, "captions": {row: caption for row, _, caption in members},
+            }  # fmt: skip
+            yield Job(f"encode part {part}", args, tuple(row for row, *_ in members))
+
+    total = sum(map(len, todo.values()))
+    if total:
+        cluster.run(encode_part, jobs(), lambda _, path: catalog.commit(shards.verify(Path(path))), label="encode", total=total, gpus=_share(cluster))
+    return f"{total} images to do" if total else "nothing to do"
+
+
+CAPTIONED = """SELECT shards.part, images.row, image_id, coalesce(caption, '') FROM images JOIN shards ON shards.path = images.shard
+               LEFT JOIN captions USING (image) WHERE status = 'ok' ORDER BY ALL"""
+
+
+def _share(cluster: Cluster) -> float:
+    return 1.0 if cluster.gpus else 0.0
+
+
+def encode_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
+    """In a worker: posterior mean and standard deviation (unscaled) and text embeddings, as float16."""
+    from train import base as bases
+
+    loaded = load_base(args["base"], ("vae", "text_encoder"), device())
+    pictures = shards.read(Path(args["images"]), ["image_id", "image"])
+    table: list[dict[str, Any]] = [{"image_id": image_id} for image_id in pictures.column("image_id").to_pylist()]
+    alive = [row for row in rows if row not in deadly]
+    for start in range(0, len(alive), BATCH):
+        batch = alive[start : start + BATCH]
+        images = [sources.decode(one["image"]) for one in pictures.take(batch).to_pylist()]
+        captions = [args["captions"][row] for row in batch]
+        text = bases.encode_text(loaded, captions)
+        moments = [bases.encode_images(loaded, image[None]) for image in images]  # one by one: sizes may differ
+        for row, caption, (mean, std), embedding in zip(batch, captions, moments, text, strict=True):
+            arrays = {"mean": mean[0], "std": std[0], "text": embedding}
+            table[row] |= {"status": "ok", "reason": "", "caption": caption} | {name: pack(array) for name, array in arrays.items()}
+    for row, reason in deadly.items():
+        table[row] |= {"status": "failed", "reason": reason}
+    path = Workspace(Path(args["root"])).latents(args["key"], args["part"])
+    if not probe:
+        facts = {"kind": "latents"} | {name: args[name] for name in ("key", "image_key", "part", "made_from")}
+        shards.write(path, table, shards.LATENTS, facts)
+    return str(path)
+
+
+def pack(array: Any) -> bytes:
+    """float16 .npy bytes of an array or CPU tensor."""
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(array, dtype=np.float16), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes) -> np.ndarray:
+    """float32 array that `pack` stored."""
+    import io
+
+    return np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)

@@ -1,0 +1,177 @@
+"""Held-out pairs -> samples: the frozen benchmark through each trained ControlNet and each baseline, with the same noise."""
+
+import functools
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from annotate import maps
+from pipeline import MillError, shards, sources
+from pipeline.catalog import Catalog
+from pipeline.cluster import Cluster, Job
+from pipeline.plan import Plan
+from pipeline.stages.annotate import read_annotation
+from pipeline.stages.encode import base_fingerprint, base_spec, device, load_base
+from pipeline.workspace import Workspace, fingerprint
+
+BATCH = 4  # samples at a time, and a shard's rows: what a killed run loses at most
+CONTROL, NO_CONTROL, SHUFFLED = "control", "no_control", "shuffled_condition"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One held-out image: what is asked of a model, and how to check it."""
+
+    image_id: str
+    caption: str
+    height: int
+    width: int
+    map_shard: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One system on one condition's benchmark: a run's ControlNet, or a baseline of it."""
+
+    run: str
+    condition: str
+    arm: str  # control | no_control | shuffled_condition
+    checkpoint: str  # folder of the ControlNet, relative to the workspace; '' = the base alone
+    benchmark: str  # fingerprint of everything but the weights
+    items: tuple[Item, ...]
+
+    @property
+    def samples(self) -> str:
+        """Where its samples lie: a base without control gives one image a prompt, whatever the condition."""
+        return f"no_control/{self.condition}" if self.arm == NO_CONTROL else f"{self.run}/{self.condition}/{self.arm}"
+
+    @property
+    def system(self) -> str:
+        return f"{self.run}/{self.condition}/{self.arm}"
+
+    def hint_of(self, number: int) -> Item:
+        """The condition that item `number` is generated from: its own, or for the shuffled baseline the next one's."""
+        return self.items[(number + (self.arm == SHUFFLED)) % len(self.items)]
+
+
+def arms(plan: Plan, catalog: Catalog) -> list[Arm]:
+    """Every system to sample and score, for the runs that have finished."""
+    if plan.manifest.evaluate is None or plan.manifest.train is None:
+        return []
+    frozen = plan.manifest.evaluate.benchmark
+    mark = base_fingerprint(base_spec(plan))
+    out = []
+    runs = catalog.query("SELECT run, conditions, checkpoint FROM runs WHERE status = 'complete' AND base_fingerprint = ? ORDER BY run", [mark])
+    for run, conditions, checkpoint in runs:
+        for condition in conditions:
+            rows = catalog.query(
+                "SELECT image_id, coalesce(caption, ''), height, width, map_shard, row FROM pairs WHERE condition = ? AND split = ?",
+                [condition, frozen.split],
+            )  # fmt: skip
+            items = tuple(sorted((Item(*row) for row in rows), key=lambda item: item.image_id)[: frozen.samples])
+            if len(items) < 2:
+                raise MillError(
+                    f"evaluate: {condition} has {len(items)} pairs in the {frozen.split} split and a benchmark needs 2: "
+                    "add images, or use another evaluate.benchmark.split."
+                )
+            identity = {
+                "base": mark, "items": [(item.image_id, item.caption) for item in items], "settings": frozen.model_dump(exclude={"samples"}),
+                "detector": plan.conditions[condition].fingerprint, "sampler": "ddim", "version": 1,
+            }  # fmt: skip
+            for arm in (CONTROL, *plan.manifest.evaluate.baselines):
+                folder = "" if arm == NO_CONTROL else f"{checkpoint}/{condition}"
+                out.append(Arm(run, condition, arm, folder, fingerprint(identity), items))
+    return out
+
+
+def generate(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
+    workspace, evaluation = plan.workspace, plan.manifest.evaluate
+    if evaluation is None:
+        return "nothing asked for"
+    frozen = evaluation.benchmark
+    todo: dict[Path, Job] = {}
+    for arm in arms(plan, catalog):
+        tasks = [(number, seed) for number in range(len(arm.items)) for seed in frozen.seeds]
+        committed = catalog.committed("samples", arm.benchmark, arm.samples)
+        for part, start in enumerate(range(0, len(tasks), BATCH)):
+            if part in committed:
+                continue
+            path = workspace.samples(arm.samples, arm.benchmark, part)
+            chunk = [(arm.items[number], arm.hint_of(number), seed) for number, seed in tasks[start : start + BATCH]]
+            args = {
+                "root": str(workspace.root), "path": str(path), "base": base_spec(plan), "checkpoint": arm.checkpoint, "condition": arm.condition,
+                "chunk": chunk, "steps": frozen.steps, "guidance": frozen.guidance, "scale": frozen.scale,
+                "facts": {"kind": "samples", "key": arm.benchmark, "name": arm.samples, "part": part,
+                          "made_from": shards.made_from(arm.benchmark, arm.checkpoint, part)},
+            }  # fmt: skip
+            todo[path] = Job(f"generate {arm.samples} part {part}", args, tuple(range(len(chunk))))
+
+    def jobs() -> Iterator[Job]:
+        for path, job in todo.items():
+            adopted = shards.adopt(path, job.args["facts"]["made_from"])
+            if adopted:
+                catalog.commit(adopted)
+            else:
+                yield job
+
+    total = sum(len(job.rows) for job in todo.values())
+    if total:
+        cluster.run(
+            generate_part, jobs(), lambda _, path: catalog.commit(shards.verify(Path(path))), label="generate", total=total, gpus=min(1, cluster.gpus)
+        )  # fmt: skip
+    (count,) = catalog.row("SELECT count(*) FROM samples")
+    return f"{f'{total} samples to do' if total else 'nothing to do'}; {count} samples"
+
+
+@functools.cache
+def load_controlnet(folder: str, base: str) -> Any:
+    from train import checkpoint
+
+    loaded = load_base(base, ("unet", "vae", "text_encoder"), device())
+    return checkpoint.load_controlnet(Path(folder), loaded.unet).to(device()).eval()
+
+
+def noise_seed(seed: int, image_id: str) -> int:
+    """The seed of one sample's noise: the same for every system, batch and worker."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{image_id}".encode()).digest()[:7])
+
+
+def generate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
+    """In a worker: a few samples of one system."""
+    from train import base as bases
+    from train import sample
+
+    loaded = load_base(args["base"], ("unet", "vae", "text_encoder"), device())
+    workspace = Workspace(Path(args["root"]))
+    net = load_controlnet(str(workspace.root / args["checkpoint"]), args["base"]) if args["checkpoint"] else None
+    table: list[dict[str, Any]] = []
+    for row in rows:
+        item, hint_item, seed = args["chunk"][row]
+        record = {"image_id": item.image_id, "hint_image_id": hint_item.image_id if net else "", "seed": seed}
+        if row in deadly:
+            table.append(record | {"status": "failed", "reason": deadly[row]})
+            continue
+        start = time.perf_counter()
+        hint = None
+        if net:
+            made = read_annotation(workspace, hint_item.map_shard, hint_item.row, args["condition"]).map
+            assert made is not None
+            hint = maps.render(made, size=(item.height, item.width))[None]
+        text = bases.encode_text(loaded, [item.caption])
+        empty = bases.encode_text(loaded, [""])[0]
+        image = sample.generate(
+            loaded, net, hints=hint, text=text, empty_text=empty, seeds=[noise_seed(seed, item.image_id)], height=item.height, width=item.width,
+            steps=args["steps"], guidance=args["guidance"], scale=args["scale"],
+        )[0]  # fmt: skip
+        table.append(
+            record | {"status": "ok", "reason": "", "seconds": time.perf_counter() - start, "image": sources.encode(np.asarray(image), "png")}
+        )  # fmt: skip
+    if not probe:
+        shards.write(Path(args["path"]), table, shards.SAMPLES, args["facts"])
+    return args["path"]

@@ -1,0 +1,99 @@
+"""Raw images -> canonical images: each file once, each address recorded, each failure a row with its reason."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline import shards, sources
+from pipeline.catalog import Catalog
+from pipeline.cluster import Cluster, Job
+from pipeline.manifest import Image, Split
+from pipeline.plan import Plan
+from pipeline.shards import Shard
+from pipeline.sources import RawImage, Unreadable
+from pipeline.workspace import Workspace, canonical_json
+
+
+def ingest(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | None = None, retry_failed: bool = False) -> int:
+    """Returns how many addresses were new."""
+    found = sources.listing(plan.manifest.source)[:limit]
+    settled = "SELECT uri FROM sources JOIN images USING (image_id)" + (" WHERE status <> 'failed'" if retry_failed else "")
+    known = {uri for (uri,) in catalog.query(settled)}
+    new = [raw for raw in found if raw.uri not in known]
+    if not new:
+        return 0
+    workspace, key = plan.workspace, plan.image_key
+    first = max(catalog.committed("images", key), default=-1) + 1
+    waiting: dict[int, Shard] = {}
+    turn = first
+
+    def jobs() -> Iterator[Job]:
+        size = plan.manifest.shard_images
+        for part, start in enumerate(range(0, len(new), size), start=first):
+            raws = [asdict(raw) for raw in new[start : start + size]]
+            args = {
+                "root": str(workspace.root), "key": key, "part": part, "raws": raws,
+                "image": plan.manifest.image.model_dump(), "split": plan.manifest.split.model_dump(),
+                "made_from": shards.made_from(key, raws), "retry": retry_failed,
+            }  # fmt: skip
+            adopted = shards.adopt(workspace.images(key, part), args["made_from"])
+            if adopted:
+                commit_in_turn(part, adopted)
+            else:
+                yield Job(f"ingest part {part}", args, tuple(range(len(raws))))
+
+    def commit_in_turn(part: int, shard: Shard) -> None:
+        # In the order of the source, so that of two equal files the earlier address gives the caption, whoever finished first.
+        nonlocal turn
+        waiting[part] = shard
+        while turn in waiting:
+            catalog.commit(waiting.pop(turn))
+            turn += 1
+
+    cluster.run(
+        ingest_part, jobs(), lambda job, path: commit_in_turn(job.args["part"], shards.verify(Path(path))), label="ingest", total=len(new)
+    )
+    return len(new)
+
+
+def ingest_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
+    """In a worker: reads, hashes, decodes, scales and stores one part of the source."""
+    image, split = Image(**args["image"]), Split(**args["split"])
+    seen: set[str] = set()
+    table = [_row(RawImage(**args["raws"][row]), image, split, seen, deadly.get(row)) for row in rows]
+    path = Workspace(Path(args["root"])).images(args["key"], args["part"])
+    if not probe:
+        facts = {"kind": "images", "image_key": args["key"]} | {name: args[name] for name in ("key", "part", "made_from", "retry")}
+        shards.write(path, table, shards.IMAGES, facts)
+    return str(path)
+
+
+def _row(raw: RawImage, image: Image, split: Split, seen: set[str], deadly: str | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"uri": raw.uri, "caption": raw.caption or "", "fields": canonical_json(raw.fields), "status": "failed"}
+    data = None
+    try:
+        data, row["caption"] = sources.read(raw)
+        row |= {"image_id": sources.image_id(data), "raw_bytes": len(data)}
+        if deadly:
+            raise Unreadable(deadly)
+        if row["image_id"] in seen:
+            row |= {"status": "duplicate", "reason": ""}
+        else:
+            made = sources.canonical(data, image)
+            row |= {"status": "ok", "reason": "", "image": made.encoded, "width": made.width, "height": made.height}
+            row |= {"raw_width": made.raw_width, "raw_height": made.raw_height, "raw_format": made.raw_format}
+    except Unreadable as error:
+        row |= {"reason": str(error), "raw_width": error.width, "raw_height": error.height, "raw_format": error.format}
+    if data is None:  # nothing to hash: the address stands for the file
+        row["image_id"] = hashlib.sha256(f"unreadable {raw.uri}".encode()).hexdigest()
+    seen.add(row["image_id"])
+    row |= {"group_id": row["image_id"], "split": split_of(row["image_id"], split)}
+    return row
+
+
+def split_of(group_id: str, split: Split) -> str:
+    """train, validation or test: a function of the salt and the group alone, so it never changes as data is added."""
+    point = int.from_bytes(hashlib.sha256(f"{split.salt}:{group_id}".encode()).digest()[:8]) / 2**64
+    return "test" if point < split.test else "validation" if point < split.test + split.validation else "train"

