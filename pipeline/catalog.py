@@ -105,7 +105,9 @@ class Catalog:
     def _open(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
         path, deadline = self.path, time.monotonic() + LOCK_PATIENCE
         if not path.exists():
-            raise MillError(f"There is no catalog at {path}: `controlmill run MANIFEST` makes it, `controlmill catalog rebuild` remakes it.")
+            raise MillError(
+                f"There is no catalog at {path}: `controlmill run MANIFEST` makes it, `controlmill catalog rebuild` remakes it."
+            )
         while True:
             try:
                 config = {"enable_external_access": "false", "lock_configuration": "true", "threads": "2"}
@@ -188,7 +190,7 @@ class Catalog:
                 except duckdb.Error as error:
                     raise MillError(
                         f"conditions.{condition}.select does not work: {str(error).splitlines()[0]} "
-                        "(`controlmill sql WORKSPACE \"DESCRIBE candidates\"` lists the columns)"
+                        '(`controlmill sql WORKSPACE "DESCRIBE candidates"` lists the columns)'
                     ) from error
             connection.execute(f"CREATE OR REPLACE VIEW pairs AS {' UNION ALL '.join(chosen)}")
 
@@ -268,8 +270,19 @@ def commit_shard(connection: duckdb.DuckDBPyConnection, workspace: Workspace, sh
     (number,) = connection.execute("SELECT coalesce(max(shard), 0) + 1 FROM shards").fetchone() or (1,)
     connection.execute(
         "INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [number, facts["kind"], facts["key"], facts.get("name"), facts.get("image_key"), facts["part"], path,
-         shard.rows, shard.bytes, shard.sha256, _now()],
+        [
+            number,
+            facts["kind"],
+            facts["key"],
+            facts.get("name"),
+            facts.get("image_key"),
+            facts["part"],
+            path,
+            shard.rows,
+            shard.bytes,
+            shard.sha256,
+            _now(),
+        ],
     )
     if "detector" in facts:
         _record_detector(connection, facts["detector"], current=False)
@@ -330,9 +343,7 @@ def _insert_latents(connection: duckdb.DuckDBPyConnection, shard: int, facts: di
 
 
 def _insert_samples(connection: duckdb.DuckDBPyConnection, shard: int, facts: dict[str, Any]) -> None:
-    connection.execute(
-        f"INSERT INTO sample_rows SELECT {shard}, row, image_id, hint_image_id, seed, status, reason, seconds FROM incoming"
-    )
+    connection.execute(f"INSERT INTO sample_rows SELECT {shard}, row, image_id, hint_image_id, seed, status, reason, seconds FROM incoming")
 
 
 def _insert_scores(connection: duckdb.DuckDBPyConnection, shard: int, facts: dict[str, Any]) -> None:
@@ -355,7 +366,9 @@ def _remove(connection: duckdb.DuckDBPyConnection, path: str) -> None:
         children = "SELECT path FROM shards WHERE kind <> 'images' AND image_key = ? AND part = ?"
         for (child,) in connection.execute(children, [key, part]).fetchall():
             _remove(connection, child)
-        connection.execute("DELETE FROM source_rows WHERE shard = ? OR image IN (SELECT image FROM image_rows WHERE shard = ?)", [shard, shard])
+        connection.execute(
+            "DELETE FROM source_rows WHERE shard = ? OR image IN (SELECT image FROM image_rows WHERE shard = ?)", [shard, shard]
+        )
     connection.execute(f"DELETE FROM {ROWS_OF[kind]} WHERE shard = ?", [shard])
     connection.execute("DELETE FROM shards WHERE shard = ?", [shard])
 
@@ -385,7 +398,9 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, row: dict[str, An
 
 
 def _broken(path: Path, error: Exception) -> str:
-    return f"The catalog {path} can't be opened ({str(error).splitlines()[0]}): `controlmill catalog rebuild` makes it again from the shards."
+    return (
+        f"The catalog {path} can't be opened ({str(error).splitlines()[0]}): `controlmill catalog rebuild` makes it again from the shards."
+    )
 
 
 def _now() -> datetime:

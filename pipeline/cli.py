@@ -215,5 +215,3 @@ def _check_house() -> None:
                 f"The package {name!r} that Python finds ({spec.origin if spec else 'nowhere'}) is not ControlMill's: another project of that name "
                 "is installed. Give ControlMill an environment of its own (`make setup`)."
             )
-
-

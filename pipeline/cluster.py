@@ -56,7 +56,7 @@ class Cluster:
             import ray
 
             where: dict[str, Any] = {"address": self.address} if self.address else {
-                "num_cpus": self.workers, "object_store_memory": 128 * 2**20, "include_dashboard": False,
+                "num_cpus": self.workers, "object_store_memory": 128 * 2**20, "include_dashboard": False, "_node_ip_address": "127.0.0.1",
             }  # fmt: skip
             ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=True)
             self._ray = ray
@@ -104,7 +104,9 @@ class Cluster:
                         job = self._without_deadly_rows(function, job, cpus, gpus, type(error).__name__)
                         flying[self._submit(function, job, cpus, gpus)] = job
         if failures:
-            raise JobsFailed(f"{len(failures)} of the {label} jobs failed; run the same command again to retry them:\n  " + "\n  ".join(failures))
+            raise JobsFailed(
+                f"{len(failures)} of the {label} jobs failed; run the same command again to retry them:\n  " + "\n  ".join(failures)
+            )
 
     def _submit(self, function: Callable[..., Any], job: Job, cpus: int, gpus: float, *, probe: bool = False) -> Any:
         task = self.ray.remote(_call).options(num_cpus=cpus, num_gpus=gpus, max_retries=DEATHS_RETRIED, name=job.name)
@@ -126,7 +128,9 @@ class Cluster:
             except self.ray.exceptions.RayTaskError:
                 pass  # it lived; what it raised is told when the whole job runs
         if not deadly and job.deaths:
-            raise MillError(f"{job.name} keeps losing its worker ({death}) although no single row does: give it more memory or fewer --workers.")
+            raise MillError(
+                f"{job.name} keeps losing its worker ({death}) although no single row does: give it more memory or fewer --workers."
+            )
         return replace(job, deadly=job.deadly | deadly, deaths=job.deaths + (not deadly))
 
 
@@ -139,7 +143,9 @@ def cluster(*, workers: int | None = None, address: str | None = None) -> Iterat
         made.close()
 
 
-def _call(function: Callable[..., Any], args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool, threads: int) -> Any:
+def _call(
+    function: Callable[..., Any], args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool, threads: int
+) -> Any:
     """In the worker: as many threads as the job was given cores, and no more."""
     import cv2
 

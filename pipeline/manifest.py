@@ -95,6 +95,14 @@ class Run(Section):
     checkpoint_every: Annotated[Whole, Field(ge=1)] | None = None
     warm_start: str | None = None
 
+    @model_validator(mode="after")
+    def _divides(self) -> "Run":
+        if self.images % self.batch:
+            raise ValueError(f"images ({self.images}) must be a multiple of batch ({self.batch}): set it to {-(-self.images // self.batch) * self.batch}")
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
+        return self
+
 
 class Train(Section):
     base: str

@@ -122,7 +122,11 @@ def _plan(name: str, given: Manifest, saved: Manifest | None, key: str, planned:
 
 def _settled(detector: str) -> set[str]:
     """Parameters that the detector settles by what the machine can do, once for a workspace."""
-    return {name for name, parameter in DETECTORS[detector].parameters.items() if parameter.default == "auto"} if detector in DETECTORS else set()
+    return (
+        {name for name, parameter in DETECTORS[detector].parameters.items() if parameter.default == "auto"}
+        if detector in DETECTORS
+        else set()
+    )
 
 
 def _saved(workspace: Workspace) -> Manifest | None:

@@ -28,7 +28,14 @@ def facts(catalog: Catalog) -> dict[str, Any]:
              FROM detectors LEFT JOIN annotations a USING (condition, fingerprint) WHERE current GROUP BY ALL"""
     rows = sorted(catalog.query(sql), key=lambda row: list(CONDITIONS).index(row[0]))
     conditions = {
-        name: {"detector": detector, "fingerprint": mark, "ok": ok, "skipped": skipped, "failed": failed, "to do": readable - ok - skipped - failed}
+        name: {
+            "detector": detector,
+            "fingerprint": mark,
+            "ok": ok,
+            "skipped": skipped,
+            "failed": failed,
+            "to do": readable - ok - skipped - failed,
+        }
         for name, detector, mark, ok, skipped, failed in rows
     }
     return {
@@ -84,9 +91,7 @@ def conditions() -> list[dict[str, Any]]:
 
 
 def conditions_text(rows: list[dict[str, Any]]) -> str:
-    shown = [
-        [it["condition"], it["kind"], it["detector"] or "–", it["licence"] or "–", it["lacks"] or "ready"] for it in rows
-    ]
+    shown = [[it["condition"], it["kind"], it["detector"] or "–", it["licence"] or "–", it["lacks"] or "ready"] for it in rows]
     ready = sum(it["ready"] for it in rows)
     return table(["condition", "kind of map", "detector", "licence", "here"], shown) + f"\n{ready} of {len(rows)} ready on this machine"
 
@@ -105,7 +110,9 @@ def machine() -> dict[str, str]:
         told[f"package {name}"] = str(spec.origin) if spec else "missing"
     import torch
 
-    told["GPU"] = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none: detectors and training run on the CPU"
+    told["GPU"] = (
+        ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none: detectors and training run on the CPU"
+    )
     for it in conditions():
         told[f"condition {it['condition']}"] = it["lacks"] or f"ready: {it['detector']}"
     return told

@@ -93,7 +93,9 @@ class Workspace:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                raise MillError(f"Another run (process {file.read().strip() or '?'}) is working in {self.root}: wait for it, or stop it.") from None
+                raise MillError(
+                    f"Another run (process {file.read().strip() or '?'}) is working in {self.root}: wait for it, or stop it."
+                ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

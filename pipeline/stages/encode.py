@@ -82,7 +82,14 @@ def encode(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
 
     total = sum(map(len, todo.values()))
     if total:
-        cluster.run(encode_part, jobs(), lambda _, path: catalog.commit(shards.verify(Path(path))), label="encode", total=total, gpus=_share(cluster))
+        cluster.run(
+            encode_part,
+            jobs(),
+            lambda _, path: catalog.commit(shards.verify(Path(path))),
+            label="encode",
+            total=total,
+            gpus=_share(cluster),
+        )
     return f"{total} images to do" if total else "nothing to do"
 
 

@@ -1,7 +1,6 @@
 """Held-out pairs -> samples: the frozen benchmark through each trained ControlNet and each baseline, with the same noise."""
 
 import functools
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,7 +66,9 @@ def arms(plan: Plan, catalog: Catalog) -> list[Arm]:
     frozen = plan.manifest.evaluate.benchmark
     mark = base_fingerprint(base_spec(plan))
     out = []
-    runs = catalog.query("SELECT run, conditions, checkpoint FROM runs WHERE status = 'complete' AND base_fingerprint = ? ORDER BY run", [mark])
+    runs = catalog.query(
+        "SELECT run, conditions, checkpoint FROM runs WHERE status = 'complete' AND base_fingerprint = ? ORDER BY run", [mark]
+    )
     for run, conditions, checkpoint in runs:
         for condition in conditions:
             rows = catalog.query(
@@ -137,41 +138,41 @@ def load_controlnet(folder: str, base: str) -> Any:
     return checkpoint.load_controlnet(Path(folder), loaded.unet).to(device()).eval()
 
 
-def noise_seed(seed: int, image_id: str) -> int:
-    """The seed of one sample's noise: the same for every system, batch and worker."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{image_id}".encode()).digest()[:7])
-
-
 def generate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
-    """In a worker: a few samples of one system."""
+    """In a worker: a few samples of one system, those of one size together. Noise belongs to (seed, image id) alone."""
     from train import base as bases
     from train import sample
 
     loaded = load_base(args["base"], ("unet", "vae", "text_encoder"), device())
     workspace = Workspace(Path(args["root"]))
     net = load_controlnet(str(workspace.root / args["checkpoint"]), args["base"]) if args["checkpoint"] else None
-    table: list[dict[str, Any]] = []
+    chunk: list[tuple[Item, Item, int]] = args["chunk"]
+    table: list[dict[str, Any]] = [
+        {"image_id": item.image_id, "hint_image_id": hint.image_id if net else "", "seed": seed, "status": "failed", "reason": deadly.get(row, "")}
+        for row, (item, hint, seed) in enumerate(chunk)
+    ]
+    by_size: dict[tuple[int, int], list[int]] = {}
     for row in rows:
-        item, hint_item, seed = args["chunk"][row]
-        record = {"image_id": item.image_id, "hint_image_id": hint_item.image_id if net else "", "seed": seed}
-        if row in deadly:
-            table.append(record | {"status": "failed", "reason": deadly[row]})
-            continue
+        if row not in deadly:
+            by_size.setdefault((chunk[row][0].height, chunk[row][0].width), []).append(row)
+    for (height, width), members in by_size.items():
         start = time.perf_counter()
-        hint = None
-        if net:
-            made = read_annotation(workspace, hint_item.map_shard, hint_item.row, args["condition"]).map
-            assert made is not None
-            hint = maps.render(made, size=(item.height, item.width))[None]
-        text = bases.encode_text(loaded, [item.caption])
-        empty = bases.encode_text(loaded, [""])[0]
-        image = sample.generate(
-            loaded, net, hints=hint, text=text, empty_text=empty, seeds=[noise_seed(seed, item.image_id)], height=item.height, width=item.width,
-            steps=args["steps"], guidance=args["guidance"], scale=args["scale"],
-        )[0]  # fmt: skip
-        table.append(
-            record | {"status": "ok", "reason": "", "seconds": time.perf_counter() - start, "image": sources.encode(np.asarray(image), "png")}
+        items = [chunk[row][0] for row in members]
+        hints = np.stack([_hint(workspace, chunk[row][1], args["condition"], height, width) for row in members]) if net else None
+        images = sample.generate(
+            loaded, net, hints=hints, text=bases.encode_text(loaded, [item.caption for item in items]),
+            empty_text=bases.encode_text(loaded, [""])[0], seeds=[chunk[row][2] for row in members], noise_keys=[item.image_id for item in items],
+            height=height, width=width, steps=args["steps"], guidance=args["guidance"], scale=args["scale"],
         )  # fmt: skip
+        each = (time.perf_counter() - start) / len(members)
+        for row, image in zip(members, images, strict=True):
+            table[row] |= {"status": "ok", "seconds": each, "image": sources.encode(image, "png")}
     if not probe:
         shards.write(Path(args["path"]), table, shards.SAMPLES, args["facts"])
     return args["path"]
+
+
+def _hint(workspace: Workspace, item: Item, condition: str, height: int, width: int) -> np.ndarray:
+    made = read_annotation(workspace, item.map_shard, item.row, condition).map
+    assert made is not None  # pairs hold `ok` rows only
+    return maps.render(made, size=(height, width))

@@ -89,7 +89,11 @@ def score_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, st
             made = reread[condition][0].map
             record |= {"status": "ok" if made else "failed", "reason": reread[condition][0].reason}
         values = fidelity.sample_fidelity(kind, truth.map.array, made.array if made else None)
-        record |= {"values": list(values.items()), "meta": json.dumps(made.meta if made else {}), "map": maps.encode(made) if made else None}
+        record |= {
+            "values": list(values.items()),
+            "meta": json.dumps(made.meta if made else {}),
+            "map": maps.encode(made) if made else None,
+        }
         table.append(record)
     if not probe:
         shards.write(Path(args["path"]), table, shards.SCORES, args["facts"])

@@ -91,7 +91,9 @@ def _planned(plan: Plan, catalog: Catalog, run: Run, spec: str, mark: str) -> Pl
     shared = sorted(set.intersection(*(set(rows) for rows in members.values())))
     for name, rows in members.items():
         if len(shared) < SMALLEST_SHARE * len(rows):
-            raise MillError(f"train: {' + '.join(run.conditions)} share {len(shared)} pairs, under 90 % of the {len(rows)} of {name}: train them apart.")
+            raise MillError(
+                f"train: {' + '.join(run.conditions)} share {len(shared)} pairs, under 90 % of the {len(rows)} of {name}: train them apart."
+            )
     addresses = [
         PairAddress(
             image_id, members[run.conditions[0]][image_id][1], latents[members[run.conditions[0]][image_id][0]],
@@ -144,7 +146,7 @@ def record(plan: Plan, catalog: Catalog, name: str, reason: str = "") -> None:
     options = meta.get("options", {})
     log = read_log(plan.workspace.run(name))
     catalog.record_run(
-        run=name, conditions=meta.get("conditions", []), base=meta.get("base", ""), base_fingerprint=meta.get("base_fingerprint", ""),
+        run=name, conditions=meta.get("conditions", []), base=meta.get("base_name", ""), base_fingerprint=meta.get("base", ""),
         random_weights=bool(meta.get("random_weights")), images=newest.images if newest else 0, steps=newest.step if newest else 0,
         seconds=log[-1].get("seconds", 0.0) if log else 0.0, checkpoint=plan.workspace.relative(newest.path) if newest else "",
         options=json.dumps(options), status="complete" if newest and newest.images >= options.get("images", 0) and not reason else "incomplete",

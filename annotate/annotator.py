@@ -1,0 +1,206 @@
+"""Images in, annotations out: steps are resolved once, then run batch by batch; nothing that fails stops the rest."""
+
+import hashlib
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from annotate import weights
+from annotate.conditions import CONDITIONS
+from annotate.detectors import DETECTORS, Detector, licence, missing
+from annotate.maps import RawMap, blank, measures
+from annotate.parameters import Values, fill, near
+
+__all__ = ["DETECTORS", "Annotation", "Detector", "Step", "annotate", "identity", "lacks", "licence", "missing", "resolve"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One condition to make: which detector, with all its parameters, from which other condition's map."""
+
+    condition: str
+    detector: str
+    params: Values
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What became of one image under one step; a skipped map is kept, a failed one is None."""
+
+    status: Literal["ok", "skipped", "failed"]
+    reason: str = ""
+    map: RawMap | None = None
+    measures: dict[str, float] = field(default_factory=dict)
+    draws: Values = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def resolve(condition: str, detector: str = "auto", params: Values | None = None) -> Step:
+    """A complete, checked step; ValueError with one sentence where that can't be."""
+    if condition not in CONDITIONS:
+        raise ValueError(f"unknown condition {condition!r}{near(condition, CONDITIONS)}; known: {', '.join(CONDITIONS)}")
+    row = CONDITIONS[condition]
+    if detector == "auto":
+        lack = lacks(condition)
+        if lack:
+            raise ValueError(f"{condition} can't be made here: {lack}")
+        detector = next(name for name in row.detectors if missing(name) is None)
+    if detector not in row.detectors:
+        known = ", ".join(("auto", *row.detectors))
+        raise ValueError(f"{condition} has no detector {detector!r}{near(detector, row.detectors)}; it has: {known}")
+    lack = missing(detector)
+    if lack:
+        raise ValueError(f"{condition}: {lack}")
+    built = DETECTORS[detector]
+    complete = fill(built.parameters, params, owner=f"{condition} ({detector})")
+    if built.check:
+        built.check(complete)
+    if built.settle:
+        complete = built.settle(complete)
+    return Step(condition, detector, complete, row.parent if built.reads_parent else None)
+
+
+def lacks(condition: str) -> str | None:
+    """One sentence on why this condition can't be made here; None = some detector is ready."""
+    row = CONDITIONS[condition]
+    if any(missing(name) is None for name in row.detectors):
+        return None
+    if row.lacks:
+        return f"needs {row.lacks}"
+    return "; ".join(str(missing(name)) for name in row.detectors if name in DETECTORS)
+
+
+def identity(step: Step) -> dict[str, Any]:
+    """All that decides the map's bytes beside the image and the parents: JSON-able, the same on every call."""
+    row = DETECTORS[step.detector]
+    library = weights.library(row.distributions)
+    return {
+        "detector": row.name,
+        "version": row.version,
+        "weights": _weights_sha256(row),
+        "params": dict(step.params),
+        "precision": step.params.get("precision"),
+        "library": list(library) if library else None,
+    }
+
+
+def annotate(
+    images: list[np.ndarray],  # uint8 [h, w, 3] RGB, of any sizes
+    image_ids: list[str],  # seeds of the random draws
+    steps: list[Step],  # in any order; a step's parent must be among them or in `given`
+    *,
+    draws: dict[str, list[Values | None]] | None = None,  # condition -> stored draws to use again, None = draw
+    given: dict[str, list[Annotation]] | None = None,  # condition -> annotations of these images that are there already
+    device: str = "cpu",
+) -> dict[str, list[Annotation]]:  # condition -> one annotation per image
+    """Run the steps, each detector pass once however many conditions it serves."""
+    if len(images) != len(image_ids):
+        raise ValueError(f"{len(images)} images but {len(image_ids)} image ids")
+    done: dict[str, list[Annotation]] = dict(given or {})
+    for group in _passes(steps, set(done)):
+        done.update(_run_pass(group, images, image_ids, draws or {}, done, device))
+    return {step.condition: done[step.condition] for step in steps}
+
+
+def _passes(steps: list[Step], ready: set[str]) -> list[list[Step]]:
+    """Steps that share one run of a detector, parents before children."""
+    groups: list[list[Step]] = []
+    waiting = list(steps)
+    while waiting:
+        first = next((step for step in waiting if step.parent is None or step.parent in ready), None)
+        if first is None:
+            step = waiting[0]
+            raise ValueError(f"{step.condition} is made from {step.parent}: add {step.parent} to the conditions")
+        shared = DETECTORS[first.detector].adapt is not None
+        group = [s for s in waiting if s is first or (shared and replace(s, condition=first.condition) == first)]
+        waiting = [s for s in waiting if not any(s is member for member in group)]
+        ready = ready | {s.condition for s in group}
+        groups.append(group)
+    return groups
+
+
+def _run_pass(
+    group: list[Step],
+    images: list[np.ndarray],
+    image_ids: list[str],
+    draws: dict[str, list[Values | None]],
+    done: dict[str, list[Annotation]],
+    device: str,
+) -> dict[str, list[Annotation]]:
+    step, row = group[0], DETECTORS[group[0].detector]
+    stored = draws.get(step.condition) or [None] * len(images)
+    found: list[Annotation | None] = [None] * len(images)
+    if step.parent is not None:
+        found = [_inherit(step.parent, parent) for parent in done[step.parent]]
+    todo = [i for i, outcome in enumerate(found) if outcome is None]
+    drawn = {i: _draw(row, step, image_ids[i], stored[i]) for i in todo}
+
+    def detect(chosen: list[int]) -> list[RawMap]:
+        # each call gets its own copy of the parameters and draws, so that no detector can leak into the next
+        parents = [done[step.parent][i].map for i in chosen] if step.parent is not None else []
+        inputs = [images[i] for i in chosen]
+        return row.detect(inputs, dict(step.params), [dict(drawn[i]) for i in chosen], parents, device)  # type: ignore[arg-type]
+
+    outcomes = _isolate(detect, todo)
+    results: dict[str, list[Annotation]] = {}
+    for member in group:
+        made = list(found)
+        for i in todo:
+            raw, seconds = outcomes[i]
+            made[i] = _judge(row, member, raw, drawn[i], seconds / len(group))
+        results[member.condition] = made  # type: ignore[assignment]
+    return results
+
+
+def _isolate(detect: Callable[[list[int]], list[RawMap]], todo: list[int]) -> dict[int, tuple[RawMap | Exception, float]]:
+    """Whole batch first; if that raises, image by image, so that only the bad one fails. Image -> (map or error, seconds)."""
+    if not todo:
+        return {}
+    try:
+        start = time.perf_counter()
+        found = detect(todo)
+        if len(found) != len(todo):
+            raise RuntimeError(f"the detector gave {len(found)} maps for {len(todo)} images")
+        each = (time.perf_counter() - start) / len(todo)
+        return {i: (raw, each) for i, raw in zip(todo, found, strict=True)}
+    except Exception as error:
+        if len(todo) == 1:
+            return {todo[0]: (error, time.perf_counter() - start)}
+        return {i: outcome for one in todo for i, outcome in _isolate(detect, [one]).items()}
+
+
+def _judge(row: Detector, step: Step, raw: RawMap | Exception, drawn: Values, seconds: float) -> Annotation:
+    try:
+        if isinstance(raw, Exception):
+            raise raw
+        raw = row.adapt(raw, CONDITIONS[step.condition], step.params) if row.adapt else raw
+        reason = blank(raw)
+        return Annotation("skipped" if reason else "ok", reason or "", raw, measures(raw), dict(drawn), seconds)
+    except Exception as error:
+        return Annotation("failed", f"{type(error).__name__}: {error}", draws=dict(drawn), seconds=seconds)
+
+
+def _inherit(parent: str, outcome: Annotation) -> Annotation | None:
+    """A child of a skipped parent is skipped, of a failed one failed; None = the child is to be made."""
+    if outcome.status == "ok":
+        return None
+    return Annotation(outcome.status, f"{parent} was {outcome.status}: {outcome.reason}")
+
+
+def _draw(row: Detector, step: Step, image_id: str, stored: Values | None) -> Values:
+    """The image's random numbers depend on its id and the detector, never on the batch or the order."""
+    if row.draw is None:
+        return {}
+    if stored:
+        return dict(stored)
+    seed = hashlib.sha256(f"{step.detector}\0{image_id}".encode()).digest()
+    return row.draw(step.params, random.Random(int.from_bytes(seed[:8], "big")))
+
+
+def _weights_sha256(row: Detector) -> str | None:
+    return row.weights.sha256 if row.weights else None

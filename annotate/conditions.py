@@ -1,0 +1,99 @@
+"""The thirteen conditions of arXiv 2302.05543 v1, one row each; the only place where a condition's facts are written."""
+
+from dataclasses import dataclass
+
+# kind of raw map -> the measures that annotate.maps.measures gives for it
+MEASURES_OF: dict[str, tuple[str, ...]] = {
+    "edges": ("edge_density",),
+    "soft_edges": ("mean", "std"),
+    "lines": ("n_lines", "line_length"),
+    "people": ("n_people", "keypoint_fraction"),
+    "labels": ("n_labels", "void_fraction"),
+    "depth": ("mean", "std"),
+    "normals": ("valid_fraction", "facing"),
+}
+MEASURES: tuple[str, ...] = tuple(dict.fromkeys(name for names in MEASURES_OF.values() for name in names))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What never varies about a condition; choices that vary belong to the manifest."""
+
+    name: str
+    title: str
+    kind: str  # a key of MEASURES_OF: the kind of raw map
+    detectors: tuple[str, ...]  # in the order `auto` tries them; some are not built yet
+    parent: str | None = None  # the condition whose raw map this one is computed from
+    warm_start: str | None = None  # the condition whose ControlNet the paper starts from
+    fidelity: str  # the measure that compares two maps of this condition
+    rule: str  # the paper's rule for its training pairs
+    layout: str | None = None  # people: the names and order of the keypoints
+    label_space: str | None = None  # labels: what the ids mean
+    lacks: str = ""  # what is missing where none of the detectors is built
+
+
+_ROWS = (
+    Condition(
+        name="canny", title="Canny edges", kind="edges", detectors=("opencv-canny",), fidelity="edge_f1",
+        rule="3M internet pairs, Canny with random thresholds",
+    ),
+    Condition(
+        name="hough", title="Hough lines", kind="lines", detectors=("mlsd", "opencv-lsd"), warm_start="canny", fidelity="line_f1",
+        rule="600k pairs of Places2, learned line segments",
+    ),
+    Condition(
+        name="hed", title="HED boundaries", kind="soft_edges", detectors=("controlnet-hed", "hed-bsds500"), fidelity="soft_edge_ssim",
+        rule="3M internet pairs",
+    ),
+    Condition(
+        name="sketch", title="User sketches", kind="edges", detectors=("sketch-hed",), parent="hed", warm_start="canny", fidelity="edge_f1",
+        rule="500k pairs: HED with random thresholds, random masking of strokes, random morphology, random non-maximum suppression",
+    ),
+    Condition(
+        name="pose_openpifpaf", title="Human pose (OpenPifPaf, COCO keypoints)", kind="people", layout="coco_17",
+        detectors=("openpifpaf", "mediapipe-pose"), fidelity="keypoint_oks",
+        rule="80k pairs: at least 30% of the keypoints of the best person found (keypoint_fraction >= 0.3)",
+    ),
+    Condition(
+        name="pose_openpose", title="Human pose (OpenPose body keypoints)", kind="people", layout="openpose_18",
+        detectors=("openpose", "mediapipe-pose"), fidelity="keypoint_oks",
+        rule="200k pairs: at least 30% of the keypoints of the best person found (keypoint_fraction >= 0.3)",
+    ),
+    Condition(
+        name="seg_coco", title="Segmentation (COCO)", kind="labels", label_space="coco_stuff_171",
+        detectors=("oneformer-coco", "mask2former-coco"), fidelity="miou", rule="164k pairs, COCO-Stuff ground truth",
+        lacks="OneFormer, Mask2Former or provided labels: a later version",
+    ),
+    Condition(
+        name="seg_ade20k", title="Segmentation (ADE20K)", kind="labels", label_space="ade20k_150",
+        detectors=("oneformer-ade20k", "upernet-ade20k", "mask2former-ade20k"), fidelity="miou",
+        rule="ADE20K ground truth (printed as 164k pairs, more than ADE20K has)",
+        lacks="OneFormer, UPerNet, Mask2Former or provided labels: a later version",
+    ),
+    Condition(
+        name="depth_large", title="Depth (large scale)", kind="depth", detectors=("midas-dpt-hybrid", "depth-anything-v2"),
+        fidelity="depth_rmse", rule="3M internet pairs, MiDaS",
+        lacks="MiDaS, Depth Anything or provided depth: a later version",
+    ),
+    Condition(
+        name="depth_small", title="Depth (small scale)", kind="depth", detectors=("midas-dpt-hybrid", "depth-anything-v2"),
+        fidelity="depth_rmse", rule="the 200k pairs of depth_large with the highest resolution",
+        lacks="MiDaS, Depth Anything or provided depth: a later version",
+    ),
+    Condition(
+        name="normal", title="Normal maps", kind="normals", detectors=("normal-bae",), fidelity="normal_angle",
+        rule="25,452 pairs, DIODE ground truth",
+        lacks="NormalBae or provided normals: a later version",
+    ),
+    Condition(
+        name="normal_extended", title="Normal maps (from depth)", kind="normals", detectors=("normal-from-depth",),
+        parent="depth_large", warm_start="normal", fidelity="normal_angle", rule="normals from MiDaS depth, a = 2 pi, background threshold",
+        lacks="a depth map to compute normals from: a later version",
+    ),
+    Condition(
+        name="cartoon", title="Cartoon line drawing", kind="edges", detectors=("anime2sketch", "xdog"), fidelity="edge_f1",
+        rule="1M cartoon pairs, the top million by popularity",
+    ),
+)
+
+CONDITIONS: dict[str, Condition] = {row.name: row for row in _ROWS}  # in the paper's order

@@ -1,0 +1,103 @@
+"""Draw raw maps as the RGB hints that ControlNets are trained on; one row of PROTOCOLS per published way of drawing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from annotate.skeletons import SKELETONS, draw_cn10, draw_cn11, draw_lines
+
+# array of the map, meta, (height, width) -> uint8 [height, width, 3] RGB
+Drawer = Callable[[np.ndarray, dict[str, Any], tuple[int, int]], np.ndarray]
+
+
+def fit(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a map of continuous values: by area when it shrinks, bilinearly when it grows; unchanged at its own size."""
+    import cv2
+
+    if array.shape[:2] == size:
+        return array
+    shrinks = size[0] * size[1] < array.shape[0] * array.shape[1]
+    return cv2.resize(array, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def scale_points(xy: np.ndarray, stored: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Move float [..., 2] points x, y to another resolution; pixel centres lie at integers."""
+    factor = np.array([size[1] / stored[1], size[0] / stored[0]], np.float32)
+    return (xy + 0.5) * factor - 0.5
+
+
+def edges(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """White on black; shrinking keeps every pixel that an edge touches, so that no line breaks."""
+    import cv2
+
+    h, w = array.shape
+    if size[0] <= h and size[1] <= w:
+        array = np.where(fit(array, size) > 0, np.uint8(255), np.uint8(0))
+    else:
+        array = cv2.resize(array, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+    return _grey(array)
+
+
+def soft_edges(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """The strength of the edge as brightness."""
+    return _grey(fit(array, size))
+
+
+def lines(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """White lines of one pixel."""
+    import cv2
+
+    canvas = np.zeros(size, np.uint8)
+    ends = np.rint(scale_points(array[:, :4].reshape(-1, 2, 2), tuple(meta["size"]), size)).astype(np.int32)
+    for (x0, y0), (x1, y1) in ends.tolist():
+        cv2.line(canvas, (x0, y0), (x1, y1), 255, 1, cv2.LINE_8)
+    return _grey(canvas)
+
+
+def people_drawer(by_layout: dict[str, Callable[..., np.ndarray]]) -> Drawer:
+    """A drawer of keypoints that knows one way of drawing per layout."""
+
+    def people(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+        moved = array.copy()
+        moved[..., :2] = scale_points(array[..., :2], tuple(meta["size"]), size)
+        return by_layout[meta["layout"]](moved, SKELETONS[meta["layout"]], np.zeros((*size, 3), np.uint8))
+
+    return people
+
+
+def labels(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """Palettes come with the segmentation detectors; a made-up palette would be a hint no ControlNet was trained on."""
+    raise ValueError(f"labels of {meta.get('label_space', 'an unknown label space')} can't be drawn yet: palettes are a later version")
+
+
+def depth(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """Near is white: inverse depth, minimum to maximum of this image; a flat map is black."""
+    values = fit(array.astype(np.float32), size)
+    low, high = float(values.min()), float(values.max())
+    return _grey(np.rint((values - low) * (255.0 / (high - low) if high > low else 0.0)).astype(np.uint8))
+
+
+def normals_cn11(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """Red is left, green is up, blue is to the viewer; an invalid pixel is mid grey."""
+    n = fit(array.astype(np.float32), size)
+    length = np.linalg.norm(n, axis=2, keepdims=True)
+    n = np.divide(n, length, out=np.zeros_like(n), where=length > 1e-6)
+    return (n * np.array([-127.5, 127.5, 127.5], np.float32) + 127.5).clip(0, 255).astype(np.uint8)
+
+
+def normals_cn10(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """The released normal model was fed its map with red and blue exchanged: red is to the viewer, blue is left."""
+    return np.ascontiguousarray(normals_cn11(array, meta, size)[..., ::-1])
+
+
+def _grey(array: np.ndarray) -> np.ndarray:
+    return np.repeat(array[:, :, None], 3, axis=2)
+
+
+_SAME = {"edges": edges, "soft_edges": soft_edges, "lines": lines, "labels": labels, "depth": depth}
+
+PROTOCOLS: dict[str, dict[str, Drawer]] = {
+    "cn10": {**_SAME, "normals": normals_cn10, "people": people_drawer({"openpose_18": draw_cn10, "coco_17": draw_lines})},
+    "cn11": {**_SAME, "normals": normals_cn11, "people": people_drawer({"openpose_18": draw_cn11, "coco_17": draw_lines})},
+}

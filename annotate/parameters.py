@@ -1,0 +1,71 @@
+"""Parameters of detectors, declared as data: each knows its default, its type and its range."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+Values = dict[str, Any]  # JSON-able values by name: parameters of a detector, or the draws of one image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """A number, or where `span` allows it a pair [min, max] from which each image draws its own."""
+
+    default: float | tuple[float, float]
+    least: float
+    most: float
+    whole: bool = False  # only integers
+    span: bool = False  # [min, max] allowed
+
+    def read(self, name: str, value: Any) -> Any:
+        """The JSON-able value, or ValueError with one sentence."""
+        if isinstance(value, list | tuple) and self.span:
+            if len(value) != 2:
+                raise ValueError(f"{name}: a range has two numbers, [min, max], not {len(value)}: {list(value)!r}")
+            low, high = (self._one(name, v) for v in value)
+            if low > high:
+                raise ValueError(f"{name}: the range [{low}, {high}] is empty; write [{high}, {low}]")
+            return [low, high]
+        return self._one(name, value)
+
+    def _one(self, name: str, value: Any) -> int | float:
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        if not numeric or (self.whole and value != int(value)):
+            wanted = "an integer" if self.whole else "a number"
+            raise ValueError(f"{name}: {wanted}{' or a range [min, max]' if self.span else ''} is wanted, not {value!r}")
+        if not self.least <= value <= self.most:
+            raise ValueError(f"{name}: {value} is out of range; set it between {self.least} and {self.most}")
+        return int(value) if self.whole else float(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One of a few words."""
+
+    default: str
+    options: tuple[str, ...]
+
+    def read(self, name: str, value: Any) -> str:
+        """The word, or ValueError that lists the known ones."""
+        if value not in self.options:
+            raise ValueError(f"{name}: {value!r} is unknown; set one of {', '.join(self.options)}")
+        return str(value)
+
+
+Parameter = Number | Choice
+
+
+def fill(declared: dict[str, Parameter], given: dict[str, Any] | None, owner: str) -> dict[str, Any]:
+    """All parameters, checked, defaults filled in, JSON-able, in declared order and in a dict of their own."""
+    given = dict(given or {})
+    for name in given:
+        if name not in declared:
+            known = ", ".join(declared) or "none"
+            raise ValueError(f"{owner} has no parameter {name!r}{near(name, declared)}; it has: {known}")
+    return {name: parameter.read(f"{owner}: {name}", given.get(name, parameter.default)) for name, parameter in declared.items()}
+
+
+def near(name: str, known: Any) -> str:
+    """' (did you mean …?)' or nothing."""
+    found = get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""

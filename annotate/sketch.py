@@ -1,0 +1,116 @@
+"""User sketches from HED by the paper's four random steps: threshold, masking of strokes, morphology, non-maximum suppression.
+
+Every draw of an image is stored, and a draw names no pixel of that image: strokes are masked by a field of random numbers
+over the picture plane, so the same draw masks the same places of another image.
+"""
+
+import random
+
+import numpy as np
+
+from annotate.maps import RawMap
+from annotate.parameters import Values
+
+SHORTEST = 8  # pixels of a stroke
+CELLS = 24  # the masking field has CELLS x CELLS values
+
+
+def draw(params: Values, rng: random.Random) -> Values:
+    """All four draws of one image."""
+    return {
+        "threshold": _whole(params["threshold"], rng),
+        "thin": rng.random() < params["thin"],
+        "sigma": round(rng.uniform(1.0, 3.0), 3),
+        "masked": round(_real(params["masked"], rng), 4),
+        "mask_seed": rng.randrange(2**31),
+        "morphology": rng.choice(("none", "dilate", "close", "erode")),
+        "width": _whole(params["width"], rng),
+    }
+
+
+def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
+    """Soft edges of the parents -> strokes in {0, 255} of the same size."""
+    return [RawMap("edges", sketch(parent.array, drawn)) for parent, drawn in zip(parents, draws, strict=True)]
+
+
+def sketch(soft: np.ndarray, drawn: Values) -> np.ndarray:
+    """uint8 [h, w] soft edges and one draw -> uint8 [h, w] in {0, 255}."""
+    import cv2
+
+    scale = min(soft.shape) / 512  # widths are drawn for a short side of 512
+    edge = cv2.GaussianBlur(soft.astype(np.float32), (0, 0), 0.8 * scale)  # less jagged outlines
+    wide = edge >= min(drawn["threshold"], 0.9 * float(edge.max()))  # faint images keep their strongest strokes
+    ridge = wide & ridges(cv2.GaussianBlur(edge, (0, 0), drawn["sigma"] * scale))
+    kept = mask_strokes(ridge if drawn["thin"] else wide, ridge, drawn["masked"], drawn["mask_seed"])
+    strokes = kept.astype(np.uint8) * 255
+    size = max(1, round(drawn["width"] * scale))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+    return MORPHOLOGY[drawn["morphology"]](strokes, kernel, drawn["thin"])
+
+
+def ridges(smooth: np.ndarray) -> np.ndarray:
+    """Pixels that are the largest of their three in one of the four directions, and not just along a crest: bool [h, w]."""
+    import cv2
+
+    lines = np.eye(3, dtype=np.uint8), np.fliplr(np.eye(3, dtype=np.uint8)), *(np.zeros((3, 3), np.uint8) for _ in range(2))
+    lines[2][1, :] = 1
+    lines[3][:, 1] = 1
+    return np.any([(cv2.dilate(smooth, line) == smooth) & (cv2.erode(smooth, line) < 0.99 * smooth) for line in lines], axis=0)
+
+
+def mask_strokes(strokes: np.ndarray, ridge: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Take away about `share` of the strokes; a stroke is a piece of ridge between junctions, and wide strokes go with their ridge."""
+    import cv2
+
+    if share <= 0 or not ridge.any():
+        return strokes
+    crowd = cv2.filter2D(ridge.astype(np.uint8), cv2.CV_8U, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT)
+    pieces = (ridge & (crowd <= 4)).astype(np.uint8)  # a pixel with four neighbours or more is a junction; ridges are up to two pixels wide
+    _, piece_of, stats, centres = cv2.connectedComponentsWithStats(pieces, connectivity=8)
+    pieces[stats[piece_of, cv2.CC_STAT_AREA] < SHORTEST] = 0  # a splinter goes with its neighbour
+    if not pieces.any():
+        return strokes
+    height, width = ridge.shape
+    chance = np.array(random.Random(seed).choices(range(1000), k=CELLS * CELLS)).reshape(CELLS, CELLS) / 1000
+    rows = (centres[:, 1] * CELLS / height).astype(int).clip(0, CELLS - 1)
+    columns = (centres[:, 0] * CELLS / width).astype(int).clip(0, CELLS - 1)
+    gone = chance[rows, columns] < share
+    # every pixel belongs to the nearest piece
+    _, nearest = cv2.distanceTransformWithLabels(1 - pieces, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    piece_at = np.zeros(int(nearest.max()) + 1, np.int64)
+    piece_at[nearest[pieces > 0]] = piece_of[pieces > 0]
+    return strokes & ~gone[piece_at[nearest]]
+
+
+def _dilate(strokes: np.ndarray, kernel: np.ndarray, thin: bool) -> np.ndarray:
+    import cv2
+
+    return cv2.dilate(strokes, kernel)
+
+
+def _close(strokes: np.ndarray, kernel: np.ndarray, thin: bool) -> np.ndarray:
+    import cv2
+
+    return cv2.morphologyEx(strokes, cv2.MORPH_CLOSE, kernel)
+
+
+def _erode(strokes: np.ndarray, kernel: np.ndarray, thin: bool) -> np.ndarray:
+    """Wide strokes get leaner but don't vanish; thin ones are as they are."""
+    import cv2
+
+    return strokes if thin else cv2.erode(strokes, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
+
+
+def _none(strokes: np.ndarray, kernel: np.ndarray, thin: bool) -> np.ndarray:
+    return strokes
+
+
+MORPHOLOGY = {"none": _none, "dilate": _dilate, "close": _close, "erode": _erode}
+
+
+def _whole(value: int | list[int], rng: random.Random) -> int:
+    return rng.randint(*value) if isinstance(value, list) else value
+
+
+def _real(value: float | list[float], rng: random.Random) -> float:
+    return rng.uniform(*value) if isinstance(value, list) else value

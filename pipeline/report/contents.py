@@ -1,0 +1,162 @@
+"""What a report shows: frozen records of plain values, filled from the catalog by pipeline/stages/report.py.
+
+Everything but the name has a default, because the report is also written while the job is under way; a part
+without data says so on the page. Pictures are PNG, JPEG or WebP bytes, thumbnails of 256 px or so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A step of the job in the strip below the title."""
+
+    name: str
+    state: Literal["done", "running", "waiting", "off"]     # off = the manifest doesn't ask for it
+    detail: str = ""                                        # "56 images", "300 of 400 steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """Why rows were skipped or failed: one line per reason, not per row."""
+
+    text: str
+    count: int
+    status: Literal["skipped", "failed"] = "failed"
+    examples: tuple[str, ...] = ()                          # URIs of a few of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingest:
+    by_status: Mapping[str, int]                            # rows of `images`: {"ok": 14, "failed": 2}
+    by_split: Mapping[str, int] = field(default_factory=dict)    # readable images only
+    by_size: Mapping[str, int] = field(default_factory=dict)     # canonical "512×512" -> images, in the order to show
+    n_sources: int = 0                                      # addresses read, duplicates included
+    n_duplicates: int = 0                                   # addresses whose bytes were there already
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """One of the thirteen; state "lacking" = asked for or not, it can't be made here yet."""
+
+    name: str
+    title: str
+    kind: str
+    state: Literal["made", "not asked", "lacking"]
+    lacks: str = ""                                         # what is missing, a sentence
+    detector: str | None = None
+    version: str | None = None
+    licence: str | None = None
+    fingerprint: str | None = None
+    ok: int = 0
+    skipped: int = 0
+    failed: int = 0
+    todo: int = 0
+    seconds: float | None = None                            # mean seconds of the detector per image
+    measures: Mapping[str, float] = field(default_factory=dict)  # mean over the ok rows
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContactRow:
+    """A photograph beside its maps."""
+
+    image_id: str
+    uri: str
+    caption: str
+    split: str
+    image: bytes
+    maps: Mapping[str, bytes | str]                         # condition name -> picture, or why there is none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training run, finished or under way."""
+
+    name: str
+    conditions: tuple[str, ...]
+    base: str
+    random_weights: bool
+    images_seen: int
+    steps: int
+    seconds: float | None = None
+    images_per_second: float | None = None
+    loss: tuple[tuple[float, float], ...] = ()              # (images seen, loss), in order
+    checkpoint: str | None = None                           # relative to the workspace
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A system against a baseline on the same prompts and seeds (evaluate.statistics.paired_difference)."""
+
+    against: str
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRow:
+    """One number of one system, with its identity (evaluate.fidelity.Score)."""
+
+    system: str
+    baseline: bool                                          # no_control, shuffled_condition
+    condition: str
+    metric: str
+    value: float
+    low: float | None                                       # 95 % interval; None = too few images for one
+    high: float | None
+    n: int
+    n_failed: int
+    higher_is_better: bool
+    definition: str = ""                                    # evaluate.fidelity.METRICS[metric].definition
+    detector: str = ""                                      # fingerprint of the detector that read the maps
+    checkpoint: str | None = None
+    seeds: tuple[int, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """What one system made of a condition."""
+
+    system: str
+    baseline: bool
+    image: bytes
+    reread: bytes | str                                     # the map read again from it, or why there is none
+    values: Mapping[str, float] = field(default_factory=dict)    # metric -> score of this sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One held-out pair and what each system made of it."""
+
+    condition: str
+    image_id: str
+    prompt: str
+    seed: int
+    hint: bytes                                             # the condition as the network saw it
+    source: bytes | None = None                             # the photograph that the condition was read from
+    outputs: tuple[Generated, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    name: str
+    made_at: str = ""                                       # "2026-11-23 00:14 UTC"
+    version: str = ""                                       # "controlmill 0.1.0, commit 1a2b3c4"
+    manifest: str = ""                                      # the resolved manifest, YAML
+    machine: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()                             # plain sentences that a reader must know before the numbers
+    stages: tuple[Stage, ...] = ()
+    ingest: Ingest | None = None
+    conditions: tuple[Condition, ...] = ()
+    contact: tuple[ContactRow, ...] = ()
+    runs: tuple[Run, ...] = ()
+    scores: tuple[ScoreRow, ...] = ()
+    evidence: tuple[Evidence, ...] = ()

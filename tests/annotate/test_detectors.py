@@ -1,0 +1,184 @@
+"""Each detector against an independent statement of what it should do."""
+
+import random
+
+import cv2
+import numpy as np
+import pytest
+
+from annotate import edges, sketch
+from annotate.annotator import annotate, resolve
+from annotate.hed import MARGIN, MEAN_BGR, WEIGHTS, cpu_flags, load
+from annotate.maps import RawMap
+from annotate.skeletons import SKELETONS
+from annotate.weights import find
+
+
+def only(images: list[np.ndarray], condition: str, params: dict | None = None, **more: object) -> list:
+    ids = [f"id{i}" for i in range(len(images))]
+    return annotate(images, ids, [resolve(condition, params=params)], **more)[condition]  # type: ignore[arg-type]
+
+
+def test_canny_is_opencvs_canny_of_the_rgb_image(astronaut: np.ndarray) -> None:
+    found = only([astronaut], "canny", {"low": 80, "high": 160})[0]
+    np.testing.assert_array_equal(found.map.array, cv2.Canny(astronaut, 80, 160))
+    assert found.status == "ok" and found.measures["edge_density"] == pytest.approx((found.map.array > 0).mean())
+
+
+def test_canny_draws_stay_inside_their_ranges_and_in_order() -> None:
+    params = resolve("canny", params={"low": [50, 150], "high": [100, 200]}).params
+    drawn = [edges.draw(params, random.Random(i)) for i in range(300)]
+    assert all(50 <= d["low"] <= 150 and 100 <= d["high"] <= 200 and d["low"] <= d["high"] for d in drawn)
+    assert len({d["low"] for d in drawn}) > 50
+
+
+def test_line_segments_lie_on_the_edges_and_the_surest_come_first() -> None:
+    image = np.zeros((128, 160, 3), np.uint8)
+    image[32:96, 40:120] = 255
+    found = only([image], "hough")[0].map
+    assert found.meta["size"] == [128, 160] and found.array.dtype == np.float32
+    assert (np.diff(found.array[:, 4]) <= 0).all()
+    vertical = found.array[np.abs(found.array[:, 0] - found.array[:, 2]) < 1]
+    assert sorted(vertical[:, 0].tolist()) == pytest.approx([39.5, 119.5], abs=0.6), "pixel centres lie at integers"
+
+
+def test_short_segments_go(astronaut: np.ndarray) -> None:
+    counts = [only([astronaut], "hough", {"min_length": length})[0].measures["n_lines"] for length in (0, 40, 100)]
+    assert counts[0] > counts[1] > counts[2] > 0
+
+
+def test_hed_is_the_published_computation_on_the_same_weights(small: np.ndarray, needs_hed: None) -> None:
+    """Direct NCHW arithmetic from the HDF5 file, fused by a 1x1 convolution as in the paper, on an odd size."""
+    import h5py
+    import torch
+    from torch.nn.functional import conv2d, interpolate, max_pool2d
+
+    image = small[:101, :75]
+    with h5py.File(find(WEIGHTS)) as file:
+        pairs = {
+            name: (torch.tensor(file[f"{name}/vars/0"][:]).permute(3, 2, 0, 1), torch.tensor(file[f"{name}/vars/1"][:]))
+            for name in [f"dsn{n}" for n in range(1, 6)] + ["fuse"]
+        }
+        for n, depth in enumerate((2, 2, 3, 3, 3), 1):
+            for i in range(depth):
+                name = f"block{n}/layers/conv2d" + ("", "_1", "_2")[i]
+                pairs[name] = (torch.tensor(file[f"{name}/vars/0"][:]).permute(3, 2, 0, 1), torch.tensor(file[f"{name}/vars/1"][:]))
+    wide = np.pad(image, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), "edge")
+    x = torch.tensor(wide[..., ::-1].astype(np.float32) - np.array(MEAN_BGR, np.float32)).permute(2, 0, 1)[None]
+    sides = []
+    for n, depth in enumerate((2, 2, 3, 3, 3), 1):
+        x = max_pool2d(x, 2, ceil_mode=True) if n > 1 else x
+        for i in range(depth):
+            x = conv2d(x, *pairs[f"block{n}/layers/conv2d" + ("", "_1", "_2")[i]], padding="same").clamp(min=0)
+        sides.append(interpolate(conv2d(x, *pairs[f"dsn{n}"]), size=wide.shape[:2], mode="bilinear", align_corners=False))
+    wanted = 255 * conv2d(torch.cat(sides, 1), *pairs["fuse"]).sigmoid()[0, 0, MARGIN:-MARGIN, MARGIN:-MARGIN].numpy()
+    found = only([image], "hed", {"precision": "fp32"})[0].map.array
+    assert np.abs(found - wanted).max() <= 0.51
+    assert found.std() > 20, "a face has boundaries"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_fast_hed_stays_within_two_of_255_on_a_photograph(astronaut: np.ndarray, precision: str, needs_hed: None) -> None:
+    if precision == "int8" and "avx512_vnni" not in cpu_flags():
+        pytest.skip("int8 needs AVX512-VNNI")
+    image = np.ascontiguousarray(astronaut[:256, 100:357])
+    exact, fast = (only([image], "hed", {"precision": p})[0].map.array.astype(int) for p in ("fp32", precision))
+    assert np.abs(exact - fast).mean() < 2
+
+
+def test_hed_gives_the_same_bytes_alone_and_in_a_batch_of_mixed_sizes(small: np.ndarray, needs_hed: None) -> None:
+    images = [small, small[:96, :64].copy(), small[::-1].copy(), small[:, ::-1].copy()]
+    together = only(images, "hed")
+    for image, found in zip(images, together, strict=True):
+        assert found.map.array.shape == image.shape[:2]
+        np.testing.assert_array_equal(found.map.array, only([image], "hed")[0].map.array)
+    assert load.cache_info().hits > 0, "the network is loaded once per process"
+
+
+def test_sketch_draws_replay_exactly_and_differ_between_images(astronaut: np.ndarray, needs_hed: None) -> None:
+    steps = [resolve("hed"), resolve("sketch")]
+    images = [astronaut[:256, :256].copy()] * 2
+    first = annotate(images, ["a", "b"], steps)
+    again = annotate(images, ["c", "d"], steps, draws={"sketch": [one.draws for one in first["sketch"]]})
+    for one, other in zip(first["sketch"], again["sketch"], strict=True):
+        assert one.draws == other.draws
+        np.testing.assert_array_equal(one.map.array, other.map.array)
+    assert first["sketch"][0].draws != first["sketch"][1].draws
+    assert set(np.unique(first["sketch"][0].map.array)) == {0, 255}
+
+
+DRAW = {"threshold": 100, "thin": False, "sigma": 1.5, "masked": 0.0, "mask_seed": 5, "morphology": "none", "width": 5}
+
+
+def soft_lines() -> np.ndarray:
+    """uint8 [256, 256]: a dozen separate soft strokes."""
+    array = np.zeros((256, 256), np.uint8)
+    for i in range(12):
+        cv2.line(array, (20 + 20 * i, 30), (20 + 20 * i, 220), 255, 5)
+    return cv2.GaussianBlur(array, (0, 0), 1.5)
+
+
+def test_each_of_the_four_sketch_steps_does_what_it_says() -> None:
+    plain = sketch.sketch(soft_lines(), DRAW)
+    assert cv2.connectedComponents(plain)[0] - 1 == 12
+    assert (sketch.sketch(soft_lines(), {**DRAW, "threshold": 200}) > 0).sum() < (plain > 0).sum()
+    thin = sketch.sketch(soft_lines(), {**DRAW, "thin": True})
+    assert (thin[128] > 0).sum() <= 24 < (plain[128] > 0).sum(), "at most two pixels of each stroke"
+    assert (sketch.sketch(soft_lines(), {**DRAW, "morphology": "dilate"}) > 0).sum() > (plain > 0).sum()
+    masked = [cv2.connectedComponents(sketch.sketch(soft_lines(), {**DRAW, "masked": 0.5, "mask_seed": s}))[0] - 1 for s in range(20)]
+    assert 4 <= np.mean(masked) <= 8, "about half of the strokes go, each as a whole"
+    assert not sketch.sketch(soft_lines(), {**DRAW, "masked": 1.0}).any()
+
+
+def test_a_faint_edge_map_still_gives_a_sketch() -> None:
+    assert sketch.sketch((soft_lines() // 8), DRAW).any()
+
+
+def test_cartoon_lines_are_white_on_black_and_follow_the_contours(astronaut: np.ndarray) -> None:
+    found = only([astronaut], "cartoon")[0]
+    assert set(np.unique(found.map.array)) == {0, 255}
+    assert 0.02 < found.measures["edge_density"] < 0.3
+    near_edges = cv2.dilate(cv2.Canny(astronaut, 50, 100), np.ones((9, 9), np.uint8)) > 0
+    assert near_edges[found.map.array > 0].mean() > 0.9
+
+
+def test_the_astronauts_pose_is_plausible_and_left_is_her_left(astronaut: np.ndarray, needs_pose: None) -> None:
+    steps = [resolve("pose_openpose"), resolve("pose_openpifpaf")]
+    found = annotate([astronaut], ["a"], steps)
+    for condition, layout in (("pose_openpose", "openpose_18"), ("pose_openpifpaf", "coco_17")):
+        raw = found[condition][0].map
+        assert raw.array.shape == (1, len(SKELETONS[layout].names), 3) and raw.meta == {"size": [512, 512], "layout": layout}
+        point = dict(zip(SKELETONS[layout].names, raw.array[0], strict=True))
+        left, right, nose = point["left_shoulder"], point["right_shoulder"], point["nose"]
+        assert left[0] > nose[0] > right[0], "she faces us"
+        assert nose[1] < min(left[1], right[1])
+        assert point["left_eye"][0] > point["right_eye"][0]
+        assert not point["left_ankle"].any(), "outside the picture is missing"
+        assert 190 < nose[0] < 260 and 80 < nose[1] < 160
+    neck = found["pose_openpose"][0].map.array[0, 1]
+    assert neck[:2] == pytest.approx((left[:2] + right[:2]) / 2)
+
+
+def test_a_picture_without_people_is_skipped_and_kept(flat: np.ndarray, needs_pose: None) -> None:
+    found = only([flat], "pose_openpifpaf")[0]
+    assert (found.status, found.reason, found.map.array.shape) == ("skipped", "no person", (0, 17, 3))
+
+
+@pytest.mark.parametrize("condition", ["canny", "hough", "cartoon"])
+def test_a_flat_image_is_skipped(flat: np.ndarray, condition: str) -> None:
+    found = only([flat], condition)[0]
+    assert found.status == "skipped" and found.reason and isinstance(found.map, RawMap)
+
+
+@pytest.mark.parametrize("value", [0, 60, 120, 180, 255])
+def test_hed_and_its_sketch_skip_a_flat_image(flat: np.ndarray, value: int, needs_hed: None) -> None:
+    found = annotate([np.full_like(flat, value)], ["a"], [resolve("sketch"), resolve("hed")])
+    assert found["hed"][0].status == "skipped", found["hed"][0].map.array.max()
+    assert found["sketch"][0].status == "skipped" and found["sketch"][0].map is None
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_hed_draws_no_frame_around_a_plain_margin(value: int, needs_hed: None) -> None:
+    image = cv2.circle(np.full((128, 128, 3), value, np.uint8), (64, 64), 30, (200, 30, 40), -1)
+    found = only([image], "hed")[0].map.array
+    assert found.max() > 200 and max(found[:12].max(), found[:, -12:].max()) < 12

@@ -1,0 +1,67 @@
+"""What the tests share: photographs small enough to be quick, and the command run as a person runs it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+COMMAND = [sys.executable, "-c", "from pipeline.cli import main; main()"]
+
+
+@pytest.fixture
+def photograph() -> Callable[..., Image.Image]:
+    """A textured RGB picture that depends on its number alone."""
+
+    def make(number: int, width: int = 160, height: int = 120) -> Image.Image:
+        draw = np.random.default_rng(number)
+        coarse = draw.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        return Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST)
+
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photograph: Callable[..., Image.Image]) -> Callable[[int], Path]:
+    """A folder of so many JPEGs, each with a caption beside it."""
+
+    def make(count: int) -> Path:
+        photos = tmp_path / "photos"
+        photos.mkdir(exist_ok=True)
+        for number in range(count):
+            photograph(number).save(photos / f"{number:03d}.jpg", quality=95)
+            (photos / f"{number:03d}.txt").write_text(f"picture {number}")
+        return photos
+
+    return make
+
+
+@pytest.fixture
+def controlmill(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command in the test's folder; the result has returncode, stdout and stderr."""
+
+    def run(*arguments: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*COMMAND, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True, timeout=timeout)
+
+    return run
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Callable[..., Path]:
+    """A manifest over the folder `photos`; keyword arguments replace or add sections, as YAML text."""
+
+    def write(name: str = "tiny", **sections: str) -> Path:
+        parts = {
+            "name": name, "workspace": "ws", "source": "{kind: folder, path: photos}", "image": "{resolution: 64}",
+            "split": "{validation: 0.1, test: 0.3, salt: 0}", "shard_images": "4", "conditions": "{canny: {}}",
+        }  # fmt: skip
+        path = tmp_path / "manifest.yaml"
+        path.write_text("\n".join(f"{key}: {value}" for key, value in (parts | sections).items()))
+        return path
+
+    return write

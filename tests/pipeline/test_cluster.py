@@ -1,0 +1,88 @@
+"""Ray runs plain functions: retried when a worker dies, bisected to the deadly row, failures named at the end."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import MillError
+from pipeline.cluster import Cluster, Job, JobsFailed, cluster
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Cluster]:
+    with cluster(workers=2) as made:
+        yield made
+
+
+def run(workers: Cluster, function: Any, jobs: list[Job]) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    workers.run(function, jobs, lambda job, result: results.update({job.name: result}), label="test", total=len(jobs))
+    return results
+
+
+def double(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> list[int]:
+    return [row * 2 for row in rows]
+
+
+def die_once(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
+    mark = Path(args["mark"])
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "lived"
+
+
+def die_on_three(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> dict[int, str]:
+    for row in rows:
+        if row == 3 and row not in deadly:
+            os.kill(os.getpid(), signal.SIGSEGV)
+    return {row: deadly.get(row, "ok") for row in rows}
+
+
+def raise_on_b(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
+    if args["name"] == "b":
+        raise KeyError("missing thing")
+    return args["name"]
+
+
+def fill_the_disk(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
+    raise OSError(28, "No space left on device", "/somewhere/part-000001.parquet")
+
+
+def test_jobs_run_and_give_their_results(workers: Cluster) -> None:
+    assert run(workers, double, [Job(str(n), {}, (n, n + 1)) for n in range(20)]) == {str(n): [2 * n, 2 * n + 2] for n in range(20)}
+
+
+def test_a_worker_that_dies_is_tried_again(workers: Cluster, tmp_path: Path) -> None:
+    assert run(workers, die_once, [Job("a", {"mark": str(tmp_path / "mark")}, (0,))]) == {"a": "lived"}
+
+
+def test_the_one_row_that_kills_is_found_and_the_rest_goes_on(workers: Cluster) -> None:
+    results = run(workers, die_on_three, [Job("a", {}, tuple(range(8))), Job("b", {}, (8, 9))])
+    assert "killed its worker" in results["a"].pop(3)
+    assert set(results["a"].values()) == {"ok"} and len(results["a"]) == 7
+    assert results["b"] == {8: "ok", 9: "ok"}
+
+
+def test_a_job_that_raises_is_named_at_the_end_and_the_others_are_done(workers: Cluster) -> None:
+    done = []
+    with pytest.raises(JobsFailed, match="b: KeyError: 'missing thing'"):
+        workers.run(
+            raise_on_b, [Job(n, {"name": n}, (0,)) for n in "abc"], lambda job, _: done.append(job.name), label="test", total=3
+        )  # fmt: skip
+    assert sorted(done) == ["a", "c"]
+
+
+def test_a_full_disk_stops_at_once_with_one_sentence(workers: Cluster) -> None:
+    with pytest.raises(MillError, match=r"The disk is full \(/somewhere/part-000001.parquet\): make room, then run the same command again"):
+        run(workers, fill_the_disk, [Job(str(n), {}, (0,)) for n in range(100)])
+
+
+def test_ray_is_not_started_when_there_is_nothing_to_do() -> None:
+    with cluster() as idle:
+        run(idle, double, [])
+        assert idle._ray is None

@@ -1,0 +1,63 @@
+"""A manifest is checked before anything runs; each mistake is one sentence with file, line, key and fix."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import MillError
+from pipeline.manifest import dump, load
+
+GOOD = """
+name: x
+workspace: w
+source: {kind: folder, path: photos}
+conditions: {canny: {low: 50}}
+"""
+
+
+def problem(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "m.yaml"
+    path.write_text(text)
+    with pytest.raises(MillError) as caught:
+        load(path)
+    return str(caught.value)
+
+
+def test_a_good_manifest_survives_being_written_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(GOOD)
+    given = load(path)
+    assert given.conditions["canny"].params == {"low": 50}
+    path.write_text(dump(given))
+    assert load(path) == given
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("folder, path", "folder, pth"), "m.yaml:4: source.path: missing; add it."),
+        (("path: photos", "path: photos, capions: sidecar"), "m.yaml:4: source.capions: unknown key; did you mean 'captions'?"),
+        (("kind: folder", "kind: zip"), "m.yaml:4: source: `kind:` must be one of folder, list."),
+        (("name: x", "name: x\nname: y"), "m.yaml:3: the key 'name' stands twice; keep one."),
+        (("name: x", "name: x\nimage: {resolution: 500}"), "m.yaml:3: image.resolution: input should be a multiple of 64 (found 500)."),
+        (("name: x", "name: x\nimage: {resolution: big}"), "m.yaml:3: image.resolution: input should be a valid integer (found 'big')."),
+        (("name: x", "name: x\nsplit: {test: 0.7, validation: 0.3}"), "m.yaml:3: split: validation + test must leave something to train on"),
+        (("name: x", "name: x\nevaluate: {}"), "`evaluate:` scores what `train:` made"),
+        (("name: x", "name: x\ntrain: {base: random, runs: [{conditions: [hed], images: 8}]}"), "'hed', which `conditions:` does not make"),
+        (("name: x", "name: x\ntrain: {base: random, runs: [{conditions: [canny], images: 8, lr: -1}]}"), "train.runs[0].lr: input should be greater than 0"),
+        (("{canny: {low: 50}}", "[canny]"), "m.yaml:5: conditions: input should be a valid dictionary"),
+        (("name: x", "- name"), "not YAML"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_that_says_where(tmp_path: Path, change: tuple[str, str], expected: str) -> None:
+    assert expected in problem(tmp_path, GOOD.replace(*change))
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    told = problem(tmp_path, GOOD.replace("name: x", "name: x\nimage: {resolution: 1, fit: squash}"))
+    assert len(told.splitlines()) == 2
+
+
+def test_a_missing_manifest_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(MillError, match="can't be read: No such file"):
+        load(tmp_path / "none.yaml")

@@ -1,0 +1,231 @@
+"""The report: whole, safe to open, honest about what has not run, and free of any network."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.report import site
+from pipeline.report.contents import (
+    Comparison,
+    Condition,
+    ContactRow,
+    Evidence,
+    Generated,
+    Ingest,
+    Reason,
+    ReportData,
+    Run,
+    ScoreRow,
+    Stage,
+)
+from pipeline.report.plots import axis, loss_plot
+from pipeline.report.site import PICTURES, render, score_groups
+
+EVIL = "<script>alert('caption')</script>\" onerror=\"x"
+
+
+def picture(seed: int, kind: str = "PNG") -> bytes:
+    file = BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def score(system: str, value: float, *, baseline: bool = False, metric: str = "edge_f1", **more: object) -> ScoreRow:
+    row = ScoreRow(system=system, baseline=baseline, condition="canny", metric=metric, value=value, low=value - 0.05, high=value + 0.05,
+                   n=12, n_failed=1, higher_is_better=True, definition="F1 of edges", detector="1a2b3c4d5e6f7788", seeds=(0,))
+    return replace(row, **more)
+
+
+@pytest.fixture
+def data() -> ReportData:
+    return ReportData(
+        name="demo", made_at="2026-11-23 00:14 UTC", version="controlmill 0.1.0", manifest=f"name: demo\n# {EVIL}\n",
+        machine={"cpu": "2 cores"}, notes=("The base model has random weights.",),
+        stages=(Stage(name="ingest", state="done", detail="3 images"), Stage(name="train", state="running")),
+        ingest=Ingest(by_status={"ok": 3, "failed": 1}, by_split={"train": 2, "test": 1}, by_size={"512×512": 3},
+                      n_sources=5, n_duplicates=1, reasons=(Reason(text="truncated file", count=1, examples=(f"photos/{EVIL}.jpg",)),)),
+        conditions=(
+            Condition(name="canny", title="Canny edges", kind="edges", state="made", detector="opencv-canny", version="1",
+                      licence="Apache-2.0", fingerprint="00ff00ff00ff00ff", ok=2, skipped=1, seconds=0.004, measures={"edge_fraction": 0.1},
+                      reasons=(Reason(text="no edge found", count=1, status="skipped"),)),
+            Condition(name="depth_large", title="Depth", kind="depth", state="lacking", lacks="MiDaS weights from the hub"),
+        ),
+        contact=(
+            ContactRow(image_id="a" * 64, uri="photos/cat.png", caption=EVIL, split="train", image=picture(0, "JPEG"),
+                       maps={"canny": picture(1)}),
+            ContactRow(image_id="b" * 64, uri="photos/sky.png", caption="sky", split="test", image=picture(2),
+                       maps={"canny": "no edge found"}),
+        ),
+        runs=(Run(name="canny-full", conditions=("canny",), base="tiny", random_weights=True, images_seen=800, steps=200, seconds=65.0,
+                  images_per_second=12.3, loss=tuple((4.0 * i, 1 / (1 + i)) for i in range(200)), checkpoint="checkpoints/canny-full"),),
+        scores=(score("no_control", 0.1, baseline=True),
+                score("canny-full", 0.3, comparisons=(Comparison(against="no_control", difference=0.2, low=0.1, high=0.3, p=0.0005),))),
+        evidence=(Evidence(condition="canny", image_id="b" * 64, prompt="sky", seed=7, hint=picture(1), source=picture(2), outputs=(
+            Generated(system="canny-full", baseline=False, image=picture(3), reread=picture(4), values={"edge_f1": 0.31}),
+            Generated(system="no_control", baseline=True, image=picture(5), reread="the detector found nothing", values={"edge_f1": 0.0}),
+        )),),
+    )
+
+
+class Page(HTMLParser):
+    """Start tags with their attributes, and the visible text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self.quiet = False
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        self.quiet = tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.quiet = False
+
+    def handle_data(self, words: str) -> None:
+        if not self.quiet:
+            self.words.append(words)
+
+    def all(self, tag: str) -> Iterator[dict[str, str]]:
+        return (attributes for name, attributes in self.tags if name == tag)
+
+
+def test_the_page_shows_every_part_of_the_data(data, tmp_path):
+    text = Page(render(data, tmp_path)).text
+    for words in (
+        "demo", "5 addresses read, 1 of them exact duplicates", "truncated file", "2 train", "opencv-canny", "250",
+        "MiDaS weights from the hub", "cat.png", "canny-full", "800 in 200 steps", "1 min 05 s", "random weights",
+        "0.300", "0.250 – 0.350", "+0.200", "p < 0.001", "baseline", "seed 7",
+        "the detector found nothing", "2 cores", "The resolved manifest", "no edge found",
+    ):
+        assert words in text, words
+
+
+def test_captions_names_and_manifests_are_escaped(data, tmp_path):
+    page = Page(render(replace(data, name=EVIL), tmp_path))
+    assert len(list(page.all("script"))) == 1               # the page's own
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+    assert EVIL in page.text
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_every_file_it_names_is_there(data, tmp_path):
+    index = render(data, tmp_path)
+    text = index.read_text(encoding="utf-8")
+    assert "http://" not in text and "https://" not in text and "@import" not in text and "url(" not in text
+    named = {attributes[key] for tag, attributes in Page(index).tags for key in ("src", "href") if key in attributes}
+    files = {name for name in named if not name.startswith(("#", "data:"))}
+    assert len(files) == 6 and all((tmp_path / name).is_file() and not Path(name).is_absolute() for name in files)
+    assert str(tmp_path) not in text
+
+
+def test_pictures_have_alternative_text_and_size_and_link_to_themselves_without_scripts(data, tmp_path):
+    page = Page(render(data, tmp_path))
+    images = [attributes for attributes in page.all("img") if attributes.get("src")]
+    assert images and all(image["alt"] for image in images)
+    framed = [image for image in images if image.get("width")]
+    assert all((image["width"], image["height"]) == ("48", "32") for image in framed)
+    assert {link["href"] for link in page.all("a") if "frame" in link.get("class", "")} == {image["src"] for image in framed}
+    assert all(header.get("scope") for header in page.all("th"))
+
+
+def test_an_empty_report_says_what_has_not_run_yet(tmp_path):
+    text = Page(render(ReportData(name="new"), tmp_path)).text
+    for words in ("No images have been read yet", "No maps have been made yet", "Training has not run yet", "Nothing has been scored yet"):
+        assert words in text
+
+
+def test_a_picture_that_is_none_is_said_in_words_and_does_not_stop_the_report(data, tmp_path):
+    rows = (replace(data.contact[0], image=b"not a picture", maps={"canny": b"\x89PNG broken"}), *data.contact[1:])
+    assert Page(render(replace(data, contact=rows), tmp_path)).text.count("unreadable picture") == 2
+
+
+def test_pictures_of_an_older_report_go_once_the_new_page_is_there(data, tmp_path):
+    render(data, tmp_path)
+    before = set((tmp_path / PICTURES).iterdir())
+    render(replace(data, contact=(), evidence=()), tmp_path)
+    assert before and not list((tmp_path / PICTURES).iterdir())
+
+
+def test_writing_twice_gives_the_same_page_and_rewrites_no_picture(data, tmp_path):
+    first = render(data, tmp_path).read_bytes()
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / PICTURES).iterdir()}
+    assert render(data, tmp_path).read_bytes() == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / PICTURES).iterdir()} == times
+
+
+def test_a_report_that_fails_half_way_leaves_the_older_one_whole(data, tmp_path, monkeypatch):
+    index = render(data, tmp_path)
+    before = index.read_bytes()
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(site, "write_whole", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        render(replace(data, name="other", contact=(replace(data.contact[0], image=picture(99)),)), tmp_path)
+    assert index.read_bytes() == before
+    named = [attributes["src"] for attributes in Page(index).all("img") if attributes.get("src")]
+    assert named and all((tmp_path / name).is_file() for name in named)
+
+
+def test_scores_put_systems_before_baselines_and_mark_the_best_baseline():
+    rows = (score("shuffled_condition", 0.2, baseline=True), score("canny-full", 0.4), score("no_control", 0.1, baseline=True),
+            score("canny-full", 0.5, metric="edge_f1_1px", low=None, high=None))
+    first, second = score_groups(rows)
+    assert [row.system for row in first.rows] == ["canny-full", "shuffled_condition", "no_control"]
+    assert first.floor == 0.2 and (first.axis.low, first.axis.high) == (0, 0.5)
+    assert second.metric == "edge_f1_1px" and second.floor is None
+    errors = (score("no_control", 9.0, baseline=True, higher_is_better=False), score("other", 7.0, baseline=True, higher_is_better=False))
+    assert score_groups(errors)[0].floor == 7.0
+    assert score_groups((score("canny-full", 0.0, low=None, high=None),))[0].axis.high > 0
+
+
+def test_a_score_without_interval_says_why(data, tmp_path):
+    alone = replace(data, scores=(score("canny-full", 0.3, low=None, high=None, n=1),))
+    assert "too few images" in Page(render(alone, tmp_path)).text
+
+
+@pytest.mark.parametrize(("low", "high", "labels"), [
+    (0.0, 0.31, ["0.0", "0.1", "0.2", "0.3", "0.4"]), (0, 1000, ["0", "200", "400", "600", "800", "1,000"]),
+    (0.11, 0.14, ["0.11", "0.12", "0.13", "0.14"]), (-0.5, 0.5, ["-0.6", "-0.4", "-0.2", "0.0", "0.2", "0.4", "0.6"]),
+])
+def test_axes_have_round_ticks_that_hold_the_data(low, high, labels):
+    made = axis(low, high)
+    assert [label for _, label in made.ticks] == labels
+    assert made.low <= low and made.high >= high
+    assert [made.ticks[0][0], made.ticks[-1][0]] == [0, 100]
+
+
+def test_an_axis_of_one_value_still_has_a_length():
+    assert axis(3.0, 3.0).low < 3 < axis(3.0, 3.0).high
+    tight = axis(0.0, 6400.0, tight=True)
+    assert tight.high == 6400 and tight.ticks[-1] == (93.75, "6,000")
+
+
+def test_a_long_loss_curve_is_thinned_without_losing_its_spike():
+    points = [(float(i), 1.0) for i in range(50_000)]
+    points[31_234] = (31_234.0, 9.0)
+    points[40] = (40.0, float("nan"))
+    plot = loss_plot(points)
+    assert plot is not None and plot.n == 49_999
+    assert plot.y.high >= 9 and plot.raw.count("L") <= 400 and plot.smooth.count("L") <= 400
+    assert f" {100 - plot.y.place(9.0):g}" in plot.raw
+    assert loss_plot([]) is loss_plot([(1.0, 2.0)]) is None
+
+
+def test_the_report_is_written_without_the_heavy_libraries():
+    code = "import sys, pipeline.report.site; print([m for m in ('duckdb', 'ray', 'torch', 'diffusers', 'cv2') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.strip() == "[]"

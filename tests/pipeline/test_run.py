@@ -1,0 +1,230 @@
+"""The command as a person runs it, over a few small pictures: complete, resumable, every failure a row."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.catalog import Catalog
+from pipeline.workspace import Workspace
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+STAGES = ("--stages", "ingest,annotate")
+
+
+def query(root: Path, sql: str) -> list[tuple[Any, ...]]:
+    return Catalog(Workspace(root / "ws")).query(sql)
+
+
+def files(root: Path) -> dict[str, int]:
+    """Every shard and when it was written."""
+    return {str(path): path.stat().st_mtime_ns for path in (root / "ws").rglob("*.parquet")}
+
+
+def test_every_image_has_one_row_for_every_condition_and_a_second_run_does_nothing(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder(10)
+    path = manifest(conditions="{canny: {}, hough: {}, cartoon: {}}")
+    first = controlmill("run", path, *STAGES)
+    assert first.returncode == 0, first.stderr
+    assert query(tmp_path, "SELECT count(*), count(DISTINCT (image_id, condition)) FROM annotations") == [(30, 30)]
+    assert query(tmp_path, "SELECT count(*) FROM images WHERE status = 'ok'") == [(10,)]
+    assert query(tmp_path, "SELECT caption FROM sources WHERE uri LIKE '%003.jpg'") == [("picture 3",)]
+    before = files(tmp_path)
+    second = controlmill("run", path, *STAGES)
+    assert second.returncode == 0 and "going on in" in second.stdout and "nothing to do" in second.stdout
+    assert files(tmp_path) == before
+    assert controlmill("verify", "ws").returncode == 0
+
+
+def test_each_bad_file_is_a_row_with_its_reason_and_doubles_are_kept_once(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    photos = folder(9)
+    shutil.copy(photos / "000.jpg", photos / "001-same.jpg")  # in the same part
+    shutil.copy(photos / "000.jpg", photos / "zzz-same.jpg")  # in a later part
+    (photos / "bad-empty.jpg").touch()
+    (photos / "bad-text.jpg").write_text("hello")
+    (photos / "bad-truncated.jpg").write_bytes((photos / "001.jpg").read_bytes()[:1000])
+    (photos / "bad-dangling.jpg").symlink_to("/no/such/file")
+    ran = controlmill("run", manifest(), *STAGES)
+    assert ran.returncode == 3, ran.stderr
+    assert "2 exact duplicates" in ran.stdout
+    rows = dict(query(tmp_path, "SELECT regexp_extract(uri, '[^/]*$'), images.reason FROM sources JOIN images USING (image_id) WHERE status = 'failed'"))
+    assert rows == {
+        "bad-empty.jpg": "empty file", "bad-text.jpg": "not an image of a known format",
+        "bad-truncated.jpg": rows["bad-truncated.jpg"], "bad-dangling.jpg": "can't be read: No such file or directory",
+    }  # fmt: skip
+    assert "truncated" in rows["bad-truncated.jpg"]
+    assert query(tmp_path, "SELECT count(*) FROM images WHERE status = 'ok'") == [(9,)]
+    same = query(tmp_path, "SELECT regexp_extract(uri, '[^/]*$') FROM sources WHERE image_id = (SELECT image_id FROM sources WHERE uri LIKE '%/000.jpg') ORDER BY 1")
+    assert [name for (name,) in same] == ["000.jpg", "001-same.jpg", "zzz-same.jpg"]
+    assert query(tmp_path, "SELECT count(*) FROM annotations") == [(9,)]
+    # mended, only what failed is tried again
+    shutil.copy(photos / "005.jpg", tmp_path / "kept.jpg")
+    (tmp_path / "new.jpg").write_bytes(_other_jpeg())
+    shutil.copy(tmp_path / "new.jpg", photos / "bad-text.jpg")
+    assert controlmill("run", manifest(), *STAGES).returncode == 3
+    retried = controlmill("run", manifest(), *STAGES, "--retry-failed")
+    assert retried.returncode == 3 and "4 new addresses" in retried.stdout
+    assert query(tmp_path, "SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'failed') FROM images") == [(10, 3)]
+    assert query(tmp_path, "SELECT count(*) FROM annotations") == [(10,)]
+    assert controlmill("verify", "ws").returncode == 0
+    everything = query(tmp_path, EVERYTHING)
+    assert controlmill("catalog", "rebuild", "ws").returncode == 0
+    assert query(tmp_path, EVERYTHING) == everything
+
+
+EVERYTHING = """SELECT uri, s.image_id, i.status, i.reason, i.split, a.condition, a.fingerprint, a.status, a.reason, a.measures, a.shard, a.row
+                FROM sources s JOIN images i USING (image_id) LEFT JOIN annotations a USING (image_id) ORDER BY ALL"""
+
+
+def _other_jpeg() -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_new_images_and_new_conditions_cost_only_themselves(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder(6)
+    assert controlmill("run", manifest(), *STAGES).returncode == 0
+    before = files(tmp_path)
+    folder(9)
+    assert controlmill("run", manifest(conditions="{canny: {}, hough: {}}"), *STAGES).returncode == 0
+    after = files(tmp_path)
+    assert {path: after[path] for path in before} == before
+    assert query(tmp_path, "SELECT condition, count(*) FROM annotations GROUP BY ALL ORDER BY ALL") == [("canny", 9), ("hough", 9)]
+    changed = controlmill("run", manifest(conditions="{canny: {low: 50}, hough: {}}"), *STAGES)
+    assert changed.returncode == 0
+    assert query(tmp_path, "SELECT condition, count(*) FROM annotations GROUP BY ALL ORDER BY ALL") == [("canny", 9), ("hough", 9)]
+    new = set(files(tmp_path)) - set(after)
+    assert new and all("/maps/canny/" in path for path in new)
+
+
+def test_a_broken_shard_is_found_repaired_and_made_again(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder(10)
+    path = manifest()
+    assert controlmill("run", path, *STAGES).returncode == 0
+    everything = query(tmp_path, EVERYTHING)
+    maps, images = sorted((tmp_path / "ws/shards/maps").rglob("*.parquet")), sorted((tmp_path / "ws/shards/images").rglob("*.parquet"))
+    maps[0].write_bytes(maps[0].read_bytes()[:-50])
+    images[1].unlink()
+    found = controlmill("verify", "ws")
+    assert found.returncode == 1 and "2 problems" in found.stdout
+    assert controlmill("verify", "ws", "--repair").returncode == 0
+    assert controlmill("run", path, *STAGES).returncode == 0
+    assert controlmill("verify", "ws").returncode == 0
+    strip = lambda rows: sorted((row[0], *row[1:10]) for row in rows)  # where the rows lie may differ
+    assert strip(query(tmp_path, EVERYTHING)) == strip(everything)
+
+
+def test_a_lost_catalog_is_made_again_from_the_shards(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder(6)
+    assert controlmill("run", manifest(), *STAGES).returncode == 0
+    everything = query(tmp_path, EVERYTHING)
+    (tmp_path / "ws/catalog.duckdb").unlink()
+    before = files(tmp_path)
+    again = controlmill("run", manifest(), *STAGES)
+    assert again.returncode == 0 and "making it again" in again.stdout and files(tmp_path) == before
+    assert query(tmp_path, EVERYTHING) == everything
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ({"source": "{kind: folder, path: nowhere}"}, "the folder"),
+        ({"conditions": "{cany: {}}"}, "unknown condition 'cany'"),
+        ({"conditions": "{canny: {detector: sobel}}"}, "no detector 'sobel'"),
+        ({"conditions": "{canny: {low: 300, high: 200}}"}, "low"),
+        ({"conditions": "{canny: {lo: 3}}"}, "did you mean 'low'?"),
+        ({"conditions": "{seg_coco: {}}"}, "seg_coco can't be made here"),
+        ({"conditions": "{canny: {select: {where: 'no_such_column > 1'}}}"}, "conditions.canny.select does not work"),
+        ({"conditions": "{canny: {select: {where: 'true); DROP TABLE shards; --'}}}"}, "conditions.canny.select"),
+        ({"workspace": "/proc/nowhere"}, "can't be written"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_1(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], sections: dict[str, str], sentence: str
+) -> None:
+    folder(1)
+    ran = controlmill("run", manifest(**sections), *STAGES)
+    assert ran.returncode == 1
+    assert sentence in ran.stderr and "Traceback" not in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1
+
+
+def test_a_workspace_keeps_its_name_and_its_split(controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]) -> None:
+    folder(4)
+    assert controlmill("run", manifest(), *STAGES).returncode == 0
+    other = controlmill("run", manifest("other"), *STAGES)
+    assert other.returncode == 1 and "belongs to 'tiny', this manifest is 'other'" in other.stderr
+    split = controlmill("run", manifest(split="{test: 0.5}"), *STAGES)
+    assert split.returncode == 1 and "a split never changes" in split.stderr
+    assert controlmill("verify", "ws").returncode == 0
+
+
+def test_a_split_that_leaves_a_needed_part_empty_is_an_error(controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]) -> None:
+    folder(4)
+    train = "{base: random, runs: [{conditions: [canny], images: 4}]}"
+    ran = controlmill("run", manifest(split="{test: 0.0, validation: 0.0}", train=train, evaluate="{}"), *STAGES)
+    assert ran.returncode == 1 and "no image fell into 'test'" in ran.stderr
+
+
+def test_auto_is_resolved_once_and_kept(controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path) -> None:
+    folder(2)
+    assert controlmill("run", manifest(), *STAGES).returncode == 0
+    assert "detector: opencv-canny" in (tmp_path / "ws/manifest.yaml").read_text()
+
+
+def test_a_dry_run_touches_nothing(controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path) -> None:
+    folder(2)
+    ran = controlmill("run", manifest(conditions="{sketch: {}}"), "--dry-run")
+    assert ran.returncode == 0 and "hed" in ran.stdout and not (tmp_path / "ws").exists()
+
+
+def test_status_and_sql_tell_the_same_numbers(controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]) -> None:
+    folder(5)
+    assert controlmill("run", manifest(), *STAGES).returncode == 0
+    told = json.loads(controlmill("status", "ws", "--json").stdout)
+    assert told["conditions"]["canny"]["ok"] == 5 and told["conditions"]["canny"]["to do"] == 0
+    assert "canny" in controlmill("status", "manifest.yaml").stdout
+    rows = controlmill("sql", "ws", "SELECT condition, count(*) AS n FROM pairs GROUP BY ALL", "--json").stdout
+    assert json.loads(rows) == {"condition": "canny", "n": 5}
+    wrong = controlmill("sql", "ws", "SELECT nothing FROM nowhere")
+    assert wrong.returncode == 1 and "The query failed" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("query", ["DELETE FROM shards", "COPY images TO 'stolen.csv'", "SELECT * FROM read_csv('/etc/passwd')", "ATTACH 'x.db'"])
+def test_sql_can_neither_write_nor_leave_the_catalog(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path, query: str
+) -> None:
+    folder(1)
+    controlmill("run", manifest(), *STAGES)
+    refused = controlmill("sql", "ws", query)
+    assert refused.returncode == 1 and "The query failed" in refused.stderr
+    assert not (tmp_path / "stolen.csv").exists() and not (tmp_path / "x.db").exists()
+
+
+def test_select_defines_the_pairs_and_deletes_nothing(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder(8)
+    where = "{canny: {select: {where: \"edge_density >= 0 and caption <> 'picture 3'\", order_by: edge_density, limit: 5}}, hough: {}}"
+    assert controlmill("run", manifest(conditions=where), *STAGES).returncode == 0
+    assert query(tmp_path, "SELECT count(*), count(*) FILTER (caption = 'picture 3') FROM pairs WHERE condition = 'canny'") == [(5, 0)]
+    assert query(tmp_path, "SELECT count(*) FROM annotations WHERE condition = 'canny'") == [(8,)]

@@ -1,0 +1,81 @@
+"""A shard is whole or not there, and knows what it was made from."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline import shards
+from pipeline.workspace import TEMPORARY, Workspace, fingerprint, write_text, write_whole
+
+FACTS = {"kind": "maps", "key": "k", "part": 0, "made_from": "inputs"}
+ROWS = [{"image_id": str(n), "status": "ok", "reason": "", "map": bytes([n]) * 1000, "measures": [("density", n / 2)]} for n in range(70)]
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, FACTS)
+    assert shards.read(path, ["image_id", "map"]).to_pylist() == [{"image_id": row["image_id"], "map": row["map"]} for row in ROWS]
+    assert shards.facts(path) == FACTS
+    for row in (0, 31, 32, 69):
+        assert shards.read_row(path, row, ["map"])["map"] == ROWS[row]["map"]
+    with pytest.raises(IndexError):
+        shards.read_row(path, 70, ["map"])
+    assert "map" not in shards.read_light(path).column_names and shards.read_light(path)["row"].to_pylist() == list(range(70))
+
+
+def test_an_existing_shard_is_never_overwritten_by_a_late_worker(tmp_path: Path) -> None:
+    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, FACTS)
+    before = path.read_bytes()
+    shards.write(path, ROWS[:1], shards.MAPS, FACTS)
+    assert path.read_bytes() == before
+    shards.write(path, ROWS[:1], shards.MAPS, FACTS, replace=True)
+    assert shards.read(path).num_rows == 1
+
+
+@pytest.mark.parametrize("place", [10, 20_000, -3])
+def test_a_flipped_byte_is_found(tmp_path: Path, place: int) -> None:
+    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, FACTS)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises((pa.ArrowInvalid, OSError)):
+        shards.verify(path)
+
+
+def test_a_complete_shard_of_the_same_inputs_is_adopted_and_any_other_removed(tmp_path: Path) -> None:
+    path = tmp_path / "part.parquet"
+    assert shards.adopt(path, "inputs") is None
+    shards.write(path, ROWS, shards.MAPS, FACTS)
+    adopted = shards.adopt(path, "inputs")
+    assert adopted and adopted.rows == 70
+    assert shards.adopt(path, "other inputs") is None and not path.exists()
+    shards.write(path, ROWS, shards.MAPS, FACTS)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert shards.adopt(path, "inputs") is None and not path.exists()
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_whole(tmp_path / "a", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_temporary_names_are_swept(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    write_text(tmp_path / "deep" / "kept.txt", "kept")
+    (tmp_path / "deep" / f"{TEMPORARY}1-x").write_text("half")
+    (tmp_path / f"{TEMPORARY}step" / "inner").mkdir(parents=True)
+    (tmp_path / f"{TEMPORARY}step" / "inner" / "file").touch()
+    workspace.sweep()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["kept.txt"]
+
+
+def test_a_fingerprint_depends_on_values_and_not_on_their_order() -> None:
+    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 1.5}) and len(fingerprint(0)) == 16
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        fingerprint(float("nan"))

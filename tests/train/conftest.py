@@ -1,0 +1,82 @@
+"""Tiny bases and pairs: 128 pixels, 16x16 latents, a network of some ten thousand parameters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from train.base import Base, build_random
+from train.batches import Pair
+
+TINY = {
+    "sample_size": 16, "block_out_channels": (4, 8, 12, 12), "layers_per_block": 2, "cross_attention_dim": 8, "norm_num_groups": 2,
+    "attention_head_dim": 2,
+}  # fmt: skip
+SCHEDULER = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "steps_offset": 1,
+    "prediction_type": "epsilon", "set_alpha_to_one": False,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def tiny_unet(**changes: Any) -> UNet2DConditionModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return UNet2DConditionModel(**{**TINY, **changes}).requires_grad_(False).eval()
+
+
+def tiny_base() -> Base:
+    return Base(
+        unet=tiny_unet(), vae=None, text_encoder=None, tokenizer=None, scheduler=SCHEDULER, scaling_factor=1.0, name="tiny",
+        fingerprint="0123456789abcdef", random_weights=True, device="cpu", dtype=torch.float32,
+    )  # fmt: skip
+
+
+@dataclass
+class ToyPairs:
+    """A hint that is white where the latents are high: what a ControlNet can learn from."""
+
+    count: int = 6
+    conditions: tuple[str, ...] = ("edges",)
+    side: int = 16
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return [f"image-{i}" for i in range(self.count)]
+
+    @property
+    def empty_text(self) -> np.ndarray:
+        return np.zeros((5, 8), np.float32)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Pair:
+        rng = np.random.default_rng(i)
+        cells = rng.random((4, 4)) < 0.5
+        mask = np.kron(cells, np.ones((self.side // 4, self.side // 4)))
+        latents = np.where(mask, 1.0, -1.0).astype(np.float32)[None].repeat(4, axis=0)
+        hint = (np.kron(mask, np.ones((8, 8)))[..., None].repeat(3, axis=2) * 255).astype(np.uint8)
+        return Pair(
+            image_id=self.ids[i],
+            mean=latents,
+            std=np.full_like(latents, 0.01),
+            text=rng.standard_normal((5, 8)).astype(np.float32),
+            hints={name: hint if k == 0 else 255 - hint for k, name in enumerate(self.conditions)},
+        )
+
+
+@pytest.fixture(scope="session")
+def random_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bases") / "random"
+    build_random(folder)
+    return folder

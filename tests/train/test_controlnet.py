@@ -1,0 +1,116 @@
+import json
+
+import pytest
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+
+from tests.train.conftest import tiny_unet
+from train.controlnet import ControlNet, empty_controlnet, widths_for
+from train.halves import decode_half, encode_half
+
+
+def inputs(batch: int = 2, side: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, 4, side, side, generator=generator)
+    text = torch.randn(batch, 5, 8, generator=generator)
+    hint = torch.rand(batch, 3, 8 * side, 8 * side, generator=generator)
+    return x, torch.arange(batch) * 400 + 7, text, hint
+
+
+def test_stable_diffusion_15_gives_361279120_parameters_in_340_tensors() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8)
+        controlnet, transfer = ControlNet.from_unet(unet)
+    state = controlnet.state_dict()
+    assert (len(state), sum(tensor.numel() for tensor in state.values())) == (340, 361_279_120)
+    assert len(transfer.new) == 16 + 26  # eight convolutions of the hint encoder, thirteen zero convolutions
+    channels = [conv.weight.shape[0] for conv in controlnet.controlnet_down_blocks]
+    assert channels == [320] * 4 + [640] * 3 + [1280] * 5
+
+
+def test_names_and_shapes_are_those_of_diffusers() -> None:
+    unet = tiny_unet()
+    ours, _ = ControlNet.from_unet(unet, hint_widths=(4, 4, 8, 8))
+    theirs = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 8, 8))
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_linear_projection": True, "attention_head_dim": (1, 2, 2, 4)}], ids=["sd15", "sd21"])
+def test_outputs_equal_diffusers_on_the_same_weights(changes: dict) -> None:
+    ours, _ = ControlNet.from_unet(tiny_unet(**changes))
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    theirs = ControlNetModel.from_config(json.loads(json.dumps(ours.config))).eval()
+    theirs.load_state_dict(ours.state_dict())
+    x, t, text, hint = inputs()
+    with torch.no_grad():
+        downs, mid = ours(x, t, text, hint, scale=0.7)
+        their_downs, their_mid = theirs(x, t, text, hint, conditioning_scale=0.7, return_dict=False)
+    assert mid.abs().max() > 1e-3
+    for mine, other in zip((*downs, mid), (*their_downs, their_mid), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [16, 20])
+@pytest.mark.parametrize("only_cross_attention", [False, (True, True, False, False)])
+def test_the_two_halves_equal_the_whole_unet(side: int, only_cross_attention: bool | tuple[bool, ...]) -> None:
+    unet = tiny_unet(only_cross_attention=only_cross_attention)
+    x, t, text, _ = inputs(side=side)
+    with torch.no_grad():
+        skips, mid, emb = encode_half(unet, x, t, text)
+        assert torch.equal(decode_half(unet, skips, mid, emb, text), unet(x, t, text).sample)
+        residuals = (tuple(torch.full_like(skip, 0.3) for skip in skips), torch.full_like(mid, 0.2))
+        controlled = unet(x, t, text, down_block_additional_residuals=residuals[0], mid_block_additional_residual=residuals[1]).sample
+        assert torch.equal(decode_half(unet, skips, mid, emb, text, residuals), controlled)
+
+
+def test_a_new_controlnet_leaves_the_base_bit_for_bit_as_it_is() -> None:
+    unet = tiny_unet()
+    controlnet, transfer = ControlNet.from_unet(unet)
+    x, t, text, hint = inputs()
+    with torch.no_grad():
+        skips, mid, emb = encode_half(unet, x, t, text)
+        assert torch.equal(decode_half(unet, skips, mid, emb, text, controlnet(x, t, text, hint)), unet(x, t, text).sample)
+    base = unet.state_dict()
+    assert all(torch.equal(controlnet.state_dict()[name], base[name]) for name in transfer.copied)
+    assert all(controlnet.state_dict()[name].data_ptr() != base[name].data_ptr() for name in transfer.copied)
+
+
+def test_gradient_reaches_the_network_in_three_waves() -> None:
+    """Finding 8 of facts/training.md: zero convolutions first, then the trunk and the hint encoder's end, then all of it."""
+    unet = tiny_unet()
+    controlnet, _ = ControlNet.from_unet(unet)
+    optimizer = torch.optim.AdamW(controlnet.parameters(), lr=1e-2)
+    x, t, text, hint = inputs()
+    reached: list[set[str]] = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        with torch.no_grad():
+            skips, mid, emb = encode_half(unet, x, t, text)
+        decode_half(unet, skips, mid, emb, text, controlnet(x, t, text, hint)).square().mean().backward()
+        reached.append({name for name, p in controlnet.named_parameters() if p.grad is not None and p.grad.abs().max() > 0})
+        optimizer.step()
+    zero = {name for name, _ in controlnet.named_parameters() if name.startswith(("controlnet_down_blocks", "controlnet_mid_block"))}
+    hint_names = {name for name, _ in controlnet.named_parameters() if name.startswith("controlnet_cond_embedding")}
+    last = {name for name in hint_names if ".conv_out." in name}
+    assert reached[0] == zero and len(zero) == 26
+    assert last <= reached[1] and not reached[1] & (hint_names - last)
+    assert hint_names <= reached[2]
+    assert all(parameter.grad is None for parameter in unet.parameters())
+
+
+def test_a_base_without_the_topology_of_stable_diffusion_is_refused() -> None:
+    with pytest.raises(ValueError, match="class_embed_type"):
+        ControlNet.from_unet(tiny_unet(class_embed_type="timestep"))
+
+
+def test_the_structure_can_be_built_from_its_config_alone() -> None:
+    controlnet, _ = ControlNet.from_unet(tiny_unet(), hint_channels=5)
+    empty = empty_controlnet(json.loads(json.dumps(controlnet.config)))
+    assert {k: v.shape for k, v in empty.state_dict().items()} == {k: v.shape for k, v in controlnet.state_dict().items()}
+
+
+def test_hint_widths_are_the_papers_at_320_channels_and_narrower_below() -> None:
+    assert widths_for(320) == (16, 32, 96, 256)
+    assert widths_for(32) == (4, 4, 8, 24)

@@ -1,0 +1,172 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.train.conftest import ToyPairs, tiny_base
+from train.batches import Pair
+from train.checkpoint import OPTIMIZER, WEIGHTS, Checkpoint, newest
+from train.fit import LOG, Options, fit
+from train.window import NotFinite
+
+OPTIONS = Options(images=32, batch=4, lr=1e-2, checkpoint_every=16, log_every=8)
+
+
+def tensors(checkpoint: Checkpoint, condition: str = "edges") -> dict[str, torch.Tensor]:
+    folder = checkpoint.path / condition
+    return load_file(folder / WEIGHTS) | {f"optimizer {name}": value for name, value in load_file(folder / OPTIMIZER).items()}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def rows(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+
+
+def test_training_lowers_the_loss_where_the_hint_decides_the_target(tmp_path: Path) -> None:
+    options = Options(images=8 * 160, batch=8, lr=1e-2, log_every=160, checkpoint_every=1280)
+    fit(tiny_base(), ToyPairs(16, side=8), ["edges"], options, tmp_path)
+    losses = [row["loss"]["edges"] for row in rows(tmp_path)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_base_is_locked(tmp_path: Path) -> None:
+    base = tiny_base()
+    before = {name: tensor.clone() for name, tensor in base.unet.state_dict().items()}
+    fit(base, ToyPairs(), ["edges"], OPTIONS, tmp_path)
+    assert_equal(before, base.unet.state_dict())
+    assert all(parameter.grad is None for parameter in base.unet.parameters())
+
+
+def test_resume_is_exact(tmp_path: Path) -> None:
+    whole = fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path / "whole")
+    fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, images=16), tmp_path / "halves")
+    halves = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, workers=3), tmp_path / "halves")
+    assert (halves.images, halves.step) == (32, 8)
+    assert_equal(tensors(whole), tensors(halves))
+    strip = [[(row["images"], row["step"], row["loss"]) for row in rows(tmp_path / name)] for name in ("whole", "halves")]
+    assert strip[0] == strip[1] and [images for images, _, _ in strip[0]] == [8, 16, 24, 32]
+
+
+class KilledPairs(ToyPairs):
+    """Dies without a chance to clean up, once the first checkpoint is on disk."""
+
+    out = Path()
+
+    def __getitem__(self, i: int) -> Pair:
+        if list(self.out.glob("step-*/meta.json")) and len(rows(self.out)) >= 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(i)
+
+
+def die_in_training(out: Path) -> None:
+    torch.set_num_threads(1)
+    KilledPairs.out = out
+    fit(tiny_base(), KilledPairs(), ["edges"], dataclasses.replace(OPTIONS, workers=0), out)
+
+
+def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    script = "import sys, pathlib; from tests.train.test_fit import die_in_training; die_in_training(pathlib.Path(sys.argv[1]))"
+    root = Path(__file__).parents[2]
+    died = subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed")], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert died.returncode == -signal.SIGKILL
+    assert newest(tmp_path / "killed").images == 16
+    assert [row["images"] for row in rows(tmp_path / "killed")] == [8, 16, 24]
+    (tmp_path / "killed" / ".tmp-step-00000006-1").mkdir()
+    resumed = fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path / "killed")
+    whole = fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path / "whole")
+    assert_equal(tensors(whole), tensors(resumed))
+    assert [row["images"] for row in rows(tmp_path / "killed")] == [8, 16, 24, 32]
+    assert not list((tmp_path / "killed").glob(".tmp-*"))
+
+
+def test_a_finished_run_returns_at_once(tmp_path: Path) -> None:
+    class Unread(ToyPairs):
+        def __getitem__(self, i: int) -> Pair:
+            raise AssertionError("a finished run reads no pairs")
+
+    first = fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path)
+    start = time.monotonic()
+    assert fit(tiny_base(), Unread(), ["edges"], OPTIONS, tmp_path) == first
+    assert time.monotonic() - start < 1
+
+
+def test_a_run_with_other_options_is_not_resumed(tmp_path: Path) -> None:
+    fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, images=16), tmp_path)
+    with pytest.raises(ValueError, match=r"options.lr"):
+        fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, lr=1e-3), tmp_path)
+    with pytest.raises(ValueError, match=r"pairs_hash"):
+        fit(tiny_base(), ToyPairs(5), ["edges"], OPTIONS, tmp_path)
+
+
+def test_four_micro_batches_of_one_equal_one_of_four(tmp_path: Path) -> None:
+    options = dataclasses.replace(OPTIONS, images=8, lr=1e-3)
+    one = fit(tiny_base(), ToyPairs(), ["edges"], options, tmp_path / "one")
+    four = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(options, micro_batch=1), tmp_path / "four")
+    for name, tensor in load_file(one.path / "edges" / WEIGHTS).items():
+        torch.testing.assert_close(tensor, load_file(four.path / "edges" / WEIGHTS)[name], rtol=0, atol=1e-4, msg=name)
+
+
+def test_two_conditions_together_equal_two_runs_bit_for_bit(tmp_path: Path) -> None:
+    pairs = ToyPairs(conditions=("edges", "inverse"))
+    joint = fit(tiny_base(), pairs, ["edges", "inverse"], OPTIONS, tmp_path / "joint")
+    for condition in pairs.conditions:
+        alone = fit(tiny_base(), pairs, [condition], OPTIONS, tmp_path / condition)
+        assert_equal(tensors(alone, condition), tensors(joint, condition))
+
+
+def test_middle_only_trains_no_skip_and_still_holds_every_tensor(tmp_path: Path) -> None:
+    done = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, connect="middle"), tmp_path)
+    weights = load_file(done.path / "edges" / WEIGHTS)
+    assert len(weights) == 340
+    assert all(not tensor.any() for name, tensor in weights.items() if name.startswith("controlnet_down_blocks"))
+    assert weights["controlnet_mid_block.weight"].any()
+
+
+def test_warm_start_begins_with_the_other_conditions_weights(tmp_path: Path) -> None:
+    pairs = ToyPairs(conditions=("edges", "inverse"))
+    first = fit(tiny_base(), pairs, ["edges"], OPTIONS, tmp_path / "edges")
+    small = dataclasses.replace(OPTIONS, images=4, lr=1e-12, weight_decay=0.0)
+    second = fit(tiny_base(), pairs, ["inverse"], small, tmp_path / "inverse", warm_start={"inverse": first.path / "edges"})
+    for name, tensor in load_file(first.path / "edges" / WEIGHTS).items():
+        torch.testing.assert_close(load_file(second.path / "inverse" / WEIGHTS)[name], tensor, rtol=0, atol=1e-9)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(tmp_path: Path) -> None:
+    class Broken(ToyPairs):
+        def __getitem__(self, i: int) -> Pair:
+            row = super().__getitem__(i)
+            return dataclasses.replace(row, mean=np.full_like(row.mean, np.nan)) if i == 3 else row
+
+    with pytest.raises(NotFinite, match=r"loss of edges is not finite at step [12], images image-3:"):
+        fit(tiny_base(), Broken(), ["edges"], OPTIONS, tmp_path)
+    assert newest(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"images": 30}, "set images to 28 or 32"),
+        ({"images": 3}, "set images to 4"),
+        ({"micro_batch": 3}, "multiple of micro_batch"),
+        ({"prompt_drop": 1.5}, "between 0 and 1"),
+        ({"connect": "half"}, "full or middle"),
+        ({"lr": -1.0}, "lr and clip"),
+        ({"log_every": 0}, "log_every must be at least 1"),
+    ],
+)
+def test_impossible_options_say_what_to_set(wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(OPTIONS, **wrong)

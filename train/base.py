@@ -1,0 +1,189 @@
+"""The locked base model: where it lies, what it is (fingerprint), and its encoders of images and text."""
+
+import functools
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from train.random_base import NOTE_FILE
+from train.random_base import build_random as build_random  # `train.base` is the door to everything about bases
+
+WEIGHTS = {
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder": "text_encoder/model.safetensors",
+}
+CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
+TOKENIZER = ("tokenizer.json", "vocab.json")  # one of them must be there
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """Parts that were not asked for are None; all parameters are locked."""
+
+    unet: Any  # diffusers UNet2DConditionModel | None
+    vae: Any  # diffusers AutoencoderKL | None
+    text_encoder: Any  # transformers CLIPTextModel | None
+    tokenizer: Any  # transformers CLIPTokenizer | None
+    scheduler: dict[str, Any]  # the diffusers scheduler config: noise schedule and prediction type
+    scaling_factor: float  # latents times this have about unit variance; known also when the vae is not loaded
+    name: str
+    fingerprint: str  # 16 hex
+    random_weights: bool  # True = nothing this base draws means anything; reports must say so
+    device: str
+    dtype: torch.dtype
+
+
+def load(
+    spec: str | Path,  # diffusers folder, or a hub id that is in the local cache
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    parts: tuple[str, ...] = ("unet", "vae", "text_encoder"),  # what to read; the fingerprint is always of the whole base
+) -> Base:
+    """Locked from the start: no caller may forget requires_grad_(False) (facts/training.md, A, the note on SimpleTuner)."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    unknown = set(parts) - set(WEIGHTS)
+    if unknown:
+        raise ValueError(f"a base has the parts {', '.join(WEIGHTS)}; it has no {', '.join(sorted(unknown))}")
+    folder = locate(spec)
+    kinds: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    loaded: dict[str, Any] = dict.fromkeys(WEIGHTS)
+    for part in parts:
+        model = kinds[part].from_pretrained(folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+        loaded[part] = model.to(device).requires_grad_(False).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True) if "text_encoder" in parts else None
+    return Base(
+        **loaded,
+        tokenizer=tokenizer,
+        scheduler=json.loads((folder / "scheduler/scheduler_config.json").read_text()),
+        scaling_factor=float(json.loads((folder / "vae/config.json").read_text()).get("scaling_factor", 0.18215)),
+        name=str(spec) if not Path(spec).is_dir() else folder.name,
+        fingerprint=fingerprint(folder),
+        random_weights=(folder / NOTE_FILE).is_file() and bool(json.loads((folder / NOTE_FILE).read_text()).get("random_weights")),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def locate(spec: str | Path) -> Path:
+    """The complete diffusers folder behind `spec`; whatever is missing is named before anything heavy is loaded."""
+    folder = Path(spec).expanduser()
+    if folder.suffix in {".safetensors", ".ckpt"}:
+        raise ValueError(f"{spec}: single-file checkpoints are not read yet; convert it to a diffusers folder and give that")
+    if not folder.is_dir():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(spec)):
+            raise FileNotFoundError(f"base {spec}: no such folder, and not a hub id of the form owner/name")
+        folder = _from_hub(str(spec))
+    missing = [name for name in (*CONFIGS, *WEIGHTS.values()) if not (folder / name).is_file()]
+    if not any((folder / "tokenizer" / name).is_file() for name in TOKENIZER):
+        missing.append("tokenizer/tokenizer.json")
+    if missing:
+        raise FileNotFoundError(f"base {spec}: the folder {folder} lacks {', '.join(missing)}; a base is a complete diffusers folder")
+    return folder
+
+
+def _from_hub(name: str) -> Path:
+    """The local cache first, so that a run that has its files never waits for a network."""
+    from huggingface_hub import snapshot_download
+
+    wanted = [*CONFIGS, *WEIGHTS.values(), "tokenizer/*", "model_index.json"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+    except OSError:  # not in the cache
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:
+        raise FileNotFoundError(
+            f"base {name} is not in the Hugging Face cache and the hub can't be reached: on a machine with a network run "
+            f"`hf download {name} --local-dir {name.split('/')[1]}`, copy that folder here and set `train.base` to its path"
+        ) from error
+
+
+def fingerprint(spec: str | Path) -> str:  # 16 hex
+    """Of what the base computes: all configs and all weights, whatever its folder is called."""
+    folder = locate(spec)
+    tokenizer = [f"tokenizer/{path.name}" for path in sorted((folder / "tokenizer").glob("*.json"))]
+    digest = hashlib.sha256()
+    for name in (*CONFIGS, *tokenizer, *WEIGHTS.values()):
+        path = folder / name
+        digest.update(f"{name}\n{_sha256(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """The hub's cache names large files by their hash already; others are read once per process."""
+    if re.fullmatch(r"[0-9a-f]{64}", path.name):
+        return path.name
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@torch.no_grad()
+def encode_images(
+    base: Base,
+    images: NDArray[np.uint8],  # NHWC RGB, sides multiples of 8
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # mean, std: [N, 4, H/8, W/8], before the scaling factor
+    """The posterior rather than a sample of it, so that each epoch can draw its own (facts/training.md, C5)."""
+    _check_images(images)
+    pixels = torch.from_numpy(np.array(images)).to(base.device).permute(0, 3, 1, 2).to(base.dtype) / 127.5 - 1
+    posterior = _part(base, "vae").encode(pixels).latent_dist
+    return posterior.mean.float().cpu().numpy(), posterior.std.float().cpu().numpy()
+
+
+@torch.no_grad()
+def encode_text(base: Base, captions: list[str]) -> NDArray[np.float32]:  # [N, T, D]; "" is the empty prompt
+    """The last hidden state at the tokenizer's full length, as Stable Diffusion 1.5 was trained with."""
+    _part(base, "text_encoder")
+    tokens = base.tokenizer(
+        captions, padding="max_length", max_length=base.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    return base.text_encoder(tokens.input_ids.to(base.device))[0].float().cpu().numpy()
+
+
+@torch.no_grad()
+def decode_latents(base: Base, latents: Tensor) -> NDArray[np.uint8]:  # [N, 4, h, w], scaled to unit variance => NHWC RGB
+    """One image at a time: the decoder's largest maps are the peak of memory of a whole sampling run."""
+    vae = _part(base, "vae")
+    images = [vae.decode(one[None].to(base.device, base.dtype) / base.scaling_factor).sample[0] for one in latents]
+    pixels = (torch.stack(images).float() * 127.5 + 127.5).round().clamp(0, 255)
+    return pixels.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+
+
+def noise_levels(base: Base) -> Tensor:  # [1000] float32: the share of signal variance left at each timestep (alpha bar)
+    """Float32 throughout, as diffusers computes it, so that training and sampling agree to the last bit."""
+    config = base.scheduler
+    first, last, count = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
+    if config.get("beta_schedule") == "scaled_linear":
+        betas = torch.linspace(first**0.5, last**0.5, count, dtype=torch.float32) ** 2
+    elif config.get("beta_schedule") == "linear":
+        betas = torch.linspace(first, last, count, dtype=torch.float32)
+    else:
+        raise ValueError(f"base {base.name} has the noise schedule {config.get('beta_schedule')!r}; scaled_linear and linear are known")
+    if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
+        raise ValueError(f"base {base.name} predicts {config['prediction_type']!r}; epsilon and v_prediction are known")
+    return torch.cumprod(1 - betas, dim=0)
+
+
+def _part(base: Base, name: str) -> Any:
+    part = getattr(base, name)
+    if part is None:
+        raise ValueError(f"base {base.name} was loaded without its {name}: add it to `parts`")
+    return part
+
+
+def _check_images(images: NDArray[np.uint8]) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.shape[1] % 8 or images.shape[2] % 8:
+        raise ValueError(f"images must be uint8 NHWC RGB with sides in multiples of 8, not {images.dtype} {images.shape}")

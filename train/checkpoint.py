@@ -1,0 +1,175 @@
+"""Atomic checkpoints in the diffusers layout, with everything that an exact resume needs; safetensors and JSON only."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn, optim
+
+from train.controlnet import ControlNet, empty_controlnet
+
+KEEP = 2  # newest checkpoints of a run
+META = "meta.json"  # written last: a folder without it is no checkpoint
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint; `path / condition` is a folder that diffusers.ControlNetModel.from_pretrained loads."""
+
+    path: Path
+    images: int  # seen: the one counter everything else follows from
+    step: int  # optimizer steps
+    meta: dict[str, Any]
+
+
+def save(
+    out: Path,
+    controlnets: dict[str, ControlNet],  # by condition
+    optimizers: dict[str, optim.Optimizer],
+    meta: dict[str, Any],  # has images and step; this adds the files
+) -> Checkpoint:
+    """Written under a temporary name, flushed to disk, renamed: a kill at any moment leaves the previous checkpoint whole."""
+    final = out / f"step-{meta['step']:08d}"
+    work = out / f"{TEMPORARY}{final.name}-{os.getpid()}"
+    shutil.rmtree(work, ignore_errors=True)
+    for condition, controlnet in controlnets.items():
+        folder = work / condition
+        folder.mkdir(parents=True)
+        _write_json(folder / "config.json", diffusers_config(controlnet))
+        weights = {name: tensor.detach().contiguous() for name, tensor in controlnet.state_dict().items()}
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(optimizer_tensors(controlnet, optimizers[condition]), folder / OPTIMIZER)
+    files = sorted(path for path in work.rglob("*") if path.is_file())
+    meta = meta | {"files": {str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}}
+    _write_json(work / META, meta)
+    for path in (*files, work / META, *(work / condition for condition in controlnets), work):
+        _fsync(path)
+    if final.exists():  # an incomplete folder of that name: newest() would have resumed from a complete one
+        _discard(final)
+    work.rename(final)
+    _fsync(out)
+    for old in _folders(out)[:-KEEP]:
+        _discard(old)
+    return Checkpoint(final, meta["images"], meta["step"], meta)
+
+
+def newest(out: Path) -> Checkpoint | None:
+    """The last complete checkpoint; only reads, so that a report may ask while training runs."""
+    for folder in reversed(_folders(out)):
+        try:
+            return read(folder)
+        except FileNotFoundError:
+            continue
+    return None
+
+
+def read(folder: Path) -> Checkpoint:
+    """A file that is missing or cut short is named, since everything below would fail less clearly."""
+    meta_path = folder / META
+    if not meta_path.is_file():
+        raise FileNotFoundError(f"{folder} is not a complete checkpoint: it has no {META}")
+    meta = json.loads(meta_path.read_text())
+    for name, fact in meta["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != fact["bytes"]:
+            raise FileNotFoundError(f"checkpoint {folder} is damaged: {name} is missing or has the wrong size; delete the folder")
+    return Checkpoint(folder, meta["images"], meta["step"], meta)
+
+
+def sweep(out: Path) -> None:
+    """Only the process that trains calls this: a temporary name may be another reader's checkpoint in the making."""
+    for path in out.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def load_controlnet(
+    folder: Path,  # in the diffusers layout: config.json and diffusion_pytorch_model.safetensors
+    unet: Any = None,  # a UNet2DConditionModel to check the topology against; None = as config.json says
+) -> ControlNet:  # float32 on the CPU, trainable
+    """Strict in both directions: a ControlNet with a tensor missing would run, and run wrongly."""
+    for name in ("config.json", WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is no ControlNet in the diffusers layout: it has no {name}")
+    controlnet = empty_controlnet(json.loads((folder / "config.json").read_text()))
+    if unet is not None:
+        theirs = {name: unet.state_dict()[name].shape for name in unet.state_dict() if name in controlnet.state_dict()}
+        odd = [name for name, shape in theirs.items() if controlnet.state_dict()[name].shape != shape]
+        if odd:
+            raise ValueError(f"the ControlNet in {folder} belongs to another base: {len(odd)} tensors differ in shape, first {odd[0]}")
+    weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
+    expected = {name: tensor.shape for name, tensor in controlnet.state_dict().items()}
+    wrong = sorted(name for name in expected.keys() | weights.keys() if name not in weights or expected.get(name) != weights[name].shape)
+    if wrong:
+        raise ValueError(f"{folder / WEIGHTS} does not fit its config.json: {len(wrong)} tensors differ, first {wrong[0]}")
+    controlnet.load_state_dict(weights, assign=True)
+    return controlnet.requires_grad_(True)
+
+
+def weights_hash(folder: Path) -> str:  # 16 hex
+    """Identity of a ControlNet folder's weights, wherever it lies."""
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{folder} is no ControlNet in the diffusers layout: it has no {WEIGHTS}")
+    return _sha256(folder / WEIGHTS)[:16]
+
+
+def optimizer_tensors(controlnet: nn.Module, optimizer: optim.Optimizer) -> dict[str, torch.Tensor]:
+    """`<parameter>.<state>`, by name, so that no pickle and no parameter order is involved."""
+    names = [name for name, _ in controlnet.named_parameters()]
+    states = optimizer.state_dict()["state"]
+    return {f"{names[i]}.{key}": value.contiguous() for i, state in states.items() for key, value in state.items()}
+
+
+def load_optimizer(folder: Path, controlnet: nn.Module, optimizer: optim.Optimizer) -> None:
+    """The reverse of optimizer_tensors; a parameter that never had a gradient has no state."""
+    index = {name: i for i, (name, _) in enumerate(controlnet.named_parameters())}
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in load_file(folder / OPTIMIZER).items():
+        parameter, key = name.rsplit(".", 1)
+        state.setdefault(index[parameter], {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def diffusers_config(controlnet: ControlNet) -> dict[str, Any]:
+    """The config.json that diffusers, and so ComfyUI and A1111, reads beside the weights."""
+    from diffusers import __version__
+
+    return {"_class_name": "ControlNetModel", "_diffusers_version": __version__, **controlnet.config}
+
+
+def _folders(out: Path) -> list[Path]:
+    """In order of steps, whether complete or not."""
+    return sorted(path for path in out.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+
+
+def _discard(folder: Path) -> None:
+    """Renamed first: a kill in the middle must not leave half a checkpoint under a checkpoint's name."""
+    doomed = folder.with_name(f"{TEMPORARY}{folder.name}-old-{os.getpid()}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
