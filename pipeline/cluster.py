@@ -8,6 +8,7 @@ It catches what a single bad image raises; what it does raise is a failure of th
 
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -103,6 +104,8 @@ class Cluster:
                     except (self.ray.exceptions.WorkerCrashedError, self.ray.exceptions.OutOfMemoryError) as error:
                         job = self._without_deadly_rows(function, job, cpus, gpus, type(error).__name__)
                         flying[self._submit(function, job, cpus, gpus)] = job
+                    except self.ray.exceptions.RayError as error:
+                        raise MillError(f"Ray itself failed ({type(error).__name__}: {error}); run the same command again.") from error
         if failures:
             raise JobsFailed(
                 f"{len(failures)} of the {label} jobs failed; run the same command again to retry them:\n  " + "\n  ".join(failures)
@@ -151,6 +154,8 @@ def _call(
 
     cv2.setNumThreads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:  # a worker that is used again; a fresh one reads the variable
+        sys.modules["torch"].set_num_threads(threads)
     return function(args, rows, deadly, probe)
 
 

@@ -191,14 +191,11 @@ def _warm_start(plan: Plan, catalog: Catalog, run: Run) -> dict[str, str] | None
 
 def train_run(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
     """In a worker: fits one run, going on from its newest checkpoint."""
-    import torch
-
     from train import base as bases
     from train.fit import Options, fit
 
     if probe:
         return ""
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     loaded = load_base(args["base"], ("unet", "text_encoder"), device())
     empty = np.asarray(bases.encode_text(loaded, [""])[0])
     pairs = ShardPairs(Workspace(Path(args["root"])), args["pairs"], empty)
