@@ -56,7 +56,7 @@ def _photograph(raw: RawImage) -> Image.Image:
 
 def run(manifest: Path, workers: int) -> tuple[float, list[int]]:
     """Seconds of the whole command, and the resident MiB of its process tree each second."""
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "run", str(manifest), "--stages", "ingest,annotate", "--workers", str(workers)]
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "run", str(manifest), "--workers", str(workers)]
     start, memory = time.perf_counter(), []
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
@@ -98,7 +98,12 @@ def main() -> None:
             shutil.rmtree(workspace, ignore_errors=True)
             seconds, memory = run(manifest, args.workers)
             half = len(memory) // 2
-            row = {"seconds": seconds, "images_per_second": args.images / seconds, "peak_mib": max(memory), "first_half_peak_mib": max(memory[:half])}
+            row = {
+                "seconds": seconds,
+                "images_per_second": args.images / seconds,
+                "peak_mib": max(memory),
+                "first_half_peak_mib": max(memory[:half]),
+            }
             runs.append(row | {"second_half_peak_mib": max(memory[half:]), "memory_mib": memory})
             print(f"run {number + 1}: {seconds:.1f} s, {row['images_per_second']:.1f} images/s, peak {row['peak_mib']} MiB "
                   f"(first half {row['first_half_peak_mib']}, second half {runs[-1]['second_half_peak_mib']})", flush=True)  # fmt: skip

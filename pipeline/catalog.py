@@ -110,7 +110,7 @@ class Catalog:
             )
         while True:
             try:
-                config = {"enable_external_access": "false", "lock_configuration": "true", "threads": "2"}
+                config: dict[str, Any] = {"enable_external_access": "false", "lock_configuration": "true", "threads": "2"}
                 connection = duckdb.connect(str(path), read_only=read_only, config=config)
                 break
             except duckdb.IOException as error:

@@ -59,7 +59,10 @@ class Cluster:
             where: dict[str, Any] = {"address": self.address} if self.address else {
                 "num_cpus": self.workers, "object_store_memory": 128 * 2**20, "include_dashboard": False, "_node_ip_address": "127.0.0.1",
             }  # fmt: skip
-            ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=True)
+            try:
+                ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=True)
+            except ConnectionError as error:
+                raise MillError(f"No Ray cluster answers at {self.address}: check --address, or leave it out to start one here.") from error
             self._ray = ray
         return self._ray
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from annotate import annotator, maps
+from annotate.annotator import Step
 from pipeline import MillError, sources
 from pipeline.manifest import Image
 from pipeline.sources import RawImage, Unreadable
@@ -12,7 +13,7 @@ from pipeline.workspace import write_whole
 
 def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resolution: int) -> Iterator[tuple[Path, str]]:
     """Yields each file made with '', or each image and what was wrong with it."""
-    steps = []
+    steps: list[Step] = []
     for name in names:
         try:
             step = annotator.resolve(name)

@@ -12,6 +12,7 @@ from pipeline.manifest import Manifest
 from pipeline.plan import MEASURES, Plan
 
 COMPLETE, NOT_COMPLETE, COMPLETE_WITH_FAILURES = 0, 1, 3  # exit statuses
+WORTH_A_REPORT = 2.0  # seconds of work after which the report is brought up to date, so it fills as the job goes on
 STAGES = ("ingest", "annotate", "encode", "train", "generate", "score", "report")
 
 
@@ -45,7 +46,10 @@ def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
             for stage in options.stages:
                 start = time.monotonic()
                 told = STAGE[stage](plan, catalog, workers, options)
-                say(f"{stage:<9} {told}  ({time.monotonic() - start:.1f} s)")
+                spent = time.monotonic() - start
+                say(f"{stage:<9} {told}  ({spent:.1f} s)")
+                if spent > WORTH_A_REPORT and "report" in options.stages and stage != "report":
+                    _report(plan, catalog, workers, options)
     return exit_status(plan, catalog, options)
 
 

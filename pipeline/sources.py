@@ -63,9 +63,9 @@ def listing(sources: list[FolderSource | ListSource]) -> list[RawImage]:
 
 
 def _list_folder(source: FolderSource) -> Iterator[RawImage]:
-    root = Path(source.path).expanduser()
+    root = Path(source.path).expanduser().resolve()  # an address must mean the same in a worker's folder and in a later run's
     if not root.is_dir():
-        raise MillError(f"source.path: the folder {root.resolve()} does not exist: set it to a folder of images.")
+        raise MillError(f"source.path: the folder {root} does not exist: set it to a folder of images.")
     template = source.captions.get("template") if isinstance(source.captions, dict) else None
     fixed = template if template is not None else None if source.captions == "sidecar" else ""
     for path in sorted(root.rglob("*")):
@@ -75,9 +75,9 @@ def _list_folder(source: FolderSource) -> Iterator[RawImage]:
 
 
 def _list_file(source: ListSource) -> Iterator[RawImage]:
-    path = Path(source.path).expanduser()
+    path = Path(source.path).expanduser().resolve()
     if not path.is_file():
-        raise MillError(f"source.path: the list {path.resolve()} does not exist: set it to a .jsonl or .csv file.")
+        raise MillError(f"source.path: the list {path} does not exist: set it to a .jsonl or .csv file.")
     if path.suffix not in (".jsonl", ".csv"):
         raise MillError(f"source.path: {path} is neither .jsonl nor .csv.")
     with path.open(encoding="utf-8-sig", newline="") as file:

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+OPEN = os.environ | {"RAY_AUTH_MODE": "disabled"}  # a token made by one process would not be known to the next
 COMMAND = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 
 
@@ -41,12 +42,27 @@ def folder(tmp_path: Path, photograph: Callable[..., Image.Image]) -> Callable[[
     return make
 
 
+@pytest.fixture(scope="session")
+def address() -> Iterator[str]:
+    """A Ray cluster that the tests share: starting one takes longer than most of them."""
+    code = "from pipeline.cluster import Cluster; c = Cluster(workers=2); print(c.ray.get_runtime_context().gcs_address.split(':')[1], flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=OPEN
+    ) as ray:
+        assert ray.stdout and ray.stdin
+        yield f"127.0.0.1:{ray.stdout.readline().strip()}"
+        ray.stdin.close()
+
+
 @pytest.fixture
-def controlmill(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def controlmill(tmp_path: Path, address: str) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command in the test's folder; the result has returncode, stdout and stderr."""
 
     def run(*arguments: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*COMMAND, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True, timeout=timeout)
+        cluster = ["--address", address] if arguments[0] == "run" else []
+        return subprocess.run(
+            [*COMMAND, *map(str, arguments), *cluster], cwd=tmp_path, env=OPEN, capture_output=True, text=True, timeout=timeout
+        )
 
     return run
 

@@ -59,12 +59,16 @@ def test_the_conditions_need_only_the_standard_library() -> None:
 
 
 def test_no_other_file_compares_condition_names() -> None:
-    names = {line.split('"')[1] for line in (ROOT / "annotate" / "conditions.py").read_text().splitlines() if line.strip().startswith('name="')}
+    names = {
+        line.split('"')[1] for line in (ROOT / "annotate" / "conditions.py").read_text().splitlines() if line.strip().startswith('name="')
+    }
     assert len(names) == 13
     for path in modules():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Compare):
-                literals = {part.value for part in [node.left, *node.comparators] if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+                literals = {
+                    part.value for part in [node.left, *node.comparators] if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                }
                 assert not literals & names, f"{path.relative_to(ROOT)}:{node.lineno} compares a condition's name"
 
 

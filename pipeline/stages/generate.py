@@ -15,7 +15,8 @@ from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
 from pipeline.plan import Plan
 from pipeline.stages.annotate import read_annotation
-from pipeline.stages.encode import base_fingerprint, base_spec, device, load_base
+from pipeline.stages.encode import base_spec, device, load_base
+from pipeline.stages.train import planned_runs
 from pipeline.workspace import Workspace, fingerprint
 
 BATCH = 4  # samples at a time, and a shard's rows: what a killed run loses at most
@@ -60,16 +61,15 @@ class Arm:
 
 
 def arms(plan: Plan, catalog: Catalog) -> list[Arm]:
-    """Every system to sample and score, for the runs that have finished."""
-    if plan.manifest.evaluate is None or plan.manifest.train is None:
+    """Every system to sample and score: the manifest's runs that have finished, and their baselines."""
+    runs = catalog.query("SELECT run, conditions, checkpoint, base_fingerprint FROM runs WHERE status = 'complete' ORDER BY run")
+    if plan.manifest.evaluate is None or not runs:
         return []
-    frozen = plan.manifest.evaluate.benchmark
-    mark = base_fingerprint(base_spec(plan))
-    out = []
-    runs = catalog.query(
-        "SELECT run, conditions, checkpoint FROM runs WHERE status = 'complete' AND base_fingerprint = ? ORDER BY run", [mark]
-    )
-    for run, conditions, checkpoint in runs:
+    frozen, out = plan.manifest.evaluate.benchmark, []
+    named = {planned.name for planned in planned_runs(plan, catalog)}
+    for run, conditions, checkpoint, mark in runs:
+        if run not in named:
+            continue  # of an earlier manifest: its conditions were made otherwise
         for condition in conditions:
             rows = catalog.query(
                 "SELECT image_id, coalesce(caption, ''), height, width, map_shard, row FROM pairs WHERE condition = ? AND split = ?",

@@ -33,12 +33,13 @@ def ingest(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | None 
         size = plan.manifest.shard_images
         for part, start in enumerate(range(0, len(new), size), start=first):
             raws = [asdict(raw) for raw in new[start : start + size]]
+            inputs = shards.made_from(key, raws)
             args = {
                 "root": str(workspace.root), "key": key, "part": part, "raws": raws,
                 "image": plan.manifest.image.model_dump(), "split": plan.manifest.split.model_dump(),
-                "made_from": shards.made_from(key, raws), "retry": retry_failed,
+                "made_from": inputs, "retry": retry_failed,
             }  # fmt: skip
-            adopted = shards.adopt(workspace.images(key, part), args["made_from"])
+            adopted = shards.adopt(workspace.images(key, part), inputs)
             if adopted:
                 commit_in_turn(part, adopted)
             else:

@@ -14,7 +14,7 @@ from annotate import maps
 from annotate.annotator import lacks
 from annotate.conditions import CONDITIONS
 from evaluate import fidelity, statistics
-from pipeline import __version__, manifest, shards, sources, status
+from pipeline import MillError, __version__, manifest, shards, sources, status
 from pipeline.catalog import Catalog
 from pipeline.plan import Plan
 from pipeline.report import contents
@@ -30,7 +30,7 @@ ROWS, PAIRS, SIDE = 24, 6, 256  # of the contact sheet and the evidence; thumbna
 def report(plan: Plan, catalog: Catalog) -> Path:
     """Returns the page's path; its pictures lie beside it."""
     told = status.facts(catalog)
-    runs, systems = tuple(_runs(plan, catalog)), arms(plan, catalog)
+    runs, systems = tuple(_runs(plan, catalog)), _systems(plan, catalog)
     data = contents.ReportData(
         name=plan.manifest.name,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -47,6 +47,13 @@ def report(plan: Plan, catalog: Catalog) -> Path:
         evidence=tuple(_evidence(plan, catalog, systems)),
     )
     return render(data, plan.workspace.report)
+
+
+def _systems(plan: Plan, catalog: Catalog) -> list[Arm]:
+    try:
+        return arms(plan, catalog)
+    except MillError:
+        return []  # a report under way: what the stages before still lack, they say themselves
 
 
 def _machine() -> dict[str, str]:
@@ -71,7 +78,10 @@ def _stages(plan: Plan, told: dict[str, Any], runs: tuple[contents.Run, ...], sy
 
     readable = told["images"].get("ok", 0)
     made = sum(it["ok"] + it["skipped"] + it["failed"] for it in told["conditions"].values())
-    seen, asked_for = sum(run.images_seen for run in runs), sum(run.images for run in plan.manifest.train.runs) if plan.manifest.train else 0
+    seen, asked_for = (
+        sum(run.images_seen for run in runs),
+        sum(run.images for run in plan.manifest.train.runs) if plan.manifest.train else 0,
+    )
     samples = sum(told["samples"].values())
     distinct = {arm.samples: len(arm.items) for arm in systems}
     wanted = sum(distinct.values()) * len(plan.manifest.evaluate.benchmark.seeds) if plan.manifest.evaluate else 0
@@ -135,7 +145,9 @@ def _contact(plan: Plan, catalog: Catalog) -> Iterator[contents.ContactRow]:
     for image, image_id, uri, caption, split, shard, row in chosen:
         drawn: dict[str, bytes | str] = {}
         sql = "SELECT condition, status, reason, shard, row FROM annotations WHERE image = ?"
-        for condition, state, reason, map_shard, map_row in sorted(catalog.query(sql, [image]), key=lambda it: list(CONDITIONS).index(it[0])):
+        for condition, state, reason, map_shard, map_row in sorted(
+            catalog.query(sql, [image]), key=lambda it: list(CONDITIONS).index(it[0])
+        ):
             made = read_annotation(plan.workspace, map_shard, map_row, condition).map if state == "ok" else None
             drawn[condition] = _thumbnail(maps.render(made)) if made else f"{state}: {reason}"
         picture = sources.decode(shards.read_row(plan.workspace.root / shard, row, ["image"])["image"])
@@ -177,7 +189,9 @@ def _scores(plan: Plan, catalog: Catalog, systems: list[Arm]) -> Iterator[conten
                         theirs = _samples(catalog, other.system, key, metric)
                         both = sorted(own.keys() & theirs.keys())
                         if both:
-                            found = statistics.paired_difference([own[it] for it in both], [theirs[it] for it in both], [it[0] for it in both])
+                            found = statistics.paired_difference(
+                                [own[it] for it in both], [theirs[it] for it in both], [it[0] for it in both]
+                            )
                             comparisons.append(
                                 contents.Comparison(against=other.arm, difference=found.mean, low=found.low, high=found.high, p=found.p)
                             )
@@ -227,7 +241,9 @@ def _generated(plan: Plan, catalog: Catalog, arm: Arm, image_id: str, seed: int)
             else:
                 reread = _thumbnail(maps.render(maps.decode(CONDITIONS[arm.condition].kind, stored["map"], json.loads(stored["meta"]))))
     name = arm.run if arm.arm == CONTROL else arm.arm
-    return contents.Generated(system=name, baseline=arm.arm != CONTROL, image=_thumbnail(sources.decode(image)), reread=reread, values=values)
+    return contents.Generated(
+        system=name, baseline=arm.arm != CONTROL, image=_thumbnail(sources.decode(image)), reread=reread, values=values
+    )
 
 
 def _thumbnail(pixels: np.ndarray, store: str = "png") -> bytes:

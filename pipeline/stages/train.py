@@ -78,7 +78,7 @@ def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
 
 def _planned(plan: Plan, catalog: Catalog, run: Run, spec: str, mark: str) -> PlannedRun:
     key = latent_key(plan, mark)
-    latents = {part: path for part, path in catalog.query("SELECT part, path FROM shards WHERE kind = 'latents' AND key = ?", [key])}
+    latents = dict(catalog.query("SELECT part, path FROM shards WHERE kind = 'latents' AND key = ?", [key]))
     members: dict[str, dict[str, tuple[int, int, str]]] = {}
     for name in run.conditions:
         rows = catalog.query("SELECT image_id, part, row, map_shard FROM pairs WHERE condition = ? AND split = 'train'", [name])
@@ -89,10 +89,10 @@ def _planned(plan: Plan, catalog: Catalog, run: Run, spec: str, mark: str) -> Pl
                 f"loosen conditions.{name}.select, or add images."
             )
     shared = sorted(set.intersection(*(set(rows) for rows in members.values())))
-    for name, rows in members.items():
-        if len(shared) < SMALLEST_SHARE * len(rows):
+    for name, found in members.items():
+        if len(shared) < SMALLEST_SHARE * len(found):
             raise MillError(
-                f"train: {' + '.join(run.conditions)} share {len(shared)} pairs, under 90 % of the {len(rows)} of {name}: train them apart."
+                f"train: {' + '.join(run.conditions)} share {len(shared)} pairs, under 90 % of the {len(found)} of {name}: train them apart."
             )
     addresses = [
         PairAddress(

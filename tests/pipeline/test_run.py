@@ -55,14 +55,22 @@ def test_each_bad_file_is_a_row_with_its_reason_and_doubles_are_kept_once(
     ran = controlmill("run", manifest(), *STAGES)
     assert ran.returncode == 3, ran.stderr
     assert "2 exact duplicates" in ran.stdout
-    rows = dict(query(tmp_path, "SELECT regexp_extract(uri, '[^/]*$'), images.reason FROM sources JOIN images USING (image_id) WHERE status = 'failed'"))
+    rows = dict(
+        query(
+            tmp_path,
+            "SELECT regexp_extract(uri, '[^/]*$'), images.reason FROM sources JOIN images USING (image_id) WHERE status = 'failed'",
+        )
+    )
     assert rows == {
         "bad-empty.jpg": "empty file", "bad-text.jpg": "not an image of a known format",
         "bad-truncated.jpg": rows["bad-truncated.jpg"], "bad-dangling.jpg": "can't be read: No such file or directory",
     }  # fmt: skip
     assert "truncated" in rows["bad-truncated.jpg"]
     assert query(tmp_path, "SELECT count(*) FROM images WHERE status = 'ok'") == [(9,)]
-    same = query(tmp_path, "SELECT regexp_extract(uri, '[^/]*$') FROM sources WHERE image_id = (SELECT image_id FROM sources WHERE uri LIKE '%/000.jpg') ORDER BY 1")
+    same = query(
+        tmp_path,
+        "SELECT regexp_extract(uri, '[^/]*$') FROM sources WHERE image_id = (SELECT image_id FROM sources WHERE uri LIKE '%/000.jpg') ORDER BY 1",
+    )
     assert [name for (name,) in same] == ["000.jpg", "001-same.jpg", "zzz-same.jpg"]
     assert query(tmp_path, "SELECT count(*) FROM annotations") == [(9,)]
     # mended, only what failed is tried again
@@ -168,7 +176,9 @@ def test_bad_input_is_one_sentence_and_status_1(
     assert len(ran.stderr.strip().splitlines()) == 1
 
 
-def test_a_workspace_keeps_its_name_and_its_split(controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]) -> None:
+def test_a_workspace_keeps_its_name_and_its_split(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]
+) -> None:
     folder(4)
     assert controlmill("run", manifest(), *STAGES).returncode == 0
     other = controlmill("run", manifest("other"), *STAGES)
@@ -178,20 +188,26 @@ def test_a_workspace_keeps_its_name_and_its_split(controlmill: Command, folder: 
     assert controlmill("verify", "ws").returncode == 0
 
 
-def test_a_split_that_leaves_a_needed_part_empty_is_an_error(controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]) -> None:
+def test_a_split_that_leaves_a_needed_part_empty_is_an_error(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]
+) -> None:
     folder(4)
     train = "{base: random, runs: [{conditions: [canny], images: 4}]}"
     ran = controlmill("run", manifest(split="{test: 0.0, validation: 0.0}", train=train, evaluate="{}"), *STAGES)
     assert ran.returncode == 1 and "no image fell into 'test'" in ran.stderr
 
 
-def test_auto_is_resolved_once_and_kept(controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path) -> None:
+def test_auto_is_resolved_once_and_kept(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
     folder(2)
     assert controlmill("run", manifest(), *STAGES).returncode == 0
     assert "detector: opencv-canny" in (tmp_path / "ws/manifest.yaml").read_text()
 
 
-def test_a_dry_run_touches_nothing(controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_dry_run_touches_nothing(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
     folder(2)
     ran = controlmill("run", manifest(conditions="{sketch: {}}"), "--dry-run")
     assert ran.returncode == 0 and "hed" in ran.stdout and not (tmp_path / "ws").exists()
@@ -209,7 +225,9 @@ def test_status_and_sql_tell_the_same_numbers(controlmill: Command, folder: Call
     assert wrong.returncode == 1 and "The query failed" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
-@pytest.mark.parametrize("query", ["DELETE FROM shards", "COPY images TO 'stolen.csv'", "SELECT * FROM read_csv('/etc/passwd')", "ATTACH 'x.db'"])
+@pytest.mark.parametrize(
+    "query", ["DELETE FROM shards", "COPY images TO 'stolen.csv'", "SELECT * FROM read_csv('/etc/passwd')", "ATTACH 'x.db'"]
+)
 def test_sql_can_neither_write_nor_leave_the_catalog(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path, query: str
 ) -> None:

@@ -54,7 +54,9 @@ def test_a_transparent_palette_colour_lies_on_white() -> None:
     assert (made[:30] == 255).all() and abs(made[34:].astype(int) - (40, 40, 200)).max() < 3
 
 
-@pytest.mark.parametrize(("mode", "form"), [("P", "GIF"), ("L", "PNG"), ("1", "PNG"), ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("LA", "PNG"), ("L", "JPEG")])
+@pytest.mark.parametrize(
+    ("mode", "form"), [("P", "GIF"), ("L", "PNG"), ("1", "PNG"), ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("LA", "PNG"), ("L", "JPEG")]
+)
 def test_every_mode_becomes_rgb(mode: str, form: str) -> None:
     made = stored(Pillow.fromarray(HALVES).convert(mode), form)
     assert made.shape == (64, 64, 3) and made.dtype == np.uint8
@@ -90,7 +92,9 @@ def test_crop_takes_the_centre() -> None:
     assert (stored(Pillow.fromarray(wide), "PNG") == 255).all()
 
 
-@pytest.mark.parametrize(("size", "expected"), [((512, 512), (512, 512)), ((768, 1024), (448, 576)), ((3000, 1000), (896, 256)), ((100, 50), (704, 320))])
+@pytest.mark.parametrize(
+    ("size", "expected"), [((512, 512), (512, 512)), ((768, 1024), (448, 576)), ((3000, 1000), (896, 256)), ((100, 50), (704, 320))]
+)
 def test_buckets_are_multiples_of_64_no_larger_than_the_square(size: tuple[int, int], expected: tuple[int, int]) -> None:
     height, width = sources.canonical_size(*size, Image(resolution=512, fit="bucket"))
     assert height % 64 == width % 64 == 0 and height * width <= 512 * 512
@@ -134,7 +138,9 @@ def test_the_size_is_checked_before_decoding() -> None:
     buffer = io.BytesIO()
     Pillow.new("RGB", (300, 300)).save(buffer, "PNG")
     with pytest.raises(Unreadable, match="300×300 is over image.max_pixels") as caught:
-        sources.canonical(buffer.getvalue()[:100], Image(resolution=64, max_pixels=10_000))  # header only: decoding it would say "truncated"
+        sources.canonical(
+            buffer.getvalue()[:100], Image(resolution=64, max_pixels=10_000)
+        )  # header only: decoding it would say "truncated"
     assert (caught.value.width, caught.value.height, caught.value.format) == (300, 300, "PNG")
 
 
@@ -156,7 +162,12 @@ def test_a_folder_is_listed_recursively_in_a_stable_order(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("name", "text", "caption"),
-    [("1.txt", " a cat \n", "a cat"), ("1.json", '{"caption": "a dog"}', "a dog"), ("1.json", '{"text": "a cow"}', "a cow"), ("1.json", "{", "")],
+    [
+        ("1.txt", " a cat \n", "a cat"),
+        ("1.json", '{"caption": "a dog"}', "a dog"),
+        ("1.json", '{"text": "a cow"}', "a cow"),
+        ("1.json", "{", ""),
+    ],
 )
 def test_captions_come_from_sidecars(tmp_path: Path, name: str, text: str, caption: str) -> None:
     (tmp_path / "1.jpg").write_bytes(b"x")
