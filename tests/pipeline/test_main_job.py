@@ -1,0 +1,127 @@
+"""The whole flow on a dozen small pictures: latents, a trained ControlNet, samples, scores with their baselines, a report."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.catalog import Catalog
+from pipeline.workspace import Workspace
+from tests.conftest import COMMAND, OPEN
+
+TRAIN = "{base: random, runs: [{conditions: [canny], images: 16, batch: 4, lr: 1.0e-3, checkpoint_every: 4}]}"
+EVALUATE = "{benchmark: {split: test, samples: 4, seeds: [0, 1], steps: 2, guidance: 2.0}}"
+SPLIT = "{validation: 0.1, test: 0.3, salt: 3}"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, address: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A finished job, made once for the tests below, which only look."""
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("job")
+    (root / "photos").mkdir()
+    for number in range(14):
+        coarse = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((96, 96), Image.Resampling.NEAREST).save(root / "photos" / f"{number:02d}.png")
+        (root / "photos" / f"{number:02d}.txt").write_text(f"picture <b>{number}</b>")
+    (root / "manifest.yaml").write_text(
+        f"name: job\nworkspace: ws\nsource: {{kind: folder, path: photos}}\nimage: {{resolution: 64}}\nsplit: {SPLIT}\nshard_images: 8\n"
+        f"conditions: {{canny: {{}}, sketch: {{}}}}\ntrain: {TRAIN}\nevaluate: {EVALUATE}\n"
+    )
+    return root, command(root, address)
+
+
+def command(root: Path, address: str, *more: str) -> subprocess.CompletedProcess[str]:
+    line = [*COMMAND, "run", "manifest.yaml", "--address", address, *more]
+    return subprocess.run(line, cwd=root, env=OPEN, capture_output=True, text=True, timeout=600)
+
+
+def query(root: Path, sql: str) -> list[tuple[Any, ...]]:
+    return Catalog(Workspace(root / "ws")).query(sql)
+
+
+def test_the_job_ends_complete_with_a_report(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    root, ran = made
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    page = (root / "ws/report/index.html").read_text()
+    assert "random weights" in page and "no_control" in page and "<b>" not in page.split("picture", 1)[1][:40]
+    assert "http://" not in page.replace("http://www.w3.org", "") and 'src="https' not in page
+
+
+def test_every_pair_has_latents_and_hed_was_made_for_its_child(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    root, _ = made
+    assert query(root, "SELECT count(*) FROM latent_rows WHERE status = 'ok'") == [(14,)]
+    assert dict(query(root, "SELECT condition, count(*) FROM annotations GROUP BY ALL")) == {"canny": 14, "hed": 14, "sketch": 14}
+
+
+def test_the_checkpoint_loads_in_diffusers(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    from diffusers import ControlNetModel
+
+    root, _ = made
+    ((run, images, steps, random_weights, checkpoint),) = query(root, "SELECT run, images, steps, random_weights, checkpoint FROM runs")
+    assert (images, steps, random_weights) == (16, 4, True) and run.startswith("canny-")
+    net, told = ControlNetModel.from_pretrained(root / "ws" / checkpoint / "canny", output_loading_info=True)
+    assert not any(told[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert net.controlnet_mid_block.weight.abs().max() > 0  # a zero convolution that has learned
+
+
+def test_scores_stand_beside_their_baselines_with_n_and_interval(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    root, _ = made
+    (test,) = query(root, "SELECT count(*) FROM images WHERE split = 'test' AND status = 'ok'")[0]
+    n = 2 * min(4, test)
+    rows = query(root, "SELECT system, metric, value, low, high, n, n_failed FROM scores ORDER BY ALL")
+    assert {(system, metric) for system, metric, *_ in rows} == {
+        (system, metric) for system in ("control", "no_control", "shuffled_condition") for metric in ("edge_f1", "edge_f1_1px")
+    }
+    assert all(low <= value <= high and count == n and failed == 0 for _, _, value, low, high, count, failed in rows)
+    assert query(root, "SELECT count(*) FROM samples WHERE system LIKE '%shuffled%' AND image_id = hint_image_id") == [(0,)]
+
+
+def test_a_second_run_makes_nothing_new(made: tuple[Path, subprocess.CompletedProcess[str]], address: str) -> None:
+    root, _ = made
+    before = {path: path.stat().st_mtime_ns for path in (root / "ws").rglob("*") if path.suffix in (".parquet", ".safetensors", ".jsonl")}
+    again = command(root, address)
+    assert again.returncode == 0 and "going on in" in again.stdout and again.stdout.count("nothing to do") == 4
+    after = {path: path.stat().st_mtime_ns for path in (root / "ws").rglob("*") if path.suffix in (".parquet", ".safetensors", ".jsonl")}
+    assert after == before
+
+
+def test_the_catalog_is_rebuilt_with_runs_and_scores(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    root, _ = made
+    tables = {
+        "runs": "SELECT * EXCLUDE (seconds) FROM runs ORDER BY ALL", "scores": "SELECT * FROM scores ORDER BY ALL",
+        "samples": "SELECT * FROM samples ORDER BY ALL", "pairs": "SELECT * FROM pairs ORDER BY ALL",
+    }  # fmt: skip
+    before = {name: query(root, sql) for name, sql in tables.items()}
+    done = subprocess.run([*COMMAND, "catalog", "rebuild", "ws"], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {name: query(root, sql) for name, sql in tables.items()} == before
+
+
+def test_a_run_killed_in_training_goes_on_from_its_checkpoint(
+    folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder(6)
+    runs = "[{conditions: [canny], images: 400, batch: 4, checkpoint_every: 20}]"
+    path = manifest(train=f"{{base: random, runs: {runs}}}", split="{validation: 0.0, test: 0.0}")
+    first = subprocess.Popen([*COMMAND, "run", str(path)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("ws/checkpoints/*/step-*/meta.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    first.kill()
+    first.wait()
+    (run,) = [folder for folder in (tmp_path / "ws/checkpoints").iterdir() if folder.is_dir()]
+    reached = max(json.loads(meta.read_text())["images"] for meta in run.glob("step-*/meta.json"))
+    assert 0 < reached < 400
+    second = subprocess.run([*COMMAND, "run", str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert second.returncode == 0, second.stderr
+    log = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+    seen = [row["images"] for row in log]
+    assert seen == sorted(set(seen)) and seen[-1] == 400
+    assert query(tmp_path, "SELECT images, status FROM runs") == [(400, "complete")]
