@@ -98,7 +98,8 @@ class Run(Section):
     @model_validator(mode="after")
     def _divides(self) -> "Run":
         if self.images % self.batch:
-            raise ValueError(f"images ({self.images}) must be a multiple of batch ({self.batch}): set it to {-(-self.images // self.batch) * self.batch}")
+            enough = -(-self.images // self.batch) * self.batch
+            raise ValueError(f"images ({self.images}) must be a multiple of batch ({self.batch}): set it to {enough}")
         if self.micro_batch and self.batch % self.micro_batch:
             raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
         return self
@@ -206,7 +207,7 @@ def _sentence(path: Path, tree: yaml.Node | None, mistake: Any) -> str:
     message = mistake["msg"].removeprefix("Value error, ")
     match mistake["type"]:
         case "extra_forbidden":
-            parent = _model_at([step for step in steps[:-1]])
+            parent = _model_at(steps[:-1])
             known = sorted(parent.model_fields) if parent else []
             close = difflib.get_close_matches(str(steps[-1]), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}." if known else "remove it."

@@ -10,6 +10,7 @@ from typing import Any
 
 from annotate import annotator
 from annotate.conditions import CONDITIONS
+from pipeline import manifest
 from pipeline.catalog import Catalog
 
 PACKAGES = (
@@ -21,6 +22,7 @@ STATES = ("ok", "skipped", "failed", "to do")
 
 def facts(catalog: Catalog) -> dict[str, Any]:
     """Counts by stage and condition; `to do` counts readable images without a row."""
+    saved = manifest.load(catalog.workspace.manifest)
     images: dict[str, int] = dict(catalog.query("SELECT status, count(*) FROM images GROUP BY status"))
     readable = images.get("ok", 0)
     sql = """SELECT condition, detector, fingerprint, count(*) FILTER (a.status = 'ok'), count(*) FILTER (a.status = 'skipped'),
@@ -51,7 +53,10 @@ def facts(catalog: Catalog) -> dict[str, Any]:
                    UNION ALL SELECT condition, reason, count(*) FROM annotations WHERE status <> 'ok' GROUP BY ALL ORDER BY what, n DESC"""
             )
         ],
-        "latents": catalog.row("SELECT count(*) FROM latent_rows")[0],
+        "latents": catalog.row("SELECT count(DISTINCT image) FROM latent_rows JOIN images USING (image) WHERE latent_rows.status = 'ok'")[
+            0
+        ],
+        "runs asked for": len(saved.train.runs) if saved.train else 0,
         "runs": [
             dict(zip(("run", "images", "steps", "status"), row, strict=True))
             for row in catalog.query("SELECT run, images, steps, status FROM runs ORDER BY run")
@@ -67,7 +72,10 @@ def text(told: dict[str, Any]) -> str:
     header = ["condition", "detector", *STATES]
     rows = [[name, it["detector"], *(it[state] for state in STATES)] for name, it in told["conditions"].items()]
     lines.append(table(header, rows))
-    lines += [f"latents    {told['latents']}"]
+    if told["runs asked for"]:
+        complete = sum(run["status"] == "complete" for run in told["runs"])
+        lines.append(f"encode     {told['latents']} ok, {told['images'].get('ok', 0) - told['latents']} to do")
+        lines.append(f"train      {complete} of {told['runs asked for']} runs complete, {max(0, told['runs asked for'] - complete)} to do")
     lines += [f"run        {run['run']}: {run['status']}, {run['images']} images seen in {run['steps']} steps" for run in told["runs"]]
     lines += [f"samples    {system}: {count}" for system, count in told["samples"].items()]
     lines += [f"scores     {told['scores']}"]

@@ -45,12 +45,16 @@ def folder(tmp_path: Path, photograph: Callable[..., Image.Image]) -> Callable[[
 @pytest.fixture(scope="session")
 def address() -> Iterator[str]:
     """A Ray cluster that the tests share: starting one takes longer than most of them."""
-    code = "from pipeline.cluster import Cluster; c = Cluster(workers=2); print(c.ray.get_runtime_context().gcs_address.split(':')[1], flush=True); input()"
+    code = """from pipeline.cluster import Cluster
+ray = Cluster(workers=2).ray
+print(ray.get_runtime_context().gcs_address, flush=True)
+input()"""
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=OPEN
     ) as ray:
         assert ray.stdout and ray.stdin
-        yield f"127.0.0.1:{ray.stdout.readline().strip()}"
+        port = ray.stdout.readline().strip().split(":")[1]
+        yield f"127.0.0.1:{port}"
         ray.stdin.close()
 
 

@@ -17,6 +17,7 @@ ONLY_IN = {  # library -> the files that may import it
     "openpifpaf": ["annotate/"],
     "mediapipe": ["annotate/"],
 }
+HEAVY = ("torch", "ray", "diffusers", "transformers", "mediapipe", "controlnet_aux")
 NOT_A_JOB = {"utils", "helpers", "common", "core"}
 
 
@@ -74,5 +75,5 @@ def test_no_other_file_compares_condition_names() -> None:
 
 @pytest.mark.parametrize("module", ["pipeline.cli", "pipeline.stages.ingest", "pipeline.stages.annotate", "annotate.annotator"])
 def test_importing_loads_no_heavy_library(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in ('torch', 'ray', 'diffusers', 'transformers', 'mediapipe', 'controlnet_aux') if m in sys.modules])"
+    code = f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"

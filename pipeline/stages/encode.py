@@ -1,7 +1,6 @@
 """Canonical images -> VAE moments and text embeddings of the locked base, once for all conditions."""
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from pipeline import MillError, shards, sources
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
 from pipeline.plan import Plan
-from pipeline.workspace import Workspace, fingerprint
+from pipeline.stages.parts import make_missing, told
+from pipeline.workspace import fingerprint
 
 BATCH = 4
 RANDOM_BASE = "random"  # `base: random`
@@ -65,40 +65,22 @@ def encode(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
     for part, row, image_id, caption in catalog.query(CAPTIONED):
         parts.setdefault(part, []).append((row, image_id, caption))
     committed = catalog.committed("latents", key)
-    todo = {part: members for part, members in parts.items() if part not in committed}
-
-    def jobs() -> Iterator[Job]:
-        for part, members in todo.items():
-            inputs = shards.made_from(key, members)
-            adopted = shards.adopt(workspace.latents(key, part), inputs)
-            if adopted:
-                catalog.commit(adopted)
-                continue
-            args = {
-                "root": str(workspace.root), "images": str(workspace.images(plan.image_key, part)), "image_key": plan.image_key,
-                "part": part, "key": key, "base": spec, "made_from": inputs, "captions": {row: caption for row, _, caption in members},
-            }  # fmt: skip
-            yield Job(f"encode part {part}", args, tuple(row for row, *_ in members))
-
-    total = sum(map(len, todo.values()))
-    if total:
-        cluster.run(
-            encode_part,
-            jobs(),
-            lambda _, path: catalog.commit(shards.verify(Path(path))),
-            label="encode",
-            total=total,
-            gpus=_share(cluster),
-        )
-    return f"{total} images to do" if total else "nothing to do"
+    jobs: dict[Path, Job] = {}
+    for part, members in parts.items():
+        if part in committed:
+            continue
+        path = workspace.latents(key, part)
+        args = {
+            "path": str(path), "images": str(workspace.images(plan.image_key, part)), "base": spec,
+            "captions": {row: caption for row, _, caption in members},
+            "facts": {"kind": "latents", "key": key, "image_key": plan.image_key, "part": part, "made_from": shards.made_from(key, members)},
+        }  # fmt: skip
+        jobs[path] = Job(f"encode part {part}", args, tuple(row for row, *_ in members))
+    return told(make_missing(catalog, cluster, encode_part, jobs, label="encode", gpus=1), "images")
 
 
 CAPTIONED = """SELECT shards.part, images.row, image_id, coalesce(caption, '') FROM images JOIN shards ON shards.path = images.shard
                LEFT JOIN captions USING (image) WHERE status = 'ok' ORDER BY ALL"""
-
-
-def _share(cluster: Cluster) -> float:
-    return 1.0 if cluster.gpus else 0.0
 
 
 def encode_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
@@ -120,11 +102,9 @@ def encode_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, s
             table[row] |= {"status": "ok", "reason": "", "caption": caption} | {name: pack(array) for name, array in arrays.items()}
     for row, reason in deadly.items():
         table[row] |= {"status": "failed", "reason": reason}
-    path = Workspace(Path(args["root"])).latents(args["key"], args["part"])
     if not probe:
-        facts = {"kind": "latents"} | {name: args[name] for name in ("key", "image_key", "part", "made_from")}
-        shards.write(path, table, shards.LATENTS, facts)
-    return str(path)
+        shards.write(Path(args["path"]), table, shards.LATENTS, args["facts"])
+    return args["path"]
 
 
 def pack(array: Any) -> bytes:

@@ -2,7 +2,6 @@
 
 import functools
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pipeline.cluster import Cluster, Job
 from pipeline.plan import Plan
 from pipeline.stages.annotate import read_annotation
 from pipeline.stages.encode import base_spec, device, load_base
+from pipeline.stages.parts import make_missing, told
 from pipeline.stages.train import planned_runs
 from pipeline.workspace import Workspace, fingerprint
 
@@ -113,21 +113,9 @@ def generate(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
             }  # fmt: skip
             todo[path] = Job(f"generate {arm.samples} part {part}", args, tuple(range(len(chunk))))
 
-    def jobs() -> Iterator[Job]:
-        for path, job in todo.items():
-            adopted = shards.adopt(path, job.args["facts"]["made_from"])
-            if adopted:
-                catalog.commit(adopted)
-            else:
-                yield job
-
-    total = sum(len(job.rows) for job in todo.values())
-    if total:
-        cluster.run(
-            generate_part, jobs(), lambda _, path: catalog.commit(shards.verify(Path(path))), label="generate", total=total, gpus=min(1, cluster.gpus)
-        )  # fmt: skip
+    rows = make_missing(catalog, cluster, generate_part, todo, label="generate", gpus=1)
     (count,) = catalog.row("SELECT count(*) FROM samples")
-    return f"{f'{total} samples to do' if total else 'nothing to do'}; {count} samples"
+    return f"{told(rows, 'samples')}; {count} samples"
 
 
 @functools.cache
@@ -148,7 +136,13 @@ def generate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int,
     net = load_controlnet(str(workspace.root / args["checkpoint"]), args["base"]) if args["checkpoint"] else None
     chunk: list[tuple[Item, Item, int]] = args["chunk"]
     table: list[dict[str, Any]] = [
-        {"image_id": item.image_id, "hint_image_id": hint.image_id if net else "", "seed": seed, "status": "failed", "reason": deadly.get(row, "")}
+        {
+            "image_id": item.image_id,
+            "hint_image_id": hint.image_id if net else "",
+            "seed": seed,
+            "status": "failed",
+            "reason": deadly.get(row, ""),
+        }
         for row, (item, hint, seed) in enumerate(chunk)
     ]
     by_size: dict[tuple[int, int], list[int]] = {}

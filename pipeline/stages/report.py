@@ -176,40 +176,43 @@ def _samples(catalog: Catalog, system: str, key: str, metric: str) -> dict[tuple
 
 
 def _scores(plan: Plan, catalog: Catalog, systems: list[Arm]) -> Iterator[contents.ScoreRow]:
-    sql = """SELECT value, low, high, n, n_failed, higher_is_better, checkpoint, seeds FROM scores
-             WHERE run = ? AND condition = ? AND system = ? AND metric = ?"""
+    sql = """SELECT metric, value, low, high, n, n_failed, higher_is_better, checkpoint, seeds FROM scores
+             WHERE run = ? AND condition = ? AND system = ?"""
     for arm in systems:
-        kind, key = CONDITIONS[arm.condition].kind, score_key(plan, arm) if CONDITIONS[arm.condition].kind in scored_kinds() else ""
-        for metric in fidelity.NAMES.get(kind, ()):
-            for value, low, high, n, n_failed, better, checkpoint, seeds in catalog.query(sql, [arm.run, arm.condition, arm.arm, metric]):
-                own = _samples(catalog, arm.system, key, metric)
-                comparisons = []
-                for other in systems:
-                    if arm.arm == CONTROL and other.arm != CONTROL and (other.run, other.condition) == (arm.run, arm.condition):
-                        theirs = _samples(catalog, other.system, key, metric)
-                        both = sorted(own.keys() & theirs.keys())
-                        if both:
-                            found = statistics.paired_difference(
-                                [own[it] for it in both], [theirs[it] for it in both], [it[0] for it in both]
-                            )
-                            comparisons.append(
-                                contents.Comparison(against=other.arm, difference=found.mean, low=found.low, high=found.high, p=found.p)
-                            )
-                yield contents.ScoreRow(
-                    system=arm.run if arm.arm == CONTROL else arm.arm, baseline=arm.arm != CONTROL, condition=arm.condition, metric=metric,
-                    value=value, low=low, high=high, n=n, n_failed=n_failed, higher_is_better=better,
-                    definition=fidelity.METRICS[metric].definition, detector=plan.conditions[arm.condition].fingerprint, checkpoint=checkpoint,
-                    seeds=tuple(json.loads(seeds)), comparisons=tuple(comparisons),
-                )  # fmt: skip
+        for metric, value, low, high, n, n_failed, better, checkpoint, seeds in catalog.query(sql, [arm.run, arm.condition, arm.arm]):
+            baselines = [it for it in _siblings(arm, systems) if it.arm != CONTROL] if arm.arm == CONTROL else []
+            yield contents.ScoreRow(
+                system=_name(arm), baseline=arm.arm != CONTROL, condition=arm.condition, metric=metric, value=value, low=low, high=high, n=n,
+                n_failed=n_failed, higher_is_better=better, definition=fidelity.METRICS[metric].definition,
+                detector=plan.conditions[arm.condition].fingerprint, checkpoint=checkpoint, seeds=tuple(json.loads(seeds)),
+                comparisons=tuple(found for it in baselines if (found := _comparison(plan, catalog, arm, it, metric))),
+            )  # fmt: skip
+
+
+def _comparison(plan: Plan, catalog: Catalog, arm: Arm, baseline: Arm, metric: str) -> contents.Comparison | None:
+    """Sample by sample, over those that both have."""
+    own, theirs = (_samples(catalog, it.system, score_key(plan, it), metric) for it in (arm, baseline))
+    both = sorted(own.keys() & theirs.keys())
+    if not both:
+        return None
+    found = statistics.paired_difference([own[it] for it in both], [theirs[it] for it in both], [image for image, _ in both])
+    return contents.Comparison(against=baseline.arm, difference=found.mean, low=found.low, high=found.high, p=found.p)
+
+
+def _siblings(arm: Arm, systems: list[Arm]) -> list[Arm]:
+    return [it for it in systems if (it.run, it.condition) == (arm.run, arm.condition)]
+
+
+def _name(arm: Arm) -> str:
+    return arm.run if arm.arm == CONTROL else arm.arm
 
 
 def _evidence(plan: Plan, catalog: Catalog, systems: list[Arm]) -> Iterator[contents.Evidence]:
     for control in (arm for arm in systems if arm.arm == CONTROL):
-        siblings = [arm for arm in systems if (arm.run, arm.condition) == (control.run, control.condition)]
         assert plan.manifest.evaluate is not None
         seed = plan.manifest.evaluate.benchmark.seeds[0]
         for item in control.items[:PAIRS]:
-            outputs = [made for arm in siblings if (made := _generated(plan, catalog, arm, item.image_id, seed))]
+            outputs = [made for arm in _siblings(control, systems) if (made := _generated(plan, catalog, arm, item.image_id, seed))]
             truth = read_annotation(plan.workspace, item.map_shard, item.row, control.condition).map
             if not outputs or truth is None:
                 continue

@@ -1,7 +1,6 @@
 """Samples -> scores: each is annotated again by the detector that made its condition, with the same draws, and compared."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
 from pipeline.plan import Plan
 from pipeline.stages.annotate import read_annotation
-from pipeline.stages.generate import BATCH, Arm, arms
+from pipeline.stages.generate import Arm, arms
+from pipeline.stages.parts import make_missing, told
 from pipeline.workspace import Workspace, fingerprint
 
 
@@ -24,15 +24,17 @@ def scored_kinds() -> set[str]:
 
 
 def score(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
-    workspace, todo = plan.workspace, {}
+    workspace = plan.workspace
+    todo: dict[Path, Job] = {}
     systems = [arm for arm in arms(plan, catalog) if CONDITIONS[arm.condition].kind in scored_kinds()]
     for arm in systems:
         key = score_key(plan, arm)
         committed = catalog.committed("scores", key, arm.system)
         sampled = catalog.query(
-            "SELECT part, path FROM shards WHERE kind = 'samples' AND key = ? AND name = ? ORDER BY part", [arm.benchmark, arm.samples]
+            "SELECT part, path, rows FROM shards WHERE kind = 'samples' AND key = ? AND name = ? ORDER BY part",
+            [arm.benchmark, arm.samples],
         )
-        for part, samples in sampled:
+        for part, samples, rows in sampled:
             if part in committed:
                 continue
             path = workspace.scores(arm.system, key, part)
@@ -41,20 +43,10 @@ def score(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
                 "steps": [asdict(step) for step in chain(plan, arm.condition)], "truth": {item.image_id: item for item in arm.items},
                 "facts": {"kind": "scores", "key": key, "name": arm.system, "part": part, "made_from": shards.made_from(key, samples)},
             }  # fmt: skip
-            todo[path] = Job(f"score {arm.system} part {part}", args, tuple(range(BATCH)))
+            todo[path] = Job(f"score {arm.system} part {part}", args, tuple(range(rows)))
 
-    def jobs() -> Iterator[Job]:
-        for path, job in todo.items():
-            adopted = shards.adopt(path, job.args["facts"]["made_from"])
-            if adopted:
-                catalog.commit(adopted)
-            else:
-                yield job
-
-    if todo:
-        cluster.run(score_part, jobs(), lambda _, path: catalog.commit(shards.verify(Path(path))), label="score", total=BATCH * len(todo))
-    count = summarise(plan, catalog)
-    return f"{f'{len(todo)} shards to do' if todo else 'nothing to do'}; {count} scores"
+    made = make_missing(catalog, cluster, score_part, todo, label="score")
+    return f"{told(made, 'samples')}; {summarise(plan, catalog)} scores"
 
 
 def score_key(plan: Plan, arm: Arm) -> str:

@@ -137,7 +137,7 @@ def test_what_gives_no_image_gives_a_reason(data: bytes, reason: str) -> None:
 def test_the_size_is_checked_before_decoding() -> None:
     buffer = io.BytesIO()
     Pillow.new("RGB", (300, 300)).save(buffer, "PNG")
-    with pytest.raises(Unreadable, match="300×300 is over image.max_pixels") as caught:
+    with pytest.raises(Unreadable, match=r"300×300 is over image\.max_pixels") as caught:
         sources.canonical(
             buffer.getvalue()[:100], Image(resolution=64, max_pixels=10_000)
         )  # header only: decoding it would say "truncated"
@@ -184,7 +184,10 @@ def test_captions_come_from_a_template(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("list.jsonl", '{"image": "1.jpg", "caption": "one", "year": 1999}\n\n{"image": "2.jpg"}\n'), ("list.csv", "image,caption,year\n1.jpg,one,1999\n2.jpg,,\n")],
+    [
+        ("list.jsonl", '{"image": "1.jpg", "caption": "one", "year": 1999}\n\n{"image": "2.jpg"}\n'),
+        ("list.csv", "image,caption,year\n1.jpg,one,1999\n2.jpg,,\n"),
+    ],
 )  # fmt: skip
 def test_a_list_gives_images_captions_and_fields(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)

@@ -1,0 +1,38 @@
+"""What the stages that make one shard a job share: adopt what a killed run left whole, make the rest, commit each as it ends."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipeline import shards
+from pipeline.catalog import Catalog
+from pipeline.cluster import Cluster, Job
+
+
+def make_missing(
+    catalog: Catalog,
+    cluster: Cluster,
+    function: Callable[..., str],  # returns the path of the shard it wrote
+    jobs: dict[Path, Job],  # by the shard that is not committed; args["facts"] becomes its footer
+    *,
+    label: str,
+    gpus: float = 0,  # of one job, where the cluster has any
+) -> int:
+    """Returns how many rows there were to make."""
+
+    def missing() -> Iterator[Job]:
+        for path, job in jobs.items():
+            adopted = shards.adopt(path, job.args["facts"]["made_from"])
+            if adopted:
+                catalog.commit(adopted)
+            else:
+                yield job
+
+    rows = sum(len(job.rows) for job in jobs.values())
+    if rows:
+        share = min(gpus, cluster.gpus)
+        cluster.run(function, missing(), lambda _, path: catalog.commit(shards.verify(Path(path))), label=label, total=rows, gpus=share)
+    return rows
+
+
+def told(rows: int, unit: str) -> str:
+    return f"{rows} {unit} to do" if rows else "nothing to do"
