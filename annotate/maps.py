@@ -53,7 +53,7 @@ def depth_map(inverse: np.ndarray) -> RawMap:
 
 
 def encode(raw: RawMap) -> bytes:
-    """The stored bytes of DESIGN.md section 3; decode(kind, bytes, meta) gives the map back."""
+    """The stored bytes (ARCHITECTURE.md, raw maps); decode(kind, bytes, meta) gives the map back."""
     return _kind(raw.kind).encode(raw.array, raw.meta)
 
 

@@ -5,6 +5,7 @@ the driver opens it for one commit, readers for one query, and both wait for eac
 """
 
 import json
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -179,7 +180,8 @@ def rebuild(workspace: Workspace, finish: Any) -> tuple[int, list[str]]:
             broken.append(f"{workspace.relative(path)}: {error}")
     found.sort(key=lambda shard: (order[shard.facts["kind"]], shard.facts["part"], shard.path))
     temporary = workspace.root / f"{TEMPORARY}rebuild"
-    temporary.mkdir(exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a rebuild that was killed
+    temporary.mkdir()
     fresh = Catalog(workspace, temporary / "catalog.duckdb")
     fresh.create()
     with fresh.transaction() as connection:
@@ -253,7 +255,7 @@ def _insert_images(connection: duckdb.DuckDBPyConnection, shard: int, facts: dic
 
 def _image_of(facts: dict[str, Any]) -> str:
     """The integer key of a row that is aligned with the images shard of the same part."""
-    return f"""JOIN image_rows ON image_rows.row = incoming.row AND image_rows.shard =
+    return f"""JOIN image_rows ON image_rows.row = incoming.row AND image_rows.image_id = incoming.image_id AND image_rows.shard =
         (SELECT shard FROM shards WHERE kind = 'images' AND key = '{facts["image_key"]}' AND part = {facts["part"]})
         WHERE incoming.status IS NOT NULL"""
 

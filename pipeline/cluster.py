@@ -48,6 +48,15 @@ class Cluster:
         return int(self.ray.cluster_resources().get("GPU", 0))
 
     @property
+    def share(self) -> float:
+        """Of a GPU, for each of the workers that detect at the same time."""
+        return min(1.0, self.gpus / self.workers)
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+    @property
     def ray(self) -> Any:
         if self._ray is None:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -78,7 +78,7 @@ def batch_at(
     prompt_drop: float,  # 0..1
     scaling_factor: float,  # of the VAE
 ) -> Batch:
-    """Prompt drop is chosen here, each epoch anew, and never baked into a cache (facts/training.md, finding 5)."""
+    """Prompt drop is chosen here, each epoch anew, and never baked into a cache."""
     places = [position(len(pairs), seed, counter + i) for i in range(size)]
     rows = [pairs[index] for _, index in places]
     epochs = [epoch for epoch, _ in places]

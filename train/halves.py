@@ -1,4 +1,4 @@
-"""The two halves of a Stable Diffusion UNet, so that K conditions can share one pass of the locked encoder (facts/training.md, C5)."""
+"""The two halves of a Stable Diffusion UNet, so that K conditions can share one pass of the locked encoder."""
 
 from collections.abc import Sequence
 from typing import Any

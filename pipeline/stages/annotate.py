@@ -41,13 +41,15 @@ def annotate(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | Non
                 if adopted:
                     catalog.commit(adopted)
                 else:
+                    if again:  # from here on the shard counts as uncommitted, so a kill can't leave the catalog with a file that changed
+                        catalog.forget(workspace.relative(path))
                     todo.append({"record": it.record(), "step": asdict(it.step), "path": str(path), "again": again})
             if todo:
                 rows = tuple(row for row, _ in members)
                 needed = {name: str(workspace.maps(name, plan.conditions[name].fingerprint, part)) for name in _parents(todo)}
                 args = {
                     "images": str(workspace.images(plan.image_key, part)), "image_key": plan.image_key, "part": part,
-                    "todo": todo, "parents": needed, "made_from": inputs,
+                    "todo": todo, "parents": needed, "made_from": inputs, "device": cluster.device,
                 }  # fmt: skip
                 yield Job(f"annotate part {part}", args, rows)
 
@@ -60,7 +62,7 @@ def annotate(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | Non
         if any(part not in committed[name] or (name, part) in failed for name in plan.conditions)
     )  # fmt: skip
     if total:
-        cluster.run(annotate_part, jobs(), done, label="annotate", total=total)
+        cluster.run(annotate_part, jobs(), done, label="annotate", total=total, gpus=cluster.share)
     return total
 
 
@@ -85,7 +87,7 @@ def annotate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int,
         taken = pictures.take(batch).to_pylist()
         images = [sources.decode(picture["image"]) for picture in taken]
         given = {name: [annotation(table.slice(row, 1).to_pylist()[0], name) for row in batch] for name, table in parents.items()}
-        made = annotator.annotate(images, [picture["image_id"] for picture in taken], steps, given=given)
+        made = annotator.annotate(images, [picture["image_id"] for picture in taken], steps, given=given, device=args["device"])
         for it in args["todo"]:
             name = it["step"]["condition"]
             for row, one in zip(batch, made[name], strict=True):

@@ -39,13 +39,13 @@ def score(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
                 continue
             path = workspace.scores(arm.system, key, part)
             args = {
-                "root": str(workspace.root), "path": str(path), "samples": samples, "condition": arm.condition,
+                "root": str(workspace.root), "path": str(path), "samples": samples, "condition": arm.condition, "device": cluster.device,
                 "steps": [asdict(step) for step in chain(plan, arm.condition)], "truth": {item.image_id: item for item in arm.items},
                 "facts": {"kind": "scores", "key": key, "name": arm.system, "part": part, "made_from": shards.made_from(key, samples)},
             }  # fmt: skip
             todo[path] = Job(f"score {arm.system} part {part}", args, tuple(range(rows)))
 
-    made = make_missing(catalog, cluster, score_part, todo, label="score")
+    made = make_missing(catalog, cluster, score_part, todo, label="score", gpus=cluster.share if todo else 0)
     return f"{told(made, 'samples')}; {summarise(plan, catalog)} scores"
 
 
@@ -77,7 +77,9 @@ def score_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, st
             record["reason"] = deadly[row]
         elif sample["status"] == "ok":
             # The annotator draws by image id; the stored draws of the condition are used, so both maps are read the same way.
-            reread = annotator.annotate([sources.decode(sample["image"])], [sample["image_id"]], steps, draws={condition: [truth.draws]})
+            reread = annotator.annotate(
+                [sources.decode(sample["image"])], [sample["image_id"]], steps, draws={condition: [truth.draws]}, device=args["device"]
+            )
             made = reread[condition][0].map
             record |= {"status": "ok" if made else "failed", "reason": reread[condition][0].reason}
         values = fidelity.sample_fidelity(kind, truth.map.array, made.array if made else None)

@@ -108,7 +108,7 @@ def test_a_run_killed_in_training_goes_on_from_its_checkpoint(
     folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder(6)
-    runs = "[{conditions: [canny], images: 400, batch: 4, checkpoint_every: 20}]"
+    runs = "[{conditions: [canny], images: 160, batch: 4, checkpoint_every: 20}]"
     path = manifest(train=f"{{base: random, runs: {runs}}}", split="{validation: 0.0, test: 0.0}")
     first = subprocess.Popen([*COMMAND, "run", str(path)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -118,10 +118,10 @@ def test_a_run_killed_in_training_goes_on_from_its_checkpoint(
     first.wait()
     (run,) = [folder for folder in (tmp_path / "ws/checkpoints").iterdir() if folder.is_dir()]
     reached = max(json.loads(meta.read_text())["images"] for meta in run.glob("step-*/meta.json"))
-    assert 0 < reached < 400
+    assert 0 < reached < 160
     second = subprocess.run([*COMMAND, "run", str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert second.returncode == 0, second.stderr
     log = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
     seen = [row["images"] for row in log]
-    assert seen == sorted(set(seen)) and seen[-1] == 400
-    assert query(tmp_path, "SELECT images, status FROM runs") == [(400, "complete")]
+    assert seen == sorted(set(seen)) and seen[-1] == 160
+    assert query(tmp_path, "SELECT images, status FROM runs") == [(160, "complete")]

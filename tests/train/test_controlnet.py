@@ -78,7 +78,7 @@ def test_a_new_controlnet_leaves_the_base_bit_for_bit_as_it_is() -> None:
 
 
 def test_gradient_reaches_the_network_in_three_waves() -> None:
-    """Finding 8 of facts/training.md: zero convolutions first, then the trunk and the hint encoder's end, then all of it."""
+    """Zero convolutions first, then the trunk and the hint encoder's end, then all of it."""
     unet = tiny_unet()
     controlnet, _ = ControlNet.from_unet(unet)
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=1e-2)
