@@ -64,6 +64,7 @@ def rectangles(seed: int, *, count: int = 6, side: int = 256) -> NDArray[np.floa
 def _write_models(dest: Path, images: NDArray[np.float32]) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers.utils import logging
 
     unet: Any = UNet2DConditionModel(
         sample_size=64, block_out_channels=WIDTHS, layers_per_block=2, cross_attention_dim=TEXT_WIDTH, norm_num_groups=2,
@@ -93,7 +94,11 @@ def _write_models(dest: Path, images: NDArray[np.float32]) -> None:
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # a bar for a file of 100 kB would stand in the middle of the run's own lines
     pipeline.save_pretrained(dest)
+    if bars:
+        logging.enable_progress_bar()
 
 
 @torch.no_grad()
