@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline import MillError, shards
 from pipeline.schema import migrate
 from pipeline.shards import Shard
-from pipeline.workspace import TEMPORARY, Workspace
+from pipeline.workspace import TEMPORARY, Workspace, stopping
 
 LOCK_PATIENCE = 60.0  # seconds
 
@@ -37,9 +37,8 @@ class Catalog:
         if not path.exists():
             temporary = path.with_name(f"{TEMPORARY}{path.name}")
             temporary.unlink(missing_ok=True)
-            connection = duckdb.connect(str(temporary))
-            migrate(connection)
-            connection.close()
+            with _disk_errors(path), duckdb.connect(str(temporary)) as connection:
+                migrate(connection)
             temporary.replace(path)
         else:
             with self._open(read_only=False) as connection:
@@ -47,28 +46,33 @@ class Catalog:
 
     @contextmanager
     def _open(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
-        path, deadline = self.path, time.monotonic() + LOCK_PATIENCE
+        path = self.path
         if not path.exists():
-            raise MillError(
-                f"There is no catalog at {path}: `controlmill run MANIFEST` makes it, `controlmill catalog rebuild` remakes it."
-            )
+            raise MillError(f"There is no catalog at {path}: `controlmill run MANIFEST` makes it, `controlmill catalog rebuild` remakes it.")
+        with _disk_errors(path), self._connect(read_only) as connection:  # closing writes too: DuckDB's checkpoint
+            yield connection
+
+    def _connect(self, read_only: bool) -> duckdb.DuckDBPyConnection:
+        """Waits for the lock of another process."""
+        config: dict[str, Any] = {"enable_external_access": "false", "lock_configuration": "true", "threads": "2"}
+        deadline = time.monotonic() + LOCK_PATIENCE
         while True:
             try:
-                config: dict[str, Any] = {"enable_external_access": "false", "lock_configuration": "true", "threads": "2"}
-                connection = duckdb.connect(str(path), read_only=read_only, config=config)
-                break
-            except duckdb.IOException as error:
-                if "lock" not in str(error).lower():
-                    raise MillError(_broken(path, error)) from error
-                if time.monotonic() > deadline:
-                    raise MillError(f"The catalog {path} stayed locked for {LOCK_PATIENCE:.0f} s by another process: {error}.") from error
-                time.sleep(0.02)
+                return duckdb.connect(str(self.path), read_only=read_only, config=config)
             except (duckdb.Error, UnicodeDecodeError) as error:
-                raise MillError(_broken(path, error)) from error
-        try:
-            yield connection
-        finally:
-            connection.close()
+                if stopping(error):
+                    raise
+                if "could not set lock" not in str(error).lower():
+                    raise MillError(
+                        f"The catalog {self.path} can't be opened ({str(error).splitlines()[0]}): "
+                        "`controlmill catalog rebuild` makes it again from the shards."
+                    ) from error
+                if time.monotonic() > deadline:
+                    raise MillError(
+                        f"The catalog {self.path} stayed locked for {LOCK_PATIENCE:.0f} s by another process: close what has it open "
+                        "for writing, then run the same command again."
+                    ) from error
+                time.sleep(0.02)
 
     @contextmanager
     def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -78,7 +82,8 @@ class Catalog:
             try:
                 yield connection
             except BaseException:
-                connection.rollback()
+                with suppress(duckdb.Error):  # what went wrong before matters more
+                    connection.rollback()
                 raise
             connection.commit()
 
@@ -328,10 +333,16 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: str, row: dict[str, An
     connection.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' for _ in row)})", list(row.values()))
 
 
-def _broken(path: Path, error: Exception) -> str:
-    return (
-        f"The catalog {path} can't be opened ({str(error).splitlines()[0]}): `controlmill catalog rebuild` makes it again from the shards."
-    )
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """DuckDB's words for a full or read-only disk, as the sentence that every other part of a run uses."""
+    try:
+        yield
+    except duckdb.Error as error:
+        sentence = stopping(error, str(path))
+        if sentence is None:
+            raise
+        raise sentence from error
 
 
 def _now() -> datetime:

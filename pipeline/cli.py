@@ -13,7 +13,7 @@ from pipeline import MillError, __version__, manifest
 from pipeline import plan as plans
 from pipeline.catalog import Catalog
 from pipeline.run import NOT_COMPLETE, STAGES, Options, rebuild, run
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, stopping
 
 HOUSE = ("pipeline", "annotate", "train", "evaluate")
 
@@ -27,6 +27,12 @@ class Mill(click.Group):
             return super().invoke(ctx)
         except MillError as error:
             click.echo(f"controlmill: {error}", err=True)
+            ctx.exit(NOT_COMPLETE)
+        except OSError as error:
+            sentence = stopping(error)
+            if sentence is None:
+                raise
+            click.echo(f"controlmill: {sentence}", err=True)
             ctx.exit(NOT_COMPLETE)
         except KeyboardInterrupt:
             click.echo("controlmill: stopped; what was committed is kept, the same command goes on from there.", err=True)

@@ -6,7 +6,6 @@ A job's function has the signature `function(args, rows, deadly, probe)`:
 It catches what a single bad image raises; what it does raise is a failure of the whole job.
 """
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +15,10 @@ from typing import Any
 
 from pipeline import MillError
 from pipeline.progress import Progress
+from pipeline.workspace import stopping
 
 DEATH = "killed its worker every time it was tried ({})"
 DEATHS_RETRIED = 2  # Ray tries a job whose worker died this often again, before it is split
-STOPPING = {errno.ENOSPC: "The disk is full", errno.EDQUOT: "The disk quota is used up", errno.EROFS: "The disk is read-only"}
 
 
 @dataclass(frozen=True)
@@ -172,8 +171,8 @@ def _call(
 
 
 def _stop_if_hopeless(error: Exception) -> None:
-    if isinstance(error, OSError) and error.errno in STOPPING:
-        what, where = STOPPING[error.errno], f" ({error.filename})" if error.filename else ""
-        raise MillError(f"{what}{where}: make room, then run the same command again; everything committed so far is kept.") from error
+    sentence = stopping(error)
+    if sentence:
+        raise sentence from error
     if isinstance(error, MillError):
         raise error

@@ -32,6 +32,26 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+STOPPING = {
+    errno.ENOSPC: ("The disk is full", "make room"), errno.EDQUOT: ("The disk quota is used up", "make room"),
+    errno.EROFS: ("The disk is read-only", "make it writable"), errno.EACCES: ("Permission is denied", "mend the permissions"),
+}  # fmt: skip
+
+
+def stopping(error: BaseException, where: str = "") -> MillError | None:
+    """The sentence for an error of the disk, after which going on is pointless; None for any other error.
+
+    DuckDB and pyarrow may wrap the system's error, and then only their message tells.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    for code, (what, remedy) in STOPPING.items():
+        if number == code or os.strerror(code) in str(error):
+            place = getattr(error, "filename", None) or where
+            shown = f" ({place})" if place else ""
+            return MillError(f"{what}{shown}: {remedy}, then run the same command again; everything committed so far is kept.")
+    return None
+
+
 @dataclass(frozen=True)
 class Workspace:
     root: Path
