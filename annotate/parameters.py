@@ -1,5 +1,6 @@
 """Parameters of detectors, declared as data: each knows its default, its type and its range."""
 
+import math
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -30,7 +31,7 @@ class Number:
 
     def _one(self, name: str, value: Any) -> int | float:
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        if not numeric or (self.whole and value != int(value)):
+        if not numeric or not math.isfinite(value) or (self.whole and value != int(value)):
             wanted = "an integer" if self.whole else "a number"
             raise ValueError(f"{name}: {wanted}{' or a range [min, max]' if self.span else ''} is wanted, not {value!r}")
         if not self.least <= value <= self.most:

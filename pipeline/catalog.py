@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 
 from pipeline import MillError, shards
 from pipeline.schema import migrate
@@ -48,7 +47,9 @@ class Catalog:
     def _open(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
         path = self.path
         if not path.exists():
-            raise MillError(f"There is no catalog at {path}: `controlmill run MANIFEST` makes it, `controlmill catalog rebuild` remakes it.")
+            raise MillError(
+                f"There is no catalog at {path}: `controlmill run MANIFEST` makes it, `controlmill catalog rebuild` remakes it."
+            )
         with _disk_errors(path), self._connect(read_only) as connection:  # closing writes too: DuckDB's checkpoint
             yield connection
 
@@ -90,14 +91,17 @@ class Catalog:
     def query(self, sql: str, parameters: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of one read-only query; it can reach no file but the catalog."""
         with self._open(read_only=True) as connection:
-            return connection.execute(sql, list(parameters)).fetchall()
+            try:
+                return connection.execute(sql, list(parameters)).fetchall()
+            except duckdb.ConversionException as error:  # a `select:` that some row of the data does not agree with
+                raise MillError(f"A `select:` of the manifest fails on the data: {str(error).splitlines()[0]}") from error
 
     def table(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         """Column names and rows of what a person asked; MillError where the SQL is wrong."""
         with self._open(read_only=True) as connection:
             try:
                 result = connection.execute(sql)
-                return [column[0] for column in result.description or []], result.fetchall()
+                return ([column[0] for column in result.description or []], result.fetchall()) if result else ([], [])
             except duckdb.Error as error:
                 raise MillError(f"The query failed: {error}") from error
 
@@ -124,30 +128,34 @@ class Catalog:
                    a.shard AS map_shard, i.shard AS image_shard, i.row, part{columns}
             FROM annotations a JOIN images i USING (image) LEFT JOIN captions c USING (image)
             WHERE a.status = 'ok' AND i.status = 'ok'"""
-        chosen = []
-        for condition, (where, order_by, limit) in selections.items():
-            tail = (f" ORDER BY {order_by}" if order_by else "") + (f" LIMIT {limit}" if limit else "")
-            chosen.append(f"(SELECT * FROM candidates WHERE condition = '{condition}' AND ({where}){tail})")
+        choices = []
         with self._open(read_only=False) as connection:
             connection.execute(candidates)
-            for condition, choice in zip(selections, chosen, strict=True):
+            for condition, (where, order_by, limit) in selections.items():
+                # The person's words stand alone inside their brackets, on lines of their own: neither a bracket nor a comment gets out.
+                own = f"(SELECT * FROM candidates WHERE condition = '{condition}')"
+                tail = (f" ORDER BY {order_by}\n" if order_by else "") + (f" LIMIT {limit}" if limit else "")
+                choice = f"(SELECT * FROM {own} WHERE (\n{where}\n){tail})"
                 try:
-                    statements = duckdb.extract_statements(choice)
-                    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                        raise MillError(f"conditions.{condition}.select must be one condition for a WHERE, not several statements.")
-                    connection.execute(f"EXPLAIN {choice}")
+                    for probe in (f"SELECT 1 WHERE (\n{where}\n)", choice):
+                        statements = duckdb.extract_statements(probe)
+                        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                            raise MillError(f"conditions.{condition}.select must be one condition for a WHERE, not several statements.")
+                    connection.execute(f"SELECT count(*) FROM {choice}").fetchall()
                 except duckdb.Error as error:
                     raise MillError(
                         f"conditions.{condition}.select does not work: {str(error).splitlines()[0]} "
                         '(`controlmill sql WORKSPACE "DESCRIBE candidates"` lists the columns)'
                     ) from error
-            connection.execute(f"CREATE OR REPLACE VIEW pairs AS {' UNION ALL '.join(chosen)}")
+                choices.append(choice)
+            connection.execute(f"CREATE OR REPLACE VIEW pairs AS {' UNION ALL '.join(choices)}")
 
     # -- commits: one shard, one transaction ------------------------------------------------------------------------------
 
     def commit(self, shard: Shard) -> None:
         with self.transaction() as connection:
-            commit_shard(connection, self.workspace, shard)
+            if not commit_shard(connection, self.workspace, shard):
+                raise MillError(f"The shard {shard.path} does not fit its images: run the same command again.")
 
     def committed(self, kind: str, key: str, name: str | None = None) -> set[int]:
         """Part numbers of the shards that are in."""
@@ -176,34 +184,36 @@ def rebuild(workspace: Workspace, finish: Any) -> tuple[int, list[str]]:
 
     `finish(catalog)` settles what the manifest decides, on the new catalog, before it takes the old one's place.
     """
-    order = {"images": 0, "maps": 1, "latents": 2, "samples": 3, "scores": 4}
     found, broken = [], []
     for path in workspace.all_shards():
         try:
             found.append(shards.verify(path))
-        except (pa.ArrowInvalid, OSError) as error:
+        except shards.BROKEN as error:
             broken.append(f"{workspace.relative(path)}: {error}")
-    found.sort(key=lambda shard: (order[shard.facts["kind"]], shard.facts["part"], shard.path))
+    found.sort(key=lambda shard: (shards.KINDS.index(shard.facts["kind"]), shard.facts["part"], shard.path))
     temporary = workspace.root / f"{TEMPORARY}rebuild"
     shutil.rmtree(temporary, ignore_errors=True)  # of a rebuild that was killed
     temporary.mkdir()
     fresh = Catalog(workspace, temporary / "catalog.duckdb")
     fresh.create()
     with fresh.transaction() as connection:
-        for shard in found:
-            commit_shard(connection, workspace, shard)
+        fitting = [shard for shard in found if commit_shard(connection, workspace, shard)]
     finish(fresh)
     workspace.catalog.with_suffix(".duckdb.wal").unlink(missing_ok=True)
     fresh.path.replace(workspace.catalog)
     temporary.rmdir()
-    return len(found), broken
+    return len(fitting), broken
 
 
-def commit_shard(connection: duckdb.DuckDBPyConnection, workspace: Workspace, shard: Shard) -> None:
-    """Puts a shard's facts in, in place of an earlier version of the same shard."""
+def commit_shard(connection: duckdb.DuckDBPyConnection, workspace: Workspace, shard: Shard) -> bool:
+    """Puts a shard's facts in, in place of an earlier version of the same shard; False, and nothing in, where it does not fit its images."""
     facts, path = shard.facts, workspace.relative(shard.path)
     _remove(connection, path)
-    (number,) = connection.execute("SELECT coalesce(max(shard), 0) + 1 FROM shards").fetchone() or (1,)
+    connection.register("incoming", shards.read_light(shard.path))
+    if facts["kind"] in ROW_ALIGNED and not _fits(connection, facts):
+        connection.unregister("incoming")
+        return False
+    (number,) = connection.execute("SELECT coalesce(max(shard), 0) + 1 FROM shards").fetchall()[0]
     connection.execute(
         "INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
@@ -222,9 +232,9 @@ def commit_shard(connection: duckdb.DuckDBPyConnection, workspace: Workspace, sh
     )
     if "detector" in facts:
         _record_detector(connection, facts["detector"], current=False)
-    connection.register("incoming", shards.read_light(shard.path))
     INSERTS[facts["kind"]](connection, number, facts)
     connection.unregister("incoming")
+    return True
 
 
 def _insert_images(connection: duckdb.DuckDBPyConnection, shard: int, facts: dict[str, Any]) -> None:
@@ -265,6 +275,18 @@ def _image_of(facts: dict[str, Any]) -> str:
         WHERE incoming.status IS NOT NULL"""
 
 
+def _fits(connection: duckdb.DuckDBPyConnection, facts: dict[str, Any]) -> bool:
+    """Whether the shard has exactly one row for each readable image of its part: an orphan of another state of the source has not."""
+    found = connection.execute(
+        f"""SELECT (SELECT count(*) FROM incoming WHERE status IS NOT NULL), (SELECT count(*) FROM incoming {_image_of(facts)}),
+                   (SELECT count(*) FROM image_rows JOIN shards USING (shard)
+                    WHERE kind = 'images' AND key = $key AND part = $part AND image_rows.status = 'ok')""",
+        {"key": facts["image_key"], "part": facts["part"]},
+    ).fetchall()
+    rows, matched, readable = found[0]
+    return bool(rows == matched == readable)
+
+
 def _insert_maps(connection: duckdb.DuckDBPyConnection, shard: int, facts: dict[str, Any]) -> None:
     connection.execute(
         f"""INSERT INTO annotation_rows SELECT image, {shard}, incoming.row, incoming.status, incoming.reason, seconds, measures
@@ -290,14 +312,15 @@ def _insert_scores(connection: duckdb.DuckDBPyConnection, shard: int, facts: dic
 
 
 INSERTS = {"images": _insert_images, "maps": _insert_maps, "latents": _insert_latents, "samples": _insert_samples, "scores": _insert_scores}
+ROW_ALIGNED = {"maps", "latents"}  # with the images shard of the same part
 ROWS_OF = {"images": "image_rows", "maps": "annotation_rows", "latents": "latent_rows", "samples": "sample_rows", "scores": "score_rows"}
 
 
 def _remove(connection: duckdb.DuckDBPyConnection, path: str) -> None:
-    found = connection.execute("SELECT shard, kind, key, part FROM shards WHERE path = ?", [path]).fetchone()
-    if found is None:
+    found = connection.execute("SELECT shard, kind, key, part FROM shards WHERE path = ?", [path]).fetchall()
+    if not found:
         return
-    shard, kind, key, part = found
+    shard, kind, key, part = found[0]
     if kind == "images":
         children = "SELECT path FROM shards WHERE kind <> 'images' AND image_key = ? AND part = ?"
         for (child,) in connection.execute(children, [key, part]).fetchall():
@@ -313,7 +336,7 @@ def _record_detector(connection: duckdb.DuckDBPyConnection, row: dict[str, Any],
     identity = row["identity"]
     where = "condition = ? AND fingerprint = ?"
     key = [row["condition"], row["fingerprint"]]
-    if connection.execute(f"SELECT 1 FROM detectors WHERE {where}", key).fetchone():
+    if connection.execute(f"SELECT 1 FROM detectors WHERE {where}", key).fetchall():
         connection.execute(f"UPDATE detectors SET current = current OR ? WHERE {where}", [current, *key])
         return
     connection.execute(

@@ -34,7 +34,9 @@ class Mill(click.Group):
                 raise
             click.echo(f"controlmill: {sentence}", err=True)
             ctx.exit(NOT_COMPLETE)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "Query interrupted" not in str(error):  # DuckDB's word for Ctrl-C
+                raise
             click.echo("controlmill: stopped; what was committed is kept, the same command goes on from there.", err=True)
             ctx.exit(NOT_COMPLETE)
 

@@ -61,16 +61,20 @@ class Cluster:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             import logging
+            import signal
 
             import ray
 
             where: dict[str, Any] = {"address": self.address} if self.address else {
-                "num_cpus": self.workers, "object_store_memory": 128 * 2**20, "include_dashboard": False, "_node_ip_address": "127.0.0.1",
+                "address": "local", "num_cpus": self.workers, "object_store_memory": 128 * 2**20, "include_dashboard": False,
+                "_node_ip_address": "127.0.0.1",
             }  # fmt: skip
+            on_terminate = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=True)
             except ConnectionError as error:
                 raise MillError(f"No Ray cluster answers at {self.address}: check --address, or leave it out to start one here.") from error
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place, which ends without a word
             self._ray = ray
         return self._ray
 

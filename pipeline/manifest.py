@@ -157,12 +157,14 @@ def load(path: Path) -> Manifest:
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         value = yaml.safe_load(text)
+        doubled = next(_doubled_keys(tree), None)
+    except RecursionError:
+        raise MillError(f"{path}: nested too deeply for a manifest.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise MillError(f"{path}{f':{mark.line + 1}' if mark else ''}: not YAML: {getattr(error, 'problem', error)}.") from error
     if not isinstance(value, dict):
         raise MillError(f"{path}: a manifest is a mapping of keys (name, workspace, source, …); this file holds {type(value).__name__}.")
-    doubled = next(_doubled_keys(tree), None)
     if doubled:
         raise MillError(f"{path}:{doubled.start_mark.line + 1}: the key {doubled.value!r} stands twice; keep one.")
     try:

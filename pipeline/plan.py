@@ -52,7 +52,10 @@ def image_key(settings: Manifest) -> str:
 
 def make(given: Manifest) -> Plan:
     """Resolves the manifest against what its workspace already settled; MillError where the two don't fit or a detector can't run."""
-    workspace = Workspace(Path(given.workspace).expanduser().resolve())
+    try:
+        workspace = Workspace(Path(given.workspace).expanduser().resolve())
+    except (RuntimeError, ValueError, OSError) as error:
+        raise MillError(f"workspace: {given.workspace!r} is no path: {error}.") from error
     saved = _saved(workspace)
     if saved and saved.name != given.name:
         raise MillError(

@@ -37,8 +37,8 @@ def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
             say("The catalog is missing; making it again from the shards.")
             rebuild(plan, say)
         catalog.create()
-        plans.save(plan)
         settle(plan, catalog)
+        plans.save(plan)
         say(f"{plan.manifest.name}: {'going on in' if began else 'starting in'} {workspace.root}")
         for line in plans.lines(plan):
             say(line)

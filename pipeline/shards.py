@@ -1,6 +1,8 @@
 """Parquet shards: written once, checked when read, each naming in its footer what it holds and from what it was made."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.workspace import fingerprint, sha256_file, write_whole
+from pipeline import MillError
+from pipeline.workspace import fingerprint, sha256_file, stopping, write_whole
 
 FOOTER = b"controlmill"
+KINDS = ("images", "maps", "latents", "samples", "scores")  # in the order in which they are made
+BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)  # what reading a damaged file raises
+REMEDY = "`controlmill verify WORKSPACE --repair` takes it out of the catalog, and the next run makes it again."
 ROWS_A_GROUP = 32  # one picture can be read without the whole shard
 
 IMAGES = pa.schema([
@@ -70,39 +76,51 @@ def write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, facts: dict
 
 
 def facts(path: Path) -> dict[str, Any]:
-    """The footer alone; raises pa.ArrowInvalid or OSError on a file that is not a whole shard."""
+    """The footer alone; raises one of BROKEN on a file that is not a whole shard."""
     metadata = pq.read_metadata(path).metadata or {}
     if FOOTER not in metadata:
         raise pa.ArrowInvalid(f"{path.name} is a Parquet file without ControlMill's footer")
-    return json.loads(metadata[FOOTER])
+    told = json.loads(metadata[FOOTER])
+    if told["kind"] not in KINDS or not isinstance(told["part"], int) or not isinstance(told["key"], str):
+        raise pa.ArrowInvalid(f"{path.name} has a footer that this version does not know")
+    return told
 
 
 def read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    return pq.read_table(path, columns=columns, page_checksum_verification=True, memory_map=False)
+    with _must_be_whole(path):
+        return _read(path, columns)
 
 
 def read_light(path: Path) -> pa.Table:
     """Every column but the pictures, with the row's number in front."""
-    names = [name for name in pq.read_schema(path).names if name not in PAYLOADS]
-    table = read(path, names)
+    with _must_be_whole(path):
+        names = [name for name in pq.read_schema(path).names if name not in PAYLOADS]
+        table = _read(path, names)
     return table.add_column(0, "row", pa.array(range(table.num_rows), pa.int32()))
 
 
 def read_row(path: Path, row: int, columns: list[str]) -> dict[str, Any]:
     """One row, from the one row group that holds it."""
-    file = pq.ParquetFile(path, page_checksum_verification=True)
-    for group in range(file.num_row_groups):
-        size = file.metadata.row_group(group).num_rows
-        if row < size:
-            return file.read_row_group(group, columns=columns).slice(row, 1).to_pylist()[0]
-        row -= size
+    with _must_be_whole(path):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            if row < size:
+                return file.read_row_group(group, columns=columns).slice(row, 1).to_pylist()[0]
+            row -= size
     raise IndexError(f"{path.name} has no row {row}")
 
 
-def verify(path: Path) -> Shard:
-    """Reads the whole file, every page against its checksum; raises pa.ArrowInvalid or OSError where it is broken."""
-    table = read(path)
-    return Shard(path, table.num_rows, path.stat().st_size, sha256_file(path), facts(path))
+def verify(path: Path, made_from: str | None = None) -> Shard:
+    """Reads the whole file, every page against its checksum; raises one of BROKEN where it is not whole.
+
+    With `made_from`, the file must come from those inputs: a worker that outlived its driver may have been here first.
+    """
+    table = _read(path)
+    shard = Shard(path, table.num_rows, path.stat().st_size, sha256_file(path), facts(path))
+    if made_from is not None and shard.facts["made_from"] != made_from:
+        raise MillError(f"{path} was written by another process from other inputs: run the same command again.")
+    return shard
 
 
 def adopt(path: Path, made_from: str) -> Shard | None:
@@ -110,15 +128,28 @@ def adopt(path: Path, made_from: str) -> Shard | None:
     if not path.exists():
         return None
     try:
-        shard = verify(path)
-        if shard.facts.get("made_from") == made_from:
-            return shard
-    except (pa.ArrowInvalid, OSError):
-        pass
-    path.unlink(missing_ok=True)
-    return None
+        return verify(path, made_from)
+    except (*BROKEN, MillError):
+        path.unlink(missing_ok=True)
+        return None
 
 
 def made_from(*parts: Any) -> str:
     """Identity of a shard's inputs, kept in its footer."""
     return fingerprint(parts)
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    return pq.read_table(path, columns=columns, page_checksum_verification=True, memory_map=False)
+
+
+@contextmanager
+def _must_be_whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MillError(f"The shard {path} is missing: {REMEDY}") from error
+    except BROKEN as error:
+        if stopping(error):
+            raise
+        raise MillError(f"The shard {path} is broken ({str(error).splitlines()[0]}): {REMEDY}") from error

@@ -5,11 +5,14 @@ import hashlib
 import importlib.util
 import io
 import json
+import os
+import stat
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -17,6 +20,9 @@ from pipeline import MillError
 from pipeline.manifest import FolderSource, Image, ListSource
 
 PACKAGE = "package://"  # package://skimage/data/coffee.png: a file that an installed package ships
+MAX_BYTES = 2**30  # of one raw file
+# What photographs come in; Pillow's others include some that start another program (EPS).
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA", "ICO")
 ORIENTATION = 0x0112  # the EXIF tag
 SIDECARS = {".txt", ".json"}
 NOT_PHOTOGRAPHS = SIDECARS | {".jsonl", ".csv", ".md", ".db", ".parquet"}  # files that live beside images and are none
@@ -29,6 +35,7 @@ class RawImage:
     uri: str
     caption: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""  # why there is nothing to read, where the listing knows already
 
 
 @dataclass(frozen=True)
@@ -51,63 +58,92 @@ class Unreadable(Exception):
         self.width, self.height, self.format = width, height, format
 
 
-def listing(sources: list[FolderSource | ListSource]) -> list[RawImage]:
-    """Every raw image of the manifest in a stable order, each address once."""
+def listing(sources: list[FolderSource | ListSource], without: Path | None = None) -> list[RawImage]:
+    """Every raw image of the manifest in a stable order, each address once; what lies below `without`, the workspace, is no source."""
     found: dict[str, RawImage] = {}
     for source in sources:
         for raw in LISTERS[type(source)](source):
-            found.setdefault(raw.uri, raw)
+            if without is None or not Path(raw.uri).is_relative_to(without):
+                found.setdefault(raw.uri, raw)
     if not found:
         raise MillError(f"No images found in {', '.join(source.path for source in sources)}: check `source.path` in the manifest.")
     return list(found.values())
 
 
 def _list_folder(source: FolderSource) -> Iterator[RawImage]:
-    root = Path(source.path).expanduser().resolve()  # an address must mean the same in a worker's folder and in a later run's
+    root = _resolve(source.path)  # an address must mean the same in a worker's folder and in a later run's
     if not root.is_dir():
         raise MillError(f"source.path: the folder {root} does not exist: set it to a folder of images.")
     template = source.captions.get("template") if isinstance(source.captions, dict) else None
     fixed = template if template is not None else None if source.captions == "sidecar" else ""
     for path in sorted(root.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if path.suffix.lower() not in NOT_PHOTOGRAPHS and not hidden and (path.is_file() or path.is_symlink()) and not path.is_dir():
-            yield RawImage(str(path), fixed)
+        if path.suffix.lower() not in NOT_PHOTOGRAPHS and not hidden and not path.is_dir():
+            name = os.fsencode(path).decode("utf-8", "backslashreplace")
+            yield RawImage(name, fixed, problem="" if name == str(path) else "its name is not UTF-8: rename the file")
 
 
 def _list_file(source: ListSource) -> Iterator[RawImage]:
-    path = Path(source.path).expanduser().resolve()
+    path = _resolve(source.path)
     if not path.is_file():
         raise MillError(f"source.path: the list {path} does not exist: set it to a .jsonl or .csv file.")
     if path.suffix not in (".jsonl", ".csv"):
         raise MillError(f"source.path: {path} is neither .jsonl nor .csv.")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file) if path.suffix == ".csv" else _json_lines(path, file)
-        for number, row in enumerate(rows, start=2 if path.suffix == ".csv" else 1):
-            address = row.get(source.image_column)
-            if not isinstance(address, str) or not address:
-                raise MillError(
-                    f"{path}:{number}: no {source.image_column!r} (set `source.image_column`; the row has {', '.join(map(str, row))})."
-                )
-            if "template" in source.captions:
-                caption = source.captions["template"]
-            else:
-                caption = str(row.get(source.captions.get("column", "caption")) or "")
-            uri = address if address.startswith(PACKAGE) or Path(address).is_absolute() else str(path.parent / address)
-            yield RawImage(
-                uri, caption, {str(k): v for k, v in row.items() if k not in (source.image_column, source.captions.get("column"))}
-            )
+    caption_column = source.captions.get("column", "caption")
+    known = False
+    for number, row in (_csv_rows if path.suffix == ".csv" else _json_rows)(path):
+        address = row.get(source.image_column)
+        known |= source.image_column in row
+        if not isinstance(address, str) or not address:
+            yield RawImage(f"{path}:{number}", "", problem=str(row.get("problem") or f"the row has no {source.image_column!r}"))
+            continue
+        caption = source.captions["template"] if "template" in source.captions else str(row.get(caption_column) or "")
+        uri = address if address.startswith(PACKAGE) or Path(address).is_absolute() else str(path.parent / address)
+        fields = {str(key): value for key, value in row.items() if key not in (source.image_column, caption_column, None)}
+        yield RawImage(clean(uri), clean(caption), json.loads(clean(json.dumps(fields, ensure_ascii=False))))
+    if not known:
+        raise MillError(f"{path}: no row has {source.image_column!r}: set `source.image_column` to the column that names the image.")
 
 
-def _json_lines(path: Path, file: Any) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file, start=1):
-        if line.strip():
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(MAX_BYTES)
+    with _text(path) as file:
+        rows = csv.DictReader(file)
+        for row in rows:
+            yield rows.line_num, row
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with _text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise MillError(f"{path}:{number}: not JSON: {error.msg}.") from error
-            if not isinstance(row, dict):
-                raise MillError(f"{path}:{number}: a line must be a JSON object with the key 'image'.")
-            yield row
+                row = json.loads(line, parse_constant=lambda name: None)
+            except (ValueError, RecursionError) as error:
+                row = {"problem": f"not JSON: {error}"}
+            yield number, row if isinstance(row, dict) else {"problem": "a line must be a JSON object"}
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[IO[str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise MillError(f"source.path: {path} is not UTF-8 ({error.reason}): save it as UTF-8.") from error
+
+
+def _resolve(path: str) -> Path:
+    try:
+        return Path(path).expanduser().resolve()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise MillError(f"source.path: {path!r} is no path: {error}.") from error
+
+
+def clean(text: str) -> str:
+    """Text that any file can hold: lone surrogates, which UTF-8 has no bytes for, become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 LISTERS: dict[type, Any] = {FolderSource: _list_folder, ListSource: _list_file}
@@ -115,14 +151,21 @@ LISTERS: dict[type, Any] = {FolderSource: _list_folder, ListSource: _list_file}
 
 def read(raw: RawImage) -> tuple[bytes, str]:
     """The raw bytes and the caption; raises Unreadable when the file is not there to be read."""
+    if raw.problem:
+        raise Unreadable(raw.problem)
     path = _locate(raw.uri)
     try:
+        told = path.stat()
+        if not stat.S_ISREG(told.st_mode):  # a pipe or a device might never end
+            raise Unreadable("not a file")
+        if told.st_size > MAX_BYTES:
+            raise Unreadable(f"too large: {told.st_size} bytes")
         data = path.read_bytes()
     except OSError as error:
         raise Unreadable(f"can't be read: {error.strerror}") from error
     if not data:
         raise Unreadable("empty file")
-    return data, raw.caption if raw.caption is not None else _sidecar(path)
+    return data, raw.caption if raw.caption is not None else clean(_sidecar(path))
 
 
 def image_id(data: bytes) -> str:
@@ -135,6 +178,8 @@ def _locate(uri: str) -> Path:
     package, _, inner = uri.removeprefix(PACKAGE).partition("/")
     if ".." in PurePosixPath(inner).parts:
         raise Unreadable("a package:// address can't leave its package")
+    if not package.isidentifier():
+        raise Unreadable(f"{package!r} is no package's name")
     spec = importlib.util.find_spec(package)  # finds without importing
     if spec is None or not spec.submodule_search_locations:
         raise Unreadable(f"the package {package} is not installed")
@@ -150,7 +195,7 @@ def _sidecar(path: Path) -> str:
         if record.is_file():
             value = json.loads(record.read_text(encoding="utf-8-sig"))
             return str(value.get("caption") or value.get("text") or "").strip()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         pass  # an image with a broken sidecar is an image without a caption
     return ""
 
@@ -162,7 +207,7 @@ def canonical(data: bytes, image: Image) -> Canonical:
 
     width = height = kind = None
     try:
-        with warnings.catch_warnings(action="ignore"), Pillow.open(io.BytesIO(data)) as picture:
+        with warnings.catch_warnings(action="ignore"), Pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
             (width, height), kind = picture.size, picture.format
             if width * height > image.max_pixels:
                 raise Unreadable(

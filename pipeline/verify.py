@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import pyarrow as pa
-
 from pipeline import shards
 from pipeline.catalog import ROWS_OF, Catalog
 
@@ -30,8 +28,17 @@ def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> 
                 say(f"{path}: removed; the next run makes it again")
     known = {path for path, *_ in listed}
     for file in workspace.all_shards():
-        if workspace.relative(file) not in known:
+        if workspace.relative(file) in known:
+            continue
+        try:
+            shards.verify(file)
             say(f"{workspace.relative(file)}: complete but not in the catalog (the next run adopts or replaces it)")
+        except shards.BROKEN as error:
+            found.append(f"{workspace.relative(file)}: broken, and not in the catalog: {error}")
+            say(found[-1])
+            if repair:
+                file.unlink(missing_ok=True)
+                say(f"{workspace.relative(file)}: removed")
     for sentence, sql in INVARIANTS.items():
         (count,) = catalog.row(sql)
         if count:
@@ -49,7 +56,7 @@ def _problem(catalog: Catalog, path: str, rows: int, size: int, digest: str) -> 
         return f"{file.stat().st_size} bytes where the catalog has {size}"
     try:
         shard = shards.verify(file)
-    except (pa.ArrowInvalid, OSError) as error:
+    except shards.BROKEN as error:
         return f"broken: {error}"
     if shard.sha256 != digest:
         return "its sha256 is not the one in the catalog"
@@ -64,6 +71,10 @@ INVARIANTS = {
     "images have no address": "SELECT count(*) FROM images WHERE image NOT IN (SELECT image FROM source_rows)",
     "images have several annotations of one condition and fingerprint": """
         SELECT count(*) FROM (SELECT image_id FROM annotations GROUP BY image_id, condition, fingerprint HAVING count(*) > 1)""",
+    "shards do not fit their images": """
+        SELECT count(*) FROM shards s WHERE kind = 'maps' AND (SELECT count(*) FROM annotation_rows a WHERE a.shard = s.shard) <>
+            (SELECT count(*) FROM image_rows i JOIN shards p ON p.shard = i.shard
+             WHERE p.kind = 'images' AND p.key = s.image_key AND p.part = s.part AND i.status = 'ok')""",
     "rows belong to no shard": "SELECT "
     + " + ".join(f"(SELECT count(*) FROM {rows} WHERE shard NOT IN (SELECT shard FROM shards))" for rows in ROWS_OF.values()),
 }

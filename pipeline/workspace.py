@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from typing import Any
 from pipeline import MillError
 
 TEMPORARY = ".tmp-"  # every unfinished file or folder carries this prefix; nothing else does
+
+
+OWN_FILES = ("manifest.yaml", "catalog.duckdb", "probe", "rebuild")
+OWN_FOLDERS = ("shards", "samples", "scores", "checkpoints", "base", "report")
 
 
 def canonical_json(value: Any) -> str:
@@ -122,13 +127,15 @@ class Workspace:
             yield
 
     def sweep(self) -> int:
-        """Removes what killed processes left unfinished; returns how many files. Call it under the lock."""
-        leftovers = sorted(self.root.rglob(f"{TEMPORARY}*"), key=lambda path: -len(path.parts))
+        """Removes what killed processes left unfinished; returns how many. Call it under the lock.
+
+        It looks only where a run writes and follows no link: a workspace may lie in a folder that holds other things.
+        """
+        leftovers = [path for name in OWN_FILES for path in self.root.glob(f"{TEMPORARY}*{name}*")]
+        leftovers += [path for place in OWN_FOLDERS for path in (self.root / place).rglob(f"{TEMPORARY}*")]
         for path in leftovers:
-            if path.is_dir():
-                for inner in sorted(path.rglob("*"), key=lambda path: -len(path.parts)):
-                    inner.rmdir() if inner.is_dir() else inner.unlink()
-                path.rmdir()
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
         return len(leftovers)

@@ -55,7 +55,7 @@ def annotate(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | Non
 
     def done(job: Job, paths: list[str]) -> None:
         for path in paths:
-            catalog.commit(shards.verify(Path(path)))
+            catalog.commit(shards.verify(Path(path), job.args["made_from"]))
 
     total = sum(
         len(members) for part, members in parts.items()

@@ -18,7 +18,7 @@ from pipeline.workspace import Workspace, canonical_json
 
 def ingest(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | None = None, retry_failed: bool = False) -> int:
     """Returns how many addresses were new."""
-    found = sources.listing(plan.manifest.source)[:limit]
+    found = sources.listing(plan.manifest.source, without=plan.workspace.root)[:limit]
     settled = "SELECT uri FROM sources JOIN images USING (image_id)" + (" WHERE status <> 'failed'" if retry_failed else "")
     known = {uri for (uri,) in catalog.query(settled)}
     new = [raw for raw in found if raw.uri not in known]
@@ -54,7 +54,11 @@ def ingest(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | None 
             turn += 1
 
     cluster.run(
-        ingest_part, jobs(), lambda job, path: commit_in_turn(job.args["part"], shards.verify(Path(path))), label="ingest", total=len(new)
+        ingest_part,
+        jobs(),
+        lambda job, path: commit_in_turn(job.args["part"], shards.verify(Path(path), job.args["made_from"])),
+        label="ingest",
+        total=len(new),
     )
     return len(new)
 
@@ -87,6 +91,8 @@ def _row(raw: RawImage, image: Image, split: Split, seen: set[str], deadly: str 
             row |= {"raw_width": made.raw_width, "raw_height": made.raw_height, "raw_format": made.raw_format}
     except Unreadable as error:
         row |= {"reason": str(error), "raw_width": error.width, "raw_height": error.height, "raw_format": error.format}
+    except Exception as error:  # whatever one file does, it is that file's row and never the run's end
+        row |= {"status": "failed", "reason": f"{type(error).__name__}: {error}", "image": None}
     if data is None:  # nothing to hash: the address stands for the file
         row["image_id"] = hashlib.sha256(f"unreadable {raw.uri}".encode()).hexdigest()
     seen.add(row["image_id"])

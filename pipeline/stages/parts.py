@@ -27,10 +27,13 @@ def make_missing(
             else:
                 yield job
 
+    def done(job: Job, path: str) -> None:
+        catalog.commit(shards.verify(Path(path), job.args["facts"]["made_from"]))
+
     rows = sum(len(job.rows) for job in jobs.values())
     if rows:
         share = min(gpus, cluster.gpus)
-        cluster.run(function, missing(), lambda _, path: catalog.commit(shards.verify(Path(path))), label=label, total=rows, gpus=share)
+        cluster.run(function, missing(), done, label=label, total=rows, gpus=share)
     return rows
 
 

@@ -25,6 +25,7 @@ from pipeline.stages.score import score_key, scored_kinds
 from pipeline.stages.train import read_log
 
 ROWS, PAIRS, SIDE = 24, 6, 256  # of the contact sheet and the evidence; thumbnails' long side in pixels
+CAPTION = 400  # characters of a caption that the page shows
 
 
 def report(plan: Plan, catalog: Catalog) -> Path:
@@ -152,7 +153,7 @@ def _contact(plan: Plan, catalog: Catalog) -> Iterator[contents.ContactRow]:
             drawn[condition] = _thumbnail(maps.render(made)) if made else f"{state}: {reason}"
         picture = sources.decode(shards.read_row(plan.workspace.root / shard, row, ["image"])["image"])
         yield contents.ContactRow(
-            image_id=image_id, uri=uri, caption=caption or "", split=split, image=_thumbnail(picture, "jpeg"), maps=drawn
+            image_id=image_id, uri=uri, caption=_short(caption or ""), split=split, image=_thumbnail(picture, "jpeg"), maps=drawn
         )  # fmt: skip
 
 
@@ -219,7 +220,7 @@ def _evidence(plan: Plan, catalog: Catalog, systems: list[Arm]) -> Iterator[cont
             ((shard, row),) = catalog.query("SELECT shard, row FROM images WHERE image_id = ?", [item.image_id])
             photograph = sources.decode(shards.read_row(plan.workspace.root / shard, row, ["image"])["image"])
             yield contents.Evidence(
-                condition=control.condition, image_id=item.image_id, prompt=item.caption, seed=seed, hint=_thumbnail(maps.render(truth)),
+                condition=control.condition, image_id=item.image_id, prompt=_short(item.caption), seed=seed, hint=_thumbnail(maps.render(truth)),
                 source=_thumbnail(photograph, "jpeg"), outputs=tuple(outputs),
             )  # fmt: skip
 
@@ -247,6 +248,10 @@ def _generated(plan: Plan, catalog: Catalog, arm: Arm, image_id: str, seed: int)
     return contents.Generated(
         system=name, baseline=arm.arm != CONTROL, image=_thumbnail(sources.decode(image)), reread=reread, values=values
     )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= CAPTION else f"{text[:CAPTION]}…"
 
 
 def _thumbnail(pixels: np.ndarray, store: str = "png") -> bytes:

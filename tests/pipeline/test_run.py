@@ -139,6 +139,36 @@ def test_a_broken_shard_is_found_repaired_and_made_again(
     assert strip(query(tmp_path, EVERYTHING)) == strip(everything)
 
 
+def test_orphans_of_another_state_never_stand_in_the_way_after_a_rebuild(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    photos = folder(7)
+    shutil.copy(photos / "000.jpg", photos / "005-same.jpg")  # the same image in two parts
+    path = manifest()
+    assert controlmill("run", path, *STAGES).returncode == 0
+    for lost in ("part-000000", "part-000001"):
+        next((tmp_path / "ws/shards/images").rglob(f"{lost}.parquet")).unlink()
+        if lost == "part-000000":
+            assert controlmill("verify", "ws", "--repair").returncode == 0
+            assert controlmill("run", path, *STAGES).returncode == 0
+        assert controlmill("catalog", "rebuild", "ws").returncode == 0
+        assert controlmill("run", path, *STAGES).returncode == 0
+        assert query(tmp_path, "SELECT count(*), count(DISTINCT (image_id, condition)) FROM annotations") == [(7, 7)]
+        assert controlmill("verify", "ws").returncode == 0
+
+
+def test_a_selection_can_neither_leave_its_condition_nor_silence_another(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder(5)
+    for where in ("condition = 'x') OR (true", "true -- and no more"):
+        controlmill("run", manifest(conditions=f'{{canny: {{select: {{where: "{where}"}}}}, hough: {{}}}}'), *STAGES)
+        pairs, made = (
+            dict(query(tmp_path, f"SELECT condition, count(*) FROM {rows} GROUP BY ALL")) for rows in ("pairs", "annotations WHERE status = 'ok'")
+        )
+        assert pairs["hough"] == made["hough"] and pairs.get("canny", 0) <= made["canny"]
+
+
 def test_a_lost_catalog_is_made_again_from_the_shards(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -163,6 +193,8 @@ def test_a_lost_catalog_is_made_again_from_the_shards(
         ({"conditions": "{seg_coco: {}}"}, "seg_coco can't be made here"),
         ({"conditions": "{canny: {select: {where: 'no_such_column > 1'}}}"}, "conditions.canny.select does not work"),
         ({"conditions": "{canny: {select: {where: 'true); DROP TABLE shards; --'}}}"}, "conditions.canny.select"),
+        ({"conditions": "{canny: {low: .inf}}"}, "an integer"),
+        ({"workspace": '"~nobody-here/x"'}, "is no path"),
         ({"workspace": "/proc/nowhere"}, "can't be written"),
     ],
 )

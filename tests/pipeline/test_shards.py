@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import shards
+from pipeline import MillError, shards
 from pipeline.workspace import TEMPORARY, Workspace, fingerprint, write_text, write_whole
 
 FACTS = {"kind": "maps", "key": "k", "part": 0, "made_from": "inputs"}
@@ -54,6 +54,20 @@ def test_a_complete_shard_of_the_same_inputs_is_adopted_and_any_other_removed(tm
     assert shards.adopt(path, "inputs") is None and not path.exists()
 
 
+def test_a_shard_of_other_inputs_is_never_taken_for_ones_own(tmp_path: Path) -> None:
+    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, FACTS)
+    with pytest.raises(MillError, match="written by another process"):
+        shards.verify(path, "other inputs")
+
+
+def test_a_missing_or_broken_shard_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(MillError, match="is missing: `controlmill verify WORKSPACE --repair`"):
+        shards.read(tmp_path / "none.parquet")
+    (tmp_path / "half.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(MillError, match="is broken"):
+        shards.read_row(tmp_path / "half.parquet", 0, ["map"])
+
+
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     def fail(path: Path) -> None:
         path.write_text("half")
@@ -66,12 +80,23 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_only_temporary_names_are_swept(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    write_text(tmp_path / "deep" / "kept.txt", "kept")
-    (tmp_path / "deep" / f"{TEMPORARY}1-x").write_text("half")
-    (tmp_path / f"{TEMPORARY}step" / "inner").mkdir(parents=True)
-    (tmp_path / f"{TEMPORARY}step" / "inner" / "file").touch()
-    workspace.sweep()
+    write_text(tmp_path / "shards" / "deep" / "kept.txt", "kept")
+    (tmp_path / "shards" / "deep" / f"{TEMPORARY}1-x").write_text("half")
+    (tmp_path / "checkpoints" / f"{TEMPORARY}step" / "inner").mkdir(parents=True)
+    (tmp_path / "checkpoints" / f"{TEMPORARY}step" / "inner" / "file").touch()
+    (tmp_path / f"{TEMPORARY}rebuild").mkdir()
+    assert workspace.sweep() == 3
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["kept.txt"]
+
+
+def test_sweeping_follows_no_link_and_touches_nothing_of_others(tmp_path: Path) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "ws"
+    for path in (outside / "precious.txt", root / "photos" / f"{TEMPORARY}note.txt", root / "shards" / "part.parquet"):
+        write_text(path, "precious")
+    (root / "shards" / f"{TEMPORARY}link").symlink_to(outside)
+    Workspace(root).sweep()
+    assert (outside / "precious.txt").exists() and (root / "photos" / f"{TEMPORARY}note.txt").exists()
+    assert not (root / "shards" / f"{TEMPORARY}link").is_symlink()
 
 
 def test_a_fingerprint_depends_on_values_and_not_on_their_order() -> None:

@@ -1,6 +1,7 @@
 """Raw images of every kind become the same canonical picture, or a reason."""
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -218,9 +219,37 @@ def test_a_missing_source_is_one_sentence(source: FolderSource | ListSource, sen
 
 def test_a_list_with_a_bad_line_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "list.jsonl"
-    path.write_text('{"image": "1.jpg"}\n{"picture": "2.jpg"}\n')
-    with pytest.raises(MillError, match=r"list.jsonl:2: no 'image'"):
+    path.write_text('{"image": "1.jpg"}\n\n{"picture": "2.jpg"}\n{"image": \n{"image": 5}\n[1]\n')
+    _, *bad = sources.listing([ListSource(kind="list", path=str(path))])
+    told = {Path(raw.uri).name: raw.problem.split(":")[0] for raw in bad}
+    lacks = "the row has no 'image'"
+    assert told == {
+        "list.jsonl:3": lacks, "list.jsonl:4": "not JSON", "list.jsonl:5": lacks, "list.jsonl:6": "a line must be a JSON object",
+    }  # fmt: skip
+    with pytest.raises(Unreadable, match="the row has no 'image'"):
+        sources.read(bad[0])
+    path.write_text('{"picture": "1.jpg"}\n')
+    with pytest.raises(MillError, match=r"set `source\.image_column`"):
         sources.listing([ListSource(kind="list", path=str(path))])
-    path.write_text('{"image": ')
-    with pytest.raises(MillError, match=r"list.jsonl:1: not JSON"):
+    path.write_bytes('{"image": "é.jpg"}'.encode("latin-1"))
+    with pytest.raises(MillError, match="is not UTF-8"):
         sources.listing([ListSource(kind="list", path=str(path))])
+
+
+def test_odd_files_and_texts_are_rows_and_never_the_end_of_a_run(tmp_path: Path) -> None:
+    photos, ws = tmp_path / "photos", tmp_path / "photos" / "ws"
+    ws.mkdir(parents=True)
+    (ws / "report.png").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (photos / "pipe.jpg").symlink_to(tmp_path / "pipe")
+    (photos / "deep.jpg").write_bytes(b"x")
+    (photos / "deep.json").write_text("[" * 200_000)
+    (photos / "half.jpg").write_bytes(b"x")
+    (photos / "half.json").write_text('{"caption": "\\ud800 cat"}')
+    Path(os.fsdecode(os.fsencode(photos) + b"/caf\xe9.jpg")).write_bytes(b"x")
+    found = {Path(raw.uri).name: raw for raw in sources.listing([FolderSource(kind="folder", path=str(photos))], without=ws)}
+    assert set(found) == {"pipe.jpg", "deep.jpg", "half.jpg", "caf\\xe9.jpg"}
+    assert sources.read(found["deep.jpg"])[1] == "" and sources.read(found["half.jpg"])[1] == "? cat"
+    for name, reason in (("pipe.jpg", "not a file"), ("caf\\xe9.jpg", "not UTF-8")):
+        with pytest.raises(Unreadable, match=reason):
+            sources.read(found[name])
