@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_flow
 
 from evaluate.statistics import Clusters, bootstrap
 
@@ -144,6 +142,9 @@ def _most_pairs(true: np.ndarray, found: np.ndarray, tolerance: float) -> int:
     SciPy's maximum_bipartite_matching gives the same number but takes exponential time on thick edges (scipy issue 26147); Dinic's
     algorithm does not.
     """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_flow
+
     reach = int(np.floor(tolerance))
     n, m = int(true.sum()), int(found.sum())
     numbers = np.pad(np.full(found.shape, -1, dtype=np.int32), reach, constant_values=-1)

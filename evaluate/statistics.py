@@ -4,7 +4,6 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 Values = Sequence[float] | np.ndarray          # [n] finite floats, one per sample
 Clusters = Sequence[Hashable] | np.ndarray     # [n] ids (prompt or image) of the samples; None = every sample is its own
@@ -40,6 +39,8 @@ def bootstrap(values: Values, clusters: Clusters | None = None, *, seed: int = 0
         return Estimate(mean, None, None)
     means = np.concatenate([sums[drawn].sum(1) / counts[drawn].sum(1) for drawn in _chunks(n, draws, seed)])
     # A percentile interval is too short by the factor sqrt((n - 1) / n) and by z against t; ask for tails that make up for both.
+    from scipy import stats  # takes a second to import, and most of the job never asks for an interval
+
     tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 - level) / 2, n - 1))
     low, high = np.quantile(means, [tail, 1 - tail])
     return Estimate(mean, float(low), float(high))

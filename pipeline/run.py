@@ -12,7 +12,7 @@ from pipeline.manifest import Manifest
 from pipeline.plan import MEASURES, Plan
 
 COMPLETE, NOT_COMPLETE, COMPLETE_WITH_FAILURES = 0, 1, 3  # exit statuses
-WORTH_A_REPORT = 2.0  # seconds of work after which the report is brought up to date, so it fills as the job goes on
+WORTH_A_REPORT = 15.0  # seconds of work after which the report is brought up to date, so it fills as the job goes on
 STAGES = ("ingest", "annotate", "encode", "train", "generate", "score", "report")
 
 
@@ -43,13 +43,14 @@ def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
         for line in plans.lines(plan):
             say(line)
         with cluster(workers=options.workers, address=options.address) as workers:
-            for stage in options.stages:
+            reported = time.monotonic()
+            for stage, following in zip(options.stages, (*options.stages[1:], None), strict=True):
                 start = time.monotonic()
                 told = STAGE[stage](plan, catalog, workers, options)
-                spent = time.monotonic() - start
-                say(f"{stage:<9} {told}  ({spent:.1f} s)")
-                if spent > WORTH_A_REPORT and "report" in options.stages and stage != "report":
+                say(f"{stage:<9} {told}  ({time.monotonic() - start:.1f} s)")
+                if "report" in options.stages and following not in (None, "report") and time.monotonic() - reported > WORTH_A_REPORT:
                     _report(plan, catalog, workers, options)
+                    reported = time.monotonic()
     return exit_status(plan, catalog, options)
 
 

@@ -143,12 +143,13 @@ def _contact(plan: Plan, catalog: Catalog) -> Iterator[contents.ContactRow]:
            WHERE i.status = 'ok' GROUP BY i.image, i.image_id ORDER BY count(DISTINCT a.condition) DESC, i.image LIMIT ?""",
         [ROWS],
     )
+    sql = "SELECT image, condition, status, reason, shard, row FROM annotations WHERE image IN (SELECT unnest(?))"
+    made_of: dict[int, list[Any]] = {}
+    for image, *annotation in catalog.query(sql, [[image for image, *_ in chosen]]):
+        made_of.setdefault(image, []).append(annotation)
     for image, image_id, uri, caption, split, shard, row in chosen:
         drawn: dict[str, bytes | str] = {}
-        sql = "SELECT condition, status, reason, shard, row FROM annotations WHERE image = ?"
-        for condition, state, reason, map_shard, map_row in sorted(
-            catalog.query(sql, [image]), key=lambda it: list(CONDITIONS).index(it[0])
-        ):
+        for condition, state, reason, map_shard, map_row in sorted(made_of.get(image, []), key=lambda it: list(CONDITIONS).index(it[0])):
             made = read_annotation(plan.workspace, map_shard, map_row, condition).map if state == "ok" else None
             drawn[condition] = _thumbnail(maps.render(made)) if made else f"{state}: {reason}"
         picture = sources.decode(shards.read_row(plan.workspace.root / shard, row, ["image"])["image"])
