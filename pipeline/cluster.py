@@ -98,7 +98,7 @@ class Cluster:
         """Raises JobsFailed at the end, naming each job that raised and why; MillError at once where going on is pointless."""
         waiting, flying = iter(jobs), {}  # type: ignore[var-annotated]
         failures: list[str] = []
-        with Progress(label, total) as progress:
+        with self._ray_errors(), Progress(label, total) as progress:
             while True:
                 while len(flying) < 2 * max(1, self.workers // cpus) and (job := next(waiting, None)):
                     flying[self._submit(function, job, cpus, gpus)] = job
@@ -119,12 +119,20 @@ class Cluster:
                     except (self.ray.exceptions.WorkerCrashedError, self.ray.exceptions.OutOfMemoryError) as error:
                         job = self._without_deadly_rows(function, job, cpus, gpus, type(error).__name__)
                         flying[self._submit(function, job, cpus, gpus)] = job
-                    except self.ray.exceptions.RayError as error:
-                        raise MillError(f"Ray itself failed ({type(error).__name__}: {error}); run the same command again.") from error
         if failures:
             raise JobsFailed(
                 f"{len(failures)} of the {label} jobs failed; run the same command again to retry them:\n  " + "\n  ".join(failures)
             )
+
+    @contextmanager
+    def _ray_errors(self) -> Iterator[None]:
+        """What no retry mends: Ray's own processes are gone, and the person can only start again."""
+        try:
+            yield
+        except Exception as error:
+            if self._ray is None or not isinstance(error, self._ray.exceptions.RayError):
+                raise
+            raise MillError(f"Ray itself failed ({type(error).__name__}: {error}); run the same command again.") from error
 
     def _submit(self, function: Callable[..., Any], job: Job, cpus: int, gpus: float, *, probe: bool = False) -> Any:
         task = self.ray.remote(_call).options(num_cpus=cpus, num_gpus=gpus, max_retries=DEATHS_RETRIED, name=job.name)

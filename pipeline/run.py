@@ -1,7 +1,7 @@
 """The whole flow on one page: sources -> images -> maps -> latents -> checkpoints -> samples -> scores -> report."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline import MillError
@@ -10,6 +10,7 @@ from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, cluster
 from pipeline.manifest import Manifest
 from pipeline.plan import MEASURES, Plan
+from pipeline.status import tally
 
 COMPLETE, NOT_COMPLETE, COMPLETE_WITH_FAILURES = 0, 1, 3  # exit statuses
 WORTH_A_REPORT = 15.0  # seconds of work after which the report is brought up to date, so it fills as the job goes on
@@ -92,10 +93,10 @@ def _ingest(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) ->
     needed |= {"train"} if plan.manifest.train else set()
     for name in sorted(needed - splits.keys()):
         raise MillError(
-            f"split: no image fell into {name!r} ({_counts(splits)}): add images, or raise split.{name} or change split.salt in a new workspace."
+            f"split: no image fell into {name!r} ({tally(splits)}): add images, or raise split.{name} or change split.salt in a new workspace."
         )
     doubles = addresses - sum(counts.values())
-    return f"{new} new addresses; images: {_counts(counts)}; {doubles} exact duplicates; {_counts(splits)}"
+    return f"{new} new addresses; images: {tally(counts)}; {doubles} exact duplicates; {tally(splits)}"
 
 
 def _annotate(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
@@ -103,7 +104,7 @@ def _annotate(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) 
 
     made = annotate(plan, catalog, workers, retry_failed=options.retry_failed)
     counts = dict(catalog.query("SELECT status, count(*) FROM annotations GROUP BY status"))
-    return f"{f'{made} images to do' if made else 'nothing to do'}; maps: {_counts(counts)} in {len(plan.conditions)} conditions"
+    return f"{f'{made} images to do' if made else 'nothing to do'}; maps: {tally(counts)} in {len(plan.conditions)} conditions"
 
 
 def _encode(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
@@ -147,7 +148,3 @@ def exit_status(plan: Plan, catalog: Catalog, options: Options) -> int:
     if "annotate" in options.stages and rows != readable * len(plan.conditions):
         return NOT_COMPLETE
     return COMPLETE_WITH_FAILURES if failed or failed_rows else COMPLETE
-
-
-def _counts(counts: dict[str, int] | Iterable[tuple[str, int]]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted(dict(counts).items())) or "none"

@@ -68,7 +68,7 @@ def facts(catalog: Catalog) -> dict[str, Any]:
 
 def text(told: dict[str, Any]) -> str:
     lines = [told["workspace"]]
-    lines.append(f"images     {_counts(told['images'])}; {told['sources']} addresses; {_counts(told['splits'])}")
+    lines.append(f"images     {tally(told['images'])}; {told['sources']} addresses; {tally(told['splits'])}")
     header = ["condition", "detector", *STATES]
     rows = [[name, it["detector"], *(it[state] for state in STATES)] for name, it in told["conditions"].items()]
     lines.append(table(header, rows))
@@ -144,5 +144,6 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+def tally(counts: dict[str, int]) -> str:
+    """`3 failed, 16 ok`."""
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"

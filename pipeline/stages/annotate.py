@@ -17,7 +17,7 @@ from pipeline.workspace import Workspace
 BATCH = 16  # images decoded at a time: bounds a worker's memory whatever the size of a part
 
 
-def annotate(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | None = None, retry_failed: bool = False) -> int:
+def annotate(plan: Plan, catalog: Catalog, cluster: Cluster, *, retry_failed: bool = False) -> int:
     """Returns how many maps were to be made."""
     workspace = plan.workspace
     parts: dict[int, list[tuple[int, str]]] = {}

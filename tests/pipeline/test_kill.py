@@ -109,6 +109,22 @@ def test_killing_workers_is_survived_by_the_run(workspace: Workspace, manifest: 
     check_complete(catalog)
 
 
+def test_sigterm_ends_a_run_with_one_sentence_and_the_same_command_goes_on(
+    workspace: Workspace, manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    catalog, path = Catalog(workspace), manifest(conditions=CONDITIONS, shard_images="2")
+    process = start(tmp_path, path)
+    wait_for_shards(catalog, process, 6)
+    process.terminate()
+    assert process.wait(timeout=PATIENCE) == 1 and process.stderr
+    told = process.stderr.read().decode()
+    assert "controlmill: stopped; what was committed is kept" in told and "Traceback" not in told
+    kept = committed(catalog)
+    assert start(tmp_path, path).wait(timeout=PATIENCE) == 0
+    assert {shard: committed(catalog)[shard] for shard in kept} == kept
+    check_complete(catalog)
+
+
 def test_status_and_sql_answer_while_a_run_is_going(
     workspace: Workspace, manifest: Callable[..., Path], tmp_path: Path, controlmill: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

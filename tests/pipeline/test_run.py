@@ -169,6 +169,21 @@ def test_a_selection_can_neither_leave_its_condition_nor_silence_another(
         assert pairs["hough"] == made["hough"] and pairs.get("canny", 0) <= made["canny"]
 
 
+def test_detect_draws_each_image_and_condition_once_under_a_name_of_its_own(
+    controlmill: Command, folder: Callable[[int], Path], tmp_path: Path
+) -> None:
+    photos = folder(2)
+    (tmp_path / "other").mkdir()
+    shutil.copy(photos / "001.jpg", tmp_path / "other" / "000.jpg")
+    (photos / "bad.jpg").write_text("hello")
+    images = (photos / "000.jpg", tmp_path / "other" / "000.jpg", photos / "bad.jpg")
+    ran = controlmill("detect", *images, "--condition", "canny", "--condition", "hough", "--out", "maps", "--resolution", "128")
+    assert ran.returncode == 3 and "bad.jpg: not an image" in ran.stderr
+    assert len(ran.stdout.split()) == len(set(ran.stdout.split())) == len(list((tmp_path / "maps").glob("*.png"))) == 4
+    wrong = controlmill("detect", images[0], "--condition", "cany", "--out", "maps")
+    assert wrong.returncode == 1 and "unknown condition 'cany'" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
 def test_a_lost_catalog_is_made_again_from_the_shards(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
