@@ -5,17 +5,32 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from annotate import weights
 from annotate.conditions import CONDITIONS
-from annotate.detectors import DETECTORS, Detector, licence, missing
+from annotate.detectors import DETECTORS, PROVIDED, Adapt, Detector, licence, missing
 from annotate.maps import RawMap, blank, measures
 from annotate.parameters import Values, fill, near
+from annotate.weights import PINNED
 
-__all__ = ["DETECTORS", "Annotation", "Detector", "Step", "annotate", "identity", "lacks", "licence", "missing", "resolve"]
+__all__ = [
+    "DETECTORS",
+    "PROVIDED",
+    "Annotation",
+    "Detector",
+    "Step",
+    "annotate",
+    "identity",
+    "lack",
+    "lacks",
+    "licence",
+    "missing",
+    "resolve",
+]
 
 
 @dataclass(frozen=True)
@@ -40,50 +55,77 @@ class Annotation:
     seconds: float = 0.0
 
 
-def resolve(condition: str, detector: str = "auto", params: Values | None = None) -> Step:
-    """A complete, checked step; ValueError with one sentence where that can't be."""
+def resolve(condition: str, detector: str = "auto", params: Values | None = None, *, provided: bool = False, here: bool = True) -> Step:
+    """A complete, checked step; ValueError with one sentence where that can't be.
+
+    `auto` is the source's own map where it is `provided`, else the row's first detector that is ready here. With here=False a
+    detector need not be ready, so that a plan for another machine can be made; `lack` says what it misses.
+    """
     if condition not in CONDITIONS:
         raise ValueError(f"unknown condition {condition!r}{near(condition, CONDITIONS)}; known: {', '.join(CONDITIONS)}")
-    row = CONDITIONS[condition]
+    row, given = CONDITIONS[condition], dict(params or {})
+    weights = given.pop("weights", PINNED)
     if detector == "auto":
-        lack = lacks(condition)
-        if lack:
-            raise ValueError(f"{condition} can't be made here: {lack}")
-        detector = next(name for name in row.detectors if missing(name) is None)
-    if detector not in row.detectors:
-        known = ", ".join(("auto", *row.detectors))
+        detector = PROVIDED if provided else _first(condition, here)
+    if detector not in (*row.detectors, PROVIDED):
+        known = ", ".join(("auto", *row.detectors, PROVIDED))
         raise ValueError(f"{condition} has no detector {detector!r}{near(detector, row.detectors)}; it has: {known}")
-    lack = missing(detector)
-    if lack:
-        raise ValueError(f"{condition}: {lack}")
+    if detector == PROVIDED:
+        fill({}, given, owner=f"{condition} ({detector})")
+        return Step(condition, PROVIDED, {})
     built = DETECTORS[detector]
-    complete = fill(built.parameters, params, owner=f"{condition} ({detector})")
+    complete = fill(built.parameters, given, owner=f"{condition} ({detector})")
+    if weights != PINNED:
+        complete["weights"] = _weights(built, weights, here)
+    step = Step(condition, detector, complete, row.parent if built.reads_parent else None)
+    problem = lack(step)
+    if problem and here:
+        raise ValueError(f"{condition}: {problem}")
     if built.check:
         built.check(complete)
-    if built.settle:
-        complete = built.settle(complete)
-    return Step(condition, detector, complete, row.parent if built.reads_parent else None)
+    return replace(step, params=built.settle(complete)) if built.settle else step
+
+
+def _first(condition: str, here: bool) -> str:
+    """What `auto` means: the first detector that is ready; with here=False the first of all where none is."""
+    names = CONDITIONS[condition].detectors
+    ready = next((name for name in names if missing(name) is None), None)
+    if ready is None and here:
+        raise ValueError(f"{condition} can't be made here: {lacks(condition)}")
+    return ready or names[0]
+
+
+def _weights(built: Detector, weights: Any, here: bool) -> str:
+    if not built.weights:
+        raise ValueError(f"{built.name} has no weights to choose")
+    place = Path(str(weights)).expanduser().resolve()
+    if here and not place.exists():
+        raise ValueError(f"{built.name}: weights: {place} does not exist; name a file or a folder, or leave it out for the pinned weights")
+    return str(place)
+
+
+def lack(step: Step) -> str | None:
+    """One sentence on what this step misses here; None = it can run."""
+    return None if step.detector == PROVIDED else missing(step.detector, step.params.get("weights", PINNED))
 
 
 def lacks(condition: str) -> str | None:
     """One sentence on why this condition can't be made here; None = some detector is ready."""
-    row = CONDITIONS[condition]
-    if any(missing(name) is None for name in row.detectors):
-        return None
-    if row.lacks:
-        return f"needs {row.lacks}"
-    return "; ".join(str(missing(name)) for name in row.detectors if name in DETECTORS)
+    reasons = [missing(name) for name in CONDITIONS[condition].detectors]
+    return None if None in reasons else " Or ".join(str(reason) for reason in reasons)
 
 
 def identity(step: Step) -> dict[str, Any]:
     """All that decides the map's bytes beside the image and the parents: JSON-able, the same on every call."""
+    if step.detector == PROVIDED:
+        return {"detector": PROVIDED, "version": 1, "weights": None, "params": {}, "precision": None, "library": None}
     row = DETECTORS[step.detector]
     library = weights.library(row.distributions)
     return {
         "detector": row.name,
         "version": row.version,
-        "weights": _weights_sha256(row),
-        "params": dict(step.params),
+        "weights": weights.identity(row.weights, step.params.get("weights", PINNED)),
+        "params": {name: value for name, value in step.params.items() if name != "weights"},  # where they lie says nothing about a map
         "precision": step.params.get("precision"),
         "library": list(library) if library else None,
     }
@@ -96,13 +138,17 @@ def annotate(
     *,
     draws: dict[str, list[Values | None]] | None = None,  # condition -> stored draws to use again, None = draw
     given: dict[str, list[Annotation]] | None = None,  # condition -> annotations of these images that are there already
+    provided: dict[str, list[RawMap | Exception]] | None = None,  # condition -> the maps that came with the images, or why there is none
     device: str = "cpu",
 ) -> dict[str, list[Annotation]]:  # condition -> one annotation per image
     """Run the steps, each detector pass once however many conditions it serves."""
     if len(images) != len(image_ids):
         raise ValueError(f"{len(images)} images but {len(image_ids)} image ids")
     done: dict[str, list[Annotation]] = dict(given or {})
-    for group in _passes(steps, set(done)):
+    for step in steps:
+        if step.detector == PROVIDED:
+            done[step.condition] = [_judge(step, raw, {}, 0.0) for raw in (provided or {})[step.condition]]
+    for group in _passes([step for step in steps if step.detector != PROVIDED], set(done)):
         done.update(_run_pass(group, images, image_ids, draws or {}, done, device))
     return {step.condition: done[step.condition] for step in steps}
 
@@ -152,7 +198,7 @@ def _run_pass(
         made = list(found)
         for i in todo:
             raw, seconds = outcomes[i]
-            made[i] = _judge(row, member, raw, drawn[i], seconds / len(group))
+            made[i] = _judge(member, raw, drawn[i], seconds / len(group), row.adapt)
         results[member.condition] = made  # type: ignore[assignment]
     return results
 
@@ -174,11 +220,12 @@ def _isolate(detect: Callable[[list[int]], list[RawMap]], todo: list[int]) -> di
         return {i: outcome for one in todo for i, outcome in _isolate(detect, [one]).items()}
 
 
-def _judge(row: Detector, step: Step, raw: RawMap | Exception, drawn: Values, seconds: float) -> Annotation:
+def _judge(step: Step, raw: RawMap | Exception, drawn: Values, seconds: float, adapt: Adapt | None = None) -> Annotation:
+    """A map is ok, or kept and skipped where it holds nothing; what raised is failed."""
     try:
         if isinstance(raw, Exception):
             raise raw
-        raw = row.adapt(raw, CONDITIONS[step.condition], step.params) if row.adapt else raw
+        raw = adapt(raw, CONDITIONS[step.condition], step.params) if adapt else raw
         reason = blank(raw)
         return Annotation("skipped" if reason else "ok", reason or "", raw, measures(raw), dict(drawn), seconds)
     except Exception as error:
@@ -200,7 +247,3 @@ def _draw(row: Detector, step: Step, image_id: str, stored: Values | None) -> Va
         return dict(stored)
     seed = hashlib.sha256(f"{step.detector}\0{image_id}".encode()).digest()
     return row.draw(step.params, random.Random(int.from_bytes(seed[:8], "big")))
-
-
-def _weights_sha256(row: Detector) -> str | None:
-    return row.weights.sha256 if row.weights else None

@@ -22,14 +22,14 @@ class Condition:
     name: str
     title: str
     kind: str  # a key of MEASURES_OF: the kind of raw map
-    detectors: tuple[str, ...]  # in the order `auto` tries them; some are not built yet
+    detectors: tuple[str, ...]  # in the order `auto` tries them
     parent: str | None = None  # the condition whose raw map this one is computed from
     warm_start: str | None = None  # the condition whose ControlNet the paper starts from
     fidelity: str  # the measure that compares two maps of this condition
     rule: str  # the paper's rule for its training pairs
     layout: str | None = None  # people: the names and order of the keypoints
-    label_space: str | None = None  # labels: what the ids mean
-    lacks: str = ""  # what is missing where none of the detectors is built
+    label_spaces: tuple[str, ...] = ()  # labels: what the ids may mean
+    shares: str | None = None  # the condition whose maps these are when made alike: one shard, two selections
 
 
 _ROWS = (
@@ -60,40 +60,35 @@ _ROWS = (
         rule="200k pairs: at least 30% of the keypoints of the best person found (keypoint_fraction >= 0.3)",
     ),
     Condition(
-        name="seg_coco", title="Segmentation (COCO)", kind="labels", label_space="coco_stuff_171",
+        name="seg_coco", title="Segmentation (COCO)", kind="labels", label_spaces=("coco_stuff_171", "coco_panoptic_133"),
         detectors=("oneformer-coco", "mask2former-coco"), fidelity="miou", rule="164k pairs, COCO-Stuff ground truth",
-        lacks="OneFormer, Mask2Former or provided labels: a later version",
     ),
     Condition(
-        name="seg_ade20k", title="Segmentation (ADE20K)", kind="labels", label_space="ade20k_150",
-        detectors=("oneformer-ade20k", "upernet-ade20k", "mask2former-ade20k"), fidelity="miou",
+        name="seg_ade20k", title="Segmentation (ADE20K)", kind="labels", label_spaces=("ade20k_150",),
+        detectors=("oneformer-ade20k", "mask2former-ade20k", "upernet-ade20k"), fidelity="miou",
         rule="ADE20K ground truth (printed as 164k pairs, more than ADE20K has)",
-        lacks="OneFormer, UPerNet, Mask2Former or provided labels: a later version",
     ),
     Condition(
         name="depth_large", title="Depth (large scale)", kind="depth", detectors=("midas-dpt-hybrid", "depth-anything-v2"),
         fidelity="depth_rmse", rule="3M internet pairs, MiDaS",
-        lacks="MiDaS, Depth Anything or provided depth: a later version",
     ),
     Condition(
-        name="depth_small", title="Depth (small scale)", kind="depth", detectors=("midas-dpt-hybrid", "depth-anything-v2"),
+        name="depth_small", title="Depth (small scale)", kind="depth", shares="depth_large",
+        detectors=("midas-dpt-hybrid", "depth-anything-v2"),
         fidelity="depth_rmse", rule="the 200k pairs of depth_large with the highest resolution",
-        lacks="MiDaS, Depth Anything or provided depth: a later version",
     ),
     Condition(
         name="normal", title="Normal maps", kind="normals", detectors=("normal-bae",), fidelity="normal_angle",
         rule="25,452 pairs, DIODE ground truth",
-        lacks="NormalBae or provided normals: a later version",
     ),
     Condition(
         name="normal_extended", title="Normal maps (from depth)", kind="normals", detectors=("normal-from-depth",),
         parent="depth_large", warm_start="normal", fidelity="normal_angle", rule="normals from MiDaS depth, a = 2 pi, background threshold",
-        lacks="a depth map to compute normals from: a later version",
     ),
     Condition(
         name="cartoon", title="Cartoon line drawing", kind="edges", detectors=("anime2sketch", "xdog"), fidelity="edge_f1",
         rule="1M cartoon pairs, the top million by popularity",
     ),
-)
+)  # fmt: skip
 
 CONDITIONS: dict[str, Condition] = {row.name: row for row in _ROWS}  # in the paper's order

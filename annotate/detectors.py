@@ -1,5 +1,6 @@
 """The detectors that are built, one row each; the libraries behind a row load when it first runs."""
 
+import functools
 import importlib.util
 import random
 from collections.abc import Callable
@@ -7,14 +8,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from annotate import cartoon, edges, hed, lines, pose, sketch
+from annotate import (
+    cartoon,
+    controlnet_hed,
+    depth,
+    edges,
+    hed,
+    inference,
+    lineart,
+    lines,
+    mlsd,
+    normals,
+    openpifpaf,
+    openpose,
+    pose,
+    segmentation,
+    sketch,
+)
 from annotate.conditions import Condition
 from annotate.maps import RawMap
 from annotate.parameters import Choice, Number, Parameter, Values
-from annotate.weights import WeightFile, lacking
+from annotate.weights import PINNED, WeightFile, lacking
 
 # images uint8 HW3 RGB, parameters, draws of each image, parents' maps (empty without a parent), device -> one map per image
 Detect = Callable[[list[np.ndarray], Values, list[Values], list[RawMap], str], list[RawMap]]
+
+# what a shared pass found, one of its conditions, parameters -> that condition's map
+Adapt = Callable[[RawMap, Condition, Values], RawMap]
+PROVIDED = "provided"  # in place of a detector: the map that came with the image
 
 OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
 
@@ -35,8 +56,8 @@ class Detector:
     check: Callable[[Values], None] | None = None  # parameters that don't fit together: ValueError
     settle: Callable[[Values], Values] | None = None  # replace `auto` by what this machine does
     draw: Callable[[Values, random.Random], Values] | None = None  # the random numbers of one image
-    adapt: Callable[[RawMap, Condition, Values], RawMap] | None = None  # one pass, several conditions
-    weights: WeightFile | None = None
+    adapt: Adapt | None = None  # one pass, several conditions
+    weights: tuple[WeightFile, ...] = ()  # all of them or nothing works
     reads_parent: bool = False
 
 
@@ -58,8 +79,29 @@ _ROWS = (
         },
     ),
     Detector(
+        name="mlsd", title="M-LSD large", version=1, licence="Apache-2.0 (code and weights)", distributions=("controlnet-aux",),
+        modules=("torch", "controlnet_aux"), get="pip install controlnet-aux torch", detect=mlsd.detect, settle=inference.settle,
+        weights=(mlsd.WEIGHTS,),
+        parameters={
+            "resolution": inference.resolution(512),
+            "thr_v": Number(default=0.1, least=0.0, most=1.0),  # probability of a segment's centre
+            "thr_d": Number(default=0.1, least=0.0, most=1000.0),  # length of a segment, in cells of two pixels of what the network sees
+            # not auto: ends are numbers of hundreds of pixels, and bf16 has eight bits of them
+            "precision": Choice(default="fp32", options=inference.PRECISION.options),
+        },
+    ),
+    Detector(
+        name="controlnet-hed", title="ControlNet's HED", version=1, licence="Apache-2.0 (code and weights)", distributions=("torch",),
+        modules=("torch",), detect=controlnet_hed.detect, settle=hed.settle, weights=(controlnet_hed.WEIGHTS,),
+        parameters={
+            "resolution": inference.resolution(0),  # other than 0, sides are rounded to 64 as in the release
+            "margin": Number(default=0, least=0, most=64, whole=True),  # repeated pixels: 16 keeps the frame off plain borders; the release has 0
+            "precision": Choice(default="auto", options=("auto", *hed.PRECISIONS)),
+        },
+    ),
+    Detector(
         name="hed-bsds500", title="HED (VGG16, BSDS500)", version=1, licence="MIT", distributions=("torch",),
-        modules=("torch", "h5py"), get="pip install torch h5py", detect=hed.detect, settle=hed.settle, weights=hed.WEIGHTS,
+        modules=("torch", "h5py"), get="pip install torch h5py", detect=hed.detect, settle=hed.settle, weights=(hed.WEIGHTS,),
         parameters={"precision": Choice(default="auto", options=("auto", *hed.PRECISIONS))},
     ),
     Detector(
@@ -73,6 +115,16 @@ _ROWS = (
         },
     ),
     Detector(
+        name="anime2sketch", title="Anime2Sketch", version=1, licence="MIT (code and weights)", distributions=("controlnet-aux",),
+        modules=("torch", "controlnet_aux"), get="pip install controlnet-aux torch", detect=lineart.detect, settle=inference.settle,
+        weights=(lineart.WEIGHTS,),
+        parameters={
+            "resolution": inference.resolution(512),
+            "threshold": Number(default=lineart.THRESHOLD, least=1, most=255, whole=True),  # of the grey lines
+            "precision": inference.PRECISION,
+        },
+    ),
+    Detector(
         name="xdog", title="flow-guided XDoG", version=1, licence="Apache-2.0", distributions=OPENCV, modules=("cv2",),
         detect=cartoon.detect,
         parameters={
@@ -83,34 +135,96 @@ _ROWS = (
         },
     ),
     Detector(
+        name="openpose", title="OpenPose body", version=1, licence="CMU OpenPose, non-commercial (code and weights)",
+        distributions=("controlnet_aux",), modules=("torch", "controlnet_aux", "scipy"), get="pip install controlnet-aux torch scipy",
+        detect=openpose.detect, settle=inference.settle, weights=(openpose.WEIGHTS,),
+        parameters={
+            "resolution": inference.resolution(512),  # of the maps in which peaks are sought
+            "scale": Number(default=0.5, least=0.1, most=4.0),  # the network sees 368 rows times this; more finds smaller people
+            "peak_threshold": Number(default=0.1, least=0.0, most=1.0),  # of a keypoint's heat, smoothed
+            "limb_threshold": Number(default=0.05, least=0.0, most=1.0),  # of the field along a limb
+            "min_parts": Number(default=4, least=1, most=18, whole=True),  # of a person
+            "min_score": Number(default=0.4, least=0.0, most=10.0),  # mean over a person's parts
+            "precision": inference.PRECISION,
+        },
+    ),
+    Detector(
+        name="openpifpaf", title="OpenPifPaf", version=1, licence="AGPL-3.0 (code and weights)",
+        distributions=("openpifpaf-vita", "openpifpaf"), modules=("torch", "openpifpaf", "pysparkling", "matplotlib"),
+        get=openpifpaf.GET, detect=openpifpaf.detect, check=openpifpaf.check, settle=inference.settle, weights=(openpifpaf.WEIGHTS,),
+        parameters={
+            "long_edge": Number(default=0, least=0, most=4096, whole=True),  # of the image that the network sees; 0 = as it is
+            "seed_threshold": Number(default=0.2, least=0.0, most=1.0),  # of a keypoint from which a person grows
+            "keypoint_threshold": Number(default=0.15, least=0.0, most=1.0),
+            "instance_threshold": Number(default=0.15, least=0.0, most=1.0),  # of a person
+            "precision": inference.PRECISION,
+        },
+    ),
+    Detector(
         name="mediapipe-pose", title="MediaPipe BlazePose (one person)", version=1, licence="Apache-2.0", distributions=("mediapipe",),
         modules=("mediapipe", "matplotlib", "absl", "google.protobuf"), get="pip install --no-deps mediapipe==0.10.21",
-        detect=pose.detect, adapt=pose.adapt, weights=pose.WEIGHTS,
+        detect=pose.detect, adapt=pose.adapt, weights=(pose.WEIGHTS,),
         parameters={
             "min_confidence": Number(default=0.5, least=0.0, most=1.0),  # of there being a person
             "min_visibility": Number(default=0.5, least=0.0, most=1.0),  # of a keypoint
         },
+    ),
+    *(
+        Detector(
+            name=model.name, title=model.title, version=1, licence=model.licence, distributions=("transformers",),
+            modules=("torch", "torchvision", "transformers", "scipy"), get="pip install torch torchvision transformers scipy",
+            detect=functools.partial(segmentation.detect, model), weights=model.files,
+            parameters={
+                "resolution": inference.resolution(0),  # 0 = as the model's own preprocessor says
+                "precision": Choice(default="fp32", options=("fp32", "bf16")),  # how many labels bf16 changes with real weights is not known
+            },
+        )
+        for model in segmentation.MODELS.values()
+    ),
+    Detector(
+        name="midas-dpt-hybrid", title="MiDaS DPT-Hybrid", version=1, licence="MIT (code and weights)", distributions=("controlnet_aux",),
+        modules=("torch", "timm", "controlnet_aux"), get="pip install controlnet-aux timm torch",
+        detect=depth.detect_midas, settle=inference.settle, weights=(depth.MIDAS,),
+        parameters={"resolution": inference.resolution(depth.MIDAS_SHORT), "precision": inference.PRECISION},
+    ),
+    Detector(
+        name="depth-anything-v2", title="Depth Anything V2 Small", version=1,
+        licence="Apache-2.0 (code and weights; the larger weights are CC-BY-NC-4.0)", distributions=("transformers",),
+        modules=("torch", "transformers"), get="pip install transformers torch",
+        detect=depth.detect_anything, settle=inference.settle, weights=depth.ANYTHING,
+        parameters={"resolution": inference.resolution(depth.ANYTHING_SHORT), "precision": inference.PRECISION},
+    ),
+    Detector(
+        name="normal-bae", title="NormalBae (ScanNet)", version=1,
+        licence="MIT (code and weights; trained on ScanNet, whose terms are non-commercial)", distributions=("controlnet_aux",),
+        modules=("torch", "controlnet_aux"), get="pip install controlnet-aux torch",
+        detect=normals.detect_bae, settle=inference.settle, weights=(normals.BAE,),
+        parameters={"resolution": inference.resolution(normals.BAE_SHORT), "precision": inference.PRECISION},
+    ),
+    Detector(
+        name="normal-from-depth", title="normals from depth (ControlNet 1.0)", version=1, licence="Apache-2.0", distributions=OPENCV,
+        modules=("cv2",), detect=normals.detect_from_depth, reads_parent=True, parameters=normals.FROM_DEPTH,
     ),
 )  # fmt: skip
 
 DETECTORS: dict[str, Detector] = {row.name: row for row in _ROWS}
 
 
-def missing(detector: str) -> str | None:
-    """One sentence on what this detector lacks here; None = it can run."""
+def missing(detector: str, weights: str = PINNED) -> str | None:
+    """One sentence on what this detector lacks here, with its pinned weights or those at the path `weights`; None = it can run."""
     row = DETECTORS.get(detector)
     if row is None:
         return f"{detector} is not built yet"
     absent = [module for module in row.modules if not _installed(module)]
     if absent:
         return f"{detector} needs {', '.join(absent)}: {row.get or 'pip install ' + row.distributions[0]}"
-    lack = lacking(row.weights) if row.weights else None
+    lack = lacking(row.weights, weights)
     return f"{detector} {lack}" if lack else None
 
 
 def licence(detector: str) -> str:
     """Of the detector with its weights, as recorded with every map."""
-    return DETECTORS[detector].licence
+    return "that of the data" if detector == PROVIDED else DETECTORS[detector].licence
 
 
 def _installed(module: str) -> bool:

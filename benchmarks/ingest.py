@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from pipeline import sources
+from pipeline import manifest, sources
 from pipeline.manifest import ListSource
 from pipeline.sources import RawImage
 
@@ -35,7 +35,7 @@ conditions: {{canny: {{}}}}
 
 
 def make_photographs(folder: Path, count: int) -> None:
-    listed = sources.listing([ListSource(kind="list", path=str(Path(__file__).parent.parent / "manifests" / "photos.jsonl"))])
+    listed = sources.listing([ListSource(kind="list", path=str(Path(__file__).parent.parent / "manifests" / "photos.jsonl"))], manifest.Image())
     originals = [_photograph(raw) for raw in listed]
     draw = np.random.default_rng(0)
     for number in range(count):

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ from pipeline.shards import Shard
 from pipeline.workspace import TEMPORARY, Workspace, stopping
 
 LOCK_PATIENCE = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows of a condition that become pairs: all these conditions hold; each is named by its key in the manifest."""
+
+    wheres: tuple[tuple[str, str], ...]
+    order_by: str | None = None
+    limit: int | None = None
 
 
 class Catalog:
@@ -110,41 +120,46 @@ class Catalog:
 
     # -- settings and plans ----------------------------------------------------------------------------------------------
 
-    def settle(self, image_key: str, detectors: list[dict[str, Any]]) -> None:
-        """Records which image key and detectors the views show: those of the manifest now in force."""
+    def settle(self, settings: dict[str, str], detectors: list[dict[str, Any]]) -> None:
+        """Records which image key, captions and detectors the views show: those of the manifest now in force."""
         with self.transaction() as connection:
-            connection.execute("DELETE FROM settings WHERE name = 'image_key'")
-            connection.execute("INSERT INTO settings VALUES ('image_key', ?)", [image_key])
+            connection.execute("DELETE FROM settings")
+            for name, value in settings.items():
+                connection.execute("INSERT INTO settings VALUES (?, ?)", [name, value])
             connection.execute("UPDATE detectors SET current = false")
             for detector in detectors:
                 _record_detector(connection, detector, current=True)
 
-    def define_pairs(self, selections: dict[str, tuple[str, str | None, int | None]], measures: Iterable[str]) -> None:
+    def define_pairs(self, selections: dict[str, Selection], measures: Iterable[str]) -> None:
         """Makes the view `pairs`: for each condition its `ok` rows that the manifest's where, order_by and limit select."""
         columns = "".join(f", measures['{name}'] AS {name}" for name in measures)
         candidates = f"""
             CREATE OR REPLACE VIEW candidates AS
-            SELECT condition, fingerprint, a.image, a.image_id, caption, split, width, height, raw_width, raw_height, raw_format, raw_bytes,
+            SELECT condition, fingerprint, a.image, a.image_id, caption, source_caption, model_caption, fields, split, group_id, first_of_group,
+                   width, height, raw_width, raw_height, raw_format, raw_bytes, aspect, sharpness, contrast, colour, grey,
                    a.shard AS map_shard, i.shard AS image_shard, i.row, part{columns}
             FROM annotations a JOIN images i USING (image) LEFT JOIN captions c USING (image)
             WHERE a.status = 'ok' AND i.status = 'ok'"""
         choices = []
         with self._open(read_only=False) as connection:
             connection.execute(candidates)
-            for condition, (where, order_by, limit) in selections.items():
+            for condition, it in selections.items():
                 # The person's words stand alone inside their brackets, on lines of their own: neither a bracket nor a comment gets out.
                 own = f"(SELECT * FROM candidates WHERE condition = '{condition}')"
-                tail = (f" ORDER BY {order_by}\n" if order_by else "") + (f" LIMIT {limit}" if limit else "")
-                choice = f"(SELECT * FROM {own} WHERE (\n{where}\n){tail})"
+                tail = (f" ORDER BY {it.order_by}\n" if it.order_by else "") + (f" LIMIT {it.limit}" if it.limit else "")
+                choice = f"(SELECT * FROM {own} WHERE {' AND '.join(f'({chr(10)}{where}{chr(10)})' for _, where in it.wheres)}{tail})"
+                probes = [(key, f"SELECT 1 WHERE (\n{where}\n)", f"SELECT * FROM {own} WHERE (\n{where}\n)") for key, where in it.wheres]
+                key = ""
                 try:
-                    for probe in (f"SELECT 1 WHERE (\n{where}\n)", choice):
-                        statements = duckdb.extract_statements(probe)
-                        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                            raise MillError(f"conditions.{condition}.select must be one condition for a WHERE, not several statements.")
-                    connection.execute(f"SELECT count(*) FROM {choice}").fetchall()
+                    for key, *statements in (*probes, (it.wheres[-1][0], choice)):
+                        for statement in statements:
+                            parsed = duckdb.extract_statements(statement)
+                            if len(parsed) != 1 or parsed[0].type != duckdb.StatementType.SELECT:
+                                raise MillError(f"{key} must be one condition for a WHERE, not several statements.")
+                        connection.execute(f"SELECT count(*) FROM ({statements[-1]})").fetchall()
                 except duckdb.Error as error:
                     raise MillError(
-                        f"conditions.{condition}.select does not work: {str(error).splitlines()[0]} "
+                        f"{key} does not work: {str(error).splitlines()[0]} "
                         '(`controlmill sql WORKSPACE "DESCRIBE candidates"` lists the columns)'
                     ) from error
                 choices.append(choice)
@@ -190,7 +205,7 @@ def rebuild(workspace: Workspace, finish: Any) -> tuple[int, list[str]]:
             found.append(shards.verify(path))
         except shards.BROKEN as error:
             broken.append(f"{workspace.relative(path)}: {error}")
-    found.sort(key=lambda shard: (shards.KINDS.index(shard.facts["kind"]), shard.facts["part"], shard.path))
+    found.sort(key=lambda shard: (list(shards.SCHEMAS).index(shard.facts["kind"]), shard.facts["part"], shard.path))
     temporary = workspace.root / f"{TEMPORARY}rebuild"
     shutil.rmtree(temporary, ignore_errors=True)  # of a rebuild that was killed
     temporary.mkdir()
@@ -233,6 +248,8 @@ def commit_shard(connection: duckdb.DuckDBPyConnection, workspace: Workspace, sh
     if "detector" in facts:
         _record_detector(connection, facts["detector"], current=False)
     INSERTS[facts["kind"]](connection, number, facts)
+    if facts.get("near") is not None:
+        _group(connection, number, facts)
     connection.unregister("incoming")
     return True
 
@@ -252,7 +269,8 @@ def _insert_images(connection: duckdb.DuckDBPyConnection, shard: int, facts: dic
     connection.execute(
         f"""INSERT INTO image_rows
             SELECT (SELECT coalesce(max(image), 0) FROM image_rows) + row_number() OVER (ORDER BY row), image_id, {shard}, row, status,
-                   reason, width, height, raw_width, raw_height, raw_format, raw_bytes, group_id, split
+                   reason, width, height, raw_width, raw_height, raw_format, raw_bytes, group_id, split,
+                   sharpness, contrast, colour, grey, phash
             FROM incoming
             WHERE image_id NOT IN (SELECT image_id FROM image_rows WHERE shard IN ({same_key}))
             QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY row) = 1""",
@@ -266,6 +284,25 @@ def _insert_images(connection: duckdb.DuckDBPyConnection, shard: int, facts: dic
             QUALIFY row_number() OVER (PARTITION BY uri ORDER BY incoming.row) = 1""",
         key,
     )
+
+
+def _group(connection: duckdb.DuckDBPyConnection, shard: int, facts: dict[str, Any]) -> None:
+    """Near-duplicates take the group and the split of the earliest image they resemble; images of a part come in the source's order."""
+    from pipeline import looks
+
+    sql = """SELECT image, phash, min(image) OVER (PARTITION BY group_id) AS first, shard = $shard AS own FROM image_rows
+             WHERE phash IS NOT NULL AND shard IN (SELECT shard FROM shards WHERE kind = 'images' AND key = $key) ORDER BY own, image"""
+    found = connection.execute(sql, {"shard": shard, "key": facts["key"]}).fetchnumpy()
+    images, hashes = found["image"], found["phash"].astype("uint64")
+    own = len(images) - int(found["own"].sum())
+    led = images[:own].searchsorted(found["first"][:own])
+    leaders = looks.leaders(hashes[:own], hashes[own:], facts["near"], led)
+    for image, leader in zip(images[own:].tolist(), leaders.tolist(), strict=True):
+        if leader >= 0:
+            connection.execute(
+                "UPDATE image_rows SET group_id = l.group_id, split = l.split FROM image_rows l WHERE l.image = ? AND image_rows.image = ?",
+                [int(images[leader]), image],
+            )
 
 
 def _image_of(facts: dict[str, Any]) -> str:
@@ -300,6 +337,12 @@ def _insert_latents(connection: duckdb.DuckDBPyConnection, shard: int, facts: di
     )
 
 
+def _insert_captions(connection: duckdb.DuckDBPyConnection, shard: int, facts: dict[str, Any]) -> None:
+    connection.execute(
+        f"INSERT INTO caption_rows SELECT image, {shard}, incoming.row, incoming.status, incoming.reason, caption FROM incoming {_image_of(facts)}"
+    )
+
+
 def _insert_samples(connection: duckdb.DuckDBPyConnection, shard: int, facts: dict[str, Any]) -> None:
     connection.execute(f"INSERT INTO sample_rows SELECT {shard}, row, image_id, hint_image_id, seed, status, reason, seconds FROM incoming")
 
@@ -311,9 +354,15 @@ def _insert_scores(connection: duckdb.DuckDBPyConnection, shard: int, facts: dic
     )
 
 
-INSERTS = {"images": _insert_images, "maps": _insert_maps, "latents": _insert_latents, "samples": _insert_samples, "scores": _insert_scores}
-ROW_ALIGNED = {"maps", "latents"}  # with the images shard of the same part
-ROWS_OF = {"images": "image_rows", "maps": "annotation_rows", "latents": "latent_rows", "samples": "sample_rows", "scores": "score_rows"}
+INSERTS = {
+    "images": _insert_images, "captions": _insert_captions, "maps": _insert_maps, "latents": _insert_latents, "samples": _insert_samples,
+    "scores": _insert_scores,
+}  # fmt: skip
+ROW_ALIGNED = {"captions", "maps", "latents"}  # with the images shard of the same part
+ROWS_OF = {
+    "images": "image_rows", "captions": "caption_rows", "maps": "annotation_rows", "latents": "latent_rows", "samples": "sample_rows",
+    "scores": "score_rows",
+}  # fmt: skip
 
 
 def _remove(connection: duckdb.DuckDBPyConnection, path: str) -> None:
@@ -340,9 +389,9 @@ def _record_detector(connection: duckdb.DuckDBPyConnection, row: dict[str, Any],
         connection.execute(f"UPDATE detectors SET current = current OR ? WHERE {where}", [current, *key])
         return
     connection.execute(
-        "INSERT INTO detectors VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO detectors VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [*key, identity["detector"], str(identity["version"]), identity["weights"], json.dumps(identity["params"]), row["licence"],
-         json.dumps(identity, sort_keys=True), current],
+         json.dumps(identity, sort_keys=True), current, row["maps"]],
     )  # fmt: skip
 
 

@@ -74,9 +74,11 @@ def run_command(
         if stage not in STAGES:
             raise MillError(f"--stages: unknown stage {stage!r}; the stages are {', '.join(STAGES)}.")
     if dry_run:
-        plan = plans.make(given)
+        plan = plans.make(given, here=False)
+        absent = plans.missing(plan)
         click.echo("\n".join([f"{given.name}: would work in {plan.workspace.root}: {', '.join(chosen)}", *plans.lines(plan)]))
-        return
+        click.echo("\n".join(["missing here:", *(f"  {line}" for line in absent)]) if absent else "Nothing is missing here.")
+        sys.exit(NOT_COMPLETE if absent else 0)
     signal.signal(signal.SIGTERM, _interrupt)
     options = Options(chosen, limit=limit, workers=workers, address=address, retry_failed=retry_failed)
     sys.exit(run(given, options, _say))
@@ -174,6 +176,28 @@ def verify(workspace: Path, repair: bool) -> None:
     sys.exit(NOT_COMPLETE if problems and not repair else 0)
 
 
+@main.command()
+@click.argument("workspace", type=click.Path(path_type=Path))
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--condition", "names", required=True, multiple=True, help="A condition's name; may be given several times.")
+@click.option("--to", required=True, metavar="huggingface|webdataset|diffusers", help="The layout.")
+@click.option("--split", default="all", show_default=True, metavar="train|validation|test|all", help="Which images.")
+@click.option(
+    "--protocol", default="cn10", show_default=True, metavar="cn10|cn11", help="How hints are drawn: as for ControlNet 1.0 or 1.1."
+)
+@click.option("--raw", is_flag=True, help="Put the stored maps beside their drawings: a drawing does not tell everything.")
+def export(workspace: Path, dest: Path, names: tuple[str, ...], to: str, split: str, protocol: str, raw: bool) -> None:
+    """Write the pairs as a dataset that other tools load: a new folder DEST, whole or not at all.
+
+    huggingface and diffusers load with datasets.load_dataset(DEST), webdataset also with the package of that name.
+
+    Example: controlmill export runs/photos exports/canny --condition canny --to huggingface
+    """
+    from pipeline import export as exporter
+
+    exporter.export(Catalog(_workspace(workspace)), dest, to=to, conditions=names, split=split, protocol=protocol, raw=raw, say=_say)
+
+
 @main.group()
 def catalog() -> None:
     """The DuckDB catalog of a workspace."""
@@ -201,7 +225,7 @@ def _workspace(target: Path) -> Workspace:
 
 
 def _stages_of(given: manifest.Manifest) -> tuple[str, ...]:
-    wanted = {"encode": given.train, "train": given.train, "generate": given.evaluate, "score": given.evaluate}
+    wanted = {"caption": given.captions, "encode": given.train, "train": given.train, "generate": given.evaluate, "score": given.evaluate}
     return tuple(stage for stage in STAGES if wanted.get(stage, True))
 
 

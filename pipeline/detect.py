@@ -5,9 +5,10 @@ from pathlib import Path
 
 from annotate import annotator, maps
 from annotate.annotator import Step
-from pipeline import MillError, sources
+from pipeline import MillError, canonical, sources
+from pipeline.canonical import Unreadable
 from pipeline.manifest import Image
-from pipeline.sources import RawImage, Unreadable
+from pipeline.sources import RawImage
 from pipeline.workspace import write_whole
 
 
@@ -20,11 +21,11 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
     for path in images:
         try:
             data, _ = sources.read(RawImage(str(path), ""))
-            made = sources.canonical(data, Image(resolution=resolution, store="png"))
+            made = canonical.canonical(data, Image(resolution=resolution, store="png"))
         except Unreadable as error:
             yield path, str(error)
             continue
-        pixels = sources.decode(made.encoded)
+        pixels = canonical.decode(made.encoded)
         drawn = annotator.annotate([pixels], [sources.image_id(data)], list(steps.values()))
         for name in names:
             one = drawn[name][0]
@@ -35,7 +36,7 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
             if target in made_here:  # of another image of that name
                 target = out / f"{path.stem}-{sources.image_id(data)[:8]}.{name}.png"
             made_here.add(target)
-            picture = sources.encode(maps.render(one.map), "png")
+            picture = canonical.encode(maps.render(one.map), "png")
             write_whole(target, lambda temporary, picture=picture: temporary.write_bytes(picture))  # type: ignore[misc]
             yield target, ""
 

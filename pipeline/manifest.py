@@ -21,12 +21,36 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Provided(Section):
+    """Where the map of a condition lies that comes with the images, and how its numbers read (pipeline/provided.py)."""
+
+    path: str | None = None  # folders: a path below the source's, with {folder}, {stem}, {name} of the image
+    column: str | None = None  # lists, tables: the column; archives: the member's extension, seg.png
+    labels: Literal["ade20k_150", "ade20k_png", "coco_stuff_171", "coco_stuff_png", "coco_panoptic_133"] | None = None
+    depth: Literal["distance", "inverse"] | None = None  # a distance of 0 is invalid
+    normals: Literal["x right, y up, z to the viewer", "x right, y down, z away"] | None = None
+    keypoints: Literal["coco", "openpose"] | None = None
+    mask: str | None = None  # as `path` or `column`: where it is 0, the map is invalid
+
+    @model_validator(mode="after")
+    def _says_where(self) -> "Provided":
+        if (self.path is None) == (self.column is None):
+            raise ValueError("set `path` (folders) or `column` (lists, tables, archives), one of them")
+        return self
+
+
+ProvidedMaps = dict[str, Provided]  # by condition
+Column = Literal["none"] | dict[Literal["column", "template"], str]
+Member = Literal["none"] | dict[Literal["member", "json", "template"], str]
+
+
 class FolderSource(Section):
     """Every file below a folder. Captions: `sidecar` (photo.txt or photo.json beside photo.jpg) or {template: "a photograph"}."""
 
     kind: Literal["folder"]
     path: str
     captions: Literal["sidecar", "none"] | dict[Literal["template"], str] = "sidecar"
+    provided: ProvidedMaps = {}
 
 
 class ListSource(Section):
@@ -36,9 +60,62 @@ class ListSource(Section):
     path: str
     image_column: str = "image"
     captions: dict[Literal["column", "template"], str] = {"column": "caption"}
+    provided: ProvidedMaps = {}
 
 
-Source = Annotated[FolderSource | ListSource, Field(discriminator="kind")]
+class WebDatasetSource(Section):
+    """Tars of samples: a .tar, a folder of them, or a glob. Captions: a member's extension, or a key of the .json member."""
+
+    kind: Literal["webdataset"]
+    path: str
+    captions: Member = {"member": "txt"}
+    provided: ProvidedMaps = {}
+
+
+class Img2DatasetSource(Section):
+    """What img2dataset wrote, in any of its formats: tars, folders of files, or Parquet."""
+
+    kind: Literal["img2dataset"]
+    path: str
+    captions: Member = {"member": "txt"}
+
+
+class ParquetSource(Section):
+    """Parquet files: one, a folder of them, or a glob. An image is bytes, a struct with bytes, or a path relative to the file."""
+
+    kind: Literal["parquet"]
+    path: str
+    image_column: str = "image"
+    captions: Column = {"column": "text"}
+    provided: ProvidedMaps = {}
+
+
+class HuggingFaceSource(Section):
+    """A dataset of the hub or a local one. `streaming` keeps what it has read in the workspace, up to `count` rows."""
+
+    kind: Literal["huggingface"]
+    path: str
+    name: str | None = None  # the configuration
+    split: str = "train"
+    revision: str | None = None
+    streaming: bool = False
+    count: Annotated[Whole, Field(ge=1)] | None = None
+    image_column: str = "image"
+    captions: Column = {"column": "text"}
+    provided: ProvidedMaps = {}
+
+
+class ScenesSource(Section):
+    """Rendered scenes at `image.resolution`, with exact depth, normals, labels and keypoints."""
+
+    kind: Literal["scenes"]
+    count: Annotated[Whole, Field(ge=1)]
+    seed: Annotated[Whole, Field(ge=0)] = 0
+
+
+AnySource = FolderSource | ListSource | WebDatasetSource | Img2DatasetSource | ParquetSource | HuggingFaceSource | ScenesSource
+Source = Annotated[AnySource, Field(discriminator="kind")]
+SOURCE_KINDS = tuple(typing.get_args(section.model_fields["kind"].annotation)[0] for section in typing.get_args(AnySource))
 
 
 class Image(Section):
@@ -51,9 +128,12 @@ class Image(Section):
 
 
 class Split(Section):
+    """A function of salt and group. Near-duplicates share a group: images whose 64-bit perceptual hashes differ in `near` bits at most."""
+
     validation: Fraction = 0.05
     test: Fraction = 0.05
     salt: Whole | str = 0
+    near: Annotated[Whole, Field(ge=0, le=8)] | None = 4  # None: only equal files are one group
 
     @model_validator(mode="after")
     def _leaves_something_to_train_on(self) -> "Split":
@@ -68,6 +148,18 @@ class Select(Section):
     where: str = "true"
     order_by: str | None = None
     limit: Annotated[Whole, Field(ge=1)] | None = None
+
+
+class Captions(BaseModel):
+    """Captions by a network, for the images that came without one, or for all; every further key is a parameter of the captioner."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    model: str = "blip-base"
+    when: Literal["missing", "always"] = "missing"
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
 
 
 class Condition(BaseModel):
@@ -131,6 +223,8 @@ class Manifest(Section):
     image: Image = Image()
     split: Split = Split()
     shard_images: Annotated[Whole, Field(ge=1, le=10_000)] = 256
+    captions: Captions | None = None
+    where: str = "true"  # of every condition's `select:`; SQL over the view `candidates`
     conditions: Annotated[
         dict[str, Annotated[Condition, BeforeValidator(lambda given: {} if given is None else given)]], Field(min_length=1)
     ]
@@ -219,7 +313,7 @@ def _sentence(path: Path, tree: yaml.Node | None, mistake: Any) -> str:
         case "value_error":
             return f"{where}: {key}: {message}." if key != "the manifest" else f"{where}: {message}."
         case "union_tag_invalid" | "union_tag_not_found":
-            return f"{where}: {key}: `kind:` must be one of folder, list."
+            return f"{where}: {key}: `kind:` must be one of {', '.join(SOURCE_KINDS)}."
     shown = "" if isinstance(given, dict | list) else f" (found {given!r})"
     return f"{where}: {key}: {message[0].lower()}{message[1:]}{shown}."
 

@@ -6,12 +6,15 @@ from typing import Any
 
 import yaml
 
-from annotate import annotator
-from annotate.annotator import Step
-from annotate.conditions import MEASURES
+from annotate import annotator, captions
+from annotate.annotator import PROVIDED, Step
+from annotate.conditions import CONDITIONS, MEASURES
 from annotate.detectors import DETECTORS
-from pipeline import MillError, manifest
-from pipeline.manifest import Condition, Manifest, Select
+from annotate.weights import PINNED
+from pipeline import MillError, manifest, scenes, sources
+from pipeline.catalog import Selection
+from pipeline.manifest import Captions, Condition, Manifest, ScenesSource, Select
+from pipeline.sources import RawImage
 from pipeline.workspace import Workspace, fingerprint, write_text
 
 
@@ -24,15 +27,32 @@ class Planned:
     fingerprint: str
     select: Select
     asked: bool  # False: made only because another condition is made from it
+    lack: str | None = None  # what it misses on this machine
 
     @property
     def name(self) -> str:
         return self.step.condition
 
+    @property
+    def maps(self) -> str:
+        """The name under which its maps lie: that of the condition whose maps it shares, else its own."""
+        return CONDITIONS[self.name].shares or self.name
+
     def record(self) -> dict[str, Any]:
         """What the catalog and the shard's footer keep of the detector."""
         licence = annotator.licence(self.step.detector)
-        return {"condition": self.name, "fingerprint": self.fingerprint, "identity": self.identity, "licence": licence}
+        return {"condition": self.name, "maps": self.maps, "fingerprint": self.fingerprint, "identity": self.identity, "licence": licence}
+
+
+@dataclass(frozen=True)
+class PlannedCaptions:
+    """Captions that a network makes of the canonical images."""
+
+    model: str
+    params: dict[str, Any]
+    key: str  # fingerprint of captioner, weights, parameters and image key
+    when: str  # missing, always
+    lack: str | None
 
 
 @dataclass(frozen=True)
@@ -41,17 +61,39 @@ class Plan:
     workspace: Workspace
     image_key: str
     conditions: dict[str, Planned]  # parents before their children
+    captions: PlannedCaptions | None = None
 
-    def selections(self) -> dict[str, tuple[str, str | None, int | None]]:
-        return {name: (it.select.where, it.select.order_by, it.select.limit) for name, it in self.conditions.items()}
+    def raw_images(self) -> list[RawImage]:
+        """Every raw image of the sources, in their order."""
+        return sources.listing(self.manifest.source, self.manifest.image, without=self.workspace.root)
+
+    def maps_of(self, condition: str, part: int) -> Path:
+        """The shard of a condition's maps."""
+        it = self.conditions[condition]
+        return self.workspace.maps(it.maps, it.fingerprint, part)
+
+    def settings(self) -> dict[str, str]:
+        """What the catalog's views show: the images, captions and their rule that are in force."""
+        chosen = {"caption_key": self.captions.key, "caption_when": self.captions.when} if self.captions else {}
+        return {"image_key": self.image_key, **chosen}
+
+    def selections(self) -> dict[str, Selection]:
+        """Condition -> what makes its maps pairs."""
+        return {
+            name: Selection((("where", self.manifest.where), (f"conditions.{name}.select", it.select.where)), it.select.order_by, it.select.limit)
+            for name, it in self.conditions.items()
+        }  # fmt: skip
 
 
 def image_key(settings: Manifest) -> str:
-    return fingerprint({"image": settings.image.model_dump(), "version": 1})
+    return fingerprint({"image": settings.image.model_dump(), "version": 2})
 
 
-def make(given: Manifest) -> Plan:
-    """Resolves the manifest against what its workspace already settled; MillError where the two don't fit or a detector can't run."""
+def make(given: Manifest, *, here: bool = True) -> Plan:
+    """Resolves the manifest against what its workspace already settled; MillError where the two don't fit or a detector can't run.
+
+    With here=False it is enough that the detectors exist; what they miss on this machine is in Planned.lack.
+    """
     try:
         workspace = Workspace(Path(given.workspace).expanduser().resolve())
     except (RuntimeError, ValueError, OSError) as error:
@@ -71,10 +113,47 @@ def make(given: Manifest) -> Plan:
     chosen: dict[str, Condition] = {}
     planned: dict[str, Planned] = {}
     for name in given.conditions:
-        _plan(name, given, saved, key, planned, chosen)
+        _plan(name, given, saved, key, planned, chosen, here)
     for name in given.conditions:
         planned[name] = replace(planned[name], asked=True)
-    return Plan(given.model_copy(update={"conditions": chosen}), workspace, key, planned)
+    made = _captions(given, key, here) if given.captions else None
+    settled = {"conditions": chosen} | ({"captions": Captions(model=made.model, when=made.when, **made.params)} if made else {})
+    return Plan(given.model_copy(update=settled), workspace, key, planned, made)
+
+
+def provided_by(given: Manifest, condition: str) -> list[Any] | None:
+    """How each source of the manifest provides the maps of a condition; None where one does not."""
+    settings = []
+    for source in given.source:
+        if isinstance(source, ScenesSource):
+            found: Any = {"scenes": scenes.VERSION} if condition in scenes.PROVIDES else None
+        else:
+            found = getattr(source, "provided", {}).get(condition)
+            found = found.model_dump(exclude_none=True) if found else None
+        if found is None:
+            return None
+        settings.append(found)
+    return settings
+
+
+def missing(plan: Plan) -> list[str]:
+    """A sentence for each thing that the plan needs and this machine does not have: sources, weights, base model."""
+    found = [f"conditions.{it.name}: {it.lack}" for it in plan.conditions.values() if it.lack]
+    found += [f"captions: {plan.captions.lack}"] if plan.captions and plan.captions.lack else []
+    for source in plan.manifest.source:
+        lack = sources.lack(source)
+        found += [f"source: {lack}"] if lack else []
+    for number, run in enumerate(plan.manifest.train.runs if plan.manifest.train else []):
+        if run.warm_start and run.warm_start not in plan.conditions and not Path(run.warm_start).is_dir():
+            found.append(f"train.runs[{number}].warm_start: {run.warm_start} is neither a condition of this manifest nor a folder with a ControlNet")
+    if plan.manifest.train and plan.manifest.train.base != "random":
+        from train import base
+
+        try:
+            base.locate(plan.manifest.train.base, download=False)
+        except (ValueError, OSError) as error:
+            found.append(f"train.base: {error}")
+    return found
 
 
 def load_saved(workspace: Workspace) -> Plan:
@@ -99,7 +178,9 @@ def lines(plan: Plan) -> list[str]:
     return out
 
 
-def _plan(name: str, given: Manifest, saved: Manifest | None, key: str, planned: dict[str, Planned], chosen: dict[str, Condition]) -> None:
+def _plan(
+    name: str, given: Manifest, saved: Manifest | None, key: str, planned: dict[str, Planned], chosen: dict[str, Condition], here: bool
+) -> None:
     if name in planned:
         return
     asked = given.conditions.get(name, Condition())
@@ -111,16 +192,35 @@ def _plan(name: str, given: Manifest, saved: Manifest | None, key: str, planned:
     if earlier is not None and earlier.detector == detector:
         params = {k: v for k, v in earlier.params.items() if k in _settled(detector)} | params
     try:
-        step = annotator.resolve(name, detector, params)
+        provided = provided_by(given, name)
+        step = annotator.resolve(name, detector, params, provided=provided is not None, here=here)
+        if step.detector == PROVIDED and provided is None:
+            raise ValueError("detector: provided, but not every source has `provided:` maps for it; add them, or name a detector")
     except ValueError as error:
         raise MillError(f"conditions.{name}: {error}") from error
     if step.parent:
-        _plan(step.parent, given, saved, key, planned, chosen)
-    identity = annotator.identity(step)
+        _plan(step.parent, given, saved, key, planned, chosen, here)
+    identity = annotator.identity(step) | ({"params": {"sources": provided}} if step.detector == PROVIDED else {})
     parents = [planned[step.parent].fingerprint] if step.parent else []
-    mark = fingerprint({"condition": name, "identity": identity, "image_key": key, "parents": parents})
-    planned[name] = Planned(step, identity, mark, asked.select, asked=False)
+    maps = CONDITIONS[name].shares or name
+    mark = fingerprint({"condition": maps, "identity": identity, "image_key": key, "parents": parents})
+    planned[name] = Planned(step, identity, mark, asked.select, asked=False, lack=annotator.lack(step))
     chosen[name] = Condition(detector=step.detector, select=asked.select, **step.params)
+
+
+def _captions(given: Manifest, key: str, here: bool) -> PlannedCaptions:
+    """The captioner with all its parameters; MillError where it can't run here."""
+    asked = given.captions
+    assert asked is not None
+    try:
+        params = captions.resolve(asked.model, asked.params)
+    except ValueError as error:
+        raise MillError(f"captions: {error}") from error
+    lack = captions.missing(asked.model, params.get("weights", PINNED))
+    if lack and here:
+        raise MillError(f"captions: {lack}")
+    mark = fingerprint({"captions": captions.identity(asked.model, params), "image_key": key})
+    return PlannedCaptions(asked.model, params, mark, asked.when, lack)
 
 
 def _settled(detector: str) -> set[str]:

@@ -14,7 +14,7 @@ from pipeline.status import tally
 
 COMPLETE, NOT_COMPLETE, COMPLETE_WITH_FAILURES = 0, 1, 3  # exit statuses
 WORTH_A_REPORT = 15.0  # seconds of work after which the report is brought up to date, so it fills as the job goes on
-STAGES = ("ingest", "annotate", "encode", "train", "generate", "score", "report")
+STAGES = ("ingest", "caption", "annotate", "encode", "train", "generate", "score", "report")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
 
 def settle(plan: Plan, catalog: Catalog) -> None:
     """What of the catalog follows from the manifest: the image key and detectors in force, and the view `pairs`."""
-    catalog.settle(plan.image_key, [it.record() for it in plan.conditions.values()])
+    catalog.settle(plan.settings(), [it.record() for it in plan.conditions.values()])
     catalog.define_pairs(plan.selections(), MEASURES)
 
 
@@ -99,6 +99,12 @@ def _ingest(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) ->
     return f"{new} new addresses; images: {tally(counts)}; {doubles} exact duplicates; {tally(splits)}"
 
 
+def _caption(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
+    from pipeline.stages.caption import caption
+
+    return caption(plan, catalog, workers)
+
+
 def _annotate(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
     from pipeline.stages.annotate import annotate
 
@@ -138,7 +144,8 @@ def _report(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) ->
 
 
 STAGE: dict[str, Callable[[Plan, Catalog, Cluster, Options], str]] = {
-    "ingest": _ingest, "annotate": _annotate, "encode": _encode, "train": _train, "generate": _generate, "score": _score, "report": _report,
+    "ingest": _ingest, "caption": _caption, "annotate": _annotate, "encode": _encode, "train": _train, "generate": _generate,
+    "score": _score, "report": _report,
 }  # fmt: skip
 
 

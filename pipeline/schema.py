@@ -61,6 +61,40 @@ MIGRATIONS = [
         system VARCHAR, run VARCHAR, condition VARCHAR, metric VARCHAR, metric_version VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE,
         n INTEGER, n_failed INTEGER, higher_is_better BOOLEAN, benchmark VARCHAR, detector VARCHAR, checkpoint VARCHAR, seeds VARCHAR);
     """,
+    # Conditions that share one shard of maps; how an image looks; captions by a network.
+    """
+    ALTER TABLE detectors ADD COLUMN maps VARCHAR;
+    UPDATE detectors SET maps = condition;
+    CREATE OR REPLACE VIEW annotations AS
+        SELECT annotation_rows.image, image_id, detectors.condition, shards.key AS fingerprint, annotation_rows.status, annotation_rows.reason,
+               seconds, measures, path AS shard, annotation_rows.row, part
+        FROM annotation_rows JOIN shards ON shards.shard = annotation_rows.shard
+        JOIN detectors ON detectors.maps = shards.name AND detectors.fingerprint = shards.key
+        JOIN images ON images.image = annotation_rows.image
+        WHERE detectors.current;
+    ALTER TABLE image_rows ADD COLUMN sharpness DOUBLE;
+    ALTER TABLE image_rows ADD COLUMN contrast DOUBLE;
+    ALTER TABLE image_rows ADD COLUMN colour DOUBLE;
+    ALTER TABLE image_rows ADD COLUMN grey BOOLEAN;
+    ALTER TABLE image_rows ADD COLUMN phash UBIGINT;
+    CREATE OR REPLACE VIEW images AS
+        SELECT image, image_id, status, reason, width, height, raw_width, raw_height, raw_format, raw_bytes, group_id, split,
+               path AS shard, row, raw_width / raw_height AS aspect, sharpness, contrast, colour, grey, phash,
+               image = min(image) OVER (PARTITION BY group_id) AS first_of_group
+        FROM image_rows JOIN shards USING (shard)
+        WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
+    CREATE TABLE caption_rows (image INTEGER, shard INTEGER, row INTEGER, status VARCHAR, reason VARCHAR, caption VARCHAR);
+    CREATE OR REPLACE VIEW captions AS
+        WITH own AS (SELECT image, arg_min(caption, (shard, row)) AS caption, arg_min(fields, (shard, row)) AS fields
+                     FROM source_rows GROUP BY image),
+             made AS (SELECT image, caption_rows.caption FROM caption_rows JOIN shards USING (shard)
+                      WHERE key = (SELECT value FROM settings WHERE name = 'caption_key'))
+        SELECT image, CASE WHEN made.caption IS NULL
+                             OR (own.caption <> '' AND (SELECT value FROM settings WHERE name = 'caption_when') = 'missing')
+                           THEN own.caption ELSE made.caption END AS caption,
+               own.caption AS source_caption, made.caption AS model_caption, own.fields
+        FROM own LEFT JOIN made USING (image);
+    """,
 ]
 
 

@@ -14,7 +14,6 @@ from pipeline import MillError
 from pipeline.workspace import fingerprint, sha256_file, stopping, write_whole
 
 FOOTER = b"controlmill"
-KINDS = ("images", "maps", "latents", "samples", "scores")  # in the order in which they are made
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)  # what reading a damaged file raises
 REMEDY = "`controlmill verify WORKSPACE --repair` takes it out of the catalog, and the next run makes it again."
 ROWS_A_GROUP = 32  # one picture can be read without the whole shard
@@ -24,8 +23,10 @@ IMAGES = pa.schema([
     ("uri", pa.string()), ("caption", pa.string()), ("fields", pa.string()),
     ("width", pa.int32()), ("height", pa.int32()), ("raw_width", pa.int32()), ("raw_height", pa.int32()),
     ("raw_format", pa.string()), ("raw_bytes", pa.int64()), ("group_id", pa.string()), ("split", pa.string()),
-    ("image", pa.binary()),
+    ("sharpness", pa.float64()), ("contrast", pa.float64()), ("colour", pa.float64()), ("grey", pa.bool_()),
+    ("phash", pa.uint64()), ("image", pa.binary()),
 ])  # fmt: skip
+CAPTIONS = pa.schema([("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("caption", pa.string())])
 MAPS = pa.schema([
     ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("seconds", pa.float32()),
     ("measures", pa.map_(pa.string(), pa.float64())), ("meta", pa.string()), ("draws", pa.string()), ("map", pa.binary()),
@@ -42,6 +43,8 @@ SCORES = pa.schema([
     ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("seed", pa.int64()),
     ("values", pa.map_(pa.string(), pa.float64())), ("meta", pa.string()), ("map", pa.binary()),
 ])  # fmt: skip
+# in the order in which they are made
+SCHEMAS = {"images": IMAGES, "captions": CAPTIONS, "maps": MAPS, "latents": LATENTS, "samples": SAMPLES, "scores": SCORES}
 PAYLOADS = {"image", "map", "mean", "std", "text"}  # the heavy columns, which the catalog never reads
 
 
@@ -81,7 +84,7 @@ def facts(path: Path) -> dict[str, Any]:
     if FOOTER not in metadata:
         raise pa.ArrowInvalid(f"{path.name} is a Parquet file without ControlMill's footer")
     told = json.loads(metadata[FOOTER])
-    if told["kind"] not in KINDS or not isinstance(told["part"], int) or not isinstance(told["key"], str):
+    if told["kind"] not in SCHEMAS or not isinstance(told["part"], int) or not isinstance(told["key"], str):
         raise pa.ArrowInvalid(f"{path.name} has a footer that this version does not know")
     return told
 
@@ -96,6 +99,9 @@ def read_light(path: Path) -> pa.Table:
     with _must_be_whole(path):
         names = [name for name in pq.read_schema(path).names if name not in PAYLOADS]
         table = _read(path, names)
+        for field in SCHEMAS[facts(path)["kind"]]:  # a shard of an earlier version lacks what later ones tell
+            if field.name not in PAYLOADS and field.name not in names:
+                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return table.add_column(0, "row", pa.array(range(table.num_rows), pa.int32()))
 
 

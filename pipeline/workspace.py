@@ -76,6 +76,9 @@ class Workspace:
     def images(self, key: str, part: int) -> Path:
         return self.root / "shards" / "images" / key / _part(part)
 
+    def captions(self, key: str, part: int) -> Path:
+        return self.root / "shards" / "captions" / key / _part(part)
+
     def maps(self, condition: str, detector: str, part: int) -> Path:
         return self.root / "shards" / "maps" / condition / detector / _part(part)
 

@@ -184,7 +184,7 @@ def test_the_manifest_in_the_readme_can_be_planned_and_its_queries_are_sql(tmp_p
     workspace.create()
     catalog = Catalog(workspace)
     catalog.create()
-    catalog.settle(made.image_key, [it.record() for it in made.conditions.values()])
+    catalog.settle(made.settings(), [it.record() for it in made.conditions.values()])
     catalog.define_pairs(made.selections(), plan.MEASURES)
     asked = [shlex.split(span) for span in spans("README.md") if span.startswith("controlmill sql")]
     queries = [words[-1] for words in [*asked, *typed("README.md")] if words[:2] == ["controlmill", "sql"] and len(words) == 4]

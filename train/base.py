@@ -76,7 +76,7 @@ def load(
     )
 
 
-def locate(spec: str | Path) -> Path:
+def locate(spec: str | Path, *, download: bool = True) -> Path:
     """The complete diffusers folder behind `spec`; whatever is missing is named before anything heavy is loaded."""
     folder = Path(spec).expanduser()
     if folder.suffix in {".safetensors", ".ckpt"}:
@@ -84,7 +84,7 @@ def locate(spec: str | Path) -> Path:
     if not folder.is_dir():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(spec)):
             raise FileNotFoundError(f"base {spec}: no such folder, and not a hub id of the form owner/name")
-        folder = _from_hub(str(spec))
+        folder = _from_hub(str(spec), download)
     missing = [name for name in (*CONFIGS, *WEIGHTS.values()) if not (folder / name).is_file()]
     if not any((folder / "tokenizer" / name).is_file() for name in TOKENIZER):
         missing.append("tokenizer/tokenizer.json")
@@ -93,22 +93,24 @@ def locate(spec: str | Path) -> Path:
     return folder
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, download: bool) -> Path:
     """The local cache first, so that a run that has its files never waits for a network."""
     from huggingface_hub import snapshot_download
 
     wanted = [*CONFIGS, *WEIGHTS.values(), "tokenizer/*", "model_index.json"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-    except OSError:  # not in the cache
-        pass
+    except OSError as error:  # not in the cache
+        reason: Exception = error
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        if download:
+            return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:
-        raise FileNotFoundError(
-            f"base {name} is not in the Hugging Face cache and the hub can't be reached: on a machine with a network run "
-            f"`hf download {name} --local-dir {name.split('/')[1]}`, copy that folder here and set `train.base` to its path"
-        ) from error
+        reason = error
+    raise FileNotFoundError(
+        f"base {name} is not in the Hugging Face cache{' and the hub can not be reached' if download else ''}: on a machine with a network run "
+        f"`hf download {name} --local-dir {name.split('/')[1]}`, copy that folder here and set `train.base` to its path"
+    ) from reason
 
 
 def fingerprint(spec: str | Path) -> str:  # 16 hex

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from annotate import annotator, maps
-from annotate.annotator import Annotation, Step
-from pipeline import shards, sources
+from annotate.annotator import PROVIDED, Annotation, Step
+from annotate.maps import RawMap
+from pipeline import canonical, provided, shards
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
+from pipeline.manifest import Image
 from pipeline.plan import Plan
+from pipeline.sources import RawImage
 from pipeline.workspace import Workspace
 
 BATCH = 16  # images decoded at a time: bounds a worker's memory whatever the size of a part
@@ -23,33 +26,38 @@ def annotate(plan: Plan, catalog: Catalog, cluster: Cluster, *, retry_failed: bo
     parts: dict[int, list[tuple[int, str]]] = {}
     for part, row, image_id in catalog.query(READABLE):
         parts.setdefault(part, []).append((row, image_id))
-    committed = {it.name: catalog.committed("maps", it.fingerprint, it.name) for it in plan.conditions.values()}
+    committed = {it.name: catalog.committed("maps", it.fingerprint, it.maps) for it in plan.conditions.values()}
     failed: dict[tuple[str, int], list[int]] = {}
     if retry_failed:
         for condition, part, row in catalog.query("SELECT condition, part, row FROM annotations WHERE status = 'failed'"):
             failed.setdefault((condition, part), []).append(row)
+    own = _addresses(plan, catalog)
 
     def jobs() -> Iterator[Job]:
         for part, members in parts.items():
-            todo, inputs = [], shards.made_from(plan.image_key, members)
+            todo: list[dict[str, Any]] = []
+            inputs = shards.made_from(plan.image_key, members)
             for it in plan.conditions.values():
                 again = failed.get((it.name, part))
                 if part in committed[it.name] and not again:
                     continue
-                path = workspace.maps(it.name, it.fingerprint, part)
+                path = workspace.maps(it.maps, it.fingerprint, part)
+                if any(other["path"] == str(path) for other in todo):
+                    continue  # another condition's maps are these
                 adopted = None if part in committed[it.name] else shards.adopt(path, inputs)
                 if adopted:
                     catalog.commit(adopted)
                 else:
                     if again:  # from here on the shard counts as uncommitted, so a kill can't leave the catalog with a file that changed
                         catalog.forget(workspace.relative(path))
-                    todo.append({"record": it.record(), "step": asdict(it.step), "path": str(path), "again": again})
+                    todo.append({"record": it.record(), "step": asdict(it.step), "name": it.maps, "path": str(path), "again": again})
             if todo:
                 rows = tuple(row for row, _ in members)
-                needed = {name: str(workspace.maps(name, plan.conditions[name].fingerprint, part)) for name in _parents(todo)}
+                needed = {name: str(plan.maps_of(name, part)) for name in _parents(todo)}
                 args = {
                     "images": str(workspace.images(plan.image_key, part)), "image_key": plan.image_key, "part": part,
                     "todo": todo, "parents": needed, "made_from": inputs, "device": cluster.device,
+                    "image": plan.manifest.image.model_dump(), "raws": own.get(part, {}),
                 }  # fmt: skip
                 yield Job(f"annotate part {part}", args, rows)
 
@@ -66,6 +74,20 @@ def annotate(plan: Plan, catalog: Catalog, cluster: Cluster, *, retry_failed: bo
     return total
 
 
+def _addresses(plan: Plan, catalog: Catalog) -> dict[int, dict[int, dict[str, Any]]]:
+    """Part -> row -> where the image came from, for maps that came with it; nothing where no condition wants such."""
+    if not any(it.step.detector == PROVIDED for it in plan.conditions.values()):
+        return {}
+    listed = {raw.uri: raw for raw in plan.raw_images()}
+    found: dict[int, dict[int, dict[str, Any]]] = {}
+    for part, row, uri in catalog.query(FIRST_ADDRESS):
+        if uri in listed:
+            found.setdefault(part, {})[row] = asdict(listed[uri])
+    return found
+
+
+FIRST_ADDRESS = """SELECT shards.part, images.row, arg_min(uri, (sources.part, position)) FROM images JOIN shards ON shards.path = images.shard
+                   JOIN sources USING (image_id) WHERE status = 'ok' GROUP BY ALL"""
 READABLE = "SELECT shards.part, images.row, image_id FROM images JOIN shards ON shards.path = images.shard WHERE status = 'ok' ORDER BY ALL"
 
 
@@ -85,9 +107,16 @@ def annotate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int,
     for start in range(0, len(wanted), BATCH):
         batch = [row for row in wanted[start : start + BATCH] if row not in deadly]
         taken = pictures.take(batch).to_pylist()
-        images = [sources.decode(picture["image"]) for picture in taken]
+        images = [canonical.decode(picture["image"]) for picture in taken]
         given = {name: [annotation(table.slice(row, 1).to_pylist()[0], name) for row in batch] for name, table in parents.items()}
-        made = annotator.annotate(images, [picture["image_id"] for picture in taken], steps, given=given, device=args["device"])
+        made = annotator.annotate(
+            images,
+            [picture["image_id"] for picture in taken],
+            steps,
+            given=given,
+            provided=_provided(args, steps, batch),
+            device=args["device"],
+        )
         for it in args["todo"]:
             name = it["step"]["condition"]
             for row, one in zip(batch, made[name], strict=True):
@@ -102,10 +131,21 @@ def annotate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int,
     ids = pictures.column("image_id").to_pylist()
     for it in args["todo"]:
         table = [row | {"image_id": image_id} for row, image_id in zip(tables[it["step"]["condition"]], ids, strict=True)]
-        facts = {"kind": "maps", "key": it["record"]["fingerprint"], "name": it["step"]["condition"], "detector": it["record"]}
+        facts = {"kind": "maps", "key": it["record"]["fingerprint"], "name": it["name"], "detector": it["record"]}
         facts |= {name: args[name] for name in ("image_key", "part", "made_from")}
         shards.write(Path(it["path"]), table, shards.MAPS, facts, replace=it["again"] is not None)
     return [it["path"] for it in args["todo"]]
+
+
+def _provided(args: dict[str, Any], steps: list[Step], batch: list[int]) -> dict[str, list[RawMap | Exception]]:
+    """Condition -> the maps that came with these images, each image's source opened once."""
+    names = [step.condition for step in steps if step.detector == PROVIDED]
+    gone = LookupError("its address is no longer in the source")
+    found = [
+        provided.read(RawImage(**args["raws"][row]), names, Image(**args["image"])) if row in args["raws"] else dict.fromkeys(names, gone)
+        for row in (batch if names else [])
+    ]
+    return {name: [maps_of_one[name] for maps_of_one in found] for name in names}
 
 
 def _begin(it: dict[str, Any], rows: int) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import MillError, shards, sources
+from pipeline import MillError, canonical, shards
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
 from pipeline.plan import Plan
@@ -41,7 +41,8 @@ def base_fingerprint(spec: str) -> str:
 
 
 def latent_key(plan: Plan, base_mark: str) -> str:
-    return fingerprint({"base": base_mark, "image_key": plan.image_key})
+    captions = {"captions": [plan.captions.key, plan.captions.when]} if plan.captions else {}
+    return fingerprint({"base": base_mark, "image_key": plan.image_key} | captions)
 
 
 @functools.cache
@@ -93,7 +94,7 @@ def encode_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, s
     alive = [row for row in rows if row not in deadly]
     for start in range(0, len(alive), BATCH):
         batch = alive[start : start + BATCH]
-        images = [sources.decode(one["image"]) for one in pictures.take(batch).to_pylist()]
+        images = [canonical.decode(one["image"]) for one in pictures.take(batch).to_pylist()]
         captions = [args["captions"][row] for row in batch]
         text = bases.encode_text(loaded, captions)
         moments = [bases.encode_images(loaded, image[None]) for image in images]  # one by one: sizes may differ

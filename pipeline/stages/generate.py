@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from annotate import maps
-from pipeline import MillError, shards, sources
+from pipeline import MillError, canonical, shards
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
 from pipeline.plan import Plan
@@ -160,7 +160,7 @@ def generate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int,
         )  # fmt: skip
         each = (time.perf_counter() - start) / len(members)
         for row, image in zip(members, images, strict=True):
-            table[row] |= {"status": "ok", "seconds": each, "image": sources.encode(image, "png")}
+            table[row] |= {"status": "ok", "seconds": each, "image": canonical.encode(image, "png")}
     if not probe:
         shards.write(Path(args["path"]), table, shards.SAMPLES, args["facts"])
     return args["path"]

@@ -6,19 +6,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import shards, sources
+from pipeline import canonical, looks, shards, sources
+from pipeline.canonical import Unreadable
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
 from pipeline.manifest import Image, Split
 from pipeline.plan import Plan
 from pipeline.shards import Shard
-from pipeline.sources import RawImage, Unreadable
+from pipeline.sources import RawImage
 from pipeline.workspace import Workspace, canonical_json
 
 
 def ingest(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | None = None, retry_failed: bool = False) -> int:
     """Returns how many addresses were new."""
-    found = sources.listing(plan.manifest.source, without=plan.workspace.root)[:limit]
+    found = plan.raw_images()[:limit]
     settled = "SELECT uri FROM sources JOIN images USING (image_id)" + (" WHERE status <> 'failed'" if retry_failed else "")
     known = {uri for (uri,) in catalog.query(settled)}
     new = [raw for raw in found if raw.uri not in known]
@@ -37,7 +38,7 @@ def ingest(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | None 
             args = {
                 "root": str(workspace.root), "key": key, "part": part, "raws": raws,
                 "image": plan.manifest.image.model_dump(), "split": plan.manifest.split.model_dump(),
-                "made_from": inputs, "retry": retry_failed,
+                "made_from": inputs, "retry": retry_failed, "near": plan.manifest.split.near,
             }  # fmt: skip
             adopted = shards.adopt(workspace.images(key, part), inputs)
             if adopted:
@@ -70,7 +71,7 @@ def ingest_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, s
     table = [_row(RawImage(**args["raws"][row]), image, split, seen, deadly.get(row)) for row in rows]
     path = Workspace(Path(args["root"])).images(args["key"], args["part"])
     if not probe:
-        facts = {"kind": "images", "image_key": args["key"]} | {name: args[name] for name in ("key", "part", "made_from", "retry")}
+        facts = {"kind": "images", "image_key": args["key"]} | {name: args[name] for name in ("key", "part", "made_from", "retry", "near")}
         shards.write(path, table, shards.IMAGES, facts)
     return str(path)
 
@@ -86,7 +87,8 @@ def _row(raw: RawImage, image: Image, split: Split, seen: set[str], deadly: str 
         if row["image_id"] in seen:
             row |= {"status": "duplicate", "reason": ""}
         else:
-            made = sources.canonical(data, image)
+            made = canonical.canonical(data, image)
+            row |= looks.measure(canonical.decode(made.encoded))
             row |= {"status": "ok", "reason": "", "image": made.encoded, "width": made.width, "height": made.height}
             row |= {"raw_width": made.raw_width, "raw_height": made.raw_height, "raw_format": made.raw_format}
     except Unreadable as error:

@@ -14,14 +14,14 @@ from annotate import maps
 from annotate.annotator import lacks
 from annotate.conditions import CONDITIONS
 from evaluate import fidelity, statistics
-from pipeline import MillError, __version__, manifest, shards, sources, status
+from pipeline import MillError, __version__, canonical, manifest, shards, status
 from pipeline.catalog import Catalog
 from pipeline.plan import Plan
 from pipeline.report import contents
 from pipeline.report.site import render
 from pipeline.stages.annotate import read_annotation
 from pipeline.stages.generate import CONTROL, Arm, arms
-from pipeline.stages.score import score_key, scored_kinds
+from pipeline.stages.score import score_key, scored
 from pipeline.stages.train import read_log
 
 ROWS, PAIRS, SIDE = 24, 6, 256  # of the contact sheet and the evidence; thumbnails' long side in pixels
@@ -68,7 +68,7 @@ def _notes(plan: Plan, runs: tuple[contents.Run, ...]) -> Iterator[str]:
             "The base model has random weights: it was never trained. What is generated and scored here shows that every step of the job runs, "
             "not what a ControlNet can do. Set train.base to a trained model for results that mean something."
         )
-    unscored = {name for run in runs for name in run.conditions if CONDITIONS[name].kind not in scored_kinds()}
+    unscored = {name for run in runs for name in run.conditions if not scored(plan, name)}
     if unscored:
         yield f"No fidelity measure yet for {', '.join(sorted(unscored))}: these runs have samples and no scores."
 
@@ -152,7 +152,7 @@ def _contact(plan: Plan, catalog: Catalog) -> Iterator[contents.ContactRow]:
         for condition, state, reason, map_shard, map_row in sorted(made_of.get(image, []), key=lambda it: list(CONDITIONS).index(it[0])):
             made = read_annotation(plan.workspace, map_shard, map_row, condition).map if state == "ok" else None
             drawn[condition] = _thumbnail(maps.render(made)) if made else f"{state}: {reason}"
-        picture = sources.decode(shards.read_row(plan.workspace.root / shard, row, ["image"])["image"])
+        picture = canonical.decode(shards.read_row(plan.workspace.root / shard, row, ["image"])["image"])
         yield contents.ContactRow(
             image_id=image_id, uri=uri, caption=_short(caption or ""), split=split, image=_thumbnail(picture, "jpeg"), maps=drawn
         )  # fmt: skip
@@ -219,7 +219,7 @@ def _evidence(plan: Plan, catalog: Catalog, systems: list[Arm]) -> Iterator[cont
             if not outputs or truth is None:
                 continue
             ((shard, row),) = catalog.query("SELECT shard, row FROM images WHERE image_id = ?", [item.image_id])
-            photograph = sources.decode(shards.read_row(plan.workspace.root / shard, row, ["image"])["image"])
+            photograph = canonical.decode(shards.read_row(plan.workspace.root / shard, row, ["image"])["image"])
             yield contents.Evidence(
                 condition=control.condition, image_id=item.image_id, prompt=_short(item.caption), seed=seed, hint=_thumbnail(maps.render(truth)),
                 source=_thumbnail(photograph, "jpeg"), outputs=tuple(outputs),
@@ -236,7 +236,7 @@ def _generated(plan: Plan, catalog: Catalog, arm: Arm, image_id: str, seed: int)
     image = shards.read_row(plan.workspace.root / found[0][0], found[0][1], ["image"])["image"]
     reread: bytes | str = "not scored"
     values = {}
-    if CONDITIONS[arm.condition].kind in scored_kinds():
+    if scored(plan, arm.condition):
         sql = "SELECT metric, value, reason, shard, row FROM sample_scores WHERE system = ? AND benchmark = ? AND image_id = ? AND seed = ?"
         for metric, value, reason, shard, row in catalog.query(sql, [arm.system, score_key(plan, arm), image_id, seed]):
             values[metric] = value
@@ -247,7 +247,7 @@ def _generated(plan: Plan, catalog: Catalog, arm: Arm, image_id: str, seed: int)
                 reread = _thumbnail(maps.render(maps.decode(CONDITIONS[arm.condition].kind, stored["map"], json.loads(stored["meta"]))))
     name = arm.run if arm.arm == CONTROL else arm.arm
     return contents.Generated(
-        system=name, baseline=arm.arm != CONTROL, image=_thumbnail(sources.decode(image)), reread=reread, values=values
+        system=name, baseline=arm.arm != CONTROL, image=_thumbnail(canonical.decode(image)), reread=reread, values=values
     )
 
 
@@ -263,4 +263,4 @@ def _thumbnail(pixels: np.ndarray, store: str = "png") -> bytes:
     if scale < 1:
         size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    return sources.encode(pixels, store)
+    return canonical.encode(pixels, store)

@@ -9,7 +9,7 @@ from annotate import annotator, maps
 from annotate.annotator import Step
 from annotate.conditions import CONDITIONS
 from evaluate import fidelity
-from pipeline import shards, sources
+from pipeline import canonical, shards
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
 from pipeline.plan import Plan
@@ -19,14 +19,15 @@ from pipeline.stages.parts import make_missing, told
 from pipeline.workspace import Workspace, fingerprint
 
 
-def scored_kinds() -> set[str]:
-    return set(fidelity.FIDELITY)
+def scored(plan: Plan, condition: str) -> bool:
+    """Whether its kind of map has a measure and a detector can read the condition again from a sample: `provided` maps can't be."""
+    return CONDITIONS[condition].kind in fidelity.FIDELITY and plan.conditions[condition].step.detector != annotator.PROVIDED
 
 
 def score(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
     workspace = plan.workspace
     todo: dict[Path, Job] = {}
-    systems = [arm for arm in arms(plan, catalog) if CONDITIONS[arm.condition].kind in scored_kinds()]
+    systems = [arm for arm in arms(plan, catalog) if scored(plan, arm.condition)]
     for arm in systems:
         key = score_key(plan, arm)
         committed = catalog.committed("scores", key, arm.system)
@@ -78,7 +79,7 @@ def score_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, st
         elif sample["status"] == "ok":
             # The annotator draws by image id; the stored draws of the condition are used, so both maps are read the same way.
             reread = annotator.annotate(
-                [sources.decode(sample["image"])], [sample["image_id"]], steps, draws={condition: [truth.draws]}, device=args["device"]
+                [canonical.decode(sample["image"])], [sample["image_id"]], steps, draws={condition: [truth.draws]}, device=args["device"]
             )
             made = reread[condition][0].map
             record |= {"status": "ok" if made else "failed", "reason": reread[condition][0].reason}
@@ -99,7 +100,7 @@ def summarise(plan: Plan, catalog: Catalog) -> int:
     rows = []
     for arm in arms(plan, catalog):
         kind = CONDITIONS[arm.condition].kind
-        if kind not in scored_kinds():
+        if not scored(plan, arm.condition):
             continue
         key = score_key(plan, arm)
         for metric in fidelity.NAMES[kind]:

@@ -35,7 +35,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         seen.append(len(images))
         return [RawMap("people", np.full((1, 33, 3), 5, np.float32), {"size": [32, 32], "layout": "blazepose_33"}) for _ in images]
 
-    always = {"modules": (), "weights": None}
+    always = {"modules": (), "weights": ()}
     monkeypatch.setitem(DETECTORS, "hed-bsds500", replace(DETECTORS["hed-bsds500"], detect=soft, settle=None, **always))
     monkeypatch.setitem(DETECTORS, "sketch-hed", replace(DETECTORS["sketch-hed"], detect=child, **always))
     monkeypatch.setitem(DETECTORS, "mediapipe-pose", replace(DETECTORS["mediapipe-pose"], detect=pose, **always))

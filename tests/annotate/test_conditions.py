@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from annotate.annotator import DETECTORS, lacks, licence, missing
 from annotate.conditions import CONDITIONS
@@ -22,11 +25,18 @@ def test_there_are_thirteen_conditions_in_the_papers_order() -> None:
     assert all(row.parent in (None, *CONDITIONS) and row.rule and row.fidelity for row in CONDITIONS.values())
 
 
-def test_what_cannot_be_made_here_says_what_it_lacks() -> None:
-    for name in ("seg_coco", "seg_ade20k", "depth_large", "depth_small", "normal", "normal_extended"):
-        assert str(lacks(name)).startswith("needs ") and "later version" in str(lacks(name))
+def test_what_cannot_be_made_here_names_the_file_and_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("CONTROLMILL_WEIGHTS", raising=False)
+    for name in ("depth_large", "depth_small", "normal", "seg_coco", "seg_ade20k"):
+        told = str(lacks(name))
+        assert "Get it: hf download " in told and str(tmp_path) in told and "$CONTROLMILL_WEIGHTS" in told, told
     assert lacks("canny") is None
-    assert missing("openpose") == "openpose is not built yet"
+    assert missing("teleport") == "teleport is not built yet"
+
+
+def test_every_detector_of_a_condition_is_built() -> None:
+    assert {name for row in CONDITIONS.values() for name in row.detectors} == set(DETECTORS)
 
 
 def test_every_detector_names_its_licence_and_belongs_to_a_condition() -> None:

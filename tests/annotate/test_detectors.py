@@ -8,7 +8,8 @@ import pytest
 
 from annotate import edges, sketch
 from annotate.annotator import annotate, resolve
-from annotate.hed import MARGIN, MEAN_BGR, WEIGHTS, cpu_flags, load
+from annotate.hed import MARGIN, MEAN_BGR, WEIGHTS, load
+from annotate.inference import cpu_flags
 from annotate.maps import RawMap
 from annotate.skeletons import SKELETONS
 from annotate.weights import find

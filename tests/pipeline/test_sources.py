@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from pipeline import MillError, sources
+from pipeline import MillError, canonical, sources
+from pipeline.canonical import Unreadable
 from pipeline.manifest import FolderSource, Image, ListSource
-from pipeline.sources import RawImage, Unreadable
+from pipeline.sources import RawImage
 
 SIZE = Image(resolution=64, store="png")
 HALVES = np.zeros((80, 80, 3), np.uint8)
@@ -23,7 +24,7 @@ def stored(picture: Pillow.Image, form: str, **options: object) -> np.ndarray:
     """The canonical pixels of a picture saved in some form."""
     buffer = io.BytesIO()
     picture.save(buffer, form, **options)
-    return sources.decode(sources.canonical(buffer.getvalue(), SIZE).encoded)
+    return canonical.decode(canonical.canonical(buffer.getvalue(), SIZE).encoded)
 
 
 def test_rgb_keeps_its_colours() -> None:
@@ -74,7 +75,7 @@ def test_16_bit_grey_keeps_its_range() -> None:
 def test_jpeg_is_decoded_as_pillow_does(photograph: Callable[..., Pillow.Image]) -> None:
     buffer = io.BytesIO()
     photograph(3, 64, 64).save(buffer, "JPEG", quality=90)
-    made = sources.decode(sources.canonical(buffer.getvalue(), SIZE).encoded)
+    made = canonical.decode(canonical.canonical(buffer.getvalue(), SIZE).encoded)
     assert abs(made.astype(int) - np.asarray(Pillow.open(buffer)).astype(int)).max() <= 1
 
 
@@ -82,8 +83,8 @@ def test_jpeg_is_decoded_as_pillow_does(photograph: Callable[..., Pillow.Image])
 def test_what_is_stored_is_what_is_decoded(store: str, photograph: Callable[..., Pillow.Image]) -> None:
     buffer = io.BytesIO()
     photograph(1).save(buffer, "PNG")
-    made = sources.canonical(buffer.getvalue(), Image(resolution=64, store=store))
-    assert sources.decode(made.encoded).shape == (made.height, made.width, 3) == (64, 64, 3)
+    made = canonical.canonical(buffer.getvalue(), Image(resolution=64, store=store))
+    assert canonical.decode(made.encoded).shape == (made.height, made.width, 3) == (64, 64, 3)
     assert (made.raw_width, made.raw_height, made.raw_format) == (160, 120, "PNG")
 
 
@@ -97,7 +98,7 @@ def test_crop_takes_the_centre() -> None:
     ("size", "expected"), [((512, 512), (512, 512)), ((768, 1024), (448, 576)), ((3000, 1000), (896, 256)), ((100, 50), (704, 320))]
 )
 def test_buckets_are_multiples_of_64_no_larger_than_the_square(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    height, width = sources.canonical_size(*size, Image(resolution=512, fit="bucket"))
+    height, width = canonical.canonical_size(*size, Image(resolution=512, fit="bucket"))
     assert height % 64 == width % 64 == 0 and height * width <= 512 * 512
     ratio = np.log(width / height / (size[1] / size[0]))
     assert abs(ratio) <= abs(np.log(expected[1] / expected[0] / (size[1] / size[0]))) + 1e-9
@@ -132,14 +133,14 @@ def huge_png() -> bytes:
 )
 def test_what_gives_no_image_gives_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(Unreadable, match=reason):
-        sources.canonical(data, SIZE)
+        canonical.canonical(data, SIZE)
 
 
 def test_the_size_is_checked_before_decoding() -> None:
     buffer = io.BytesIO()
     Pillow.new("RGB", (300, 300)).save(buffer, "PNG")
     with pytest.raises(Unreadable, match=r"300×300 is over image\.max_pixels") as caught:
-        sources.canonical(
+        canonical.canonical(
             buffer.getvalue()[:100], Image(resolution=64, max_pixels=10_000)
         )  # header only: decoding it would say "truncated"
     assert (caught.value.width, caught.value.height, caught.value.format) == (300, 300, "PNG")
@@ -157,7 +158,7 @@ def test_a_folder_is_listed_recursively_in_a_stable_order(tmp_path: Path) -> Non
     for name in ("b/2.jpg", "a.png", "b/1.jpg", "notes.md", "a.txt", ".hidden/c.png", "broken.xyz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = [Path(raw.uri).relative_to(tmp_path).as_posix() for raw in sources.listing([FolderSource(kind="folder", path=str(tmp_path))])]
+    found = [Path(raw.uri).relative_to(tmp_path).as_posix() for raw in sources.listing([FolderSource(kind="folder", path=str(tmp_path))], SIZE)]
     assert found == ["a.png", "b/1.jpg", "b/2.jpg", "broken.xyz"]
 
 
@@ -173,13 +174,13 @@ def test_a_folder_is_listed_recursively_in_a_stable_order(tmp_path: Path) -> Non
 def test_captions_come_from_sidecars(tmp_path: Path, name: str, text: str, caption: str) -> None:
     (tmp_path / "1.jpg").write_bytes(b"x")
     (tmp_path / name).write_text(text)
-    (raw,) = sources.listing([FolderSource(kind="folder", path=str(tmp_path))])
+    (raw,) = sources.listing([FolderSource(kind="folder", path=str(tmp_path))], SIZE)
     assert sources.read(raw)[1] == caption
 
 
 def test_captions_come_from_a_template(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(b"x")
-    (raw,) = sources.listing([FolderSource(kind="folder", path=str(tmp_path), captions={"template": "a photograph"})])
+    (raw,) = sources.listing([FolderSource(kind="folder", path=str(tmp_path), captions={"template": "a photograph"})], SIZE)
     assert sources.read(raw)[1] == "a photograph"
 
 
@@ -192,7 +193,7 @@ def test_captions_come_from_a_template(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_list_gives_images_captions_and_fields(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    first, second = sources.listing([ListSource(kind="list", path=str(tmp_path / name))])
+    first, second = sources.listing([ListSource(kind="list", path=str(tmp_path / name))], SIZE)
     assert (Path(first.uri).name, first.caption, str(first.fields["year"])) == ("1.jpg", "one", "1999")
     assert (Path(second.uri).name, second.caption) == ("2.jpg", "")
 
@@ -214,13 +215,13 @@ def test_a_package_address_names_a_file_that_a_package_ships() -> None:
 )
 def test_a_missing_source_is_one_sentence(source: FolderSource | ListSource, sentence: str) -> None:
     with pytest.raises(MillError, match=sentence):
-        sources.listing([source])
+        sources.listing([source], SIZE)
 
 
 def test_a_list_with_a_bad_line_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "list.jsonl"
     path.write_text('{"image": "1.jpg"}\n\n{"picture": "2.jpg"}\n{"image": \n{"image": 5}\n[1]\n')
-    _, *bad = sources.listing([ListSource(kind="list", path=str(path))])
+    _, *bad = sources.listing([ListSource(kind="list", path=str(path))], SIZE)
     told = {Path(raw.uri).name: raw.problem.split(":")[0] for raw in bad}
     lacks = "the row has no 'image'"
     assert told == {
@@ -230,10 +231,10 @@ def test_a_list_with_a_bad_line_names_the_line(tmp_path: Path) -> None:
         sources.read(bad[0])
     path.write_text('{"picture": "1.jpg"}\n')
     with pytest.raises(MillError, match=r"set `source\.image_column`"):
-        sources.listing([ListSource(kind="list", path=str(path))])
+        sources.listing([ListSource(kind="list", path=str(path))], SIZE)
     path.write_bytes('{"image": "é.jpg"}'.encode("latin-1"))
     with pytest.raises(MillError, match="is not UTF-8"):
-        sources.listing([ListSource(kind="list", path=str(path))])
+        sources.listing([ListSource(kind="list", path=str(path))], SIZE)
 
 
 def test_odd_files_and_texts_are_rows_and_never_the_end_of_a_run(tmp_path: Path) -> None:
@@ -247,7 +248,7 @@ def test_odd_files_and_texts_are_rows_and_never_the_end_of_a_run(tmp_path: Path)
     (photos / "half.jpg").write_bytes(b"x")
     (photos / "half.json").write_text('{"caption": "\\ud800 cat"}')
     Path(os.fsdecode(os.fsencode(photos) + b"/caf\xe9.jpg")).write_bytes(b"x")
-    found = {Path(raw.uri).name: raw for raw in sources.listing([FolderSource(kind="folder", path=str(photos))], without=ws)}
+    found = {Path(raw.uri).name: raw for raw in sources.listing([FolderSource(kind="folder", path=str(photos))], SIZE, without=ws)}
     assert set(found) == {"pipe.jpg", "deep.jpg", "half.jpg", "caf\\xe9.jpg"}
     assert sources.read(found["deep.jpg"])[1] == "" and sources.read(found["half.jpg"])[1] == "? cat"
     for name, reason in (("pipe.jpg", "not a file"), ("caf\\xe9.jpg", "not UTF-8")):

@@ -1,0 +1,195 @@
+"""Captions by BLIP (Li et al. 2022), which captioned the paper's data sets; a captioner is a row, as a detector is."""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from annotate import inference, weights
+from annotate.parameters import Number, Parameter, Values, fill, near
+from annotate.weights import PINNED, WeightFile, WeightsError
+
+PROMPT = "a picture of"  # the network was tuned with it before every caption (BLIP, configs/caption_coco.yaml); it is cut off again
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # RGB in 0..1
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+_pinned = functools.partial(WeightFile, repo="Salesforce/blip-image-captioning-base", revision="82a37760796d32b1411fe092ab5d4e227313294b")
+WEIGHTS = (
+    _pinned(name="config.json", sha256="f7846f82f4e2c4a2ccbab9ae8b0e44873540a271a76a1288effd078180c13a82"),
+    _pinned(name="tokenizer.json"),
+    _pinned(name="pytorch_model.bin", sha256="d6638651a5526cc2ede56f2b5104d6851b0755816d220e5e046870430180c767"),
+)
+SAFE = "model.safetensors"  # what a folder of one's own may have in place of the last of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioner:
+    """Everything that identifies a captioner; bump `version` when its texts change."""
+
+    name: str
+    title: str
+    version: int
+    licence: str  # of code and weights
+    distributions: tuple[str, ...]  # of the library that computes; its version is identity
+    modules: tuple[str, ...]  # import names that must be there
+    weights: tuple[WeightFile, ...]
+    parameters: dict[str, Parameter]
+
+
+_ROWS = (
+    Captioner(
+        name="blip-base", title="BLIP (ViT-B, COCO captions)", version=1, licence="BSD-3-Clause (code and weights)",
+        distributions=("transformers",), modules=("transformers", "tokenizers", "torch"), weights=WEIGHTS,
+        parameters={
+            "precision": inference.PRECISION,
+            "beams": Number(default=3, least=1, most=16, whole=True),  # 1 = greedy
+            # Captions end by themselves after some ten; BLIP's own evaluation cuts them at 16 behind the prompt.
+            "max_tokens": Number(default=40, least=1, most=200, whole=True),
+        },
+    ),
+)  # fmt: skip
+
+CAPTIONERS: dict[str, Captioner] = {row.name: row for row in _ROWS}
+
+
+def resolve(captioner: str, params: Values | None = None) -> Values:
+    """All parameters, checked, `auto` settled; `weights` (the path of a folder) is among them only if given. ValueError with one sentence."""
+    if captioner not in CAPTIONERS:
+        raise ValueError(f"unknown captioner {captioner!r}{near(captioner, CAPTIONERS)}; known: {', '.join(CAPTIONERS)}")
+    given = dict(params or {})
+    place = str(given.pop("weights", PINNED))
+    complete = inference.settle(fill(CAPTIONERS[captioner].parameters, given, owner=captioner))
+    return complete if place == PINNED else {**complete, "weights": str(Path(place).expanduser().resolve())}
+
+
+def missing(captioner: str, weights: str = PINNED) -> str | None:
+    """One sentence on what this captioner lacks here, with its pinned weights or those in the folder `weights`; None = it can run."""
+    row = CAPTIONERS.get(captioner)
+    if row is None:
+        return f"{captioner} is not built yet"
+    absent = [module for module in row.modules if importlib.util.find_spec(module) is None]
+    if absent:
+        return f"{captioner} needs {', '.join(absent)}: pip install {row.distributions[0]}"
+    lack = _lacking(row.weights, weights)
+    return f"{captioner} {lack}" if lack else None
+
+
+def identity(captioner: str, params: Values) -> dict[str, Any]:
+    """All that decides the text beside the image, in the form of annotator.identity; `params` as `resolve` gives them."""
+    row, place = CAPTIONERS[captioner], params.get("weights", PINNED)
+    library = weights.library(row.distributions)
+    return {
+        "detector": row.name,
+        "version": row.version,
+        "weights": weights.identity(_files(row.weights, place), place),
+        "params": {name: value for name, value in params.items() if name != "weights"},
+        "precision": params["precision"],
+        "library": list(library) if library else None,
+    }
+
+
+def caption(
+    images: list[np.ndarray],  # uint8 [h, w, 3] RGB, of any sizes
+    *,
+    weights: str = PINNED,  # or a folder with config.json, tokenizer.json and the tensors of another BLIP captioner
+    precision: str = "auto",  # fp32 | bf16
+    beams: int = 3,
+    max_tokens: int = 40,
+    device: str = "cpu",
+) -> list[str]:
+    """One lower-case English sentence per image, by beam search; each depends on its image alone. WeightsError where files are missing."""
+    params = resolve("blip-base", {"weights": weights, "precision": precision, "beams": beams, "max_tokens": max_tokens})
+    network = load(params["precision"], device, params.get("weights", PINNED))
+    pixels = [prepare(image, network.side) for image in images]
+    name = f"blip-base {params['precision']} {beams} {max_tokens}"
+    return inference.run(pixels, lambda batch: network.texts(batch, beams, max_tokens), device, name)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A captioner that is ready."""
+
+    side: int  # pixels of the square that it sees
+    texts: Callable[[np.ndarray, int, int], list[str]]  # float32 [n, 3, side, side] of `prepare`, beams, most tokens -> n texts
+
+
+def prepare(image: np.ndarray, side: int) -> np.ndarray:
+    """uint8 HW3 RGB -> float32 [3, side, side], squeezed to a square by Pillow's bicubic filter as BLIP's evaluation does."""
+    from PIL import Image
+
+    square = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC), np.float32) / 255
+    return np.ascontiguousarray(((square - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)).transpose(2, 0, 1))
+
+
+@functools.cache
+def load(precision: str, device: str, place: str = PINNED) -> Network:
+    """The network with its tokenizer, once per process; nothing is downloaded."""
+    import tokenizers
+    import torch
+
+    folder = find(WEIGHTS, place)
+    model = read_model(folder).to(device, inference.dtype(precision))
+    tokens = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    prompt = tokens.encode(PROMPT).ids  # the model makes its start mark of the first and takes the last, the end mark, off
+
+    def texts(pixels: np.ndarray, beams: int, max_tokens: int) -> list[str]:
+        search = {"num_beams": beams, "max_new_tokens": max_tokens, "min_new_tokens": 1, "do_sample": False, "length_penalty": 1.0}
+        given = torch.tensor([prompt] * len(pixels), device=device)
+        with torch.inference_mode():
+            made = model.generate(
+                pixel_values=torch.from_numpy(pixels).to(device, model.dtype),
+                input_ids=given,
+                attention_mask=torch.ones_like(given),
+                **search,
+            )
+        words = [tokens.decode(each[len(prompt) - 1 :], skip_special_tokens=True) for each in made.tolist()]
+        return [text.removeprefix("##").strip() for text in words]
+
+    return Network(model.config.vision_config.image_size, texts)
+
+
+def read_model(folder: Path) -> Any:
+    """The network in fp32 from a folder as transformers writes it; WeightsError where a tensor is absent, which the library fills at random."""
+    from transformers import BlipForConditionalGeneration
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        loaded: Any = BlipForConditionalGeneration.from_pretrained(
+            str(folder), local_files_only=True, weights_only=True, output_loading_info=True
+        )
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    model, told = loaded
+    absent = sorted(told["missing_keys"])
+    if absent:
+        raise WeightsError(f"{folder} is no BLIP captioner: its weights lack {len(absent)} tensors, {absent[0]} first; get others")
+    return model.eval()
+
+
+def find(files: tuple[WeightFile, ...], place: str) -> Path:
+    """The one folder that has all these files, checked; WeightsError says what is missing."""
+    lack = _lacking(files, place)
+    if lack:
+        raise WeightsError(f"BLIP {lack}")
+    return weights.find_folder(_files(files, place), place)
+
+
+def _files(files: tuple[WeightFile, ...], place: str) -> tuple[WeightFile, ...]:
+    """As pinned; a folder of one's own may hold its tensors as safetensors."""
+    if place != PINNED and Path(place, SAFE).is_file():
+        return (*files[:-1], replace(files[-1], name=SAFE))
+    return files
+
+
+def _lacking(files: tuple[WeightFile, ...], place: str) -> str | None:
+    if place == PINNED:
+        return weights.lacking(files)
+    absent = [weight.name for weight in _files(files, place) if not Path(place, weight.name).is_file()]
+    return f"needs {', '.join(absent)}, which the folder {place} does not have" if absent else None

@@ -1,0 +1,168 @@
+"""Inverse depth from one picture: MiDaS DPT-Hybrid (Ranftl et al. 2021) and Depth Anything V2 (Yang et al. 2024)."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from annotate import inference
+from annotate.maps import RawMap, depth_map
+from annotate.parameters import Values
+from annotate.weights import PINNED, WeightFile, find, find_folder
+
+if TYPE_CHECKING:
+    import torch
+    from timm.layers import StdConv2dSame
+
+MIDAS = WeightFile(
+    name="dpt_hybrid-midas-501f0c75.pt",
+    sha256="501f0c75b3bca7daec6b3682c5054c09b366765aef6fa3a09d03a5cb4b230853",
+    repo="lllyasviel/Annotators",
+    revision="982e7edaec38759d914a963c48c4726685de7d96",
+)
+MIDAS_SHORT = 384  # trained at 384; the size of ControlNet's gradio_depth2image.py and gradio_normal2image.py too
+
+_ANYTHING = {"repo": "depth-anything/Depth-Anything-V2-Small-hf", "revision": "5426e4f0f36572d16453bbda7a8389317b1bef99"}
+ANYTHING = (
+    WeightFile(name="config.json", **_ANYTHING),
+    WeightFile(name="model.safetensors", sha256="3152477ce0d8d6978d76b995120de97cb5b928701fd0f817769f59e249a16b70", **_ANYTHING),
+)
+ANYTHING_SHORT = 518  # 37 patches of 14 pixels, as trained
+PATCH = 14
+# of ImageNet, RGB of 0..1; the file's preprocessor_config.json says the same
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# uint8 [n, h, w, 3] RGB -> inverse depth float32 [n, h, w]
+Network = Callable[[np.ndarray], np.ndarray]
+
+
+def detect_midas(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
+    """uint8 HW3 RGB images -> what the network gives, at image size; meta `seen` is the [h, w] at which it saw the image."""
+    import cv2
+
+    network = load_midas(params["precision"], device, params.get("weights", PINNED))
+    sizes = [inference.detection_size(image.shape[0], image.shape[1], params["resolution"]) for image in images]
+    seen = [inference.resize(image, size) for image, size in zip(images, sizes, strict=True)]
+    found = inference.run(seen, lambda batch: list(network(batch)), device, "midas-dpt-hybrid")
+    maps = []
+    for image, inverse, size in zip(images, found, sizes, strict=True):
+        raw = depth_map(cv2.resize(inverse, image.shape[1::-1], interpolation=cv2.INTER_LINEAR), unit="midas")
+        maps.append(replace(raw, meta={**raw.meta, "seen": list(size)}))
+    return maps
+
+
+@functools.cache
+def load_midas(precision: str, device: str, weights: str = PINNED) -> Network:
+    """MiDaS DPT-Hybrid, once per process; sides are multiples of 32."""
+    import torch
+
+    model = build_midas(find(MIDAS, weights))
+    store_standardised(model)
+    for number in (1, 2, 3, 4):
+        block = getattr(model.scratch, f"refinenet{number}")
+        block.forward = MethodType(_fuse, block)
+    kind = inference.dtype(precision)
+    model = model.to(device, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    run_in_fp32(model.scratch.output_conv[4])
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            # -1..1, (n, 3, h, w) seen through channels-last memory
+            x = (torch.from_numpy(images).to(device).float() / 127.5 - 1).to(kind).permute(0, 3, 1, 2)
+            inverse = model(x).cpu().numpy()
+            model.pretrained.activations.clear()  # the library keeps the last image's features in a global
+            return inverse
+
+    return run
+
+
+def build_midas(path: Path) -> "torch.nn.Module":
+    """controlnet_aux's own network with the weights of `path`, in fp32; every tensor must be there, and no other."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from controlnet_aux.midas.midas.dpt_depth import DPTDepthModel
+
+        with torch.device("meta"):  # nothing is drawn at random that the file replaces anyway
+            model = DPTDepthModel(path=None, backbone="vitb_rn50_384", non_negative=True)
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(stored["model"] if "optimizer" in stored else stored, assign=True)
+    return model.eval()
+
+
+def store_standardised(model: "torch.nn.Module") -> None:
+    """Standardise the weights of timm's StdConv2dSame once, in double precision, where the library does it anew for every image."""
+    import torch
+    from timm.layers import StdConv2dSame
+
+    for layer in model.modules():
+        if isinstance(layer, StdConv2dSame):
+            weight = layer.weight.detach().double()
+            variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
+            layer.weight = torch.nn.Parameter(((weight - mean) / (variance + layer.eps).sqrt()).to(layer.weight.dtype))
+            layer.forward = MethodType(_convolve, layer)  # type: ignore[method-assign]
+
+
+def _convolve(layer: "StdConv2dSame", x: "torch.Tensor") -> "torch.Tensor":
+    """The layer without its standardisation."""
+    from timm.layers.padding import pad_same
+    from torch.nn.functional import conv2d
+
+    x = pad_same(x, list(layer.kernel_size), list(layer.stride), list(layer.dilation)) if layer.same_pad else x
+    return conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def run_in_fp32(layer: "torch.nn.Module") -> None:
+    """For the last layer of a bf16 network: eight bits of depth would be terraces, which normals made from it would show."""
+    layer.float().register_forward_pre_hook(lambda _, inputs: tuple(each.float() for each in inputs))
+
+
+def _fuse(block: "torch.nn.Module", *features: "torch.Tensor") -> "torch.Tensor":
+    """The library's FeatureFusionBlock_custom with its 1x1 convolution before the enlargement, on a quarter of the pixels.
+
+    The two commute: one mixes channels, the other mixes pixels with weights that sum to one.
+    """
+    from torch.nn.functional import interpolate
+
+    total = features[0] if len(features) == 1 else features[0] + block.resConfUnit1(features[1])  # type: ignore[operator]
+    narrow = block.out_conv(block.resConfUnit2(total))  # type: ignore[operator]
+    return interpolate(narrow, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+def detect_anything(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
+    """uint8 HW3 RGB images -> inverse depth up to an unknown scale and shift, at image size."""
+    network = load_anything(params["precision"], device, params["resolution"], params.get("weights", PINNED))
+    found = inference.run(images, lambda batch: list(network(batch)), device, f"depth-anything-v2 {params['resolution']}")
+    return [depth_map(inverse, unit="relative") for inverse in found]
+
+
+@functools.cache
+def load_anything(precision: str, device: str, short: int, weights: str = PINNED) -> Network:
+    """Depth Anything V2, once per process; it scales the short side to `short` and the answer back, both bicubically, as its authors."""
+    import torch
+    from torch.nn.functional import interpolate
+    from transformers import DepthAnythingForDepthEstimation
+
+    kind = inference.dtype(precision)
+    folder = find_folder(ANYTHING, weights)
+    model = DepthAnythingForDepthEstimation.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=kind)
+    model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[arg-type]
+    run_in_fp32(model.head.conv3)
+    mean, deviation = (torch.tensor(each, device=device)[:, None, None] for each in (MEAN, DEVIATION))
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+            height, width = images.shape[1:3]
+            size = inference.detection_size(height, width, short, PATCH)
+            x = interpolate(x.float(), size, mode="bicubic", antialias=True).round_().clamp_(0, 255)
+            inverse = model(((x / 255 - mean) / deviation).to(kind)).predicted_depth
+            return interpolate(inverse[:, None], (height, width), mode="bicubic")[:, 0].cpu().numpy()
+
+    return run

@@ -1,0 +1,100 @@
+"""Line segments by M-LSD (Gu et al. 2022), the large network that ControlNet's Hough model was trained with."""
+
+import contextlib
+import functools
+import io
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from annotate import inference
+from annotate.drawing import scale_points
+from annotate.maps import RawMap
+from annotate.parameters import Values
+from annotate.weights import PINNED, WeightFile, WeightsError, find
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS = WeightFile(
+    name="mlsd_large_512_fp32.pth",
+    sha256="5696f168eb2c30d4374bbfd45436f7415bb4d88da29bea97eea0101520fba082",
+    repo="lllyasviel/Annotators",
+    revision="982e7edaec38759d914a963c48c4726685de7d96",
+)
+STRIDE = 2  # network pixels per cell of the field
+MOST = 200  # segments of an image, the surest
+
+
+def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
+    """uint8 HW3 RGB images of any sizes -> segments at image size, the surest first; the score is the probability of the centre."""
+    forward = load(params["precision"], device, params.get("weights", PINNED))
+    sizes = [inference.detection_size(image.shape[0], image.shape[1], params["resolution"]) for image in images]
+    fields = inference.run([inference.resize(image, size) for image, size in zip(images, sizes, strict=True)], forward, device, "mlsd")
+    maps = []
+    for field, size, image in zip(fields, sizes, images, strict=True):
+        found = decode(field, params["thr_v"], params["thr_d"])
+        ends = found[:, :4].reshape(-1, 2, 2)
+        found[:, :4] = scale_points(ends, size, image.shape[:2]).reshape(-1, 4)
+        maps.append(RawMap("lines", found, {"size": list(image.shape[:2])}))
+    return maps
+
+
+@functools.cache
+def load(precision: str, device: str, weights: str = PINNED) -> Callable[[np.ndarray], np.ndarray]:
+    """The network, once per process: uint8 [n, h, w, 3] RGB, sides multiples of 16 -> fields float32 [n, 5, h / 2, w / 2]."""
+    import torch
+
+    kind = inference.dtype(precision)
+    place = find(WEIGHTS, weights)
+    network = build()
+    try:
+        network.load_state_dict(torch.load(place, map_location="cpu", weights_only=True), assign=True)
+    except RuntimeError as error:
+        raise WeightsError(f"{place} holds no weights of M-LSD large: {' '.join(str(error).split())[:200]}") from error
+    network = network.to(device, kind, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    last = network.block23.conv3
+    last.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))  # in bf16 neighbours would tie for the maximum
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            rgb = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
+            # the fourth channel, meant as ones, goes through the same scaling in the release
+            x = torch.nn.functional.pad(rgb, (0, 0, 0, 0, 0, 1), value=1.0) / 127.5 - 1.0
+            return network(x.to(kind, memory_format=torch.channels_last))[:, :5].cpu().numpy()
+
+    return run
+
+
+def build() -> "torch.nn.Module":
+    """controlnet_aux's network without weights, on the meta device."""
+    import torch
+
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")  # the library tells what it lacks for detectors that are not used here
+        from controlnet_aux.mlsd.models.mbv2_mlsd_large import MobileV2_MLSD_Large
+
+        with torch.device("meta"):  # nothing is drawn at random that the file replaces anyway
+            return MobileV2_MLSD_Large()
+
+
+def decode(field: np.ndarray, thr_v: float, thr_d: float) -> np.ndarray:
+    """Centre logit and the displacements x0 y0 x1 y1 in cells, float32 [5, h, w] -> float32 [N, 5] in network pixels, the surest first.
+
+    The published rules (deccode_output_score_and_ptss, pred_lines): a centre is the maximum of its 3x3 cells, more probable than
+    thr_v, one of the MOST surest; its segment is longer than thr_d cells.
+    """
+    import cv2
+
+    if not np.isfinite(field).all():
+        raise ValueError("the network gave values that are not finite: other weights, or precision fp32, may help")
+    heat = 1 / (1 + np.exp(-field[0].clip(-80, None)))
+    y, x = np.nonzero((heat > thr_v) & (heat == cv2.dilate(heat, np.ones((3, 3), np.uint8))))
+    best = np.argsort(-heat[y, x], kind="stable")[:MOST]
+    y, x = y[best], x[best]
+    x0, y0, x1, y1 = field[1:, y, x]
+    long_enough = np.hypot(x1 - x0, y1 - y0) > thr_d
+    found = np.stack([STRIDE * (x + x0), STRIDE * (y + y0), STRIDE * (x + x1), STRIDE * (y + y1), heat[y, x]], axis=1)
+    return found[long_enough].astype(np.float32)

@@ -1,0 +1,184 @@
+"""The layouts of exported datasets: each writer takes one split's samples as they come and holds few of them."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.json import read_json
+
+from pipeline import MillError
+
+MOST_SAMPLES, MOST_BYTES = 10_000, 10**9  # of one tar or Parquet file
+ROWS_A_GROUP = 100  # Hugging Face's viewer and streaming read a whole group for one row
+HEAD = 320 * 1024  # bytes of a metadata.jsonl from which `datasets` guesses the types
+MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"\x93NUMPY": "npy"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What made one condition's hints."""
+
+    condition: str
+    detector: str
+    fingerprint: str
+    licence: str
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Hint:
+    """One condition of one image: the drawing as RGB PNG, the raw map as stored, and what is known of it."""
+
+    png: bytes
+    raw: bytes
+    kind: str
+    meta: dict[str, Any]
+    draws: dict[str, Any]
+    measures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One canonical image, its bytes as stored, with the hints of every exported condition."""
+
+    image_id: str
+    image: bytes
+    width: int
+    height: int
+    text: str
+    uri: str
+    hints: dict[str, Hint]
+
+    @property
+    def size(self) -> int:
+        return len(self.image) + sum(len(hint.png) + len(hint.raw) for hint in self.hints.values())
+
+
+def suffix_of(data: bytes) -> str:
+    return next((suffix for magic, suffix in MAGIC.items() if data.startswith(magic)), "bin")
+
+
+# the export's folder, a split and its samples, what made the hints, whether the raw maps go along
+Writer = Callable[[Path, str, Iterator[Sample], list[Origin], bool], None]
+
+
+def write_parquet(folder: Path, split: str, samples: Iterator[Sample], origins: list[Origin], raw: bool) -> None:
+    """data/<split>-00000-of-00001.parquet with Hugging Face's features in the schema, so that pictures load as pictures."""
+    schema = _schema(origins, raw)
+    (folder / "data").mkdir(exist_ok=True)
+    files = []
+    for number, pack in enumerate(_packs(samples)):
+        files.append(folder / "data" / f"{split}-{number:05d}.parquet")
+        with pq.ParquetWriter(files[-1], schema) as writer:
+            while rows := [_record(sample, origins, raw) for sample in islice(pack, ROWS_A_GROUP)]:
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+    for file in files:
+        file.rename(file.with_name(f"{file.stem}-of-{len(files):05d}.parquet"))
+
+
+def _schema(origins: list[Origin], raw: bool) -> pa.Schema:
+    import datasets
+
+    text, whole = datasets.Value("string"), datasets.Value("int32")
+    features: dict[str, Any] = {"image": datasets.Image()}
+    for end, _ in _endings(origins):
+        features[f"conditioning_image{end}"] = datasets.Image()
+    features |= {"text": text, "image_id": text, "width": whole, "height": whole}
+    for end, _ in _endings(origins):
+        features |= {f"{name}{end}": text for name in ("detector", "fingerprint", "licence", "protocol", "draws")}
+        features |= {f"raw{end}": datasets.Value("binary"), f"raw_kind{end}": text, f"raw_meta{end}": text} if raw else {}
+    return datasets.Features(features).arrow_schema
+
+
+def _record(sample: Sample, origins: list[Origin], raw: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {"image": {"bytes": sample.image, "path": f"{sample.image_id}.{suffix_of(sample.image)}"}}
+    row |= {"text": sample.text} | {name: getattr(sample, name) for name in ("image_id", "width", "height")}
+    for end, origin in _endings(origins):
+        hint = sample.hints[origin.condition]
+        row[f"conditioning_image{end}"] = {"bytes": hint.png, "path": f"{sample.image_id}.{origin.condition}.png"}
+        row |= {f"{name}{end}": getattr(origin, name) for name in ("detector", "fingerprint", "licence", "protocol")}
+        row[f"draws{end}"] = _json(hint.draws)
+        row |= {f"raw{end}": hint.raw, f"raw_kind{end}": hint.kind, f"raw_meta{end}": _json(hint.meta)} if raw else {}
+    return row
+
+
+def _endings(origins: list[Origin]) -> list[tuple[str, Origin]]:
+    """A single condition's columns have the plain names that trainers expect."""
+    return [("" if len(origins) == 1 else f"_{origin.condition}", origin) for origin in origins]
+
+
+def write_tars(folder: Path, split: str, samples: Iterator[Sample], origins: list[Origin], raw: bool) -> None:
+    """<split>/000000.tar …, the files of a sample side by side; equal samples give equal bytes."""
+    (folder / split).mkdir()
+    for number, pack in enumerate(_packs(samples)):
+        with tarfile.open(folder / split / f"{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for sample in pack:
+                for suffix, data in _members(sample, split, origins, raw):
+                    member = tarfile.TarInfo(f"{sample.image_id}.{suffix}")  # its date is 0, its owner root
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+
+
+def _members(sample: Sample, split: str, origins: list[Origin], raw: bool) -> Iterator[tuple[str, bytes]]:
+    yield suffix_of(sample.image), sample.image
+    told: dict[str, Any] = {name: getattr(sample, name) for name in ("image_id", "uri", "width", "height")}
+    told |= {"split": split, "conditions": {}}
+    for origin in origins:
+        hint = sample.hints[origin.condition]
+        yield f"{origin.condition}.png", hint.png
+        known = asdict(origin) | {"draws": hint.draws, "measures": hint.measures}
+        if raw:
+            yield f"{origin.condition}.raw.{suffix_of(hint.raw)}", hint.raw
+            known |= {"kind": hint.kind, "meta": hint.meta}
+        told["conditions"][known.pop("condition")] = known
+    yield "txt", sample.text.encode()
+    yield "json", _json(told).encode()
+
+
+def write_folder(folder: Path, split: str, samples: Iterator[Sample], origins: list[Origin], raw: bool) -> None:
+    """<split>/metadata.jsonl and the pictures that it names: the image-folder layout of `datasets`, columns image, text, conditioning_image."""
+    place = folder / split
+    for name in ("images", "conditioning_images"):
+        (place / name).mkdir(parents=True)
+    with (place / "metadata.jsonl").open("w", encoding="utf-8") as index:
+        for sample in samples:
+            image, hint = f"images/{sample.image_id}.{suffix_of(sample.image)}", f"conditioning_images/{sample.image_id}.png"
+            (place / image).write_bytes(sample.image)
+            (place / hint).write_bytes(sample.hints[origins[0].condition].png)
+            index.write(_json({"file_name": image, "text": sample.text, "conditioning_image_file_name": hint}) + "\n")
+    with (place / "metadata.jsonl").open("rb") as index:
+        head = index.read(HEAD) + index.readline()
+    if not pa.types.is_string(read_json(io.BytesIO(head)).schema.field("text").type):  # "2024-01-31" and the like, in every line
+        raise MillError(
+            f"`datasets` would read the captions of the {split} split as dates: use --to huggingface, which the trainer reads too."
+        )
+
+
+WRITERS: dict[str, Writer] = {"huggingface": write_parquet, "webdataset": write_tars, "diffusers": write_folder}
+
+
+def _packs(samples: Iterator[Sample]) -> Iterator[Iterator[Sample]]:
+    """The samples of one file after the other; each pack must be read to its end before the next is asked for."""
+    waiting = list(islice(samples, 1))
+
+    def pack() -> Iterator[Sample]:
+        count = size = 0
+        while waiting and (count == 0 or (count < MOST_SAMPLES and size + waiting[0].size <= MOST_BYTES)):
+            sample = waiting.pop()
+            yield sample
+            count, size = count + 1, size + sample.size
+            waiting.extend(islice(samples, 1))
+
+    while waiting:
+        yield pack()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,73 @@
+"""Raw images in: where they are (`listing`, in the driver) and what they hold (`read`, in a worker)."""
+
+import glob
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pipeline import MillError
+from pipeline.canonical import Unreadable
+from pipeline.manifest import Image
+from pipeline.sources.raw import RawImage, clean, image_id
+
+# source kind -> module and the function that lists it: (source, image settings) -> RawImages in a stable order
+LISTERS = {
+    "folder": ("files", "list_folder"),
+    "list": ("files", "list_table"),
+    "webdataset": ("archives", "list_tars"),
+    "img2dataset": ("img2dataset", "list_img2dataset"),
+    "parquet": ("tables", "list_parquet"),
+    "huggingface": ("hub", "list_dataset"),
+    "scenes": ("rendered", "list_scenes"),
+}
+# RawImage.reader -> module and the function that reads one: RawImage -> raw bytes and caption; raises Unreadable
+READERS = {
+    "file": ("files", "read_file"),
+    "tar": ("archives", "read_tar"),
+    "parquet": ("tables", "read_row"),
+    "huggingface": ("tables", "read_row"),
+    "scene": ("rendered", "read_scene"),
+}
+
+
+def listing(sources: Sequence[Any], image: Image, without: Path | None = None, spool: Path | None = None) -> list[RawImage]:
+    """Every raw image of the manifest in a stable order, each address once; what lies below `without`, the workspace, is no source.
+
+    `spool` is the folder in which a source that can be read only once, from its start, keeps what it has read.
+    """
+    found: dict[str, RawImage] = {}
+    for source in sources:
+        lister: Callable[..., Iterator[RawImage]] = _function(*LISTERS[source.kind])
+        for raw in lister(source, image, spool=spool) if getattr(source, "streaming", False) else lister(source, image):
+            if without is None or not Path(raw.uri).is_relative_to(without):
+                found.setdefault(raw.uri, raw)
+    if not found:
+        raise MillError(f"No images found in {', '.join(str(source) for source in sources)}: check `source` in the manifest.")
+    return list(found.values())
+
+
+def lack(source: Any) -> str | None:
+    """One sentence where a source's files are not there; None also where only the network could tell."""
+    path = str(getattr(source, "path", ""))
+    if source.kind in ("scenes", "huggingface") or glob.glob(str(Path(path).expanduser())):  # noqa: PTH207 - a pattern may be absolute
+        return None
+    if not path:
+        return None
+    return f"{path} does not exist; put the data there, or set `path`"
+
+
+def read(raw: RawImage) -> tuple[bytes, str]:
+    """The raw bytes and the caption; raises Unreadable when there is nothing to be read."""
+    if raw.problem:
+        raise Unreadable(raw.problem)
+    reader: Callable[[RawImage], tuple[bytes, str]] = _function(*READERS[raw.reader])
+    return reader(raw)
+
+
+def _function(module: str, name: str) -> Any:
+    """Loaded when used: a folder of files needs neither datasets nor pyarrow."""
+    return getattr(import_module(f"pipeline.sources.{module}"), name)
+
+
+__all__ = ["LISTERS", "READERS", "RawImage", "Unreadable", "clean", "image_id", "listing", "read"]

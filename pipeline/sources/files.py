@@ -1,0 +1,140 @@
+"""Images that are files: a folder of them, or a list in JSONL or CSV."""
+
+import csv
+import importlib.util
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from pipeline import MillError
+from pipeline.canonical import Unreadable
+from pipeline.manifest import FolderSource, Image, ListSource
+from pipeline.sources.raw import MAX_BYTES, RawImage, clean
+
+PACKAGE = "package://"  # package://skimage/data/coffee.png: a file that an installed package ships
+SIDECARS = {".txt", ".json"}
+NOT_PHOTOGRAPHS = SIDECARS | {".jsonl", ".csv", ".md", ".db", ".parquet"}  # files that live beside images and are none
+
+
+def list_folder(source: FolderSource, image: Image) -> Iterator[RawImage]:
+    root = resolve(source.path)  # an address must mean the same in a worker's folder and in a later run's
+    if not root.is_dir():
+        raise MillError(f"source.path: the folder {root} does not exist: set it to a folder of images.")
+    template = source.captions.get("template") if isinstance(source.captions, dict) else None
+    fixed = template if template is not None else None if source.captions == "sidecar" else ""
+    provided = {name: given.model_dump() for name, given in source.provided.items()}
+    for path in sorted(root.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if path.suffix.lower() not in NOT_PHOTOGRAPHS and not hidden and not path.is_dir():
+            name = os.fsencode(path).decode("utf-8", "backslashreplace")
+            problem = "" if name == str(path) else "its name is not UTF-8: rename the file"
+            yield RawImage(name, fixed, problem=problem, place={"root": str(root)}, provided=provided)
+
+
+def list_table(source: ListSource, image: Image) -> Iterator[RawImage]:
+    path = resolve(source.path)
+    if not path.is_file():
+        raise MillError(f"source.path: the list {path} does not exist: set it to a .jsonl or .csv file.")
+    if path.suffix not in (".jsonl", ".csv"):
+        raise MillError(f"source.path: {path} is neither .jsonl nor .csv.")
+    caption_column = source.captions.get("column", "caption")
+    provided = {name: given.model_dump() for name, given in source.provided.items()}
+    known = False
+    for number, row in (_csv_rows if path.suffix == ".csv" else _json_rows)(path):
+        address = row.get(source.image_column)
+        known |= source.image_column in row
+        if not isinstance(address, str) or not address:
+            yield RawImage(f"{path}:{number}", "", problem=str(row.get("problem") or f"the row has no {source.image_column!r}"))
+            continue
+        caption = source.captions["template"] if "template" in source.captions else str(row.get(caption_column) or "")
+        uri = address if address.startswith(PACKAGE) or Path(address).is_absolute() else str(path.parent / address)
+        fields = {str(key): value for key, value in row.items() if key not in (source.image_column, caption_column, None)}
+        known_of_it = json.loads(clean(json.dumps(fields, ensure_ascii=False)))
+        yield RawImage(clean(uri), clean(caption), known_of_it, place={"root": str(path.parent)}, provided=provided)
+    if not known:
+        raise MillError(f"{path}: no row has {source.image_column!r}: set `source.image_column` to the column that names the image.")
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(MAX_BYTES)
+    with _text(path) as file:
+        rows = csv.DictReader(file)
+        for row in rows:
+            yield rows.line_num, row
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with _text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line, parse_constant=lambda name: None)
+            except (ValueError, RecursionError) as error:
+                row = {"problem": f"not JSON: {error}"}
+            yield number, row if isinstance(row, dict) else {"problem": "a line must be a JSON object"}
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[IO[str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise MillError(f"source.path: {path} is not UTF-8 ({error.reason}): save it as UTF-8.") from error
+
+
+def resolve(path: str) -> Path:
+    try:
+        return Path(path).expanduser().resolve()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise MillError(f"source.path: {path!r} is no path: {error}.") from error
+
+
+def read_file(raw: RawImage) -> tuple[bytes, str]:
+    """The raw bytes and the caption; raises Unreadable when the file is not there to be read."""
+    path = _locate(raw.uri)
+    try:
+        told = path.stat()
+        if not stat.S_ISREG(told.st_mode):  # a pipe or a device might never end
+            raise Unreadable("not a file")
+        if told.st_size > MAX_BYTES:
+            raise Unreadable(f"too large: {told.st_size} bytes")
+        data = path.read_bytes()
+    except OSError as error:
+        raise Unreadable(f"can't be read: {error.strerror}") from error
+    if not data:
+        raise Unreadable("empty file")
+    return data, raw.caption if raw.caption is not None else clean(_sidecar(path))
+
+
+def _locate(uri: str) -> Path:
+    if not uri.startswith(PACKAGE):
+        return Path(uri)
+    package, _, inner = uri.removeprefix(PACKAGE).partition("/")
+    if ".." in PurePosixPath(inner).parts:
+        raise Unreadable("a package:// address can't leave its package")
+    if not package.isidentifier():
+        raise Unreadable(f"{package!r} is no package's name")
+    spec = importlib.util.find_spec(package)  # finds without importing
+    if spec is None or not spec.submodule_search_locations:
+        raise Unreadable(f"the package {package} is not installed")
+    return Path(next(iter(spec.submodule_search_locations)), inner)
+
+
+def _sidecar(path: Path) -> str:
+    """photo.txt, else the `caption` or `text` of photo.json, else nothing."""
+    text, record = path.with_suffix(".txt"), path.with_suffix(".json")
+    try:
+        if text.is_file():
+            return text.read_text(encoding="utf-8-sig").strip()
+        if record.is_file():
+            value = json.loads(record.read_text(encoding="utf-8-sig"))
+            return str(value.get("caption") or value.get("text") or "").strip()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        pass  # an image with a broken sidecar is an image without a caption
+    return ""

@@ -1,0 +1,82 @@
+"""What img2dataset wrote, in any of its formats: tars, folders of files, or Parquet. What it failed to download is no row of ours."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline import MillError
+from pipeline.manifest import Image, Img2DatasetSource
+from pipeline.sources.archives import list_samples
+from pipeline.sources.facts import MAX_TEXT, caption_of, json_facts, matching, text
+from pipeline.sources.raw import RawImage
+
+ENCODINGS = ("jpg", "png", "webp")  # its --encode_format: the file's ending, the tar's member and the Parquet column
+
+
+def list_img2dataset(source: Img2DatasetSource, image: Image) -> Iterator[RawImage]:
+    """One RawImage for each image that was downloaded; its web address and sizes are in `fields`."""
+    tars, folders = matching(source.path, ".tar"), _folders(source.path)
+    if tars:
+        return list_samples(tars, source.captions, {})
+    if folders:
+        return _list_folders(folders, source.captions)
+    tables = matching(source.path, ".parquet")
+    if tables and (column := _image_column(tables)):
+        from pipeline.sources.tables import list_rows
+
+        captions: Any = source.captions
+        if isinstance(captions, dict) and "template" not in captions:
+            captions = {"column": captions.get("member") or captions["json"]}
+        return list_rows(tables, column, captions, {}, keep=lambda fields: fields.get("status", "success") == "success")
+    written = "TFRecord, which can't be read here" if matching(source.path, ".tfrecord") else "none of them"
+    raise MillError(
+        f"source.path: {source.path} holds {written}: set it to the output folder of img2dataset with --output_format webdataset, files or parquet."
+    )
+
+
+def _folders(path: str) -> list[Path]:
+    """The folders 00000, 00001, … that hold images, sorted."""
+    found = [
+        Path(folder) for folder, _, names in os.walk(Path(path).expanduser()) if Path(folder).name.isdigit() and any(map(_is_image, names))
+    ]
+    return sorted(folder.absolute() for folder in found)
+
+
+def _is_image(name: str) -> bool:
+    return name.rpartition(".")[2] in ENCODINGS
+
+
+def _list_folders(folders: list[Path], captions: Any) -> Iterator[RawImage]:
+    for folder in folders:
+        for path in sorted(inner for inner in folder.iterdir() if _is_image(inner.name)):
+            fields = json_facts(data) if (data := _beside(path, "json")) is not None else {}
+            caption = ""
+            if isinstance(captions, dict):
+                caption = captions.get("template", caption_of(fields, captions.get("json", "")))
+                if "member" in captions:
+                    caption = text(_beside(path, captions["member"]) or b"")
+            yield RawImage(str(path), caption, fields)
+
+
+def _beside(path: Path, extension: str) -> bytes | None:
+    """The bytes of the file that img2dataset wrote beside an image; None where there is none, or it is no such file."""
+    other = path.with_suffix(f".{extension}")
+    try:
+        return other.read_bytes() if other.is_file() and other.stat().st_size <= MAX_TEXT else None
+    except OSError:
+        return None
+
+
+def _image_column(tables: list[Path]) -> str | None:
+    """The column with the images; the other formats write Parquet without one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for table in tables:
+        try:
+            names = set(pq.read_schema(table).names)
+        except (pa.ArrowException, OSError):
+            continue
+        return next((name for name in ENCODINGS if name in names), None)
+    return None

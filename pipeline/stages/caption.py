@@ -1,0 +1,61 @@
+"""Canonical images -> captions by a network, for the images whose source gave none, or for all of them."""
+
+from pathlib import Path
+from typing import Any
+
+from annotate import captions
+from annotate.weights import PINNED
+from pipeline import canonical, shards
+from pipeline.catalog import Catalog
+from pipeline.cluster import Cluster, Job
+from pipeline.plan import Plan
+from pipeline.stages.parts import make_missing, told
+from pipeline.workspace import fingerprint
+
+BATCH = 16  # images decoded at a time
+
+WITHOUT = """SELECT shards.part, images.row, image_id, coalesce(source_caption, '') = '' FROM images JOIN shards ON shards.path = images.shard
+             LEFT JOIN captions USING (image) WHERE status = 'ok' ORDER BY ALL"""
+
+
+def caption(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
+    it = plan.captions
+    if it is None:
+        return "not asked for"
+    parts: dict[int, list[tuple[int, str, bool]]] = {}
+    for part, row, image_id, bare in catalog.query(WITHOUT):
+        parts.setdefault(part, []).append((row, image_id, bare or it.when == "always"))
+    committed = catalog.committed("captions", it.key)
+    jobs: dict[Path, Job] = {}
+    for part, members in parts.items():
+        if part in committed:
+            continue
+        path = plan.workspace.captions(it.key, part)
+        facts = {"kind": "captions", "key": it.key, "image_key": plan.image_key, "part": part, "made_from": fingerprint([it.key, members])}
+        args = {
+            "path": str(path), "images": str(plan.workspace.images(plan.image_key, part)), "model": it.model, "params": it.params,
+            "wanted": [row for row, _, wanted in members if wanted], "device": cluster.device, "facts": facts,
+        }  # fmt: skip
+        jobs[path] = Job(f"caption part {part}", args, tuple(row for row, *_ in members))
+    return told(make_missing(catalog, cluster, caption_part, jobs, label="caption", gpus=cluster.share if jobs else 0), "images")
+
+
+def caption_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
+    """In a worker: one row for each image; those that have a caption already are `skipped`."""
+    pictures = shards.read(Path(args["images"]), ["image_id", "image"])
+    table: list[dict[str, Any]] = [{"image_id": image_id} for image_id in pictures.column("image_id").to_pylist()]
+    for row in rows:
+        table[row] |= (
+            {"status": "failed", "reason": deadly[row]} if row in deadly else {"status": "skipped", "reason": "its source gave one"}
+        )
+    todo = [row for row in rows if row in set(args["wanted"]) and row not in deadly]
+    params = {name: value for name, value in args["params"].items() if name != "weights"}
+    for start in range(0, len(todo), BATCH):
+        batch = todo[start : start + BATCH]
+        images = [canonical.decode(one["image"]) for one in pictures.take(batch).to_pylist()]
+        made = captions.caption(images, weights=args["params"].get("weights", PINNED), device=args["device"], **params)
+        for row, text in zip(batch, made, strict=True):
+            table[row] |= {"status": "ok", "reason": "", "caption": text}
+    if not probe:
+        shards.write(Path(args["path"]), table, shards.CAPTIONS, args["facts"])
+    return args["path"]

@@ -1,0 +1,139 @@
+"""What a dataset builder relies on: near-duplicates, cleaning, provided maps, shared maps, plans for another machine."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline import looks
+from pipeline.catalog import Catalog
+from pipeline.workspace import Workspace
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+STAGES = ("--stages", "ingest,annotate")
+SCENES = {
+    "source": "{kind: scenes, count: 6, seed: 3}", "image": "{resolution: 64, store: png}",
+    "conditions": "{depth_large: {}, depth_small: {select: {order_by: sharpness DESC, limit: 2}}, normal_extended: {}, "
+    "seg_ade20k: {}, pose_openpose: {}}",
+}  # fmt: skip
+
+
+def query(tmp_path: Path, sql: str) -> list[tuple]:
+    return Catalog(Workspace(tmp_path / "ws")).query(sql)
+
+
+def test_near_duplicates_share_group_and_split_wherever_they_come(
+    controlmill: Command, manifest: Callable[..., Path], photograph: Callable[..., Image.Image], tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(10):  # three parts of four: the twins of 0 lie in the first and in the last
+        photograph(number).save(photos / f"{number:03d}.jpg", quality=95)
+    photograph(0).save(photos / "001-again.jpg", quality=60)
+    photograph(0).resize((120, 90)).save(photos / "990-small.png")
+    assert controlmill("run", manifest(), *STAGES).returncode == 0
+    told = "SELECT group_id, split, first_of_group, regexp_extract(uri, '[^/]*$') FROM images JOIN sources USING (image_id) ORDER BY 4"
+    rows = query(tmp_path, told)
+    twins = [row for row in rows if row[3] in ("000.jpg", "001-again.jpg", "990-small.png")]
+    assert len({row[0] for row in twins}) == 1 and len({row[1] for row in twins}) == 1
+    assert [row[2] for row in twins] == [True, False, False]
+    assert len({row[0] for row in rows}) == 10
+    assert controlmill("catalog", "rebuild", "ws").returncode == 0
+    assert query(tmp_path, told) == rows, "a rebuild gives the same groups"
+
+
+def test_how_images_look_can_be_asked_in_where_and_select(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    photos = folder(5)
+    Image.new("RGB", (160, 120), (90, 90, 90)).save(photos / "flat.png")
+    Image.linear_gradient("L").resize((200, 120)).save(photos / "grey.png")
+    path = manifest(
+        where='"NOT grey AND aspect BETWEEN 0.5 AND 2 AND first_of_group"',
+        conditions='{canny: {select: {where: "edge_density > 0.01 AND sharpness > 10"}}}',
+    )
+    ran = controlmill("run", path, *STAGES)
+    assert ran.returncode == 0, ran.stderr
+    assert query(tmp_path, "SELECT count(*) FROM pairs") == [(5,)]
+    names = {row[0] for row in Catalog(Workspace(tmp_path / "ws")).query("SELECT column_name FROM (DESCRIBE candidates)")}
+    assert {*looks.LOOKS, "n_lines", "keypoint_fraction", "edge_density", "source_caption", "model_caption"} - {"phash"} <= names
+    wrong = controlmill("run", manifest(where='"sharpnes > 1"'), *STAGES)
+    assert wrong.returncode == 1 and "where does not work" in wrong.stderr
+
+
+def test_maps_that_come_with_the_source_are_taken_and_shared(controlmill: Command, manifest: Callable[..., Path], tmp_path: Path) -> None:
+    ran = controlmill("run", manifest(**SCENES), *STAGES)
+    assert ran.returncode == 0, ran.stderr
+    assert "seg_ade20k       provided" in ran.stdout
+    rows = query(tmp_path, "SELECT condition, count(*), min(shard) FROM annotations GROUP BY ALL")
+    assert {name: count for name, count, _ in rows} == dict.fromkeys(
+        ("depth_large", "depth_small", "normal_extended", "seg_ade20k", "pose_openpose"), 6
+    )
+    shards = {name: shard for name, _, shard in rows}
+    assert shards["depth_small"] == shards["depth_large"], "one shard, two selections"
+    assert not (tmp_path / "ws/shards/maps/depth_small").exists()
+    assert query(tmp_path, "SELECT condition, count(*) FROM pairs WHERE condition LIKE 'depth%' GROUP BY ALL ORDER BY ALL") == [
+        ("depth_large", 6), ("depth_small", 2),
+    ]  # fmt: skip
+    again = controlmill("run", manifest(**SCENES), *STAGES)
+    assert again.returncode == 0 and "annotate  nothing to do" in again.stdout
+    assert controlmill("verify", "ws").returncode == 0
+    before = query(tmp_path, "SELECT * EXCLUDE (image) FROM annotations ORDER BY ALL")
+    assert controlmill("catalog", "rebuild", "ws").returncode == 0
+    assert query(tmp_path, "SELECT * EXCLUDE (image) FROM annotations ORDER BY ALL") == before
+
+
+def test_a_provided_map_is_what_the_renderer_knows(controlmill: Command, manifest: Callable[..., Path], tmp_path: Path) -> None:
+    import numpy as np
+
+    from pipeline import scenes
+    from pipeline.stages.annotate import read_annotation
+
+    assert controlmill("run", manifest(**SCENES), *STAGES).returncode == 0
+    sql = "SELECT uri, a.shard, a.row, caption FROM annotations a JOIN sources USING (image_id) WHERE condition = 'seg_ade20k'"
+    for uri, shard, row, caption in query(tmp_path, sql):
+        scene = scenes.render(3, int(uri.rpartition("/")[2]), 64)
+        stored = read_annotation(Workspace(tmp_path / "ws"), shard, row, "seg_ade20k").map
+        assert stored is not None and caption == scene.caption
+        np.testing.assert_array_equal(stored.array, scene.maps["seg_ade20k"].array)
+
+
+def test_a_folder_with_labels_makes_pairs_and_an_image_without_one_fails_alone(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder(3)
+    (tmp_path / "labels").mkdir()
+    for number in (0, 2):
+        Image.linear_gradient("L").resize((160, 120)).point(lambda v: v // 2).save(tmp_path / "labels" / f"{number:03d}.png")
+    source = '{kind: folder, path: photos, provided: {seg_ade20k: {path: "../labels/{stem}.png", labels: ade20k_png}}}'
+    ran = controlmill("run", manifest(source=source, conditions="{seg_ade20k: {}}"), *STAGES)
+    assert ran.returncode == 3
+    rows = query(
+        tmp_path, "SELECT regexp_extract(uri, '[^/]*$'), a.status, reason FROM annotations a JOIN sources USING (image_id) ORDER BY ALL"
+    )
+    assert [row[:2] for row in rows] == [("000.jpg", "ok"), ("001.jpg", "failed"), ("002.jpg", "ok")]
+    assert "no map came with this image" in rows[1][2]
+    Image.linear_gradient("L").resize((160, 120)).point(lambda v: v // 2).save(tmp_path / "labels" / "001.png")
+    assert controlmill("run", manifest(source=source, conditions="{seg_ade20k: {}}"), *STAGES, "--retry-failed").returncode == 0
+    assert query(tmp_path, "SELECT count(*) FROM pairs") == [(3,)]
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "manifests" / "paper").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_dry_run_of_the_papers_rules_says_what_it_would_do_and_what_is_missing(
+    path: Path, controlmill: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ran = controlmill("run", path, "--dry-run")
+    assert ran.returncode == 1 and not ran.stderr, ran.stderr
+    assert f"would work in {tmp_path}/runs/paper/{path.stem}" in ran.stdout and f"  {path.stem:<16} " in ran.stdout
+    missing = ran.stdout.partition("missing here:\n")[2]
+    assert "source: data/" in missing and "train.base: " in missing
+    assert not list(tmp_path.iterdir()), "a dry run touches nothing"
+
+
+def test_the_papers_rules_are_thirteen() -> None:
+    from annotate.conditions import CONDITIONS
+
+    found = {path.stem for path in (Path(__file__).parents[2] / "manifests" / "paper").glob("*.yaml")}
+    assert found == set(CONDITIONS)

@@ -1,0 +1,152 @@
+"""Maps that come with the images lie on the canonical image exactly where they lay on the raw one."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from annotate.maps import RawMap
+from pipeline import canonical, provided, sources
+from pipeline.manifest import FolderSource, Image, ListSource, Provided
+from pipeline.sources import RawImage
+
+SIZE = Image(resolution=64)
+WIDE, TALL = 160, 96  # the canonical image is the centre 96 x 96 at 64 x 64
+DIODE = "x right, y up, z to the viewer"
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Pillow.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Callable[..., RawMap]:
+    """The canonical map of a picture of 160 x 96 with one provided map beside it; an exception is raised."""
+
+    def make(condition: str, data: bytes, name: str = "a_map", extra: dict[str, bytes] | None = None, **settings: Any) -> RawMap:
+        folder = tmp_path / "images" / "train"
+        folder.mkdir(parents=True)
+        Pillow.new("RGB", (WIDE, TALL), "red").save(folder / "a.png")
+        for each, content in ({f"{name}.bin": data} | (extra or {})).items():
+            (tmp_path / "maps" / "train").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "maps" / "train" / each).write_bytes(content)
+        one = Provided(path="../maps/{folder}/{stem}_map.bin", **settings)
+        (raw,) = sources.listing([FolderSource(kind="folder", path=str(tmp_path / "images"), provided={condition: one})], SIZE)
+        made = provided.read(raw, [condition], SIZE)[condition]
+        if isinstance(made, Exception):
+            raise made
+        return made
+
+    return make
+
+
+def test_labels_of_ade20k_shift_by_one_and_zero_is_void(given: Callable[..., RawMap]) -> None:
+    ids = np.zeros((TALL, WIDE), np.uint8)
+    ids[:, 80:] = 13  # person in the PNGs of ADE20K
+    made = given("seg_ade20k", png(ids), labels="ade20k_png")
+    assert made.meta == {"label_space": "ade20k_150"} and made.array.shape == (64, 64)
+    assert set(np.unique(made.array[:, :32])) == {255} and set(np.unique(made.array[:, 32:])) == {12}, "the border lies in the middle"
+
+
+def test_labels_are_never_blended(given: Callable[..., RawMap]) -> None:
+    ids = np.random.default_rng(0).choice(np.array([1, 6, 49, 150], np.uint8), (TALL, WIDE))
+    assert set(np.unique(given("seg_ade20k", png(ids), labels="ade20k_png").array)) <= {0, 5, 48, 149}
+
+
+def test_labels_of_coco_stuff_lose_their_gaps(given: Callable[..., RawMap]) -> None:
+    from annotate.label_spaces import SPACES
+
+    ids = np.full((TALL, WIDE), 181, np.uint8)  # the last of COCO-Stuff's 182
+    ids[:, :80] = 255
+    made = given("seg_coco", png(ids), labels="coco_stuff_png")
+    assert made.meta == {"label_space": "coco_stuff_171"}
+    assert SPACES["coco_stuff_171"].names[made.array[0, -1]] == "wood" and made.array[0, 0] == 255
+
+
+def test_a_distance_becomes_inverse_depth_and_what_is_masked_is_far(given: Callable[..., RawMap]) -> None:
+    metres = np.full((TALL, WIDE, 1), 4.0, np.float32)
+    metres[:, 80:] = 2.0
+    mask = np.ones((TALL, WIDE), np.float32)
+    mask[:48] = 0
+    made = given("depth_large", npy(metres), depth="distance", mask="../maps/{folder}/{stem}_mask.npy", extra={"a_mask.npy": npy(mask)})
+    assert made.meta["unit"] == "1/m"
+    np.testing.assert_allclose(made.array[40, [5, 60]], [0.25, 0.5], rtol=1e-4)
+    assert not made.array[:32].any()
+
+
+def test_normals_turn_into_our_axes_and_stay_unit(given: Callable[..., RawMap]) -> None:
+    away = np.zeros((TALL, WIDE, 3), np.float32)
+    away[..., 1], away[..., 2] = 3.0, -4.0  # down and towards the viewer, not yet of unit length
+    made = given("normal", npy(away), normals="x right, y down, z away")
+    np.testing.assert_allclose(made.array[10, 10], [0, -0.6, 0.8], atol=1e-6)
+
+
+def test_keypoints_move_with_the_crop_and_those_outside_go(given: Callable[..., RawMap]) -> None:
+    points = np.zeros((17, 3))
+    points[0], points[5], points[6] = (80, 48, 2), (40, 12, 1), (2, 48, 2)  # centre; hidden; outside of the crop
+    made = given("pose_openpifpaf", json.dumps([{"keypoints": points.ravel().tolist()}]).encode(), keypoints="coco")
+    person = made.array[0]
+    np.testing.assert_allclose(person[0], [(80 - 32 + 0.5) * 64 / 96 - 0.5, (48 + 0.5) * 64 / 96 - 0.5, 1.0], rtol=1e-5)
+    assert person[5, 2] == 0.5 and not person[6].any()
+
+
+def test_a_map_lies_where_its_image_lies(tmp_path: Path) -> None:
+    """The same random picture given as an image and as a map comes out the same, whatever the crop."""
+    noise = np.random.default_rng(1).integers(0, 2, (16, 20), np.uint8).repeat(8, 0).repeat(8, 1) * 255
+    Pillow.fromarray(noise).convert("RGB").save(tmp_path / "a.png")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"image": "a.png", "edges": "a.png"}))
+    source = ListSource(kind="list", path=str(tmp_path / "list.jsonl"), provided={"canny": Provided(column="edges")})
+    image = Image(resolution=128)
+    (raw,) = sources.listing([source], image)
+    Pillow.fromarray(noise).save(tmp_path / "a.png")
+    made = provided.read(raw, ["canny"], image)["canny"]
+    seen = canonical.decode(canonical.canonical((tmp_path / "a.png").read_bytes(), image.model_copy(update={"store": "png"})).encoded)
+    assert isinstance(made, RawMap)
+    np.testing.assert_array_equal(made.array, seen[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("condition", "data", "settings", "sentence"),
+    [
+        ("seg_ade20k", png(np.zeros((TALL, TALL), np.uint8)), {"labels": "ade20k_png"}, "don't cover the same"),
+        ("seg_ade20k", png(np.full((TALL, WIDE), 200, np.uint8)), {"labels": "ade20k_png"}, "has no id 200"),
+        ("seg_ade20k", png(np.zeros((TALL, WIDE), np.uint8)), {}, "set `labels` to what the numbers mean"),
+        ("seg_ade20k", png(np.zeros((TALL, WIDE), np.uint8)), {"labels": "coco_stuff_png"}, "takes labels of ade20k_150"),
+        ("normal", png(np.zeros((TALL, WIDE), np.uint8)), {}, "3 channels are wanted"),
+        ("depth_large", b"nothing", {"depth": "distance"}, "cannot identify image"),
+    ],
+)
+def test_a_map_that_does_not_fit_says_why(given: Callable[..., RawMap], condition: str, data: bytes, settings: Any, sentence: str) -> None:
+    with pytest.raises(Exception, match=sentence):
+        given(condition, data, **settings)
+
+
+def test_an_absent_map_is_that_images_failure_only(given: Callable[..., RawMap], tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="no map came with this image"):
+        given("seg_ade20k", b"", name="other", labels="ade20k_png")
+
+
+def test_a_turned_photograph_takes_a_map_that_stands_upright(tmp_path: Path) -> None:
+    exif = Pillow.Exif()
+    exif[canonical.ORIENTATION] = 6  # lies on its side: 160 x 96 is shown as 96 x 160
+    Pillow.new("RGB", (WIDE, TALL), "red").save(tmp_path / "a.jpg", exif=exif)
+    (tmp_path / "a.png.map").write_bytes(png(np.ones((WIDE, TALL), np.uint8)))
+    raw = RawImage(
+        str(tmp_path / "a.jpg"), "", place={"root": str(tmp_path)},
+        provided={"seg_ade20k": Provided(path="{stem}.png.map", labels="ade20k_png").model_dump()},
+    )  # fmt: skip
+    made = provided.read(raw, ["seg_ade20k"], SIZE)["seg_ade20k"]
+    assert isinstance(made, RawMap) and not made.array.any()
