@@ -1,12 +1,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo photos test check setup clean
+.PHONY: demo photos scenes pifpaf test check setup clean
 
 demo: photos                                    ## the whole job; an alias of photos until the mini models exist
 
 photos: setup                                   ## real photographs, all the way to a report
 	$(BIN)/controlmill run manifests/photos.yaml
+
+# Compiles for some minutes; AGPL-3.0. Its other requirements are wanted for training only.
+pifpaf: setup                                   ## the optional detector of pose_openpifpaf
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'setuptools<81' wheel ninja
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation openpifpaf-vita pysparkling
+
+scenes: setup                                   ## rendered scenes through all thirteen conditions
+	$(BIN)/controlmill run manifests/scenes.yaml
 
 test: setup
 	$(BIN)/python -m pytest

@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from annotate import inference, weights
 from annotate.parameters import Number, Parameter, Values, fill, near
-from annotate.weights import PINNED, WeightFile, WeightsError
+from annotate.weights import PINNED, WeightFile, WeightsError, lacking
 
 PROMPT = "a picture of"  # the network was tuned with it before every caption (BLIP, configs/caption_coco.yaml); it is cut off again
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # RGB in 0..1
@@ -21,9 +21,8 @@ _pinned = functools.partial(WeightFile, repo="Salesforce/blip-image-captioning-b
 WEIGHTS = (
     _pinned(name="config.json", sha256="f7846f82f4e2c4a2ccbab9ae8b0e44873540a271a76a1288effd078180c13a82"),
     _pinned(name="tokenizer.json"),
-    _pinned(name="pytorch_model.bin", sha256="d6638651a5526cc2ede56f2b5104d6851b0755816d220e5e046870430180c767"),
+    _pinned(name="pytorch_model.bin", also="model.safetensors", sha256="d6638651a5526cc2ede56f2b5104d6851b0755816d220e5e046870430180c767"),
 )
-SAFE = "model.safetensors"  # what a folder of one's own may have in place of the last of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,7 @@ def missing(captioner: str, weights: str = PINNED) -> str | None:
     absent = [module for module in row.modules if importlib.util.find_spec(module) is None]
     if absent:
         return f"{captioner} needs {', '.join(absent)}: pip install {row.distributions[0]}"
-    lack = _lacking(row.weights, weights)
+    lack = lacking(row.weights, weights)
     return f"{captioner} {lack}" if lack else None
 
 
@@ -85,7 +84,7 @@ def identity(captioner: str, params: Values) -> dict[str, Any]:
     return {
         "detector": row.name,
         "version": row.version,
-        "weights": weights.identity(_files(row.weights, place), place),
+        "weights": weights.identity(row.weights, place),
         "params": {name: value for name, value in params.items() if name != "weights"},
         "precision": params["precision"],
         "library": list(library) if library else None,
@@ -175,21 +174,7 @@ def read_model(folder: Path) -> Any:
 
 def find(files: tuple[WeightFile, ...], place: str) -> Path:
     """The one folder that has all these files, checked; WeightsError says what is missing."""
-    lack = _lacking(files, place)
+    lack = weights.lacking(files, place)
     if lack:
         raise WeightsError(f"BLIP {lack}")
-    return weights.find_folder(_files(files, place), place)
-
-
-def _files(files: tuple[WeightFile, ...], place: str) -> tuple[WeightFile, ...]:
-    """As pinned; a folder of one's own may hold its tensors as safetensors."""
-    if place != PINNED and Path(place, SAFE).is_file():
-        return (*files[:-1], replace(files[-1], name=SAFE))
-    return files
-
-
-def _lacking(files: tuple[WeightFile, ...], place: str) -> str | None:
-    if place == PINNED:
-        return weights.lacking(files)
-    absent = [weight.name for weight in _files(files, place) if not Path(place, weight.name).is_file()]
-    return f"needs {', '.join(absent)}, which the folder {place} does not have" if absent else None
+    return weights.find_folder(files, place)

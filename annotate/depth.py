@@ -158,10 +158,10 @@ def load_anything(precision: str, device: str, short: int, weights: str = PINNED
 
     def run(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
             height, width = images.shape[1:3]
             size = inference.detection_size(height, width, short, PATCH)
-            x = interpolate(x.float(), size, mode="bicubic", antialias=True).round_().clamp_(0, 255)
+            # in bytes and on the CPU, so that its rounding is the image processor's on every device
+            x = interpolate(torch.from_numpy(images).permute(0, 3, 1, 2), size, mode="bicubic", antialias=True).to(device)
             inverse = model(((x / 255 - mean) / deviation).to(kind)).predicted_depth
             return interpolate(inverse[:, None], (height, width), mode="bicubic")[:, 0].cpu().numpy()
 

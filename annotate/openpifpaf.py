@@ -26,11 +26,11 @@ RELEASE = "https://github.com/openpifpaf/torchhub/releases/download/v0.13"
 CHECKPOINT = "shufflenetv2k16-210820-232500-cocokp-slurm726069-edge513-o10s-7189450a.pkl"
 CONVERTED = "shufflenetv2k16-cocokp.pt"
 # The official file pickles a whole network: loading it runs what it says. So it is turned into plain tensors once, where that does no harm.
-RECIPE = (
-    f"curl -LO {RELEASE}/{CHECKPOINT}; then once, in a sandbox, because a pickle runs what it says: "
-    f"python -c \"import torch; torch.save(torch.load('{CHECKPOINT}', map_location='cpu', weights_only=False)"
-    f"['model'].state_dict(), '{CONVERTED}')\""
+CONVERT = (
+    "import torch; from annotate.openpifpaf import package; package(); "
+    f"torch.save(torch.load('{CHECKPOINT}', map_location='cpu', weights_only=False)['model'].state_dict(), '{CONVERTED}')"
 )
+RECIPE = f'curl -LO {RELEASE}/{CHECKPOINT}; then once, in a sandbox, because a pickle runs what it says: python -c "{CONVERT}"'
 WEIGHTS = WeightFile(name=CONVERTED, install=RECIPE)  # no hash: what torch.save writes depends on its version
 GET = (
     'pip install "setuptools<81" wheel ninja; pip install --no-build-isolation --no-deps openpifpaf-vita pysparkling '

@@ -67,12 +67,8 @@ def find_folder(files: tuple[WeightFile, ...], given: str = PINNED) -> Path:
 def lacking(files: tuple[WeightFile, ...], given: str = PINNED) -> str | None:
     """One sentence if a file is absent; a cheap check, without reading any."""
     if given != PINNED:
-        try:
-            for weight in files:
-                _given(weight, Path(given))
-        except WeightsError as error:
-            return str(error)
-        return None
+        gone = [weight.name for weight in files if not any(place.is_file() for place in _named(weight, Path(given)))]
+        return f"needs {', '.join(gone)}, which {given} does not have" if gone else None
     absent = tuple(weight for weight in files if not any(place.is_file() for place in _places(weight)))
     return f"needs {', '.join(weight.name for weight in absent)}. {_remedy(absent)}" if absent else None
 
@@ -90,11 +86,15 @@ def identity(files: tuple[WeightFile, ...], given: str = PINNED) -> str | None:
 
 
 def _given(weight: WeightFile, place: Path) -> Path:
-    names = [name for name in (weight.name, weight.also) if name]
-    found = next((place / name for name in names if (place / name).is_file()), place / weight.name) if place.is_dir() else place
-    if not found.is_file():
+    found = next((path for path in _named(weight, place) if path.is_file()), None)
+    if found is None:
         raise WeightsError(f"weights: {place} holds no {weight.name}" if place.is_dir() else f"weights: there is no file {place}")
     return found
+
+
+def _named(weight: WeightFile, place: Path) -> list[Path]:
+    """The file itself, or in a folder each name that it may have."""
+    return [place / name for name in (weight.name, weight.also) if name] if place.is_dir() else [place]
 
 
 def _places(weight: WeightFile) -> Iterator[Path]:

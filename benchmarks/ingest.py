@@ -35,7 +35,9 @@ conditions: {{canny: {{}}}}
 
 
 def make_photographs(folder: Path, count: int) -> None:
-    listed = sources.listing([ListSource(kind="list", path=str(Path(__file__).parent.parent / "manifests" / "photos.jsonl"))], manifest.Image())
+    listed = sources.listing(
+        [ListSource(kind="list", path=str(Path(__file__).parent.parent / "manifests" / "photos.jsonl"))], manifest.Image()
+    )
     originals = [_photograph(raw) for raw in listed]
     draw = np.random.default_rng(0)
     for number in range(count):

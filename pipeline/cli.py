@@ -186,7 +186,8 @@ def verify(workspace: Path, repair: bool) -> None:
     "--protocol", default="cn10", show_default=True, metavar="cn10|cn11", help="How hints are drawn: as for ControlNet 1.0 or 1.1."
 )
 @click.option("--raw", is_flag=True, help="Put the stored maps beside their drawings: a drawing does not tell everything.")
-def export(workspace: Path, dest: Path, names: tuple[str, ...], to: str, split: str, protocol: str, raw: bool) -> None:
+@click.option("--flip", is_flag=True, help="Follow each pair by its mirror image, unless its caption names a side.")
+def export(workspace: Path, dest: Path, names: tuple[str, ...], to: str, split: str, protocol: str, raw: bool, flip: bool) -> None:
     """Write the pairs as a dataset that other tools load: a new folder DEST, whole or not at all.
 
     huggingface and diffusers load with datasets.load_dataset(DEST), webdataset also with the package of that name.
@@ -195,7 +196,8 @@ def export(workspace: Path, dest: Path, names: tuple[str, ...], to: str, split: 
     """
     from pipeline import export as exporter
 
-    exporter.export(Catalog(_workspace(workspace)), dest, to=to, conditions=names, split=split, protocol=protocol, raw=raw, say=_say)
+    catalog = Catalog(_workspace(workspace))
+    exporter.export(catalog, dest, to=to, conditions=names, split=split, protocol=protocol, raw=raw, flip=flip, say=_say)
 
 
 @main.group()

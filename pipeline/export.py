@@ -7,17 +7,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from annotate import maps
+from annotate import flips, maps
+from annotate.annotator import Annotation
 from annotate.conditions import CONDITIONS
 from annotate.drawing import PROTOCOLS
 from annotate.parameters import near
-from pipeline import MillError, canonical, shards
+from pipeline import MillError, canonical, shards, sources
 from pipeline.catalog import Catalog
 from pipeline.layouts import WRITERS, Hint, Origin, Sample
 from pipeline.progress import Progress
@@ -48,6 +50,7 @@ def export(
     split: str = "all",
     protocol: str = "cn10",
     raw: bool = False,  # the stored maps beside their drawings
+    flip: bool = False,  # each pair is followed by its mirror image, where its caption allows
     say: Callable[[str], None],
 ) -> int:
     """Writes the pairs to the folder `dest`, whole or not at all, in a stable order; returns how many images. MillError where it can't."""
@@ -66,7 +69,7 @@ def export(
             for name, count in counts.items():
                 if count:
                     parts = [it for it in chosen if it.split == name]
-                    WRITERS[to](folder, name, _samples(catalog, parts, protocol, progress), origins, raw)
+                    WRITERS[to](folder, name, _samples(catalog, parts, protocol, progress, flip), origins, raw)
     except OSError as error:  # pyarrow's too
         raise stopping(error, str(dest)) or error from error
     told = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
@@ -133,7 +136,7 @@ def _origin(catalog: Catalog, condition: str, protocol: str) -> Origin:
 CAPTIONS = "SELECT image, coalesce(caption, '') FROM captions WHERE image BETWEEN ? AND ?"  # a range reaches the tables' scans
 
 
-def _samples(catalog: Catalog, parts: list[Chosen], protocol: str, progress: Progress) -> Iterator[Sample]:
+def _samples(catalog: Catalog, parts: list[Chosen], protocol: str, progress: Progress, flip: bool) -> Iterator[Sample]:
     """Holds one part's shards at a time."""
     root = catalog.workspace.root
     with ThreadPoolExecutor() as pool:  # drawing and PNG coding mostly run outside Python's lock
@@ -143,26 +146,48 @@ def _samples(catalog: Catalog, parts: list[Chosen], protocol: str, progress: Pro
             tables = {name: shards.read(root / shard) for name, shard in part.maps.items()}
             draw = functools.partial(_sample, pictures, tables, captions, protocol)
             for start in range(0, len(part.rows), BATCH):
-                drawn = list(pool.map(draw, part.rows[start : start + BATCH], part.images[start : start + BATCH]))
-                yield from drawn
-                progress.add(len(drawn))
+                rows, images = part.rows[start : start + BATCH], part.images[start : start + BATCH]
+                plain = pool.map(draw, rows, images, [False] * len(rows))
+                twins = pool.map(draw, rows, images, [True] * len(rows)) if flip else [None] * len(rows)
+                for sample, twin in zip(plain, twins, strict=True):
+                    yield from (one for one in (sample, twin) if one is not None)
+                progress.add(len(rows))
 
 
-def _sample(pictures: pa.Table, tables: dict[str, pa.Table], captions: dict[int, str], protocol: str, row: int, image: int) -> Sample:
-    picture = pictures.slice(row, 1).to_pylist()[0]
-    hints = {name: _hint(table.slice(row, 1).to_pylist()[0], name, picture["image_id"], protocol) for name, table in tables.items()}
-    return Sample(**picture, text=captions[image], hints=hints)
+def _sample(
+    pictures: pa.Table, tables: dict[str, pa.Table], captions: dict[int, str], protocol: str, row: int, image: int, mirror: bool
+) -> Sample | None:
+    """One pair or its mirror image; None where the caption would be wrong of that."""
+    picture, text = pictures.slice(row, 1).to_pylist()[0], captions[image]
+    stored = {name: _stored(table.slice(row, 1).to_pylist()[0], name, picture["image_id"]) for name, table in tables.items()}
+    if not mirror:
+        return Sample(**picture, text=text, hints={name: _hint(one, data, protocol) for name, (one, data) in stored.items()})
+    mirrored = sources.mirrored_caption(picture["uri"], text)
+    if mirrored is None:
+        return None
+    pixels = np.ascontiguousarray(canonical.decode(picture["image"])[:, ::-1])
+    picture |= {"image_id": f"{picture['image_id']}-mirrored", "image": canonical.encode(pixels, "png")}
+    hints = {}
+    for name, (one, _) in stored.items():
+        assert one.map is not None
+        turned = replace(one, map=flips.flip(one.map))
+        hints[name] = _hint(turned, maps.encode(flips.flip(one.map)), protocol)
+    return Sample(**picture, text=mirrored, hints=hints)
 
 
-def _hint(row: dict[str, Any], condition: str, image_id: str, protocol: str) -> Hint:
+def _stored(row: dict[str, Any], condition: str, image_id: str) -> tuple[Annotation, bytes]:
+    """An annotation and its map as stored."""
     if row["image_id"] != image_id or row["map"] is None:
         raise MillError(
             f"The maps of {condition} changed while they were exported: wait for the run to end, then run the same command again."
         )
-    made = annotation(row, condition)
+    return annotation(row, condition), row["map"]
+
+
+def _hint(made: Annotation, data: bytes, protocol: str) -> Hint:
     assert made.map is not None
     png = canonical.encode(maps.render(made.map, protocol=protocol), "png")
-    return Hint(png, row["map"], made.map.kind, made.map.meta, dict(made.draws), made.measures)
+    return Hint(png, data, made.map.kind, made.map.meta, dict(made.draws), made.measures)
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------------

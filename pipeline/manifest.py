@@ -133,7 +133,7 @@ class Split(Section):
     validation: Fraction = 0.05
     test: Fraction = 0.05
     salt: Whole | str = 0
-    near: Annotated[Whole, Field(ge=0, le=8)] | None = 4  # None: only equal files are one group
+    near: Annotated[Whole, Field(ge=0, le=16)] | None = 6  # None: only equal files are one group
 
     @model_validator(mode="after")
     def _leaves_something_to_train_on(self) -> "Split":

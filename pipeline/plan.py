@@ -50,7 +50,7 @@ class PlannedCaptions:
 
     model: str
     params: dict[str, Any]
-    key: str  # fingerprint of captioner, weights, parameters and image key
+    key: str  # fingerprint of captioner, weights, parameters, `when` and image key
     when: str  # missing, always
     lack: str | None
 
@@ -65,7 +65,7 @@ class Plan:
 
     def raw_images(self) -> list[RawImage]:
         """Every raw image of the sources, in their order."""
-        return sources.listing(self.manifest.source, self.manifest.image, without=self.workspace.root)
+        return sources.listing(self.manifest.source, self.manifest.image, without=self.workspace.root, spool=self.workspace.spool)
 
     def maps_of(self, condition: str, part: int) -> Path:
         """The shard of a condition's maps."""
@@ -219,7 +219,7 @@ def _captions(given: Manifest, key: str, here: bool) -> PlannedCaptions:
     lack = captions.missing(asked.model, params.get("weights", PINNED))
     if lack and here:
         raise MillError(f"captions: {lack}")
-    mark = fingerprint({"captions": captions.identity(asked.model, params), "image_key": key})
+    mark = fingerprint({"captions": captions.identity(asked.model, params), "when": asked.when, "image_key": key})
     return PlannedCaptions(asked.model, params, mark, asked.when, lack)
 
 

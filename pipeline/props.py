@@ -14,21 +14,20 @@ Choice = TypeVar("Choice")
 
 
 class Surface(NamedTuple):
-    """A floor or wall. `cell` is the pattern's period in metres along and across (0 = none), `shift` moves every second row by that share of
-    a cell (-1: each row by its own), `tones` is the spread of brightness from cell to cell, `grain` the noise and its period."""
+    """A floor or wall: its names and its pattern."""
 
     looks: dict[str, tuple[RGB, RGB]]  # words of the caption -> colour, second colour
     coco: str  # class of COCO-Stuff
     ade: str  # class of ADE20K
-    cell: tuple[float, float] = (0, 0)
-    shift: float = 0
+    cell: tuple[float, float] = (0, 0)  # period of the pattern in metres, along and across; 0 = none
+    shift: float = 0  # share of a cell by which every second row is moved; -1: each row by its own
     seam: float = 0  # width in metres, drawn in the second colour
     chequered: bool = False  # cells in both colours by turns, seams grey
-    tones: float = 0
-    grain: tuple[float, float, float] = (0.04, 0.1, 0.1)
+    tones: float = 0  # spread of brightness from cell to cell
+    grain: tuple[float, float, float] = (0.04, 0.1, 0.1)  # strength of the noise, and its period in metres
 
 
-WHITE, GREY, DARK = (0.93, 0.92, 0.9), (0.62, 0.62, 0.63), (0.16, 0.15, 0.15)
+WHITE, DARK = (0.93, 0.92, 0.9), (0.16, 0.15, 0.15)
 FLOORS = {
     "wood": Surface(
         {"light wooden floor": ((0.80, 0.62, 0.40), (0.42, 0.28, 0.15)), "dark wooden floor": ((0.50, 0.31, 0.19), (0.22, 0.12, 0.07))},
@@ -42,13 +41,14 @@ FLOORS = {
         },
         "floor-tile", "floor", (0.55, 0.55), seam=0.016, chequered=True, grain=(0.02, 0.2, 0.2),
     ),
-    "stone": Surface({"grey stone floor": ((0.62, 0.61, 0.58), (0.33, 0.32, 0.3))}, "floor-stone", "floor", (0.95, 0.6), -1, 0.035, tones=0.3,
-                     grain=(0.09, 0.07, 0.07)),
+    "stone": Surface({"grey stone floor": ((0.62, 0.61, 0.58), (0.33, 0.32, 0.3))}, "floor-stone", "floor", (0.95, 0.6), -1, 0.035,
+                     tones=0.3, grain=(0.09, 0.07, 0.07)),
     "carpet": Surface(
         {"green carpet": ((0.38, 0.56, 0.42), DARK), "red carpet": ((0.62, 0.26, 0.28), DARK), "blue carpet": ((0.33, 0.42, 0.62), DARK)},
         "carpet", "rug", grain=(0.2, 0.035, 0.035),
     ),
-    "plain": Surface({"plain grey floor": ((0.68, 0.68, 0.67), DARK), "plain white floor": ((0.86, 0.85, 0.83), DARK)}, "floor-other", "floor"),
+    "plain": Surface({"plain grey floor": ((0.68, 0.68, 0.67), DARK), "plain white floor": ((0.86, 0.85, 0.83), DARK)},
+                     "floor-other", "floor"),
 }  # fmt: skip
 WALLS = {
     "brick": Surface(
@@ -61,8 +61,8 @@ WALLS = {
     ),
     "panels": Surface({"wooden panel wall": ((0.70, 0.50, 0.32), (0.33, 0.21, 0.12))}, "wall-panel", "wall", (0.42, 0), 0, 0.03, tones=0.2,
                       grain=(0.06, 0.03, 0.6)),
-    "concrete": Surface({"concrete wall": ((0.66, 0.67, 0.68), (0.40, 0.41, 0.42))}, "wall-concrete", "wall", (1.5, 0.9), 0, 0.025, tones=0.12,
-                        grain=(0.07, 0.12, 0.12)),
+    "concrete": Surface({"concrete wall": ((0.66, 0.67, 0.68), (0.40, 0.41, 0.42))}, "wall-concrete", "wall", (1.5, 0.9), 0, 0.025,
+                        tones=0.12, grain=(0.07, 0.12, 0.12)),
     "striped": Surface(
         {"pink striped wall": ((0.90, 0.68, 0.70), WHITE), "blue striped wall": ((0.62, 0.72, 0.88), WHITE)},
         "wall-other", "wall", (0.3, 0), chequered=True, grain=(0.01, 0.2, 0.2),

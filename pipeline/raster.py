@@ -317,7 +317,7 @@ def _normals(part: Part, p: np.ndarray, face: np.ndarray) -> np.ndarray:
 
 
 def outlines(seen: Buffers, figure: int | None) -> np.ndarray:
-    """uint8 [n, n] in {0, 255}: the pixels left of and above borders of instances, creases, and borders of one limb of the figure before another."""
+    """uint8 [n, n] in {0, 255}: the pixels left of and above borders of instances, creases, and a limb of the figure before another."""
     out = np.zeros(seen.instance.shape, bool)
     limbs = seen.instance == figure
     for a, b in (((slice(None), slice(None, -1)), (slice(None), slice(1, None))), ((slice(None, -1),), (slice(1, None),))):
@@ -330,7 +330,7 @@ def outlines(seen: Buffers, figure: int | None) -> np.ndarray:
 
 
 def edges(bodies: Sequence[Sequence[Part]], view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Camera-space segments [M, 2, 3] and owners [M]: what is straight on bodies of one box, pyramid or frustum, faces turned away left out."""
+    """Camera-space segments [M, 2, 3] and owners [M]: what is straight on bodies of one part, faces turned away left out."""
     ends, owners = [], []
     for instance, body in enumerate(bodies, 2):
         part = body[0]

@@ -1,4 +1,4 @@
-"""Rendered scenes with exact ground truth for every condition: objects and a jointed figure in a room, and a caption that says what is there."""
+"""Rendered scenes with exact ground truth for every condition: objects and a jointed figure in a room, and a caption."""
 
 import hashlib
 import math

@@ -86,7 +86,7 @@ def text(told: dict[str, Any]) -> str:
 
 
 def conditions() -> list[dict[str, Any]]:
-    """The thirteen: the detector that would run here, or what is missing."""
+    """The thirteen: the detector that would run here, or what is missing; and every detector with its weights."""
     rows = []
     for name, condition in CONDITIONS.items():
         lack = annotator.lacks(name)
@@ -94,14 +94,31 @@ def conditions() -> list[dict[str, Any]]:
         rows.append({
             "condition": name, "kind": condition.kind, "ready": lack is None, "detector": detector,
             "licence": annotator.licence(detector) if detector else None, "made_from": condition.parent, "lacks": lack,
+            "detectors": [_detector(each) for each in condition.detectors],
         })  # fmt: skip
     return rows
 
 
+def _detector(name: str) -> dict[str, Any]:
+    row = annotator.DETECTORS[name]
+    files = [{"file": it.name, "repository": it.repo or it.package, "revision": it.revision, "sha256": it.sha256} for it in row.weights]
+    return {"detector": name, "title": row.title, "licence": row.licence, "weights": files, "lacks": annotator.missing(name)}
+
+
 def conditions_text(rows: list[dict[str, Any]]) -> str:
-    shown = [[it["condition"], it["kind"], it["detector"] or "–", it["licence"] or "–", it["lacks"] or "ready"] for it in rows]
+    """One line a detector, in the order in which `auto` tries them; then what is missing, each thing once."""
+    shown, lacks = [], {}
+    for it in rows:
+        for number, each in enumerate(it["detectors"]):
+            first = [it["condition"], it["kind"]] if number == 0 else ["", ""]
+            here = "chosen by auto" if each["detector"] == it["detector"] else "missing" if each["lacks"] else "ready"
+            shown.append([*first, each["detector"], each["licence"], here])
+            if each["lacks"]:
+                lacks[each["detector"]] = each["lacks"]
     ready = sum(it["ready"] for it in rows)
-    return table(["condition", "kind of map", "detector", "licence", "here"], shown) + f"\n{ready} of {len(rows)} ready on this machine"
+    lines = [table(["condition", "kind of map", "detector", "licence", "here"], shown)]
+    lines += ["", "missing:", *(f"  {lack}" for lack in lacks.values())] if lacks else []
+    return "\n".join([*lines, "", f"{ready} of {len(rows)} ready on this machine; maps that come with the data need no detector"])
 
 
 def machine() -> dict[str, str]:

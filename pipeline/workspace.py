@@ -19,7 +19,7 @@ TEMPORARY = ".tmp-"  # every unfinished file or folder carries this prefix; noth
 
 
 OWN_FILES = ("manifest.yaml", "catalog.duckdb", "probe", "rebuild")
-OWN_FOLDERS = ("shards", "samples", "scores", "checkpoints", "base", "report")
+OWN_FOLDERS = ("spool", "shards", "samples", "scores", "checkpoints", "base", "report")
 
 
 def canonical_json(value: Any) -> str:
@@ -72,6 +72,11 @@ class Workspace:
     @property
     def report(self) -> Path:
         return self.root / "report"
+
+    @property
+    def spool(self) -> Path:
+        """What was read of streamed sources, so that it can be read again."""
+        return self.root / "spool"
 
     def images(self, key: str, part: int) -> Path:
         return self.root / "shards" / "images" / key / _part(part)

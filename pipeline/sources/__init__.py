@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from annotate.flips import may_flip
 from pipeline import MillError
 from pipeline.canonical import Unreadable
 from pipeline.manifest import Image
@@ -65,9 +66,18 @@ def read(raw: RawImage) -> tuple[bytes, str]:
     return reader(raw)
 
 
+def mirrored_caption(uri: str, caption: str) -> str | None:
+    """The caption of the mirrored image; None where it names a side and nobody knows what of. A scene's words are known."""
+    if uri.startswith("scene://"):
+        from pipeline.scenes import mirrored
+
+        return mirrored(caption)
+    return caption if may_flip(caption) else None
+
+
 def _function(module: str, name: str) -> Any:
     """Loaded when used: a folder of files needs neither datasets nor pyarrow."""
     return getattr(import_module(f"pipeline.sources.{module}"), name)
 
 
-__all__ = ["LISTERS", "READERS", "RawImage", "Unreadable", "clean", "image_id", "listing", "read"]
+__all__ = ["LISTERS", "READERS", "RawImage", "Unreadable", "clean", "image_id", "lack", "listing", "mirrored_caption", "read"]

@@ -56,7 +56,7 @@ def list_rows(
                 sizes = _sizes(file.metadata)
                 average = {name: sum(it) / max(file.metadata.num_rows, 1) for name, it in sizes.items()}
                 columns, left_out = light(file.schema_arrow, average, image_column, captions, provided)
-                start = 0
+                where, start = {"file": str(path), "column": image_column, "folder": str(folder or path.parent)}, 0
                 for group in range(file.num_row_groups):
                     size = sizes[image_column][group]
                     if size > GROUP_BYTES:
@@ -67,14 +67,8 @@ def list_rows(
                         continue
                     table = file.read_row_group(group, columns=columns)
                     for row, (caption, fields) in enumerate(facts(table, captions, left_out)):
-                        place = {
-                            "file": str(path),
-                            "group": group,
-                            "row": row,
-                            "column": image_column,
-                            "folder": str(folder or path.parent),
-                        }
                         if keep is None or keep(fields):
+                            place = where | {"group": group, "row": row}
                             yield RawImage(address(path, start + row), caption, fields, reader=reader, place=place, provided=dict(provided))
                     start += table.num_rows
                 good = True
@@ -141,7 +135,8 @@ def facts(table: Any, captions: Any, left_out: list[str]) -> Iterator[tuple[str,
     template = captions.get("template", "") if isinstance(captions, dict) else ""
     classes = _classes(table.schema)
     for cells in table.to_pylist() if table.num_columns else [{} for _ in range(table.num_rows)]:
-        fields = {name: _named(classes, name, value) for name, value in plain(cells).items()}
+        fields = plain(cells)
+        fields |= {name: _named(names, fields[name]) for name, names in classes.items() if name in fields}
         caption = template if column is None else caption_of(fields, column)
         if column is not None and not isinstance(fields.get(column), list):
             fields.pop(column, None)
@@ -161,8 +156,7 @@ def _classes(schema: Any) -> dict[str, list[str]]:
         return {}
 
 
-def _named(classes: Mapping[str, list[str]], name: str, value: Any) -> Any:
-    names = classes.get(name, ())
+def _named(names: list[str], value: Any) -> Any:
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 

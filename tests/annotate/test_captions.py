@@ -11,43 +11,13 @@ from PIL import Image
 
 from annotate import captions, inference
 from annotate.weights import FOLDER_VARIABLE, PINNED, WeightsError
-
-VOCABULARY = (
-    "[PAD] [UNK] [CLS] [SEP] [MASK] a picture of red green blue dog cat house sky boat on the with man woman tree ##s ##ing . , ' !"
-)
-WORDS = VOCABULARY.split()
-PADDING, END, START = 0, 3, len(WORDS)  # BLIP adds two marks behind the words of BERT: the decoder's start and the encoder's
+from tests.blip import END, START, WORDS, make
 
 
 @pytest.fixture(scope="module")
 def blip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
-    """(folder, network, processor): large random weights, so that the words depend on the picture and captions end by themselves."""
-    from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipProcessor
-    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-
-    folder = tmp_path_factory.mktemp("blip")
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
-    tokenizer.add_special_tokens({"bos_token": "[DEC]", "cls_token": "[CLS]", "additional_special_tokens": ["[ENC]"]})
-    processor = BlipProcessor(BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer)
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16}
-    marks = {"bos_token_id": START, "eos_token_id": END, "sep_token_id": END, "pad_token_id": PADDING}
-    config = BlipConfig(
-        text_config={**small, **marks, "vocab_size": len(tokenizer), "encoder_hidden_size": 32, "max_position_embeddings": 64},
-        vision_config={**small, "image_size": 32, "patch_size": 8},
-    )
-    torch.manual_seed(5)
-    network = BlipForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.35)
-        network.text_decoder.bert.embeddings.position_embeddings.weight.normal_(std=1.0)
-        network.text_decoder.cls.predictions.bias[[START, START + 1, *range(5)]] = -100.0  # no marks as words
-        network.text_decoder.cls.predictions.bias[END] = 3.0
-    network.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder, network, processor
+    """(folder, network, processor)"""
+    return make(tmp_path_factory.mktemp("blip"))
 
 
 @pytest.fixture
@@ -157,7 +127,7 @@ def test_what_is_missing_is_said_with_the_command_that_gets_it(tmp_path: Path, m
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     said = captions.missing("blip-base")
-    assert said and "pytorch_model.bin" in said and "hf download Salesforce/blip-image-captioning-base pytorch_model.bin" in said
+    assert "hf download Salesforce/blip-image-captioning-base config.json tokenizer.json pytorch_model.bin" in str(said)
     with pytest.raises(WeightsError, match="hf download"):
         captions.caption([np.zeros((8, 8, 3), np.uint8)])
     assert "tokenizer.json, pytorch_model.bin" in str(_lacks(tmp_path, "config.json"))
@@ -189,7 +159,7 @@ def test_the_identity_changes_with_what_changes_captions_and_not_with_where_the_
     copy, other = tmp_path / "copy", tmp_path / "other"
     for place in (copy, other):
         place.mkdir()
-        for name in ("config.json", "tokenizer.json", captions.SAFE):
+        for name in ("config.json", "tokenizer.json", "model.safetensors"):
             (place / name).write_bytes((blip[0] / name).read_bytes())
     (other / "config.json").write_bytes((blip[0] / "config.json").read_bytes() + b"\n")
     base = of(weights=str(blip[0]))

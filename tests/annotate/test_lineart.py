@@ -102,7 +102,7 @@ def test_lines_are_white_on_black_and_the_threshold_cuts_the_grey_drawing(astron
 
 
 def test_bf16_moves_the_drawing_by_little(astronaut: np.ndarray, weights: str) -> None:
-    """Measured: 0.7 of 255 on average (n = 1, random weights)."""
+    """Measured: 0.6 and 0.7 of 255 on average, 7 at most (n = 2, random weights)."""
     image = resize(astronaut, (SIDE, SIDE))
     exact, fast = grey(image, weights).astype(int), grey(image, weights, precision="bf16").astype(int)
     assert 0 < np.abs(exact - fast).mean() < 2

@@ -127,13 +127,13 @@ def test_weak_centres_short_segments_and_all_beyond_two_hundred_go() -> None:
     assert len(crowd) > mlsd.MOST == len(mlsd.decode(field_of(crowd, (208, 528)), 0.1, 0.1))
 
 
-def test_bf16_moves_the_field_by_a_few_hundredths_of_its_spread(astronaut: np.ndarray, weights: str) -> None:
-    """Before the last layer was scaled up the two differ by 0.01 where values differ by 0.3 (mean, n = 1): lines would move by pixels."""
+def test_bf16_moves_segments_by_pixels_and_has_to_be_asked_for(astronaut: np.ndarray, weights: str) -> None:
+    """Measured: a mean error of 0.2 to 0.3 of the field's spread (n = 2, random weights, which are harder on it than trained ones)."""
     image = resize(astronaut, (SIDE, SIDE))[None]
     exact, fast = (mlsd.load(precision, "cpu", weights)(image)[0] for precision in ("fp32", "bf16"))
     apart = np.abs(exact - fast).mean(axis=(1, 2)) / exact.std(axis=(1, 2))
     assert fast.dtype == np.float32 and 0 < apart.max() < 0.5
-    assert resolve("hough", "mlsd", {"weights": weights}).params["precision"] == "fp32", "so it has to be asked for"
+    assert resolve("hough", "mlsd", {"weights": weights}).params["precision"] == "fp32"
 
 
 def test_an_image_has_the_same_segments_alone_and_among_others(astronaut: np.ndarray, weights: str) -> None:

@@ -1,6 +1,7 @@
 """OpenPifPaf: against the package's own predictor on the same weights, and against people that are known."""
 
 import importlib.util
+import os
 import pickle
 import subprocess
 import sys
@@ -25,7 +26,8 @@ spec.loader.exec_module(fields)
 PARAMS = resolve("pose_openpifpaf", "openpifpaf", {"precision": "fp32"}, here=False).params
 NAMES = SKELETONS["coco_17"].names
 
-built = pytest.mark.skipif(missing("openpifpaf", "given") is not None, reason=str(missing("openpifpaf", "given")))
+LACK = missing("openpifpaf", __file__)  # any file will do for weights: what else is missing?
+built = pytest.mark.skipif(LACK is not None, reason=str(LACK))
 
 
 def figure(x: float, y: float, height: float, missing: tuple[str, ...] = ()) -> np.ndarray:
@@ -101,9 +103,9 @@ def random_network(name: str = "shufflenetv2k16", upsample: int = 2) -> Any:
         vectors = head.meta.n_vectors
         with torch.no_grad():
             deviation, middle = torch.std_mean(head.conv(features.clone()), dim=(0, 2, 3))
-            # confidences of 0.1 to 0.9, positions within a cell or two, scales of about two cells
-            each = torch.tensor([[0.0, 0.0] + [0.0] * 2 * vectors + [1.8] * vectors] * parts)
-            spread = torch.tensor([[1.0, 1.5] + [0.7] * 2 * vectors + [0.5] * vectors] * parts)
+            # confidences of 0 to 1, positions within a cell, scales of about four cells
+            each = torch.tensor([[0.0, 0.0] + [0.0] * 2 * vectors + [4.0] * vectors] * parts)
+            spread = torch.tensor([[1.0, 2.5] + [0.5] * 2 * vectors + [0.5] * vectors] * parts)
             each, spread = (value.reshape(-1).repeat_interleave(upsample**2) for value in (each, spread))
             assert len(each) == parts * cells * upsample**2
             head.conv.weight *= (spread / deviation)[:, None, None, None]
@@ -151,22 +153,21 @@ def test_people_that_overlap_stay_two() -> None:
 
 
 @built
-def test_decoding_does_not_depend_on_the_images_before() -> None:
-    """The package's decoder counts images in the floats that hold its confidences: kept alive, it gives other bytes in time."""
-    given = fields_of(np.stack([figure(210, 60, 430), figure(310, 90, 400)]), (513, 513))
-    given[0][:, 1] *= 0.613
-    first = decode(given, 8, PARAMS)
+def test_confidences_do_not_depend_on_the_images_before_as_those_of_a_kept_decoder_do() -> None:
+    """The package counts images in the floats that hold its confidences: after thousands they drift by hundredths."""
+    cif, caf = fields_of(np.stack([figure(210, 60, 430), figure(310, 90, 400)]), (513, 513))
+    cif[:, 1] *= 0.613
+    first = decode((cif, caf), 8, PARAMS)
     from openpifpaf.plugins.coco.constants import COCO_PERSON_SKELETON
 
     kept = torch.classes.openpifpaf_decoder.CifCaf(17, torch.tensor(COCO_PERSON_SKELETON) - 1)
-    small = tuple(field[:, :, :5, :5].contiguous() for field in given)
-    for _ in range(3000):
-        kept.call(small[0], 8, small[1], 8)
-        last = None
-    last, _ = kept.call(given[0].contiguous(), 8, given[1].contiguous(), 8)
-    for _ in range(3):
-        np.testing.assert_array_equal(decode(given, 8, PARAMS), first)
-    assert len(last) == len(first)
+    little = [field[:, :, :3, :3].contiguous() for field in (cif, caf)]
+    kept.call(cif, 8, caf, 8)
+    for _ in range(6000):
+        kept.call(little[0], 8, little[1], 8)
+    drifted = kept.call(cif, 8, caf, 8)[0].numpy()
+    assert drifted.shape[0] == len(first) == 2 and np.abs(drifted[..., 0] - first[..., 2]).max() > 0.005
+    np.testing.assert_array_equal(decode((cif, caf), 8, PARAMS), first)
 
 
 @built
@@ -205,13 +206,15 @@ def test_a_seed_threshold_below_the_keypoint_threshold_is_refused() -> None:
 
 
 @built
-@pytest.mark.parametrize("size", [(128, 128), (101, 75)])
-def test_the_whole_path_gives_the_packages_people_with_the_same_weights(small: np.ndarray, weights: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(128, 128), (160, 150)])
+def test_the_whole_path_gives_the_packages_people_with_the_same_weights(
+    astronaut: np.ndarray, weights: Path, size: tuple[int, int]
+) -> None:
     openpifpaf.package()
     from openpifpaf import Predictor
     from openpifpaf.network import Factory
 
-    image = np.ascontiguousarray(small[: size[0], : size[1]])
+    image = np.ascontiguousarray(astronaut[20 : 20 + size[0], 150 : 150 + size[1]])
     Factory.base_name = "shufflenetv2k16"
     try:
         predictor = Predictor(head_metas=metas())
@@ -220,12 +223,12 @@ def test_the_whole_path_gives_the_packages_people_with_the_same_weights(small: n
     predictor.model.load_state_dict(torch.load(weights, weights_only=True))
     predictor.device = torch.device("cpu")
     predictor.model.to("cpu")
+    found = detect([image], weights)[0]
     predictions, _, _ = predictor.numpy_image(image)
     everywhere = np.array([each.data for each in predictions], np.float32)
     wanted = keep_inside(everywhere, size)
-    found = detect([image], weights)[0]
     assert found.status == "ok" and found.map.meta == {"size": list(size), "layout": "coco_17"}
-    assert len(wanted) >= 3 and (wanted[..., 2] > 0).sum() >= 10, "the comparison means something"
+    assert len(wanted) >= 2 and (wanted[..., 2] > 0).sum() >= 10, "the comparison means something"
     assert found.map.array.shape == wanted.shape
     np.testing.assert_allclose(found.map.array, wanted, atol=1e-3)
 
@@ -282,11 +285,25 @@ def test_other_weights_and_the_official_pickle_are_refused_with_a_recipe(tmp_pat
         with pytest.raises(WeightsError, match=r"no state dict of an OpenPifPaf network; make one: curl .*weights_only=False"):
             openpifpaf.build(place)
     assert not (tmp_path / "ran").exists(), "nothing in a pickle is run"
+    pickle.loads(pickle.dumps(Hostile(tmp_path / "ran")))
+    assert (tmp_path / "ran").exists(), "and this one would have left a file"
     stored = torch.load(weights, weights_only=True)
     del stored["base_net.conv5.1.bias"]
     torch.save(stored, tmp_path / "short.pt")
     with pytest.raises(WeightsError, match=r"fits neither .*conv5\.1\.bias"):
         openpifpaf.build(tmp_path / "short.pt")
+
+
+@built
+def test_the_recipe_turns_a_pickled_network_into_weights_that_load(tmp_path: Path) -> None:
+    """With a random network in place of the official one, which is pickled in the same way."""
+    network = random_network()
+    torch.save({"model": network, "epoch": 250}, tmp_path / openpifpaf.CHECKPOINT)
+    place = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", openpifpaf.CONVERT], cwd=tmp_path, env=place, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    again = openpifpaf.build(tmp_path / CONVERTED)
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in again.state_dict().items())
 
 
 class Hostile:
@@ -297,11 +314,6 @@ class Hostile:
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return Path.touch, (self.place,)
-
-
-def test_the_hostile_pickle_of_this_file_would_run(tmp_path: Path) -> None:
-    pickle.loads(pickle.dumps(Hostile(tmp_path / "ran")))
-    assert (tmp_path / "ran").exists()
 
 
 @built
@@ -317,10 +329,15 @@ def test_an_image_in_which_the_network_sees_nothing_is_skipped(flat: np.ndarray,
 
 
 @built
-def test_detecting_writes_nothing_to_the_terminal(weights: Path) -> None:
+def test_a_fresh_process_says_nothing_and_the_defaults_are_the_packages(weights: Path) -> None:
     code = (
-        "import numpy as np; from annotate.annotator import annotate, resolve; "
+        "import numpy as np, torch; from annotate import openpifpaf; from annotate.annotator import annotate, resolve; "
         f"step = resolve('pose_openpifpaf', 'openpifpaf', {{'weights': {str(weights)!r}}}); "
+        "openpifpaf.package(); utils = torch.classes.openpifpaf_decoder_utils; given = step.params; "
+        "assert given['seed_threshold'] == utils.CifSeeds.get_threshold(); "
+        "assert given['keypoint_threshold'] == utils.NMSKeypoints.get_keypoint_threshold(); "
+        "assert given['keypoint_threshold'] == torch.classes.openpifpaf_decoder.CifCaf.get_keypoint_threshold(); "
+        "assert given['instance_threshold'] == utils.NMSKeypoints.get_instance_threshold(); "
         "assert annotate([np.zeros((64, 64, 3), np.uint8)], ['a'], [step])['pose_openpifpaf'][0].status != 'failed'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)

@@ -177,13 +177,15 @@ def test_a_damaged_header_and_two_joined_tars_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(data + data)
     *good, bad = listed(tmp_path / "a.tar")
     assert len(good) == 3 and "two tars were joined" in bad.problem
-    back = bytearray(data)  # a size that leads backwards, where a naive reader goes round for ever
-    back[EACH + 124 : EACH + 136] = b"\xff" * 8 + (-EACH).to_bytes(4, "big", signed=True)
-    checksum = 256 + sum(back[EACH : EACH + 148]) + sum(back[EACH + 156 : EACH + 512])
-    back[EACH + 148 : EACH + 156] = f"{checksum:06o}\0 ".encode()
-    (tmp_path / "a.tar").write_bytes(back)
-    *good, bad = listed(tmp_path / "a.tar")
-    assert len(good) == 1 and f"breaks at byte {EACH}" in bad.problem
+    for kind in (b"0", b"Z"):  # a size that leads backwards, where a naive reader goes round for ever
+        back = bytearray(data)
+        back[EACH + 124 : EACH + 136] = b"\xff" * 8 + (-1536).to_bytes(4, "big", signed=True)  # to the caption before it
+        back[EACH + 156 : EACH + 157] = kind
+        checksum = 256 + sum(back[EACH : EACH + 148]) + sum(back[EACH + 156 : EACH + 512])
+        back[EACH + 148 : EACH + 156] = f"{checksum:06o}\0 ".encode()
+        (tmp_path / "a.tar").write_bytes(back)
+        *good, bad = listed(tmp_path / "a.tar")
+        assert len(good) == 1 and "breaks at byte" in bad.problem
 
 
 def test_a_tar_that_changes_after_it_was_listed_is_a_reason(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline import looks
 from pipeline.catalog import Catalog
 from pipeline.workspace import Workspace
+from tests.blip import make
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 STAGES = ("--stages", "ingest,annotate")
@@ -137,3 +138,36 @@ def test_the_papers_rules_are_thirteen() -> None:
 
     found = {path.stem for path in (Path(__file__).parents[2] / "manifests" / "paper").glob("*.yaml")}
     assert found == set(CONDITIONS)
+
+
+def test_captions_by_a_network_fill_the_gaps_or_replace_what_was_there(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    model, *_ = make(tmp_path / "blip")
+    photos = folder(4)
+    (photos / "001.txt").unlink()
+    captions = f"{{model: blip-base, when: missing, beams: 1, max_tokens: 5, precision: fp32, weights: {model}}}"
+    path = manifest(captions=captions)
+    ran = controlmill("run", path, "--stages", "ingest,caption,annotate")
+    assert ran.returncode == 0, ran.stderr
+    assert "caption   4 images to do" in ran.stdout
+    sql = "SELECT c.caption, source_caption, model_caption FROM captions c JOIN images USING (image) JOIN sources USING (image_id) ORDER BY uri"
+    rows = query(tmp_path, sql)
+    assert [row[0] for row in rows if row[1]] == ["picture 0", "picture 2", "picture 3"] and all(row[2] is None for row in rows if row[1])
+    assert rows[1][1] == "" and rows[1][0] == rows[1][2] != ""
+    before = query(tmp_path, "SELECT image_id, caption FROM pairs ORDER BY ALL")
+    assert controlmill("catalog", "rebuild", "ws").returncode == 0
+    assert query(tmp_path, "SELECT image_id, caption FROM pairs ORDER BY ALL") == before
+    again = controlmill("run", manifest(captions=captions.replace("missing", "always")), "--stages", "ingest,caption,annotate")
+    assert again.returncode == 0, again.stderr
+    rows = query(tmp_path, sql)
+    assert all(row[0] == row[2] for row in rows), "made for all of them, and in force"
+
+
+def test_a_captioner_that_is_not_there_is_one_sentence(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]
+) -> None:
+    folder(1)
+    for captions, sentence in (("{model: blipp}", "unknown captioner 'blipp'"), ("{}", "captions: blip-base needs config.json")):
+        ran = controlmill("run", manifest(captions=captions), *STAGES)
+        assert ran.returncode == 1 and sentence in ran.stderr and ran.stderr.count("\n") == 1

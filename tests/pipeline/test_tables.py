@@ -1,13 +1,8 @@
-"""Parquet and Hugging Face datasets: every row is read as it was written, and whatever is wrong has a row."""
+"""Parquet: every row is read as it was written, and whatever is wrong has a row."""
 
 import datetime
-import io
 import json
 import os
-import subprocess
-import sys
-import tarfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image as Pillow
 
 from pipeline import MillError, sources
 from pipeline.canonical import Unreadable
-from pipeline.catalog import Catalog
-from pipeline.manifest import HuggingFaceSource, Image, ParquetSource, Provided
+from pipeline.manifest import Image, ParquetSource, Provided
 from pipeline.sources import RawImage, tables
 from pipeline.sources.tables import read_cell
-from pipeline.workspace import Workspace
 
 SIZE = Image(resolution=64)
 
 
 def listed(path: Path | str, **settings: Any) -> list[RawImage]:
     return sources.listing([ParquetSource(kind="parquet", path=str(path), **settings)], SIZE)
-
-
-def dataset(path: Path, spool: Path | None = None, **settings: Any) -> list[RawImage]:
-    return sources.listing([HuggingFaceSource(kind="huggingface", path=str(path), **settings)], SIZE, spool=spool)
-
-
-def png(number: int) -> bytes:
-    buffer = io.BytesIO()
-    Pillow.fromarray(np.full((8, 8, 3), number, np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def write(path: Path, columns: dict[str, Any], rows_a_group: int = 2, **options: Any) -> Path:
@@ -144,10 +126,13 @@ def test_a_row_group_is_read_once_for_all_its_rows_and_a_worker_keeps_few(tmp_pa
     assert [sources.read(raw)[0][0] for raw in found] == list(range(40))
     assert reads == [0, 1, 2, 3]
     assert len(tables._columns) == 2
+
+
+def test_a_row_group_too_large_to_be_read_whole_is_one_row_and_moves_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "GROUP_BYTES", 5000)
-    bad = listed(tmp_path / "a.parquet", captions="none")
-    assert [raw.uri[-7:] for raw in bad] == ["group 0", "group 1", "group 2", "group 3"]
-    assert all("too large to be read whole" in raw.problem and "row_group_size=100" in raw.problem for raw in bad)
+    *small, large = listed(write(tmp_path / "a.parquet", {"image": [b"0", b"1", b"2" * 9000, b"3", b"4"]}), captions="none")
+    assert {raw.uri[-1]: sources.read(raw)[0] for raw in small} == {"0": b"0", "1": b"1", "4": b"4"}
+    assert large.uri.endswith("::group 1") and "too large to be read whole" in large.problem and "row_group_size=100" in large.problem
 
 
 def test_a_provided_map_is_the_bytes_that_its_cell_holds_or_the_numbers(tmp_path: Path) -> None:
@@ -166,197 +151,3 @@ def test_a_provided_map_is_the_bytes_that_its_cell_holds_or_the_numbers(tmp_path
     with pytest.raises(Unreadable, match="the cell of 'seg' is empty"):
         read_cell(two, "seg")
     assert "seg" not in one.fields and "people" in one.fields
-
-
-# Hugging Face datasets: made with its own writers
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Any]:
-    """The library `datasets`, quiet."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    yield datasets
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Any) -> Path:
-    """A cache of the test's own, and no network."""
-    monkeypatch.setattr(hub.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return tmp_path
-
-
-def four(hub: Any, start: int = 0) -> Any:
-    features = hub.Features(
-        {"image": hub.Image(), "text": hub.Value("string"), "label": hub.ClassLabel(names=["cat", "dog"]), "n": hub.Value("int64")}
-    )
-    rows = range(start, start + 4)
-    return hub.Dataset.from_dict(
-        {
-            "image": [{"bytes": png(row), "path": None} for row in rows], "text": [f"caption {row}" for row in rows],
-            "label": [row % 2 for row in rows], "n": list(rows),
-        },
-        features=features,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("layout", ["save_to_disk", "dictionary", "parquet", "imagefolder", "webdataset"])
-def test_a_local_dataset_of_any_layout_gives_its_stored_bytes(home: Path, hub: Any, layout: str) -> None:
-    folder = home / "data"
-    match layout:
-        case "save_to_disk":
-            four(hub).save_to_disk(folder, num_shards=2)
-        case "dictionary":
-            hub.DatasetDict({"train": four(hub), "test": four(hub, 4)}).save_to_disk(folder)
-        case "parquet":
-            folder.mkdir()
-            four(hub).to_parquet(folder / "train-00000.parquet")
-        case "imagefolder":
-            folder.mkdir()
-            for row in range(4):
-                (folder / f"{row}.png").write_bytes(png(row))
-            (folder / "metadata.jsonl").write_text(
-                "\n".join(json.dumps({"file_name": f"{row}.png", "text": f"caption {row}", "n": row}) for row in range(4))
-            )
-        case "webdataset":
-            folder.mkdir()
-            with tarfile.open(folder / "train-0.tar", "w") as archive:
-                for row in range(4):
-                    for name, data in ((f"{row}.image", png(row)), (f"{row}.text", f"caption {row}".encode())):
-                        member = tarfile.TarInfo(name)
-                        member.size = len(data)
-                        archive.addfile(member, io.BytesIO(data))
-    captions = "none" if layout == "webdataset" else {"column": "text"}
-    found = dataset(folder, captions=captions)
-    assert [raw.uri for raw in found] == [f"huggingface://{folder}/train/{row}" for row in range(4)]
-    assert [sources.read(raw) for raw in found] == [(png(row), f"caption {row}" if captions != "none" else "") for row in range(4)]
-    if "n" in found[0].fields:
-        assert [raw.fields["n"] for raw in found] == [0, 1, 2, 3]
-    if "label" in found[0].fields:
-        assert [raw.fields["label"] for raw in found] == ["cat", "dog", "cat", "dog"]
-    assert dataset(folder, captions=captions) == found
-    assert dataset(folder, captions=captions, count=3) == found[:3]
-
-
-def test_a_split_may_be_a_slice_and_keeps_the_addresses_of_the_whole(home: Path, hub: Any) -> None:
-    hub.DatasetDict({"train": four(hub), "test": four(hub, 4)}).save_to_disk(home / "data", num_shards={"train": 3, "test": 1})
-    found = dataset(home / "data", split="train[1:3]+test[50%:]")
-    assert [raw.uri.partition("data/")[2] for raw in found] == ["train/1", "train/2", "test/2", "test/3"]
-    assert [sources.read(raw) for raw in found] == [(png(row), f"caption {row}") for row in (1, 2, 6, 7)]
-
-
-def test_a_choice_of_rows_is_saved_and_read_as_chosen(home: Path, hub: Any) -> None:
-    four(hub).filter(lambda row: row["n"] % 2 == 1).save_to_disk(home / "data")
-    assert [sources.read(raw)[1] for raw in dataset(home / "data")] == ["caption 1", "caption 3"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"split": "validation"}, 'Unknown split "validation".*check `path`, `name`, `split` and `revision`'),
-        ({"image_column": "img"}, r"no column 'img': set `source\.image_column` to one of image, text, label, n"),
-        ({"captions": {"column": "title"}}, r"no column 'title': set `source\.captions` to one of"),
-        ({"provided": {"seg_coco": Provided(column="seg", labels="coco_stuff_171")}}, r"no column 'seg': set `source\.provided\.seg_coco`"),
-        ({"streaming": True}, "rows of a stream are kept in a workspace"),
-    ],
-)
-def test_a_wrong_key_of_a_dataset_is_one_sentence(home: Path, hub: Any, settings: dict[str, Any], sentence: str) -> None:
-    four(hub).save_to_disk(home / "data")
-    if settings.get("split"):
-        hub.DatasetDict({"train": four(hub)}).save_to_disk(home / "data2")
-        (home / "data").rename(home / "old")
-        (home / "data2").rename(home / "data")
-    with pytest.raises(MillError, match=sentence):
-        dataset(home / "data", **settings)
-    with pytest.raises(MillError, match=r"the folder .* does not exist"):
-        dataset(home / "nowhere")
-
-
-def test_a_dataset_of_the_hub_that_is_not_here_is_one_sentence() -> None:
-    code = """from pipeline import MillError, sources
-from pipeline.manifest import HuggingFaceSource, Image
-try:
-    sources.listing([HuggingFaceSource(kind="huggingface", path="nobody/nothing")], Image())
-except MillError as error:
-    print(error)"""
-    ran = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=120
-    )
-    assert (
-        "'nobody/nothing' is not here, and the hub can't be reached (HF_HUB_OFFLINE is set): run once where it can, or save" in ran.stdout
-    )
-    assert len(ran.stdout.splitlines()) == 1 and not ran.stderr
-
-
-def parquet_parts(folder: Path, hub: Any, count: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in range(count):
-        four(hub, 4 * part).to_parquet(folder / f"train-{part:05d}.parquet")
-
-
-def test_a_stream_is_kept_once_and_read_on_where_it_ended(home: Path, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.sources.hub.SPOOLED_ROWS", 2)
-    parquet_parts(home / "data", hub, 3)
-    spool = home / "ws" / "spool"
-    first = dataset(home / "data", spool, streaming=True, count=5)
-    assert [raw.uri for raw in first] == [f"huggingface://{home}/data/train/{row}" for row in range(5)]
-    assert [sources.read(raw) for raw in first] == [(png(row), f"caption {row}") for row in range(5)]
-    assert first[3].fields == {"label": "dog", "n": 3}
-    (folder,) = spool.iterdir()
-    kept = {path: path.stat().st_mtime_ns for path in folder.glob("rows-*")}
-    assert [pq.read_metadata(path).num_rows for path in sorted(kept)] == [2, 2, 1]
-    second = dataset(home / "data", spool, streaming=True, count=9)
-    assert second[:5] == first and [sources.read(raw)[0] for raw in second[5:]] == [png(row) for row in range(5, 9)]
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert dataset(home / "data", spool, streaming=True, count=3) == first[:3]
-    everything = dataset(home / "data", spool, streaming=True)
-    assert len(everything) == 12 and [sources.read(raw)[1] for raw in everything] == [f"caption {row}" for row in range(12)]
-    (home / "data").rename(home / "gone")
-    (home / "data").mkdir()  # nothing is read again of what has ended
-    assert dataset(home / "data", spool, streaming=True) == everything
-    assert not list(spool.rglob(".tmp-*"))
-
-
-def test_a_stream_that_names_files_keeps_their_bytes(home: Path, hub: Any) -> None:
-    (home / "data").mkdir()
-    for row in range(3):
-        (home / "data" / f"{row}.png").write_bytes(png(row))
-    found = dataset(home / "data", home / "spool", streaming=True, captions="none")
-    for row in range(3):
-        (home / "data" / f"{row}.png").unlink()
-    assert [sources.read(raw)[0] for raw in found] == [png(row) for row in range(3)]
-
-
-def test_one_run_over_a_tar_a_table_and_a_dataset_gives_every_image_one_row(
-    controlmill: Callable[..., Any], manifest: Callable[..., Path], photograph: Callable[..., Pillow.Image], home: Path, hub: Any
-) -> None:
-    pictures = []
-    for number in range(9):
-        buffer = io.BytesIO()
-        photograph(number).save(buffer, "JPEG", quality=95)
-        pictures.append(buffer.getvalue())
-    with tarfile.open(home / "a.tar", "w") as archive:
-        for number in range(3):
-            for name, data in ((f"{number}.jpg", pictures[number]), (f"{number}.txt", f"picture {number}".encode())):
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-    write(home / "b.parquet", {"image": [*pictures[3:6], None], "text": [f"picture {number}" for number in range(3, 7)]})
-    features = hub.Features({"image": hub.Image(), "text": hub.Value("string")})
-    cells = [{"bytes": pictures[number], "path": None} for number in (6, 7, 8, 0)]  # the last is in the tar too
-    hub.Dataset.from_dict({"image": cells, "text": [f"picture {number}" for number in (6, 7, 8, 0)]}, features=features).save_to_disk(
-        home / "c"
-    )
-    given = "[{kind: webdataset, path: a.tar}, {kind: parquet, path: b.parquet}, {kind: huggingface, path: ./c}]"
-    path = manifest(source=given)
-    first = controlmill("run", path, "--stages", "ingest,annotate")
-    assert first.returncode == 3, first.stderr  # one cell is empty
-    query = lambda sql: Catalog(Workspace(home / "ws")).query(sql)
-    assert query("SELECT count(*), count(DISTINCT image_id) FROM annotations WHERE condition = 'canny' AND status <> 'failed'") == [(9, 9)]
-    assert query("SELECT count(*) FROM sources") == [(11,)]
-    assert query("SELECT caption FROM pairs JOIN images USING (image_id) ORDER BY 1") == [(f"picture {number}",) for number in range(9)]
-    failed = query("SELECT uri, reason FROM sources JOIN images USING (image_id) WHERE status = 'failed'")
-    assert failed == [(f"{home}/b.parquet::3", "the cell of 'image' is empty")]
-    second = controlmill("run", path, "--stages", "ingest,annotate")
-    assert "nothing to do" in second.stdout
