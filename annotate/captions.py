@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from annotate import inference, weights
+from annotate import inference, pretrained, weights
 from annotate.parameters import Number, Parameter, Values, fill, near
 from annotate.weights import PINNED, WeightFile, WeightsError, lacking
 
@@ -131,7 +131,7 @@ def load(precision: str, device: str, place: str = PINNED) -> Network:
     import torch
 
     folder = find(WEIGHTS, place)
-    model = read_model(folder).to(device, inference.dtype(precision))
+    model = pretrained.load("BlipForConditionalGeneration", folder, "blip-base").to(device, inference.dtype(precision))
     tokens = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     prompt = tokens.encode(PROMPT).ids  # the model makes its start mark of the first and takes the last, the end mark, off
 
@@ -149,27 +149,6 @@ def load(precision: str, device: str, place: str = PINNED) -> Network:
         return [text.removeprefix("##").strip() for text in words]
 
     return Network(model.config.vision_config.image_size, texts)
-
-
-def read_model(folder: Path) -> Any:
-    """The network in fp32 from a folder as transformers writes it; WeightsError where a tensor is absent, which the library fills at random."""
-    from transformers import BlipForConditionalGeneration
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        loaded: Any = BlipForConditionalGeneration.from_pretrained(
-            str(folder), local_files_only=True, weights_only=True, output_loading_info=True
-        )
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-    model, told = loaded
-    absent = sorted(told["missing_keys"])
-    if absent:
-        raise WeightsError(f"{folder} is no BLIP captioner: its weights lack {len(absent)} tensors, {absent[0]} first; get others")
-    return model.eval()
 
 
 def find(files: tuple[WeightFile, ...], place: str) -> Path:

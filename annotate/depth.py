@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from annotate import inference
+from annotate import inference, pretrained
 from annotate.maps import RawMap, depth_map
 from annotate.parameters import Values
 from annotate.weights import PINNED, WeightFile, find, find_folder
@@ -147,12 +147,10 @@ def load_anything(precision: str, device: str, short: int, weights: str = PINNED
     """Depth Anything V2, once per process; it scales the short side to `short` and the answer back, both bicubically, as its authors."""
     import torch
     from torch.nn.functional import interpolate
-    from transformers import DepthAnythingForDepthEstimation
 
     kind = inference.dtype(precision)
-    folder = find_folder(ANYTHING, weights)
-    model = DepthAnythingForDepthEstimation.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=kind)
-    model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[arg-type]
+    model = pretrained.load("DepthAnythingForDepthEstimation", find_folder(ANYTHING, weights), "depth-anything-v2")
+    model = model.to(device, kind, memory_format=torch.channels_last)
     run_in_fp32(model.head.conv3)
     mean, deviation = (torch.tensor(each, device=device)[:, None, None] for each in (MEAN, DEVIATION))
 

@@ -1,15 +1,14 @@
 """Label maps by networks of transformers: OneFormer (2211.06220), Mask2Former (2112.01527), UPerNet (1807.10221) on ConvNeXt."""
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from annotate import inference
+from annotate import inference, pretrained
 from annotate.label_spaces import disagreement
 from annotate.maps import RawMap
 from annotate.parameters import Values
@@ -67,34 +66,13 @@ def load(model: Model, precision: str, device: str, weights: str = PINNED) -> tu
     import transformers
 
     folder = find_folder(model.files, weights)
-    with _quiet():
-        network, told = getattr(transformers, model.network).from_pretrained(
-            folder, local_files_only=True, weights_only=True, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    absent = sorted(key for key in told["missing_keys"] if not key.startswith(TRAINING_ONLY))
-    if absent or told["mismatched_keys"]:
-        which = f"lack {absent[0]}" if absent else f"have another shape of {sorted(told['mismatched_keys'])[0][0]}"
-        raise WeightsError(f"{model.name}: the weights in {folder} {which}; they are not of this architecture, get others")
+    network = pretrained.load(model.network, folder, model.name, optional=TRAINING_ONLY)
     problem = disagreement(network.config.id2label, model.label_space)
     if problem:
         raise WeightsError(f"{model.name}: {folder / 'config.json'}: {problem}; its labels would mean something else, get others")
     processor = getattr(transformers, model.processor).from_pretrained(folder, local_files_only=True, **_local(model))
     # autocast, not a network of bf16: the coordinates that deformable attention looks at stay fp32
     return _prepare(model, processor, folder, network.config), _run(processor, network.eval().to(device), device, precision == "bf16")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar of the library in the middle of the run's own lines."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _local(model: Model) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 FOLDER_VARIABLE = "CONTROLMILL_WEIGHTS"
 # names that the files of many models have; only their repository's own folder tells them apart
-SHARED_NAMES = {"config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json", "vocab.json", "merges.txt"}
+SHARED_NAMES = {
+    "config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json", "vocab.json", "merges.txt",
+}  # fmt: skip
 PINNED = "pinned"  # the parameter `weights` of a detector: these files, or a path to others of the same architecture
 
 
@@ -60,7 +62,8 @@ def find_folder(files: tuple[WeightFile, ...], given: str = PINNED) -> Path:
     """The folder that has all the files of a model, each checked; for libraries that load folders."""
     folders = {find(weight, given).parent for weight in files}
     if len(folders) > 1:
-        raise WeightsError(f"the files of {files[0].repo} lie in several folders ({', '.join(map(str, sorted(folders)))}): put them into one")
+        places = ", ".join(map(str, sorted(folders)))
+        raise WeightsError(f"the files of {files[0].repo} lie in several folders ({places}): put them into one")
     return folders.pop()
 
 

@@ -24,6 +24,7 @@ class Canonical:
     raw_width: int
     raw_height: int
     raw_format: str
+    pixels: np.ndarray  # uint8 HWC RGB, before it was encoded
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def canonical(data: bytes, image: Image) -> Canonical:
     except Exception as error:  # decoders raise whatever they like on broken data; the file becomes a row
         raise Unreadable(f"broken image: {str(error) or type(error).__name__}", width, height, kind) from error
     small = fit(pixels, image)
-    return Canonical(encode(small, image.store), small.shape[1], small.shape[0], width, height, kind or "")
+    return Canonical(encode(small, image.store), small.shape[1], small.shape[0], width, height, kind or "", small)
 
 
 def _plain_jpeg(data: bytes, picture: Any) -> np.ndarray | None:

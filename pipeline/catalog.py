@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from pipeline import MillError, shards
 from pipeline.schema import migrate
@@ -297,12 +298,14 @@ def _group(connection: duckdb.DuckDBPyConnection, shard: int, facts: dict[str, A
     own = len(images) - int(found["own"].sum())
     led = images[:own].searchsorted(found["first"][:own])
     leaders = looks.leaders(hashes[:own], hashes[own:], facts["near"], led)
-    for image, leader in zip(images[own:].tolist(), leaders.tolist(), strict=True):
-        if leader >= 0:
-            connection.execute(
-                "UPDATE image_rows SET group_id = l.group_id, split = l.split FROM image_rows l WHERE l.image = ? AND image_rows.image = ?",
-                [int(images[leader]), image],
-            )
+    follows = leaders >= 0
+    followers = pa.table({"image": images[own:][follows], "leader": images[leaders[follows]]})
+    connection.register("followers", followers)
+    connection.execute(
+        """UPDATE image_rows SET group_id = l.group_id, split = l.split
+           FROM followers JOIN image_rows l ON l.image = followers.leader WHERE image_rows.image = followers.image"""
+    )
+    connection.unregister("followers")
 
 
 def _image_of(facts: dict[str, Any]) -> str:

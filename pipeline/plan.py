@@ -10,6 +10,7 @@ from annotate import annotator, captions
 from annotate.annotator import PROVIDED, Step
 from annotate.conditions import CONDITIONS, MEASURES
 from annotate.detectors import DETECTORS
+from annotate.parameters import near
 from annotate.weights import PINNED
 from pipeline import MillError, manifest, scenes, sources
 from pipeline.catalog import Selection
@@ -109,6 +110,10 @@ def make(given: Manifest, *, here: bool = True) -> Plan:
             f"split: the workspace {workspace.root} was split with {_short(saved.split)} and a split never changes: "
             "set it back, or use another `workspace:`."
         )
+    for source in given.source:
+        for name in getattr(source, "provided", {}):
+            if name not in CONDITIONS:
+                raise MillError(f"source.provided: unknown condition {name!r}{near(name, CONDITIONS)}; known: {', '.join(CONDITIONS)}.")
     key = image_key(given)
     chosen: dict[str, Condition] = {}
     planned: dict[str, Planned] = {}

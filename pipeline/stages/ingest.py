@@ -88,7 +88,7 @@ def _row(raw: RawImage, image: Image, split: Split, seen: set[str], deadly: str 
             row |= {"status": "duplicate", "reason": ""}
         else:
             made = canonical.canonical(data, image)
-            row |= looks.measure(canonical.decode(made.encoded))
+            row |= looks.measure(made.pixels)
             row |= {"status": "ok", "reason": "", "image": made.encoded, "width": made.width, "height": made.height}
             row |= {"raw_width": made.raw_width, "raw_height": made.raw_height, "raw_format": made.raw_format}
     except Unreadable as error:

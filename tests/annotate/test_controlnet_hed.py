@@ -10,6 +10,7 @@ from annotate.annotator import Annotation, annotate, resolve
 from annotate.inference import cpu_flags, detection_size, resize
 from annotate.maps import RawMap, render
 from annotate.weights import find
+from benchmarks.weights import controlnet_hed as controlnet_hed_tensors
 
 
 @pytest.fixture(scope="module")
@@ -21,17 +22,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     if missing("hed-bsds500"):
         pytest.skip(str(missing("hed-bsds500")))
-    layers = hed.read_layers(find(hed.WEIGHTS))
-    tensors = {"norm": torch.tensor(layers.mean[::-1]).reshape(1, 3, 1, 1)}
-    for n, block in enumerate(layers.blocks, 1):
-        for i, (weight, bias) in enumerate(block):
-            flipped = np.ascontiguousarray(weight[:, ::-1]) if (n, i) == (1, 0) else weight
-            tensors |= {f"block{n}.convs.{i}.weight": torch.tensor(flipped), f"block{n}.convs.{i}.bias": torch.tensor(bias)}
-        weight, bias = layers.sides[n - 1]
-        tensors[f"block{n}.projection.weight"] = torch.tensor(5 * weight)
-        tensors[f"block{n}.projection.bias"] = torch.tensor(5 * bias + layers.bias)
     place = tmp_path_factory.mktemp("weights") / "ControlNetHED.pth"
-    torch.save(tensors, place)
+    torch.save(controlnet_hed_tensors(), place)
     return str(place)
 
 

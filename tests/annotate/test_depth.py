@@ -182,6 +182,18 @@ def test_depth_anything_is_the_pipeline_of_transformers(image: np.ndarray, anyth
     assert np.abs(rough - wanted).mean() < 0.02 * np.ptp(wanted)
 
 
+def test_depth_anything_without_a_tensor_is_refused(image: np.ndarray, anything: tuple[Any, str], tmp_path: Path) -> None:
+    """transformers would fill it at random and go on."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(Path(anything[1], "model.safetensors"))
+    del tensors["head.conv2.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(Path(anything[1], "config.json").read_text())
+    found = only([image], "depth-anything-v2", weights=str(tmp_path), precision="fp32", resolution=84)[0]
+    assert found.status == "failed" and "head.conv2.weight first" in found.reason
+
+
 def test_without_its_files_each_detector_says_what_to_get() -> None:
     if missing("midas-dpt-hybrid"):
         assert "hf download lllyasviel/Annotators dpt_hybrid-midas-501f0c75.pt" in str(missing("midas-dpt-hybrid"))
