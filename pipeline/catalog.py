@@ -23,6 +23,8 @@ from pipeline.shards import Shard
 from pipeline.workspace import TEMPORARY, Workspace, stopping
 
 LOCK_PATIENCE = 60.0  # seconds
+# Before a file is renamed all of it must be in the file: closing on a full disk leaves it in the log beside it, and says nothing.
+CHECKPOINT = "CHECKPOINT"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Catalog:
             temporary.unlink(missing_ok=True)
             with _disk_errors(path), duckdb.connect(str(temporary)) as connection:
                 migrate(connection)
+                connection.execute(CHECKPOINT)
             temporary.replace(path)
         else:
             with self._open(read_only=False) as connection:
@@ -215,6 +218,8 @@ def rebuild(workspace: Workspace, finish: Any) -> tuple[int, list[str]]:
     with fresh.transaction() as connection:
         fitting = [shard for shard in found if commit_shard(connection, workspace, shard)]
     finish(fresh)
+    with fresh._open(read_only=False) as connection:
+        connection.execute(CHECKPOINT)
     workspace.catalog.with_suffix(".duckdb.wal").unlink(missing_ok=True)
     fresh.path.replace(workspace.catalog)
     temporary.rmdir()

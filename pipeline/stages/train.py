@@ -102,7 +102,7 @@ def _planned(plan: Plan, catalog: Catalog, run: Run, spec: str, mark: str) -> Pl
         for image_id in shared
     ]  # fmt: skip
     identity = {
-        "base": mark, "run": run.model_dump(), "pairs": shared, "version": 1,
+        "base": mark, "latents": key, "run": run.model_dump(), "pairs": shared, "version": 2,
         "conditions": {name: plan.conditions[name].fingerprint for name in run.conditions},
     }  # fmt: skip
     return PlannedRun(f"{'+'.join(run.conditions)}-{fingerprint(identity)[:8]}", run, spec, mark, addresses)

@@ -171,3 +171,36 @@ def test_a_captioner_that_is_not_there_is_one_sentence(
     for captions, sentence in (("{model: blipp}", "unknown captioner 'blipp'"), ("{}", "captions: blip-base needs config.json")):
         ran = controlmill("run", manifest(captions=captions), *STAGES)
         assert ran.returncode == 1 and sentence in ran.stderr and ran.stderr.count("\n") == 1
+
+
+def test_an_export_with_flips_has_the_twin_of_each_pair_whose_caption_allows_it(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    import io
+
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    photos = folder(3)
+    (photos / "001.txt").write_text("a cat on the left")
+    source = "[{kind: folder, path: photos}, {kind: scenes, count: 2, seed: 3}]"
+    run = manifest(source=source, image="{resolution: 64, store: png}", conditions="{hough: {min_length: 5}}")
+    assert controlmill("run", run, *STAGES).returncode in (0, 3)
+    done = controlmill("export", "ws", "out", "--condition", "hough", "--to", "huggingface", "--flip")
+    assert done.returncode == 0, done.stderr
+    rows = {row["image_id"]: row for path in (tmp_path / "out").rglob("*.parquet") for row in pq.read_table(path).to_pylist()}
+    plain = {name: row for name, row in rows.items() if not name.endswith("-mirrored")}
+    assert len(plain) == 5 and len(rows) == 9
+    pixels = lambda cell: np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
+    for name, row in plain.items():
+        twin = rows.get(f"{name}-mirrored")
+        if row["text"] == "a cat on the left":
+            assert twin is None
+            continue
+        assert twin is not None
+        np.testing.assert_array_equal(pixels(twin["image"]), pixels(row["image"])[:, ::-1])
+        differ = (pixels(twin["conditioning_image"]) != pixels(row["conditioning_image"])[:, ::-1]).mean()
+        assert differ < 0.1, "a mirrored line may take another pixel of a tie"
+        scene = ";" in row["text"] or "floor" in row["text"] or "carpet" in row["text"]
+        sides = lambda text: (text.count("left"), text.count("right"))
+        assert sides(twin["text"]) == (sides(row["text"])[::-1] if scene else sides(row["text"]))

@@ -294,7 +294,7 @@ def test_the_hint_is_drawn_by_the_protocol_that_was_asked_for() -> None:
     person[0, :, 2] = 1
     raw = RawMap("people", person, {"size": [64, 64], "layout": "openpose_18"})
     row = annotate._row(Annotation("ok", map=raw)) | {"image_id": "a"}
-    drawn = {protocol: pixels(export._hint(row, "pose_openpose", "a", protocol).png) for protocol in ("cn10", "cn11")}
+    drawn = {protocol: pixels(export._hint(*export._stored(row, "pose_openpose", "a"), protocol).png) for protocol in ("cn10", "cn11")}
     assert all((drawn[protocol] == maps.render(raw, protocol=protocol)).all() for protocol in drawn)
     assert (drawn["cn10"] != drawn["cn11"]).any()
 
