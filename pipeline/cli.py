@@ -143,6 +143,33 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
     sys.exit(3 if failed else 0)
 
 
+@main.command("sample")
+@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="A ControlNet's folder in the diffusers layout.")
+@click.option("--image", required=True, type=click.Path(path_type=Path), help="Is annotated, unless --hint says that it is drawn already.")
+@click.option("--prompt", required=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A PNG; the hint is written beside it.")
+@click.option("--condition", help="Default: the name of the checkpoint's folder.")
+@click.option("--base", help="A diffusers folder or hub id; default: the base of the checkpoint's workspace.")
+@click.option("--hint", "is_hint", is_flag=True, help="The image is a drawn condition, not a photograph.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000))
+@click.option("--guidance", default=7.5, show_default=True, type=click.FloatRange(min=0))
+@click.option("--scale", default=1.0, show_default=True, help="Of the ControlNet's residuals.")
+@click.option("--resolution", default=512, show_default=True, type=click.IntRange(64, 4096))
+@click.option("--protocol", default="cn10", show_default=True, metavar="cn10|cn11", help="How the hint is drawn.")
+def sample_command(
+    checkpoint: Path, image: Path, prompt: str, out: Path, condition: str | None, base: str | None, is_hint: bool, **settings: Any
+) -> None:
+    """Draw one image with a ControlNet.
+
+    Example: controlmill sample --checkpoint models/canny --base models/sd15 --image photo.jpg --prompt "a red bird" --out bird.png
+    """
+    from pipeline.sample import Settings, sample
+
+    for path in sample(checkpoint, image, prompt, out, condition=condition, base=base, is_hint=is_hint, settings=Settings(**settings)):
+        click.echo(str(path))
+
+
 @main.command()
 @click.argument("workspace", type=click.Path(path_type=Path))
 @click.argument("query")

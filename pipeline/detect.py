@@ -14,10 +14,8 @@ from pipeline.workspace import write_whole
 
 def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resolution: int) -> Iterator[tuple[Path, str]]:
     """Yields each file made with '', or each image and what was wrong with it."""
-    steps: dict[str, Step] = {}
+    steps = {step.condition: step for name in names for step in chain(name)}
     made_here: set[Path] = set()
-    for name in names:
-        _plan(name, steps)
     for path in images:
         try:
             data, _ = sources.read(RawImage(str(path), ""))
@@ -41,14 +39,10 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
             yield target, ""
 
 
-def _plan(name: str, steps: dict[str, Step]) -> None:
-    """Adds a condition after those it is made from, each once."""
-    if name in steps:
-        return
+def chain(condition: str) -> list[Step]:
+    """The condition's step by the detector that `auto` means here, after those of the conditions it is made from."""
     try:
-        step = annotator.resolve(name)
+        step = annotator.resolve(condition)
     except ValueError as error:
         raise MillError(str(error)) from error
-    if step.parent:
-        _plan(step.parent, steps)
-    steps[name] = step
+    return [*(chain(step.parent) if step.parent else []), step]

@@ -71,6 +71,24 @@ def test_the_checkpoint_loads_in_diffusers(made: tuple[Path, subprocess.Complete
     assert net.controlnet_mid_block.weight.abs().max() > 0  # a zero convolution that has learned
 
 
+def test_one_image_can_be_drawn_from_the_checkpoint(made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    root, _ = made
+    ((checkpoint,),) = query(root, "SELECT checkpoint FROM runs")
+    common = ["--checkpoint", str(root / "ws" / checkpoint / "canny"), "--prompt", "a picture", "--steps", "2", "--resolution", "64"]
+
+    def sample(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*COMMAND, "sample", *common, *more], cwd=tmp_path, env=OPEN, capture_output=True, text=True, timeout=300)
+
+    drawn = sample("--image", str(root / "photos/03.png"), "--out", "first.png")
+    assert drawn.returncode == 0, drawn.stderr
+    assert drawn.stdout.split() == ["first.png", "first.hint.png"]
+    again = sample("--image", "first.hint.png", "--hint", "--out", "again.png")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "first.png").read_bytes(), "the hint is all that it takes from the image"
+    lost = sample("--image", "first.hint.png", "--hint", "--out", "x.png", "--base", "nowhere")
+    assert lost.returncode == 1 and "no such folder" in lost.stderr and lost.stderr.count("\n") == 1
+
+
 def test_scores_stand_beside_their_baselines_with_n_and_interval(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     root, _ = made
     (test,) = query(root, "SELECT count(*) FROM images WHERE split = 'test' AND status = 'ok'")[0]
