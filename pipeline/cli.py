@@ -227,6 +227,25 @@ def export(workspace: Path, dest: Path, names: tuple[str, ...], to: str, split: 
     exporter.export(catalog, dest, to=to, conditions=names, split=split, protocol=protocol, raw=raw, flip=flip, say=_say)
 
 
+@main.command()
+@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--to", required=True, metavar="diffusers|original", help="The layout of DEST: a folder, or one .safetensors file.")
+@click.option(
+    "--base-config", metavar="FOLDER", type=click.Path(path_type=Path), help="Config of the base's UNet, where it is not SD 1.5 or 2.1."
+)
+def convert(src: Path, dest: Path, to: str, base_config: Path | None) -> None:
+    """Change a ControlNet's layout, tensor by tensor the same: DEST is written whole or not at all, never over what is there.
+
+    SRC is a diffusers folder, a single file of the original layout (.safetensors, .pth, .ckpt), or a run's checkpoint.
+
+    Example: controlmill convert runs/photos/checkpoints/canny/step-00001000/canny canny.safetensors --to original
+    """
+    from pipeline import convert as converter
+
+    converter.convert(src, dest, to=to, base_config=base_config, say=_say)
+
+
 @main.group()
 def catalog() -> None:
     """The DuckDB catalog of a workspace."""

@@ -149,8 +149,9 @@ def missing(plan: Plan) -> list[str]:
         lack = sources.lack(source)
         found += [f"source: {lack}"] if lack else []
     for number, run in enumerate(plan.manifest.train.runs if plan.manifest.train else []):
-        if run.warm_start and run.warm_start not in plan.conditions and not Path(run.warm_start).is_dir():
-            found.append(f"train.runs[{number}].warm_start: {run.warm_start} is neither a condition of this manifest nor a folder with a ControlNet")
+        if run.warm_start and run.warm_start not in plan.conditions and not Path(run.warm_start).exists():
+            what = "is neither a condition of this manifest nor a ControlNet's folder or file"
+            found.append(f"train.runs[{number}].warm_start: {run.warm_start} {what}")
     if plan.manifest.train and plan.manifest.train.base != "random":
         from train import base
 

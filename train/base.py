@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from train import single_file
 from train.random_base import NOTE_FILE
 from train.random_base import build_random as build_random  # `train.base` is the door to everything about bases
 
@@ -43,44 +44,62 @@ class Base:
 
 
 def load(
-    spec: str | Path,  # diffusers folder, or a hub id that is in the local cache
+    spec: str | Path,  # diffusers folder, a hub id that is in the local cache, or a single .safetensors or .ckpt file
     *,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     parts: tuple[str, ...] = ("unet", "vae", "text_encoder"),  # what to read; the fingerprint is always of the whole base
 ) -> Base:
     """Locked from the start: no caller may forget requires_grad_(False), which would cost 44 % more arithmetic."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
     unknown = set(parts) - set(WEIGHTS)
     if unknown:
         raise ValueError(f"a base has the parts {', '.join(WEIGHTS)}; it has no {', '.join(sorted(unknown))}")
     folder = locate(spec)
-    kinds: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    single = folder.is_file()
     loaded: dict[str, Any] = dict.fromkeys(WEIGHTS)
     for part in parts:
-        model = kinds[part].from_pretrained(folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+        model = single_file.load_part(folder, part, dtype) if single else _load_part(folder, part, dtype)
         loaded[part] = model.to(device).requires_grad_(False).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True) if "text_encoder" in parts else None
     return Base(
         **loaded,
-        tokenizer=tokenizer,
-        scheduler=json.loads((folder / "scheduler/scheduler_config.json").read_text()),
-        scaling_factor=float(json.loads((folder / "vae/config.json").read_text()).get("scaling_factor", 0.18215)),
-        name=str(spec) if not Path(spec).is_dir() else folder.name,
+        tokenizer=_load_tokenizer(folder) if "text_encoder" in parts else None,
+        scheduler=_config(folder, "scheduler"),
+        scaling_factor=float(_config(folder, "vae").get("scaling_factor", 0.18215)),
+        name=folder.name if Path(spec).expanduser().exists() else str(spec),
         fingerprint=fingerprint(folder),
-        random_weights=(folder / NOTE_FILE).is_file() and bool(json.loads((folder / NOTE_FILE).read_text()).get("random_weights")),
+        random_weights=_is_random(folder),
         device=device,
         dtype=dtype,
     )
 
 
+def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    kinds: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    return kinds[part].from_pretrained(folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    if folder.is_file():
+        return single_file.load_tokenizer(folder)
+    return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+
+
+def _config(folder: Path, part: str) -> dict[str, Any]:
+    if folder.is_file():
+        return single_file.config(folder, part)
+    return json.loads((folder / ("scheduler/scheduler_config.json" if part == "scheduler" else f"{part}/config.json")).read_text())
+
+
 def locate(spec: str | Path, *, download: bool = True) -> Path:
-    """The complete diffusers folder behind `spec`; whatever is missing is named before anything heavy is loaded."""
+    """The complete diffusers folder, or the single file, behind `spec`; whatever is missing is named before anything heavy is loaded."""
     folder = Path(spec).expanduser()
-    if folder.suffix in {".safetensors", ".ckpt"}:
-        raise ValueError(f"{spec}: single-file checkpoints are not read yet; convert it to a diffusers folder and give that")
+    if folder.suffix in single_file.SUFFIXES and not folder.is_dir():
+        return single_file.locate(folder)
     if not folder.is_dir():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(spec)):
             raise FileNotFoundError(f"base {spec}: no such folder, and not a hub id of the form owner/name")
@@ -91,6 +110,11 @@ def locate(spec: str | Path, *, download: bool = True) -> Path:
     if missing:
         raise FileNotFoundError(f"base {spec}: the folder {folder} lacks {', '.join(missing)}; a base is a complete diffusers folder")
     return folder
+
+
+def _is_random(folder: Path) -> bool:
+    note = folder / NOTE_FILE
+    return note.is_file() and bool(json.loads(note.read_text()).get("random_weights"))
 
 
 def _from_hub(name: str, download: bool) -> Path:
@@ -116,6 +140,10 @@ def _from_hub(name: str, download: bool) -> Path:
 def fingerprint(spec: str | Path) -> str:  # 16 hex
     """Of what the base computes: all configs and all weights, whatever its folder is called."""
     folder = locate(spec)
+    if folder.is_file():  # never that of a folder with the same weights: what was made from one is not taken for the other's
+        own = json.dumps(single_file.facts(folder), sort_keys=True)
+        content = _sha256(folder.resolve(), folder.stat().st_size, folder.stat().st_mtime_ns)
+        return hashlib.sha256(f"{content}\n{own}".encode()).hexdigest()[:16]
     tokenizer = [f"tokenizer/{path.name}" for path in sorted((folder / "tokenizer").glob("*.json"))]
     digest = hashlib.sha256()
     for name in (*CONFIGS, *tokenizer, *WEIGHTS.values()):

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn, optim
 
+from train import original
 from train.controlnet import ControlNet, empty_controlnet
 
 KEEP = 2  # newest checkpoints of a run
@@ -93,10 +94,15 @@ def sweep(out: Path) -> None:
 
 
 def load_controlnet(
-    folder: Path,  # in the diffusers layout: config.json and diffusion_pytorch_model.safetensors
+    folder: Path,  # in the diffusers layout: config.json and diffusion_pytorch_model.safetensors; or a single file in the original layout
     unet: Any = None,  # a UNet2DConditionModel to check the topology against; None = as config.json says
 ) -> ControlNet:  # float32 on the CPU, trainable
     """Strict in both directions: a ControlNet with a tensor missing would run, and run wrongly."""
+    if folder.is_file():
+        tensors, config = original.read_controlnet(folder, None if unet is None else unet.config)
+        controlnet = empty_controlnet(config)
+        controlnet.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+        return controlnet.requires_grad_(True)
     for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is no ControlNet in the diffusers layout: it has no {name}")
@@ -116,7 +122,9 @@ def load_controlnet(
 
 
 def weights_hash(folder: Path) -> str:  # 16 hex
-    """Identity of a ControlNet folder's weights, wherever it lies."""
+    """Identity of the weights of a ControlNet's folder or single file, wherever it lies."""
+    if folder.is_file():
+        return _sha256(folder)[:16]
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"{folder} is no ControlNet in the diffusers layout: it has no {WEIGHTS}")
     return _sha256(folder / WEIGHTS)[:16]

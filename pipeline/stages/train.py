@@ -184,8 +184,9 @@ def _warm_start(plan: Plan, catalog: Catalog, run: Run) -> dict[str, str] | None
         "SELECT checkpoint FROM runs WHERE list_contains(conditions, ?) AND status = 'complete' ORDER BY images DESC", [run.warm_start]
     )
     folder = plan.workspace.root / rows[0][0] / run.warm_start if rows else Path(run.warm_start)
-    if not folder.is_dir():
-        raise MillError(f"train: warm_start {run.warm_start!r} is neither a condition trained before in this workspace nor a folder.")
+    if not folder.exists():
+        what = "is neither a condition trained before in this workspace nor a ControlNet's folder or file"
+        raise MillError(f"train: warm_start {run.warm_start!r} {what}.")
     return {name: str(folder) for name in run.conditions}
 
 

@@ -75,7 +75,7 @@ def test_the_fingerprint_is_of_the_content_not_of_the_place(random_base_folder: 
 def test_a_base_that_is_not_there_or_not_whole_is_named(random_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="single-file checkpoints are not read yet"):
+    with pytest.raises(FileNotFoundError, match=r"base models/v1-5.safetensors: no such file"):
         load("models/v1-5.safetensors")
     shutil.copytree(random_base_folder, tmp_path / "part")
     (tmp_path / "part/vae/diffusion_pytorch_model.safetensors").unlink()

@@ -1,0 +1,156 @@
+"""`controlmill convert` as a person runs it: both ways and back, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from diffusers import ControlNetModel, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+from pipeline.cli import main
+from pipeline.convert import convert
+from train import checkpoint
+from train.controlnet import ControlNet
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def unet(**changes: Any) -> UNet2DConditionModel:
+    sizes = {"block_out_channels": (4, 8, 12, 12), "cross_attention_dim": 8, "norm_num_groups": 2, "attention_head_dim": 2}
+    return UNet2DConditionModel(**{**sizes, **changes})
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as another maker's program writes it, in half precision, with a setting that is no topology."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    theirs = ControlNetModel.from_unet(unet(), conditioning_embedding_out_channels=(4, 4, 8, 8))
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter)
+    theirs.register_to_config(global_pool_conditions=True)
+    folder = tmp_path_factory.mktemp("nets") / "net"
+    theirs.half().save_pretrained(folder)
+    return folder
+
+
+def run(*words: Any) -> Result:
+    return CliRunner().invoke(main, ["convert", *map(str, words)])
+
+
+def same(one: Path, other: Path) -> bool:
+    left, right = load_file(one), load_file(other)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) and left[name].dtype == right[name].dtype for name in left
+    )
+
+
+def test_there_and_back_nothing_is_lost(net: Path, tmp_path: Path) -> None:
+    there = run(net, tmp_path / "net.safetensors", "--to", "original")
+    assert there.exit_code == 0, there.output
+    assert "340 tensors" in there.output and "pools its residuals" in there.output
+    assert all(name.startswith("control_model.") for name in load_file(tmp_path / "net.safetensors"))
+    back = run(tmp_path / "net.safetensors", tmp_path / "back", "--to", "diffusers")
+    assert back.exit_code == 0, back.output
+    assert same(net / WEIGHTS, tmp_path / "back" / WEIGHTS)
+    assert json.loads((tmp_path / "back/config.json").read_text()) == json.loads((net / "config.json").read_text())
+    assert ControlNetModel.from_pretrained(tmp_path / "back").config.global_pool_conditions is True
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "net.safetensors"]
+
+
+@pytest.mark.parametrize("place", ["", "unet"])
+def test_a_file_without_a_config_takes_that_of_its_base(place: str, net: Path, tmp_path: Path) -> None:
+    run(net, tmp_path / "net.safetensors", "--to", "original")
+    save_file(load_file(tmp_path / "net.safetensors"), tmp_path / "bare.safetensors")
+    refused = run(tmp_path / "bare.safetensors", tmp_path / "back", "--to", "diffusers")
+    assert refused.exit_code == 1 and "--base-config" in refused.output and not (tmp_path / "back").exists()
+    unet().save_config(tmp_path / "base" / place)
+    assert run(tmp_path / "bare.safetensors", tmp_path / "back", "--to", "diffusers", "--base-config", tmp_path / "base").exit_code == 0
+    assert same(net / WEIGHTS, tmp_path / "back" / WEIGHTS)
+    assert ControlNetModel.from_pretrained(tmp_path / "back").config.attention_head_dim == 2
+
+
+def test_what_is_there_stays_as_it_is(net: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.safetensors").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for dest, to in (("net.safetensors", "original"), ("folder", "diffusers")):
+        refused = run(net, tmp_path / dest, "--to", to)
+        assert refused.exit_code == 1 and "is there already" in refused.output
+    assert (tmp_path / "net.safetensors").read_text() == "mine" and not list((tmp_path / "folder").iterdir())
+
+
+def test_a_conversion_that_fails_leaves_nothing(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **more: Any) -> None:
+        Path(args[1]).write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(args[1]))
+
+    run(net, tmp_path / "net.safetensors", "--to", "original")
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("train.original.save_file", full)
+    for src, dest, to in ((net, "other.safetensors", "original"), (tmp_path / "net.safetensors", "folder", "diffusers")):
+        refused = run(src, tmp_path / dest, "--to", to)
+        assert refused.exit_code == 1 and "disk" in refused.output and "Traceback" not in refused.output
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+def test_a_checkpoint_of_a_run_is_read_where_one_condition_is_meant(tmp_path: Path) -> None:
+    nets = {name: ControlNet.from_unet(unet())[0] for name in ("canny", "hed")}
+    optimizers = {name: torch.optim.AdamW(one.parameters()) for name, one in nets.items()}
+    both = checkpoint.save(tmp_path / "both", nets, optimizers, {"step": 3, "images": 12})
+    one = checkpoint.save(tmp_path / "one", {"hed": nets["hed"]}, optimizers, {"step": 3, "images": 12})
+    refused = run(both.path, tmp_path / "x.safetensors", "--to", "original")
+    assert refused.exit_code == 1 and f"holds canny, hed: name one of them, such as {both.path / 'canny'}" in refused.output
+    for number, src in enumerate((both.path / "hed", one.path, tmp_path / "one")):
+        made = tmp_path / f"{number}.safetensors"
+        assert run(src, made, "--to", "original").exit_code == 0
+        back = checkpoint.load_controlnet(made)
+        assert all(torch.equal(tensor, nets["hed"].state_dict()[name]) for name, tensor in back.state_dict().items())
+
+
+def test_mistakes_are_one_sentence(net: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(net, broken)
+    tensors = load_file(net / WEIGHTS)
+    save_file({name: tensor for name, tensor in tensors.items() if name != "controlnet_mid_block.bias"}, broken / WEIGHTS)
+    cases = [
+        ((tmp_path / "no", tmp_path / "x", "--to", "diffusers"), "there is no such file or folder"),
+        ((tmp_path, tmp_path / "x", "--to", "diffusers"), "no ControlNet in the diffusers layout: it needs config.json"),
+        ((net, tmp_path / "x", "--to", "original"), "give it a name that ends in .safetensors"),
+        ((net, tmp_path / "x", "--to", "comfy"), "--to: 'comfy' is unknown"),
+        ((net / WEIGHTS, tmp_path / "x", "--to", "diffusers"), "holds no ControlNet in the original layout"),
+        ((net / WEIGHTS, tmp_path / "x", "--to", "diffusers", "--base-config", tmp_path), "has the config.json of a UNet"),
+        ((broken, tmp_path / "x.safetensors", "--to", "original"), "lacks the tensor controlnet_mid_block.bias with the shape [12]"),
+    ]
+    for words, sentence in cases:
+        told = run(*words)
+        assert told.exit_code == 1 and sentence in told.output and told.output.count("\n") == 1, told.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
+
+
+def test_the_function_says_what_it_made(net: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    convert(net, tmp_path / "net.safetensors", to="original", say=lines.append)
+    count = sum(tensor.numel() for tensor in load_file(tmp_path / "net.safetensors").values())
+    assert lines[0] == f"{tmp_path / 'net.safetensors'}: 340 tensors, {count:,} parameters, original layout"
+
+
+def test_what_appears_meanwhile_is_not_written_over(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(net, tmp_path / "net.safetensors", "--to", "original")
+
+    def slow(tensors: Any, path: Path, **more: Any) -> None:
+        save_file(tensors, path, **more)
+        (tmp_path / "other.safetensors").write_text("another's")
+        (tmp_path / "folder").mkdir(exist_ok=True)
+
+    monkeypatch.setattr("safetensors.torch.save_file", slow)
+    monkeypatch.setattr("train.original.save_file", slow)
+    for src, dest, to in ((net, "other.safetensors", "original"), (tmp_path / "net.safetensors", "folder", "diffusers")):
+        shutil.rmtree(tmp_path / "folder", ignore_errors=True)
+        refused = run(src, tmp_path / dest, "--to", to)
+        assert refused.exit_code == 1 and "is there already" in refused.output
+    assert (tmp_path / "other.safetensors").read_text() == "another's" and not list((tmp_path / "folder").iterdir())
+    assert not list(tmp_path.glob(".tmp-*"))
