@@ -112,7 +112,7 @@ def lack(step: Step) -> str | None:
 def lacks(condition: str) -> str | None:
     """One sentence on why this condition can't be made here; None = some detector is ready."""
     reasons = [missing(name) for name in CONDITIONS[condition].detectors]
-    return None if None in reasons else " Or ".join(str(reason) for reason in reasons)
+    return None if None in reasons else ". Or: ".join(str(reason) for reason in reasons)
 
 
 def identity(step: Step) -> dict[str, Any]:

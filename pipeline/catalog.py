@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from pipeline import MillError, shards
-from pipeline.schema import migrate
+from pipeline.schema import is_current, migrate
 from pipeline.shards import Shard
 from pipeline.workspace import TEMPORARY, Workspace, stopping
 
@@ -109,6 +109,13 @@ class Catalog:
                 return connection.execute(sql, list(parameters)).fetchall()
             except duckdb.ConversionException as error:  # a `select:` that some row of the data does not agree with
                 raise MillError(f"A `select:` of the manifest fails on the data: {str(error).splitlines()[0]}") from error
+            except duckdb.CatalogException as error:
+                if is_current(connection):
+                    raise
+                raise MillError(
+                    f"The catalog {self.path} was made by an earlier version: `controlmill run MANIFEST` or `controlmill catalog rebuild` "
+                    "brings it up to date."
+                ) from error
 
     def table(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         """Column names and rows of what a person asked; MillError where the SQL is wrong."""
@@ -180,6 +187,10 @@ class Catalog:
         """Part numbers of the shards that are in."""
         rows = self.query("SELECT part FROM shards WHERE kind = ? AND key = ? AND name IS NOT DISTINCT FROM ?", [kind, key, name])
         return {part for (part,) in rows}
+
+    def lost(self, key: str) -> dict[int, list[str]]:
+        """Part number -> addresses, in their order, of the images that were taken out and are not made again yet."""
+        return dict(self.query("SELECT part, list(uri ORDER BY row) FROM lost_rows WHERE key = ? GROUP BY part ORDER BY part", [key]))
 
     def forget(self, path: str) -> None:
         """Takes a shard and all its rows out; what was made from it is taken out with its images."""
@@ -264,6 +275,7 @@ def _insert_images(connection: duckdb.DuckDBPyConnection, shard: int, facts: dic
     """Each image once, at the first address that showed it; each address once; a retry takes the place of what failed before."""
     same_key = "SELECT shard FROM shards WHERE kind = 'images' AND key = $key"
     key = {"key": facts["key"]}
+    connection.execute("DELETE FROM lost_rows WHERE key = ? AND part = ?", [facts["key"], facts["part"]])
     if facts.get("retry"):
         failed = f"""SELECT image FROM image_rows WHERE status = 'failed' AND shard IN ({same_key}) AND (
             image_id IN (SELECT image_id FROM incoming)
@@ -382,6 +394,7 @@ def _remove(connection: duckdb.DuckDBPyConnection, path: str) -> None:
         children = "SELECT path FROM shards WHERE kind <> 'images' AND image_key = ? AND part = ?"
         for (child,) in connection.execute(children, [key, part]).fetchall():
             _remove(connection, child)
+        connection.execute("INSERT INTO lost_rows SELECT ?, ?, row, uri FROM source_rows WHERE shard = ?", [key, part, shard])
         connection.execute(
             "DELETE FROM source_rows WHERE shard = ? OR image IN (SELECT image FROM image_rows WHERE shard = ?)", [shard, shard]
         )
@@ -399,7 +412,7 @@ def _record_detector(connection: duckdb.DuckDBPyConnection, row: dict[str, Any],
     connection.execute(
         "INSERT INTO detectors VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [*key, identity["detector"], str(identity["version"]), identity["weights"], json.dumps(identity["params"]), row["licence"],
-         json.dumps(identity, sort_keys=True), current, row["maps"]],
+         json.dumps(identity, sort_keys=True), current, row.get("maps", row["condition"])],  # a shard of an earlier version does not tell
     )  # fmt: skip
 
 

@@ -36,6 +36,11 @@ class Provided(Section):
     def _says_where(self) -> "Provided":
         if (self.path is None) == (self.column is None):
             raise ValueError("set `path` (folders) or `column` (lists, tables, archives), one of them")
+        for name in filter(None, (self.path, self.mask if self.path else None)):
+            try:
+                name.format(folder="", stem="", name="")
+            except (LookupError, ValueError, AttributeError):
+                raise ValueError(f"{name!r} may name {{folder}}, {{stem}} and {{name}} of the image, nothing else in braces") from None
         return self
 
 
@@ -268,7 +273,7 @@ def load(path: Path) -> Manifest:
 
 
 def dump(manifest: Manifest) -> str:
-    return yaml.safe_dump(manifest.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(manifest.model_dump(), sort_keys=False, allow_unicode=True)  # nulls too: `near: null` is not its default
 
 
 def _doubled_keys(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:

@@ -133,7 +133,8 @@ def provided_by(given: Manifest, condition: str) -> list[Any] | None:
         if isinstance(source, ScenesSource):
             found: Any = {"scenes": scenes.VERSION} if condition in scenes.PROVIDES else None
         else:
-            found = getattr(source, "provided", {}).get(condition)
+            given_maps = getattr(source, "provided", {})
+            found = given_maps.get(condition) or given_maps.get(CONDITIONS[condition].shares) if condition in CONDITIONS else None
             found = found.model_dump(exclude_none=True) if found else None
         if found is None:
             return None

@@ -38,7 +38,7 @@ def read(raw: RawImage, conditions: list[str], image: Image) -> dict[str, RawMap
 
 
 def _read_one(raw: RawImage, condition: str, to: Placement) -> RawMap | Exception:
-    settings = raw.provided.get(condition)
+    settings = raw.provided.get(condition) or raw.provided.get(CONDITIONS[condition].shares or "")
     if settings is None:
         return Unreadable("no map came with this image: its source has no `provided` for this condition")
     try:
@@ -55,12 +55,18 @@ def _fetch(raw: RawImage, name: str) -> Any:
     if raw.reader in LOOKUPS:
         module, function = LOOKUPS[raw.reader]
         return getattr(import_module(f"pipeline.sources.{module}"), function)(raw, name)
-    if "{" not in name and name in raw.fields:  # a list's column: a path, or the numbers themselves
-        cell = raw.fields[name]
-        return _file(_beside(raw, cell)) if isinstance(cell, str) else cell
+    if name in raw.place.get("cells", ()):  # a list's column: a path, the numbers themselves, or their JSON
+        cell = raw.place["cells"][name]
+        if cell is None:
+            raise Unreadable(f"no map came with this image: its row has no {name!r}")
+        return _file(_beside(raw, cell)) if isinstance(cell, str) and cell.lstrip()[:1] not in ("[", "{") else cell
     path = PurePath(raw.uri)
     root = Path(raw.place["root"])
-    inner = name.format(folder=path.parent.relative_to(root).as_posix(), stem=path.stem, name=path.name)
+    inside = path.parent.is_relative_to(root)
+    if "{folder}" in name and not inside:
+        raise Unreadable(f"provided: {name!r} asks for the image's folder below {root}, but the image lies elsewhere")
+    folder = path.parent.relative_to(root).as_posix() if inside else ""
+    inner = name.format(folder=folder, stem=path.stem, name=path.name)
     if PurePosixPath(inner).is_absolute():
         raise Unreadable(f"provided: {name!r} must be a path that begins at the source's folder")
     return _file(root / inner)
@@ -84,14 +90,25 @@ def _file(path: Path) -> bytes:
 def _pixels(data: Any) -> np.ndarray:
     """An array from .npy or picture bytes (as stored: 8 or 16 bit, palette indices kept), or from nested numbers."""
     if not isinstance(data, bytes):
-        return np.asarray(data)
+        return np.asarray(json.loads(data) if isinstance(data, str) else data)
     if data[:6] == b"\x93NUMPY":
         return np.load(io.BytesIO(data), allow_pickle=False)
     from PIL import Image as Pillow
 
-    with Pillow.open(io.BytesIO(data), formats=canonical.FORMATS) as picture:
+    try:
+        opened = Pillow.open(io.BytesIO(data), formats=canonical.FORMATS)
+    except Pillow.UnidentifiedImageError:  # its own words name an address in memory, another for each image
+        raise Unreadable("a map is a picture or .npy; this file is neither") from None
+    with opened as picture:
         if picture.width * picture.height > 2**28:
             raise Unreadable(f"a map of {picture.width}×{picture.height} pixels is too large")
+        if data[:4] == b"\x89PNG" and data[24:26] in (b"\x10\x02", b"\x10\x06"):  # Pillow cuts 16-bit colours down to 8
+            import cv2
+
+            deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            if deep is None:
+                raise Unreadable("a map is a broken PNG")
+            return deep[..., 2::-1]
         return np.asarray(picture)
 
 
@@ -141,12 +158,14 @@ def _depth(value: Any, settings: Settings, to: Placement, mask: np.ndarray | Non
 
 
 def _normals(value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
+    """What is 0 0 0 is invalid: black in a picture of normals too, which no unit vector gives."""
     array = _plane(value, to, channels=3)
+    told = array.any(axis=2)
     if array.dtype.kind == "u":  # a picture of them
         array = array.astype(np.float32) / np.iinfo(array.dtype).max * 2 - 1
     array = array.astype(np.float32) * (1 if settings["normals"] != "x right, y down, z away" else np.array([1, -1, -1], np.float32))
     length = np.linalg.norm(array, axis=2, keepdims=True)
-    valid = (length[..., 0] > 0.5) & np.isfinite(array).all(axis=2) & _valid(mask, to)
+    valid = told & (length[..., 0] > 0.5) & np.isfinite(array).all(axis=2) & _valid(mask, to)
     return RawMap("normals", np.where(valid[..., None], array / np.where(length > 0, length, 1), 0).astype(np.float32))
 
 
@@ -159,7 +178,11 @@ def _people(value: Any, settings: Settings, to: Placement, mask: np.ndarray | No
     )
     layout = CONDITIONS[condition].layout
     count = {"coco_17": COCO_KEYPOINTS, "openpose_18": OPENPOSE_KEYPOINTS}[str(layout)]
-    found = np.array([np.asarray(one, np.float32).reshape(-1, 3) for one in lists if one], np.float32).reshape(-1, count, 3)
+    given = [np.asarray(one, np.float32).reshape(-1, 3) for one in lists if one]
+    odd = next((len(one) for one in given if len(one) != count), None)
+    if odd is not None:
+        raise ValueError(f"a person of {odd} keypoints where {condition} takes {count}")
+    found = np.array(given, np.float32).reshape(-1, count, 3)
     if settings["keypoints"] == "coco":  # 2 = seen, 1 = hidden, 0 = not labelled
         found[..., 2] /= 2
     y, x = to.size[0] / to.height, to.size[1] / to.width
@@ -171,11 +194,22 @@ def _people(value: Any, settings: Settings, to: Placement, mask: np.ndarray | No
 
 
 def _edges(value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
-    return RawMap("edges", np.where(_plane(value, to) > 127, np.uint8(255), np.uint8(0)))
+    return RawMap("edges", np.where(_grey(value, to, small=1) > 127, np.uint8(255), np.uint8(0)))
 
 
 def _soft_edges(value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
-    return RawMap("soft_edges", _plane(value, to).astype(np.uint8))
+    return RawMap("soft_edges", _grey(value, to))
+
+
+def _grey(value: Any, to: Placement, small: int = 0) -> np.ndarray:
+    """uint8 from 8 or 16 bit, from truth values or fractions; integers that go up to `small` at most are truth values."""
+    array = _plane(value, to)
+    least, most = array.min(), array.max()
+    top = 65535 if array.dtype == np.uint16 else 255
+    if array.dtype.kind not in "biuf" or not 0 <= least <= most <= top:
+        raise ValueError(f"edges go from 0 to 255 or from 0 to 1, not from {least} to {most}")
+    full = 1 if most <= (1 if array.dtype.kind in "bf" else small) else top
+    return np.rint(array.astype(np.float32) * (255 / full)).astype(np.uint8)
 
 
 def _lines(value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:

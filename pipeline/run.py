@@ -70,7 +70,10 @@ def rebuild(plan: Plan, say: Callable[[str], None]) -> bool:
 
         settle(plan, fresh)
         train.record_all(plan, fresh)
-        score.summarise(plan, fresh)
+        try:
+            score.summarise(plan, fresh)
+        except MillError as error:  # nothing to train on yet, or the base model is not on this machine
+            say(f"The scores are left to the next run: {error}")
 
     count, broken = catalog.rebuild(plan.workspace, finish)
     say(f"{count} shards are in the catalog.")
@@ -102,7 +105,7 @@ def _ingest(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) ->
 def _caption(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
     from pipeline.stages.caption import caption
 
-    return caption(plan, catalog, workers)
+    return caption(plan, catalog, workers, retry_failed=options.retry_failed)
 
 
 def _annotate(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
@@ -110,7 +113,13 @@ def _annotate(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) 
 
     made = annotate(plan, catalog, workers, retry_failed=options.retry_failed)
     counts = dict(catalog.query("SELECT status, count(*) FROM annotations GROUP BY status"))
-    return f"{f'{made} images to do' if made else 'nothing to do'}; maps: {tally(counts)} in {len(plan.conditions)} conditions"
+    bare = [name for (name,) in catalog.query(WITHOUT_PAIRS)]
+    empty = f"; `where` and `select` leave no pair of {', '.join(bare)}" if bare else ""
+    return f"{f'{made} images to do' if made else 'nothing to do'}; maps: {tally(counts)} in {len(plan.conditions)} conditions{empty}"
+
+
+WITHOUT_PAIRS = """SELECT DISTINCT condition FROM annotations WHERE status = 'ok' AND condition NOT IN (SELECT condition FROM pairs)
+                   ORDER BY condition"""
 
 
 def _encode(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
@@ -154,4 +163,9 @@ def exit_status(plan: Plan, catalog: Catalog, options: Options) -> int:
     rows, failed_rows = catalog.row("SELECT count(*), count(*) FILTER (status = 'failed') FROM annotations")
     if "annotate" in options.stages and rows != readable * len(plan.conditions):
         return NOT_COMPLETE
-    return COMPLETE_WITH_FAILURES if failed or failed_rows else COMPLETE
+    (bare,) = catalog.row(WITHOUT_CAPTION)
+    return COMPLETE_WITH_FAILURES if failed or failed_rows or bare else COMPLETE
+
+
+WITHOUT_CAPTION = """SELECT count(*) FROM caption_rows JOIN shards USING (shard)
+                     WHERE status = 'failed' AND key = (SELECT value FROM settings WHERE name = 'caption_key')"""

@@ -95,6 +95,16 @@ MIGRATIONS = [
                own.caption AS source_caption, made.caption AS model_caption, own.fields
         FROM own LEFT JOIN made USING (image);
     """,
+    # A part of the images that was taken out comes back in its place, so that groups and splits stay as they were.
+    """
+    CREATE TABLE lost_rows (key VARCHAR, part INTEGER, row INTEGER, uri VARCHAR);
+    CREATE OR REPLACE VIEW images AS
+        SELECT image, image_id, status, reason, width, height, raw_width, raw_height, raw_format, raw_bytes, group_id, split,
+               path AS shard, row, raw_width / raw_height AS aspect, sharpness, contrast, colour, grey, phash,
+               row_number() OVER (PARTITION BY group_id ORDER BY part, row) = 1 AS first_of_group
+        FROM image_rows JOIN shards USING (shard)
+        WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
+    """,
 ]
 
 
@@ -110,3 +120,8 @@ def migrate(connection: Any) -> None:
         connection.execute(MIGRATIONS[number])
         connection.execute("INSERT INTO migrations VALUES (?, ?)", [number + 1, datetime.now(UTC).replace(tzinfo=None)])
         connection.commit()
+
+
+def is_current(connection: Any) -> bool:
+    """Whether the catalog has every migration that this version knows."""
+    return bool(connection.execute("SELECT count(*) FROM migrations").fetchone()[0] >= len(MIGRATIONS))

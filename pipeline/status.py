@@ -50,6 +50,7 @@ def facts(catalog: Catalog) -> dict[str, Any]:
             {"what": what, "reason": reason, "count": count}
             for what, reason, count in catalog.query(
                 """SELECT 'image' AS what, reason, count(*) AS n FROM images WHERE status = 'failed' GROUP BY ALL
+                   UNION ALL SELECT 'caption', reason, count(*) FROM caption_rows WHERE status = 'failed' GROUP BY ALL
                    UNION ALL SELECT condition, reason, count(*) FROM annotations WHERE status <> 'ok' GROUP BY ALL ORDER BY what, n DESC"""
             )
         ],

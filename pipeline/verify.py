@@ -10,6 +10,8 @@ def problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> l
     """One sentence for each problem; with `repair`, broken shards are taken out so that the next run makes them again."""
     if repair:
         with catalog.workspace.lock():
+            if catalog.path.exists():
+                catalog.create()  # one of an earlier version is brought up to date
             return _problems(catalog, repair=True, say=say)
     return _problems(catalog, repair=False, say=say)
 

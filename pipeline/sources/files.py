@@ -43,6 +43,7 @@ def list_table(source: ListSource, image: Image) -> Iterator[RawImage]:
         raise MillError(f"source.path: {path} is neither .jsonl nor .csv.")
     caption_column = source.captions.get("column", "caption")
     provided = {name: given.model_dump() for name, given in source.provided.items()}
+    columns = {name for it in source.provided.values() for name in (it.column, it.mask) if name}
     known = False
     for number, row in (_csv_rows if path.suffix == ".csv" else _json_rows)(path):
         address = row.get(source.image_column)
@@ -54,9 +55,17 @@ def list_table(source: ListSource, image: Image) -> Iterator[RawImage]:
         uri = address if address.startswith(PACKAGE) or Path(address).is_absolute() else str(path.parent / address)
         fields = {str(key): value for key, value in row.items() if key not in (source.image_column, caption_column, None)}
         known_of_it = json.loads(clean(json.dumps(fields, ensure_ascii=False)))
-        yield RawImage(clean(uri), clean(caption), known_of_it, place={"root": str(path.parent)}, provided=provided)
+        place: dict[str, Any] = {"root": str(path.parent)}
+        if columns:  # maps may be large: the catalog keeps their paths, not their numbers
+            place["cells"] = {name: row.get(name) for name in columns}
+            known_of_it = {name: it for name, it in known_of_it.items() if name not in columns or _is_path(it)}
+        yield RawImage(clean(uri), clean(caption), known_of_it, place=place, provided=provided)
     if not known:
         raise MillError(f"{path}: no row has {source.image_column!r}: set `source.image_column` to the column that names the image.")
+
+
+def _is_path(cell: Any) -> bool:
+    return isinstance(cell, str) and cell.lstrip()[:1] not in ("[", "{")
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -32,12 +32,14 @@ def annotate(plan: Plan, catalog: Catalog, cluster: Cluster, *, retry_failed: bo
         for condition, part, row in catalog.query("SELECT condition, part, row FROM annotations WHERE status = 'failed'"):
             failed.setdefault((condition, part), []).append(row)
     own = _addresses(plan, catalog)
+    # Of conditions that share maps the one that gave its name comes first: others may be made from it.
+    steps = sorted(plan.conditions.values(), key=lambda it: it.maps != it.name)
 
     def jobs() -> Iterator[Job]:
         for part, members in parts.items():
             todo: list[dict[str, Any]] = []
             inputs = shards.made_from(plan.image_key, members)
-            for it in plan.conditions.values():
+            for it in steps:
                 again = failed.get((it.name, part))
                 if part in committed[it.name] and not again:
                     continue

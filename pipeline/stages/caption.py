@@ -10,6 +10,7 @@ from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
 from pipeline.plan import Plan
 from pipeline.stages.parts import make_missing, told
+from pipeline.status import tally
 from pipeline.workspace import fingerprint
 
 BATCH = 16  # images decoded at a time
@@ -18,13 +19,19 @@ WITHOUT = """SELECT shards.part, images.row, image_id, coalesce(source_caption, 
              LEFT JOIN captions USING (image) WHERE status = 'ok' ORDER BY ALL"""
 
 
-def caption(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
+FAILED = "SELECT DISTINCT path FROM caption_rows JOIN shards USING (shard) WHERE caption_rows.status = 'failed' AND key = ?"
+
+
+def caption(plan: Plan, catalog: Catalog, cluster: Cluster, *, retry_failed: bool = False) -> str:
     it = plan.captions
     if it is None:
         return "not asked for"
     parts: dict[int, list[tuple[int, str, bool]]] = {}
     for part, row, image_id, bare in catalog.query(WITHOUT):
         parts.setdefault(part, []).append((row, image_id, bare or it.when == "always"))
+    for (path,) in catalog.query(FAILED, [it.key]) if retry_failed else []:
+        catalog.forget(path)
+        (plan.workspace.root / path).unlink()
     committed = catalog.committed("captions", it.key)
     jobs: dict[Path, Job] = {}
     for part, members in parts.items():
@@ -37,7 +44,13 @@ def caption(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
             "wanted": [row for row, _, wanted in members if wanted], "device": cluster.device, "facts": facts,
         }  # fmt: skip
         jobs[path] = Job(f"caption part {part}", args, tuple(row for row, *_ in members))
-    return told(make_missing(catalog, cluster, caption_part, jobs, label="caption", gpus=cluster.share if jobs else 0), "images")
+    made = make_missing(catalog, cluster, caption_part, jobs, label="caption", gpus=cluster.share if jobs else 0)
+    counts = dict(
+        catalog.query(
+            "SELECT caption_rows.status, count(*) FROM caption_rows JOIN shards USING (shard) WHERE key = ? GROUP BY ALL", [it.key]
+        )
+    )
+    return f"{told(made, 'images')}; captions: {tally(counts)}"
 
 
 def caption_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
@@ -50,12 +63,25 @@ def caption_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, 
         )
     todo = [row for row in rows if row in set(args["wanted"]) and row not in deadly]
     params = {name: value for name, value in args["params"].items() if name != "weights"}
+    weights = args["params"].get("weights", PINNED)
     for start in range(0, len(todo), BATCH):
         batch = todo[start : start + BATCH]
         images = [canonical.decode(one["image"]) for one in pictures.take(batch).to_pylist()]
-        made = captions.caption(images, weights=args["params"].get("weights", PINNED), device=args["device"], **params)
-        for row, text in zip(batch, made, strict=True):
-            table[row] |= {"status": "ok", "reason": "", "caption": text}
+        for row, text in zip(batch, _isolated(images, {**params, "weights": weights, "device": args["device"]}), strict=True):
+            failed = isinstance(text, Exception)
+            table[row] |= {
+                "status": "failed" if failed else "ok",
+                "reason": str(text) if failed else "",
+                "caption": None if failed else text,
+            }
     if not probe:
         shards.write(Path(args["path"]), table, shards.CAPTIONS, args["facts"])
     return args["path"]
+
+
+def _isolated(images: list[Any], options: dict[str, Any]) -> list[str | Exception]:
+    """Whole batch first; if that raises, image by image, so that only the bad one fails."""
+    try:
+        return list(captions.caption(images, **options))
+    except Exception as error:
+        return [error] if len(images) == 1 else [text for image in images for text in _isolated([image], options)]

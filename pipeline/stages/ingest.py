@@ -26,14 +26,13 @@ def ingest(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | None 
     if not new:
         return 0
     workspace, key = plan.workspace, plan.image_key
-    first = max(catalog.committed("images", key), default=-1) + 1
+    parts = _parts(new, catalog, key, plan.manifest.shard_images)
     waiting: dict[int, Shard] = {}
-    turn = first
+    turns = list(parts)
 
     def jobs() -> Iterator[Job]:
-        size = plan.manifest.shard_images
-        for part, start in enumerate(range(0, len(new), size), start=first):
-            raws = [asdict(raw) for raw in new[start : start + size]]
+        for part, members in parts.items():
+            raws = [asdict(raw) for raw in members]
             inputs = shards.made_from(key, raws)
             args = {
                 "root": str(workspace.root), "key": key, "part": part, "raws": raws,
@@ -48,11 +47,9 @@ def ingest(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | None 
 
     def commit_in_turn(part: int, shard: Shard) -> None:
         # In the order of the source, so that of two equal files the earlier address gives the caption, whoever finished first.
-        nonlocal turn
         waiting[part] = shard
-        while turn in waiting:
-            catalog.commit(waiting.pop(turn))
-            turn += 1
+        while turns and turns[0] in waiting:
+            catalog.commit(waiting.pop(turns.pop(0)))
 
     cluster.run(
         ingest_part,
@@ -62,6 +59,15 @@ def ingest(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | None 
         total=len(new),
     )
     return len(new)
+
+
+def _parts(new: list[RawImage], catalog: Catalog, key: str, size: int) -> dict[int, list[RawImage]]:
+    """Part number -> its addresses: what was taken out goes back into its place, for a near-duplicate follows the earliest part's image."""
+    waiting, lost = {raw.uri: raw for raw in new}, catalog.lost(key)
+    whole = {part: uris for part, uris in lost.items() if all(uri in waiting for uri in uris)}
+    parts = {part: [waiting.pop(uri) for uri in uris] for part, uris in whole.items()}
+    first, rest = max({*catalog.committed("images", key), *lost}, default=-1) + 1, list(waiting.values())
+    return parts | {first + number: rest[start : start + size] for number, start in enumerate(range(0, len(rest), size))}
 
 
 def ingest_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:

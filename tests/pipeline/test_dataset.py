@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -43,6 +44,12 @@ def test_near_duplicates_share_group_and_split_wherever_they_come(
     assert len({row[0] for row in rows}) == 10
     assert controlmill("catalog", "rebuild", "ws").returncode == 0
     assert query(tmp_path, told) == rows, "a rebuild gives the same groups"
+    next((tmp_path / "ws/shards/images").glob("*/part-000000.parquet")).unlink()  # the leader's
+    assert controlmill("verify", "ws", "--repair").returncode == 0
+    assert controlmill("run", manifest(), *STAGES).returncode == 0
+    assert query(tmp_path, told) == rows, "so does a repair"
+    assert controlmill("catalog", "rebuild", "ws").returncode == 0
+    assert query(tmp_path, told) == rows, "and a rebuild after it"
 
 
 def test_how_images_look_can_be_asked_in_where_and_select(
@@ -84,6 +91,34 @@ def test_maps_that_come_with_the_source_are_taken_and_shared(controlmill: Comman
     before = query(tmp_path, "SELECT * EXCLUDE (image) FROM annotations ORDER BY ALL")
     assert controlmill("catalog", "rebuild", "ws").returncode == 0
     assert query(tmp_path, "SELECT * EXCLUDE (image) FROM annotations ORDER BY ALL") == before
+
+
+def test_shared_maps_are_made_before_what_is_made_from_them_in_any_order_of_the_manifest(
+    controlmill: Command, manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    scenes = {"source": "{kind: scenes, count: 4, seed: 0}", "shard_images": "2"}
+    assert controlmill("run", manifest(**scenes, conditions="{depth_small: {}, normal_extended: {}}"), *STAGES).returncode == 0
+    assert query(tmp_path, "SELECT condition, count(*) FROM annotations WHERE status = 'ok' GROUP BY ALL ORDER BY ALL") == [
+        ("depth_large", 4), ("depth_small", 4), ("normal_extended", 4),
+    ]  # fmt: skip
+
+
+def test_maps_given_for_one_condition_are_there_for_the_one_that_shares_them(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    photos = folder(2)
+    (tmp_path / "depth").mkdir()
+    for photo in photos.glob("*.jpg"):
+        Image.fromarray(np.arange(120 * 160, dtype=np.uint16).reshape(120, 160) + 9).save(tmp_path / "depth" / f"{photo.stem}.png")
+    source = '{kind: folder, path: photos, provided: {depth_large: {path: "../depth/{stem}.png", depth: distance}}}'
+    assert controlmill("run", manifest(source=source, conditions="{depth_small: {}}"), *STAGES).returncode == 0
+    assert query(tmp_path, "SELECT condition, status FROM annotations") == [("depth_small", "ok")] * 2
+
+
+def test_a_condition_without_a_pair_is_named(controlmill: Command, manifest: Callable[..., Path]) -> None:
+    scenes = {"source": "{kind: scenes, count: 2, seed: 0}"}
+    run = controlmill("run", manifest(**scenes, where="'n_people >= 0'", conditions="{depth_large: {}, pose_openpose: {}}"), *STAGES)
+    assert run.returncode == 0 and "leave no pair of depth_large  (" in run.stdout
 
 
 def test_a_provided_map_is_what_the_renderer_knows(controlmill: Command, manifest: Callable[..., Path], tmp_path: Path) -> None:
@@ -150,7 +185,7 @@ def test_captions_by_a_network_fill_the_gaps_or_replace_what_was_there(
     path = manifest(captions=captions)
     ran = controlmill("run", path, "--stages", "ingest,caption,annotate")
     assert ran.returncode == 0, ran.stderr
-    assert "caption   4 images to do" in ran.stdout
+    assert "caption   4 images to do; captions: 1 ok, 3 skipped" in ran.stdout
     sql = "SELECT c.caption, source_caption, model_caption FROM captions c JOIN images USING (image) JOIN sources USING (image_id) ORDER BY uri"
     rows = query(tmp_path, sql)
     assert [row[0] for row in rows if row[1]] == ["picture 0", "picture 2", "picture 3"] and all(row[2] is None for row in rows if row[1])
@@ -204,3 +239,20 @@ def test_an_export_with_flips_has_the_twin_of_each_pair_whose_caption_allows_it(
         scene = ";" in row["text"] or "floor" in row["text"] or "carpet" in row["text"]
         sides = lambda text: (text.count("left"), text.count("right"))
         assert sides(twin["text"]) == (sides(row["text"])[::-1] if scene else sides(row["text"]))
+
+
+def test_an_image_that_gets_no_caption_fails_alone_and_can_be_tried_again(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    model, *_ = make(tmp_path / "blip")
+    folder(2)
+    run = manifest(captions=f"{{when: always, beams: 1, max_tokens: 5, precision: fp32, weights: {model}}}")
+    assert controlmill("run", run, "--stages", "ingest").returncode == 0
+    weights = model / "model.safetensors"
+    weights.rename(tmp_path / "kept")
+    weights.write_bytes(b"no weights")  # the fingerprint was computed from these bytes; no image can be captioned
+    ran = controlmill("run", run, "--stages", "caption")
+    assert ran.returncode == 3 and "captions: 2 failed" in ran.stdout, ran.stdout + ran.stderr
+    assert "caption: " in controlmill("status", "ws").stdout
+    again = controlmill("run", run, "--stages", "caption", "--retry-failed")
+    assert again.returncode == 3 and "2 images to do" in again.stdout

@@ -61,3 +61,12 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
 def test_a_missing_manifest_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(MillError, match="can't be read: No such file"):
         load(tmp_path / "none.yaml")
+
+
+def test_a_saved_manifest_reads_as_what_was_saved_null_included(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(GOOD + "split: {near: null}\n")
+    given = load(path)
+    assert given.split.near is None
+    path.write_text(dump(given))
+    assert load(path) == given

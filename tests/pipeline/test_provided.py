@@ -126,7 +126,9 @@ def test_a_map_lies_where_its_image_lies(tmp_path: Path) -> None:
         ("seg_ade20k", png(np.zeros((TALL, WIDE), np.uint8)), {}, "set `labels` to what the numbers mean"),
         ("seg_ade20k", png(np.zeros((TALL, WIDE), np.uint8)), {"labels": "coco_stuff_png"}, "takes labels of ade20k_150"),
         ("normal", png(np.zeros((TALL, WIDE), np.uint8)), {}, "3 channels are wanted"),
-        ("depth_large", b"nothing", {"depth": "distance"}, "cannot identify image"),
+        ("depth_large", b"nothing", {"depth": "distance"}, "this file is neither"),
+        ("hed", npy(np.full((TALL, WIDE), -1.0)), {}, "edges go from 0 to 255 or from 0 to 1"),
+        ("pose_openpifpaf", json.dumps([{"keypoints": [9, 9, 2] * 25}] * 17).encode(), {}, "a person of 25 keypoints"),
     ],
 )
 def test_a_map_that_does_not_fit_says_why(given: Callable[..., RawMap], condition: str, data: bytes, settings: Any, sentence: str) -> None:
@@ -150,3 +152,81 @@ def test_a_turned_photograph_takes_a_map_that_stands_upright(tmp_path: Path) -> 
     )  # fmt: skip
     made = provided.read(raw, ["seg_ade20k"], SIZE)["seg_ade20k"]
     assert isinstance(made, RawMap) and not made.array.any()
+
+
+def _edge() -> np.ndarray:
+    edge = np.zeros((TALL, WIDE), bool)
+    edge[40:60] = True
+    return edge
+
+
+def _palette(ids: np.ndarray) -> bytes:
+    picture, file = Pillow.fromarray(ids.astype(np.uint8)), io.BytesIO()
+    picture.putpalette([0, 0, 0, 255, 255, 255])
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("condition", ["canny", "hed"])
+@pytest.mark.parametrize(
+    "data", [png(_edge()), png(_edge() * np.uint8(255)), png(_edge() * np.uint16(60000)), npy(_edge() / 1.0), npy(_edge() * 255.0)]
+)
+def test_edges_are_the_same_in_one_bit_eight_sixteen_and_as_fractions(given: Callable[..., RawMap], condition: str, data: bytes) -> None:
+    made = given(condition, data).array
+    assert made.max() >= 233 and made.min() == 0
+    assert 0.15 < (made > 0).mean() < 0.25
+
+
+def test_edges_may_be_a_palette_of_two_but_faint_soft_edges_stay_faint(given: Callable[..., RawMap], tmp_path: Path) -> None:
+    assert given("canny", _palette(_edge())).array.max() == 255
+    (tmp_path / "images").rename(tmp_path / "before")
+    assert given("hed", png(_edge() * np.uint8(1))).array.max() == 1
+
+
+@pytest.mark.parametrize("most", [255, 65535])
+def test_black_in_a_picture_of_normals_is_invalid_and_sixteen_bits_are_kept(given: Callable[..., RawMap], most: int) -> None:
+    import cv2
+
+    facing = np.array([0.6, 0.0, 0.8])
+    picture = np.tile(np.rint((facing + 1) / 2 * most), (TALL, WIDE, 1)).astype(np.uint8 if most == 255 else np.uint16)
+    picture[:, :80] = 0
+    made = given("normal", cv2.imencode(".png", picture[..., ::-1])[1].tobytes(), normals=DIODE).array
+    assert not made[:, :30].any()
+    np.testing.assert_allclose(made[:, -1], np.tile(facing, (len(made), 1)), atol=2 / most)
+
+
+def _listed(tmp_path: Path, row: dict[str, Any], images: Path, **settings: Any) -> tuple[RawImage, RawMap | Exception]:
+    images.mkdir()
+    Pillow.new("RGB", (WIDE, TALL), "red").save(images / "a.png")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"image": str(images / "a.png")} | row))
+    source = ListSource(kind="list", path=str(tmp_path / "list.jsonl"), provided={"pose_openpifpaf": Provided(**settings)})
+    (raw,) = sources.listing([source], SIZE)
+    return raw, provided.read(raw, ["pose_openpifpaf"], SIZE)["pose_openpifpaf"]
+
+
+PERSON = [{"keypoints": [80, 48, 2] * 17}]
+
+
+@pytest.mark.parametrize("cell", [PERSON, json.dumps(PERSON)])
+def test_a_lists_cell_holds_numbers_or_their_json_and_the_catalog_keeps_neither(tmp_path: Path, cell: Any) -> None:
+    raw, made = _listed(tmp_path, {"people": cell, "year": 1999}, tmp_path / "images", column="people", keypoints="coco")
+    assert isinstance(made, RawMap) and made.array.shape == (1, 17, 3)
+    assert raw.fields == {"year": 1999}
+
+
+@pytest.mark.parametrize("row", [{}, {"people": None}])
+def test_a_list_without_a_cell_has_no_map_of_that_image(tmp_path: Path, row: dict[str, Any]) -> None:
+    _, made = _listed(tmp_path, row, tmp_path / "images", column="people")
+    assert "its row has no 'people'" in str(made)
+
+
+def test_a_map_beside_the_list_is_found_wherever_its_image_lies(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(PERSON))
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "images"
+    assert isinstance(_listed(tmp_path, {}, elsewhere, path="{stem}.json")[1], RawMap)
+    assert "lies elsewhere" in str(_listed(tmp_path, {}, elsewhere.with_name("more"), path="{folder}/{stem}.json")[1])
+
+
+def test_a_pattern_with_an_unknown_name_is_an_error_of_the_manifest() -> None:
+    with pytest.raises(ValueError, match="nothing else in braces"):
+        Provided(path="maps/{stm}.png")

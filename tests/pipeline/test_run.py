@@ -7,9 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import pyarrow.parquet as pq
 import pytest
 
+from pipeline import shards
 from pipeline.catalog import Catalog
+from pipeline.schema import MIGRATIONS
 from pipeline.workspace import Workspace
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -195,6 +199,45 @@ def test_a_lost_catalog_is_made_again_from_the_shards(
     again = controlmill("run", manifest(), *STAGES)
     assert again.returncode == 0 and "making it again" in again.stdout and files(tmp_path) == before
     assert query(tmp_path, EVERYTHING) == everything
+
+
+def test_a_lost_catalog_is_made_again_although_the_trained_condition_has_no_pairs_now(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder(4)
+    train = {"train": "{base: random, runs: [{conditions: [canny], images: 4}]}", "evaluate": "{}", "split": "{validation: 0, test: 0.5}"}
+    assert controlmill("run", manifest(**train), "--stages", "ingest").returncode == 0
+    trained = tmp_path / "ws/checkpoints/canny-00000000/step-00000001"
+    trained.mkdir(parents=True)
+    told = {"images": 4, "step": 1, "conditions": ["canny"], "options": {"images": 4}, "files": {}}
+    (trained / "meta.json").write_text(json.dumps(told))
+    (tmp_path / "ws/catalog.duckdb").unlink()
+    again = controlmill("catalog", "rebuild", "ws")
+    assert again.returncode == 0 and "left to the next run" in again.stdout
+    assert query(tmp_path, "SELECT count(*) FROM images") == [(4,)]
+
+
+def test_what_an_earlier_version_made_is_kept_and_its_catalog_brought_up_to_date(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder(3)
+    assert controlmill("run", manifest(), *STAGES).returncode == 0
+    everything = query(tmp_path, EVERYTHING)
+    for path in sorted((tmp_path / "ws/shards/maps").rglob("*.parquet")):  # as version 0.1 wrote them
+        table = pq.read_table(path)
+        told = json.loads(table.schema.metadata[shards.FOOTER])
+        del told["detector"]["maps"]
+        pq.write_table(table.replace_schema_metadata({shards.FOOTER: json.dumps(told).encode()}), path, write_page_checksum=True)
+    catalog = tmp_path / "ws/catalog.duckdb"
+    catalog.unlink()
+    with duckdb.connect(str(catalog)) as connection:
+        connection.execute("CREATE TABLE migrations (version INTEGER, applied TIMESTAMP); INSERT INTO migrations VALUES (1, now()::TIMESTAMP)")
+        connection.execute(MIGRATIONS[0])
+    early = controlmill("verify", "ws")
+    assert early.returncode == 1 and "made by an earlier version" in early.stderr and "Traceback" not in early.stderr
+    assert controlmill("catalog", "rebuild", "ws").returncode == 0
+    assert query(tmp_path, EVERYTHING) == everything
+    assert controlmill("verify", "ws").returncode == 0
 
 
 @pytest.mark.parametrize(
