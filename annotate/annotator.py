@@ -162,12 +162,17 @@ def _passes(steps: list[Step], ready: set[str]) -> list[list[Step]]:
         if first is None:
             step = waiting[0]
             raise ValueError(f"{step.condition} is made from {step.parent}: add {step.parent} to the conditions")
-        shared = DETECTORS[first.detector].adapt is not None
-        group = [s for s in waiting if s is first or (shared and replace(s, condition=first.condition) == first)]
+        group = [s for s in waiting if s is first or (replace(s, condition=first.condition) == first and _share(s, first))]
         waiting = [s for s in waiting if not any(s is member for member in group)]
         ready = ready | {s.condition for s in group}
         groups.append(group)
     return groups
+
+
+def _share(one: Step, other: Step) -> bool:
+    """Whether two conditions that are made alike can be had from one run: the detector fits its find to each, or the maps are the same."""
+    names = {CONDITIONS[step.condition].shares or step.condition for step in (one, other)}
+    return DETECTORS[one.detector].adapt is not None or len(names) == 1
 
 
 def _run_pass(

@@ -39,8 +39,9 @@ def main() -> None:
     rows: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        (root / "photos").mkdir()
         for number, picture in enumerate(crops(photographs(6, 1024), options.images, options.size)):
-            cv2.imwrite(str(root / f"{number:05d}.jpg"), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+            cv2.imwrite(str(root / "photos" / f"{number:05d}.jpg"), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
         for workers in options.workers.split(","):
             runs = [measure(root, f"{workers}-{turn}", int(workers), options) for turn in range(options.repeats)]
             rows[workers] = {name: round(statistics.median(run[name] for run in runs), 3) for name in runs[0]}
@@ -72,14 +73,14 @@ def measure(root: Path, name: str, workers: int, options: argparse.Namespace) ->
 
     path = root / f"{name}.yaml"
     path.write_text(
-        f"name: b{name}\nworkspace: {root / name}\nsource: {{kind: folder, path: {root}, captions: none}}\n"
+        f"name: b{name}\nworkspace: {root / name}\nsource: {{kind: folder, path: {root / 'photos'}, captions: none}}\n"
         f"image: {{resolution: {options.size}}}\nsplit: {{near: null}}\nshard_images: 16\nconditions: {{{options.condition}: {{}}}}\n"
     )
     for stage in ("ingest", "annotate"):
         command = [*COMMAND, "run", str(path), "--stages", stage, "--workers", str(workers)]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         if done.returncode:
-            raise RuntimeError(done.stderr)
+            raise RuntimeError(f"{stage} ended with {done.returncode}: {done.stdout}{done.stderr}")
     told = TOLD.search(done.stdout)
     assert told, done.stdout
     wall = float(told["seconds"])

@@ -191,6 +191,31 @@ class Run(Section):
     seed: Annotated[Whole, Field(ge=0)] = 0
     checkpoint_every: Annotated[Whole, Field(ge=1)] | None = None
     warm_start: str | None = None
+    connect: Literal["full", "middle"] = "full"  # middle: the paper's small-scale training, without residuals for the skips
+    unlock: Literal["none", "decoder", "all"] = "none"  # of the base; its weights are then saved in unet/ beside the ControlNet's
+    unlock_lr: Annotated[float, Field(gt=0, le=1)] | None = None  # None = lr; the released code's advice is 2e-6
+    min_snr: Annotated[float, Field(gt=0)] | None = None  # gamma of the min-SNR weighting, usually 5
+    ema: Annotated[float, Field(gt=0)] | None = None  # half-life in images of an average of the weights, which then is what samples
+    gradient_checkpointing: bool = False  # less memory for more time
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights. Keys younger than the first release count where they are set, so that runs trained before keep their names."""
+        young = {"connect", "unlock", "unlock_lr", "min_snr", "ema"}
+        usual = {key for key in young if getattr(self, key) == type(self).model_fields[key].default}
+        return self.model_dump(exclude=usual | {"gradient_checkpointing"})
+
+    @model_validator(mode="after")
+    def _modes_agree(self) -> "Run":
+        if self.unlock != "none" and len(self.conditions) > 1:
+            raise ValueError(
+                f"{' and '.join(self.conditions)} share one locked base: with unlock: {self.unlock} give each a run of its own"
+            )
+        if self.unlock == "none" and self.unlock_lr is not None:
+            raise ValueError("unlock_lr says nothing while unlock is none: remove it, or set unlock to decoder or all")
+        if self.ema is not None and self.ema < 1:
+            raise ValueError(f"ema is a half-life in images, not a decay per step ({self.ema}): a decay d is batch * ln 2 / -ln d images")
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> "Run":

@@ -41,13 +41,12 @@ def sample(
 ) -> list[Path]:
     """Annotates the image, samples, and returns what was written; MillError with one sentence where that can't be."""
     from train import base as bases
-    from train import checkpoint as checkpoints
     from train import sample as sampling
 
     hint = _hint(image, condition or checkpoint.name, is_hint, settings)
     try:
         loaded = load_base(base or _recorded_base(checkpoint), ("unet", "vae", "text_encoder"), device())
-        net = checkpoints.load_controlnet(checkpoint, loaded.unet).to(device()).eval()
+        loaded, net = sampling.load_trained(checkpoint, loaded)
     except (OSError, ValueError) as error:
         raise MillError(f"{error}.") from error
     made = sampling.generate(
@@ -70,7 +69,9 @@ def _hint(image: Path, condition: str, is_hint: bool, settings: Settings) -> np.
     if is_hint:
         return pixels
     if condition not in CONDITIONS:
-        raise MillError(f"The checkpoint's folder {condition!r} is no condition's name: say which it is with --condition, or give a --hint.")
+        raise MillError(
+            f"The checkpoint's folder {condition!r} is no condition's name: say which it is with --condition, or give a --hint."
+        )
     found = annotator.annotate([pixels], [sources.image_id(data)], chain(condition))[condition][0]
     if found.map is None or found.status != "ok":
         raise MillError(f"{image}: {condition}: {found.reason}.")

@@ -23,7 +23,7 @@ class Pair:
     mean: NDArray[np.float32]  # [4, h, w] of the VAE's posterior, before the scaling factor
     std: NDArray[np.float32]  # [4, h, w]
     text: NDArray[np.float32]  # [T, D] of the caption
-    hints: dict[str, NDArray[np.uint8]]  # by condition: HWC RGB, H = 8h
+    hints: dict[str, NDArray[np.uint8]]  # by condition: HWC, H = 8h; C = 3 (RGB) for all of the thirteen, any other number will do
 
 
 class Pairs(Protocol):
@@ -48,7 +48,7 @@ class Batch:
     timesteps: Tensor  # [B] int64, 0..999
     text: Tensor  # [B, T, D] float32, the empty prompt where dropped
     dropped: Tensor  # [B] bool
-    hints: dict[str, Tensor]  # by condition: [B, 3, 8h, 8w] uint8
+    hints: dict[str, Tensor]  # by condition: [B, C, 8h, 8w] uint8
 
 
 def draws(seed: int, *key: str | int) -> np.random.Generator:
@@ -142,8 +142,7 @@ def _hints(rows: list[Pair], condition: str) -> Tensor:
     for row in rows:
         if condition not in row.hints:
             raise ValueError(f"image {row.image_id} has no hint for {condition}")
-        side = tuple(8 * n for n in row.mean.shape[1:])
-        if row.hints[condition].dtype != np.uint8 or row.hints[condition].shape != (*side, 3):
-            found = row.hints[condition]
-            raise ValueError(f"hint {condition} of image {row.image_id} must be uint8 {(*side, 3)}, not {found.dtype} {found.shape}")
+        found, wanted = row.hints[condition], (*(8 * n for n in row.mean.shape[1:]), rows[0].hints[condition].shape[-1])
+        if found.dtype != np.uint8 or found.shape != wanted:
+            raise ValueError(f"hint {condition} of image {row.image_id} must be uint8 {wanted}, not {found.dtype} {found.shape}")
     return torch.from_numpy(np.stack([row.hints[condition] for row in rows])).permute(0, 3, 1, 2).contiguous()

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ TEMPORARY = ".tmp-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint; `path / condition` is a folder that diffusers.ControlNetModel.from_pretrained loads."""
+    """A complete checkpoint; `path / condition`, and `ema` in it, are folders that diffusers.ControlNetModel.from_pretrained loads."""
 
     path: Path
     images: int  # seen: the one counter everything else follows from
@@ -35,25 +36,26 @@ class Checkpoint:
 
 def save(
     out: Path,
-    controlnets: dict[str, ControlNet],  # by condition
-    optimizers: dict[str, optim.Optimizer],
+    models: Mapping[str, nn.Module],  # by folder: each condition's ControlNet; its average in <condition>/ema, an unlocked base in .../unet
+    optimizers: dict[str, optim.Optimizer],  # by folder, of the models that train
     meta: dict[str, Any],  # has images and step; this adds the files
 ) -> Checkpoint:
     """Written under a temporary name, flushed to disk, renamed: a kill at any moment leaves the previous checkpoint whole."""
     final = out / f"step-{meta['step']:08d}"
     work = out / f"{TEMPORARY}{final.name}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
-    for condition, controlnet in controlnets.items():
-        folder = work / condition
-        folder.mkdir(parents=True)
-        _write_json(folder / "config.json", diffusers_config(controlnet))
-        weights = {name: tensor.detach().contiguous() for name, tensor in controlnet.state_dict().items()}
+    for name, model in models.items():
+        folder = work / name
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "config.json", diffusers_config(model))
+        weights = {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-        save_file(optimizer_tensors(controlnet, optimizers[condition]), folder / OPTIMIZER)
+        if name in optimizers:
+            save_file(optimizer_tensors(model, optimizers[name]), folder / OPTIMIZER)
     files = sorted(path for path in work.rglob("*") if path.is_file())
     meta = meta | {"files": {str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}}
     _write_json(work / META, meta)
-    for path in (*files, work / META, *(work / condition for condition in controlnets), work):
+    for path in (*files, work / META, *(path for path in work.rglob("*") if path.is_dir()), work):
         _fsync(path)
     if final.exists():  # an incomplete folder of that name: newest() would have resumed from a complete one
         _discard(final)
@@ -130,16 +132,17 @@ def weights_hash(folder: Path) -> str:  # 16 hex
     return _sha256(folder / WEIGHTS)[:16]
 
 
-def optimizer_tensors(controlnet: nn.Module, optimizer: optim.Optimizer) -> dict[str, torch.Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, torch.Tensor]:
     """`<parameter>.<state>`, by name, so that no pickle and no parameter order is involved."""
-    names = [name for name, _ in controlnet.named_parameters()]
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     states = optimizer.state_dict()["state"]
     return {f"{names[i]}.{key}": value.contiguous() for i, state in states.items() for key, value in state.items()}
 
 
-def load_optimizer(folder: Path, controlnet: nn.Module, optimizer: optim.Optimizer) -> None:
+def load_optimizer(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> None:
     """The reverse of optimizer_tensors; a parameter that never had a gradient has no state."""
-    index = {name: i for i, (name, _) in enumerate(controlnet.named_parameters())}
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    index = {name: i for i, name in enumerate(names)}
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in load_file(folder / OPTIMIZER).items():
         parameter, key = name.rsplit(".", 1)
@@ -147,11 +150,17 @@ def load_optimizer(folder: Path, controlnet: nn.Module, optimizer: optim.Optimiz
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def diffusers_config(controlnet: ControlNet) -> dict[str, Any]:
+def diffusers_config(
+    model: Any,  # ControlNet, or the UNet2DConditionModel of an unlocked base
+) -> dict[str, Any]:
     """The config.json that diffusers, and so ComfyUI and A1111, reads beside the weights."""
     from diffusers import __version__
 
-    return {"_class_name": "ControlNetModel", "_diffusers_version": __version__, **controlnet.config}
+    name, settings = ("ControlNetModel", model.config) if isinstance(model, ControlNet) else (type(model).__name__, dict(model.config))
+    facts = {
+        key: value for key, value in settings.items() if not key.startswith("_")
+    }  # a leading _ is diffusers' own: where a base came from
+    return {"_class_name": name, "_diffusers_version": __version__, **facts}
 
 
 def _folders(out: Path) -> list[Path]:

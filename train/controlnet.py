@@ -2,15 +2,18 @@
 
 import copy
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from train.halves import encode_half
 
+Layer = TypeVar("Layer", bound=nn.Module)
 PAPER_WIDTHS = (16, 32, 96, 256)  # of the hint encoder on a base that is 320 wide
 ADDED = ("controlnet_cond_embedding.", "controlnet_down_blocks.", "controlnet_mid_block.")  # hint encoder, zero convolutions
 # What the copied half of a UNet is built from; the same names stand in diffusers' ControlNetModel config.
@@ -31,6 +34,37 @@ class Transfer:
     new: tuple[str, ...]
 
 
+class ControlledBlock(nn.Module):
+    """Equation 2 of the paper for any block F: y = F(x) + Z(Fc(x + Z(c))), with F locked, Fc its trainable copy and each Z zero at first."""
+
+    def __init__(
+        self,
+        block: nn.Module,  # F: x -> y, both with channels on axis 1, or on the last axis when spatial is 0; it is locked in place
+        in_channels: int,  # of x
+        out_channels: int,  # of y
+        *,
+        condition_channels: int | None = None,  # of c, which has x's other axes; None = in_channels
+        spatial: int = 2,  # axes behind the channels: 2 for maps [B, C, H, W]; 0 for tokens [B, T, C], whose 1x1 convolution is a linear layer
+    ) -> None:
+        super().__init__()
+        self.copy = copy.deepcopy(block).requires_grad_(True)
+        self.locked = block.requires_grad_(False).eval()
+        self.zero_in = _zero_layer(condition_channels or in_channels, in_channels, spatial)
+        self.zero_out = _zero_layer(out_channels, out_channels, spatial)
+        for parameter in itertools.islice(block.parameters(), 1):
+            self.zero_in.to(parameter.device, parameter.dtype)
+            self.zero_out.to(parameter.device, parameter.dtype)
+
+    def forward(self, x: Tensor, condition: Tensor, *others: Any) -> Tensor:  # `others` go to F and to its copy alike
+        return self.locked(x, *others) + self.zero_out(self.copy(x + self.zero_in(condition), *others))
+
+    def train(self, mode: bool = True) -> "ControlledBlock":
+        """The locked block stays in evaluation mode, or the running means of a batch norm would move."""
+        super().train(mode)
+        self.locked.eval()
+        return self
+
+
 class HintEncoder(nn.Module):
     """Eight 3x3 convolutions, three of stride 2, the last one zero: the layers of cldm/cldm.py, not of the paper's text."""
 
@@ -43,7 +77,7 @@ class HintEncoder(nn.Module):
             self.blocks.append(nn.Conv2d(narrow, wide, 3, padding=1, stride=2))
         self.conv_out = _zero(nn.Conv2d(widths[-1], out_channels, 3, padding=1))
 
-    def forward(self, hint: Tensor) -> Tensor:  # [B, 3, 8h, 8w] float 0..1 => [B, C, h, w]
+    def forward(self, hint: Tensor) -> Tensor:  # [B, hint_channels, 8h, 8w] float 0..1 => [B, C, h, w]
         # Few channels at full resolution: channels_last makes these layers three to four times faster, on a CPU too.
         x = functional.silu(self.conv_in(hint.contiguous(memory_format=torch.channels_last)))
         for conv in self.blocks:
@@ -80,34 +114,45 @@ class ControlNet(nn.Module):
         hint_channels: int = 3,
         hint_widths: tuple[int, ...] | None = None,  # None = the paper's widths, scaled to the base's width
     ) -> tuple["ControlNet", Transfer]:
-        """A copy that is new anywhere but in the hint encoder and the zero convolutions is a bug, so it is an error."""
+        """The copy with the base's weights, and what the transfer did."""
         controlnet = cls(unet, hint_channels=hint_channels, hint_widths=hint_widths)
-        theirs = {name: tensor.shape for name, tensor in unet.state_dict().items()}
-        mine = {name: tensor.shape for name, tensor in controlnet.state_dict().items()}
-        copied = tuple(name for name, shape in mine.items() if theirs.get(name) == shape)
-        new = tuple(name for name in mine if name not in set(copied))
-        stray = [name for name in new if not name.startswith(ADDED)]
-        if stray:
-            raise ValueError(f"the base has no weights for {len(stray)} tensors of the copy, for example {stray[0]}")
-        return controlnet, Transfer(copied, new)
+        return controlnet, transfer_weights(unet.state_dict(), controlnet)
 
     def forward(
         self,
         noisy_latents: Tensor,  # [B, 4, h, w]
         timesteps: Tensor,  # [B] int64
         text: Tensor,  # [B, T, D]
-        hint: Tensor,  # [B, 3, 8h, 8w] float 0..1 RGB
+        hint: Tensor,  # [B, hint_channels, 8h, 8w] float 0..1
         scale: float = 1.0,
+        *,
+        recompute: bool = False,  # gradient checkpointing
     ) -> tuple[tuple[Tensor, ...], Tensor]:  # residuals of the skips and of the middle
-        return self.residuals(noisy_latents, timesteps, text, self.controlnet_cond_embedding(hint), scale)
+        encode = self.controlnet_cond_embedding
+        features = checkpoint(encode, hint, use_reentrant=False) if recompute else encode(hint)
+        return self.residuals(noisy_latents, timesteps, text, features, scale, recompute=recompute)
 
     def residuals(
-        self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor, features: Tensor, scale: float = 1.0
+        self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor, features: Tensor, scale: float = 1.0, *, recompute: bool = False
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Behind the hint encoder, whose features [B, C, h, w] are the same at every step of sampling."""
-        skips, mid, _ = encode_half(self, noisy_latents, timesteps, text, features)
+        skips, mid, _ = encode_half(self, noisy_latents, timesteps, text, features, recompute=recompute)
         downs = tuple(zero(skip) * scale for zero, skip in zip(self.controlnet_down_blocks, skips, strict=True))
         return downs, self.controlnet_mid_block(mid) * scale
+
+
+@torch.no_grad()
+def transfer_weights(base: Mapping[str, Tensor], controlnet: ControlNet) -> Transfer:  # base: the state dict of a UNet
+    """Copies by name. Anything new but the hint encoder and the zero convolutions would be an untrained layer, so it is an error."""
+    mine = controlnet.state_dict()
+    copied = tuple(name for name in mine if not name.startswith(ADDED) and name in base and base[name].shape == mine[name].shape)
+    new = tuple(name for name in mine if name not in set(copied))
+    stray = [name for name in new if not name.startswith(ADDED)]
+    if stray:
+        raise ValueError(f"the base has no weights for {len(stray)} tensors of the copy, for example {stray[0]}")
+    for name in copied:
+        mine[name].copy_(base[name])
+    return Transfer(copied, new)
 
 
 def widths_for(base_width: int) -> tuple[int, ...]:
@@ -138,10 +183,19 @@ def _skip_channels(widths: tuple[int, ...], layers: int) -> list[int]:
     return sides
 
 
-def _zero(conv: nn.Conv2d) -> nn.Conv2d:
-    for parameter in conv.parameters():
+def _zero(layer: Layer) -> Layer:
+    for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-    return conv
+    return layer
+
+
+def _zero_layer(in_channels: int, out_channels: int, spatial: int) -> nn.Module:
+    if spatial == 0:
+        return _zero(nn.Linear(in_channels, out_channels))
+    kinds = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+    if spatial not in kinds:
+        raise ValueError(f"a block has 0, 1, 2 or 3 spatial axes, not {spatial}")
+    return _zero(kinds[spatial](in_channels, out_channels, 1))
 
 
 def _check_supported(unet: Any) -> None:

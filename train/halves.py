@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 Residuals = tuple[tuple[Tensor, ...] | None, Tensor]  # for the twelve skips (None = middle only) and for the middle
 
@@ -14,6 +16,8 @@ def encode_half(
     timesteps: Tensor,  # [B] int64, 0..999
     text: Tensor,  # [B, T, D] text embeddings
     hint: Tensor | None = None,  # [B, C, h, w] features added once, behind conv_in; None = the plain base
+    *,
+    recompute: bool = False,  # gradient checkpointing: a block's inner maps are computed again for the backward pass, not kept
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:  # twelve skips, middle, time embedding
     """The base and its trainable copy run the same lines, so that they can only differ by weights and hint."""
     emb = trunk.time_embedding(trunk.time_proj(timesteps.expand(x.shape[0])).to(x.dtype))
@@ -22,9 +26,9 @@ def encode_half(
         x = x + hint
     skips: tuple[Tensor, ...] = (x,)
     for block in trunk.down_blocks:
-        x, outputs = block(hidden_states=x, temb=emb, **_text_for(block, text))
+        x, outputs = _run(recompute, block, hidden_states=x, temb=emb, **_text_for(block, text))
         skips += tuple(outputs)
-    return skips, trunk.mid_block(x, emb, **_text_for(trunk.mid_block, text)), emb
+    return skips, _run(recompute, trunk.mid_block, hidden_states=x, temb=emb, **_text_for(trunk.mid_block, text)), emb
 
 
 def decode_half(
@@ -34,6 +38,8 @@ def decode_half(
     emb: Tensor,
     text: Tensor,  # [B, T, D]
     residuals: Residuals | None = None,  # None = no control: the base as it is
+    *,
+    recompute: bool = False,  # as in encode_half
 ) -> Tensor:  # [B, 4, h, w] prediction
     """The zero convolutions add to the decoder's inputs only: the middle, and each skip before it is concatenated."""
     skips, x = tuple(skips), mid
@@ -48,8 +54,13 @@ def decode_half(
     for i, block in enumerate(unet.up_blocks):
         taken, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
         size = skips[-1].shape[2:] if uneven and i < last else None
-        x = block(hidden_states=x, temb=emb, res_hidden_states_tuple=taken, upsample_size=size, **_text_for(block, text))
+        given = {"hidden_states": x, "temb": emb, "res_hidden_states_tuple": taken, "upsample_size": size}
+        x = _run(recompute, block, **given, **_text_for(block, text))
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+
+
+def _run(recompute: bool, block: Any, **given: Any) -> Any:
+    return checkpoint(block, **given, use_reentrant=False) if recompute and torch.is_grad_enabled() else block(**given)
 
 
 def _text_for(block: Any, text: Tensor) -> dict[str, Tensor]:

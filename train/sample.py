@@ -1,5 +1,8 @@
 """Guided sampling with a ControlNet: an image depends on its seed, never on what else is in its batch."""
 
+import copy
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,10 +10,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from train import unlocked
+from train.average import folder_to_sample
 from train.base import Base, decode_latents
 from train.batches import draws
+from train.checkpoint import load_controlnet
 from train.controlnet import ControlNet
 from train.halves import decode_half, encode_half
+
+
+def load_trained(
+    folder: Path,  # a ControlNet's folder, of a checkpoint or of diffusers
+    base: Base,  # with its unet
+) -> tuple[Base, ControlNet]:  # the base to sample with, and the ControlNet in evaluation mode on its device
+    """The average of the weights where the run kept one, and the base that was trained along where the run unlocked it."""
+    chosen = folder_to_sample(folder)
+    controlnet = load_controlnet(chosen, base.unet).to(base.device).eval()
+    if unlocked.has_unet(chosen):
+        base = dataclasses.replace(base, unet=copy.deepcopy(base.unet))  # the caller's own stays as it is
+        unlocked.load_unet(chosen, base.unet)
+    return base, controlnet
 
 
 @torch.no_grad()
@@ -18,7 +37,7 @@ def generate(
     base: Base,  # with its unet and vae
     controlnet: ControlNet | None,  # None = the base alone
     *,
-    hints: NDArray[np.uint8] | None,  # NHWC RGB at height x width; None only without a ControlNet
+    hints: NDArray[np.uint8] | None,  # NHWC at height x width, RGB or what it was trained on; None only without a ControlNet
     text: NDArray[np.float32],  # [N, T, D] of the captions
     empty_text: NDArray[np.float32],  # [T, D] of ""
     seeds: list[int],  # one per sample
@@ -82,5 +101,6 @@ def _check(
         raise ValueError(f"{len(seeds)} seeds need as many texts and noise keys, not {len(text)} and {len(noise_keys or seeds)}")
     if controlnet is not None and hints is None:
         raise ValueError("a ControlNet needs hints; pass controlnet=None to sample the base alone")
-    if hints is not None and (hints.dtype != np.uint8 or hints.shape != (len(seeds), height, width, 3)):
-        raise ValueError(f"hints must be uint8 {(len(seeds), height, width, 3)}, not {hints.dtype} {hints.shape}")
+    wanted = (len(seeds), height, width, controlnet.config["conditioning_channels"] if controlnet is not None else 3)
+    if hints is not None and (hints.dtype != np.uint8 or hints.shape != wanted):
+        raise ValueError(f"hints must be uint8 {wanted}, not {hints.dtype} {hints.shape}")

@@ -119,11 +119,11 @@ def generate(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
 
 
 @functools.cache
-def load_controlnet(folder: str, base: str) -> Any:
-    from train import checkpoint
+def load_trained(folder: str, base: str) -> Any:
+    """The base and the ControlNet, once a process: a run that unlocked the base has its own."""
+    from train import sample
 
-    loaded = load_base(base, ("unet", "vae", "text_encoder"), device())
-    return checkpoint.load_controlnet(Path(folder), loaded.unet).to(device()).eval()
+    return sample.load_trained(Path(folder), load_base(base, ("unet", "vae", "text_encoder"), device()))
 
 
 def generate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
@@ -133,7 +133,9 @@ def generate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int,
 
     loaded = load_base(args["base"], ("unet", "vae", "text_encoder"), device())
     workspace = Workspace(Path(args["root"]))
-    net = load_controlnet(str(workspace.root / args["checkpoint"]), args["base"]) if args["checkpoint"] else None
+    net = None
+    if args["checkpoint"]:
+        loaded, net = load_trained(str(workspace.root / args["checkpoint"]), args["base"])
     chunk: list[tuple[Item, Item, int]] = args["chunk"]
     table: list[dict[str, Any]] = [
         {

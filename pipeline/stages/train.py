@@ -102,7 +102,7 @@ def _planned(plan: Plan, catalog: Catalog, run: Run, spec: str, mark: str) -> Pl
         for image_id in shared
     ]  # fmt: skip
     identity = {
-        "base": mark, "latents": key, "run": run.model_dump(), "pairs": shared, "version": 2,
+        "base": mark, "latents": key, "run": run.identity, "pairs": shared, "version": 2,
         "conditions": {name: plan.conditions[name].fingerprint for name in run.conditions},
     }  # fmt: skip
     return PlannedRun(f"{'+'.join(run.conditions)}-{fingerprint(identity)[:8]}", run, spec, mark, addresses)
@@ -177,7 +177,9 @@ def _images_seen(out: Path) -> int:
 
 
 def _warm_start(plan: Plan, catalog: Catalog, run: Run) -> dict[str, str] | None:
-    """The checkpoint of the condition that the run starts from: trained earlier in this workspace, or a folder."""
+    """The ControlNet that the run starts from, its average where one was kept: of a condition trained earlier here, or a folder."""
+    from train.average import folder_to_sample
+
     if run.warm_start is None:
         return None
     rows = catalog.query(
@@ -187,7 +189,7 @@ def _warm_start(plan: Plan, catalog: Catalog, run: Run) -> dict[str, str] | None
     if not folder.exists():
         what = "is neither a condition trained before in this workspace nor a ControlNet's folder or file"
         raise MillError(f"train: warm_start {run.warm_start!r} {what}.")
-    return {name: str(folder) for name in run.conditions}
+    return {name: str(folder_to_sample(folder)) for name in run.conditions}
 
 
 def train_run(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
@@ -204,6 +206,8 @@ def train_run(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str
     options = Options(
         images=run.images, batch=run.batch, micro_batch=run.micro_batch, lr=run.lr, prompt_drop=run.prompt_drop, seed=run.seed,
         checkpoint_every=run.checkpoint_every or max(run.batch, run.images // 4), log_every=max(run.batch, run.images // 100),
+        connect=run.connect, unlock=run.unlock, unlock_lr=run.unlock_lr, min_snr=run.min_snr, ema=run.ema,
+        gradient_checkpointing=run.gradient_checkpointing,
     )  # fmt: skip
     warm = {name: Path(path) for name, path in args["warm_start"].items()} if args["warm_start"] else None
     made = fit(loaded, pairs, run.conditions, options, Path(args["out"]), warm_start=warm, device=device())

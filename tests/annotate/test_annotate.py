@@ -11,7 +11,7 @@ import pytest
 from annotate import annotator
 from annotate.annotator import DETECTORS, Annotation, annotate, resolve
 from annotate.conditions import CONDITIONS
-from annotate.maps import RawMap
+from annotate.maps import RawMap, depth_map
 
 BAD = 13  # pixel value that makes the fake detector raise
 
@@ -70,6 +70,20 @@ def test_two_conditions_of_one_detector_take_one_pass(calls: list[int]) -> None:
     found = annotate(pictures(50, 60), ["a", "b"], [resolve("pose_openpose"), resolve("pose_openpifpaf")])
     assert calls == [2]
     assert [found[c][0].map.array.shape[1] for c in ("pose_openpose", "pose_openpifpaf")] == [18, 17]
+
+
+def test_conditions_that_share_their_maps_take_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def depth(images: list, params: dict, draws: list, parents: list, device: str) -> list[RawMap]:
+        seen.append(len(images))
+        return [depth_map(image[..., 0].astype(np.float32)) for image in images]
+
+    row = replace(DETECTORS["midas-dpt-hybrid"], detect=depth, settle=None, modules=(), weights=())
+    monkeypatch.setitem(DETECTORS, "midas-dpt-hybrid", row)
+    steps = [resolve(name, "midas-dpt-hybrid", {"precision": "fp32"}) for name in ("depth_large", "depth_small")]
+    found = annotate(pictures(50, 60), ["a", "b"], [*steps, resolve("normal_extended")])
+    assert seen == [2] and found["depth_small"][1].map.array is found["depth_large"][1].map.array
 
 
 def test_other_parameters_take_another_pass(calls: list[int]) -> None:

@@ -13,7 +13,8 @@ from pipeline.catalog import Catalog
 from pipeline.workspace import Workspace
 from tests.conftest import COMMAND, OPEN
 
-TRAIN = "{base: random, runs: [{conditions: [canny], images: 16, batch: 4, lr: 1.0e-3, checkpoint_every: 4}]}"
+MODES = "unlock: decoder, unlock_lr: 1.0e-4, ema: 8, min_snr: 5, gradient_checkpointing: true"
+TRAIN = f"{{base: random, runs: [{{conditions: [canny], images: 16, batch: 4, lr: 1.0e-3, checkpoint_every: 4, {MODES}}}]}}"
 EVALUATE = "{benchmark: {split: test, samples: 4, seeds: [0, 1], steps: 2, guidance: 2.0}}"
 SPLIT = "{validation: 0.1, test: 0.3, salt: 3}"
 
@@ -87,6 +88,25 @@ def test_one_image_can_be_drawn_from_the_checkpoint(made: tuple[Path, subprocess
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "first.png").read_bytes(), "the hint is all that it takes from the image"
     lost = sample("--image", "first.hint.png", "--hint", "--out", "x.png", "--base", "nowhere")
     assert lost.returncode == 1 and "no such folder" in lost.stderr and lost.stderr.count("\n") == 1
+
+
+def test_the_modes_reach_the_loop_and_samples_come_from_averages_and_the_base_that_trained_along(
+    made: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from pipeline.stages.generate import load_trained
+
+    root, _ = made
+    ((checkpoint, options),) = query(root, "SELECT checkpoint, options FROM runs")
+    told = {"unlock": "decoder", "unlock_lr": 1e-4, "ema": 8, "min_snr": 5, "gradient_checkpointing": True}
+    assert told.items() <= json.loads(options).items()
+    folder = root / "ws" / checkpoint / "canny"
+    base, net = load_trained(str(folder), str(next((root / "ws").rglob("model_index.json")).parent))
+    for model, part in ((net, "ema"), (base.unet, "ema/unet")):
+        saved = load_file(folder / part / "diffusion_pytorch_model.safetensors")
+        assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
 
 
 def test_scores_stand_beside_their_baselines_with_n_and_interval(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

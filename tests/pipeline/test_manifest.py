@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import MillError
-from pipeline.manifest import dump, load
+from pipeline.manifest import Run, dump, load
 
 GOOD = """
 name: x
@@ -13,6 +13,7 @@ workspace: w
 source: {kind: folder, path: photos}
 conditions: {canny: {low: 50}}
 """
+RUN = "train: {base: random, runs: [{conditions: [canny], images: 8"  # open, for more keys
 
 
 def problem(tmp_path: Path, text: str) -> str:
@@ -45,6 +46,10 @@ def test_a_good_manifest_survives_being_written_and_read(tmp_path: Path) -> None
         (("name: x", "name: x\nevaluate: {}"), "`evaluate:` scores what `train:` made"),
         (("name: x", "name: x\ntrain: {base: random, runs: [{conditions: [hed], images: 8}]}"), "'hed', which `conditions:` does not make"),
         (("name: x", "name: x\ntrain: {base: random, runs: [{conditions: [canny], images: 8, lr: -1}]}"), "train.runs[0].lr: input should be"),
+        (("name: x", f"name: x\n{RUN}, unlock: base}}]}}"), "train.runs[0].unlock: input should be 'none', 'decoder' or 'all' (found 'base')."),
+        (("name: x", f"name: x\n{RUN}, unlock_lr: 2.0e-6}}]}}"), "train.runs[0]: unlock_lr says nothing while unlock is none"),
+        (("name: x", f"name: x\n{RUN}, ema: 0.9999}}]}}"), "train.runs[0]: ema is a half-life in images, not a decay per step (0.9999)"),
+        (("name: x", f"name: x\n{RUN}, min_snr: 0}}]}}"), "train.runs[0].min_snr: input should be greater than 0"),
         (("{canny: {low: 50}}", "[canny]"), "m.yaml:5: conditions: input should be a valid dictionary"),
         (("name: x", "- name"), "not YAML"),
     ],
@@ -70,3 +75,33 @@ def test_a_saved_manifest_reads_as_what_was_saved_null_included(tmp_path: Path) 
     assert given.split.near is None
     path.write_text(dump(given))
     assert load(path) == given
+
+
+def test_the_modes_of_a_run_are_read_and_only_a_run_of_one_condition_is_unlocked(tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(
+        GOOD + RUN + ", connect: middle, unlock: all, unlock_lr: 2.0e-6, min_snr: 5, ema: 20000, gradient_checkpointing: true}]}"
+    )
+    run = load(path).train.runs[0]
+    assert (run.connect, run.unlock, run.unlock_lr, run.min_snr, run.ema, run.gradient_checkpointing) == (
+        "middle",
+        "all",
+        2e-6,
+        5,
+        20000,
+        True,
+    )
+    two = GOOD.replace("{canny: {low: 50}}", "{canny: {}, hed: {}}") + RUN.replace("[canny]", "[canny, hed]")
+    assert "canny and hed share one locked base" in problem(tmp_path, two + ", unlock: decoder}]}")
+
+
+def test_a_key_left_alone_leaves_a_runs_name_alone() -> None:
+    """Runs trained before a key was there must be found again under their names."""
+    plain = Run(conditions=["canny"], images=8)
+    assert set(plain.identity) == {
+        "conditions", "images", "batch", "micro_batch", "lr", "prompt_drop", "seed", "checkpoint_every", "warm_start"
+    }  # fmt: skip
+    assert Run(conditions=["canny"], images=8, gradient_checkpointing=True).identity == plain.identity
+    changes = [{"connect": "middle"}, {"unlock": "all"}, {"unlock": "all", "unlock_lr": 1e-6}, {"min_snr": 5}, {"ema": 100}]
+    found = [Run(conditions=["canny"], images=8, **change).identity for change in changes]
+    assert all(one != other for i, one in enumerate([plain.identity, *found]) for other in found[i:] if one is not other)

@@ -5,7 +5,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 from tests.train.conftest import tiny_unet
-from train.controlnet import ControlNet, empty_controlnet, widths_for
+from train.controlnet import ADDED, ControlNet, empty_controlnet, transfer_weights, widths_for
 from train.halves import decode_half, encode_half
 
 
@@ -114,3 +114,39 @@ def test_the_structure_can_be_built_from_its_config_alone() -> None:
 def test_hint_widths_are_the_papers_at_320_channels_and_narrower_below() -> None:
     assert widths_for(320) == (16, 32, 96, 256)
     assert widths_for(32) == (4, 4, 8, 24)
+
+
+@pytest.mark.parametrize("hint_channels", [1, 5])
+def test_a_hint_may_have_any_number_of_channels(hint_channels: int) -> None:
+    unet = tiny_unet()
+    ours, transfer = ControlNet.from_unet(unet, hint_channels=hint_channels)
+    widths = ours.config["conditioning_embedding_out_channels"]
+    theirs = ControlNetModel.from_unet(unet, conditioning_channels=hint_channels, conditioning_embedding_out_channels=widths)
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert set(transfer.copied) | set(transfer.new) == set(ours.state_dict()) and not set(transfer.copied) & set(transfer.new)
+    x, t, text, _ = inputs()
+    downs, mid = ours(x, t, text, torch.rand(2, hint_channels, 128, 128))
+    assert (len(downs), mid.shape) == (12, (2, 12, 2, 2))
+
+
+def test_the_transfer_copies_the_base_and_lists_the_rest_as_new() -> None:
+    base = tiny_unet().state_dict()
+    other = ControlNet.from_unet(tiny_unet())[0]
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.fill_(7.0)
+    transfer = transfer_weights(base, other)
+    assert all(torch.equal(other.state_dict()[name], base[name]) for name in transfer.copied)
+    assert all(bool((other.state_dict()[name] == 7.0).all()) for name in transfer.new)
+    assert transfer.new and all(name.startswith(ADDED) for name in transfer.new)
+
+
+@pytest.mark.parametrize("wrong", ["missing", "of another shape"])
+def test_a_base_that_would_leave_a_copied_layer_new_is_refused(wrong: str) -> None:
+    base = dict(tiny_unet().state_dict())
+    name = "mid_block.resnets.0.conv1.weight"
+    tensor = base.pop(name)
+    if wrong == "of another shape":
+        base[name] = tensor[:-1]
+    with pytest.raises(ValueError, match=rf"no weights for 1 tensors of the copy, for example {name}"):
+        transfer_weights(base, ControlNet.from_unet(tiny_unet())[0])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.train.conftest import ToyPairs, tiny_base
 from train.batches import Pair
-from train.checkpoint import OPTIMIZER, WEIGHTS, Checkpoint, newest
+from train.checkpoint import META, OPTIMIZER, WEIGHTS, Checkpoint, newest
 from train.fit import LOG, Options, fit
 from train.window import NotFinite
 
@@ -22,8 +22,11 @@ OPTIONS = Options(images=32, batch=4, lr=1e-2, checkpoint_every=16, log_every=8)
 
 
 def tensors(checkpoint: Checkpoint, condition: str = "edges") -> dict[str, torch.Tensor]:
+    """Weights and optimizers, also of averages and of an unlocked base."""
     folder = checkpoint.path / condition
-    return load_file(folder / WEIGHTS) | {f"optimizer {name}": value for name, value in load_file(folder / OPTIMIZER).items()}
+    files = sorted(folder.rglob("*.safetensors"))
+    assert {folder / WEIGHTS, folder / OPTIMIZER} <= set(files)
+    return {f"{path.relative_to(folder)} {name}": value for path in files for name, value in load_file(path).items()}
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -50,10 +53,20 @@ def test_the_base_is_locked(tmp_path: Path) -> None:
     assert all(parameter.grad is None for parameter in base.unet.parameters())
 
 
-def test_resume_is_exact(tmp_path: Path) -> None:
-    whole = fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path / "whole")
-    fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, images=16), tmp_path / "halves")
-    halves = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, workers=3), tmp_path / "halves")
+@pytest.mark.parametrize(
+    ("modes", "files"),
+    [
+        ({}, {""}),
+        ({"unlock": "decoder", "unlock_lr": 1e-3, "ema": 20.0, "min_snr": 5.0}, {"", "unet", "ema", "ema/unet"}),
+    ],
+    ids=["plain", "decoder and averages"],
+)
+def test_resume_is_exact(tmp_path: Path, modes: dict, files: set[str]) -> None:
+    options = dataclasses.replace(OPTIONS, **modes)
+    whole = fit(tiny_base(), ToyPairs(), ["edges"], options, tmp_path / "whole")
+    fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(options, images=16), tmp_path / "halves")
+    halves = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(options, workers=3), tmp_path / "halves")
+    assert {path.parent for path in (whole.path / "edges").rglob(WEIGHTS)} == {whole.path / "edges" / name for name in files}
     assert (halves.images, halves.step) == (32, 8)
     assert_equal(tensors(whole), tensors(halves))
     strip = [[(row["images"], row["step"], row["loss"]) for row in rows(tmp_path / name)] for name in ("whole", "halves")]
@@ -111,6 +124,17 @@ def test_a_run_with_other_options_is_not_resumed(tmp_path: Path) -> None:
         fit(tiny_base(), ToyPairs(5), ["edges"], OPTIONS, tmp_path)
 
 
+def test_a_checkpoint_older_than_an_option_goes_on_with_its_default(tmp_path: Path) -> None:
+    half = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, images=16), tmp_path)
+    meta = json.loads((half.path / META).read_text())
+    for name in ("min_snr", "ema", "unlock", "unlock_lr", "gradient_checkpointing"):
+        del meta["options"][name]
+    (half.path / META).write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match=r"other options.unlock:"):
+        fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, unlock="decoder"), tmp_path)
+    assert fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path).images == 32
+
+
 def test_four_micro_batches_of_one_equal_one_of_four(tmp_path: Path) -> None:
     options = dataclasses.replace(OPTIONS, images=8, lr=1e-3)
     one = fit(tiny_base(), ToyPairs(), ["edges"], options, tmp_path / "one")
@@ -165,6 +189,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(tmp_path: 
         ({"connect": "half"}, "full or middle"),
         ({"lr": -1.0}, "lr and clip"),
         ({"log_every": 0}, "log_every must be at least 1"),
+        ({"unlock": "encoder"}, "none, decoder or all"),
+        ({"unlock_lr": 1e-6}, "says nothing while unlock is none"),
+        ({"min_snr": 0.0}, "min_snr must be above 0"),
+        ({"ema": 0.9999}, "a decay of 0.9999 at a batch of 4 is ema: 27725"),
     ],
 )
 def test_impossible_options_say_what_to_set(wrong: dict, message: str) -> None:

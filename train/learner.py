@@ -1,0 +1,107 @@
+"""All that learns for one condition: its ControlNet, the base where it is unlocked, their optimizers and averages."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn, optim
+
+from train import average, checkpoint, unlocked
+from train.batches import draws
+from train.controlnet import ControlNet
+from train.options import Options
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Keys are folders of a checkpoint: `<condition>`, `<condition>/unet`, and for averages `<condition>/ema` and `<condition>/ema/unet`."""
+
+    controlnet: ControlNet
+    unet: Any  # UNet2DConditionModel: the base, or the copy of it that trains too
+    models: dict[str, nn.Module]  # those that train
+    optimizers: dict[str, optim.Optimizer]  # of `models`
+    averages: dict[str, nn.Module]  # of `models` in the same order; empty without ema
+
+
+def build(
+    unet: Any,  # the base's, on the device
+    condition: str,
+    options: Options,
+    *,
+    device: str,
+    hint_channels: int,
+    warm: Path | None,  # ControlNet folder to start from; None = a copy of the base
+    done: checkpoint.Checkpoint | None,  # to go on from
+) -> Learner:
+    """As the run began, or exactly as its checkpoint was left."""
+    folder = done.path / condition if done is not None else warm
+    controlnet = initial_controlnet(unet, condition, options.seed, warm, hint_channels)
+    if done is not None:
+        controlnet = checkpoint.load_controlnet(done.path / condition, unet)
+    controlnet = controlnet.to(device)
+    models: dict[str, nn.Module] = {condition: controlnet}
+    if options.unlock != "none":
+        unet = unlocked.unlocked_copy(unet, options.unlock)
+        if folder is not None and (done is not None or unlocked.has_unet(folder)):
+            unlocked.load_unet(folder, unet)
+        models[f"{condition}/{unlocked.FOLDER}"] = unet
+    elif warm is not None and unlocked.has_unet(warm):
+        raise ValueError(
+            f"warm_start {warm} was trained with an unlocked base, {warm / unlocked.FOLDER}, which this run would ignore: set unlock to decoder "
+            "or all to go on from both"
+        )
+    optimizers: dict[str, optim.Optimizer] = {}
+    averages: dict[str, nn.Module] = {}
+    for name, model in models.items():
+        lr = options.lr if name == condition or options.unlock_lr is None else options.unlock_lr
+        optimizers[name] = optim.AdamW(learning(model), lr=lr, weight_decay=options.weight_decay, fused=True)
+        if done is not None:
+            checkpoint.load_optimizer(done.path / name, model, optimizers[name])
+        if options.ema is not None:
+            mean = f"{condition}/{average.FOLDER}{name.removeprefix(condition)}"
+            averages[mean] = average.start(model)
+            if done is not None:
+                averages[mean].load_state_dict(load_file(done.path / mean / checkpoint.WEIGHTS))
+    return Learner(controlnet, unet, models, optimizers, averages)
+
+
+def initial_controlnet(unet: Any, condition: str, seed: int, warm: Path | None, hint_channels: int = 3) -> ControlNet:
+    """The hint encoder's first weights belong to (seed, condition), so that K joint runs start as K separate ones."""
+    if warm is not None:
+        controlnet = checkpoint.load_controlnet(warm, unet)
+        if controlnet.config["conditioning_channels"] != hint_channels:
+            expected = controlnet.config["conditioning_channels"]
+            raise ValueError(f"warm_start {warm} reads hints of {expected} channels, and those of {condition} have {hint_channels}")
+        return controlnet
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(draws(seed, condition, "hint encoder").integers(2**63)))
+        return ControlNet.from_unet(unet, hint_channels)[0]
+
+
+def learning(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def forget_gradients(learner: Learner) -> None:
+    for optimizer in learner.optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
+
+
+def step(
+    learner: Learner,
+    options: Options,
+    *,
+    seen: int,  # images before this step
+) -> Tensor:  # scalar on the device: the norm of the whole gradient before clipping
+    """One loss has one gradient, so the ControlNet and an unlocked base are clipped together."""
+    limit = options.clip if options.clip is not None else float("inf")
+    parameters = [parameter for model in learner.models.values() for parameter in learning(model)]
+    norm = nn.utils.clip_grad_norm_(parameters, limit)
+    for optimizer in learner.optimizers.values():
+        optimizer.step()
+    if options.ema is not None:
+        for mean, model in zip(learner.averages.values(), learner.models.values(), strict=True):
+            average.follow(mean, model, options.ema, seen, options.batch)
+    return norm
