@@ -21,9 +21,12 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from pipeline import manifest, sources
-from pipeline.manifest import ListSource
-from pipeline.sources import RawImage
+# Python puts this file's folder first, where annotate.py would hide the package of that name
+sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
+
+from pipeline import manifest, sources  # noqa: E402
+from pipeline.manifest import ListSource  # noqa: E402
+from pipeline.sources import RawImage  # noqa: E402
 
 MANIFEST = """
 name: benchmark

@@ -218,7 +218,7 @@ def test_the_figures_of_the_detectors_are_those_of_the_benchmark() -> None:
 
 
 def test_the_figures_of_the_pipeline_are_those_of_the_benchmark() -> None:
-    told = result("pipeline.json")
+    told = result("overhead.json")
     check_table("Workers | Images/s | Times the first row | Beside the detector", [
         [workers, rate(row["images_per_s"]), f"{row['times_first']:.2f}", f"{100 * row['overhead']:.0f} %"]
         for workers, row in told["workers"].items()

@@ -3,7 +3,7 @@
 Crops of photographs are ingested once for each number of workers; then the annotate stage runs alone, start of Ray included. Its
 rows say how long the detector itself took: what is left of the workers' time is decoding, Ray, encoding and commits.
 
-    python benchmarks/pipeline.py --images 300 --out pipeline.json
+    python benchmarks/overhead.py --images 300 --out overhead.json
 """
 
 import argparse
@@ -74,7 +74,7 @@ def measure(root: Path, name: str, workers: int, options: argparse.Namespace) ->
     path = root / f"{name}.yaml"
     path.write_text(
         f"name: b{name}\nworkspace: {root / name}\nsource: {{kind: folder, path: {root / 'photos'}, captions: none}}\n"
-        f"image: {{resolution: {options.size}}}\nsplit: {{near: null}}\nshard_images: 16\nconditions: {{{options.condition}: {{}}}}\n"
+        f"image: {{resolution: {options.size}}}\nsplit: {{near: null}}\nshard_images: 8\nconditions: {{{options.condition}: {{}}}}\n"
     )
     for stage in ("ingest", "annotate"):
         command = [*COMMAND, "run", str(path), "--stages", stage, "--workers", str(workers)]
