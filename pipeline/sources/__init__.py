@@ -53,8 +53,6 @@ def lack(source: Any) -> str | None:
     path = str(getattr(source, "path", ""))
     if source.kind in ("scenes", "huggingface") or glob.glob(str(Path(path).expanduser())):  # noqa: PTH207 - a pattern may be absolute
         return None
-    if not path:
-        return None
     return f"{path} does not exist; put the data there, or set `path`"
 
 
