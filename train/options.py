@@ -5,7 +5,7 @@ import math
 from typing import Literal
 
 # What a resumed run may change: no weight depends on it.
-OPERATIONAL = {"images", "checkpoint_every", "log_every", "workers", "gradient_checkpointing"}
+OPERATIONAL = {"images", "checkpoint_every", "log_every", "workers", "gradient_checkpointing", "held_out", "watch_every", "grids"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class Options:
 
     images: int  # to see in total, epochs and all
     batch: int  # images per optimizer step
-    micro_batch: int | None = None  # images per forward pass; None = batch
+    micro_batch: int | None = None  # images per forward pass and rank; None = as many as there are; halved where memory runs out
     lr: float = 1e-5
     weight_decay: float = 0.01
     prompt_drop: float = 0.5  # share of prompts replaced by the empty one; the paper's value
@@ -26,11 +26,17 @@ class Options:
     workers: int = 1  # threads that read pairs ahead; 0 = none
     min_snr: float | None = None  # gamma of the min-SNR weighting of the loss, 5 in its paper; None = every timestep alike
     ema: float | None = None  # half-life in images of an average of the weights, kept beside them; None = no average
-    unlock: Literal["none", "decoder", "all"] = (
-        "none"  # what of the base trains too: nothing, what the released code unlocks, or its whole UNet
-    )
+    unlock: Literal["none", "decoder", "all"] = "none"  # of the base: nothing, what the released code unlocks, or its whole UNet
     unlock_lr: float | None = None  # of the unlocked part; None = lr
     gradient_checkpointing: bool = False  # computes forward passes twice rather than keep them: less memory, more time, the same gradients
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the passes; what learns is float32 always. bf16 goes with channels_last
+    compile: bool = False  # torch.compile of the hot halves, each shape once
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    flip: float = 0.0  # share of images seen mirrored, hints and all
+    join: bool = False  # the decoder passes of all conditions as one batch: faster while it is small, K times the memory
+    held_out: int = 64  # pairs that the loss gap is measured on; 0 = none
+    watch_every: int | None = None  # images between two such measures; None = checkpoint_every
+    grids: int = 0  # held-out pairs whose samples are drawn at each checkpoint: condition | generated | target
 
     def __post_init__(self) -> None:
         for name in ("images", "batch", "checkpoint_every", "log_every"):
@@ -52,6 +58,12 @@ class Options:
             raise ValueError(f"unlock must be none, decoder or all, not {self.unlock!r}")
         if self.unlock_lr is not None and (self.unlock == "none" or not self.unlock_lr > 0):
             raise ValueError("unlock_lr must be above 0, and says nothing while unlock is none: remove it, or unlock the decoder")
+        if self.precision not in ("fp32", "bf16") or self.optimizer not in ("adamw", "adamw8bit"):
+            raise ValueError(f"precision is fp32 or bf16, optimizer adamw or adamw8bit, not {self.precision!r} and {self.optimizer!r}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip is the share of images seen mirrored, between 0 and 1, not {self.flip}")
+        if self.held_out < 0 or self.grids < 0 or (self.watch_every is not None and self.watch_every < 1):
+            raise ValueError("held_out and grids count pairs (0 = none), watch_every images (at least 1)")
         if self.min_snr is not None and not self.min_snr > 0:
             raise ValueError(f"min_snr must be above 0 (5 is usual; None switches it off), not {self.min_snr}")
         if self.ema is not None and not self.ema >= 1:
