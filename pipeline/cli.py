@@ -146,7 +146,7 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
 @main.command("sample")
 @click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="A ControlNet's folder in the diffusers layout.")
 @click.option("--image", required=True, type=click.Path(path_type=Path), help="Is annotated, unless --hint says that it is drawn already.")
-@click.option("--prompt", required=True)
+@click.option("--prompt", help="What to draw; only --guess does without.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A PNG; the hint is written beside it.")
 @click.option("--condition", help="Default: the name of the checkpoint's folder.")
 @click.option("--base", help="A diffusers folder or hub id; default: the base of the checkpoint's workspace.")
@@ -155,18 +155,29 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000))
 @click.option("--guidance", default=7.5, show_default=True, type=click.FloatRange(min=0))
 @click.option("--scale", default=1.0, show_default=True, help="Of the ControlNet's residuals.")
+@click.option("--guess", is_flag=True, help="The hint leads instead of the prompt; goes with --guidance 3 to 5.")
+@click.option(
+    "--start", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Share of the steps before the ControlNet works."
+)
+@click.option("--end", default=1.0, show_default=True, type=click.FloatRange(0, 1), help="Share of the steps after which it rests.")
 @click.option("--resolution", default=512, show_default=True, type=click.IntRange(64, 4096))
 @click.option("--protocol", default="cn10", show_default=True, metavar="cn10|cn11", help="How the hint is drawn.")
 def sample_command(
-    checkpoint: Path, image: Path, prompt: str, out: Path, condition: str | None, base: str | None, is_hint: bool, **settings: Any
+    checkpoint: Path, image: Path, prompt: str | None, out: Path, condition: str | None, base: str | None, is_hint: bool, **settings: Any
 ) -> None:
     """Draw one image with a ControlNet.
+
+    With --guess --guidance 3 in place of --prompt the ControlNet has to tell from the hint alone what the image shows: the unconditional
+    branch gets no control, and the finer residuals get less.
 
     Example: controlmill sample --checkpoint models/canny --base models/sd15 --image photo.jpg --prompt "a red bird" --out bird.png
     """
     from pipeline.sample import Settings, sample
 
-    for path in sample(checkpoint, image, prompt, out, condition=condition, base=base, is_hint=is_hint, settings=Settings(**settings)):
+    if prompt is None and not settings["guess"]:
+        raise MillError("--prompt is missing: say what to draw; only --guess does without.")
+    made = sample(checkpoint, image, prompt or "", out, condition=condition, base=base, is_hint=is_hint, settings=Settings(**settings))
+    for path in made:
         click.echo(str(path))
 
 
@@ -234,16 +245,18 @@ def export(workspace: Path, dest: Path, names: tuple[str, ...], to: str, split: 
 @click.option(
     "--base-config", metavar="FOLDER", type=click.Path(path_type=Path), help="Config of the base's UNet, where it is not SD 1.5 or 2.1."
 )
-def convert(src: Path, dest: Path, to: str, base_config: Path | None) -> None:
+@click.option("--weights", metavar="average|trained", help="Of a run that kept an average; default: the average, as `sample` does.")
+def convert(src: Path, dest: Path, to: str, base_config: Path | None, weights: str | None) -> None:
     """Change a ControlNet's layout, tensor by tensor the same: DEST is written whole or not at all, never over what is there.
 
-    SRC is a diffusers folder, a single file of the original layout (.safetensors, .pth, .ckpt), or a run's checkpoint.
+    SRC is a diffusers folder, a single file of the original layout (.safetensors, .pth, .ckpt), or a run's checkpoint. Where the run kept an
+    average of the weights, that is what is converted; --weights trained takes those that learned.
 
     Example: controlmill convert runs/photos/checkpoints/canny/step-00001000/canny canny.safetensors --to original
     """
     from pipeline import convert as converter
 
-    converter.convert(src, dest, to=to, base_config=base_config, say=_say)
+    converter.convert(src, dest, to=to, base_config=base_config, which=weights, say=_say)
 
 
 @main.group()

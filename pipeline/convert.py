@@ -11,6 +11,7 @@ from pipeline import MillError
 from pipeline.workspace import TEMPORARY, stopping, write_whole
 
 LAYOUTS = ("diffusers", "original")
+WEIGHTS = ("average", "trained")
 
 
 def convert(
@@ -19,16 +20,22 @@ def convert(
     *,
     to: str,  # one of LAYOUTS
     base_config: Path | None = None,  # folder with the config.json of the base's UNet; None = the file says, or SD 1.5 or 2.1
+    which: str | None = None,  # one of WEIGHTS; None = those that are sampled with: the average where a run kept one
     say: Callable[[str], None],
 ) -> None:
     """Tensors keep their values and dtype. DEST appears whole or not at all, and nothing is written over; MillError where it can't."""
     if to not in LAYOUTS:
         raise MillError(f"--to: {to!r} is unknown; set one of {', '.join(LAYOUTS)}.")
+    if which not in (None, *WEIGHTS):
+        raise MillError(f"--weights: {which!r} is unknown; set one of {', '.join(WEIGHTS)}.")
     _must_be_free(dest)
     if to == "original" and dest.suffix != ".safetensors":
         raise MillError(f"{dest}: the original layout is one file; give it a name that ends in .safetensors.")
+    from train import unlocked
+
     try:
-        weights, config = _read(src, base_config)
+        folder, kind = _meant(src, which)
+        weights, config = _read(folder, base_config)
         if to == "original":
             _write_original(dest, weights, config)
         else:
@@ -37,23 +44,24 @@ def convert(
         raise MillError(f"{error}.") from error
     except OSError as error:
         raise stopping(error, str(dest)) or MillError(f"{dest} can't be written ({error.strerror}): name another place.") from error
-    say(f"{dest}: {len(weights)} tensors, {sum(tensor.numel() for tensor in weights.values()):,} parameters, {to} layout")
+    say(f"{dest}: {len(weights)} tensors, {sum(tensor.numel() for tensor in weights.values()):,} parameters, {to} layout{kind}")
+    if unlocked.has_unet(folder):
+        say(
+            f"{dest}: it was trained together with the base in {folder / unlocked.FOLDER}, which is not in this file: sample it on that base"
+        )
     if to == "original" and config.get("global_pool_conditions"):
         say(f"{dest}: this ControlNet pools its residuals; programs that read this layout know that only from `shuffle` in the file's name")
 
 
-def _read(src: Path, base_config: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:  # tensors by diffusers' names, config.json
+def _read(folder: Path, base_config: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:  # tensors by diffusers' names, config.json
     from safetensors.torch import load_file
 
     from train import checkpoint, original
     from train.controlnet import empty_controlnet
 
-    if src.is_file():
-        weights, config = original.read_controlnet(src, None if base_config is None else _unet_config(base_config))
+    if folder.is_file():
+        weights, config = original.read_controlnet(folder, None if base_config is None else _unet_config(base_config))
         return weights, config if "_class_name" in config else checkpoint.diffusers_config(empty_controlnet(config))
-    if not src.exists():
-        raise MillError(f"{src}: there is no such file or folder.")
-    folder = _controlnet_folder(src)
     if not (folder / "config.json").is_file() or not (folder / checkpoint.WEIGHTS).is_file():
         raise MillError(f"{folder} is no ControlNet in the diffusers layout: it needs config.json and {checkpoint.WEIGHTS}.")
     config = json.loads((folder / "config.json").read_text())
@@ -61,6 +69,25 @@ def _read(src: Path, base_config: Path | None) -> tuple[dict[str, Any], dict[str
     expected = {name: tensor.shape for name, tensor in empty_controlnet(config).state_dict().items()}
     original.check_fit(str(folder / checkpoint.WEIGHTS), "", weights, expected)
     return weights, config
+
+
+def _meant(src: Path, which: str | None) -> tuple[Path, str]:  # a ControlNet's folder or file; the end of the sentence that tells of it
+    """What was trained and what is sampled with are two sets of weights where a run kept an average; the same rule as sampling's."""
+    from train.average import FOLDER, folder_to_sample
+
+    if not src.exists():
+        raise MillError(f"{src}: there is no such file or folder.")
+    folder = src if src.is_file() else _controlnet_folder(src)
+    if folder.name == FOLDER and folder.is_dir():
+        if which == "trained":
+            raise MillError(f"{folder} is an average: the weights that learned are in {folder.parent}.")
+        return folder, ", the average of the weights"
+    average = folder_to_sample(folder)
+    if average == folder:
+        if which == "average":
+            raise MillError(f"{folder} has no average beside its weights: leave --weights out.")
+        return folder, ""
+    return (folder, ", the weights that learned") if which == "trained" else (average, ", the average of the weights")
 
 
 def _controlnet_folder(src: Path) -> Path:

@@ -197,13 +197,22 @@ class Run(Section):
     min_snr: Annotated[float, Field(gt=0)] | None = None  # gamma of the min-SNR weighting, usually 5
     ema: Annotated[float, Field(gt=0)] | None = None  # half-life in images of an average of the weights, which then is what samples
     gradient_checkpointing: bool = False  # less memory for more time
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the passes; auto: bf16 on a GPU, else fp32
+    compile: Literal["auto", True, False] = "auto"  # auto: on a GPU
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of images seen mirrored, hints and all, where the caption allows it
+    join: bool = False  # one decoder pass for all conditions: faster while batches are small, more memory
+    gpus: Annotated[Whole, Field(ge=1)] = 1  # the batch is cut among them; without a GPU, processes
+    held_out: Annotated[Whole, Field(ge=0)] = 64  # pairs of the validation split that the loss gap is measured on; 0 = none
+    watch_every: Annotated[Whole, Field(ge=1)] | None = None  # images between two such measures; None = as checkpoint_every
+    grids: Annotated[Whole, Field(ge=0)] | None = None  # held-out pairs that are drawn at each checkpoint; None = 4 on a GPU, else 0
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the weights. Keys younger than the first release count where they are set, so that runs trained before keep their names."""
-        young = {"connect", "unlock", "unlock_lr", "min_snr", "ema"}
+        young = {"connect", "unlock", "unlock_lr", "min_snr", "ema", "precision", "compile", "optimizer", "flip", "join", "gpus"}
         usual = {key for key in young if getattr(self, key) == type(self).model_fields[key].default}
-        return self.model_dump(exclude=usual | {"gradient_checkpointing"})
+        return self.model_dump(exclude=usual | {"gradient_checkpointing", "held_out", "watch_every", "grids"})
 
     @model_validator(mode="after")
     def _modes_agree(self) -> "Run":
@@ -224,12 +233,36 @@ class Run(Section):
             raise ValueError(f"images ({self.images}) must be a multiple of batch ({self.batch}): set it to {enough}")
         if self.micro_batch and self.batch % self.micro_batch:
             raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
+        if self.batch % self.gpus:
+            enough = -(-self.batch // self.gpus) * self.gpus
+            raise ValueError(f"batch ({self.batch}) must be a multiple of gpus ({self.gpus}), which share it: set it to {enough}")
         return self
 
 
 class Train(Section):
     base: str
     runs: Annotated[list[Run], Field(min_length=1)]
+
+    def waits_for(self, number: int) -> int | None:
+        """The run whose ControlNet run `number` starts from: the nearest above it that trains this condition, else the first below."""
+        wanted = self.runs[number].warm_start
+        others = [*range(number - 1, -1, -1), *range(number + 1, len(self.runs))]
+        return next((other for other in others if wanted in self.runs[other].conditions), None)
+
+    @model_validator(mode="after")
+    def _warm_starts_end(self) -> "Train":
+        for number, run in enumerate(self.runs):
+            place = f"runs[{number}].warm_start"
+            if run.warm_start in run.conditions and self.waits_for(number) is None:
+                raise ValueError(
+                    f"{place}: this run trains {run.warm_start!r} itself: name a condition that another run trains, or a ControlNet's folder"
+                )
+            seen: list[int] = [number]
+            while (following := self.waits_for(seen[-1])) is not None and following not in seen:
+                seen.append(following)
+            if following == number:
+                raise ValueError(f"{place}: runs {', '.join(map(str, seen))} wait for each other in a circle: take one warm_start out")
+        return self
 
 
 class Benchmark(Section):

@@ -27,8 +27,8 @@ class Progress:
         elif now - self.start > PATIENCE and now - self.spoke > EVERY:
             self.spoke = now
             rate = self.count / (now - self.start)
-            left = (self.total - self.count) / rate if rate else 0
-            print(f"{self.label:<9} {self.count} of {self.total} {self.unit}, {rate:.1f}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            ahead = f", {rate:.1f}/s, {duration((self.total - self.count) / rate)} left" if rate > 0 else ""
+            print(f"{self.label:<9} {self.count} of {self.total} {self.unit}{ahead}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":
         return self
@@ -36,3 +36,14 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """As a person says it, to the minute where it is long: `40 s`, `12 min`, `1 h 22 min`, `3 d 4 h`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

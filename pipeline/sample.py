@@ -24,6 +24,9 @@ class Settings:
     steps: int = 20
     guidance: float = 7.5
     scale: float = 1.0  # of the ControlNet's residuals
+    guess: bool = False  # the hint leads instead of the prompt
+    start: float = 0.0  # shares of the steps between which the ControlNet works
+    end: float = 1.0
     resolution: int = 512
     protocol: str = "cn10"
 
@@ -31,7 +34,7 @@ class Settings:
 def sample(
     checkpoint: Path,  # a ControlNet in the diffusers layout: step-…/<condition> of a run, or anyone's
     image: Path,
-    prompt: str,
+    prompt: str,  # "" with settings.guess: then the hint alone says what to draw
     out: Path,  # a PNG; the hint is written beside it
     *,
     condition: str | None,  # None: as the checkpoint's folder is called
@@ -43,6 +46,8 @@ def sample(
     from train import base as bases
     from train import sample as sampling
 
+    if not 0 <= settings.start < settings.end <= 1:
+        raise MillError(f"--start and --end are shares of the steps, 0 <= start < end <= 1, not {settings.start} and {settings.end}.")
     hint = _hint(image, condition or checkpoint.name, is_hint, settings)
     try:
         loaded = load_base(base or _recorded_base(checkpoint), ("unet", "vae", "text_encoder"), device())
@@ -52,6 +57,7 @@ def sample(
     made = sampling.generate(
         loaded, net, hints=hint[None], text=bases.encode_text(loaded, [prompt]), empty_text=bases.encode_text(loaded, [""])[0],
         seeds=[settings.seed], height=hint.shape[0], width=hint.shape[1], steps=settings.steps, guidance=settings.guidance, scale=settings.scale,
+        guess=settings.guess, start=settings.start, end=settings.end,
     )[0]  # fmt: skip
     beside = out.with_name(f"{out.stem}.hint.png")
     for path, pixels in ((out, made), (beside, hint)):

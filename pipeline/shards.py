@@ -16,7 +16,7 @@ from pipeline.workspace import fingerprint, sha256_file, stopping, write_whole
 FOOTER = b"controlmill"
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)  # what reading a damaged file raises
 REMEDY = "`controlmill verify WORKSPACE --repair` takes it out of the catalog, and the next run makes it again."
-ROWS_A_GROUP = 32  # one picture can be read without the whole shard
+GROUP_ROWS, GROUP_BYTES = 32, 2**20  # at most, of a row group: what is read for one row; training reads them in no order
 
 IMAGES = pa.schema([
     ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()),
@@ -35,6 +35,8 @@ LATENTS = pa.schema([
     ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("caption", pa.string()),
     ("mean", pa.binary()), ("std", pa.binary()), ("text", pa.binary()),
 ])  # fmt: skip
+MIRRORED = ("mean_mirrored", "std_mirrored", "text_mirrored")  # text only where it differs; all null where the caption forbids mirroring
+FLIPPED_LATENTS = pa.schema([*LATENTS, *((name, pa.binary()) for name in MIRRORED)])
 SAMPLES = pa.schema([
     ("image_id", pa.string()), ("hint_image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()),
     ("seed", pa.int64()), ("seconds", pa.float32()), ("image", pa.binary()),
@@ -45,7 +47,7 @@ SCORES = pa.schema([
 ])  # fmt: skip
 # in the order in which they are made
 SCHEMAS = {"images": IMAGES, "captions": CAPTIONS, "maps": MAPS, "latents": LATENTS, "samples": SAMPLES, "scores": SCORES}
-PAYLOADS = {"image", "map", "mean", "std", "text"}  # the heavy columns, which the catalog never reads
+PAYLOADS = {"image", "map", "mean", "std", "text", *MIRRORED}  # the heavy columns, which the catalog never reads
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, facts: dict
         pq.write_table(
             table,
             temporary,
-            row_group_size=ROWS_A_GROUP,
+            row_group_size=max(1, min(GROUP_ROWS, GROUP_BYTES * table.num_rows // max(1, table.nbytes))),
             compression={field.name: "zstd" if field.name in light else "none" for field in schema},
             use_dictionary=[name for name in ("status", "reason", "split", "raw_format") if name in schema.names],
             write_page_checksum=True,

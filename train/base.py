@@ -76,9 +76,16 @@ def load(
 def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
+    from transformers.utils import logging
 
     kinds: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-    return kinds[part].from_pretrained(folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # "Loading weights", in the middle of a run's own lines
+    try:
+        return kinds[part].from_pretrained(folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _load_tokenizer(folder: Path) -> Any:

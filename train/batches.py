@@ -4,13 +4,15 @@ import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from train.options import Options
 
 NOISE_STEPS = 1000  # of the diffusion process
 
@@ -27,19 +29,22 @@ class Pair:
 
 
 class Pairs(Protocol):
-    """What training reads; all pairs of one batch must be of one size."""
+    """What training reads."""
 
     @property
     def ids(self) -> Sequence[str]: ...  # image ids, in the order of __getitem__
     @property
+    def sizes(self) -> Sequence[tuple[int, int]]: ...  # (h, w) of the latents, in the same order, known without reading them
+    @property
     def empty_text(self) -> NDArray[np.float32]: ...  # [T, D] of ""
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Pair: ...
+    def mirrored(self, i: int) -> Pair: ...  # of the image seen in a mirror, hints too; asked for only where options.flip is above 0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A logical batch; the same noise, timesteps and prompt drops serve every condition."""
+    """Pairs of one size; the same noise, timesteps and prompt drops serve every condition."""
 
     image_ids: tuple[str, ...]
     epochs: tuple[int, ...]
@@ -48,7 +53,14 @@ class Batch:
     timesteps: Tensor  # [B] int64, 0..999
     text: Tensor  # [B, T, D] float32, the empty prompt where dropped
     dropped: Tensor  # [B] bool
-    hints: dict[str, Tensor]  # by condition: [B, C, 8h, 8w] uint8
+    mirrored: Tensor  # [B] bool
+    hints: dict[str, Tensor]  # by condition: [B, C, 8h, 8w] uint8, channels_last
+
+    def pinned(self) -> "Batch":
+        """In memory that a GPU copies from while the host goes on."""
+        names = ("latents", "noise", "timesteps", "text")
+        pinned: dict[str, Any] = {name: getattr(self, name).pin_memory() for name in names}
+        return replace(self, **pinned, hints={condition: hint.pin_memory() for condition, hint in self.hints.items()})
 
 
 def draws(seed: int, *key: str | int) -> np.random.Generator:
@@ -57,51 +69,84 @@ def draws(seed: int, *key: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
-def position(n: int, seed: int, counter: int) -> tuple[int, int]:  # images seen so far => epoch, index of the next pair
-    """Every epoch is its own permutation of all n pairs."""
-    epoch, offset = divmod(counter, n)
-    return epoch, int(_permutation(n, seed, epoch)[offset])
+def order(
+    sizes: Sequence[tuple[int, int]],  # of all n pairs
+    seed: int,
+    epoch: int,
+    batch: int,
+) -> NDArray[np.int64]:  # [n] indices
+    """Every epoch is its own permutation. Where sizes differ, its whole batches are of one size each, and come in no order of sizes.
+
+    What each size leaves over fills the mixed batches at the two ends of the epoch: the rest of the batch that the epoch before began,
+    and its own last ones.
+    """
+    shuffled = draws(seed, "order", epoch).permutation(len(sizes))
+    kinds = {size: kind for kind, size in enumerate(sorted(set(sizes)))}
+    if len(kinds) == 1:
+        return shuffled
+    kind_of = np.array([kinds[size] for size in sizes])[shuffled]
+    whole, left = [], []
+    for kind in range(len(kinds)):
+        members = shuffled[kind_of == kind]
+        cut = len(members) // batch * batch
+        whole += list(members[:cut].reshape(-1, batch))
+        left += list(members[cut:])
+    head = min(-epoch * len(sizes) % batch, len(sizes))
+    while len(left) < head:
+        left += list(whole.pop())
+    between = [whole[i] for i in draws(seed, "batches", epoch).permutation(len(whole))]
+    return np.array([*left[:head], *(index for chunk in between for index in chunk), *left[head:]], dtype=np.int64)
 
 
-@functools.lru_cache(maxsize=4)
-def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return draws(seed, "order", epoch).permutation(n)
+class Order:
+    """The place of each image in the run: a function of the counter, with the orders of the last epochs kept."""
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], seed: int, batch: int) -> None:
+        self.n = len(sizes)
+        self._epoch = functools.lru_cache(maxsize=4)(lambda epoch: order(sizes, seed, epoch, batch))
+
+    def __getitem__(self, counter: int) -> tuple[int, int]:  # images seen so far => epoch, index of the next pair
+        epoch, offset = divmod(counter, self.n)
+        return epoch, int(self._epoch(epoch)[offset])
 
 
 def batch_at(
     pairs: Pairs,
     conditions: Sequence[str],
-    counter: int,  # images seen before this batch
+    places: Sequence[tuple[int, int]],  # (epoch, index) of each pair
+    options: Options,
     *,
-    size: int,
-    seed: int,
-    prompt_drop: float,  # 0..1
     scaling_factor: float,  # of the VAE
-) -> Batch:
-    """Prompt drop is chosen here, each epoch anew, and never baked into a cache."""
-    places = [position(len(pairs), seed, counter + i) for i in range(size)]
-    rows = [pairs[index] for _, index in places]
-    epochs = [epoch for epoch, _ in places]
-    shapes = {row.mean.shape for row in rows}
-    if len(shapes) > 1:
-        raise ValueError(f"a batch mixes latents of {len(shapes)} sizes ({sorted(shapes)}): train on images of one size (fit: crop)")
-    latents, noise, timesteps, texts, dropped = [], [], [], [], []
-    for row, epoch in zip(rows, epochs, strict=True):
-        key = (epoch, row.image_id)
-        eps = draws(seed, *key, "posterior").standard_normal(row.mean.shape, dtype=np.float32)
+) -> tuple[Batch, ...]:  # one of each size among them
+    """Prompt drop and flip are chosen here, each epoch anew, and never baked into a cache."""
+    by_size: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for place in places:
+        by_size.setdefault(pairs.sizes[place[1]], []).append(place)
+    return tuple(_batch(pairs, conditions, members, options, scaling_factor) for members in by_size.values())
+
+
+def _batch(pairs: Pairs, conditions: Sequence[str], places: Sequence[tuple[int, int]], options: Options, scaling_factor: float) -> Batch:
+    rows, latents, noise, timesteps, texts, dropped, mirrored = [], [], [], [], [], [], []
+    for epoch, index in places:
+        key = (options.seed, epoch, pairs.ids[index])
+        mirrored.append(bool(options.flip and draws(*key, "flip").random() < options.flip))
+        row = pairs.mirrored(index) if mirrored[-1] else pairs[index]
+        eps = draws(*key, "posterior").standard_normal(row.mean.shape, dtype=np.float32)
         latents.append((row.mean + row.std * eps) * np.float32(scaling_factor))
-        noise.append(draws(seed, *key, "noise").standard_normal(row.mean.shape, dtype=np.float32))
-        timesteps.append(int(draws(seed, *key, "timestep").integers(NOISE_STEPS)))
-        dropped.append(bool(draws(seed, *key, "prompt").random() < prompt_drop))
+        noise.append(draws(*key, "noise").standard_normal(row.mean.shape, dtype=np.float32))
+        timesteps.append(int(draws(*key, "timestep").integers(NOISE_STEPS)))
+        dropped.append(bool(draws(*key, "prompt").random() < options.prompt_drop))
         texts.append(pairs.empty_text if dropped[-1] else row.text)
+        rows.append(row)
     return Batch(
         image_ids=tuple(row.image_id for row in rows),
-        epochs=tuple(epochs),
+        epochs=tuple(epoch for epoch, _ in places),
         latents=torch.from_numpy(np.stack(latents)),
         noise=torch.from_numpy(np.stack(noise)),
         timesteps=torch.tensor(timesteps, dtype=torch.int64),
         text=torch.from_numpy(np.stack(texts).astype(np.float32, copy=False)),
         dropped=torch.tensor(dropped),
+        mirrored=torch.tensor(mirrored),
         hints={condition: _hints(rows, condition) for condition in conditions},
     )
 
@@ -109,26 +154,30 @@ def batch_at(
 def batches(
     pairs: Pairs,
     conditions: Sequence[str],
-    counters: range,  # the counter before each batch
+    counters: range,  # images seen before each logical batch
+    options: Options,
     *,
-    workers: int,  # threads that read ahead; 0 = none
-    seed: int,
-    prompt_drop: float,
     scaling_factor: float,
-) -> Iterator[Batch]:
-    """Reading ahead can't change a batch, since each is a function of its counter alone."""
-    make = functools.partial(
-        batch_at, pairs, conditions, size=counters.step, seed=seed, prompt_drop=prompt_drop, scaling_factor=scaling_factor
-    )
-    if not workers:
+    share: slice = slice(None),  # rows of each logical batch that this process takes
+    pin: bool = False,
+) -> Iterator[tuple[Batch, ...]]:
+    """Reading ahead in threads can't change a batch, since each is a function of its counter alone."""
+    places = Order(pairs.sizes, options.seed, options.batch)
+
+    def make(counter: int) -> tuple[Batch, ...]:
+        mine = [places[counter + i] for i in range(options.batch)][share]
+        made = batch_at(pairs, conditions, mine, options, scaling_factor=scaling_factor)
+        return tuple(batch.pinned() for batch in made) if pin else made
+
+    if not options.workers:
         yield from map(make, counters)
         return
-    with ThreadPoolExecutor(workers, thread_name_prefix="batches") as pool:
-        ahead: list[Future[Batch]] = []
+    with ThreadPoolExecutor(options.workers, thread_name_prefix="batches") as pool:
+        ahead: list[Future[tuple[Batch, ...]]] = []
         try:
             for counter in counters:
                 ahead.append(pool.submit(make, counter))
-                if len(ahead) > workers + 1:
+                if len(ahead) > options.workers + 1:
                     yield ahead.pop(0).result()
             while ahead:
                 yield ahead.pop(0).result()
@@ -145,4 +194,4 @@ def _hints(rows: list[Pair], condition: str) -> Tensor:
         found, wanted = row.hints[condition], (*(8 * n for n in row.mean.shape[1:]), rows[0].hints[condition].shape[-1])
         if found.dtype != np.uint8 or found.shape != wanted:
             raise ValueError(f"hint {condition} of image {row.image_id} must be uint8 {wanted}, not {found.dtype} {found.shape}")
-    return torch.from_numpy(np.stack([row.hints[condition] for row in rows])).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack([row.hints[condition] for row in rows])).permute(0, 3, 1, 2)

@@ -41,7 +41,7 @@ def save(
     meta: dict[str, Any],  # has images and step; this adds the files
 ) -> Checkpoint:
     """Written under a temporary name, flushed to disk, renamed: a kill at any moment leaves the previous checkpoint whole."""
-    final = out / f"step-{meta['step']:08d}"
+    final = out / name_of(meta["step"])
     work = out / f"{TEMPORARY}{final.name}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     for name, model in models.items():
@@ -64,6 +64,10 @@ def save(
     for old in _folders(out)[:-KEEP]:
         _discard(old)
     return Checkpoint(final, meta["images"], meta["step"], meta)
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def newest(out: Path) -> Checkpoint | None:
@@ -133,20 +137,25 @@ def weights_hash(folder: Path) -> str:  # 16 hex
 
 
 def optimizer_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, torch.Tensor]:
-    """`<parameter>.<state>`, by name, so that no pickle and no parameter order is involved."""
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    states = optimizer.state_dict()["state"]
-    return {f"{names[i]}.{key}": value.contiguous() for i, state in states.items() for key, value in state.items()}
+    """`<parameter>.<state>`, by name, so that no pickle and no parameter order is involved; an int becomes an int64 tensor without axes."""
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()  # what parameters share, such as the code book of an 8-bit optimizer, is written for each: a file can't share
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensor = torch.tensor(value) if isinstance(value, int) else value.contiguous()
+            tensors[f"{name}.{key}"] = tensor.clone() if tensor.data_ptr() in seen else tensor
+            seen.add(tensor.data_ptr())
+    return tensors
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> None:
     """The reverse of optimizer_tensors; a parameter that never had a gradient has no state."""
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     index = {name: i for i, name in enumerate(names)}
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    state: dict[int, dict[str, torch.Tensor | int]] = {}
     for name, tensor in load_file(folder / OPTIMIZER).items():
         parameter, key = name.rsplit(".", 1)
-        state.setdefault(index[parameter], {})[key] = tensor
+        state.setdefault(index[parameter], {})[key] = int(tensor) if tensor.ndim == 0 and tensor.dtype == torch.int64 else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

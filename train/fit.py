@@ -1,49 +1,48 @@
 """The training loop: one function, top to bottom; one counter of images seen is the truth."""
 
+import contextlib
 import dataclasses
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from train import checkpoint, learner
+from train import checkpoint, learner, meter, precision
 from train.base import Base, noise_levels
-from train.batches import Pairs, batches
+from train.batches import Batch, Pairs, batches
 from train.checkpoint import Checkpoint
-from train.halves import decode_half, encode_half
-from train.loss import noisy_and_target, timestep_weights
 from train.options import OPERATIONAL
 from train.options import Options as Options  # `train.fit` is the door to training
+from train.ranks import ALONE, Ranks
+from train.step import Network, Room, gradients
+from train.unlocked import FOLDER as UNET
+from train.watch import Watch
 from train.window import Window
-
-LOG = "train.jsonl"
 
 
 def fit(
-    base: Base,  # with its unet, float32; never changed, also where it is unlocked: then a copy of it trains
+    base: Base,  # with its unet, float32; never changed, also where it is unlocked: then a copy of it trains. With its vae where grids are drawn
     pairs: Pairs,
     conditions: list[str],  # K of them train together; one is the ordinary case
     options: Options,
-    out: Path,  # the run's own folder: step-*/ and train.jsonl
+    out: Path,  # the run's own folder, the same for all ranks: step-*/, train.jsonl, grids/, tensorboard/
     *,
     warm_start: dict[str, Path] | None = None,  # condition -> ControlNet in the diffusers layout to start from
+    held_out: Pairs | None = None,  # pairs that never train: the loss gap is measured on them; None = it is not
     log: Callable[[dict[str, Any]], None] = lambda row: None,  # gets every row of train.jsonl
     device: str = "cpu",
+    ranks: Ranks = ALONE,  # all of them call this with the same arguments
 ) -> Checkpoint:
     """Trains, or goes on from the newest complete checkpoint in `out`: the result is the same, bit for bit."""
-    if options.unlock != "none" and len(conditions) > 1:
-        raise ValueError(f"{' and '.join(conditions)} share one locked base: with unlock: {options.unlock} train each in a run of its own")
-    if not len(pairs):
-        raise ValueError(f"no pairs to train {', '.join(conditions)} on: loosen `select` or add images")
-    if base.dtype != torch.float32:
-        raise ValueError("training needs the base in float32 for now: load it with dtype=torch.float32")
+    check(base, pairs, conditions, options)
+    share = ranks.share(options.batch)
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint.sweep(out)
+    if ranks.writes:
+        checkpoint.sweep(out)
     identity = run_identity(base, pairs, conditions, options, warm_start)
     done = checkpoint.newest(out)
     if done is not None:
@@ -52,76 +51,99 @@ def fit(
             return done
 
     # Everything is built before the first step, so that what is wrong shows at once.
-    unet = base.unet.to(device)
-    alphas = noise_levels(base).to(device)
-    micro, again = options.micro_batch or options.batch, options.gradient_checkpointing
+    meter.reset_peak(device)
     hints = pairs[0].hints
+    channels = [hints[condition].shape[-1] if condition in hints else 3 for condition in conditions]
     learners = {
         condition: learner.build(
-            unet, condition, options, device=device, hint_channels=hints[condition].shape[-1] if condition in hints else 3,
-            warm=(warm_start or {}).get(condition), done=done,
+            base.unet, condition, options, device=device, hint_channels=count, warm=(warm_start or {}).get(condition), done=done
         )
-        for condition in conditions
-    }  # fmt: skip
-    if options.unlock != "none":
-        unet = learners[conditions[0]].unet
+        for condition, count in zip(conditions, channels, strict=True)
+    }
+    controlnets = {condition: one.compute[condition] for condition, one in learners.items()}
+    unlocked = None if options.unlock == "none" else learners[conditions[0]].compute[f"{conditions[0]}/{UNET}"]
+    unet = precision.locked(base.unet, options.precision, device) if unlocked is None else unlocked
+    network = Network(unet, cast(Any, controlnets), noise_levels(base).to(device), base.scheduler)
+    network = network.compiled() if options.compile else network
+    room = Room(options.micro_batch or options.batch // ranks.count, options.join)
+    room = Room(**done.meta["room"]) if done is not None and "room" in done.meta else room
     images, step, seconds = (done.images, done.step, float(done.meta["seconds"])) if done is not None else (0, 0, 0.0)
-    truncate_log(out / LOG, images)
+    watcher = (
+        Watch(base, unet, held_out, conditions, options, out, images, like=pairs[0], device=device, processes=ranks.count)
+        if ranks.writes
+        else None
+    )
 
     # What the device has computed since the last log row; read back only then, so that no step waits for the host.
-    window = Window(conditions)
-    clock = time.monotonic()
-    reader = batches(
-        pairs, conditions, range(images, options.images, options.batch), workers=options.workers, seed=options.seed,
-        prompt_drop=options.prompt_drop, scaling_factor=base.scaling_factor,
-    )  # fmt: skip
-    result = done
-    for batch in reader:
-        for condition in conditions:
-            learner.forget_gradients(learners[condition])
-        for part in range(0, options.batch, micro):
-            rows = slice(part, part + micro)
-            latents, noise, timesteps, text = (
-                tensor[rows].to(device, non_blocking=True) for tensor in (batch.latents, batch.noise, batch.timesteps, batch.text)
-            )
-            noisy, target = noisy_and_target(latents, noise, alphas[timesteps], base.scheduler)
-            with torch.set_grad_enabled(options.unlock == "all"):
-                skips, mid, emb = encode_half(unet, noisy, timesteps, text, recompute=again)
-            for condition in conditions:
-                hint = batch.hints[condition][rows].to(device, non_blocking=True).float() / 255
-                downs, middle = learners[condition].controlnet(noisy, timesteps, text, hint, recompute=again)
-                residuals = (downs if options.connect == "full" else None, middle)
-                prediction = decode_half(unet, skips, mid, emb, text, residuals, recompute=again)
-                losses = (prediction - target).square().mean(dim=(1, 2, 3))
-                if options.min_snr is not None:
-                    losses = losses * timestep_weights(alphas[timesteps], base.scheduler, options.min_snr)
-                (losses.sum() / options.batch).backward()
-                window.losses[condition].append(losses.detach())
-        for condition in conditions:
-            window.norms[condition].append(learner.step(learners[condition], options, seen=images))
+    window, clock, result = Window(conditions, ranks), time.monotonic(), done
+    counters = range(images, options.images, options.batch)
+    pin = device.startswith("cuda")
+    for parts in batches(pairs, conditions, counters, options, scaling_factor=base.scaling_factor, share=share, pin=pin):
+        losses, room = gradients_in_room(network, parts, options, room, list(learners.values()), ranks)
+        norms = {condition: learner.step(one, options, seen=images, ranks=ranks) for condition, one in learners.items()}
+        window.add(tuple(name for part in parts for name in part.image_ids), losses, norms)
         images, step = images + options.batch, step + 1
-        window.batches.append(batch)
 
         save_now = images >= options.images or crossed(images, options.batch, options.checkpoint_every)
-        if save_now or crossed(images, options.batch, options.log_every):
-            facts = window.read(step, options.batch)  # the one wait for the device; raises where a number is not finite
-            seconds, spent, clock = seconds + time.monotonic() - clock, time.monotonic() - clock, time.monotonic()
-            row = {"images": images, "step": step, **facts, "lr": options.lr}
-            row |= {"images_per_second": len(window.batches) * options.batch / spent, "seconds": seconds}
-            with (out / LOG).open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            log(row)
-            window = Window(conditions)
+        watch_now = save_now or crossed(images, options.batch, options.watch_every or options.checkpoint_every)
+        if save_now or watch_now or crossed(images, options.batch, options.log_every):
+            facts = window.read(step)  # the one wait for the device; raises where a number is not finite
+            spent, steps = time.monotonic() - clock, len(window.images)
+            seconds, speed, window = seconds + spent, steps * options.batch / spent, Window(conditions, ranks)
+            row: dict[str, Any] = {"images": images, "step": step, **facts, "lr": options.lr}
+            row |= {"images_per_second": speed, "seconds": seconds}
+            row |= {"seconds_left": (options.images - images) / speed, "peak_memory": meter.peak_memory(device)}
+            row |= {"micro_batch": room.micro, "joined": room.join}
+            if watcher is not None:
+                log(watcher.write(row, network.unet, controlnets, speed, measure=watch_now, draw=save_now))
             if save_now:
-                counters = {"images": images, "step": step, "seconds": seconds, "loss": facts["loss"]}
-                models: dict[str, nn.Module] = {}
-                optimizers: dict[str, torch.optim.Optimizer] = {}
-                for one in learners.values():
-                    models |= one.models | one.averages
-                    optimizers |= one.optimizers
-                result = checkpoint.save(out, models, optimizers, identity | counters)
+                counted = {"images": images, "step": step, "seconds": seconds, "loss": facts["loss"], "room": dataclasses.asdict(room)}
+                result = save(out, list(learners.values()), identity | counted | {"ranks": ranks.count, "device": device}, ranks)
+            clock = time.monotonic()
     assert result is not None
     return result
+
+
+def gradients_in_room(
+    network: Network, parts: tuple[Batch, ...], options: Options, room: Room, learners: list[learner.Learner], ranks: Ranks
+) -> tuple[dict[str, Tensor], Room]:
+    """One logical batch, begun again with a smaller room where memory runs out: nothing has been learned from it by then."""
+    while True:
+        for one in learners:
+            learner.forget_gradients(one)
+        losses = None
+        with contextlib.suppress(torch.OutOfMemoryError):  # handled below, where its traceback no longer holds that pass's tensors
+            losses = gradients(network, parts, options, room)
+        if not ranks.any(losses is None, str(network.alphas.device)) and losses is not None:
+            return losses, room
+        room = room.smaller()
+        for one in learners:
+            learner.forget_gradients(one)
+        torch.cuda.empty_cache()
+
+
+def save(out: Path, learners: list[learner.Learner], meta: dict[str, Any], ranks: Ranks) -> Checkpoint:
+    """By the first rank, once all ranks were seen to hold the same weights."""
+    models: dict[str, nn.Module] = {}
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    for one in learners:
+        models |= one.models | one.averages
+        optimizers |= one.optimizers
+    ranks.check_equal(models, meta["images"])
+    if ranks.writes:
+        made = checkpoint.save(out, models, optimizers, meta)
+    ranks.wait()
+    return made if ranks.writes else checkpoint.read(out / checkpoint.name_of(meta["step"]))
+
+
+def check(base: Base, pairs: Pairs, conditions: list[str], options: Options) -> None:
+    """What can't be trained, before anything is built."""
+    if options.unlock != "none" and len(conditions) > 1:
+        raise ValueError(f"{' and '.join(conditions)} share one locked base: with unlock: {options.unlock} train each in a run of its own")
+    if not len(pairs):
+        raise ValueError(f"no pairs to train {', '.join(conditions)} on: loosen `select` or add images")
+    if base.dtype != torch.float32:
+        raise ValueError("training starts from the base in float32 (load it with dtype=torch.float32): `precision` says how it computes")
 
 
 def crossed(images: int, batch: int, every: int) -> bool:
@@ -158,20 +180,3 @@ def check_same_run(done: Checkpoint, identity: dict[str, Any]) -> None:
     changed += [f"options.{name}" for name in settled if before["options"].get(name, usual[name]) != now["options"][name]]
     if changed:
         raise ValueError(f"{done.path} was trained with other {', '.join(changed)}: give this run another folder, or delete that one")
-
-
-def truncate_log(path: Path, images: int) -> None:
-    """Rows beyond the checkpoint belong to steps that are now done again; a torn last line goes with them."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["images"] <= images:
-            kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)

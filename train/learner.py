@@ -8,25 +8,25 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn, optim
 
-from train import average, checkpoint, unlocked
+from train import average, checkpoint, optimizer, precision, unlocked
 from train.batches import draws
 from train.controlnet import ControlNet
 from train.options import Options
+from train.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
 class Learner:
     """Keys are folders of a checkpoint: `<condition>`, `<condition>/unet`, and for averages `<condition>/ema` and `<condition>/ema/unet`."""
 
-    controlnet: ControlNet
-    unet: Any  # UNet2DConditionModel: the base, or the copy of it that trains too
-    models: dict[str, nn.Module]  # those that train
+    models: dict[str, nn.Module]  # float32: those that learn
+    compute: dict[str, nn.Module]  # what runs for each of `models`: itself, or its bf16 twin
     optimizers: dict[str, optim.Optimizer]  # of `models`
     averages: dict[str, nn.Module]  # of `models` in the same order; empty without ema
 
 
 def build(
-    unet: Any,  # the base's, on the device
+    unet: Any,  # the base's, float32
     condition: str,
     options: Options,
     *,
@@ -38,9 +38,11 @@ def build(
     """As the run began, or exactly as its checkpoint was left."""
     folder = done.path / condition if done is not None else warm
     controlnet = initial_controlnet(unet, condition, options.seed, warm, hint_channels)
+    if options.connect == "middle":  # also after a warm start from a full one, so that what samples adds what was trained and no more
+        for parameter in controlnet.controlnet_down_blocks.parameters():
+            nn.init.zeros_(parameter)
     if done is not None:
         controlnet = checkpoint.load_controlnet(done.path / condition, unet)
-    controlnet = controlnet.to(device)
     models: dict[str, nn.Module] = {condition: controlnet}
     if options.unlock != "none":
         unet = unlocked.unlocked_copy(unet, options.unlock)
@@ -52,11 +54,12 @@ def build(
             f"warm_start {warm} was trained with an unlocked base, {warm / unlocked.FOLDER}, which this run would ignore: set unlock to decoder "
             "or all to go on from both"
         )
+    models = {name: model.to(device) for name, model in models.items()}
     optimizers: dict[str, optim.Optimizer] = {}
     averages: dict[str, nn.Module] = {}
     for name, model in models.items():
         lr = options.lr if name == condition or options.unlock_lr is None else options.unlock_lr
-        optimizers[name] = optim.AdamW(learning(model), lr=lr, weight_decay=options.weight_decay, fused=True)
+        optimizers[name] = optimizer.make(learning(model), options, lr)
         if done is not None:
             checkpoint.load_optimizer(done.path / name, model, optimizers[name])
         if options.ema is not None:
@@ -64,7 +67,8 @@ def build(
             averages[mean] = average.start(model)
             if done is not None:
                 averages[mean].load_state_dict(load_file(done.path / mean / checkpoint.WEIGHTS))
-    return Learner(controlnet, unet, models, optimizers, averages)
+    compute = {name: precision.twin(model, options.precision) for name, model in models.items()}
+    return Learner(models, compute, optimizers, averages)
 
 
 def initial_controlnet(unet: Any, condition: str, seed: int, warm: Path | None, hint_channels: int = 3) -> ControlNet:
@@ -85,8 +89,8 @@ def learning(model: nn.Module) -> list[nn.Parameter]:
 
 
 def forget_gradients(learner: Learner) -> None:
-    for optimizer in learner.optimizers.values():
-        optimizer.zero_grad(set_to_none=True)
+    for model in (*learner.models.values(), *learner.compute.values()):
+        model.zero_grad(set_to_none=True)
 
 
 def step(
@@ -94,13 +98,16 @@ def step(
     options: Options,
     *,
     seen: int,  # images before this step
+    ranks: Ranks = ALONE,
 ) -> Tensor:  # scalar on the device: the norm of the whole gradient before clipping
     """One loss has one gradient, so the ControlNet and an unlocked base are clipped together."""
     limit = options.clip if options.clip is not None else float("inf")
     parameters = [parameter for model in learner.models.values() for parameter in learning(model)]
+    ranks.sum_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, limit)
-    for optimizer in learner.optimizers.values():
-        optimizer.step()
+    for name, each in learner.optimizers.items():
+        each.step()
+        precision.refresh(learner.compute[name], learner.models[name])
     if options.ema is not None:
         for mean, model in zip(learner.averages.values(), learner.models.values(), strict=True):
             average.follow(mean, model, options.ema, seen, options.batch)

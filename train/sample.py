@@ -16,7 +16,9 @@ from train.base import Base, decode_latents
 from train.batches import draws
 from train.checkpoint import load_controlnet
 from train.controlnet import ControlNet
-from train.halves import decode_half, encode_half
+from train.halves import Residuals, decode_half, encode_half
+
+CONTROL_POINTS = 13  # the twelve skips, then the middle
 
 
 def load_trained(
@@ -38,7 +40,7 @@ def generate(
     controlnet: ControlNet | None,  # None = the base alone
     *,
     hints: NDArray[np.uint8] | None,  # NHWC at height x width, RGB or what it was trained on; None only without a ControlNet
-    text: NDArray[np.float32],  # [N, T, D] of the captions
+    text: NDArray[np.float32],  # [N, T, D] of the captions; with `guess` it may be that of ""
     empty_text: NDArray[np.float32],  # [T, D] of ""
     seeds: list[int],  # one per sample
     noise_keys: list[str] | None = None,  # one per sample, e.g. image ids: then the noise belongs to (seed, key). None = to the seed
@@ -47,11 +49,16 @@ def generate(
     steps: int = 20,
     guidance: float = 7.5,  # 1 = off, at half the cost
     scale: float = 1.0,  # of the ControlNet's residuals
+    guess: bool = False,  # the hint leads instead of the prompt: the unconditional branch gets no control, fine residuals get less of it
+    start: float = 0.0,  # the share of the steps from which on the ControlNet works
+    end: float = 1.0,  # ... and up to which
 ) -> NDArray[np.uint8]:  # NHWC RGB
-    """DDIM without added noise; both branches of the guidance see the hint, as in the released code."""
+    """DDIM without added noise; both branches of the guidance see the hint, as in the released code, unless it is to guess."""
     from diffusers import DDIMScheduler
 
     _check(controlnet, hints, text, seeds, noise_keys, height, width)
+    if not 0 <= start < end <= 1:
+        raise ValueError(f"start and end are shares of the steps, 0 <= start < end <= 1, not {start} and {end}")
     unet, device, dtype = base.unet, base.device, base.dtype
     scheduler: Any = DDIMScheduler.from_config(base.scheduler, clip_sample=False)
     scheduler.set_timesteps(steps)
@@ -59,22 +66,36 @@ def generate(
     texts = torch.from_numpy(np.array(text)).to(device, dtype)
     if guidance != 1.0:
         texts = torch.cat([torch.from_numpy(np.array(empty_text)).to(device, dtype).expand_as(texts), texts])
+    scales = point_scales(scale, guess)
+    led = len(seeds) if guess else len(texts)  # the last rows of a pass: those that get control
     features = None
     if controlnet is not None and hints is not None:
-        controlnet = controlnet.to(device, dtype)
+        controlnet = _as_computed(controlnet, device, dtype)
         hint = torch.from_numpy(np.array(hints)).to(device).permute(0, 3, 1, 2).to(dtype) / 255
-        features = controlnet.controlnet_cond_embedding(hint).repeat(len(texts) // len(hint), 1, 1, 1)
-    for timestep in scheduler.timesteps:
+        features = controlnet.controlnet_cond_embedding(hint).repeat(led // len(hint), 1, 1, 1)
+    for number, timestep in enumerate(scheduler.timesteps):
         x = latents.repeat(len(texts) // len(latents), 1, 1, 1).to(dtype)
         t = timestep.to(device).expand(len(x))
         skips, mid, emb = encode_half(unet, x, t, texts)
-        residuals = None if controlnet is None or features is None else controlnet.residuals(x, t, texts, features, scale)
+        residuals: Residuals | None = None
+        if controlnet is not None and features is not None and start <= number / steps and (number + 1) / steps <= end:
+            downs, middle = controlnet.residuals(x[-led:], t[-led:], texts[-led:], features)
+            points = [_behind_zeros(point * share, len(x)) for point, share in zip((*downs, middle), scales, strict=True)]
+            residuals = (tuple(points[:-1]), points[-1])
         prediction = decode_half(unet, skips, mid, emb, texts, residuals).float()
         if guidance != 1.0:
             plain, prompted = prediction.chunk(2)
             prediction = plain + guidance * (prompted - plain)
         latents = scheduler.step(prediction, timestep, latents).prev_sample
     return decode_latents(base, latents)
+
+
+def point_scales(
+    scale: float,
+    guess: bool,
+) -> list[float]:  # of the twelve skips, from the finest, and of the middle
+    """A ControlNet that must guess leads by its coarse maps: a tenth at the finest, as diffusers has it; 0.825 ** (12 - i) in the released code."""
+    return [scale * 10 ** (i / (CONTROL_POINTS - 1) - 1) if guess else scale for i in range(CONTROL_POINTS)]
 
 
 def initial_noise(seeds: list[int], noise_keys: list[str] | None, height: int, width: int) -> Tensor:  # [N, 4, H/8, W/8] float32
@@ -84,6 +105,18 @@ def initial_noise(seeds: list[int], noise_keys: list[str] | None, height: int, w
         return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     keyed = [draws(seed, key, "sample").standard_normal(shape, dtype=np.float32) for seed, key in zip(seeds, noise_keys, strict=True)]
     return torch.from_numpy(np.stack(keyed))
+
+
+def _as_computed(controlnet: ControlNet, device: str, dtype: torch.dtype) -> ControlNet:
+    """Module.to works in place: one that is still training must not be rounded, or moved, by being looked at."""
+    own = controlnet.controlnet_mid_block.weight
+    if own.dtype == dtype and own.device.type == torch.device(device).type:
+        return controlnet
+    return copy.deepcopy(controlnet).to(device, dtype)
+
+
+def _behind_zeros(residual: Tensor, rows: int) -> Tensor:
+    return residual if len(residual) == rows else torch.cat([torch.zeros_like(residual), residual])
 
 
 def _check(

@@ -1,9 +1,11 @@
 """What the device computed since the last log row, read back only then: no training step waits for the host."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from train.batches import Batch
+from train.ranks import ALONE, Ranks
 
 
 class NotFinite(RuntimeError):
@@ -11,26 +13,36 @@ class NotFinite(RuntimeError):
 
 
 class Window:
-    """Numbers still on the device, with the batches they came from."""
+    """Numbers still on the device, with the images they came from."""
 
-    def __init__(self, conditions: list[str]) -> None:
-        self.losses: dict[str, list[Tensor]] = {condition: [] for condition in conditions}  # one [b] per micro-batch
-        self.norms: dict[str, list[Tensor]] = {condition: [] for condition in conditions}  # one scalar per step
-        self.batches: list[Batch] = []
+    def __init__(self, conditions: list[str], ranks: Ranks = ALONE) -> None:
+        self.losses: dict[str, list[Tensor]] = {condition: [] for condition in conditions}  # one [b] per step: this rank's images
+        self.norms: dict[str, list[Tensor]] = {condition: [] for condition in conditions}  # one scalar per step, of all ranks
+        self.images: list[tuple[str, ...]] = []  # ids of each step's images
+        self.ranks = ranks
 
-    def read(self, step: int, size: int) -> dict[str, dict[str, float]]:
-        """Means of the window; a number that is not finite is traced to its step and its images."""
-        losses = {condition: torch.cat(parts).view(-1, size).double().cpu() for condition, parts in self.losses.items()}
+    def add(self, images: tuple[str, ...], losses: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> None:
+        self.images.append(images)
+        for condition in self.losses:
+            self.losses[condition].append(losses[condition])
+            self.norms[condition].append(norms[condition])
+
+    def read(self, step: int) -> dict[str, dict[str, float]]:
+        """Means of the window over all ranks; a number that is not finite is traced to its step and its images."""
+        mine = {condition: torch.stack(parts) for condition, parts in self.losses.items()}
+        losses = {condition: self.ranks.gather(values).double().cpu() for condition, values in mine.items()}
         norms = {condition: torch.stack(parts).double().cpu() for condition, parts in self.norms.items()}
-        for i, batch in enumerate(self.batches):
+        for i, images in enumerate(self.images):
             for condition in losses:
                 bad = ~losses[condition][i].isfinite()
                 if not bad.any() and norms[condition][i].isfinite():
                     continue
                 what = "loss" if bad.any() else "gradient"
-                names = [name for name, wrong in zip(batch.image_ids, bad.tolist(), strict=True) if wrong or not bad.any()]
+                here = bad[self.ranks.share(len(bad))].tolist()
+                names = [name for name, wrong in zip(images, here, strict=True) if wrong or not bad.any()]
+                whose = f"images {', '.join(names)}" if names else "an image of another process"
                 raise NotFinite(
-                    f"the {what} of {condition} is not finite at step {step - len(self.batches) + i + 1}, images {', '.join(names)}: "
+                    f"the {what} of {condition} is not finite at step {step - len(self.images) + i + 1}, {whose}: "
                     f"look at these pairs, or lower lr; the checkpoints already written are good"
                 )
         return {

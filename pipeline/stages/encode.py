@@ -1,19 +1,22 @@
 """Canonical images -> VAE moments and text embeddings of the locked base, once for all conditions."""
 
+import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import MillError, canonical, shards
+from pipeline import MillError, canonical, shards, sources
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
 from pipeline.plan import Plan
 from pipeline.stages.parts import make_missing, told
 from pipeline.workspace import fingerprint
 
-BATCH = 4
+BATCH = {"cpu": 4, "cuda": 8}  # images of one size that pass the VAE together
+LEAST_SHARE = 0.25  # of a GPU: while one job decodes and writes, three others keep it busy; a VAE in bf16 leaves room for that
 RANDOM_BASE = "random"  # `base: random`
 
 
@@ -24,7 +27,8 @@ def base_spec(plan: Plan) -> str:
     assert plan.manifest.train is not None
     spec = plan.manifest.train.base
     if spec != RANDOM_BASE:
-        return spec
+        here = Path(spec).expanduser()
+        return str(here.resolve()) if here.exists() else spec  # workers may stand in another folder
     folder = plan.workspace.root / "base" / RANDOM_BASE
     if not folder.exists():
         base.build_random(folder)
@@ -40,9 +44,20 @@ def base_fingerprint(spec: str) -> str:
         raise MillError(f"train.base: {error}") from error
 
 
-def latent_key(plan: Plan, base_mark: str) -> str:
+def latent_key(
+    plan: Plan,
+    base_mark: str,
+    *,
+    mirrored: bool | None = None,  # whether the shards hold mirror images too; None = as the manifest's runs need
+) -> str:
     captions = {"captions": [plan.captions.key, plan.captions.when]} if plan.captions else {}
-    return fingerprint({"base": base_mark, "image_key": plan.image_key} | captions)
+    both = {"flips": True} if (flips(plan) if mirrored is None else mirrored) else {}
+    return fingerprint({"base": base_mark, "image_key": plan.image_key} | captions | both)
+
+
+def flips(plan: Plan) -> bool:
+    """Whether some run sees mirrored images, whose latents are no mirrored latents."""
+    return plan.manifest.train is not None and any(run.flip > 0 for run in plan.manifest.train.runs)
 
 
 @functools.cache
@@ -51,6 +66,18 @@ def load_base(spec: str, parts: tuple[str, ...], device: str) -> Any:
     from train import base
 
     return base.load(spec, device=device, parts=parts)
+
+
+@functools.cache
+def load_encoders(spec: str, device: str) -> Any:
+    """On a GPU the VAE, which is nine tenths of the work and more, in bf16; what comes out is stored as float16. Texts in float32."""
+    import torch
+
+    loaded = load_base(spec, ("vae", "text_encoder"), device)
+    if device == "cpu":
+        return loaded
+    vae = loaded.vae.to(torch.bfloat16, memory_format=torch.channels_last)
+    return dataclasses.replace(loaded, vae=vae, dtype=torch.bfloat16)  # a text encoder computes as its own weights are
 
 
 def device() -> str:
@@ -72,12 +99,13 @@ def encode(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
             continue
         path = workspace.latents(key, part)
         args = {
-            "path": str(path), "images": str(workspace.images(plan.image_key, part)), "base": spec,
+            "path": str(path), "images": str(workspace.images(plan.image_key, part)), "base": spec, "flips": flips(plan),
             "captions": {row: caption for row, _, caption in members},
             "facts": {"kind": "latents", "key": key, "image_key": plan.image_key, "part": part, "made_from": shards.made_from(key, members)},
         }  # fmt: skip
         jobs[path] = Job(f"encode part {part}", args, tuple(row for row, *_ in members))
-    return told(make_missing(catalog, cluster, encode_part, jobs, label="encode", gpus=1), "images")
+    share = max(cluster.share, LEAST_SHARE) if jobs else 0
+    return told(make_missing(catalog, cluster, encode_part, jobs, label="encode", gpus=share), "images")
 
 
 CAPTIONED = """SELECT shards.part, images.row, image_id, coalesce(caption, '') FROM images JOIN shards ON shards.path = images.shard
@@ -85,27 +113,52 @@ CAPTIONED = """SELECT shards.part, images.row, image_id, coalesce(caption, '') F
 
 
 def encode_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
-    """In a worker: posterior mean and standard deviation (unscaled) and text embeddings, as float16."""
-    from train import base as bases
-
-    loaded = load_base(args["base"], ("vae", "text_encoder"), device())
-    pictures = shards.read(Path(args["images"]), ["image_id", "image"])
+    """In a worker: posterior mean and standard deviation (unscaled) and text embeddings, as float16; with flips the mirror image's too."""
+    pictures = shards.read(Path(args["images"]), ["image_id", "uri", "width", "height", "image"])
     table: list[dict[str, Any]] = [{"image_id": image_id} for image_id in pictures.column("image_id").to_pylist()]
-    alive = [row for row in rows if row not in deadly]
-    for start in range(0, len(alive), BATCH):
-        batch = alive[start : start + BATCH]
-        images = [canonical.decode(one["image"]) for one in pictures.take(batch).to_pylist()]
+    for batch in _of_one_size(pictures, [row for row in rows if row not in deadly], BATCH[device()]):
+        taken = pictures.take(batch).to_pylist()
         captions = [args["captions"][row] for row in batch]
-        text = bases.encode_text(loaded, captions)
-        moments = [bases.encode_images(loaded, image[None]) for image in images]  # one by one: sizes may differ
-        for row, caption, (mean, std), embedding in zip(batch, captions, moments, text, strict=True):
-            arrays = {"mean": mean[0], "std": std[0], "text": embedding}
-            table[row] |= {"status": "ok", "reason": "", "caption": caption} | {name: pack(array) for name, array in arrays.items()}
+        for row, caption, made in zip(batch, captions, _encoded(args["base"], taken, captions, mirror=args["flips"]), strict=True):
+            table[row] |= {"status": "ok", "reason": "", "caption": caption} | {name: pack(array) for name, array in made.items()}
     for row, reason in deadly.items():
         table[row] |= {"status": "failed", "reason": reason}
     if not probe:
-        shards.write(Path(args["path"]), table, shards.LATENTS, args["facts"])
+        shards.write(Path(args["path"]), table, shards.FLIPPED_LATENTS if args["flips"] else shards.LATENTS, args["facts"])
     return args["path"]
+
+
+def _of_one_size(pictures: Any, rows: list[int], count: int) -> Iterator[list[int]]:
+    """Rows in batches of `count`, the images of each of one size."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    heights, widths = pictures.column("height").to_pylist(), pictures.column("width").to_pylist()
+    for row in rows:
+        by_size.setdefault((heights[row], widths[row]), []).append(row)
+    for members in by_size.values():
+        yield from (members[start : start + count] for start in range(0, len(members), count))
+
+
+def _encoded(base: str, taken: list[dict[str, Any]], captions: list[str], *, mirror: bool) -> list[dict[str, np.ndarray]]:
+    """The arrays of each row; those of a mirror image are left out where the caption would be wrong of it."""
+    from train import base as bases
+
+    loaded = load_encoders(base, device())
+    images = np.stack([canonical.decode(one["image"]) for one in taken])
+    texts = [sources.mirrored_caption(one["uri"], caption) if mirror else None for one, caption in zip(taken, captions, strict=True)]
+    turned = [number for number, text in enumerate(texts) if text is not None]
+    other = [number for number in turned if texts[number] != captions[number]]
+    made: list[dict[str, np.ndarray]] = [{} for _ in taken]
+    for number, mean, std, text in zip(
+        range(len(taken)), *bases.encode_images(loaded, images), bases.encode_text(loaded, captions), strict=True
+    ):
+        made[number] |= {"mean": mean, "std": std, "text": text}
+    if turned:
+        for number, mean, std in zip(turned, *bases.encode_images(loaded, images[turned, :, ::-1]), strict=True):
+            made[number] |= {"mean_mirrored": mean, "std_mirrored": std}
+    if other:  # a scene's caption that names sides
+        for number, text in zip(other, bases.encode_text(loaded, [str(texts[number]) for number in other]), strict=True):
+            made[number]["text_mirrored"] = text
+    return made
 
 
 def pack(array: Any) -> bytes:

@@ -1,162 +1,193 @@
-"""Pairs -> ControlNets: each of the manifest's runs, one after the other, resumed where it was cut off."""
+"""Pairs -> ControlNets: all runs of the manifest are queued at once, and each is resumed where it was cut off."""
 
-import functools
+import dataclasses
 import json
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from pipeline import MillError, shards
+from pipeline import MillError
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job, JobsFailed
 from pipeline.manifest import Run
+from pipeline.pairs import DRAWN, PlannedRun, ShardPairs, planned_runs
 from pipeline.plan import Plan
-from pipeline.stages.annotate import read_annotation
-from pipeline.stages.encode import base_fingerprint, base_spec, device, latent_key, load_base, unpack
-from pipeline.workspace import Workspace, fingerprint
+from pipeline.stages.encode import RANDOM_BASE, device, load_base
+from pipeline.workspace import TEMPORARY, Workspace
 
-SMALLEST_SHARE = 0.9  # of each condition's pairs that a joint run must keep
-
-
-@dataclass(frozen=True)
-class PairAddress:
-    """Where one pair's pieces lie: shards relative to the workspace; images, maps and latents share the row."""
-
-    image_id: str
-    row: int
-    latents: str
-    maps: dict[str, str]
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    name: str  # conditions and 8 hex of everything that decides its weights
-    run: Run
-    base: str
-    base_fingerprint: str
-    pairs: list[PairAddress]
-
-
-class ShardPairs:
-    """train.batches.Pairs over shards; drawing a hint happens here, so training reads what the catalog stores."""
-
-    def __init__(self, workspace: Workspace, addresses: list[PairAddress], empty_text: np.ndarray) -> None:
-        self.workspace, self.addresses, self.empty_text = workspace, addresses, empty_text
-        self.ids = [address.image_id for address in addresses]
-        self._read = functools.lru_cache(maxsize=512)(self._read_pair)
-
-    def __len__(self) -> int:
-        return len(self.addresses)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._read(index)
-
-    def _read_pair(self, index: int) -> Any:
-        from annotate import maps
-        from train.batches import Pair
-
-        address = self.addresses[index]
-        stored = shards.read_row(self.workspace.root / address.latents, address.row, ["mean", "std", "text"])
-        hints = {}
-        for condition, shard in address.maps.items():
-            made = read_annotation(self.workspace, shard, address.row, condition)
-            assert made.map is not None  # pairs hold `ok` rows only
-            hints[condition] = maps.render(made.map)
-        return Pair(image_id=address.image_id, hints=hints, **{name: unpack(stored[name]) for name in ("mean", "std", "text")})
-
-
-def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
-    """The manifest's runs with their pairs and names; MillError where a run has nothing to train on."""
-    if plan.manifest.train is None:
-        return []
-    spec = base_spec(plan)
-    mark = base_fingerprint(spec)
-    return [_planned(plan, catalog, run, spec, mark) for run in plan.manifest.train.runs]
-
-
-def _planned(plan: Plan, catalog: Catalog, run: Run, spec: str, mark: str) -> PlannedRun:
-    key = latent_key(plan, mark)
-    latents = dict(catalog.query("SELECT part, path FROM shards WHERE kind = 'latents' AND key = ?", [key]))
-    members: dict[str, dict[str, tuple[int, int, str]]] = {}
-    for name in run.conditions:
-        rows = catalog.query("SELECT image_id, part, row, map_shard FROM pairs WHERE condition = ? AND split = 'train'", [name])
-        members[name] = {image_id: (part, row, shard) for image_id, part, row, shard in rows if part in latents}
-        if not members[name]:
-            raise MillError(
-                f"train: {name} has no pairs in the train split: `controlmill status {plan.workspace.root}` shows why; "
-                f"loosen conditions.{name}.select, or add images."
-            )
-    shared = sorted(set.intersection(*(set(rows) for rows in members.values())))
-    for name, found in members.items():
-        if len(shared) < SMALLEST_SHARE * len(found):
-            raise MillError(
-                f"train: {' + '.join(run.conditions)} share {len(shared)} pairs, under 90 % of the {len(found)} of {name}: train them apart."
-            )
-    addresses = [
-        PairAddress(
-            image_id, members[run.conditions[0]][image_id][1], latents[members[run.conditions[0]][image_id][0]],
-            {name: members[name][image_id][2] for name in run.conditions},
-        )
-        for image_id in shared
-    ]  # fmt: skip
-    identity = {
-        "base": mark, "latents": key, "run": run.identity, "pairs": shared, "version": 2,
-        "conditions": {name: plan.conditions[name].fingerprint for name in run.conditions},
-    }  # fmt: skip
-    return PlannedRun(f"{'+'.join(run.conditions)}-{fingerprint(identity)[:8]}", run, spec, mark, addresses)
+READERS = 4  # threads that read pairs ahead for a GPU
+EVERY = 10.0  # seconds between two notes in the catalog of how far a run is
 
 
 def train(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
-    told, problems = [], []
-    for planned in planned_runs(plan, catalog):
-        found = catalog.query("SELECT status, images, checkpoint FROM runs WHERE run = ?", [planned.name])
-        if found and found[0][0] == "complete" and (plan.workspace.root / found[0][2]).exists():
-            told.append(f"{planned.name} is trained")
-            continue
-        out = plan.workspace.run(planned.name)
-        args = {
-            "root": str(plan.workspace.root), "out": str(out), "base": planned.base, "run": planned.run.model_dump(),
-            "pairs": planned.pairs, "warm_start": _warm_start(plan, catalog, planned.run),
-        }  # fmt: skip
-        cores = 1 if cluster.gpus else cluster.workers
-        try:
-            cluster.run(
-                train_run, [Job(f"train {planned.name}", args, (0,))], lambda *_: None, label="train", total=planned.run.images,
-                cpus=cores, gpus=min(1, cluster.gpus), watch=functools.partial(_images_seen, out),
-            )  # fmt: skip
-        except JobsFailed as error:  # one run's failure is not the others'
-            problems.append(str(error))
-            record(plan, catalog, planned.name, reason=str(error))
-            continue
-        record(plan, catalog, planned.name)
-        told.append(f"{planned.name}: {planned.run.images} images of {len(planned.pairs)} pairs")
-    if problems:
-        raise MillError("\n".join(problems))
+    runs = planned_runs(plan, catalog)
+    done = dict(catalog.query("SELECT run, checkpoint FROM runs WHERE status = 'complete'"))
+    trained = {it.name for it in runs if it.name in done and (plan.workspace.root / done[it.name]).exists()}
+    todo = {it.name: it for it in runs if it.name not in trained}
+    told = [f"{name} is trained" for name in sorted(trained)]
+    if todo:
+        _train_all(plan, catalog, cluster, runs, todo)
+        told += [_told(it) for it in todo.values()]
     return "; ".join(told)
 
 
-def record(plan: Plan, catalog: Catalog, name: str, reason: str = "") -> None:
-    """What the run's newest checkpoint says, in the catalog."""
+def _told(it: PlannedRun) -> str:
+    watched = min(it.run.held_out, len(it.held_out))
+    why = "; no loss gap: the validation split has no pairs" if it.run.held_out and not watched else ""
+    return f"{it.name}: {it.run.images} images of {len(it.pairs)} pairs{why}"
+
+
+def _train_all(plan: Plan, catalog: Catalog, cluster: Cluster, runs: list[PlannedRun], todo: dict[str, PlannedRun]) -> None:
+    """Every run goes to the cluster at once and begins when its GPUs are free; one that fails does not stop the others."""
+    gpus, where = cluster.gpus, cluster.device
+    jobs = [_job(plan, catalog, runs, number, todo) for number, it in enumerate(runs) if todo.get(it.name) is it]
+    for number, it in enumerate(runs):
+        if gpus and it.run.gpus > gpus:
+            raise MillError(
+                f"train.runs[{number}].gpus is {it.run.gpus}, and the cluster has {gpus}: lower it, or join a larger one with --address."
+            )
+    states = dict.fromkeys(todo, "queued")
+    before = {name: _images_kept(plan, name) for name in todo}
+    seen = dict(before)
+    spoke = dict.fromkeys(todo, time.monotonic())
+
+    def note(name: str, state: str, reason: str = "") -> None:
+        states[name], spoke[name] = state, time.monotonic()
+        record(plan, catalog, name, state, reason, planned=todo[name], where=where)
+
+    def watch() -> int:
+        for name, state in list(states.items()):
+            if state == "queued" and _mark(plan, name).exists():
+                note(name, "running")
+            if state == "running":
+                log = read_log(plan.workspace.run(name))
+                images = int(log[-1]["images"]) if log else 0
+                if images != seen[name] and time.monotonic() - spoke[name] > EVERY:
+                    note(name, "running")
+                seen[name] = images
+        return sum(seen.values()) - sum(before.values())
+
+    def finish(name: str, state: str, reason: str = "") -> None:
+        _mark(plan, name).unlink(missing_ok=True)
+        if state == "complete":
+            seen[name] = todo[name].run.images
+        note(name, state, reason)
+
+    (plan.workspace.root / "checkpoints").mkdir(exist_ok=True)
+    for name in todo:
+        _mark(plan, name).unlink(missing_ok=True)
+        note(name, "queued")
+    if gpus:
+        cluster.close()  # processes of earlier stages keep their networks, and with them memory of the GPUs
+    # Threads follow from the manifest alone: a run that goes on while fewer are left must compute with as many as it began with.
+    threads = 1 if gpus else cluster.workers // min(cluster.workers, sum(it.run.gpus for it in runs))
+    total = sum(it.run.images for it in todo.values()) - sum(before.values())
+    try:
+        cluster.run(
+            train_run, jobs, lambda job, _: finish(job.args["name"], "complete"), label="train", total=total, cpus=threads,
+            gpus=min(1, gpus), watch=watch, failed=lambda job, reason: finish(job.args["name"], "failed", reason),
+        )  # fmt: skip
+    except JobsFailed as error:
+        raise MillError(str(error)) from error
+    finally:
+        for name, state in states.items():
+            if state in ("queued", "running"):  # stopped
+                with suppress(Exception):  # what stopped it matters more
+                    finish(name, "incomplete")
+
+
+def _job(plan: Plan, catalog: Catalog, runs: list[PlannedRun], number: int, todo: dict[str, PlannedRun]) -> Job:
+    it = runs[number]
+    warm, source = _warm_start(plan, catalog, runs, number)
+    args = {
+        "root": str(plan.workspace.root), "name": it.name, "base": it.base, "run": it.run.model_dump(), "pairs": it.pairs,
+        "held_out": it.held_out, "warm_start": warm,
+    }  # fmt: skip
+    after = (f"train {source}",) if source in todo else ()
+    return Job(f"train {it.name}", args, (), processes=it.run.gpus, scratch=str(plan.workspace.root / "checkpoints"), after=after)
+
+
+def _warm_start(plan: Plan, catalog: Catalog, runs: list[PlannedRun], number: int) -> tuple[str | None, str | None]:
+    """What the run starts from, and which run of the manifest makes it.
+
+    A folder of checkpoints (their newest counts), a ControlNet's folder or file, or None.
+    """
+    run = runs[number].run
+    assert plan.manifest.train is not None
+    source = plan.manifest.train.waits_for(number)
+    if run.warm_start is None:
+        return None, None
+    if source is not None:
+        return str(plan.workspace.run(runs[source].name)), runs[source].name
+    rows = catalog.query(
+        "SELECT run FROM runs WHERE list_contains(conditions, ?) AND status = 'complete' ORDER BY images DESC", [run.warm_start]
+    )
+    if rows:
+        return str(plan.workspace.run(rows[0][0])), None
+    if not Path(run.warm_start).exists():
+        what = "is neither a condition that a run trains, here or before in this workspace, nor a ControlNet's folder or file"
+        raise MillError(f"train.runs[{number}].warm_start: {run.warm_start!r} {what}.")
+    return str(Path(run.warm_start).resolve()), None
+
+
+def _mark(plan: Plan, name: str) -> Path:
+    """Is there from the moment that a worker begins with the run, so that the driver can tell it from one that waits for room."""
+    return _mark_of(plan.workspace, name)
+
+
+def _mark_of(workspace: Workspace, name: str) -> Path:
+    return workspace.root / "checkpoints" / f"{TEMPORARY}{name}-began"
+
+
+def _images_kept(plan: Plan, name: str) -> int:
     from train import checkpoint
 
     newest = checkpoint.newest(plan.workspace.run(name))
-    meta = newest.meta if newest else {}
-    options = meta.get("options", {})
+    return newest.images if newest else 0
+
+
+def record(
+    plan: Plan,
+    catalog: Catalog,
+    name: str,
+    status: str | None = None,  # queued | running | complete | failed | incomplete; None = what its newest checkpoint says
+    reason: str = "",
+    *,
+    planned: PlannedRun | None = None,  # what is known of a run that has no checkpoint yet
+    where: str = "cpu",
+) -> None:
+    """How far the run is, in the catalog: by its log while it goes on or where it failed, else by its newest checkpoint."""
+    from train import checkpoint
+
+    newest = checkpoint.newest(plan.workspace.run(name))
+    meta = dict(newest.meta) if newest else {}
+    if planned and not newest:
+        spec = Path(planned.base)
+        meta = {
+            "conditions": planned.run.conditions, "base": planned.base_fingerprint, "base_name": spec.name if spec.exists() else planned.base,
+            "random_weights": bool(plan.manifest.train and plan.manifest.train.base == RANDOM_BASE),
+            "options": dataclasses.asdict(options_of(planned.run, where, {})),
+        }  # fmt: skip
     log = read_log(plan.workspace.run(name))
+    last = log[-1] if log and status in ("running", "failed") else {}
+    images = newest.images if newest else 0
+    whole = newest is not None and images >= meta["options"].get("images", 0)
     catalog.record_run(
         run=name, conditions=meta.get("conditions", []), base=meta.get("base_name", ""), base_fingerprint=meta.get("base", ""),
-        random_weights=bool(meta.get("random_weights")), images=newest.images if newest else 0, steps=newest.step if newest else 0,
+        random_weights=bool(meta.get("random_weights")), images=last.get("images", images), steps=last.get("step", newest.step if newest else 0),
         seconds=log[-1].get("seconds", 0.0) if log else 0.0, checkpoint=plan.workspace.relative(newest.path) if newest else "",
-        options=json.dumps(options), status="complete" if newest and newest.images >= options.get("images", 0) and not reason else "incomplete",
-        reason=reason,
+        options=json.dumps(meta.get("options", {})), status=status or ("complete" if whole else "incomplete"), reason=reason,
     )  # fmt: skip
 
 
 def record_all(plan: Plan, catalog: Catalog) -> None:
     for folder in sorted((plan.workspace.root / "checkpoints").glob("*/")):
-        record(plan, catalog, folder.name)
+        if not folder.name.startswith(TEMPORARY) and any(folder.iterdir()):  # one that failed at its start left nothing
+            record(plan, catalog, folder.name)
 
 
 def read_log(out: Path) -> list[dict[str, Any]]:
@@ -171,44 +202,68 @@ def read_log(out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _images_seen(out: Path) -> int:
-    log = read_log(out)
-    return int(log[-1]["images"]) if log else 0
+def options_of(
+    run: Run,
+    where: str,  # the device
+    began: Mapping[str, Any],  # the options of the checkpoint that it goes on from; empty = it begins
+) -> Any:  # train.options.Options
+    """`auto` is settled by the device where the run begins, and stays as it was wherever it goes on."""
+    from train.options import Options
 
-
-def _warm_start(plan: Plan, catalog: Catalog, run: Run) -> dict[str, str] | None:
-    """The ControlNet that the run starts from, its average where one was kept: of a condition trained earlier here, or a folder."""
-    from train.average import folder_to_sample
-
-    if run.warm_start is None:
-        return None
-    rows = catalog.query(
-        "SELECT checkpoint FROM runs WHERE list_contains(conditions, ?) AND status = 'complete' ORDER BY images DESC", [run.warm_start]
-    )
-    folder = plan.workspace.root / rows[0][0] / run.warm_start if rows else Path(run.warm_start)
-    if not folder.exists():
-        what = "is neither a condition trained before in this workspace nor a ControlNet's folder or file"
-        raise MillError(f"train: warm_start {run.warm_start!r} {what}.")
-    return {name: str(folder_to_sample(folder)) for name in run.conditions}
-
-
-def train_run(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
-    """In a worker: fits one run, going on from its newest checkpoint."""
-    from train import base as bases
-    from train.fit import Options, fit
-
-    if probe:
-        return ""
-    loaded = load_base(args["base"], ("unet", "text_encoder"), device())
-    empty = np.asarray(bases.encode_text(loaded, [""])[0])
-    pairs = ShardPairs(Workspace(Path(args["root"])), args["pairs"], empty)
-    run = Run(**args["run"])
-    options = Options(
+    gpu = where.startswith("cuda")
+    precision: Literal["fp32", "bf16"] = began.get("precision", "fp32") if began else "bf16" if gpu else "fp32"
+    compiled = began.get("compile", False) if began else gpu
+    return Options(
         images=run.images, batch=run.batch, micro_batch=run.micro_batch, lr=run.lr, prompt_drop=run.prompt_drop, seed=run.seed,
         checkpoint_every=run.checkpoint_every or max(run.batch, run.images // 4), log_every=max(run.batch, run.images // 100),
         connect=run.connect, unlock=run.unlock, unlock_lr=run.unlock_lr, min_snr=run.min_snr, ema=run.ema,
-        gradient_checkpointing=run.gradient_checkpointing,
+        gradient_checkpointing=run.gradient_checkpointing, workers=READERS if gpu else 1, optimizer=run.optimizer, flip=run.flip, join=run.join,
+        precision=precision if run.precision == "auto" else run.precision, compile=compiled if run.compile == "auto" else run.compile,
+        held_out=run.held_out, watch_every=run.watch_every, grids=run.grids if run.grids is not None else DRAWN if gpu else 0,
     )  # fmt: skip
-    warm = {name: Path(path) for name, path in args["warm_start"].items()} if args["warm_start"] else None
-    made = fit(loaded, pairs, run.conditions, options, Path(args["out"]), warm_start=warm, device=device())
+
+
+def train_run(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
+    """In a worker, or in each of several that share the run: fits it, going on from its newest checkpoint."""
+    from train import base as bases
+    from train import checkpoint
+    from train.fit import fit
+    from train.ranks import Ranks
+
+    workspace, run, ranks = Workspace(Path(args["root"])), Run(**args["run"]), Ranks.here()
+    out, where = workspace.run(args["name"]), _device_of(ranks.count)
+    if ranks.writes:
+        out.mkdir(parents=True, exist_ok=True)
+        _mark_of(workspace, args["name"]).touch()
+    newest = checkpoint.newest(out)
+    options = options_of(run, where, newest.meta["options"] if newest else {})
+    drawn = ("vae",) if options.grids and args["held_out"] else ()
+    loaded = load_base(args["base"], ("unet", "text_encoder", *drawn), "cpu")  # the network moves what it computes with
+    empty = np.asarray(bases.encode_text(loaded, [""])[0])
+    loaded = dataclasses.replace(loaded, device=where, vae=loaded.vae.to(where) if drawn else None)
+    pairs, held_out = (ShardPairs(workspace, args[name], empty) for name in ("pairs", "held_out"))
+    made = fit(
+        loaded, pairs, run.conditions, options, out, warm_start=_warm_folders(run, args["warm_start"]), held_out=held_out if len(held_out) else None,
+        device=where, ranks=ranks,
+    )  # fmt: skip
     return str(made.path)
+
+
+def _device_of(ranks: int) -> str:
+    """Ranks on one machine see all its GPUs, and each has its own as the current one."""
+    import torch
+
+    where = device()
+    return f"{where}:{torch.cuda.current_device()}" if where == "cuda" and ranks > 1 else where
+
+
+def _warm_folders(run: Run, source: str | None) -> dict[str, Path] | None:
+    """Each condition's ControlNet to start from, the average where one was kept."""
+    from train import checkpoint
+    from train.average import folder_to_sample
+
+    if source is None or run.warm_start is None:
+        return None
+    newest = checkpoint.newest(Path(source)) if Path(source).is_dir() else None
+    folder = newest.path / run.warm_start if newest else Path(source)
+    return {name: folder_to_sample(folder) for name in run.conditions}

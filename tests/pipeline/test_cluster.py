@@ -53,6 +53,19 @@ def fill_the_disk(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int,
     raise OSError(28, "No space left on device", "/somewhere/part-000001.parquet")
 
 
+def die(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> None:
+    if not args.get("live"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail_in_a_rank(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> None:
+    import torch.distributed as dist
+
+    if dist.get_rank() == 1:
+        raise ValueError(f"rank 1 of {dist.get_world_size()} says why")
+    dist.barrier()
+
+
 def test_jobs_run_and_give_their_results(workers: Cluster) -> None:
     assert run(workers, double, [Job(str(n), {}, (n, n + 1)) for n in range(20)]) == {str(n): [2 * n, 2 * n + 2] for n in range(20)}
 
@@ -80,6 +93,40 @@ def test_a_job_that_raises_is_named_at_the_end_and_the_others_are_done(workers: 
 def test_a_full_disk_stops_at_once_with_one_sentence(workers: Cluster) -> None:
     with pytest.raises(MillError, match=r"The disk is full \(/somewhere/part-000001.parquet\): make room, then run the same command again"):
         run(workers, fill_the_disk, [Job(str(n), {}, (0,)) for n in range(100)])
+
+
+def test_a_job_waits_for_the_one_it_names_and_fails_with_it(workers: Cluster) -> None:
+    done: list[str] = []
+    told: dict[str, str] = {}
+    jobs = [
+        Job("late", {"name": "late"}, (), after=("early",)), Job("orphan", {"name": "orphan"}, (), after=("broken",)),
+        Job("broken", {"name": "b"}, ()), Job("grandchild", {"name": "g"}, (), after=("orphan",)), Job("early", {"name": "early"}, ()),
+    ]  # fmt: skip
+    with pytest.raises(JobsFailed, match="3 of the test jobs failed"):
+        workers.run(
+            raise_on_b, jobs, lambda job, _: done.append(job.name), label="test", total=5,
+            failed=lambda job, reason: told.update({job.name: reason}),
+        )  # fmt: skip
+    assert done == ["early", "late"]
+    assert told == {
+        "broken": "KeyError: 'missing thing'", "orphan": "it waits for broken, which failed", "grandchild": "it waits for orphan, which failed"
+    }  # fmt: skip
+
+
+def test_a_job_that_always_loses_its_worker_fails_alone_where_it_has_no_rows(workers: Cluster) -> None:
+    done: list[str] = []
+    with pytest.raises(JobsFailed, match="a: killed its worker every time it was tried"):
+        workers.run(die, [Job("a", {}, ()), Job("b", {"live": True}, ())], lambda job, _: done.append(job.name), label="test", total=2)
+    assert done == ["b"]
+
+
+def test_what_one_of_several_processes_raises_comes_out_as_one_sentence(workers: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(JobsFailed) as caught:
+        workers.run(
+            fail_in_a_rank, [Job("a", {}, (), processes=2, scratch=str(tmp_path))], lambda *_: None, label="test", total=1
+        )  # fmt: skip
+    assert str(caught.value).splitlines()[1:] == ["  a: ValueError: rank 1 of 2 says why"]
+    assert not list(tmp_path.iterdir()), "what Ray Train writes is thrown away"
 
 
 def test_ray_is_not_started_when_there_is_nothing_to_do() -> None:

@@ -111,7 +111,42 @@ def test_a_checkpoint_of_a_run_is_read_where_one_condition_is_meant(tmp_path: Pa
         assert all(torch.equal(tensor, nets["hed"].state_dict()[name]) for name, tensor in back.state_dict().items())
 
 
-def test_mistakes_are_one_sentence(net: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A condition's folder of a run that kept an average, whose base was unlocked."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("averaged")
+    models: dict[str, torch.nn.Module] = {"canny": ControlNet.from_unet(unet())[0], "canny/ema": ControlNet.from_unet(unet())[0]}
+    models |= {"canny/unet": unet(), "canny/ema/unet": unet()}
+    for model in models.values():
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter)
+    return checkpoint.save(folder, models, {}, {"step": 3, "images": 12}).path / "canny"
+
+
+@pytest.mark.parametrize(
+    ("place", "choice", "folder", "kind"),
+    [
+        (".", [], "ema", "the average of the weights"),
+        (".", ["--weights", "average"], "ema", "the average of the weights"),
+        (".", ["--weights", "trained"], ".", "the weights that learned"),
+        ("..", ["--weights", "trained"], ".", "the weights that learned"),
+        ("ema", [], "ema", "the average of the weights"),
+    ],
+)
+def test_what_would_be_sampled_is_converted_unless_asked_otherwise(
+    averaged: Path, tmp_path: Path, place: str, choice: list[str], folder: str, kind: str
+) -> None:
+    told = run((averaged / place).resolve(), tmp_path / "net.safetensors", "--to", "original", *choice)
+    assert told.exit_code == 0, told.output
+    lines = told.output.splitlines()
+    assert lines[0].endswith(f"original layout, {kind}")
+    assert len(lines) == 2 and f"trained together with the base in {(averaged / folder).resolve() / 'unet'}" in lines[1]
+    assert run(tmp_path / "net.safetensors", tmp_path / "back", "--to", "diffusers").exit_code == 0
+    assert same(averaged / folder / WEIGHTS, tmp_path / "back" / WEIGHTS)
+
+
+def test_mistakes_are_one_sentence(net: Path, averaged: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(net, broken)
     tensors = load_file(net / WEIGHTS)
@@ -123,6 +158,9 @@ def test_mistakes_are_one_sentence(net: Path, tmp_path: Path) -> None:
         ((net, tmp_path / "x", "--to", "comfy"), "--to: 'comfy' is unknown"),
         ((net / WEIGHTS, tmp_path / "x", "--to", "diffusers"), "holds no ControlNet in the original layout"),
         ((net / WEIGHTS, tmp_path / "x", "--to", "diffusers", "--base-config", tmp_path), "has the config.json of a UNet"),
+        ((net, tmp_path / "x", "--to", "diffusers", "--weights", "ema"), "--weights: 'ema' is unknown; set one of average, trained"),
+        ((net, tmp_path / "x", "--to", "diffusers", "--weights", "average"), "has no average beside its weights"),
+        ((averaged / "ema", tmp_path / "x", "--to", "diffusers", "--weights", "trained"), f"the weights that learned are in {averaged}"),
         ((broken, tmp_path / "x.safetensors", "--to", "original"), "lacks the tensor controlnet_mid_block.bias with the shape [12]"),
     ]
     for words, sentence in cases:

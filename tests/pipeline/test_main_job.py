@@ -149,7 +149,7 @@ def test_a_run_killed_in_training_goes_on_from_its_checkpoint(
     runs = "[{conditions: [canny], images: 160, batch: 4, checkpoint_every: 20}]"
     path = manifest(train=f"{{base: random, runs: {runs}}}", split="{validation: 0.0, test: 0.0}")
     first = subprocess.Popen([*COMMAND, "run", str(path)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(tmp_path.glob("ws/checkpoints/*/step-*/meta.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
     first.kill()
@@ -157,6 +157,8 @@ def test_a_run_killed_in_training_goes_on_from_its_checkpoint(
     (run,) = [folder for folder in (tmp_path / "ws/checkpoints").iterdir() if folder.is_dir()]
     reached = max(json.loads(meta.read_text())["images"] for meta in run.glob("step-*/meta.json"))
     assert 0 < reached < 160
+    left = query(tmp_path, "SELECT status, conditions FROM runs")
+    assert left == [("running", ["canny"])]
     second = subprocess.run([*COMMAND, "run", str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert second.returncode == 0, second.stderr
     log = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]

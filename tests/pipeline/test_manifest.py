@@ -50,6 +50,10 @@ def test_a_good_manifest_survives_being_written_and_read(tmp_path: Path) -> None
         (("name: x", f"name: x\n{RUN}, unlock_lr: 2.0e-6}}]}}"), "train.runs[0]: unlock_lr says nothing while unlock is none"),
         (("name: x", f"name: x\n{RUN}, ema: 0.9999}}]}}"), "train.runs[0]: ema is a half-life in images, not a decay per step (0.9999)"),
         (("name: x", f"name: x\n{RUN}, min_snr: 0}}]}}"), "train.runs[0].min_snr: input should be greater than 0"),
+        (("name: x", f"name: x\n{RUN}, gpus: 3}}]}}"), "train.runs[0]: batch (4) must be a multiple of gpus (3), which share it: set it to 6."),
+        (("name: x", f"name: x\n{RUN}, compile: often}}]}}"), "train.runs[0].compile: input should be 'auto', True or False (found 'often')."),
+        (("name: x", f"name: x\n{RUN}, flip: 2}}]}}"), "train.runs[0].flip: input should be less than or equal to 1 (found 2)."),
+        (("name: x", f"name: x\n{RUN}, warm_start: canny}}]}}"), "m.yaml:3: train: runs[0].warm_start: this run trains 'canny' itself: name a"),
         (("{canny: {low: 50}}", "[canny]"), "m.yaml:5: conditions: input should be a valid dictionary"),
         (("name: x", "- name"), "not YAML"),
     ],
@@ -95,13 +99,30 @@ def test_the_modes_of_a_run_are_read_and_only_a_run_of_one_condition_is_unlocked
     assert "canny and hed share one locked base" in problem(tmp_path, two + ", unlock: decoder}]}")
 
 
+def test_a_warm_start_waits_for_the_nearest_run_above_and_runs_in_a_circle_are_told(tmp_path: Path) -> None:
+    def runs(*each: tuple[str, str]) -> str:
+        told = ", ".join(f"{{conditions: [{name}], images: 8, warm_start: {source}}}" for name, source in each)
+        return GOOD.replace("{canny: {low: 50}}", "{canny: {}, hed: {}, hough: {}}") + f"train: {{base: random, runs: [{told}]}}"
+
+    circle = problem(tmp_path, runs(("canny", "hough"), ("hed", "canny"), ("hough", "hed")))
+    assert "train: runs[0].warm_start: runs 0, 2, 1 wait for each other in a circle: take one warm_start out." in circle
+    path = tmp_path / "m.yaml"
+    path.write_text(runs(("hough", "canny"), ("canny", "null"), ("canny", "canny"), ("hed", "canny"), ("hed", "elsewhere")))
+    train = load(path).train
+    assert train and [train.waits_for(number) for number in range(5)] == [1, None, 1, 2, None]
+
+
 def test_a_key_left_alone_leaves_a_runs_name_alone() -> None:
     """Runs trained before a key was there must be found again under their names."""
     plain = Run(conditions=["canny"], images=8)
     assert set(plain.identity) == {
         "conditions", "images", "batch", "micro_batch", "lr", "prompt_drop", "seed", "checkpoint_every", "warm_start"
     }  # fmt: skip
-    assert Run(conditions=["canny"], images=8, gradient_checkpointing=True).identity == plain.identity
-    changes = [{"connect": "middle"}, {"unlock": "all"}, {"unlock": "all", "unlock_lr": 1e-6}, {"min_snr": 5}, {"ema": 100}]
+    for operational in ({"gradient_checkpointing": True}, {"held_out": 8}, {"watch_every": 8}, {"grids": 2}):
+        assert Run(conditions=["canny"], images=8, **operational).identity == plain.identity
+    changes = [
+        {"connect": "middle"}, {"unlock": "all"}, {"unlock": "all", "unlock_lr": 1e-6}, {"min_snr": 5}, {"ema": 100}, {"precision": "fp32"},
+        {"compile": True}, {"compile": False}, {"optimizer": "adamw8bit"}, {"flip": 0.5}, {"join": True}, {"gpus": 2},
+    ]  # fmt: skip
     found = [Run(conditions=["canny"], images=8, **change).identity for change in changes]
     assert all(one != other for i, one in enumerate([plain.identity, *found]) for other in found[i:] if one is not other)

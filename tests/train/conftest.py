@@ -1,5 +1,6 @@
 """Tiny bases and pairs: 128 pixels, 16x16 latents, a network of some ten thousand parameters."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ class ToyPairs:
     count: int = 6
     conditions: tuple[str, ...] = ("edges",)
     side: int = 16
+    wide: tuple[int, ...] = ()  # which of the pairs are of side x 2 side
 
     @property
     def ids(self) -> Sequence[str]:
@@ -60,9 +62,18 @@ class ToyPairs:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        return [(self.side, self.side * (1 + (i in self.wide))) for i in range(self.count)]
+
+    def mirrored(self, i: int) -> Pair:
+        pair = self[i]
+        hints = {name: hint[:, ::-1].copy() for name, hint in pair.hints.items()}
+        return dataclasses.replace(pair, mean=pair.mean[..., ::-1].copy(), std=pair.std[..., ::-1].copy(), hints=hints)
+
     def __getitem__(self, i: int) -> Pair:
         rng = np.random.default_rng(i)
-        cells = rng.random((4, 4)) < 0.5
+        cells = rng.random((4, 4 * (1 + (i in self.wide)))) < 0.5
         mask = np.kron(cells, np.ones((self.side // 4, self.side // 4)))
         latents = np.where(mask, 1.0, -1.0).astype(np.float32)[None].repeat(4, axis=0)
         hint = (np.kron(mask, np.ones((8, 8)))[..., None].repeat(3, axis=2) * 255).astype(np.uint8)

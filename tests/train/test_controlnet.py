@@ -7,6 +7,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from tests.train.conftest import tiny_unet
 from train.controlnet import ADDED, ControlNet, empty_controlnet, transfer_weights, widths_for
 from train.halves import decode_half, encode_half
+from train.original import SD15, SD21
 
 
 def inputs(batch: int = 2, side: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -26,6 +27,41 @@ def test_stable_diffusion_15_gives_361279120_parameters_in_340_tensors() -> None
     assert len(transfer.new) == 16 + 26  # eight convolutions of the hint encoder, thirteen zero convolutions
     channels = [conv.weight.shape[0] for conv in controlnet.controlnet_down_blocks]
     assert channels == [320] * 4 + [640] * 3 + [1280] * 5
+
+
+@pytest.mark.parametrize(("base", "parameters"), [("SD 1.5", 361_279_120), ("SD 2.1", 364_228_240)])
+def test_at_full_size_names_and_shapes_are_those_of_diffusers(base: str, parameters: int) -> None:
+    config = {"SD 1.5": SD15, "SD 2.1": SD21}[base]
+    with torch.device("meta"):
+        theirs = ControlNetModel.from_unet(UNet2DConditionModel(**config), load_weights_from_unet=False)
+    ours = empty_controlnet(config)
+    shapes = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == shapes
+    assert (len(shapes), sum(shape.numel() for shape in shapes.values())) == (340, parameters)
+
+
+def test_at_full_size_outputs_equal_diffusers_on_the_same_weights() -> None:
+    """Both hold the same memory; a small picture, since it too takes every tensor of the network."""
+    ours = empty_controlnet(SD15)
+    pool = torch.randn(29_500_000, generator=torch.Generator().manual_seed(0))  # the largest tensor has 1280 x 2560 x 9
+    weights = {}
+    for name, tensor in ours.state_dict().items():
+        drawn = pool[: tensor.numel()].reshape(tensor.shape)
+        gain = 0.1 if name.startswith(ADDED[1:]) else 1.0  # residuals as small as those of a trained one
+        weights[name] = (
+            1 + 0.1 * drawn if tensor.ndim == 1 and name.endswith("weight") else drawn * gain * max(tensor[0].numel(), 8) ** -0.5
+        )
+    ours.load_state_dict(weights, assign=True)
+    with torch.device("meta"):
+        theirs = ControlNetModel.from_config(json.loads(json.dumps(ours.config))).eval()
+    theirs.load_state_dict(weights, assign=True)
+    x, t, text, hint = torch.randn(1, 4, 8, 8), torch.tensor([261]), torch.randn(1, 77, 768), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        downs, mid = ours(x, t, text, hint)
+        their_downs, their_mid = theirs(x, t, text, hint, return_dict=False)
+    for mine, other in zip((*downs, mid), (*their_downs, their_mid), strict=True):
+        assert mine.std() > 0.02
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
 
 
 def test_names_and_shapes_are_those_of_diffusers() -> None:
@@ -95,7 +131,8 @@ def test_gradient_reaches_the_network_in_three_waves() -> None:
     hint_names = {name for name, _ in controlnet.named_parameters() if name.startswith("controlnet_cond_embedding")}
     last = {name for name in hint_names if ".conv_out." in name}
     assert reached[0] == zero and len(zero) == 26
-    assert last <= reached[1] and not reached[1] & (hint_names - last)
+    trunk = {name for name, _ in controlnet.named_parameters()} - zero - hint_names
+    assert trunk | last <= reached[1] and not reached[1] & (hint_names - last)
     assert hint_names <= reached[2]
     assert all(parameter.grad is None for parameter in unet.parameters())
 

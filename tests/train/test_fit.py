@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from tests.train.conftest import ToyPairs, tiny_base
 from train.batches import Pair
 from train.checkpoint import META, OPTIMIZER, WEIGHTS, Checkpoint, newest
-from train.fit import LOG, Options, fit
+from train.fit import Options, fit
+from train.watch import LOG
 from train.window import NotFinite
 
 OPTIONS = Options(images=32, batch=4, lr=1e-2, checkpoint_every=16, log_every=8)
@@ -166,6 +167,10 @@ def test_warm_start_begins_with_the_other_conditions_weights(tmp_path: Path) -> 
     second = fit(tiny_base(), pairs, ["inverse"], small, tmp_path / "inverse", warm_start={"inverse": first.path / "edges"})
     for name, tensor in load_file(first.path / "edges" / WEIGHTS).items():
         torch.testing.assert_close(load_file(second.path / "inverse" / WEIGHTS)[name], tensor, rtol=0, atol=1e-9)
+    middle = dataclasses.replace(small, connect="middle")
+    third = fit(tiny_base(), pairs, ["inverse"], middle, tmp_path / "middle", warm_start={"inverse": first.path / "edges"})
+    for name, tensor in load_file(third.path / "inverse" / WEIGHTS).items():  # who samples adds no residual that was not trained with
+        assert (not tensor.any()) == ("controlnet_down_blocks" in name), name
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(tmp_path: Path) -> None:

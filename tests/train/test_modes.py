@@ -14,7 +14,7 @@ from tests.train.conftest import SCHEDULER, ToyPairs, tiny_base
 from tests.train.test_fit import assert_equal, rows, tensors
 from train import average
 from train.base import noise_levels
-from train.batches import Pair, batch_at
+from train.batches import Order, Pair, batch_at
 from train.checkpoint import WEIGHTS
 from train.fit import Options, fit
 from train.halves import decode_half, encode_half
@@ -116,9 +116,9 @@ def test_an_average_changes_nothing_that_trains(tmp_path: Path) -> None:
 def test_min_snr_counts_errors_of_the_clean_image_up_to_gamma(tmp_path: Path, prediction: str) -> None:
     """Computed on the clean image that a prediction stands for, where the weight is min(SNR, gamma) for both."""
     base = dataclasses.replace(tiny_base(), scheduler=SCHEDULER | {"prediction_type": prediction})
-    told = {"seed": 3, "prompt_drop": 0.5}
-    fit(base, ToyPairs(16), ["edges"], options(images=16, batch=16, min_snr=5.0, **told), tmp_path)
-    batch = batch_at(ToyPairs(16), ["edges"], 0, size=16, scaling_factor=1.0, **told)
+    chosen = options(images=16, batch=16, min_snr=5.0, seed=3, prompt_drop=0.5)
+    fit(base, ToyPairs(16), ["edges"], chosen, tmp_path)
+    (batch,) = batch_at(ToyPairs(16), ["edges"], [Order([(16, 16)] * 16, 3, 16)[i] for i in range(16)], chosen, scaling_factor=1.0)
     level = noise_levels(base)[batch.timesteps].double().view(-1, 1, 1, 1)
     noisy = level.sqrt() * batch.latents + (1 - level).sqrt() * batch.noise
     with torch.no_grad():  # a new ControlNet adds nothing

@@ -1,0 +1,138 @@
+"""What a run of the manifest trains on: its pairs, where their pieces lie in the shards, and the name that follows from them."""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline import MillError, shards
+from pipeline.catalog import Catalog
+from pipeline.manifest import Run
+from pipeline.plan import Plan
+from pipeline.stages.annotate import read_annotation
+from pipeline.stages.encode import base_fingerprint, base_spec, latent_key, unpack
+from pipeline.workspace import Workspace, fingerprint
+
+SMALLEST_SHARE = 0.9  # of each condition's pairs that a joint run must keep
+DRAWN = 4  # held-out pairs in the grids of a run on a GPU
+TRAIN, HELD_OUT = "train", "validation"  # splits
+
+
+@dataclass(frozen=True, slots=True)  # a run may have millions
+class PairAddress:
+    """Where one pair's pieces lie: shards relative to the workspace; images, maps and latents share the row."""
+
+    image_id: str
+    row: int
+    latents: str
+    maps: dict[str, str]
+    size: tuple[int, int]  # (h, w) of the latents
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    name: str  # conditions and 8 hex of everything that decides its weights
+    run: Run
+    base: str
+    base_fingerprint: str
+    pairs: list[PairAddress]
+    held_out: list[PairAddress]  # of the validation split; they never train
+
+
+class ShardPairs:
+    """train.batches.Pairs over shards; drawing a hint happens here, so training reads what the catalog stores."""
+
+    def __init__(self, workspace: Workspace, addresses: Sequence[PairAddress], empty_text: np.ndarray) -> None:
+        self.workspace, self.addresses, self.empty_text = workspace, addresses, empty_text
+        self.ids = [address.image_id for address in addresses]
+        self.sizes = [address.size for address in addresses]
+        self._read = functools.lru_cache(maxsize=512)(self._read_pair)
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._read(index, False)
+
+    def mirrored(self, index: int) -> Any:
+        """The pair of the mirrored image; the pair as it is where its caption would be wrong of that."""
+        return self._read(index, True)
+
+    def _read_pair(self, index: int, mirror: bool) -> Any:
+        from annotate import flips, maps
+        from train.batches import Pair
+
+        address = self.addresses[index]
+        names = ["mean", "std", "text"]
+        wanted = [*names, *shards.MIRRORED] if mirror else names
+        stored = shards.read_row(self.workspace.root / address.latents, address.row, wanted)
+        mirror = mirror and stored["mean_mirrored"] is not None
+        if mirror:
+            stored |= {name: stored[f"{name}_mirrored"] or stored[name] for name in names}
+        hints = {}
+        for condition, shard in address.maps.items():
+            made = read_annotation(self.workspace, shard, address.row, condition).map
+            assert made is not None  # pairs hold `ok` rows only
+            hints[condition] = maps.render(flips.flip(made) if mirror else made)
+        return Pair(image_id=address.image_id, hints=hints, **{name: unpack(stored[name]) for name in names})
+
+
+def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
+    """The manifest's runs with their pairs and names; MillError where a run has nothing to train on."""
+    if plan.manifest.train is None:
+        return []
+    spec = base_spec(plan)
+    mark = base_fingerprint(spec)
+    return [_planned(plan, catalog, run, spec, mark) for run in plan.manifest.train.runs]
+
+
+def _planned(plan: Plan, catalog: Catalog, run: Run, spec: str, mark: str) -> PlannedRun:
+    key = latent_key(plan, mark)
+    latents = dict(catalog.query("SELECT part, path FROM shards WHERE kind = 'latents' AND key = ?", [key]))
+    found = {split: {name: _members(catalog, name, split, latents) for name in run.conditions} for split in (TRAIN, HELD_OUT)}
+    for name in run.conditions:
+        if not found[TRAIN][name]:
+            raise MillError(
+                f"train: {name} has no pairs in the train split: `controlmill status {plan.workspace.root}` shows why; "
+                f"loosen conditions.{name}.select, or add images."
+            )
+    shared = {split: sorted(set.intersection(*(set(rows) for rows in members.values()))) for split, members in found.items()}
+    for name, rows in found[TRAIN].items():
+        if len(shared[TRAIN]) < SMALLEST_SHARE * len(rows):
+            raise MillError(
+                f"train: {' + '.join(run.conditions)} share {len(shared[TRAIN])} pairs, under 90 % of the {len(rows)} of {name}: train them apart."
+            )
+    first = run.conditions[0]
+    addresses = {
+        split: [
+            dataclasses.replace(
+                found[split][first][image_id], maps={name: found[split][name][image_id].maps[name] for name in run.conditions}
+            )
+            for image_id in image_ids
+        ]
+        for split, image_ids in (
+            (TRAIN, shared[TRAIN]),
+            (HELD_OUT, shared[HELD_OUT][: max(run.held_out, DRAWN if run.grids is None else run.grids)]),
+        )
+    }
+    identity = {
+        "base": mark, "latents": latent_key(plan, mark, mirrored=False), "run": run.identity, "pairs": shared[TRAIN], "version": 2,
+        "conditions": {name: plan.conditions[name].fingerprint for name in run.conditions},
+    }  # fmt: skip
+    name = f"{'+'.join(run.conditions)}-{fingerprint(identity)[:8]}"
+    return PlannedRun(name, run, spec, mark, addresses[TRAIN], addresses[HELD_OUT])
+
+
+def _members(catalog: Catalog, condition: str, split: str, latents: Mapping[int, str]) -> dict[str, PairAddress]:
+    """The condition's pairs in a split by image id, as far as they are encoded."""
+    rows = catalog.query(
+        "SELECT image_id, part, row, map_shard, height, width FROM pairs WHERE condition = ? AND split = ?", [condition, split]
+    )
+    return {
+        image_id: PairAddress(image_id, row, latents[part], {condition: sys.intern(shard)}, (height // 8, width // 8))
+        for image_id, part, row, shard, height, width in rows if part in latents
+    }  # fmt: skip

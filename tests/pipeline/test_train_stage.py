@@ -1,0 +1,228 @@
+"""The queue of runs as a person sees it: together, in their order, over several processes, one that fails, what status tells."""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import plan as plans
+from pipeline import status
+from pipeline.catalog import Catalog
+from pipeline.manifest import load
+from pipeline.pairs import PairAddress, PlannedRun, ShardPairs, planned_runs
+from pipeline.stages import train as stage
+from pipeline.workspace import Workspace
+from tests.conftest import COMMAND, OPEN
+
+CANNY = "conditions: [canny], images: 8, batch: 4, flip: 0.5, lr: 1.0e-3"
+RUNS = f"""
+  - {{conditions: [hough], warm_start: canny, images: 4, held_out: 2}}
+  - {{{CANNY}}}
+  - {{{CANNY}, gpus: 2}}
+  - {{conditions: [cartoon], warm_start: broken, images: 4}}
+  - {{conditions: [canny], warm_start: cartoon, images: 4}}
+"""
+SIZES = [(128, 128), (64, 192)]  # of the pictures: two buckets
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, address: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A manifest of five runs, trained once; the tests below only look."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("queue")
+    for name in ("photos", "broken"):
+        (root / name).mkdir()
+    for number in range(12):
+        coarse = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        height, width = SIZES[number % 2]
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST).save(root / "photos" / f"{number:02d}.png")
+        (root / "photos" / f"{number:02d}.txt").write_text("a window on the left" if number == 0 else f"picture {number}")
+    (root / "manifest.yaml").write_text(
+        "name: queue\nworkspace: ws\nsource: {kind: folder, path: photos}\nimage: {resolution: 128, fit: bucket}\n"
+        "split: {validation: 0.3, test: 0.0, salt: 2, near: null}\nconditions: {canny: {}, cartoon: {}, hough: {min_score: 0.0, min_length: 4}}\n"
+        f"train:\n base: random\n runs:{RUNS}"
+    )
+    line = [*COMMAND, "run", "manifest.yaml", "--address", address, "--stages", "ingest,annotate,encode,train"]
+    return root, subprocess.run(line, cwd=root, env=OPEN, capture_output=True, text=True, timeout=600)
+
+
+def rows(root: Path) -> dict[str, dict[str, Any]]:
+    names = ("run", "conditions", "status", "images", "checkpoint", "options", "reason")
+    found = Catalog(Workspace(root / "ws")).query(f"SELECT {', '.join(names)} FROM runs ORDER BY run")
+    return {row[0]: dict(zip(names, row, strict=True)) for row in found}
+
+
+def planned(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]:
+    monkeypatch.chdir(root)
+    plan = plans.make(load(root / "manifest.yaml"))
+    return planned_runs(plan, Catalog(plan.workspace))
+
+
+def test_a_failed_run_stops_neither_the_others_nor_passes_silently(
+    made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, ran = made
+    hough, canny, both, cartoon, late = (it.name for it in planned(root, monkeypatch))
+    assert ran.returncode == 1 and "2 of the train jobs failed" in ran.stderr and "Traceback" not in ran.stderr
+    found = rows(root)
+    assert {name: found[name]["status"] for name in (hough, canny, both, cartoon, late)} == {
+        hough: "complete", canny: "complete", both: "complete", cartoon: "failed", late: "failed"
+    }  # fmt: skip
+    assert "no ControlNet in the diffusers layout" in found[cartoon]["reason"]
+    assert found[late]["reason"] == f"it waits for train {cartoon}, which failed"
+    assert found[cartoon]["conditions"] == ["cartoon"] and found[cartoon]["images"] == 0
+    assert not [path for path in (root / "ws/checkpoints").rglob("*") if path.name.startswith(".tmp-")]
+
+
+def test_a_run_starts_from_what_another_run_of_the_manifest_has_made(
+    made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train import checkpoint
+
+    root, _ = made
+    hough, canny, *_ = (it.name for it in planned(root, monkeypatch))
+    found = rows(root)
+    meta = json.loads((root / "ws" / found[hough]["checkpoint"] / "meta.json").read_text())
+    assert meta["warm_start"] == {"hough": checkpoint.weights_hash(root / "ws" / found[canny]["checkpoint"] / "canny")}
+
+
+def test_two_processes_train_what_one_does(made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import load_file
+
+    root, _ = made
+    _, one, two, *_ = (it.name for it in planned(root, monkeypatch))
+    assert one != two
+    found = rows(root)
+    a, b = (load_file(root / "ws" / found[name]["checkpoint"] / "canny/diffusion_pytorch_model.safetensors") for name in (one, two))
+    assert a.keys() == b.keys() and max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-5
+    assert any(float(a[name].abs().max()) > 1e-4 for name in a if "controlnet" in name), "zero convolutions that have learned"
+    metas = [json.loads((root / "ws" / found[name]["checkpoint"] / "meta.json").read_text()) for name in (one, two)]
+    assert [meta["ranks"] for meta in metas] == [1, 2]
+
+
+def test_pairs_tell_their_sizes_unread_and_a_mirrored_pair_is_drawn_from_the_flipped_map(
+    made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from annotate import flips, maps
+    from pipeline.stages.annotate import read_annotation
+
+    root, _ = made
+    workspace, it = Workspace(root / "ws"), planned(root, monkeypatch)[0]
+    pairs = ShardPairs(workspace, it.pairs, np.zeros((2, 2), np.float32))
+    assert set(pairs.sizes) == {(16, 16), (8, 32)}
+    catalog = Catalog(workspace)
+    captions = dict(catalog.query("SELECT image_id, caption FROM sources"))
+    for number, address in enumerate(it.pairs):
+        plain, mirrored = pairs[number], pairs.mirrored(number)
+        assert plain.mean.shape[1:] == pairs.sizes[number] and plain.hints["hough"].shape[0] == 8 * pairs.sizes[number][0]
+        if "left" in captions[address.image_id]:
+            assert np.array_equal(plain.mean, mirrored.mean) and np.array_equal(plain.hints["hough"], mirrored.hints["hough"])
+            continue
+        raw = read_annotation(workspace, address.maps["hough"], address.row, "hough").map
+        assert raw is not None and np.array_equal(mirrored.hints["hough"], maps.render(flips.flip(raw)))
+        assert not np.array_equal(plain.mean, mirrored.mean) and np.array_equal(plain.text, mirrored.text)
+
+
+def test_the_loss_gap_is_measured_on_the_validation_split(
+    made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = made
+    hough, *_ = planned(root, monkeypatch)
+    catalog = Catalog(Workspace(root / "ws"))
+    validation = {image_id for (image_id,) in catalog.query("SELECT image_id FROM images WHERE split = 'validation'")}
+    assert validation and {it.image_id for it in hough.held_out} == validation
+    assert not validation & {it.image_id for it in hough.pairs}
+    log = stage.read_log(catalog.workspace.run(hough.name))
+    assert log[-1]["held_out"]["hough"]["n"] == 2
+
+
+def test_status_tells_of_every_run_in_words_and_as_json(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    root, _ = made
+    told = status.facts(Catalog(Workspace(root / "ws")))
+    text = status.text(told)
+    assert "train      3 of 5 runs complete, 2 failed" in text
+    assert len(told["runs"]) == 5
+    for run in told["runs"]:
+        assert f"run        {run['run']}: {run['status']}" in text
+        assert run["of"] in (4, 8) and (run["images"] == run["of"]) == (run["status"] == "complete")
+
+
+LOG = [
+    {"images": 4000, "step": 125, "images_per_second": 40.0, "seconds": 100, "seconds_left": 5000.0, "loss": {"canny": 0.1}},
+    {"images": 8000, "step": 250, "images_per_second": 38.21, "seconds": 200, "seconds_left": 4920.0, "alarm": {"canny": 8000}},
+]
+
+
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Catalog, Any]:
+    """A workspace in which one run is at work and another waits."""
+    monkeypatch.chdir(tmp_path)
+    text = "name: x\nworkspace: ws\nsource: {kind: folder, path: .}\nconditions: {canny: {}}\ntrain: {base: random, runs: [RUN, RUN]}"
+    given = text.replace("RUN", "{conditions: [canny], images: 200000, batch: 32}")
+    (tmp_path / "m.yaml").write_text(given)
+    plan = plans.make(load(tmp_path / "m.yaml"), here=False)
+    plan.workspace.create()
+    catalog = Catalog(plan.workspace)
+    catalog.create()
+    plans.save(plan)
+    catalog.settle(plan.settings(), [it.record() for it in plan.conditions.values()])
+    catalog.define_pairs(plan.selections(), plans.MEASURES)
+    assert plan.manifest.train
+    out = plan.workspace.run("canny-1")
+    out.mkdir(parents=True)
+    (out / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in LOG) + '{"images": 12000, "st')
+    for name, state in (("canny-1", "running"), ("canny-2", "queued")):
+        it = PlannedRun(name, plan.manifest.train.runs[0], "nowhere/base", "mark", [], [])
+        stage.record(plan, catalog, name, state, planned=it)
+    return catalog, plan
+
+
+def test_status_shows_the_runs_at_work_and_the_alarm_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog, plan = waiting(tmp_path, monkeypatch)
+    assert catalog.query("SELECT images, steps FROM runs WHERE run = 'canny-1'") == [(8000, 250)]
+    with plan.workspace.lock():
+        told = status.facts(catalog)
+    text = status.text(told)
+    assert "train      0 of 2 runs complete, 1 running, 1 queued" in text
+    assert (
+        "run        canny-1: running, 8,000 of 200,000 images, 38.2 images/s, 1 h 22 min left; follows canny since 8,000 images\n" in text
+    )
+    assert "run        canny-2: queued, 0 of 200,000 images\n" in text
+    first = told["runs"][0]
+    assert (first["images"], first["of"], first["seconds_left"], first["alarm"]) == (8000, 200000, 4920.0, {"canny": 8000})
+
+
+def test_a_run_whose_driver_was_killed_is_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog, plan = waiting(tmp_path, monkeypatch)
+    (plan.workspace.root / ".lock").write_text("999999999")
+    assert [run["status"] for run in status.facts(catalog)["runs"]] == ["incomplete", "incomplete"]
+
+
+def test_a_run_that_goes_on_elsewhere_keeps_the_precision_that_it_began_with() -> None:
+    from pipeline.manifest import Run
+
+    run = Run(conditions=["canny"], images=8)
+    here, there = stage.options_of(run, "cpu", {}), stage.options_of(run, "cuda:1", {})
+    assert (here.precision, here.compile, here.grids) == ("fp32", False, 0)
+    assert (there.precision, there.compile, there.grids) == ("bf16", True, 4)
+    assert stage.options_of(run, "cpu", {"precision": "bf16", "compile": True}).precision == "bf16"
+    assert not stage.options_of(run, "cuda", {"images": 8}).compile, "of a checkpoint that is older than these options"
+    assert stage.options_of(Run(conditions=["canny"], images=8, precision="fp32", grids=0), "cuda", {}).precision == "fp32"
+
+
+def names(count: int) -> Sequence[PairAddress]:
+    return [PairAddress(str(i), i, "", {}, (8, 8)) for i in range(count)]
+
+
+def test_a_run_without_validation_pairs_says_that_there_is_no_loss_gap(tmp_path: Path) -> None:
+    from pipeline.manifest import Run
+
+    run = Run(conditions=["canny"], images=8)
+    assert stage._told(PlannedRun("canny-1", run, "b", "m", list(names(3)), [])).endswith(
+        "; no loss gap: the validation split has no pairs"
+    )
+    assert stage._told(PlannedRun("canny-1", run, "b", "m", list(names(3)), list(names(1)))) == "canny-1: 8 images of 3 pairs"

@@ -1,0 +1,108 @@
+"""The mini base as a diffusers folder: bfloat16 safetensors, what it cost, its card, and the sums of its files."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from train.mini import denoiser
+from train.mini.denoiser import Denoiser
+from train.mini.learning import Spent
+from train.random_base import NOTE_FILE
+
+VAE_FILE = "diffusion_pytorch_model.safetensors"
+SPENT_FILE = "spent.json"
+SUMS = "SHA256SUMS"
+
+
+def write(
+    dest: Path,  # replaced as a whole
+    parts: Mapping[str, Any],  # vae, unet, text_encoder, tokenizer
+    spent: Mapping[str, Spent],  # vae, denoiser
+    facts: Mapping[str, Any],  # JSON-able; kept in the note
+    card: str,
+) -> None:
+    """A folder that diffusers.StableDiffusionPipeline and train.base load."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    models = {name: parts[name].to(torch.bfloat16) for name in ("vae", "unet", "text_encoder")}
+    pipeline: Any = StableDiffusionPipeline(
+        **models, tokenizer=parts["tokenizer"], scheduler=DDIMScheduler(**denoiser.SCHEDULER), safety_checker=None,  # type: ignore[arg-type]
+        feature_extractor=None, requires_safety_checker=False,  # type: ignore[arg-type]
+    )  # fmt: skip
+    work = dest.with_name(f".tmp-{dest.name}-{os.getpid()}")
+    shutil.rmtree(work, ignore_errors=True)
+    pipeline.save_pretrained(work)
+    note = {"random_weights": False, "spent": {name: vars(one) for name, one in spent.items()}, **facts}
+    (work / NOTE_FILE).write_text(json.dumps(note, indent=2) + "\n")
+    (work / "README.md").write_text(card)
+    names = sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file())
+    (work / SUMS).write_text("".join(f"{hashlib.sha256((work / name).read_bytes()).hexdigest()}  {name}\n" for name in names))
+    shutil.rmtree(dest, ignore_errors=True)
+    work.rename(dest)
+
+
+def verify(folder: Path) -> None:
+    """ValueError names the first file that is not what was written."""
+    for line in (folder / SUMS).read_text().splitlines():
+        wanted, name = line.split("  ", 1)
+        if not (folder / name).is_file() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != wanted:
+            raise ValueError(f"{folder / name} is missing or is not the file of {SUMS}: take the folder from the repository again")
+
+
+def rounded(model: Any) -> Any:
+    """Float32 weights that bfloat16 can hold."""
+    return model.to(torch.bfloat16).to(torch.float32)
+
+
+def copy_vae(folder: Path, vae: Any) -> None:
+    """From folder/vae, with its scaling factor."""
+    _fill(vae, folder / "vae" / VAE_FILE)
+    vae.register_to_config(scaling_factor=json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"])
+
+
+def save_vae(vae: Any, folder: Path, spent: Spent) -> None:
+    """The weights last, since where they are, the VAE is done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vae.save_config(folder)
+    (folder.parent / SPENT_FILE).write_text(json.dumps({"vae": vars(spent)}))
+    work = folder / f".tmp-{os.getpid()}"
+    save_file({name: value.detach().to("cpu").contiguous() for name, value in vae.state_dict().items()}, work)
+    work.rename(folder / VAE_FILE)
+
+
+def load_denoiser(folder: Path, net: Denoiser) -> Spent:
+    """Weights of both, and what they have cost."""
+    _fill(net.unet, folder / "unet" / VAE_FILE)
+    _fill(net.text_encoder, folder / "text_encoder" / "model.safetensors")
+    return spent_of(folder)["denoiser"]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+
+
+def spent_of(folder: Path) -> dict[str, Spent]:
+    """Of a base's folder, or of one in which a base is made."""
+    note = folder / NOTE_FILE
+    rows = json.loads(note.read_text())["spent"] if note.is_file() else json.loads((folder / SPENT_FILE).read_text())
+    return {name: Spent(**row) for name, row in rows.items()}
+
+
+def _fill(model: nn.Module, path: Path) -> None:
+    weights = {name: value.to(torch.float32) for name, value in load_file(path).items()}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} does not fit the recipe: its sizes are those of another; start from nothing, or take its sizes"
+        ) from error
