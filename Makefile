@@ -16,8 +16,9 @@ pifpaf: setup                                   ## the optional detector of pose
 scenes: setup                                   ## rendered scenes through all thirteen conditions
 	$(BIN)/controlmill run manifests/scenes.yaml
 
+# Two files at a time, in their order: slow files with few tests would come last and alone.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .

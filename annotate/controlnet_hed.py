@@ -28,9 +28,7 @@ def detect(images: list[np.ndarray], params: Values, draws: list[Values], parent
     """uint8 HW3 RGB images of any sizes -> soft edges at image size; resolution 0 = seen at image size, to the pixel."""
     network = load(params["precision"], device, params.get("weights", PINNED))
     short, margin = params["resolution"], params["margin"]
-    seen = [
-        inference.resize(image, inference.detection_size(image.shape[0], image.shape[1], short)) if short else image for image in images
-    ]
+    seen = inference.at_resolution(images, short) if short else images
     framed = [np.pad(image, ((margin, margin), (margin, margin), (0, 0)), "edge") for image in seen]
     strengths = inference.run(framed, network, device, "controlnet-hed")
     inner = [each[margin : each.shape[0] - margin, margin : each.shape[1] - margin] for each in strengths]

@@ -46,13 +46,11 @@ def detect_midas(images: list[np.ndarray], params: Values, draws: list[Values], 
     import cv2
 
     network = load_midas(params["precision"], device, params.get("weights", PINNED))
-    sizes = [inference.detection_size(image.shape[0], image.shape[1], params["resolution"]) for image in images]
-    seen = [inference.resize(image, size) for image, size in zip(images, sizes, strict=True)]
-    found = inference.run(seen, lambda batch: list(network(batch)), device, "midas-dpt-hybrid")
+    seen = inference.at_resolution(images, params["resolution"])
     maps = []
-    for image, inverse, size in zip(images, found, sizes, strict=True):
+    for image, small, inverse in zip(images, seen, inference.run(seen, network, device, "midas-dpt-hybrid"), strict=True):
         raw = depth_map(cv2.resize(inverse, image.shape[1::-1], interpolation=cv2.INTER_LINEAR), unit="midas")
-        maps.append(replace(raw, meta={**raw.meta, "seen": list(size)}))
+        maps.append(replace(raw, meta={**raw.meta, "seen": list(small.shape[:2])}))
     return maps
 
 
@@ -138,7 +136,7 @@ def _fuse(block: "torch.nn.Module", *features: "torch.Tensor") -> "torch.Tensor"
 def detect_anything(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
     """uint8 HW3 RGB images -> inverse depth up to an unknown scale and shift, at image size."""
     network = load_anything(params["precision"], device, params["resolution"], params.get("weights", PINNED))
-    found = inference.run(images, lambda batch: list(network(batch)), device, f"depth-anything-v2 {params['resolution']}")
+    found = inference.run(images, network, device, f"depth-anything-v2 {params['resolution']}")
     return [depth_map(inverse, unit="relative") for inverse in found]
 
 

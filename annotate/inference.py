@@ -74,6 +74,11 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LANCZOS4 if grows else cv2.INTER_AREA)
 
 
+def at_resolution(images: Sequence[np.ndarray], short: int) -> list[np.ndarray]:
+    """uint8 HW3 images at the sizes at which a network sees them: short sides at `short`; 0 = only rounded to multiples of 64."""
+    return [resize(image, detection_size(image.shape[0], image.shape[1], short)) for image in images]
+
+
 def run(images: Sequence[np.ndarray], forward: Forward, device: str, name: str) -> list[Any]:
     """One result per image. Equal sizes run together; a short batch is filled up, so that every pass of a size has the same shape.
 

@@ -44,9 +44,7 @@ def draw_grey(images: list[np.ndarray], params: Values, device: str) -> list[np.
 
     forward = load(params["precision"], device, params.get("weights", PINNED))
     short = params["resolution"]
-    seen = [
-        inference.resize(image, inference.detection_size(image.shape[0], image.shape[1], short)) if short else image for image in images
-    ]
+    seen = inference.at_resolution(images, short) if short else images
     wide = [cv2.resize(image, _padded(*image.shape[:2])[::-1], interpolation=cv2.INTER_CUBIC) for image in seen]
     drawings = []
     for line, small, image in zip(inference.run(wide, forward, device, "anime2sketch"), seen, images, strict=True):

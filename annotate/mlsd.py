@@ -31,13 +31,12 @@ MOST = 200  # segments of an image, the surest
 def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
     """uint8 HW3 RGB images of any sizes -> segments at image size, the surest first; the score is the probability of the centre."""
     forward = load(params["precision"], device, params.get("weights", PINNED))
-    sizes = [inference.detection_size(image.shape[0], image.shape[1], params["resolution"]) for image in images]
-    fields = inference.run([inference.resize(image, size) for image, size in zip(images, sizes, strict=True)], forward, device, "mlsd")
+    seen = inference.at_resolution(images, params["resolution"])
     maps = []
-    for field, size, image in zip(fields, sizes, images, strict=True):
+    for image, small, field in zip(images, seen, inference.run(seen, forward, device, "mlsd"), strict=True):
         found = decode(field, params["thr_v"], params["thr_d"])
         ends = found[:, :4].reshape(-1, 2, 2)
-        found[:, :4] = scale_points(ends, size, image.shape[:2]).reshape(-1, 4)
+        found[:, :4] = scale_points(ends, small.shape[:2], image.shape[:2]).reshape(-1, 4)
         maps.append(RawMap("lines", found, {"size": list(image.shape[:2])}))
     return maps
 

@@ -43,9 +43,7 @@ def detect_bae(images: list[np.ndarray], params: Values, draws: list[Values], pa
     import cv2
 
     network = load_bae(params["precision"], device, params.get("weights", PINNED))
-    sizes = [inference.detection_size(image.shape[0], image.shape[1], params["resolution"]) for image in images]
-    seen = [inference.resize(image, size) for image, size in zip(images, sizes, strict=True)]
-    found = inference.run(seen, lambda batch: list(network(batch)), device, "normal-bae")
+    found = inference.run(inference.at_resolution(images, params["resolution"]), network, device, "normal-bae")
     sized = [cv2.resize(n, image.shape[1::-1], interpolation=cv2.INTER_LINEAR) for n, image in zip(found, images, strict=True)]
     return [RawMap("normals", _unit(n)) for n in sized]
 

@@ -41,8 +41,9 @@ Fields = tuple[np.ndarray, np.ndarray]  # heat float32 [18 or 19, h, w] and affi
 def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
     """uint8 HW3 RGB images of any sizes -> people [P, 18, 3]; confidence is the height of the heat map at the peak, at most 1."""
     forward = load(params["precision"], device, params.get("weights", PINNED))
-    sizes = [inference.detection_size(image.shape[0], image.shape[1], params["resolution"]) for image in images]
-    seen = [shrink(inference.resize(image, size), params["scale"]) for image, size in zip(images, sizes, strict=True)]
+    whole = inference.at_resolution(images, params["resolution"])
+    sizes = [(each.shape[0], each.shape[1]) for each in whole]
+    seen = [shrink(each, params["scale"]) for each in whole]
     fields = inference.run([pad(image) for image in seen], forward, device, f"openpose {params['precision']}")
     maps = []
     for image, size, smaller, (heat, affinity) in zip(images, sizes, seen, fields, strict=True):

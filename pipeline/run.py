@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline import MillError
+from pipeline import MillError, recovery
 from pipeline import plan as plans
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, cluster
@@ -63,8 +63,6 @@ def settle(plan: Plan, catalog: Catalog) -> None:
 
 def rebuild(plan: Plan, say: Callable[[str], None]) -> bool:
     """Makes the catalog again from the shards; False where some are broken."""
-    from pipeline import catalog
-
     def finish(fresh: Catalog) -> None:
         from pipeline.stages import score, train
 
@@ -75,7 +73,7 @@ def rebuild(plan: Plan, say: Callable[[str], None]) -> bool:
         except MillError as error:  # nothing to train on yet, or the base model is not on this machine
             say(f"The scores are left to the next run: {error}")
 
-    count, broken = catalog.rebuild(plan.workspace, finish)
+    count, broken = recovery.rebuild(plan.workspace, finish)
     say(f"{count} shards are in the catalog.")
     for line in broken:
         say(f"broken, left out: {line}")

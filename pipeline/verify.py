@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from pipeline import shards
-from pipeline.catalog import ROWS_OF, Catalog
+from pipeline.catalog import Catalog
+from pipeline.commits import ROWS_OF
 
 
 def problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> list[str]:

@@ -1,6 +1,10 @@
 """What the tests share: photographs small enough to be quick, and the command run as a person runs it."""
 
+import functools
+import json
 import os
+import select
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +16,7 @@ from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 OPEN = os.environ | {"RAY_AUTH_MODE": "disabled"}  # a token made by one process would not be known to the next
+Command = Callable[..., subprocess.CompletedProcess[str]]
 COMMAND = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 
 
@@ -58,15 +63,39 @@ input()"""
         ray.stdin.close()
 
 
-@pytest.fixture
-def controlmill(tmp_path: Path, address: str) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command in the test's folder; the result has returncode, stdout and stderr."""
+@pytest.fixture(scope="session")
+def ask(address: str) -> Iterator[Command]:
+    """Runs the command in a folder, in one process that stays (tests/answers.py); the result has returncode, stdout and stderr."""
+    command, root = [sys.executable, "-c", "from tests.answers import serve; serve()"], Path(__file__).parents[1]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=OPEN) as answers:
+        questions, told = answers.stdin, answers.stdout
+        assert questions and told
 
-    def run(*arguments: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        cluster = ["--address", address] if arguments[0] == "run" else []
-        return subprocess.run(
-            [*COMMAND, *map(str, arguments), *cluster], cwd=tmp_path, env=OPEN, capture_output=True, text=True, timeout=timeout
-        )
+        def run(folder: Path, *arguments: str | Path, patience: float = 300) -> subprocess.CompletedProcess[str]:
+            words = [*map(str, arguments), *(["--address", address] if arguments[0] == "run" else [])]
+            print(json.dumps({"arguments": words, "folder": str(folder)}), file=questions, flush=True)
+            if not select.select([told], [], [], patience)[0]:
+                answers.kill()
+                raise TimeoutError(f"controlmill {shlex.join(words)} did not end in {patience:.0f} s")
+            return subprocess.CompletedProcess(words, **json.loads(told.readline()))
+
+        yield run
+        questions.close()
+
+
+@pytest.fixture
+def controlmill(tmp_path: Path, ask: Command) -> Command:
+    """As `ask`, in the test's folder."""
+    return functools.partial(ask, tmp_path)
+
+
+@pytest.fixture
+def process(tmp_path: Path, address: str) -> Command:
+    """As `controlmill`, in a process of its own, as a person runs it."""
+
+    def run(*arguments: str | Path, patience: float = 300) -> subprocess.CompletedProcess[str]:
+        words = [*COMMAND, *map(str, arguments), *(["--address", address] if arguments[0] == "run" else [])]
+        return subprocess.run(words, cwd=tmp_path, env=OPEN, capture_output=True, text=True, timeout=patience)
 
     return run
 

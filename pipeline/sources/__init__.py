@@ -67,7 +67,7 @@ def read(raw: RawImage) -> tuple[bytes, str]:
 def mirrored_caption(uri: str, caption: str) -> str | None:
     """The caption of the mirrored image; None where it names a side and nobody knows what of. A scene's words are known."""
     if uri.startswith("scene://"):
-        from pipeline.scenes import mirrored
+        from pipeline.scenes.words import mirrored
 
         return mirrored(caption)
     return caption if may_flip(caption) else None

@@ -1,6 +1,5 @@
 """What a dataset builder relies on: near-duplicates, cleaning, provided maps, shared maps, plans for another machine."""
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from pipeline.catalog import Catalog
 from pipeline.cli import main
 from pipeline.workspace import Workspace
 from tests.blip import make
+from tests.conftest import Command
 
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
 STAGES = ("--stages", "ingest,annotate")
 SCENES = {
     "source": "{kind: scenes, count: 6, seed: 3}", "image": "{resolution: 64, store: png}",

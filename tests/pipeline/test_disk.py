@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.catalog import Catalog
 from pipeline.workspace import TEMPORARY, Workspace
+from tests.conftest import Command
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 STAGES = ("--stages", "ingest,annotate")
 IMAGES = 8
 DISK = 16 * 1024  # KiB

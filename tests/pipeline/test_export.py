@@ -31,7 +31,7 @@ from pipeline.stages import annotate
 from pipeline.stages.annotate import read_annotation
 from pipeline.stages.ingest import split_of
 from pipeline.workspace import TEMPORARY, Workspace
-from tests.conftest import COMMAND, OPEN
+from tests.conftest import COMMAND, OPEN, Command
 
 CAPTIONS = ["plain", 'a "quoted" \\ word', "two\nlines\r\nand a tab\t.", "\u2028 ☃ 日本 \U0001f600", "12", ""]
 MANIFEST = """name: tiny
@@ -64,7 +64,7 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def catalog(tmp_path_factory: pytest.TempPathFactory, address: str) -> Catalog:
+def catalog(tmp_path_factory: pytest.TempPathFactory, ask: Command) -> Catalog:
     """Six photographs with awkward captions, through a real run; every split has some of them."""
     root = tmp_path_factory.mktemp("export")
     (root / "photos").mkdir()
@@ -78,8 +78,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory, address: str) -> Catalog:
     (root / "photos.jsonl").write_text("\n".join(lines))
     salt = next(salt for salt in itertools.count() if len({split_of(it, Split(validation=0.2, test=0.2, salt=salt)) for it in ids}) == 3)
     (root / "tiny.yaml").write_text(MANIFEST.format(salt=salt))
-    command = [*COMMAND, "run", "tiny.yaml", "--stages", "ingest,annotate", "--address", address]
-    ran = subprocess.run(command, cwd=root, env=OPEN, capture_output=True, text=True, timeout=300)
+    ran = ask(root, "run", "tiny.yaml", "--stages", "ingest,annotate")
     assert ran.returncode == 0, ran.stderr
     return Catalog(Workspace(root / "ws"))
 

@@ -13,16 +13,17 @@ import pytest
 from pipeline import MillError
 from pipeline.catalog import Catalog
 from pipeline.workspace import Workspace
-from tests.conftest import COMMAND
+from tests.conftest import COMMAND, OPEN, Command
 
 IMAGES, CONDITIONS = 40, "{canny: {}, hough: {}, cartoon: {}}"
 KILLS = 5
 PATIENCE = 120.0
 
 
-def start(root: Path, manifest: Path) -> subprocess.Popen[bytes]:
-    command = [*COMMAND, "run", str(manifest), "--stages", "ingest,annotate"]
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def start(root: Path, manifest: Path, address: str | None = None) -> subprocess.Popen[bytes]:
+    """On the Ray cluster of that address; None: on one of its own, which dies with it."""
+    command = [*COMMAND, "run", str(manifest), "--stages", "ingest,annotate", *(["--address", address] if address else [])]
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=OPEN)
 
 
 def committed(catalog: Catalog) -> dict[str, tuple[Any, ...]]:
@@ -70,7 +71,7 @@ def check_complete(catalog: Catalog) -> None:
 
 
 def test_killing_the_driver_at_random_moments_loses_and_doubles_nothing(
-    workspace: Workspace, manifest: Callable[..., Path], tmp_path: Path, controlmill: Callable[..., subprocess.CompletedProcess[str]]
+    workspace: Workspace, manifest: Callable[..., Path], tmp_path: Path, controlmill: Command, address: str
 ) -> None:
     catalog, path = Catalog(workspace), manifest(conditions=CONDITIONS, shard_images="2")
     draw = random.Random()
@@ -79,7 +80,7 @@ def test_killing_the_driver_at_random_moments_loses_and_doubles_nothing(
     print(f"kill moments drawn from seed {seed}")
     kept: dict[str, tuple[Any, ...]] = {}
     for kill in range(KILLS):
-        process = start(tmp_path, path)
+        process = start(tmp_path, path, address if kill % 2 else None)
         wait_for_shards(catalog, process, len(kept) + draw.randint(0, 12))
         time.sleep(draw.uniform(0, 0.1))
         process.kill()
@@ -87,7 +88,7 @@ def test_killing_the_driver_at_random_moments_loses_and_doubles_nothing(
         now = committed(catalog)
         assert {shard: now[shard] for shard in kept} == kept, f"kill {kill}: a committed shard was made again"
         kept = now
-    last = start(tmp_path, path)
+    last = start(tmp_path, path, address)
     assert last.wait(timeout=PATIENCE) == 0, last.stderr.read() if last.stderr else ""
     assert {shard: committed(catalog)[shard] for shard in kept} == kept
     check_complete(catalog)
@@ -110,7 +111,7 @@ def test_killing_workers_is_survived_by_the_run(workspace: Workspace, manifest: 
 
 
 def test_sigterm_ends_a_run_with_one_sentence_and_the_same_command_goes_on(
-    workspace: Workspace, manifest: Callable[..., Path], tmp_path: Path
+    workspace: Workspace, manifest: Callable[..., Path], tmp_path: Path, address: str
 ) -> None:
     catalog, path = Catalog(workspace), manifest(conditions=CONDITIONS, shard_images="2")
     process = start(tmp_path, path)
@@ -120,13 +121,13 @@ def test_sigterm_ends_a_run_with_one_sentence_and_the_same_command_goes_on(
     told = process.stderr.read().decode()
     assert "controlmill: stopped; what was committed is kept" in told and "Traceback" not in told
     kept = committed(catalog)
-    assert start(tmp_path, path).wait(timeout=PATIENCE) == 0
+    assert start(tmp_path, path, address).wait(timeout=PATIENCE) == 0
     assert {shard: committed(catalog)[shard] for shard in kept} == kept
     check_complete(catalog)
 
 
 def test_status_and_sql_answer_while_a_run_is_going(
-    workspace: Workspace, manifest: Callable[..., Path], tmp_path: Path, controlmill: Callable[..., subprocess.CompletedProcess[str]]
+    workspace: Workspace, manifest: Callable[..., Path], tmp_path: Path, controlmill: Command, address: str
 ) -> None:
     catalog = Catalog(workspace)
     process = start(tmp_path, manifest(conditions=CONDITIONS, shard_images="1"))
@@ -138,7 +139,7 @@ def test_status_and_sql_answer_while_a_run_is_going(
         assert controlmill("status", "ws").returncode == 0
         answers += 1
     assert process.returncode == 0 and answers
-    second = start(tmp_path, tmp_path / "manifest.yaml")
+    second = start(tmp_path, tmp_path / "manifest.yaml", address)
     third = controlmill("run", tmp_path / "manifest.yaml", "--stages", "ingest,annotate")
     if third.returncode:  # both at work at one moment: the later one says so and leaves
         assert "Another run" in third.stderr

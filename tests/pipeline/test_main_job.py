@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.catalog import Catalog
 from pipeline.workspace import Workspace
-from tests.conftest import COMMAND, OPEN
+from tests.conftest import COMMAND, OPEN, Command
 
 MODES = "unlock: decoder, unlock_lr: 1.0e-4, ema: 8, min_snr: 5, gradient_checkpointing: true"
 TRAIN = f"{{base: random, runs: [{{conditions: [canny], images: 16, batch: 4, lr: 1.0e-3, checkpoint_every: 4, {MODES}}}]}}"
@@ -35,12 +35,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, address: str) -> tuple[Path, 
         f"name: job\nworkspace: ws\nsource: {{kind: folder, path: photos}}\nimage: {{resolution: 64}}\nsplit: {SPLIT}\nshard_images: 8\n"
         f"conditions: {{canny: {{}}, sketch: {{}}}}\ntrain: {TRAIN}\nevaluate: {EVALUATE}\n"
     )
-    return root, command(root, address)
-
-
-def command(root: Path, address: str, *more: str) -> subprocess.CompletedProcess[str]:
-    line = [*COMMAND, "run", "manifest.yaml", "--address", address, *more]
-    return subprocess.run(line, cwd=root, env=OPEN, capture_output=True, text=True, timeout=600)
+    line = [*COMMAND, "run", "manifest.yaml", "--address", address]
+    return root, subprocess.run(line, cwd=root, env=OPEN, capture_output=True, text=True, timeout=600)
 
 
 def query(root: Path, sql: str) -> list[tuple[Any, ...]]:
@@ -72,21 +68,19 @@ def test_the_checkpoint_loads_in_diffusers(made: tuple[Path, subprocess.Complete
     assert net.controlnet_mid_block.weight.abs().max() > 0  # a zero convolution that has learned
 
 
-def test_one_image_can_be_drawn_from_the_checkpoint(made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+def test_one_image_can_be_drawn_from_the_checkpoint(
+    made: tuple[Path, subprocess.CompletedProcess[str]], controlmill: Command, process: Command, tmp_path: Path
+) -> None:
     root, _ = made
     ((checkpoint,),) = query(root, "SELECT checkpoint FROM runs")
     common = ["--checkpoint", str(root / "ws" / checkpoint / "canny"), "--prompt", "a picture", "--steps", "2", "--resolution", "64"]
-
-    def sample(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*COMMAND, "sample", *common, *more], cwd=tmp_path, env=OPEN, capture_output=True, text=True, timeout=300)
-
-    drawn = sample("--image", str(root / "photos/03.png"), "--out", "first.png")
+    drawn = process("sample", *common, "--image", str(root / "photos/03.png"), "--out", "first.png")
     assert drawn.returncode == 0, drawn.stderr
     assert drawn.stdout.split() == ["first.png", "first.hint.png"]
-    again = sample("--image", "first.hint.png", "--hint", "--out", "again.png")
+    again = controlmill("sample", *common, "--image", "first.hint.png", "--hint", "--out", "again.png")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "first.png").read_bytes(), "the hint is all that it takes from the image"
-    lost = sample("--image", "first.hint.png", "--hint", "--out", "x.png", "--base", "nowhere")
+    lost = controlmill("sample", *common, "--image", "first.hint.png", "--hint", "--out", "x.png", "--base", "nowhere")
     assert lost.returncode == 1 and "no such folder" in lost.stderr and lost.stderr.count("\n") == 1
 
 
@@ -121,10 +115,10 @@ def test_scores_stand_beside_their_baselines_with_n_and_interval(made: tuple[Pat
     assert query(root, "SELECT count(*) FROM samples WHERE system LIKE '%shuffled%' AND image_id = hint_image_id") == [(0,)]
 
 
-def test_a_second_run_makes_nothing_new(made: tuple[Path, subprocess.CompletedProcess[str]], address: str) -> None:
+def test_a_second_run_makes_nothing_new(made: tuple[Path, subprocess.CompletedProcess[str]], ask: Command) -> None:
     root, _ = made
     before = {path: path.stat().st_mtime_ns for path in (root / "ws").rglob("*") if path.suffix in (".parquet", ".safetensors", ".jsonl")}
-    again = command(root, address)
+    again = ask(root, "run", "manifest.yaml")
     assert again.returncode == 0 and "going on in" in again.stdout and again.stdout.count("nothing to do") == 4
     after = {path: path.stat().st_mtime_ns for path in (root / "ws").rglob("*") if path.suffix in (".parquet", ".safetensors", ".jsonl")}
     assert after == before
@@ -143,10 +137,10 @@ def test_the_catalog_is_rebuilt_with_runs_and_scores(made: tuple[Path, subproces
 
 
 def test_a_run_killed_in_training_goes_on_from_its_checkpoint(
-    folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+    folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path, controlmill: Command
 ) -> None:
     folder(6)
-    runs = "[{conditions: [canny], images: 160, batch: 4, checkpoint_every: 20}]"
+    runs = "[{conditions: [canny], images: 80, batch: 4, checkpoint_every: 8}]"
     path = manifest(train=f"{{base: random, runs: {runs}}}", split="{validation: 0.0, test: 0.0}")
     first = subprocess.Popen([*COMMAND, "run", str(path)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
@@ -156,12 +150,12 @@ def test_a_run_killed_in_training_goes_on_from_its_checkpoint(
     first.wait()
     (run,) = [folder for folder in (tmp_path / "ws/checkpoints").iterdir() if folder.is_dir()]
     reached = max(json.loads(meta.read_text())["images"] for meta in run.glob("step-*/meta.json"))
-    assert 0 < reached < 160
+    assert 0 < reached < 80
     left = query(tmp_path, "SELECT status, conditions FROM runs")
     assert left == [("running", ["canny"])]
-    second = subprocess.run([*COMMAND, "run", str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    second = controlmill("run", path)
     assert second.returncode == 0, second.stderr
     log = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
     seen = [row["images"] for row in log]
-    assert seen == sorted(set(seen)) and seen[-1] == 160
-    assert query(tmp_path, "SELECT images, status FROM runs") == [(160, "complete")]
+    assert seen == sorted(set(seen)) and seen[-1] == 80
+    assert query(tmp_path, "SELECT images, status FROM runs") == [(80, "complete")]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from pipeline import shards
 from pipeline.catalog import Catalog
 from pipeline.schema import MIGRATIONS
 from pipeline.workspace import Workspace
+from tests.conftest import Command
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 STAGES = ("--stages", "ingest,annotate")
 
 
@@ -30,20 +29,20 @@ def files(root: Path) -> dict[str, int]:
 
 
 def test_every_image_has_one_row_for_every_condition_and_a_second_run_does_nothing(
-    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+    process: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder(10)
     path = manifest(conditions="{canny: {}, hough: {}, cartoon: {}}")
-    first = controlmill("run", path, *STAGES)
+    first = process("run", path, *STAGES)
     assert first.returncode == 0, first.stderr
     assert query(tmp_path, "SELECT count(*), count(DISTINCT (image_id, condition)) FROM annotations") == [(30, 30)]
     assert query(tmp_path, "SELECT count(*) FROM images WHERE status = 'ok'") == [(10,)]
     assert query(tmp_path, "SELECT caption FROM sources WHERE uri LIKE '%003.jpg'") == [("picture 3",)]
     before = files(tmp_path)
-    second = controlmill("run", path, *STAGES)
+    second = process("run", path, *STAGES)
     assert second.returncode == 0 and "going on in" in second.stdout and "nothing to do" in second.stdout
     assert files(tmp_path) == before
-    assert controlmill("verify", "ws").returncode == 0
+    assert process("verify", "ws").returncode == 0
 
 
 def test_each_bad_file_is_a_row_with_its_reason_and_doubles_are_kept_once(
@@ -174,17 +173,17 @@ def test_a_selection_can_neither_leave_its_condition_nor_silence_another(
 
 
 def test_detect_draws_each_image_and_condition_once_under_a_name_of_its_own(
-    controlmill: Command, folder: Callable[[int], Path], tmp_path: Path
+    process: Command, folder: Callable[[int], Path], tmp_path: Path
 ) -> None:
     photos = folder(2)
     (tmp_path / "other").mkdir()
     shutil.copy(photos / "001.jpg", tmp_path / "other" / "000.jpg")
     (photos / "bad.jpg").write_text("hello")
     images = (photos / "000.jpg", tmp_path / "other" / "000.jpg", photos / "bad.jpg")
-    ran = controlmill("detect", *images, "--condition", "canny", "--condition", "hough", "--out", "maps", "--resolution", "128")
+    ran = process("detect", *images, "--condition", "canny", "--condition", "hough", "--out", "maps", "--resolution", "128")
     assert ran.returncode == 3 and "bad.jpg: not an image" in ran.stderr
     assert len(ran.stdout.split()) == len(set(ran.stdout.split())) == len(list((tmp_path / "maps").glob("*.png"))) == 4
-    wrong = controlmill("detect", images[0], "--condition", "cany", "--out", "maps")
+    wrong = process("detect", images[0], "--condition", "cany", "--out", "maps")
     assert wrong.returncode == 1 and "unknown condition 'cany'" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
@@ -266,6 +265,13 @@ def test_bad_input_is_one_sentence_and_status_1(
     assert len(ran.stderr.strip().splitlines()) == 1
 
 
+def test_a_process_of_its_own_has_no_more_to_say(process: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]) -> None:
+    folder(1)
+    for sections, sentence in (({"workspace": "/proc/nowhere"}, "can't be written"), ({"conditions": "{canny: {lo: 3}}"}, "did you mean 'low'?")):
+        ran = process("run", manifest(**sections), *STAGES)
+        assert ran.returncode == 1 and sentence in ran.stderr and len(ran.stderr.strip().splitlines()) == 1
+
+
 def test_a_workspace_keeps_its_name_and_its_split(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]
 ) -> None:
@@ -303,13 +309,15 @@ def test_a_dry_run_touches_nothing(
     assert ran.returncode == 0 and "hed" in ran.stdout and not (tmp_path / "ws").exists()
 
 
-def test_status_and_sql_tell_the_same_numbers(controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]) -> None:
+def test_status_and_sql_tell_the_same_numbers(
+    controlmill: Command, process: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]
+) -> None:
     folder(5)
     assert controlmill("run", manifest(), *STAGES).returncode == 0
-    told = json.loads(controlmill("status", "ws", "--json").stdout)
+    told = json.loads(process("status", "ws", "--json").stdout)
     assert told["conditions"]["canny"]["ok"] == 5 and told["conditions"]["canny"]["to do"] == 0
     assert "canny" in controlmill("status", "manifest.yaml").stdout
-    rows = controlmill("sql", "ws", "SELECT condition, count(*) AS n FROM pairs GROUP BY ALL", "--json").stdout
+    rows = process("sql", "ws", "SELECT condition, count(*) AS n FROM pairs GROUP BY ALL", "--json").stdout
     assert json.loads(rows) == {"condition": "canny", "n": 5}
     wrong = controlmill("sql", "ws", "SELECT nothing FROM nowhere")
     assert wrong.returncode == 1 and "The query failed" in wrong.stderr and "Traceback" not in wrong.stderr

@@ -11,10 +11,10 @@ import pytest
 from annotate import maps
 from annotate.label_spaces import SPACES
 from annotate.skeletons import SKELETONS
-from pipeline import raster, scenes
-from pipeline.scenes import Scene, describe, mirrored, render
+from pipeline.scenes import Scene, bodies, camera, props, raster, render
+from pipeline.scenes.words import describe, mirrored
 
-# said again here, so that a slip in the table of pipeline/props.py shows
+# said again here, so that a slip in the table of pipeline/scenes/props.py shows
 COCO = {"sphere": "sports ball", "box": "cardboard", "cylinder": "plastic", "cone": "plastic", "pyramid": "plastic"}
 ADE = {"sphere": "ball", "box": "box", "cylinder": "column", "cone": "plaything", "pyramid": "plaything"}
 SURFACES = {  # words of the caption -> COCO-Stuff, ADE20K
@@ -94,17 +94,17 @@ def test_a_size_out_of_range_is_refused(size: int) -> None:
 
 
 def test_the_nearer_body_hides_the_other_in_either_order() -> None:
-    view = raster.View(focal=2.4, height=1.4, pitch=0.3, wall=5.0, yaw=0.0)
-    balls = [[raster.Part("ball", np.eye(3) * 0.3, np.array([0, 0.3, z]))] for z in (-2.6, -3.4)]
-    for first, bodies in ((2, balls), (3, balls[::-1])):
-        seen = raster.cast(bodies, view, 65)
+    view = camera.View(focal=2.4, height=1.4, pitch=0.3, wall=5.0, yaw=0.0)
+    balls = [[bodies.Part("ball", np.eye(3) * 0.3, np.array([0, 0.3, z]))] for z in (-2.6, -3.4)]
+    for first, order in ((2, balls), (3, balls[::-1])):
+        seen = raster.cast(order, view, 65)
         both = np.array(seen.alone) > (np.bincount(seen.instance.ravel(), minlength=4)[2:])
         assert both.tolist() == [first == 3, first == 2]  # only the farther one lost pixels
 
 
 def test_a_ball_has_the_depth_that_its_equation_gives() -> None:
-    view = raster.View(focal=2.4, height=1.4, pitch=0.0, wall=5.0, yaw=0.0)
-    seen = raster.cast([[raster.Part("ball", np.eye(3) * 0.5, np.array([0.0, 1.4, -3.0]))]], view, 65)
+    view = camera.View(focal=2.4, height=1.4, pitch=0.0, wall=5.0, yaw=0.0)
+    seen = raster.cast([[bodies.Part("ball", np.eye(3) * 0.5, np.array([0.0, 1.4, -3.0]))]], view, 65)
     assert seen.depth[32, 32] == pytest.approx(2.5)
     np.testing.assert_allclose(seen.normal[32, 32], (0, 0, 1), atol=1e-6)
     assert seen.depth[0, 32] == pytest.approx(5.0)  # the wall
@@ -368,5 +368,5 @@ def test_lines_stay_in_the_image_and_before_everything(some: list[Scene]) -> Non
 
 
 def test_a_figure_has_every_joint_of_both_layouts() -> None:
-    person = scenes.props.draw_figure(np.random.default_rng(0))
+    person = props.draw_figure(np.random.default_rng(0))
     assert set(person.joints) == set(SKELETONS["coco_17"].names) | set(SKELETONS["openpose_18"].names)

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from pipeline.raster import SOLIDS, Part
+from pipeline.scenes.bodies import SOLIDS, Part
 
 RGB = tuple[float, float, float]
 Choice = TypeVar("Choice")
