@@ -277,6 +277,41 @@ def rebuild_command(workspace: Path) -> None:
     sys.exit(0 if whole else NOT_COMPLETE)
 
 
+@main.group()
+def mini() -> None:
+    """The small models that do the whole job without a GPU or a hub."""
+
+
+@mini.command("base")
+@click.argument("given", metavar="MANIFEST", type=click.Path(path_type=Path))
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Where scenes, latents, states and log.jsonl lie.")
+@click.option("--seconds", type=float, default=float("inf"), help="Stop after so long, with everything saved.")
+@click.option("--older", type=click.Path(path_type=Path), help="A base to go on from where --work has no state.")
+@click.option("--polish", is_flag=True, help="Train the decoder of the VAE alone; may run beside the other.")
+@click.option("--export", "dest", type=click.Path(path_type=Path), help="Write the base as it is now to this folder, and train nothing.")
+@click.option("--grid", type=click.Path(path_type=Path), help="With --export: a PNG of reconstructions and samples.")
+@click.option("--threads", default=1, show_default=True)
+def mini_base(
+    given: Path, work: Path, seconds: float, older: Path | None, polish: bool, dest: Path | None, grid: Path | None, threads: int
+) -> None:
+    """Train the mini base on rendered scenes. Stop it at any time: the same command goes on.
+
+    Example: controlmill mini base manifests/mini/base.yaml --work runs/mini-base --seconds 3600
+    """
+    import torch
+
+    from pipeline.stages import mini as stage
+
+    torch.set_num_threads(threads)
+    if dest is None:
+        done = stage.make_base(given, work, older=older, seconds=seconds, polish=polish)
+        _say("The base is complete." if done else "The base is not complete; the same command goes on.")
+        sys.exit(0 if done else NOT_COMPLETE)
+    _say(json.dumps(stage.export_base(given, work, dest, older=older)))
+    if grid is not None:
+        stage.draw_grid(given, work, dest, grid)
+
+
 def _workspace(target: Path) -> Workspace:
     root = Path(manifest.load(target).workspace).expanduser() if target.is_file() else target
     workspace = Workspace(root.resolve())

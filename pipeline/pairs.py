@@ -85,12 +85,20 @@ def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
     """The manifest's runs with their pairs and names; MillError where a run has nothing to train on."""
     if plan.manifest.train is None:
         return []
-    spec = base_spec(plan)
+    train, spec = plan.manifest.train, base_spec(plan)
     mark = base_fingerprint(spec)
-    return [_planned(plan, catalog, run, spec, mark) for run in plan.manifest.train.runs]
+    made: dict[int, PlannedRun] = {}
+
+    def make(number: int) -> PlannedRun:
+        if number not in made:
+            source = train.waits_for(number)
+            made[number] = _planned(plan, catalog, train.runs[number], spec, mark, make(source).name if source is not None else None)
+        return made[number]
+
+    return [make(number) for number in range(len(train.runs))]
 
 
-def _planned(plan: Plan, catalog: Catalog, run: Run, spec: str, mark: str) -> PlannedRun:
+def _planned(plan: Plan, catalog: Catalog, run: Run, spec: str, mark: str, source: str | None) -> PlannedRun:
     key = latent_key(plan, mark)
     latents = dict(catalog.query("SELECT part, path FROM shards WHERE kind = 'latents' AND key = ?", [key]))
     found = {split: {name: _members(catalog, name, split, latents) for name in run.conditions} for split in (TRAIN, HELD_OUT)}
@@ -123,6 +131,7 @@ def _planned(plan: Plan, catalog: Catalog, run: Run, spec: str, mark: str) -> Pl
         "base": mark, "latents": latent_key(plan, mark, mirrored=False), "run": run.identity, "pairs": shared[TRAIN], "version": 2,
         "conditions": {name: plan.conditions[name].fingerprint for name in run.conditions},
     }  # fmt: skip
+    identity |= {"warm_start": source} if source else {}  # the run of this manifest that it goes on from
     name = f"{'+'.join(run.conditions)}-{fingerprint(identity)[:8]}"
     return PlannedRun(name, run, spec, mark, addresses[TRAIN], addresses[HELD_OUT])
 

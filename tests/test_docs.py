@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 
 from annotate.captions import CAPTIONERS
 from annotate.conditions import CONDITIONS
@@ -261,7 +262,17 @@ def planned(path: Path, workspace: Path, *, here: bool = False) -> plan.Plan:
         raise
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "manifests").rglob("*.yaml")), ids=lambda path: path.stem)
+MINI = sorted((ROOT / "manifests" / "mini").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", MINI, ids=lambda path: path.stem)
+def test_every_manifest_of_a_mini_model_can_be_read(path: Path) -> None:
+    from pipeline.stages import mini
+
+    assert mini.recipe_of(mini.load(path), path).seed >= 0
+
+
+@pytest.mark.parametrize("path", sorted({*(ROOT / "manifests").rglob("*.yaml")} - {*MINI}), ids=lambda path: path.stem)
 def test_every_manifest_can_be_planned_and_those_that_make_runs_right_here(path: Path, tmp_path: Path) -> None:
     made = planned(path, tmp_path / "ws", here=path.parent.name == "manifests")
     assert made.conditions.keys() >= manifest.load(path).conditions.keys()
@@ -269,7 +280,7 @@ def test_every_manifest_can_be_planned_and_those_that_make_runs_right_here(path:
 
 @pytest.mark.parametrize("number", range(2))
 def test_the_manifests_in_the_readme_can_be_planned_and_their_queries_are_sql(number: int, tmp_path: Path) -> None:
-    bodies = blocks("README.md", "yaml")
+    bodies = [body for body in blocks("README.md", "yaml") if "name:" in body]
     assert len(bodies) == 2
     (tmp_path / "given.yaml").write_text(bodies[number], encoding="utf-8")
     made = planned(tmp_path / "given.yaml", tmp_path / "ws", here=True)
@@ -284,6 +295,15 @@ def test_the_manifests_in_the_readme_can_be_planned_and_their_queries_are_sql(nu
     assert len(queries) >= 3
     for query in queries:
         catalog.table(query)
+
+
+def test_the_runs_in_the_readme_are_ones_that_a_manifest_may_have() -> None:
+    bodies = [yaml.safe_load(body) for body in blocks("README.md", "yaml") if "name:" not in body]
+    runs = [run for body in bodies for run in manifest.Train(**body["train"]).runs]
+    assert len(runs) >= 3
+    shown = {part.split(":")[0].split(",")[0] for row in table_rows("README.md", 2) for part in re.findall(r"`([a-z_]+)[`:]", row[0])}
+    keys = set(manifest.Run.model_fields)
+    assert keys - shown <= {"images", "lr", "seed", "checkpoint_every", "unlock_lr", "warm_start"}, keys - shown
 
 
 def test_a_demo_as_the_readme_shows_it_would_have_these_fingerprints(tmp_path: Path) -> None:

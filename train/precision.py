@@ -4,7 +4,7 @@ import copy
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -17,7 +17,7 @@ def locked(
     """The base as it computes. In bf16 it takes half the memory, and channels_last is the layout that its convolutions are fast in."""
     if precision == "fp32" and next(unet.parameters()).device.type == torch.device(device).type:
         return unet
-    return _to(copy.deepcopy(unet), precision, device)
+    return _copy(unet, precision, device)
 
 
 def twin(
@@ -27,7 +27,7 @@ def twin(
     """The module that computes for `master`: itself in fp32. In bf16 a copy, whose gradients are handed over to the master's as they come."""
     if precision == "fp32":
         return master
-    made = _to(copy.deepcopy(master), precision)
+    made = _copy(master, precision)
     for low, high in zip(made.parameters(), master.parameters(), strict=True):
         if high.requires_grad:
             low.register_post_accumulate_grad_hook(_hand_over_to(high))
@@ -47,10 +47,17 @@ def dtype_of(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def _to(module: Model, precision: str, device: str | None = None) -> Model:
-    if precision == "fp32":
-        return module.to(device)
-    return module.to(device, torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+def _copy(module: Model, precision: str, device: str | None = None) -> Model:
+    """Tensor by tensor, so that no second copy in float32 is ever held."""
+
+    def converted(tensor: Tensor) -> Tensor:
+        dtype = dtype_of(precision) if tensor.is_floating_point() else tensor.dtype
+        layout = torch.channels_last if precision == "bf16" and tensor.dim() == 4 else torch.preserve_format
+        return tensor.detach().to(device, dtype, copy=True, memory_format=layout)
+
+    made: dict[int, Any] = {id(buffer): converted(buffer) for buffer in module.buffers()}
+    made |= {id(each): nn.Parameter(converted(each), each.requires_grad) for each in module.parameters()}
+    return copy.deepcopy(module, made)
 
 
 def _hand_over_to(master: nn.Parameter) -> Any:

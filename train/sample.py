@@ -62,7 +62,7 @@ def generate(
     unet, device, dtype = base.unet, base.device, base.dtype
     scheduler: Any = DDIMScheduler.from_config(base.scheduler, clip_sample=False)
     scheduler.set_timesteps(steps)
-    latents = initial_noise(seeds, noise_keys, height, width).to(device) * scheduler.init_noise_sigma
+    latents = initial_noise(seeds, noise_keys, height, width, unet.config.in_channels).to(device) * scheduler.init_noise_sigma
     texts = torch.from_numpy(np.array(text)).to(device, dtype)
     if guidance != 1.0:
         texts = torch.cat([torch.from_numpy(np.array(empty_text)).to(device, dtype).expand_as(texts), texts])
@@ -98,9 +98,11 @@ def point_scales(
     return [scale * 10 ** (i / (CONTROL_POINTS - 1) - 1) if guess else scale for i in range(CONTROL_POINTS)]
 
 
-def initial_noise(seeds: list[int], noise_keys: list[str] | None, height: int, width: int) -> Tensor:  # [N, 4, H/8, W/8] float32
+def initial_noise(
+    seeds: list[int], noise_keys: list[str] | None, height: int, width: int, channels: int = 4
+) -> Tensor:  # [N, channels, H/8, W/8] float32
     """Drawn on the CPU one sample at a time, so that a GPU and another batch size start from the same noise."""
-    shape = (4, height // 8, width // 8)
+    shape = (channels, height // 8, width // 8)
     if noise_keys is None:
         return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     keyed = [draws(seed, key, "sample").standard_normal(shape, dtype=np.float32) for seed, key in zip(seeds, noise_keys, strict=True)]

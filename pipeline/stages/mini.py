@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline import MillError, scenes
 from pipeline.manifest import NAME, Section, Whole
+from pipeline.scenes import words
 
 PART = 1000  # scenes rendered for one file
 
@@ -144,7 +145,7 @@ def _kept(plan: MiniScenes, seed: int, indices: range) -> Iterator[tuple[np.ndar
     for index in indices:
         scene = scenes.render(seed, index, plan.resolution)
         if simple(plan, scene.facts):
-            yield scene.image, scene.caption, scenes.mirrored(scene.caption)
+            yield scene.image, scene.caption, words.mirrored(scene.caption)
 
 
 def simple(plan: MiniScenes, facts: dict[str, Any]) -> bool:
@@ -164,33 +165,3 @@ def _sentence(plan: MiniScenes, kept: int) -> str:
         f"objects of at least {plan.least_box:.0%} of the picture, {plan.least_visible:.0%} of each in sight, and their mirror images; "
         f"held out: seed {plan.held_out.seed}."
     )
-
-
-def main() -> None:
-    """`python -m pipeline.stages.mini MANIFEST --work DIR [--seconds S] [--older BASE]`, then with --export DEST and --grid PNG."""
-    import argparse
-
-    import torch
-
-    parser = argparse.ArgumentParser(prog="python -m pipeline.stages.mini")
-    parser.add_argument("manifest", type=Path)
-    parser.add_argument("--work", type=Path, required=True, help="where scenes, latents, states and log.jsonl lie")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, with everything saved")
-    parser.add_argument("--older", type=Path, help="a base to go on from where --work has no state")
-    parser.add_argument("--polish", action="store_true", help="train the VAE's decoder alone; may run beside the other")
-    parser.add_argument("--export", type=Path, help="write the base as it is now, and don't train")
-    parser.add_argument("--grid", type=Path, help="a PNG of reconstructions and samples of the exported base")
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    if given.export is None:
-        done = make_base(given.manifest, given.work, older=given.older, seconds=given.seconds, polish=given.polish)
-        print("complete" if done else "not complete: run it again")
-        return
-    print(json.dumps(export_base(given.manifest, given.work, given.export, older=given.older)))
-    if given.grid is not None:
-        draw_grid(given.manifest, given.work, given.export, given.grid)
-
-
-if __name__ == "__main__":
-    main()

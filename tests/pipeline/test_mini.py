@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline import MillError, scenes
+from pipeline.scenes import words
 from pipeline.stages import mini
 
 ROOT = Path(__file__).parent.parent.parent
@@ -59,7 +60,7 @@ def test_only_simple_scenes_are_kept_and_they_are_rendered_once(tmp_path: Path, 
     assert 0 < len(kept) < 12 and len(seen.captions) == len(kept)
     last = scenes.render(3, kept[-1], 64)
     assert (seen.images([len(kept) - 1])[0] == last.image).all()
-    assert seen.caption(len(kept) - 1) == last.caption and seen.caption(2 * len(kept) - 1) == scenes.mirrored(last.caption)
+    assert seen.caption(len(kept) - 1) == last.caption and seen.caption(2 * len(kept) - 1) == words.mirrored(last.caption)
     monkeypatch.setattr(scenes, "render", None)
     again, _ = mini.render(plan, tmp_path)
     assert again.captions == seen.captions and len(held_out.captions) > 0

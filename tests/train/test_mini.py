@@ -41,7 +41,8 @@ def drawn(count: int, seed: int) -> list[tuple[np.ndarray, str, str]]:
         name, side = list(COLOURS)[rng.integers(3)], int(rng.integers(2))
         top, width = rng.integers(8, 24), rng.integers(12, 28)
         image[top : top + 24, 34 * side : 34 * side + width] = COLOURS[name]
-        rows.append((image, *(f"one object: a {name} box on the {where}" for where in (("left", "right")[side], ("right", "left")[side]))))
+        here, there = ("left", "right") if side == 0 else ("right", "left")
+        rows.append((image, f"one object: a {name} box on the {here}", f"one object: a {name} box on the {there}"))
     return rows
 
 
@@ -164,7 +165,7 @@ def learn(folder: Path, images: int, *, seconds: float = 60, loss: Any = None, s
     return learning.learn(  # type: ignore[return-value]
         net, [{"params": list(net.parameters()), "lr": 1.0}],
         loss or (lambda net, seen: (net.weight - torch.tensor([1.0, -1.0, seen % 3])).square().sum()), lambda seen: 0.05,
-        lambda mean: {"held_out": float(mean.weight.detach().abs().sum())}, loop, folder / "line", spent=spent or Spent(),
+        lambda mean: {"held_out": float(sum(p.detach().abs().sum() for p in mean.parameters()))}, loop, folder / "line", spent=spent or Spent(),
         until=time.monotonic() + seconds,
     )  # fmt: skip
 
@@ -193,7 +194,7 @@ def test_it_stops_when_its_time_is_over_or_when_it_is_told_to_with_everything_sa
 
 
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
-    def loss(net: Line, seen: int) -> torch.Tensor:
+    def loss(net: Line, seen: int) -> Any:
         return (net.weight * (float("inf") if seen == 4 else 1.0)).sum()
 
     _, _, done = learn(tmp_path / "odd", 12, loss=loss)

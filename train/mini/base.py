@@ -32,7 +32,7 @@ def write(
     """A folder that diffusers.StableDiffusionPipeline and train.base load."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    models = {name: parts[name].to(torch.bfloat16) for name in ("vae", "unet", "text_encoder")}
+    models = {name: nn.Module.to(parts[name], torch.bfloat16) for name in ("vae", "unet", "text_encoder")}
     pipeline: Any = StableDiffusionPipeline(
         **models, tokenizer=parts["tokenizer"], scheduler=DDIMScheduler(**denoiser.SCHEDULER), safety_checker=None,  # type: ignore[arg-type]
         feature_extractor=None, requires_safety_checker=False,  # type: ignore[arg-type]
@@ -59,7 +59,9 @@ def verify(folder: Path) -> None:
 
 def rounded(model: Any) -> Any:
     """Float32 weights that bfloat16 can hold."""
-    return model.to(torch.bfloat16).to(torch.float32)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16).to(torch.float32)
+    return model
 
 
 def copy_vae(folder: Path, vae: Any) -> None:

@@ -10,7 +10,7 @@ from train.mini import autoencoder, scores
 from train.mini.pictures import Pictures
 
 COLUMNS = 6
-WORDS = 84  # pixels of height for a caption
+WORDS = 104  # pixels of height for a caption
 
 
 def write(path: Path, folder: Path, held_out: Pictures, *, samples: int = 24, seed: int = 0) -> None:

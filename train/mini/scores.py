@@ -61,8 +61,13 @@ def _edge_agreement(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDA
 def draw(folder: Path, captions: Sequence[str], *, seed: int = 0, steps: int = 25, guidance: float = 3.0) -> NDArray[np.uint8]:
     """Samples at the base's own size [N, s, s, 3], by diffusers' own pipeline."""
     from diffusers import StableDiffusionPipeline
+    from diffusers.utils import logging
 
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None, local_files_only=True)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True).to(torch.float32)
+    if shown:
+        logging.enable_progress_bar()
     pipeline.set_progress_bar_config(disable=True)
     side = 8 * pipeline.unet.config.sample_size
     out = []
