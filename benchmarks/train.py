@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__}
     report: dict[str, Any] = {
         "machine": machine(device), "threads": threads, "versions": versions, "shape": {"name": given.shape, **dataclasses.asdict(shape)},
-        "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()},
+        "options": {name: value for name, value in vars(given).items() if name != "out"},
         "tf32": cuda, "matmul_tflops": round(rate / 1e12, 4), "rows": [],
     }  # fmt: skip
     print(f"{report['machine']}, {given.shape} at {shape.pixels} pixels, {given.precision}, a matrix product: {rate / 1e12:.3g} TFLOP/s")

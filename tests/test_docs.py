@@ -227,6 +227,22 @@ def test_the_figures_of_the_pipeline_are_those_of_the_benchmark() -> None:
     check_sentence(f"{told['condition'].upper()}, {told['images']} photographs, start of Ray included.")
 
 
+def test_the_figures_of_training_are_those_of_the_benchmark() -> None:
+    told, alone, small = (result(f"train-{name}.json") for name in ("cpu", "cpu-k1", "small-scale"))
+    check_table("Loop | Batch | Images/s | Trained/s | Times live | Times cached | Peak GiB", [
+        [row["name"], str(row["batch"]), rate(row["images_per_s"]), rate(row["trained_per_s"]), f"{row['times_live']:.2f}",
+         f"{row['times_cached']:.2f}", f"{row['peak_gib']:.2f}"]
+        for row in told["rows"] if row["batch"] > 1
+    ])  # fmt: skip
+    assert (told["options"]["shape"], told["options"]["repeats"], alone["options"]["repeats"]) == ("mini", 3, 7), "README.md says so in words"
+    (first,) = (row for row in alone["rows"] if row["name"] == "ours, K = 1")
+    check_sentence(f"K = 1 reached {first['times_cached']:.2f} times its speed")
+    shares = [100 * told["answers"][f"ours, {name}, batch 16: time against 4 separate runs"] for name in ("K = 4", "K = 4 joined")]
+    check_sentence(f"take {shares[0]:.0f} % of the time of four runs, joined {shares[1]:.0f} %.")
+    assert (small["options"]["shape"], small["options"]["precision"], small["rows"][0]["batch"]) == ("sd15", "bf16", 1)
+    check_sentence(f"in **{small['rows'][0]['peak_gib']:.1f} GiB**")
+
+
 def test_the_figures_of_ingest_are_those_of_the_benchmark() -> None:
     told = result("ingest.json")
     assert (told["images"], told["workers"], len(told["runs"])) == (2000, 2, 3), "README.md says so in words"
@@ -301,7 +317,7 @@ def test_the_runs_in_the_readme_are_ones_that_a_manifest_may_have() -> None:
     bodies = [yaml.safe_load(body) for body in blocks("README.md", "yaml") if "name:" not in body]
     runs = [run for body in bodies for run in manifest.Train(**body["train"]).runs]
     assert len(runs) >= 3
-    shown = {part.split(":")[0].split(",")[0] for row in table_rows("README.md", 2) for part in re.findall(r"`([a-z_]+)[`:]", row[0])}
+    shown = {part.split(":")[0].split(",")[0] for row in table_rows("README.md", 2) for part in re.findall(r"`([a-z0-9_]+)[`:]", row[0])}
     keys = set(manifest.Run.model_fields)
     assert keys - shown <= {"images", "lr", "seed", "checkpoint_every", "unlock_lr", "warm_start"}, keys - shown
 
