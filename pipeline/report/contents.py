@@ -85,6 +85,8 @@ class Run:
     seconds: float | None = None
     images_per_second: float | None = None
     loss: tuple[tuple[float, float], ...] = ()              # (images seen, loss), in order
+    gaps: Mapping[str, tuple[tuple[float, float, float | None], ...]] = field(default_factory=dict)  # by condition: (images, own hint, another's)
+    follows: Mapping[str, int] = field(default_factory=dict)  # condition -> images seen when it began to follow its hints
     checkpoint: str | None = None                           # relative to the workspace
     options: Mapping[str, str] = field(default_factory=dict)
 

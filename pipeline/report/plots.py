@@ -61,6 +61,18 @@ def loss_plot(points: Sequence[tuple[float, float]]) -> LossPlot | None:
                     last=float(smooth[-1]), n=len(loss))
 
 
+def gap_plot(points: Sequence[tuple[float, float, float | None]]) -> LossPlot | None:
+    """Held-out loss gap over images seen, with an image's own hint (smooth) and with another's (raw); None = under two points."""
+    kept = np.array([(images, own, math.nan if other is None else other) for images, own, other in points], dtype=np.float64)
+    if len(kept) < 2:
+        return None
+    images, own, other = kept.T
+    x, y = axis(0.0, float(images[-1]), tight=True), axis(float(np.nanmin(kept[:, 1:])), float(np.nanmax(kept[:, 1:])), ticks=4)
+    has = np.isfinite(other)
+    return LossPlot(x=x, y=y, raw=_path(images[has], other[has], x, y) if has.any() else "", smooth=_path(images, own, x, y),
+                    last=float(own[-1]), n=len(own))
+
+
 def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
     """Mean of the points within `window` on each side, fewer at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from pipeline.report.contents import ReportData, ScoreRow
-from pipeline.report.plots import Axis, axis, loss_plot
+from pipeline.report.plots import Axis, axis, gap_plot, loss_plot
 from pipeline.workspace import write_text, write_whole
 
 TEMPLATES = Path(__file__).parent
@@ -53,6 +53,7 @@ def render(data: ReportData, out: Path) -> Path:
         picture=lambda content: _picture(content, pictures),
         groups=score_groups(data.scores),
         plots={run.name: loss_plot(run.loss) for run in data.runs},
+        gaps={run.name: {condition: gap_plot(points) for condition, points in run.gaps.items()} for run in data.runs},
         strip=max(data.contact, key=lambda row: sum(isinstance(cell, bytes) for cell in row.maps.values()), default=None),
         titles={condition.name: condition.title for condition in data.conditions},
         kinds={condition.name: condition.kind for condition in data.conditions},

@@ -158,6 +158,20 @@ def _contact(plan: Plan, catalog: Catalog) -> Iterator[contents.ContactRow]:
         )  # fmt: skip
 
 
+def _gaps(log: list[dict[str, Any]]) -> dict[str, tuple[tuple[float, float, float | None], ...]]:
+    """The held-out measures of each condition, as train/held_out.py wrote them."""
+    curves: dict[str, list[tuple[float, float, float | None]]] = {}
+    for row in log:
+        for condition, told in row.get("held_out", {}).items():
+            if told["gap"] is not None:
+                curves.setdefault(condition, []).append((float(row["images"]), told["gap"], told["shuffled_gap"]))
+    return {condition: tuple(points) for condition, points in curves.items()}
+
+
+def _follows(log: list[dict[str, Any]]) -> dict[str, int]:
+    return next((row["alarm"] for row in reversed(log) if "alarm" in row), {})
+
+
 def _runs(plan: Plan, catalog: Catalog) -> Iterator[contents.Run]:
     sql = "SELECT run, conditions, base, random_weights, images, steps, seconds, checkpoint, options FROM runs ORDER BY run"
     for name, conditions, base, random_weights, images, steps, seconds, checkpoint, options in catalog.query(sql):
@@ -165,8 +179,8 @@ def _runs(plan: Plan, catalog: Catalog) -> Iterator[contents.Run]:
         curve = tuple((float(row["images"]), float(np.mean(list(row["loss"].values())))) for row in log)
         yield contents.Run(
             name=name, conditions=tuple(conditions), base=base, random_weights=random_weights, images_seen=images, steps=steps, seconds=seconds,
-            images_per_second=images / seconds if seconds else None, loss=curve, checkpoint=checkpoint or None,
-            options={key: str(value) for key, value in json.loads(options).items()},
+            images_per_second=images / seconds if seconds else None, loss=curve, gaps=_gaps(log), follows=_follows(log),
+            checkpoint=checkpoint or None, options={key: str(value) for key, value in json.loads(options).items()},
         )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from pipeline.report.contents import (
     ScoreRow,
     Stage,
 )
-from pipeline.report.plots import axis, loss_plot
+from pipeline.report.plots import axis, gap_plot, loss_plot
 from pipeline.report.site import PICTURES, render, score_groups
 
 EVIL = "<script>alert('caption')</script>\" onerror=\"x"
@@ -66,7 +66,8 @@ def data() -> ReportData:
                        maps={"canny": "no edge found"}),
         ),
         runs=(Run(name="canny-full", conditions=("canny",), base="tiny", random_weights=True, images_seen=800, steps=200, seconds=65.0,
-                  images_per_second=12.3, loss=tuple((4.0 * i, 1 / (1 + i)) for i in range(200)), checkpoint="checkpoints/canny-full"),),
+                  images_per_second=12.3, loss=tuple((4.0 * i, 1 / (1 + i)) for i in range(200)), checkpoint="checkpoints/canny-full",
+                  gaps={"canny": ((400.0, 0.0, 0.0), (800.0, 0.2, -0.1)), "hed": ((400.0, 0.0, None),)}, follows={"canny": 800}),),
         scores=(score("no_control", 0.1, baseline=True),
                 score("canny-full", 0.3, comparisons=(Comparison(against="no_control", difference=0.2, low=0.1, high=0.3, p=0.0005),))),
         evidence=(Evidence(condition="canny", image_id="b" * 64, prompt="sky", seed=7, hint=picture(1), source=picture(2), outputs=(
@@ -107,6 +108,7 @@ def test_the_page_shows_every_part_of_the_data(data, tmp_path):
     for words in (
         "demo", "5 addresses read, 1 of them exact duplicates", "truncated file", "2 train", "opencv-canny", "250",
         "MiDaS weights from the hub", "cat.png", "canny-full", "800 in 200 steps", "1 min 05 s", "random weights",
+        "canny: what its hint saves", "Follows its condition since 800 images.",
         "0.300", "0.250 – 0.350", "+0.200", "p < 0.001", "baseline", "seed 7",
         "the detector found nothing", "2 cores", "The resolved manifest", "no edge found",
     ):
@@ -223,6 +225,16 @@ def test_a_long_loss_curve_is_thinned_without_losing_its_spike():
     assert plot.y.high >= 9 and plot.raw.count("L") <= 400 and plot.smooth.count("L") <= 400
     assert f" {100 - plot.y.place(9.0):g}" in plot.raw
     assert loss_plot([]) is loss_plot([(1.0, 2.0)]) is None
+
+
+def test_the_loss_gap_shows_both_hints_and_waits_for_two_measures():
+    plot = gap_plot([(400.0, 0.1, 0.1), (800.0, 0.3, -0.1), (1200.0, 0.5, None)])
+    assert plot is not None and plot.last == 0.5 and plot.n == 3
+    assert plot.y.low <= -0.1 and plot.y.high >= 0.5  # one scale for both
+    assert plot.smooth.count("L") == 2 and plot.raw.count("L") == 1
+    alone = gap_plot([(400.0, 0.1, None), (800.0, 0.3, None)])  # one held-out pair has nobody to borrow a hint from
+    assert alone is not None and alone.raw == ""
+    assert gap_plot([(400.0, 0.1, 0.1)]) is None
 
 
 def test_the_report_is_written_without_the_heavy_libraries():
