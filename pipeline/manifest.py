@@ -194,8 +194,8 @@ class Run(Section):
     connect: Literal["full", "middle"] = "full"  # middle: the paper's small-scale training, without residuals for the skips
     unlock: Literal["none", "decoder", "all"] = "none"  # of the base; its weights are then saved in unet/ beside the ControlNet's
     unlock_lr: Annotated[float, Field(gt=0, le=1)] | None = None  # None = lr; the released code's advice is 2e-6
-    min_snr: Annotated[float, Field(gt=0)] | None = None  # gamma of the min-SNR weighting, usually 5
-    ema: Annotated[float, Field(gt=0)] | None = None  # half-life in images of an average of the weights, which then is what samples
+    min_snr: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # gamma of the min-SNR weighting, usually 5
+    ema: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # half-life in images of an average of the weights; it samples
     gradient_checkpointing: bool = False  # less memory for more time
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the passes; auto: bf16 on a GPU, else fp32
     compile: Literal["auto", True, False] = "auto"  # auto: on a GPU
@@ -216,6 +216,9 @@ class Run(Section):
 
     @model_validator(mode="after")
     def _modes_agree(self) -> "Run":
+        doubled = sorted({name for name in self.conditions if self.conditions.count(name) > 1})
+        if doubled:
+            raise ValueError(f"conditions names {', '.join(doubled)} twice: keep one")
         if self.unlock != "none" and len(self.conditions) > 1:
             raise ValueError(
                 f"{' and '.join(self.conditions)} share one locked base: with unlock: {self.unlock} give each a run of its own"

@@ -101,7 +101,7 @@ def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
 def _planned(plan: Plan, catalog: Catalog, run: Run, spec: str, mark: str, source: str | None) -> PlannedRun:
     key = latent_key(plan, mark)
     latents = dict(catalog.query("SELECT part, path FROM shards WHERE kind = 'latents' AND key = ?", [key]))
-    found = {split: {name: _members(catalog, name, split, latents) for name in run.conditions} for split in (TRAIN, HELD_OUT)}
+    found = {split: {name: _members(catalog, name, split, key, latents) for name in run.conditions} for split in (TRAIN, HELD_OUT)}
     for name in run.conditions:
         if not found[TRAIN][name]:
             raise MillError(
@@ -136,10 +136,12 @@ def _planned(plan: Plan, catalog: Catalog, run: Run, spec: str, mark: str, sourc
     return PlannedRun(name, run, spec, mark, addresses[TRAIN], addresses[HELD_OUT])
 
 
-def _members(catalog: Catalog, condition: str, split: str, latents: Mapping[int, str]) -> dict[str, PairAddress]:
-    """The condition's pairs in a split by image id, as far as they are encoded."""
+def _members(catalog: Catalog, condition: str, split: str, key: str, latents: Mapping[int, str]) -> dict[str, PairAddress]:
+    """The condition's pairs in a split by image id, as far as they are encoded: an image that killed its encoder has no latents."""
     rows = catalog.query(
-        "SELECT image_id, part, row, map_shard, height, width FROM pairs WHERE condition = ? AND split = ?", [condition, split]
+        """SELECT image_id, part, row, map_shard, height, width FROM pairs WHERE condition = ? AND split = ?
+           AND image NOT IN (SELECT image FROM latent_rows JOIN shards USING (shard) WHERE key = ? AND status <> 'ok')""",
+        [condition, split, key],
     )
     return {
         image_id: PairAddress(image_id, row, latents[part], {condition: sys.intern(shard)}, (height // 8, width // 8))

@@ -153,6 +153,7 @@ def missing(plan: Plan) -> list[str]:
         if run.warm_start and run.warm_start not in plan.conditions and not Path(run.warm_start).exists():
             what = "is neither a condition of this manifest nor a ControlNet's folder or file"
             found.append(f"train.runs[{number}].warm_start: {run.warm_start} {what}")
+    found += optimizers_lacking(plan)
     if plan.manifest.train and plan.manifest.train.base != "random":
         from train import base
 
@@ -161,6 +162,14 @@ def missing(plan: Plan) -> list[str]:
         except (ValueError, OSError) as error:
             found.append(f"train.base: {error}")
     return found
+
+
+def optimizers_lacking(plan: Plan) -> list[str]:
+    """A sentence for each run whose optimizer is not installed."""
+    from train.optimizer import lacking
+
+    lacks = [lacking(run.optimizer) for run in plan.manifest.train.runs] if plan.manifest.train else []
+    return [f"train.runs[{number}].{lack}" for number, lack in enumerate(lacks) if lack]
 
 
 def load_saved(workspace: Workspace) -> Plan:

@@ -29,6 +29,8 @@ class Options:
 def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
     """Does what the manifest asks for and the workspace lacks; returns the exit status."""
     plan = plans.make(given)
+    for lack in plans.optimizers_lacking(plan) if "train" in options.stages else ():
+        raise MillError(f"{lack}.")
     workspace, catalog = plan.workspace, Catalog(plan.workspace)
     workspace.create()
     with workspace.lock():

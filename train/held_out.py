@@ -4,6 +4,7 @@ The training loss does not show the moment at which a ControlNet begins to follo
 Here everything is paired instead: the same inputs without control, with their own hint and with another image's.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,16 @@ class HeldOut:
     def _losses(
         self, unet: Any, controlnets: Mapping[str, ControlNet]
     ) -> Tensor:  # [2K, N] float32: true and shuffled hints of each; [1, N] of the base
+        """With fewer at a time where memory runs out: what fits while it trains may not fit here, and a measure must not end the run."""
+        while True:
+            with contextlib.suppress(torch.OutOfMemoryError):  # as in fit
+                return self._in_parts(unet, controlnets)
+            if self.micro_batch == 1:
+                raise MemoryError("the loss gap runs out of memory with one image at a time: set held_out: 0")
+            self.micro_batch //= 2
+            torch.cuda.empty_cache()
+
+    def _in_parts(self, unet: Any, controlnets: Mapping[str, ControlNet]) -> Tensor:
         columns = []
         for group in self.groups:
             for start in range(0, len(group.timesteps), self.micro_batch):

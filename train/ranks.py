@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -62,6 +63,14 @@ class Ranks:
         parts = [torch.empty_like(values) for _ in range(self.count)]
         dist.all_gather(parts, values.contiguous())
         return torch.cat(parts, dim=1)
+
+    def gather_names(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Of all ranks, in the order of the logical batch; slow, for what is told once."""
+        if self.count == 1:
+            return names
+        parts: list[Any] = [None] * self.count
+        dist.all_gather_object(parts, names)
+        return tuple(name for part in parts for name in part)
 
     @torch.no_grad()
     def check_equal(self, models: Mapping[str, nn.Module], images: int) -> None:

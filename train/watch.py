@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from train import grids, held_out, meter, precision
 from train.base import Base
 from train.batches import Pair, Pairs
@@ -64,7 +66,10 @@ class Watch:
             file.write(json.dumps(row) + "\n")
         self.board.add(row)
         if draw and self.options.grids and self.pairs is not None and len(self.pairs):
-            self._draw(row["images"], unet, controlnets)
+            try:
+                self._draw(row["images"], unet, controlnets)
+            except torch.OutOfMemoryError:  # the checkpoint comes next, and matters more
+                print(f"no memory is left to draw {self.out / GRIDS} at {row['images']} images: lower grids, or set it to 0")
         return row
 
     def _draw(self, images: int, unet: Any, controlnets: Mapping[str, Any]) -> None:

@@ -38,11 +38,11 @@ class Window:
                 if not bad.any() and norms[condition][i].isfinite():
                     continue
                 what = "loss" if bad.any() else "gradient"
-                here = bad[self.ranks.share(len(bad))].tolist()
-                names = [name for name, wrong in zip(images, here, strict=True) if wrong or not bad.any()]
-                whose = f"images {', '.join(names)}" if names else "an image of another process"
+                # All ranks come here together, and any of them may be the one that is heard.
+                everyone = self.ranks.gather_names(images)
+                names = [name for name, wrong in zip(everyone, bad.tolist(), strict=True) if wrong or not bad.any()]
                 raise NotFinite(
-                    f"the {what} of {condition} is not finite at step {step - len(self.images) + i + 1}, {whose}: "
+                    f"the {what} of {condition} is not finite at step {step - len(self.images) + i + 1}, images {', '.join(names)}: "
                     f"look at these pairs, or lower lr; the checkpoints already written are good"
                 )
         return {

@@ -237,10 +237,10 @@ def train_run(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str
         _mark_of(workspace, args["name"]).touch()
     newest = checkpoint.newest(out)
     options = options_of(run, where, newest.meta["options"] if newest else {})
-    drawn = ("vae",) if options.grids and args["held_out"] else ()
+    drawn = ("vae",) if options.grids and args["held_out"] and ranks.writes else ()
     loaded = load_base(args["base"], ("unet", "text_encoder", *drawn), "cpu")  # the network moves what it computes with
     empty = np.asarray(bases.encode_text(loaded, [""])[0])
-    loaded = dataclasses.replace(loaded, device=where, vae=loaded.vae.to(where) if drawn else None)
+    loaded = dataclasses.replace(loaded, device=where)  # a vae stays where it is, and takes the GPU's memory only while it draws
     pairs, held_out = (ShardPairs(workspace, args[name], empty) for name in ("pairs", "held_out"))
     made = fit(
         loaded, pairs, run.conditions, options, out, warm_start=_warm_folders(run, args["warm_start"]), held_out=held_out if len(held_out) else None,

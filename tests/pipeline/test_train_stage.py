@@ -1,6 +1,8 @@
 """The queue of runs as a person sees it: together, in their order, over several processes, one that fails, what status tells."""
 
+import importlib.util
 import json
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline import MillError, status
 from pipeline import plan as plans
-from pipeline import status
+from pipeline import run as flow
 from pipeline.catalog import Catalog
 from pipeline.manifest import load
 from pipeline.pairs import PairAddress, PlannedRun, ShardPairs, planned_runs
@@ -150,6 +153,38 @@ def test_status_tells_of_every_run_in_words_and_as_json(made: tuple[Path, subpro
     for run in told["runs"]:
         assert f"run        {run['run']}: {run['status']}" in text
         assert run["of"] in (4, 8) and (run["images"] == run["of"]) == (run["status"] == "complete")
+
+
+def test_an_image_that_killed_its_encoder_is_not_trained_on(
+    made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = made
+    shutil.copytree(root, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
+    before = {name: {pair.image_id for pair in pairs} for name, pairs in splits(planned(tmp_path / "copy", monkeypatch)[1])}
+    lost = {min(ids) for ids in before.values()}
+    with Catalog(Workspace(tmp_path / "copy/ws")).transaction() as connection:
+        chosen = "SELECT image FROM images WHERE image_id IN (SELECT unnest(?))"
+        connection.execute(f"UPDATE latent_rows SET status = 'failed' WHERE image IN ({chosen})", [sorted(lost)])
+    after = {name: {pair.image_id for pair in pairs} for name, pairs in splits(planned(tmp_path / "copy", monkeypatch)[1])}
+    assert after == {name: ids - lost for name, ids in before.items()}
+
+
+def splits(it: PlannedRun) -> list[tuple[str, list[PairAddress]]]:
+    return [("train", it.pairs), ("held out", it.held_out)]
+
+
+def test_an_optimizer_that_is_not_installed_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else real(name))
+    text = "name: x\nworkspace: ws\nsource: {kind: folder, path: .}\nconditions: {canny: {}}\ntrain: {base: random, runs: [RUN]}"
+    (tmp_path / "m.yaml").write_text(text.replace("RUN", "{conditions: [canny], images: 8, optimizer: adamw8bit}"))
+    given = load(tmp_path / "m.yaml")
+    lacks = plans.missing(plans.make(given, here=False))
+    assert lacks[-1].startswith("train.runs[0].optimizer: adamw8bit needs the package bitsandbytes: `pip install 'controlmill[lean]'`")
+    with pytest.raises(MillError, match="needs the package bitsandbytes"):
+        flow.run(given, flow.Options(), print)
+    assert not (tmp_path / "ws").exists()
 
 
 LOG = [

@@ -12,6 +12,7 @@ from tests.train.conftest import ToyPairs
 from train.base import Base, decode_latents, load
 from train.batches import Pair
 from train.controlnet import ControlNet
+from train.fit import Options, fit
 from train.grids import INK, LINE, assemble, write
 from train.held_out import choose
 from train.sample import generate
@@ -122,3 +123,15 @@ def test_a_base_without_its_vae_draws_no_grid(tmp_path: Path, base: Base, contro
     bare = dataclasses.replace(base, vae=None)
     with pytest.raises(ValueError, match="without its vae, which draws the grids"):
         write(tmp_path / "x.png", bare, base.unet, controlnet, pairs_for(base), "edges", **QUICK)
+
+
+def test_a_grid_that_finds_no_memory_costs_no_checkpoint(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_room(*given: Any, **more: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr("train.watch.grids.write", no_room)
+    options = Options(images=2, batch=2, grids=1, held_out=0)
+    made = fit(base, pairs_for(base), ["edges"], options, tmp_path, held_out=pairs_for(base))
+    assert made.images == 2 and "no memory is left to draw" in capsys.readouterr().out

@@ -244,3 +244,21 @@ def test_one_odd_measure_is_no_alarm() -> None:
         assert alarms(rows) == {}
         assert alarms([*rows, {"images": 9, "held_out": {"canny": {"control_z": 4.3}}}]) == {"canny": 3}
     assert alarms([]) == alarms([{"images": 1, "loss": {"canny": 0.1}}]) == {}
+
+
+def test_a_measure_that_runs_out_of_memory_takes_fewer_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, pairs = tiny_base(), ToyPairs(5, side=8)
+    net = shaken(base)
+    plain = held_out(base, pairs, micro_batch=2).measure(base.unet, {"edges": net})
+    tried = []
+
+    def decode(unet: Any, skips: Any, *given: Any) -> torch.Tensor:
+        tried.append(len(skips[0]))
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError("no room")
+        return decode_half(unet, skips, *given)
+
+    monkeypatch.setattr("train.held_out.decode_half", decode)
+    fallen = held_out(base, pairs, micro_batch=8)
+    assert tried == [5, 4, 2, 2, 1] and fallen.micro_batch == 2
+    assert fallen.measure(base.unet, {"edges": net}) == plain

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from train.controlnet import ControlNet
 from train.fit import Options, fit
 from train.halves import decode_half
 from train.ranks import Ranks
+from train.window import NotFinite, Window
 
 OPTIONS = Options(images=16, batch=4, lr=1e-2, checkpoint_every=16, log_every=8)
 TWO = ToyPairs(8, conditions=("edges", "inverse"), side=8)
@@ -219,6 +221,12 @@ def train_as_rank(out: Path, port: int, rank: int, drift: bool) -> None:
             ranks.check_equal({"norm": norm}, 0)
         except RuntimeError as error:
             told["error"] = str(error)
+        window = Window(["edges"], ranks)
+        window.add((f"image-{rank}",), {"edges": torch.tensor([0.5 / rank if rank else math.nan])}, {"edges": torch.tensor(1.0)})
+        try:
+            window.read(1)
+        except NotFinite as error:
+            told["lost"] = str(error)
         (out / f"rank-{rank}.json").write_text(json.dumps(told))
     finally:
         dist.destroy_process_group()
@@ -243,6 +251,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert [one["gradient"] for one in told] == [[[1.5, 1.5], [1.5, 1.5]]] * 2
     assert all(one["any"] for one in told)
     assert all("the 2 ranks differ in 2 tensors" in one["error"] and "first norm: weight" in one["error"] for one in told)
+    assert all("loss of edges is not finite at step 1, images image-0:" in one["lost"] for one in told), "whichever is heard names the image"
     both = dataclasses.replace(alone, path=tmp_path / "two" / alone.path.name)
     assert json.loads((both.path / "meta.json").read_text())["ranks"] == 2
     for condition in ("edges", "inverse"):
