@@ -79,7 +79,7 @@ def fit(
     counters = range(images, options.images, options.batch)
     pin = device.startswith("cuda")
     for parts in batches(pairs, conditions, counters, options, scaling_factor=base.scaling_factor, share=share, pin=pin):
-        losses, room = gradients_in_room(network, parts, options, room, list(learners.values()), ranks)
+        losses, room = gradients_in_room(network, parts, options, room, list(learners.values()))
         norms = {condition: learner.step(one, options, seen=images, ranks=ranks) for condition, one in learners.items()}
         window.add(tuple(name for part in parts for name in part.image_ids), losses, norms)
         images, step = images + options.batch, step + 1
@@ -97,6 +97,7 @@ def fit(
             if watcher is not None:
                 log(watcher.write(row, network.unet, controlnets, speed, measure=watch_now, draw=save_now))
             if save_now:
+                room = min(ranks.all_of(room), key=lambda one: (one.micro, one.join))  # what a resumed run begins with
                 counted = {"images": images, "step": step, "seconds": seconds, "loss": facts["loss"], "room": dataclasses.asdict(room)}
                 result = save(out, list(learners.values()), identity | counted | {"ranks": ranks.count, "device": device}, ranks)
             clock = time.monotonic()
@@ -105,16 +106,19 @@ def fit(
 
 
 def gradients_in_room(
-    network: Network, parts: tuple[Batch, ...], options: Options, room: Room, learners: list[learner.Learner], ranks: Ranks
+    network: Network, parts: tuple[Batch, ...], options: Options, room: Room, learners: list[learner.Learner]
 ) -> tuple[dict[str, Tensor], Room]:
-    """One logical batch, begun again with a smaller room where memory runs out: nothing has been learned from it by then."""
+    """One logical batch, begun again with a smaller room where memory runs out: nothing has been learned from it by then.
+
+    Of several ranks each finds its own room, since the sum of their gradients does not depend on it: none waits to be asked.
+    """
     while True:
         for one in learners:
             learner.forget_gradients(one)
         losses = None
         with contextlib.suppress(torch.OutOfMemoryError):  # handled below, where its traceback no longer holds that pass's tensors
             losses = gradients(network, parts, options, room)
-        if not ranks.any(losses is None, str(network.alphas.device)) and losses is not None:
+        if losses is not None:
             return losses, room
         room = room.smaller()
         for one in learners:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+T = TypeVar("T")
 BUCKET = 2**26  # bytes of gradients that travel in one message
 
 
@@ -49,14 +50,6 @@ class Ranks:
             parts = flat.split([gradient.numel() for gradient in gradients])
             torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
 
-    def any(self, here: bool, device: str) -> bool:
-        """Whether it is so on any rank; a point where all wait for all."""
-        if self.count == 1:
-            return here
-        flag = torch.tensor(int(here), device=device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
-
     def gather(self, values: Tensor) -> Tensor:  # [S, b] => [S, count * b], the slices in the order of the logical batch
         if self.count == 1:
             return values
@@ -64,13 +57,13 @@ class Ranks:
         dist.all_gather(parts, values.contiguous())
         return torch.cat(parts, dim=1)
 
-    def gather_names(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Of all ranks, in the order of the logical batch; slow, for what is told once."""
+    def all_of(self, here: T) -> list[T]:
+        """One of each rank, in their order; slow, for what is told now and then."""
         if self.count == 1:
-            return names
+            return [here]
         parts: list[Any] = [None] * self.count
-        dist.all_gather_object(parts, names)
-        return tuple(name for part in parts for name in part)
+        dist.all_gather_object(parts, here)
+        return parts
 
     @torch.no_grad()
     def check_equal(self, models: Mapping[str, nn.Module], images: int) -> None:

@@ -1,5 +1,6 @@
 """What the device computed since the last log row, read back only then: no training step waits for the host."""
 
+import itertools
 from collections.abc import Mapping
 
 import torch
@@ -39,7 +40,7 @@ class Window:
                     continue
                 what = "loss" if bad.any() else "gradient"
                 # All ranks come here together, and any of them may be the one that is heard.
-                everyone = self.ranks.gather_names(images)
+                everyone = itertools.chain(*self.ranks.all_of(images))
                 names = [name for name, wrong in zip(everyone, bad.tolist(), strict=True) if wrong or not bad.any()]
                 raise NotFinite(
                     f"the {what} of {condition} is not finite at step {step - len(self.images) + i + 1}, images {', '.join(names)}: "
