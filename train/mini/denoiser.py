@@ -1,12 +1,14 @@
 """The mini UNet and its text encoder, trained together on latents that are computed once."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from train.batches import NOISE_STEPS, draws
 from train.loss import noisy_and_target, timestep_weights
@@ -36,6 +38,7 @@ class DenoiserRecipe:
     prompt_drop: float = 0.1
     min_snr: float = 5.0
     half_life: float = 8_000  # images, of the average
+    bf16: bool = True  # autocast: 1.4 times as fast on a processor that has it
 
 
 class Denoiser(nn.Module):
@@ -81,8 +84,17 @@ def loss_at(net: nn.Module, seen: int, *, data: Latents, recipe: DenoiserRecipe,
     timesteps = torch.from_numpy((np.arange(recipe.batch) + rng.random()) / recipe.batch * NOISE_STEPS).long()
     dropped = torch.from_numpy(rng.random(recipe.batch) < recipe.prompt_drop)
     tokens = torch.where(dropped[:, None], data.empty, data.tokens[rows])
-    return _weighted_error(net, torch.from_numpy(means), torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)), timesteps, tokens,
-                           alpha_bar, recipe.min_snr)  # fmt: skip
+    with _fast(alpha_bar.device.type, recipe.bf16):
+        return _weighted_error(net, torch.from_numpy(means), torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)), timesteps, tokens,
+                               alpha_bar, recipe.min_snr)  # fmt: skip
+
+
+@contextlib.contextmanager
+def _fast(device: str, bf16: bool) -> Iterator[None]:
+    """On a processor plain attention outruns the fused one, whose backward pass is slow for so few tokens."""
+    plain = sdpa_kernel(SDPBackend.MATH) if device == "cpu" else contextlib.nullcontext()
+    with plain, torch.autocast(device, torch.bfloat16, enabled=bf16):
+        yield
 
 
 def _weighted_error(
@@ -91,7 +103,7 @@ def _weighted_error(
     device = alpha_bar.device
     level = alpha_bar[timesteps.to(device)]
     noisy, target = noisy_and_target(latents.to(device), noise.to(device), level, SCHEDULER)
-    error = (net(noisy, timesteps.to(device), tokens.to(device)) - target).square().mean(dim=(1, 2, 3))
+    error = (net(noisy, timesteps.to(device), tokens.to(device)).float() - target).square().mean(dim=(1, 2, 3))
     return (timestep_weights(level, SCHEDULER, gamma) * error).mean()
 
 
