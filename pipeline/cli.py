@@ -300,7 +300,7 @@ def mini_base(
     """
     import torch
 
-    from pipeline.stages import mini as stage
+    from pipeline.mini import base as stage
 
     torch.set_num_threads(threads)
     if dest is None:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from pipeline import MillError, scenes
+from pipeline.mini import base as mini
+from pipeline.mini.scenes import render, simple
 from pipeline.scenes import words
-from pipeline.stages import mini
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 GOOD = """
 name: toy
 scenes: {count: 12, seed: 3, held_out: {count: 6, seed: 4}, resolution: 64, most_objects: 2, least_box: 0.06, least_visible: 0.7}
@@ -55,23 +56,23 @@ def test_a_mistake_in_a_manifest_is_named_by_file_and_key(tmp_path: Path, before
 
 def test_only_simple_scenes_are_kept_and_they_are_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = mini.load(written(tmp_path)).scenes
-    seen, held_out = mini.render(plan, tmp_path)
-    kept = [index for index in range(12) if mini.simple(plan, scenes.render(3, index, 64).facts)]
+    seen, held_out = render(plan, tmp_path)
+    kept = [index for index in range(12) if simple(plan, scenes.render(3, index, 64).facts)]
     assert 0 < len(kept) < 12 and len(seen.captions) == len(kept)
     last = scenes.render(3, kept[-1], 64)
     assert (seen.images([len(kept) - 1])[0] == last.image).all()
     assert seen.caption(len(kept) - 1) == last.caption and seen.caption(2 * len(kept) - 1) == words.mirrored(last.caption)
     monkeypatch.setattr(scenes, "render", None)
-    again, _ = mini.render(plan, tmp_path)
+    again, _ = render(plan, tmp_path)
     assert again.captions == seen.captions and len(held_out.captions) > 0
 
 
 def test_a_scene_is_simple_by_number_size_and_sight_of_its_objects(tmp_path: Path) -> None:
     plan = mini.load(written(tmp_path)).scenes
     good = {"box": [0.1, 0.1, 0.5, 0.5], "visible": 0.9}
-    assert mini.simple(plan, {"objects": [good, good]})
+    assert simple(plan, {"objects": [good, good]})
     for bad in ([good] * 3, [good, {**good, "visible": 0.5}], [{**good, "box": [0.1, 0.1, 0.3, 0.3]}]):
-        assert not mini.simple(plan, {"objects": bad})
+        assert not simple(plan, {"objects": bad})
 
 
 def test_a_base_can_be_made_and_exported_from_a_manifest_alone(tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""Makes the mini base from rendered scenes: renders what is missing, then hands arrays to the library that trains."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from pipeline.manifest import NAME, Section
+from pipeline.mini import manifests, scenes
+from pipeline.mini.scenes import MiniScenes
+
+
+class MiniBase(Section):
+    """manifests/mini/base.yaml."""
+
+    name: Annotated[str, Field(pattern=NAME)]
+    scenes: MiniScenes
+    recipe: Annotated[dict[str, Any], Field(default_factory=dict)]  # of train/mini/make.py; what is left out is its default
+
+
+def make_base(
+    manifest: Path,
+    work: Path,  # scenes, latents, states, log.jsonl
+    *,
+    older: Path | None = None,  # a base to go on from where `work` has no state; None = from nothing
+    seconds: float = float("inf"),
+    device: str = "cpu",
+    polish: bool = False,  # the VAE's decoder alone, instead of the UNet
+) -> bool:  # whether the recipe's images have all been seen
+    """Stops after `seconds` or at SIGTERM; the same call goes on."""
+    from train.mini import make
+
+    plan = load(manifest)
+    pictures, held_out = scenes.render(plan.scenes, work)
+    go = make.polish if polish else make.train
+    return go(recipe_of(plan, manifest), pictures, held_out, work, older=older, seconds=seconds, device=device)
+
+
+def export_base(manifest: Path, work: Path, dest: Path, *, older: Path | None = None, count: int = 500) -> dict[str, Any]:  # its scores
+    """Writes what has been made so far as a diffusers folder with its card; training may go on meanwhile."""
+    from train.mini import base, card, make, scores
+
+    plan = load(manifest)
+    recipe = recipe_of(plan, manifest)
+    pictures, held_out = scenes.render(plan.scenes, work)
+    parts = make.load_trained(recipe, pictures, work, older)
+    spent = parts.pop("spent")
+    for name in ("vae", "unet", "text_encoder"):
+        base.rounded(parts[name])  # scored as it is shipped
+    found = scores.measure(parts, held_out, count=count)
+    wanted = {"vae": recipe.autoencoder.images, "decoder": recipe.autoencoder.polish, "denoiser": recipe.denoiser.images}
+    text = card.write(parts=parts, spent=spent, scores=found, data=scenes.sentence(plan.scenes, len(pictures.captions)), wanted=wanted)
+    facts = {"scenes": plan.scenes.model_dump(), "recipe": dataclasses.asdict(recipe), "scores": found, "machine": card.machine()}
+    base.write(dest, parts, spent, facts, text)
+    return found
+
+
+def draw_grid(manifest: Path, work: Path, folder: Path, path: Path) -> None:
+    """Held-out scenes, their reconstructions, and samples of held-out captions, as one PNG."""
+    from train.mini import grid
+
+    grid.write(path, folder, scenes.render(load(manifest).scenes, work)[1])
+
+
+def load(path: Path) -> MiniBase:
+    return manifests.read(path, MiniBase)
+
+
+def recipe_of(plan: MiniBase, path: Path) -> Any:  # train.mini.make.BaseRecipe
+    from train.mini.make import BaseRecipe
+
+    return manifests.recipe(plan.recipe, BaseRecipe, path)
