@@ -1,8 +1,8 @@
 """The pages say what is true: commands, targets, paths, tests, conditions, figures and manifests that they show exist."""
 
 import ast
-import itertools
 import importlib
+import itertools
 import json
 import re
 import shlex
