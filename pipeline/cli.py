@@ -312,6 +312,30 @@ def mini_base(
         stage.draw_grid(given, work, dest, grid)
 
 
+@mini.command("detector")
+@click.argument("given", metavar="MANIFEST", type=click.Path(path_type=Path))
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Where scenes, state and log.jsonl lie.")
+@click.option("--seconds", type=float, default=float("inf"), help="Stop after so long, with everything saved.")
+@click.option("--export", "dest", type=click.Path(path_type=Path), help="Write the detector as it is now to this folder, and train nothing.")
+@click.option("--threads", default=1, show_default=True)
+def mini_detector(given: Path, work: Path, seconds: float, dest: Path | None, threads: int) -> None:
+    """Train the mini detector on rendered scenes. Stop it at any time: the same command goes on.
+
+    Example: controlmill mini detector manifests/mini/detector.yaml --work runs/mini-detector
+    """
+    import torch
+
+    from pipeline.mini import detector as stage
+
+    torch.set_num_threads(threads)
+    if dest is not None:
+        _say(json.dumps(stage.export_detector(given, work, dest)))
+        return
+    done = stage.make_detector(given, work, seconds=seconds)
+    _say("The detector is complete." if done else "The detector is not complete; the same command goes on.")
+    sys.exit(0 if done else NOT_COMPLETE)
+
+
 def _workspace(target: Path) -> Workspace:
     root = Path(manifest.load(target).workspace).expanduser() if target.is_file() else target
     workspace = Workspace(root.resolve())

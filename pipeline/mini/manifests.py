@@ -46,3 +46,7 @@ def _refuse_unknown(value: Any, kind: Any, path: Path, key: str) -> None:
 
 def _where(steps: tuple[Any, ...]) -> str:
     return ".".join(map(str, steps)) or "the manifest"
+
+
+def not_begun(work: Path) -> MillError:
+    return MillError(f"{work} holds no training yet: run the command without --export first.")

@@ -8,7 +8,7 @@ import numpy as np
 from annotate.maps import RawMap, depth_map
 from pipeline.scenes import outlines, truth, words
 from pipeline.scenes.painter import paint
-from pipeline.scenes.plan import draw_plan
+from pipeline.scenes.plan import draw_plan as draw_plan
 from pipeline.scenes.raster import cast
 
 VERSION = 1  # of what a seed and a number render to

@@ -70,6 +70,13 @@ def copy_vae(folder: Path, vae: Any) -> None:
     vae.register_to_config(scaling_factor=json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"])
 
 
+def load_vae(folder: Path) -> Any:  # diffusers AutoencoderKL, float32, in evaluation mode
+    """Of a base, or of a folder in which one is made."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).to(torch.float32).eval().requires_grad_(False)
+
+
 def save_vae(vae: Any, folder: Path, spent: Spent) -> None:
     """The weights last, since where they are, the VAE is done."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,289 @@
+"""Makes the mini detector from rendered scenes: renders them with their truth, trains, measures, and writes what is shipped."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from pipeline import scenes
+from pipeline.manifest import NAME, Section
+from pipeline.mini import manifests
+from pipeline.mini.scenes import PART, MiniScenes, sentence, simple
+from pipeline.scenes.props import CLASSES, COLOURS, FLOORS, WALLS
+from pipeline.scenes.raster import FLOOR, WALL
+
+NONE = "none"
+FIELDS = ("images", "depth", "normals", "classes", "colours", "joints")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorRecipe:
+    """Sizes and schedule."""
+
+    seed: int = 0
+    widths: tuple[int, ...] = (32, 64, 96, 128)
+    images: int = 48_000
+    batch: int = 16
+    lr: float = 2e-3
+    returned: float = 0.4  # share of the pictures that have been through the base's VAE
+    half_life: float = 4_000  # images, of the average
+    bf16: bool = True
+
+
+class MiniDetector(Section):
+    """manifests/mini/detector.yaml."""
+
+    name: Annotated[str, Field(pattern=NAME)]
+    scenes: MiniScenes
+    base: str | None = None  # a folder with a VAE, whose reconstructions are learned from too
+    recipe: Annotated[dict[str, Any], Field(default_factory=dict)]
+
+
+def load(path: Path) -> MiniDetector:
+    return manifests.read(path, MiniDetector)
+
+
+def recipe_of(plan: MiniDetector, path: Path) -> DetectorRecipe:
+    return manifests.recipe(plan.recipe, DetectorRecipe, path)
+
+
+def words() -> Any:  # annotate.mini.network.Words
+    """Every floor, wall and shape is a class; COCO-Stuff and ADE20K call some of them the same."""
+    from annotate.mini.network import Words
+
+    rows = [(f"{name} floor", it.coco, it.ade) for name, it in FLOORS.items()]
+    rows += [(f"{name} wall", it.coco, it.ade) for name, it in WALLS.items()]
+    rows += [(name, *both) for name, both in CLASSES.items()]
+    return Words(tuple(rows), (NONE, *COLOURS), tuple(name for name in CLASSES if name != "person"))
+
+
+def make_detector(
+    manifest: Path,
+    work: Path,  # scenes, state, log.jsonl
+    *,
+    seconds: float = float("inf"),
+    device: str = "cpu",
+) -> bool:  # whether the recipe's images have all been seen
+    """Stops after `seconds` or at SIGTERM; the same call goes on."""
+    import time
+
+    import torch
+
+    from annotate.mini import losses, scores
+    from annotate.mini.network import Detector
+    from train.batches import draws
+    from train.mini import learning
+
+    until = time.monotonic() + seconds
+    plan = load(manifest)
+    recipe = recipe_of(plan, manifest)
+    training, held_out = render(plan, work)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        net = Detector(words(), recipe.widths).to(device)
+
+    def loss_at(net: Any, seen: int) -> Any:
+        rng = draws(recipe.seed, "detector", seen)
+        rows = [learning.place(len(training), recipe.seed, seen + i) for i in range(recipe.batch)]
+        truth = training.truth(rows, returned=rng.random(recipe.batch) < recipe.returned)
+        truth = losses.mirrored(truth, rng.random(recipe.batch) < 0.5)
+        return losses.loss(net, losses.replace_images(truth, losses.spoiled(truth.images, rng)), device, bf16=recipe.bf16)
+
+    def rate(seen: int) -> float:
+        return recipe.lr * 0.5 * (1 + math.cos(math.pi * min(seen / recipe.images, 1)))
+
+    def measure(mean: Any) -> dict[str, float]:
+        rows = list(range(min(64, len(held_out))))
+        told = scores.measure(mean, held_out.truth(rows), [held_out.wanted[row] for row in rows])
+        return {name: value[0] if isinstance(value, list) else value for name, value in told.items()}
+
+    loop = learning.Loop(part="detector", images=recipe.images, batch=recipe.batch, half_life=recipe.half_life, measure_every=16_000)
+    groups = [{"params": list(net.parameters()), "lr": 1.0}]
+    return learning.learn(net, groups, loss_at, rate, measure, loop, work / "detector", spent=learning.Spent(), until=until)[2]
+
+
+def export_detector(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  # its scores
+    """Writes the detector as it is now, with its card; scored as it is shipped, on scenes and on a VAE's pictures of them."""
+    from annotate.mini import network, scores
+    from train.mini import card, learning
+
+    plan = load(manifest)
+    recipe = recipe_of(plan, manifest)
+    training, held_out = render(plan, work)
+    net = network.Detector(words(), recipe.widths)
+    if not learning.average_of(work / "detector", net):
+        raise manifests.not_begun(work)
+    spent = learning.spent_of(work / "detector")
+    network.save(net, dest, {})
+    net = network.load(dest)
+    rows = list(range(len(held_out)))
+    truth = held_out.truth(rows)
+    found = {"scenes": scores.measure(net, truth, held_out.wanted)}
+    if held_out.returned is not None:
+        found["scenes after the VAE"] = scores.measure(net, truth, held_out.wanted, np.asarray(held_out.returned))
+    facts = {
+        "spent": vars(spent), "scores": found, "machine": card.machine(), "made_from": plan.model_dump(),
+        "sha256": hashlib.sha256((dest / network.WEIGHTS).read_bytes()).hexdigest(),
+    }  # fmt: skip
+    network.save(net, dest, facts)
+    (dest / "README.md").write_text(_card(plan, recipe, len(training), facts, sum(p.numel() for p in net.parameters())))
+    return found
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Rendered scenes with their truth, as memory maps of parts put one after the other."""
+
+    arrays: dict[str, list[np.ndarray]]
+    wanted: list[dict[str, Any]]  # of each scene: objects as [shape, colour], person
+    returned_parts: list[np.ndarray] | None
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    @property
+    def returned(self) -> np.ndarray | None:
+        return None if self.returned_parts is None else np.concatenate(self.returned_parts)
+
+    def truth(self, rows: list[int], *, returned: np.ndarray | None = None) -> Any:  # annotate.mini.losses.Truth
+        """Copies; where `returned` says so, the picture is the one that has been through the VAE."""
+        from annotate.mini.losses import Truth
+
+        def take(parts: list[np.ndarray], row: int) -> np.ndarray:
+            for part in parts:
+                if row < len(part):
+                    return np.asarray(part[row])
+                row -= len(part)
+            raise IndexError(row)
+
+        found = {name: np.stack([take(self.arrays[name], row) for row in rows]) for name in FIELDS}
+        if returned is not None and self.returned_parts is not None:
+            for i in np.flatnonzero(returned):
+                found["images"][i] = take(self.returned_parts, rows[i])
+        return Truth(**found)
+
+
+def render(plan: MiniDetector, work: Path) -> tuple[Scenes, Scenes]:  # of training and held out
+    """Each part once; pictures through the VAE beside them, for each VAE."""
+    facts = {"version": scenes.VERSION, **plan.scenes.model_dump(exclude={"count", "held_out", "seed"})}
+    folder = work / "truth" / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+    vae = _vae(plan.base) if plan.base else None
+    out = []
+    for seed, count in ((plan.scenes.seed, plan.scenes.count), (plan.scenes.held_out.seed, plan.scenes.held_out.count)):
+        arrays: dict[str, list[np.ndarray]] = {name: [] for name in FIELDS}
+        wanted: list[dict[str, Any]] = []
+        returned: list[np.ndarray] = []
+        for first in range(0, count, PART):
+            stem = folder / f"{seed}-{count}" / f"{first:08d}"
+            if not stem.with_suffix(".json").is_file():
+                _write(stem, plan.scenes, seed, range(first, min(first + PART, count)))
+            for name in FIELDS:
+                arrays[name].append(np.load(f"{stem}-{name}.npy", mmap_mode="r"))
+            wanted += json.loads(stem.with_suffix(".json").read_text())
+            if vae is not None:
+                returned.append(_returned(stem, arrays["images"][-1], vae))
+        out.append(Scenes(arrays, wanted, returned or None))
+    return out[0], out[1]
+
+
+def _write(stem: Path, plan: MiniScenes, seed: int, indices: range) -> None:
+    """The list of what is wanted last: where it is, the part is whole."""
+    rows = list(_truths(plan, seed, indices))
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for name in FIELDS:
+        np.save(f"{stem}-{name}.npy", np.stack([row[name] for row in rows]))
+    work = stem.with_name(f".tmp-{stem.name}-{os.getpid()}")
+    work.write_text(json.dumps([row["wanted"] for row in rows]))
+    work.rename(stem.with_suffix(".json"))
+
+
+def _truths(plan: MiniScenes, seed: int, indices: range) -> Iterator[dict[str, Any]]:
+    meaning = words()
+    names = [name for name, *_ in meaning.classes]
+    for index in indices:
+        scene = scenes.render(seed, index, plan.resolution)
+        if not simple(plan, scene.facts):
+            continue
+        drawn = scenes.draw_plan(seed, index)
+        table, colours = np.zeros(256, np.uint8), np.zeros(256, np.uint8)
+        table[FLOOR], table[WALL] = names.index(f"{drawn.floor[0]} floor"), names.index(f"{drawn.wall[0]} wall")
+        for one in scene.facts["objects"]:
+            table[one["instance"]] = names.index(one["shape"])
+            colours[one["instance"]] = meaning.colours.index(one["colour"])
+        if scene.facts["figure"]:
+            table[scene.facts["figure"]["instance"]] = names.index("person")
+        people = scene.maps["pose_openpose"].array
+        yield {
+            "images": scene.image, "depth": scene.maps["depth_large"].array.astype(np.float16),
+            "normals": (scene.maps["normal"].array * 127).round().astype(np.int8), "classes": table[scene.instances],
+            "colours": colours[scene.instances], "joints": people[0] if len(people) else np.zeros((18, 3), np.float32),
+            "wanted": {
+                "objects": [[one["shape"], one["colour"]] for one in scene.facts["objects"]], "person": scene.facts["figure"] is not None,
+            },
+        }  # fmt: skip
+
+
+def _vae(base: str) -> tuple[Any, str]:
+    """And the identity of its encoder."""
+    from train.mini.base import load_vae
+    from train.mini.latents import fingerprint
+
+    vae = load_vae(Path(base))
+    return vae, fingerprint(vae)
+
+
+def _returned(stem: Path, images: np.ndarray, vae: tuple[Any, str]) -> np.ndarray:
+    import torch
+
+    from train.mini import autoencoder
+
+    path = stem.with_name(f"{stem.name}-returned-{vae[1]}.npy")
+    if not path.is_file():
+        work = path.with_name(f".tmp-{os.getpid()}.npy")
+        with torch.autocast("cpu", torch.bfloat16):
+            made = autoencoder.reconstruct(vae[0], np.array(images))
+        np.save(work, made)
+        work.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
+def _card(plan: MiniDetector, recipe: DetectorRecipe, kept: int, facts: dict[str, Any], parameters: int) -> str:
+    spent = facts["spent"]
+    columns = list(facts["scores"])
+    rows = [name for name in facts["scores"][columns[0]] if name not in ("n", "joints", "objects")]
+    show = lambda value: f"{value[0]} ± {value[1]}" if isinstance(value, list) else str(value)
+    table = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    table += [f"| {name} | {' | '.join(show(facts['scores'][column][name]) for column in columns)} |" for name in rows]
+    of = facts["scores"][columns[0]]
+    return f"""# The mini detector
+
+Reads rendered scenes, and what a model generates in their place: depth, surface normals, labels of COCO-Stuff and ADE20K, the joints of the
+figure, and the colour and shape of each object. It knows nothing of photographs.
+
+* **Network**: a convolutional U, {parameters:,} parameters, `annotate/mini/network.py`; bfloat16, sha256 `{facts["sha256"]}`.
+* **Data**: {sentence(plan.scenes, kept)} Spoiled by blur, noise, other light and JPEG; {recipe.returned:.0%} of the pictures have been through
+  the mini base's VAE.
+* **Cost**: {spent["images"]:,} of {recipe.images:,} images seen, {spent["cpu_seconds"] / 60:.0f} CPU minutes, {facts["machine"]}.
+* **Made by** `controlmill mini detector manifests/mini/detector.yaml --work DIR`.
+* **Licence**: that of the project.
+
+## Scores on held-out scenes
+
+Means with 95 % intervals over {of["n"]} scenes, {of["objects"]} objects and figures, {of["joints"]} joints in sight.
+
+{chr(10).join(table)}
+
+`depth_delta_1.25` is the share of pixels whose depth in metres is right within 25 %, without any alignment. `objects_found`: a connected
+area of the right shape and colour.
+
+## Known weaknesses
+
+One figure at most. Two objects of one shape that touch are one object. Joints behind something are guesses.
+"""

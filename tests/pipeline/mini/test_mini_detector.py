@@ -1,0 +1,53 @@
+"""From a manifest to a detector with its card."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import MillError, scenes
+from pipeline.mini import detector
+
+TEXT = """
+name: toy
+scenes: {count: 6, seed: 3, held_out: {count: 3, seed: 4}, resolution: 64}
+recipe: {images: 4, batch: 2, widths: [16, 16, 16, 16], bf16: false}
+"""
+
+
+def test_a_detector_is_made_and_exported_from_a_manifest_alone(tmp_path: Path) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    path = tmp_path / "detector.yaml"
+    path.write_text(TEXT)
+    with pytest.raises(MillError, match="holds no training yet"):
+        detector.export_detector(path, tmp_path / "work", tmp_path / "out")
+    assert not detector.make_detector(path, tmp_path / "work", seconds=0)
+    assert detector.make_detector(path, tmp_path / "work")
+    found = detector.export_detector(path, tmp_path / "work", tmp_path / "out")
+    assert found["scenes"]["n"] == 3
+    page, told = (tmp_path / "out" / "README.md").read_text(), json.loads((tmp_path / "out" / "detector.json").read_text())
+    assert "held out: seed 4" in page and told["sha256"] in page and told["spent"]["images"] == 4
+
+
+def test_the_truth_is_that_of_the_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "detector.yaml"
+    path.write_text(TEXT)
+    training, _ = detector.render(detector.load(path), tmp_path)
+    words = detector.words()
+    for row in range(6):
+        scene, truth = scenes.render(3, row, 64), training.truth([row])
+        assert (truth.images[0] == scene.image).all()
+        for column, name, space in ((1, "seg_coco", "coco_stuff_171"), (2, "seg_ade20k", "ade20k_150")):
+            from annotate.label_spaces import SPACES
+
+            table = np.array([SPACES[space].names.index(word[column]) for word in words.classes])
+            assert (table[truth.classes[0]] == scene.maps[name].array).all(), "the joint classes say what both label spaces say"
+        assert sorted(training.wanted[row]["objects"]) == sorted([one["shape"], one["colour"]] for one in scene.facts["objects"])
+        assert training.wanted[row]["person"] == bool(scene.facts["figure"]) == bool(truth.joints.any())
+        assert np.allclose(truth.depth[0], scene.maps["depth_large"].array, rtol=1e-3)
+    monkeypatch.setattr(scenes, "render", None)
+    again, _ = detector.render(detector.load(path), tmp_path)
+    assert again.wanted == training.wanted
