@@ -67,9 +67,10 @@ def resolve(condition: str, detector: str = "auto", params: Values | None = None
     weights = given.pop("weights", PINNED)
     if detector == "auto":
         detector = PROVIDED if provided else _first(condition, here)
-    if detector not in (*row.detectors, PROVIDED):
-        known = ", ".join(("auto", *row.detectors, PROVIDED))
-        raise ValueError(f"{condition} has no detector {detector!r}{near(detector, row.detectors)}; it has: {known}")
+    named = (*row.detectors, *row.by_name)
+    if detector not in (*named, PROVIDED):
+        known = ", ".join(("auto", *named, PROVIDED))
+        raise ValueError(f"{condition} has no detector {detector!r}{near(detector, named)}; it has: {known}")
     if detector == PROVIDED:
         fill({}, given, owner=f"{condition} ({detector})")
         return Step(condition, PROVIDED, {})

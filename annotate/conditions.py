@@ -23,6 +23,7 @@ class Condition:
     title: str
     kind: str  # a key of MEASURES_OF: the kind of raw map
     detectors: tuple[str, ...]  # in the order `auto` tries them
+    by_name: tuple[str, ...] = ()  # detectors that `auto` never tries, since they know rendered scenes and no photographs
     parent: str | None = None  # the condition whose raw map this one is computed from
     warm_start: str | None = None  # the condition whose ControlNet the paper starts from
     fidelity: str  # the measure that compares two maps of this condition
@@ -51,34 +52,34 @@ _ROWS = (
     ),
     Condition(
         name="pose_openpifpaf", title="Human pose (OpenPifPaf, COCO keypoints)", kind="people", layout="coco_17",
-        detectors=("openpifpaf", "mediapipe-pose"), fidelity="keypoint_oks",
+        detectors=("openpifpaf", "mediapipe-pose"), by_name=("mini",), fidelity="keypoint_oks",
         rule="80k pairs: at least 30% of the keypoints of the best person found (keypoint_fraction >= 0.3)",
     ),
     Condition(
         name="pose_openpose", title="Human pose (OpenPose body keypoints)", kind="people", layout="openpose_18",
-        detectors=("openpose", "mediapipe-pose"), fidelity="keypoint_oks",
+        detectors=("openpose", "mediapipe-pose"), by_name=("mini",), fidelity="keypoint_oks",
         rule="200k pairs: at least 30% of the keypoints of the best person found (keypoint_fraction >= 0.3)",
     ),
     Condition(
         name="seg_coco", title="Segmentation (COCO)", kind="labels", label_spaces=("coco_stuff_171", "coco_panoptic_133"),
-        detectors=("oneformer-coco", "mask2former-coco"), fidelity="miou", rule="164k pairs, COCO-Stuff ground truth",
+        detectors=("oneformer-coco", "mask2former-coco"), by_name=("mini",), fidelity="miou", rule="164k pairs, COCO-Stuff ground truth",
     ),
     Condition(
         name="seg_ade20k", title="Segmentation (ADE20K)", kind="labels", label_spaces=("ade20k_150",),
-        detectors=("oneformer-ade20k", "mask2former-ade20k", "upernet-ade20k"), fidelity="miou",
+        detectors=("oneformer-ade20k", "mask2former-ade20k", "upernet-ade20k"), by_name=("mini",), fidelity="miou",
         rule="ADE20K ground truth (printed as 164k pairs, more than ADE20K has)",
     ),
     Condition(
-        name="depth_large", title="Depth (large scale)", kind="depth", detectors=("midas-dpt-hybrid", "depth-anything-v2"),
+        name="depth_large", title="Depth (large scale)", kind="depth", detectors=("midas-dpt-hybrid", "depth-anything-v2"), by_name=("mini",),
         fidelity="depth_rmse", rule="3M internet pairs, MiDaS",
     ),
     Condition(
         name="depth_small", title="Depth (small scale)", kind="depth", shares="depth_large",
-        detectors=("midas-dpt-hybrid", "depth-anything-v2"),
+        detectors=("midas-dpt-hybrid", "depth-anything-v2"), by_name=("mini",),
         fidelity="depth_rmse", rule="the 200k pairs of depth_large with the highest resolution",
     ),
     Condition(
-        name="normal", title="Normal maps", kind="normals", detectors=("normal-bae",), fidelity="normal_angle",
+        name="normal", title="Normal maps", kind="normals", detectors=("normal-bae",), by_name=("mini",), fidelity="normal_angle",
         rule="25,452 pairs, DIODE ground truth",
     ),
     Condition(

@@ -27,6 +27,7 @@ from annotate import (
 )
 from annotate.conditions import Condition
 from annotate.maps import RawMap
+from annotate.mini import detect as mini
 from annotate.parameters import Choice, Number, Parameter, Values
 from annotate.weights import PINNED, WeightFile, lacking
 
@@ -204,6 +205,11 @@ _ROWS = (
     Detector(
         name="normal-from-depth", title="normals from depth (ControlNet 1.0)", version=1, licence="Apache-2.0", distributions=OPENCV,
         modules=("cv2",), detect=normals.detect_from_depth, reads_parent=True, parameters=normals.FROM_DEPTH,
+    ),
+    Detector(
+        name="mini", title="the mini detector (rendered scenes only)", version=1, licence="that of ControlMill", distributions=("torch",),
+        modules=("torch", "cv2", "safetensors"), get="pip install torch opencv-python-headless safetensors",
+        detect=mini.detect, adapt=mini.adapt, weights=(mini.WEIGHTS,), parameters={},
     ),
 )  # fmt: skip
 

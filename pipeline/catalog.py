@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from pipeline import MillError, commits
 from pipeline.schema import is_current, migrate
@@ -202,12 +203,15 @@ class Catalog:
             connection.execute("DELETE FROM runs WHERE run = ?", [row["run"]])
             commits.insert(connection, "runs", row)
 
-    def record_scores(self, rows: list[dict[str, Any]]) -> None:
-        """All scores of the manifest in force, in place of the former ones."""
+    def record_scores(self, rows: list[dict[str, Any]], systems: list[str]) -> None:
+        """The scores of the systems in force; those that `rows` say nothing of keep theirs, and others lose them."""
         with self.transaction() as connection:
-            connection.execute("DELETE FROM scores")
-            for row in rows:
-                commits.insert(connection, "scores", row)
+            connection.execute("DELETE FROM scores WHERE system NOT IN (SELECT unnest(?)) OR system IN (SELECT unnest(?))",
+                               [systems, sorted({row["system"] for row in rows})])  # fmt: skip
+            if rows:
+                connection.register("incoming", pa.Table.from_pylist(rows))
+                connection.execute("INSERT INTO scores BY NAME SELECT * FROM incoming")
+                connection.unregister("incoming")
 
 
 @contextmanager

@@ -203,14 +203,19 @@ def sql(workspace: Path, query: str, as_json: bool) -> None:
 @main.command()
 @click.argument("workspace", type=click.Path(path_type=Path))
 @click.option("--repair", is_flag=True, help="Remove what is broken, so that the next run makes it again.")
-def verify(workspace: Path, repair: bool) -> None:
-    """Check every shard against its checksums and the catalog.
+@click.option("--rescore", default=0, metavar="N", help="Score about N stored samples again, chosen at random, and compare.")
+def verify(workspace: Path, repair: bool, rescore: int) -> None:
+    """Check every shard against its checksums and the catalog, and with --rescore some scores against their pictures.
 
-    Example: controlmill verify runs/photos
+    Example: controlmill verify runs/photos --rescore 100
     """
+    from pipeline import plan as plans
     from pipeline import verify as verifier
 
-    problems = verifier.problems(Catalog(_workspace(workspace)), repair=repair, say=_say)
+    catalog = Catalog(_workspace(workspace))
+    problems = verifier.problems(catalog, repair=repair, say=_say)
+    if rescore:
+        problems += verifier.rescored(plans.load_saved(catalog.workspace), catalog, rescore, say=_say)
     sys.exit(NOT_COMPLETE if problems and not repair else 0)
 
 
@@ -333,6 +338,30 @@ def mini_detector(given: Path, work: Path, seconds: float, dest: Path | None, th
         return
     done = stage.make_detector(given, work, seconds=seconds)
     _say("The detector is complete." if done else "The detector is not complete; the same command goes on.")
+    sys.exit(0 if done else NOT_COMPLETE)
+
+
+@mini.command("scorer")
+@click.argument("given", metavar="MANIFEST", type=click.Path(path_type=Path))
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Where scenes, state and log.jsonl lie.")
+@click.option("--seconds", type=float, default=float("inf"), help="Stop after so long, with everything saved.")
+@click.option("--export", "dest", type=click.Path(path_type=Path), help="Write the scorer as it is now to this folder, and train nothing.")
+@click.option("--threads", default=1, show_default=True)
+def mini_scorer(given: Path, work: Path, seconds: float, dest: Path | None, threads: int) -> None:
+    """Train the mini scorer on rendered scenes. Stop it at any time: the same command goes on.
+
+    Example: controlmill mini scorer manifests/mini/scorer.yaml --work runs/mini-scorer
+    """
+    import torch
+
+    from pipeline.mini import scorer as stage
+
+    torch.set_num_threads(threads)
+    if dest is not None:
+        _say(json.dumps(stage.export_scorer(given, work, dest)))
+        return
+    done = stage.make_scorer(given, work, seconds=seconds)
+    _say("The scorer is complete." if done else "The scorer is not complete; the same command goes on.")
     sys.exit(0 if done else NOT_COMPLETE)
 
 

@@ -269,17 +269,50 @@ class Train(Section):
 
 
 class Benchmark(Section):
+    """What every system is asked for, frozen: samples of other benchmarks are never compared."""
+
     split: Literal["train", "validation", "test"] = "test"
-    samples: Annotated[Whole, Field(ge=1)] = 1000
+    samples: Annotated[Whole, Field(ge=1)] = 1000  # images of the split, each with every seed
     seeds: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)] = [0]
     steps: Annotated[Whole, Field(ge=1, le=1000)] = 20
     guidance: Annotated[float, Field(ge=0)] = 7.5
+    negative: str = ""  # prompt of the unconditional branch
     scale: Annotated[float, Field(ge=0)] = 1.0
 
 
+class External(Section):
+    """Somebody's ControlNet, scored beside the runs."""
+
+    name: Annotated[str, Field(pattern=NAME)]
+    condition: str
+    checkpoint: str  # a diffusers folder, a file in the original layout, or a hub id
+
+
+class Features(Section):
+    """A network whose features the distribution is measured on."""
+
+    extractor: str  # a name of evaluate.extractors
+    weights: str | None = None  # file or folder; None = those that an installed package ships
+
+
 class Evaluate(Section):
+    base: str | None = None  # None = train.base
     benchmark: Benchmark = Benchmark()
-    baselines: list[Literal["no_control", "shuffled_condition"]] = ["no_control", "shuffled_condition"]
+    baselines: list[Literal["no_control", "shuffled_condition", "vae_round_trip", "real_image"]] = [
+        "no_control", "shuffled_condition", "vae_round_trip", "real_image",
+    ]  # fmt: skip
+    external: list[External] = []
+    readers: dict[str, Condition] = {}  # another detector to read a condition again from what was generated; else the one that made it
+    features: list[Features] = []
+    clip: str | None = None  # `mini`, or the folder of a CLIP in transformers' layout
+
+    @model_validator(mode="after")
+    def _names_are_names(self) -> "Evaluate":
+        names = [(it.name, it.condition) for it in self.external]
+        doubled = sorted({name for name, condition in names if names.count((name, condition)) > 1})
+        if doubled:
+            raise ValueError(f"external names {', '.join(doubled)} twice for one condition: call one of them otherwise")
+        return self
 
 
 class Manifest(Section):
@@ -303,9 +336,22 @@ class Manifest(Section):
             for name in run.conditions:
                 if name not in self.conditions:
                     raise ValueError(f"train.runs[{number}] trains {name!r}, which `conditions:` does not make: add it there")
-        if self.evaluate and not self.train:
-            raise ValueError("`evaluate:` scores what `train:` made: add a `train:` section, or remove `evaluate:`")
+        if self.evaluate and not self.train and not self.evaluate.base:
+            raise ValueError("`evaluate:` needs a base model to sample from: set evaluate.base, or add a `train:` section")
+        if self.evaluate and self.train and self.evaluate.base not in (None, self.train.base):
+            raise ValueError("evaluate.base is another than train.base: the runs belong to theirs; remove evaluate.base")
+        for number, it in enumerate(self.evaluate.external if self.evaluate else []):
+            if it.condition not in self.conditions:
+                raise ValueError(f"evaluate.external[{number}] follows {it.condition!r}, which `conditions:` does not make: add it there")
+        for name in self.evaluate.readers if self.evaluate else ():
+            if name not in self.conditions:
+                raise ValueError(f"evaluate.readers reads {name!r}, which `conditions:` does not make: add it there")
         return self
+
+    @property
+    def base(self) -> str | None:
+        """The base model of training and sampling."""
+        return self.train.base if self.train else self.evaluate.base if self.evaluate else None
 
 
 def load(path: Path) -> Manifest:

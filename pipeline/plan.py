@@ -1,6 +1,6 @@
 """A manifest made definite: every detector chosen, every parameter filled in, every identity computed. Nothing here does work."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,11 @@ class Plan:
     image_key: str
     conditions: dict[str, Planned]  # parents before their children
     captions: PlannedCaptions | None = None
+    readers: dict[str, Planned] = field(default_factory=dict)  # what reads a condition again, where it is not what made it
+
+    def reader(self, condition: str) -> Planned:
+        """What reads the condition from generated images."""
+        return self.readers.get(condition, self.conditions[condition])
 
     def raw_images(self) -> list[RawImage]:
         """Every raw image of the sources, in their order."""
@@ -123,7 +128,7 @@ def make(given: Manifest, *, here: bool = True) -> Plan:
         planned[name] = replace(planned[name], asked=True)
     made = _captions(given, key, here) if given.captions else None
     settled = {"conditions": chosen} | ({"captions": Captions(model=made.model, when=made.when, **made.params)} if made else {})
-    return Plan(given.model_copy(update=settled), workspace, key, planned, made)
+    return Plan(given.model_copy(update=settled), workspace, key, planned, made, _readers(given, saved, key, planned, here))
 
 
 def provided_by(given: Manifest, condition: str) -> list[Any] | None:
@@ -154,13 +159,14 @@ def missing(plan: Plan) -> list[str]:
             what = "is neither a condition of this manifest nor a ControlNet's folder or file"
             found.append(f"train.runs[{number}].warm_start: {run.warm_start} {what}")
     found += optimizers_lacking(plan)
-    if plan.manifest.train and plan.manifest.train.base != "random":
+    found += [f"evaluate.readers.{it.name}: {it.lack}" for it in plan.readers.values() if it.lack]
+    if plan.manifest.base not in (None, "random"):
         from train import base
 
         try:
-            base.locate(plan.manifest.train.base, download=False)
+            base.locate(str(plan.manifest.base), download=False)
         except (ValueError, OSError) as error:
-            found.append(f"train.base: {error}")
+            found.append(f"base: {error}")
     return found
 
 
@@ -222,6 +228,26 @@ def _plan(
     mark = fingerprint({"condition": maps, "identity": identity, "image_key": key, "parents": parents})
     planned[name] = Planned(step, identity, mark, asked.select, asked=False, lack=annotator.lack(step))
     chosen[name] = Condition(detector=step.detector, select=asked.select, **step.params)
+
+
+def _readers(given: Manifest, saved: Manifest | None, key: str, planned: dict[str, Planned], here: bool) -> dict[str, Planned]:
+    """The detectors of evaluate.readers; maps that come with the images can't be read from others, so `provided` is refused."""
+    readers: dict[str, Planned] = {}
+    for name, asked in given.evaluate.readers.items() if given.evaluate else ():
+        earlier = saved.evaluate.readers.get(name) if saved and saved.evaluate else None
+        kept = earlier.params if earlier is not None and earlier.detector == asked.detector else {}
+        try:
+            if asked.detector in ("auto", PROVIDED):
+                raise ValueError("name the detector that reads generated images")
+            params = {k: v for k, v in kept.items() if k in _settled(asked.detector)} | asked.params
+            step = annotator.resolve(name, asked.detector, params, provided=False, here=here)
+        except ValueError as error:
+            raise MillError(f"evaluate.readers.{name}: {error}") from error
+        identity = annotator.identity(step)
+        parents = [readers.get(step.parent, planned[step.parent]).fingerprint] if step.parent else []
+        mark = fingerprint({"condition": CONDITIONS[name].shares or name, "identity": identity, "image_key": key, "parents": parents})
+        readers[name] = Planned(step, identity, mark, asked.select, asked=True, lack=annotator.lack(step))
+    return readers
 
 
 def _captions(given: Manifest, key: str, here: bool) -> PlannedCaptions:

@@ -66,12 +66,13 @@ def settle(plan: Plan, catalog: Catalog) -> None:
 def rebuild(plan: Plan, say: Callable[[str], None]) -> bool:
     """Makes the catalog again from the shards; False where some are broken."""
     def finish(fresh: Catalog) -> None:
-        from pipeline.stages import score, train
+        from pipeline.estimates import estimate
+        from pipeline.stages import train
 
         settle(plan, fresh)
         train.record_all(plan, fresh)
         try:
-            score.summarise(plan, fresh)
+            estimate(plan, fresh)
         except MillError as error:  # nothing to train on yet, or the base model is not on this machine
             say(f"The scores are left to the next run: {error}")
 
@@ -147,9 +148,11 @@ def _score(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> 
 
 
 def _report(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
+    from pipeline.stages import leaderboard
     from pipeline.stages.report import report
 
-    return str(report(plan, catalog))
+    board = leaderboard.write(plan, catalog, plan.workspace.report / "leaderboard") if plan.manifest.evaluate else None
+    return " and ".join(map(str, filter(None, (report(plan, catalog), board))))
 
 
 STAGE: dict[str, Callable[[Plan, Catalog, Cluster, Options], str]] = {

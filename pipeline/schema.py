@@ -105,6 +105,14 @@ MIGRATIONS = [
         FROM image_rows JOIN shards USING (shard)
         WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
     """,
+    # Scores keep their replicates, so that any two systems of a benchmark can be compared without their samples.
+    """
+    DROP TABLE scores;
+    CREATE TABLE scores (
+        system VARCHAR, model VARCHAR, arm VARCHAR, condition VARCHAR, metric VARCHAR, metric_version VARCHAR, value DOUBLE, low DOUBLE,
+        high DOUBLE, n INTEGER, n_failed INTEGER, prompts INTEGER, method VARCHAR, replicates BLOB, higher_is_better BOOLEAN,
+        benchmark VARCHAR, reader VARCHAR, checkpoint VARCHAR, identity VARCHAR, mark VARCHAR, marks VARCHAR);
+    """,
 ]
 
 

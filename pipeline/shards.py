@@ -44,10 +44,11 @@ SAMPLES = pa.schema([
 SCORES = pa.schema([
     ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("seed", pa.int64()),
     ("values", pa.map_(pa.string(), pa.float64())), ("meta", pa.string()), ("map", pa.binary()),
+    ("counts", pa.binary()), ("features", pa.map_(pa.string(), pa.binary())),
 ])  # fmt: skip
 # in the order in which they are made
 SCHEMAS = {"images": IMAGES, "captions": CAPTIONS, "maps": MAPS, "latents": LATENTS, "samples": SAMPLES, "scores": SCORES}
-PAYLOADS = {"image", "map", "mean", "std", "text", *MIRRORED}  # the heavy columns, which the catalog never reads
+PAYLOADS = {"image", "map", "counts", "features", "mean", "std", "text", *MIRRORED}  # the heavy columns, which the catalog never reads
 
 
 @dataclass(frozen=True)

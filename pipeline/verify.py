@@ -1,10 +1,16 @@
 """Does the workspace hold what the catalog says? Every shard read in full, every row counted."""
 
+import math
+import random
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 from pipeline import shards
 from pipeline.catalog import Catalog
 from pipeline.commits import ROWS_OF
+from pipeline.plan import Plan
+from pipeline.workspace import TEMPORARY
 
 
 def problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> list[str]:
@@ -81,3 +87,43 @@ INVARIANTS = {
     "rows belong to no shard": "SELECT "
     + " + ".join(f"(SELECT count(*) FROM {rows} WHERE shard NOT IN (SELECT shard FROM shards))" for rows in ROWS_OF.values()),
 }
+
+
+TOLERANCE = 1e-4  # of a score, relative: networks round differently from batch to batch
+
+
+def rescored(
+    plan: Plan,
+    catalog: Catalog,
+    samples: int,  # at least so many are scored again, chosen at random, by whole shards
+    *,
+    seed: int | None = None,  # None = others each time
+    say: Callable[[str], None],
+) -> list[str]:  # a sentence for each number that is not what is stored
+    """Scores stored samples again: what the leaderboard says must follow from the pictures that it shows."""
+    from pipeline.stages.encode import device
+    from pipeline.stages.score import jobs, score_part
+
+    done = [(path, job) for path, job, there in jobs(plan, catalog, device()) if there]
+    random.Random(seed).shuffle(done)
+    found: list[str] = []
+    count = compared = 0
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=plan.workspace.root) as folder:
+        for path, job in done:
+            if count >= samples:
+                break
+            again = Path(folder) / f"{count}.parquet"
+            score_part(job.args | {"path": str(again)}, job.rows, {}, False)
+            for old, new in zip(*(shards.read(it, ["image_id", "seed", "values"]).to_pylist() for it in (path, again)), strict=True):
+                stored, made = dict(old["values"] or ()), dict(new["values"] or ())
+                compared += len(stored)
+                found += [
+                    f"{job.name}: {name} of {old['image_id'][:12]} seed {old['seed']} is {made.get(name)}, stored is {stored.get(name)}"
+                    for name in sorted(stored.keys() | made.keys())
+                    if name not in stored or name not in made or not math.isclose(stored[name], made[name], rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+                ]
+            count += len(job.rows)
+    for sentence in found:
+        say(sentence)
+    say(f"{count} samples scored again, {compared} numbers compared, {len(found)} differ")
+    return found

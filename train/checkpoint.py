@@ -99,6 +99,31 @@ def sweep(out: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def locate(spec: str | Path, *, download: bool = True) -> Path:
+    """The folder or single file behind `spec`: a path, or a hub id owner/name, of which the local cache is asked first."""
+    here = Path(spec).expanduser()
+    if here.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(spec)):
+        if not here.exists():
+            raise FileNotFoundError(f"{spec}: no such ControlNet: neither a folder, nor a file, nor a hub id of the form owner/name")
+        return here
+    from huggingface_hub import snapshot_download
+
+    wanted = ["config.json", WEIGHTS]
+    try:
+        return Path(snapshot_download(str(spec), allow_patterns=wanted, local_files_only=True))
+    except OSError as error:  # not in the cache
+        reason: Exception = error
+    try:
+        if download:
+            return Path(snapshot_download(str(spec), allow_patterns=wanted))
+    except Exception as error:
+        reason = error
+    raise FileNotFoundError(
+        f"{spec} is not in the Hugging Face cache{' and the hub can not be reached' if download else ''}: on a machine with a network run "
+        f"`hf download {spec} --local-dir {str(spec).split('/')[1]}`, copy that folder here and name its path"
+    ) from reason
+
+
 def load_controlnet(
     folder: Path,  # in the diffusers layout: config.json and diffusion_pytorch_model.safetensors; or a single file in the original layout
     unet: Any = None,  # a UNet2DConditionModel to check the topology against; None = as config.json says

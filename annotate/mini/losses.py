@@ -72,7 +72,7 @@ def loss(net: Detector, truth: Truth, device: str, *, bf16: bool) -> Tensor:
     depth = torch.from_numpy(truth.depth.astype(np.float32)).to(device).log()
     normals = torch.from_numpy(truth.normals.astype(np.float32)).to(device).permute(0, 3, 1, 2) / 127
     classes, colours = (torch.from_numpy(labels.astype(np.int64)).to(device) for labels in (truth.classes, truth.colours))
-    spots = torch.from_numpy(_spots(truth.joints, side // 2)).to(device)
+    spots = torch.from_numpy(spots_of(truth.joints, side // 2)).to(device)
     found = functional.binary_cross_entropy_with_logits(made["joints"].float(), spots, weight=1 + SPOT * spots)
     return (
         2 * (made["depth"].float() - depth).abs().mean()
@@ -83,7 +83,7 @@ def loss(net: Detector, truth: Truth, device: str, *, bf16: bool) -> Tensor:
     )
 
 
-def _spots(joints: NDArray[np.float32], side: int) -> NDArray[np.float32]:  # [B, 18, side, side] in 0..1
+def spots_of(joints: NDArray[np.float32], side: int) -> NDArray[np.float32]:  # [B, 18, side, side] in 0..1
     """A Gaussian around each joint, half as high where it is hidden."""
     grid = np.arange(side, dtype=np.float32)
     x, y = (joints[..., :2].transpose(2, 0, 1) - 0.5) / 2  # a cell's centre lies between two pixels

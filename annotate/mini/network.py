@@ -1,26 +1,17 @@
 """The network of the mini detector: a convolutional U whose last layer says everything at every pixel."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-WEIGHTS, FACTS = "detector.safetensors", "detector.json"
+from annotate.mini import words as meaning
+from annotate.mini.words import Words
+from annotate.weights import WeightsError
+
 JOINTS = 18  # in the order of OpenPose's skeleton
-
-
-@dataclass(frozen=True)
-class Words:
-    """What the numbers of the network's classes mean."""
-
-    classes: tuple[tuple[str, str, str], ...]  # own name (a floor, a wall, a shape, "person"), class of COCO-Stuff, class of ADE20K
-    colours: tuple[str, ...]  # of objects; 0 = none
-    shapes: tuple[str, ...]  # the classes that are objects
 
 
 class Detector(nn.Module):
@@ -68,26 +59,25 @@ class _Block(nn.Module):
         return self.carry(x) + self.body(x)
 
 
-def save(
-    net: Detector,
-    folder: Path,
-    facts: Mapping[str, Any],  # JSON-able: how it was made, what it scores
-) -> None:
-    """bfloat16 weights, and beside them what their numbers mean."""
+def save(net: Detector, path: Path) -> None:
+    """bfloat16, and in the same file what its numbers mean."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.to(torch.bfloat16).contiguous() for name, value in net.state_dict().items()}, folder / WEIGHTS)
-    words = {"classes": net.words.classes, "colours": net.words.colours, "shapes": net.words.shapes, "widths": net.widths}
-    (folder / FACTS).write_text(json.dumps({**words, **facts}, indent=1) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in net.state_dict().items()}
+    save_file(weights, path, {"words": meaning.to_text(net.words), "widths": json.dumps(net.widths)})
 
 
-def load(folder: Path) -> Detector:
-    """In evaluation mode, float32."""
-    from safetensors.torch import load_file
+def load(path: Path) -> Detector:
+    """In evaluation mode, float32; WeightsError: the file holds something else."""
+    from safetensors import SafetensorError, safe_open
 
-    told = json.loads((folder / FACTS).read_text())
-    words = Words(tuple(tuple(row) for row in told["classes"]), tuple(told["colours"]), tuple(told["shapes"]))
-    net = Detector(words, tuple(told["widths"]))
-    net.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
+    try:
+        with safe_open(path, "pt") as file:
+            told = file.metadata() or {}
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        net = Detector(meaning.from_text(told["words"]), tuple(json.loads(told["widths"])))
+        net.load_state_dict(weights)
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise WeightsError(f"{path} holds no mini detector: take annotate/mini/detector.safetensors, or make one") from error
     return net.eval().requires_grad_(False)

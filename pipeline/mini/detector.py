@@ -1,5 +1,6 @@
 """Makes the mini detector from rendered scenes: renders them with their truth, trains, measures, and writes what is shipped."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from annotate.mini.words import PERSON, Wanted, Words
 from pipeline import scenes
 from pipeline.manifest import NAME, Section
 from pipeline.mini import manifests
@@ -54,14 +56,12 @@ def recipe_of(plan: MiniDetector, path: Path) -> DetectorRecipe:
     return manifests.recipe(plan.recipe, DetectorRecipe, path)
 
 
-def words() -> Any:  # annotate.mini.network.Words
+def words() -> Words:
     """Every floor, wall and shape is a class; COCO-Stuff and ADE20K call some of them the same."""
-    from annotate.mini.network import Words
-
     rows = [(f"{name} floor", it.coco, it.ade) for name, it in FLOORS.items()]
     rows += [(f"{name} wall", it.coco, it.ade) for name, it in WALLS.items()]
     rows += [(name, *both) for name, both in CLASSES.items()]
-    return Words(tuple(rows), (NONE, *COLOURS), tuple(name for name in CLASSES if name != "person"))
+    return Words(tuple(rows), (NONE, *COLOURS), tuple(name for name in CLASSES if name != PERSON))
 
 
 def make_detector(
@@ -111,29 +111,34 @@ def make_detector(
 
 def export_detector(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  # its scores
     """Writes the detector as it is now, with its card; scored as it is shipped, on scenes and on a VAE's pictures of them."""
-    from annotate.mini import network, scores
-    from train.mini import card, learning
+    from annotate.mini import card, network, scores
+    from annotate.mini.detect import WEIGHTS
+    from train.mini import learning
+    from train.mini.card import machine
 
     plan = load(manifest)
     recipe = recipe_of(plan, manifest)
-    training, held_out = render(plan, work)
     net = network.Detector(words(), recipe.widths)
-    if not learning.average_of(work / "detector", net):
-        raise manifests.not_begun(work)
     spent = learning.spent_of(work / "detector")
-    network.save(net, dest, {})
-    net = network.load(dest)
-    rows = list(range(len(held_out)))
-    truth = held_out.truth(rows)
+    if spent is None or not learning.average_of(work / "detector", net):
+        raise manifests.not_begun(work)
+    training, held_out = render(plan, work)
+    path = dest / WEIGHTS.name
+    network.save(net, path)
+    net = network.load(path)
+    truth = held_out.truth(list(range(len(held_out))))
     found = {"scenes": scores.measure(net, truth, held_out.wanted)}
     if held_out.returned is not None:
-        found["scenes after the VAE"] = scores.measure(net, truth, held_out.wanted, np.asarray(held_out.returned))
-    facts = {
-        "spent": vars(spent), "scores": found, "machine": card.machine(), "made_from": plan.model_dump(),
-        "sha256": hashlib.sha256((dest / network.WEIGHTS).read_bytes()).hexdigest(),
+        found["after the VAE"] = scores.measure(net, truth, held_out.wanted, held_out.returned)
+    facts: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in net.parameters()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "scores": found,
+        "spent": vars(spent), "machine": machine(),
     }  # fmt: skip
-    network.save(net, dest, facts)
-    (dest / "README.md").write_text(_card(plan, recipe, len(training), facts, sum(p.numel() for p in net.parameters())))
+    made_from = {**plan.model_dump(exclude={"base", "recipe"}), "recipe": dataclasses.asdict(recipe)}
+    path.with_suffix(".json").write_text(json.dumps({**facts, "made_from": made_from}, indent=1) + "\n")
+    returned = recipe.returned if plan.base else None
+    data = sentence(plan.scenes, len(training))
+    (dest / "README.md").write_text(card.write(**facts, wanted=recipe.images, data=data, returned=returned))
     return found
 
 
@@ -142,7 +147,7 @@ class Scenes:
     """Rendered scenes with their truth, as memory maps of parts put one after the other."""
 
     arrays: dict[str, list[np.ndarray]]
-    wanted: list[dict[str, Any]]  # of each scene: objects as [shape, colour], person
+    wanted: list[Wanted]
     returned_parts: list[np.ndarray] | None
 
     def __len__(self) -> int:
@@ -178,7 +183,7 @@ def render(plan: MiniDetector, work: Path) -> tuple[Scenes, Scenes]:  # of train
     out = []
     for seed, count in ((plan.scenes.seed, plan.scenes.count), (plan.scenes.held_out.seed, plan.scenes.held_out.count)):
         arrays: dict[str, list[np.ndarray]] = {name: [] for name in FIELDS}
-        wanted: list[dict[str, Any]] = []
+        wanted: list[Wanted] = []
         returned: list[np.ndarray] = []
         for first in range(0, count, PART):
             stem = folder / f"{seed}-{count}" / f"{first:08d}"
@@ -186,7 +191,8 @@ def render(plan: MiniDetector, work: Path) -> tuple[Scenes, Scenes]:  # of train
                 _write(stem, plan.scenes, seed, range(first, min(first + PART, count)))
             for name in FIELDS:
                 arrays[name].append(np.load(f"{stem}-{name}.npy", mmap_mode="r"))
-            wanted += json.loads(stem.with_suffix(".json").read_text())
+            rows = json.loads(stem.with_suffix(".json").read_text())
+            wanted += [Wanted(tuple((shape, colour) for shape, colour in row["objects"]), row["person"]) for row in rows]
             if vae is not None:
                 returned.append(_returned(stem, arrays["images"][-1], vae))
         out.append(Scenes(arrays, wanted, returned or None))
@@ -218,7 +224,7 @@ def _truths(plan: MiniScenes, seed: int, indices: range) -> Iterator[dict[str, A
             table[one["instance"]] = names.index(one["shape"])
             colours[one["instance"]] = meaning.colours.index(one["colour"])
         if scene.facts["figure"]:
-            table[scene.facts["figure"]["instance"]] = names.index("person")
+            table[scene.facts["figure"]["instance"]] = names.index(PERSON)
         people = scene.maps["pose_openpose"].array
         yield {
             "images": scene.image, "depth": scene.maps["depth_large"].array.astype(np.float16),
@@ -252,38 +258,3 @@ def _returned(stem: Path, images: np.ndarray, vae: tuple[Any, str]) -> np.ndarra
         np.save(work, made)
         work.rename(path)
     return np.load(path, mmap_mode="r")
-
-
-def _card(plan: MiniDetector, recipe: DetectorRecipe, kept: int, facts: dict[str, Any], parameters: int) -> str:
-    spent = facts["spent"]
-    columns = list(facts["scores"])
-    rows = [name for name in facts["scores"][columns[0]] if name not in ("n", "joints", "objects")]
-    show = lambda value: f"{value[0]} ± {value[1]}" if isinstance(value, list) else str(value)
-    table = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    table += [f"| {name} | {' | '.join(show(facts['scores'][column][name]) for column in columns)} |" for name in rows]
-    of = facts["scores"][columns[0]]
-    return f"""# The mini detector
-
-Reads rendered scenes, and what a model generates in their place: depth, surface normals, labels of COCO-Stuff and ADE20K, the joints of the
-figure, and the colour and shape of each object. It knows nothing of photographs.
-
-* **Network**: a convolutional U, {parameters:,} parameters, `annotate/mini/network.py`; bfloat16, sha256 `{facts["sha256"]}`.
-* **Data**: {sentence(plan.scenes, kept)} Spoiled by blur, noise, other light and JPEG; {recipe.returned:.0%} of the pictures have been through
-  the mini base's VAE.
-* **Cost**: {spent["images"]:,} of {recipe.images:,} images seen, {spent["cpu_seconds"] / 60:.0f} CPU minutes, {facts["machine"]}.
-* **Made by** `controlmill mini detector manifests/mini/detector.yaml --work DIR`.
-* **Licence**: that of the project.
-
-## Scores on held-out scenes
-
-Means with 95 % intervals over {of["n"]} scenes, {of["objects"]} objects and figures, {of["joints"]} joints in sight.
-
-{chr(10).join(table)}
-
-`depth_delta_1.25` is the share of pixels whose depth in metres is right within 25 %, without any alignment. `objects_found`: a connected
-area of the right shape and colour.
-
-## Known weaknesses
-
-One figure at most. Two objects of one shape that touch are one object. Joints behind something are guesses.
-"""

@@ -162,3 +162,4 @@ class ReportData:
     runs: tuple[Run, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
     evidence: tuple[Evidence, ...] = ()
+    leaderboard: bool = False                               # whether leaderboard/leaderboard.html lies beside the page

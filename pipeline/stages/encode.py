@@ -24,8 +24,8 @@ def base_spec(plan: Plan) -> str:
     """What train.base.load takes; the random base is made in the workspace when first asked for."""
     from train import base
 
-    assert plan.manifest.train is not None
-    spec = plan.manifest.train.base
+    spec = plan.manifest.base
+    assert spec is not None
     if spec != RANDOM_BASE:
         here = Path(spec).expanduser()
         return str(here.resolve()) if here.exists() else spec  # workers may stand in another folder
@@ -41,7 +41,7 @@ def base_fingerprint(spec: str) -> str:
     try:
         return base.fingerprint(spec)
     except (ValueError, OSError) as error:
-        raise MillError(f"train.base: {error}") from error
+        raise MillError(f"base: {error}") from error
 
 
 def latent_key(

@@ -1,121 +1,71 @@
-"""Held-out pairs -> samples: the frozen benchmark through each trained ControlNet and each baseline, with the same noise."""
+"""Held-out pairs -> samples: the frozen benchmark through every system, with the same noise for all of them."""
 
 import functools
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from annotate import maps
-from pipeline import MillError, canonical, shards
+from pipeline import canonical, shards
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
+from pipeline.manifest import Benchmark
 from pipeline.plan import Plan
 from pipeline.stages.annotate import read_annotation
 from pipeline.stages.encode import base_spec, device, load_base
 from pipeline.stages.parts import make_missing, told
-from pipeline.stages.train import planned_runs
-from pipeline.workspace import Workspace, fingerprint
+from pipeline.systems import REAL, ROUND_TRIP, Item, System, systems
+from pipeline.workspace import Workspace
 
-BATCH = 4  # samples at a time, and a shard's rows: what a killed run loses at most
-CONTROL, NO_CONTROL, SHUFFLED = "control", "no_control", "shuffled_condition"
+PART = 16  # samples of a shard: what a killed run loses at most
+BATCH = {"cpu": 4, "cuda": 16}  # samples that pass the networks together; halved where memory runs out
 
-
-@dataclass(frozen=True)
-class Item:
-    """One held-out image: what is asked of a model, and how to check it."""
-
-    image_id: str
-    caption: str
-    height: int
-    width: int
-    map_shard: str
-    row: int
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One system on one condition's benchmark: a run's ControlNet, or a baseline of it."""
-
-    run: str
-    condition: str
-    arm: str  # control | no_control | shuffled_condition
-    checkpoint: str  # folder of the ControlNet, relative to the workspace; '' = the base alone
-    benchmark: str  # fingerprint of everything but the weights
-    items: tuple[Item, ...]
-
-    @property
-    def samples(self) -> str:
-        """Where its samples lie: a base without control gives one image a prompt, whatever the condition."""
-        return f"no_control/{self.condition}" if self.arm == NO_CONTROL else f"{self.run}/{self.condition}/{self.arm}"
-
-    @property
-    def system(self) -> str:
-        return f"{self.run}/{self.condition}/{self.arm}"
-
-    def hint_of(self, number: int) -> Item:
-        """The condition that item `number` is generated from: its own, or for the shuffled baseline the next one's."""
-        return self.items[(number + (self.arm == SHUFFLED)) % len(self.items)]
-
-
-def arms(plan: Plan, catalog: Catalog) -> list[Arm]:
-    """Every system to sample and score: the manifest's runs that have finished, and their baselines."""
-    runs = catalog.query("SELECT run, conditions, checkpoint, base_fingerprint FROM runs WHERE status = 'complete' ORDER BY run")
-    if plan.manifest.evaluate is None or not runs:
-        return []
-    frozen, out = plan.manifest.evaluate.benchmark, []
-    named = {planned.name for planned in planned_runs(plan, catalog)}
-    for run, conditions, checkpoint, mark in runs:
-        if run not in named:
-            continue  # of an earlier manifest: its conditions were made otherwise
-        for condition in conditions:
-            rows = catalog.query(
-                "SELECT image_id, coalesce(caption, ''), height, width, map_shard, row FROM pairs WHERE condition = ? AND split = ?",
-                [condition, frozen.split],
-            )  # fmt: skip
-            items = tuple(sorted((Item(*row) for row in rows), key=lambda item: item.image_id)[: frozen.samples])
-            if len(items) < 2:
-                raise MillError(
-                    f"evaluate: {condition} has {len(items)} pairs in the {frozen.split} split and a benchmark needs 2: "
-                    "add images, or use another evaluate.benchmark.split."
-                )
-            identity = {
-                "base": mark, "items": [(item.image_id, item.caption) for item in items], "settings": frozen.model_dump(exclude={"samples"}),
-                "detector": plan.conditions[condition].fingerprint, "sampler": "ddim", "version": 1,
-            }  # fmt: skip
-            for arm in (CONTROL, *plan.manifest.evaluate.baselines):
-                folder = "" if arm == NO_CONTROL else f"{checkpoint}/{condition}"
-                out.append(Arm(run, condition, arm, folder, fingerprint(identity), items))
-    return out
+Task = tuple[Item, Item, int]  # what is asked for, whose condition is given, the seed
 
 
 def generate(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
-    workspace, evaluation = plan.workspace, plan.manifest.evaluate
+    evaluation = plan.manifest.evaluate
     if evaluation is None:
         return "nothing asked for"
     frozen = evaluation.benchmark
     todo: dict[Path, Job] = {}
-    for arm in arms(plan, catalog):
-        tasks = [(number, seed) for number in range(len(arm.items)) for seed in frozen.seeds]
-        committed = catalog.committed("samples", arm.benchmark, arm.samples)
-        for part, start in enumerate(range(0, len(tasks), BATCH)):
+    for system in systems(plan, catalog):
+        places = _places(catalog, system) if system.arm in (REAL, ROUND_TRIP) else {}
+        tasks = tasks_of(system, frozen)
+        committed = catalog.committed("samples", system.key, system.name)
+        for part, start in enumerate(range(0, len(tasks), PART)):
             if part in committed:
                 continue
-            path = workspace.samples(arm.samples, arm.benchmark, part)
-            chunk = [(arm.items[number], arm.hint_of(number), seed) for number, seed in tasks[start : start + BATCH]]
+            path = plan.workspace.samples(system.name, system.key, part)
+            chunk = tasks[start : start + PART]
             args = {
-                "root": str(workspace.root), "path": str(path), "base": base_spec(plan), "checkpoint": arm.checkpoint, "condition": arm.condition,
-                "chunk": chunk, "steps": frozen.steps, "guidance": frozen.guidance, "scale": frozen.scale,
-                "facts": {"kind": "samples", "key": arm.benchmark, "name": arm.samples, "part": part,
-                          "made_from": shards.made_from(arm.benchmark, arm.checkpoint, part)},
+                "root": str(plan.workspace.root), "path": str(path), "base": base_spec(plan), "checkpoint": system.checkpoint, "arm": system.arm,
+                "condition": system.condition, "chunk": chunk, "sources": {item.image_id: places.get(item.image_id) for item, *_ in chunk},
+                "settings": frozen.model_dump(include={"steps", "guidance", "scale"}), "negative": frozen.negative,
+                "facts": {"kind": "samples", "key": system.key, "name": system.name, "part": part,
+                          "made_from": shards.made_from(system.key, system.checkpoint, part)},
             }  # fmt: skip
-            todo[path] = Job(f"generate {arm.samples} part {part}", args, tuple(range(len(chunk))))
+            todo[path] = Job(f"generate {system.name} part {part}", args, tuple(range(len(chunk))))
 
     rows = make_missing(catalog, cluster, generate_part, todo, label="generate", gpus=1)
     (count,) = catalog.row("SELECT count(*) FROM samples")
     return f"{told(rows, 'samples')}; {count} samples"
+
+
+def tasks_of(system: System, frozen: Benchmark) -> list[Task]:
+    """What a system is asked for, in the order of its shards."""
+    seeds = frozen.seeds if system.seeded else frozen.seeds[:1]
+    return [(item, system.hint_of(number), seed) for number, item in enumerate(system.items) for seed in seeds]
+
+
+def _places(catalog: Catalog, system: System) -> dict[str, tuple[str, int]]:
+    """Image id -> shard and row of its canonical image."""
+    ids = [item.image_id for item in system.items]
+    found = catalog.query("SELECT image_id, shard, row FROM images WHERE image_id IN (SELECT unnest(?))", [ids])
+    return {image_id: (shard, row) for image_id, shard, row in found}
 
 
 @functools.cache
@@ -127,45 +77,85 @@ def load_trained(folder: str, base: str) -> Any:
 
 
 def generate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
-    """In a worker: a few samples of one system, those of one size together. Noise belongs to (seed, image id) alone."""
-    from train import base as bases
-    from train import sample
-
-    loaded = load_base(args["base"], ("unet", "vae", "text_encoder"), device())
-    workspace = Workspace(Path(args["root"]))
-    net = None
-    if args["checkpoint"]:
-        loaded, net = load_trained(str(workspace.root / args["checkpoint"]), args["base"])
-    chunk: list[tuple[Item, Item, int]] = args["chunk"]
+    """In a worker: a shard of samples of one system, those of one size together. Noise belongs to (seed, image id) alone."""
+    workspace, chunk = Workspace(Path(args["root"])), args["chunk"]
+    controlled = bool(args["checkpoint"])
     table: list[dict[str, Any]] = [
-        {
-            "image_id": item.image_id,
-            "hint_image_id": hint.image_id if net else "",
-            "seed": seed,
-            "status": "failed",
-            "reason": deadly.get(row, ""),
-        }
+        {"image_id": item.image_id, "hint_image_id": hint.image_id if controlled else "", "seed": seed, "status": "failed",
+         "reason": deadly.get(row, "")}
         for row, (item, hint, seed) in enumerate(chunk)
-    ]
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for row in rows:
-        if row not in deadly:
-            by_size.setdefault((chunk[row][0].height, chunk[row][0].width), []).append(row)
-    for (height, width), members in by_size.items():
+    ]  # fmt: skip
+    draw = {REAL: _real, ROUND_TRIP: _returned}.get(args["arm"], _drawn)
+    for members in _of_one_size(chunk, [row for row in rows if row not in deadly]):
         start = time.perf_counter()
-        items = [chunk[row][0] for row in members]
-        hints = np.stack([_hint(workspace, chunk[row][1], args["condition"], height, width) for row in members]) if net else None
-        images = sample.generate(
-            loaded, net, hints=hints, text=bases.encode_text(loaded, [item.caption for item in items]),
-            empty_text=bases.encode_text(loaded, [""])[0], seeds=[chunk[row][2] for row in members], noise_keys=[item.image_id for item in items],
-            height=height, width=width, steps=args["steps"], guidance=args["guidance"], scale=args["scale"],
-        )  # fmt: skip
+        encoded = _in_memory(functools.partial(draw, args, workspace), [chunk[row] for row in members])
         each = (time.perf_counter() - start) / len(members)
-        for row, image in zip(members, images, strict=True):
-            table[row] |= {"status": "ok", "seconds": each, "image": canonical.encode(image, "png")}
+        for row, image in zip(members, encoded, strict=True):
+            table[row] |= {"status": "ok", "seconds": each, "image": image}
     if not probe:
         shards.write(Path(args["path"]), table, shards.SAMPLES, args["facts"])
     return args["path"]
+
+
+def _of_one_size(chunk: list[Task], rows: list[int]) -> Iterator[list[int]]:
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for row in rows:
+        by_size.setdefault((chunk[row][0].height, chunk[row][0].width), []).append(row)
+    for members in by_size.values():
+        size = BATCH[device()]
+        yield from (members[start : start + size] for start in range(0, len(members), size))
+
+
+def _in_memory(draw: Callable[[list[Task]], list[bytes]], tasks: list[Task]) -> list[bytes]:
+    """With half as many at a time where memory runs out: an image does not depend on what else is in its batch."""
+    import torch
+
+    try:
+        return draw(tasks)
+    except torch.OutOfMemoryError:
+        if len(tasks) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(tasks) // 2
+    return [*_in_memory(draw, tasks[:half]), *_in_memory(draw, tasks[half:])]
+
+
+def _drawn(args: dict[str, Any], workspace: Workspace, tasks: list[Task]) -> list[bytes]:  # PNG
+    from train import base as bases
+    from train import sample
+
+    if args["checkpoint"]:
+        loaded, net = load_trained(str(workspace.root / args["checkpoint"]), args["base"])  # an absolute path stays what it is
+    else:
+        loaded, net = load_base(args["base"], ("unet", "vae", "text_encoder"), device()), None
+    items = [item for item, *_ in tasks]
+    height, width = items[0].height, items[0].width
+    hints = np.stack([_hint(workspace, hint, args["condition"], height, width) for _, hint, _ in tasks]) if net else None
+    images = sample.generate(
+        loaded, net, hints=hints, text=bases.encode_text(loaded, [item.caption for item in items]),
+        empty_text=bases.encode_text(loaded, [args["negative"]])[0], seeds=[seed for *_, seed in tasks],
+        noise_keys=[item.image_id for item in items], height=height, width=width, **args["settings"],
+    )  # fmt: skip
+    return [canonical.encode(image, "png") for image in images]
+
+
+def _real(args: dict[str, Any], workspace: Workspace, tasks: list[Task]) -> list[bytes]:
+    """The held-out image itself, as it is stored: what the reader makes of it is the ceiling."""
+    found = (args["sources"][item.image_id] for item, *_ in tasks)
+    return [shards.read_row(workspace.root / shard, row, ["image"])["image"] for shard, row in found]
+
+
+def _returned(args: dict[str, Any], workspace: Workspace, tasks: list[Task]) -> list[bytes]:  # PNG
+    """There and back through the base's VAE: no sample can be better than this."""
+    import torch
+
+    from train import base as bases
+
+    loaded = load_base(args["base"], ("unet", "vae", "text_encoder"), device())
+    pixels = np.stack([canonical.decode(data) for data in _real(args, workspace, tasks)])
+    mean, _ = bases.encode_images(loaded, pixels)
+    images = bases.decode_latents(loaded, torch.from_numpy(mean) * loaded.scaling_factor)
+    return [canonical.encode(image, "png") for image in images]
 
 
 def _hint(workspace: Workspace, item: Item, condition: str, height: int, width: int) -> np.ndarray:

@@ -13,25 +13,28 @@ import numpy as np
 from annotate import maps
 from annotate.annotator import lacks
 from annotate.conditions import CONDITIONS
-from evaluate import fidelity, statistics
-from pipeline import MillError, __version__, canonical, manifest, shards, status
+from evaluate import fidelity
+from evaluate.replicates import difference
+from pipeline import MillError, __version__, canonical, evidence, manifest, shards, status
 from pipeline.catalog import Catalog
+from pipeline.estimates import replicated
+from pipeline.evidence import thumbnail
 from pipeline.plan import Plan
 from pipeline.report import contents
 from pipeline.report.site import render
 from pipeline.stages.annotate import read_annotation
-from pipeline.stages.generate import CONTROL, Arm, arms
-from pipeline.stages.score import score_key, scored
+from pipeline.stages.generate import tasks_of
 from pipeline.stages.train import read_log
+from pipeline.systems import ALONE, CONTROL, REAL, System, readable, systems
 
-ROWS, PAIRS, SIDE = 24, 6, 256  # of the contact sheet and the evidence; thumbnails' long side in pixels
+ROWS, PAIRS = 24, 6  # of the contact sheet and the evidence
 CAPTION = 400  # characters of a caption that the page shows
 
 
 def report(plan: Plan, catalog: Catalog) -> Path:
     """Returns the page's path; its pictures lie beside it."""
     told = status.facts(catalog)
-    runs, systems = tuple(_runs(plan, catalog)), _systems(plan, catalog)
+    runs, made = tuple(_runs(plan, catalog)), _systems(plan, catalog)
     data = contents.ReportData(
         name=plan.manifest.name,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -39,20 +42,21 @@ def report(plan: Plan, catalog: Catalog) -> Path:
         manifest=manifest.dump(plan.manifest),
         machine=_machine(),
         notes=tuple(_notes(plan, runs)),
-        stages=tuple(_stages(plan, told, runs, systems)),
+        stages=tuple(_stages(plan, told, runs, made)),
         ingest=_ingest(catalog, told) if told["images"] else None,
         conditions=tuple(_conditions(plan, catalog, told)),
         contact=tuple(_contact(plan, catalog)),
         runs=runs,
-        scores=tuple(_scores(plan, catalog, systems)),
-        evidence=tuple(_evidence(plan, catalog, systems)),
+        scores=tuple(_scores(plan, catalog, made)),
+        evidence=tuple(_evidence(plan, catalog, made)),
+        leaderboard=told["scores"] > 0,
     )
     return render(data, plan.workspace.report)
 
 
-def _systems(plan: Plan, catalog: Catalog) -> list[Arm]:
+def _systems(plan: Plan, catalog: Catalog) -> list[System]:
     try:
-        return arms(plan, catalog)
+        return systems(plan, catalog)
     except MillError:
         return []  # a report under way: what the stages before still lack, they say themselves
 
@@ -68,12 +72,15 @@ def _notes(plan: Plan, runs: tuple[contents.Run, ...]) -> Iterator[str]:
             "The base model has random weights: it was never trained. What is generated and scored here shows that every step of the job runs, "
             "not what a ControlNet can do. Set train.base to a trained model for results that mean something."
         )
-    unscored = {name for run in runs for name in run.conditions if not scored(plan, name)}
-    if unscored:
-        yield f"No fidelity measure yet for {', '.join(sorted(unscored))}: these runs have samples and no scores."
+    unread = {name for run in runs for name in run.conditions if name in plan.conditions and not readable(plan, name)}
+    if unread and plan.manifest.evaluate:
+        yield (
+            f"No detector reads {', '.join(sorted(unread))} again from what was generated, since their maps came with the images: "
+            "name one in evaluate.readers."
+        )
 
 
-def _stages(plan: Plan, told: dict[str, Any], runs: tuple[contents.Run, ...], systems: list[Arm]) -> Iterator[contents.Stage]:
+def _stages(plan: Plan, told: dict[str, Any], runs: tuple[contents.Run, ...], made_by: list[System]) -> Iterator[contents.Stage]:
     def state(asked: object, had: int, wanted: int) -> Any:
         return "off" if not asked else "done" if had and had >= wanted else "running" if had else "waiting"
 
@@ -84,13 +91,12 @@ def _stages(plan: Plan, told: dict[str, Any], runs: tuple[contents.Run, ...], sy
         sum(run.images for run in plan.manifest.train.runs) if plan.manifest.train else 0,
     )
     samples = sum(told["samples"].values())
-    distinct = {arm.samples: len(arm.items) for arm in systems}
-    wanted = sum(distinct.values()) * len(plan.manifest.evaluate.benchmark.seeds) if plan.manifest.evaluate else 0
+    asked = sum(len(tasks_of(it, plan.manifest.evaluate.benchmark)) for it in made_by) if plan.manifest.evaluate else 0
     yield contents.Stage(name="ingest", state=state(True, readable, 1), detail=f"{readable} images")
     yield contents.Stage(name="annotate", state=state(True, made, readable * len(plan.conditions)), detail=f"{made} maps")
     yield contents.Stage(name="encode", state=state(plan.manifest.train, told["latents"], readable), detail=f"{told['latents']} images")
     yield contents.Stage(name="train", state=state(plan.manifest.train, seen, asked_for), detail=f"{seen:,} of {asked_for:,} images seen")
-    yield contents.Stage(name="generate", state=state(plan.manifest.evaluate, samples, max(1, wanted)), detail=f"{samples} samples")
+    yield contents.Stage(name="generate", state=state(plan.manifest.evaluate, samples, max(1, asked)), detail=f"{samples} samples")
     yield contents.Stage(name="score", state=state(plan.manifest.evaluate, told["scores"], 1), detail=f"{told['scores']} scores")
 
 
@@ -151,10 +157,10 @@ def _contact(plan: Plan, catalog: Catalog) -> Iterator[contents.ContactRow]:
         drawn: dict[str, bytes | str] = {}
         for condition, state, reason, map_shard, map_row in sorted(made_of.get(image, []), key=lambda it: list(CONDITIONS).index(it[0])):
             made = read_annotation(plan.workspace, map_shard, map_row, condition).map if state == "ok" else None
-            drawn[condition] = _thumbnail(maps.render(made)) if made else f"{state}: {reason}"
+            drawn[condition] = thumbnail(maps.render(made)) if made else f"{state}: {reason}"
         picture = canonical.decode(shards.read_row(plan.workspace.root / shard, row, ["image"])["image"])
         yield contents.ContactRow(
-            image_id=image_id, uri=uri, caption=_short(caption or ""), split=split, image=_thumbnail(picture, "jpeg"), maps=drawn
+            image_id=image_id, uri=uri, caption=_short(caption or ""), split=split, image=thumbnail(picture, "jpeg"), maps=drawn
         )  # fmt: skip
 
 
@@ -184,97 +190,63 @@ def _runs(plan: Plan, catalog: Catalog) -> Iterator[contents.Run]:
         )  # fmt: skip
 
 
-def _samples(catalog: Catalog, system: str, key: str, metric: str) -> dict[tuple[str, int], float]:
-    rows = catalog.query(
-        "SELECT image_id, seed, value FROM sample_scores WHERE system = ? AND benchmark = ? AND metric = ?", [system, key, metric]
-    )
-    return {(image_id, seed): value for image_id, seed, value in rows}
-
-
-def _scores(plan: Plan, catalog: Catalog, systems: list[Arm]) -> Iterator[contents.ScoreRow]:
-    sql = """SELECT metric, value, low, high, n, n_failed, higher_is_better, checkpoint, seeds FROM scores
-             WHERE run = ? AND condition = ? AND system = ?"""
-    for arm in systems:
-        for metric, value, low, high, n, n_failed, better, checkpoint, seeds in catalog.query(sql, [arm.run, arm.condition, arm.arm]):
-            baselines = [it for it in _siblings(arm, systems) if it.arm != CONTROL] if arm.arm == CONTROL else []
+def _scores(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.ScoreRow]:
+    """The primary measure of each condition; the leaderboard has all of them."""
+    names = ("metric", "value", "low", "high", "n", "n_failed", "higher_is_better", "checkpoint", "reader", "replicates", "method", "prompts")
+    sql = f"SELECT {', '.join(names)} FROM scores WHERE system = ? ORDER BY metric"
+    rows = {system.name: {row[0]: dict(zip(names, row, strict=True)) for row in catalog.query(sql, [system.name])} for system in made}
+    for system in made:
+        for metric, row in rows[system.name].items():
+            facts = fidelity.METRICS.get(metric)
+            if facts is None or not facts.primary:
+                continue
+            others = [it for it in _siblings(system, made) if it.arm != CONTROL and metric in rows[it.name]] if system.arm == CONTROL else []
             yield contents.ScoreRow(
-                system=_name(arm), baseline=arm.arm != CONTROL, condition=arm.condition, metric=metric, value=value, low=low, high=high, n=n,
-                n_failed=n_failed, higher_is_better=better, definition=fidelity.METRICS[metric].definition,
-                detector=plan.conditions[arm.condition].fingerprint, checkpoint=checkpoint, seeds=tuple(json.loads(seeds)),
-                comparisons=tuple(found for it in baselines if (found := _comparison(plan, catalog, arm, it, metric))),
+                system=_name(system), baseline=system.arm != CONTROL, condition=system.condition, definition=facts.definition, detector=row["reader"],
+                seeds=tuple(plan.manifest.evaluate.benchmark.seeds if plan.manifest.evaluate else ()),
+                comparisons=tuple(_comparison(it, row, rows[it.name][metric]) for it in others),
+                **{key: row[key] for key in ("metric", "value", "low", "high", "n", "n_failed", "higher_is_better", "checkpoint")},
             )  # fmt: skip
 
 
-def _comparison(plan: Plan, catalog: Catalog, arm: Arm, baseline: Arm, metric: str) -> contents.Comparison | None:
-    """Sample by sample, over those that both have."""
-    own, theirs = (_samples(catalog, it.system, score_key(plan, it), metric) for it in (arm, baseline))
-    both = sorted(own.keys() & theirs.keys())
-    if not both:
-        return None
-    found = statistics.paired_difference([own[it] for it in both], [theirs[it] for it in both], [image for image, _ in both])
-    return contents.Comparison(against=baseline.arm, difference=found.mean, low=found.low, high=found.high, p=found.p)
+def _comparison(baseline: System, own: dict[str, Any], theirs: dict[str, Any]) -> contents.Comparison:
+    found = difference(replicated(own), replicated(theirs))
+    return contents.Comparison(against=baseline.arm, difference=found.value, low=found.low, high=found.high, p=found.p)
 
 
-def _siblings(arm: Arm, systems: list[Arm]) -> list[Arm]:
-    return [it for it in systems if (it.run, it.condition) == (arm.run, arm.condition)]
+def _siblings(system: System, made: list[System]) -> list[System]:
+    """What a ControlNet is shown beside: itself, its shuffled self, and the baselines of its condition."""
+    return [it for it in made if it.condition == system.condition and (it.arm in ALONE or it.model == system.model)]
 
 
-def _name(arm: Arm) -> str:
-    return arm.run if arm.arm == CONTROL else arm.arm
+def _name(system: System) -> str:
+    return system.model if system.arm == CONTROL else system.arm
 
 
-def _evidence(plan: Plan, catalog: Catalog, systems: list[Arm]) -> Iterator[contents.Evidence]:
-    for control in (arm for arm in systems if arm.arm == CONTROL):
+def _evidence(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.Evidence]:
+    for control in (system for system in made if system.arm == CONTROL):
         assert plan.manifest.evaluate is not None
         seed = plan.manifest.evaluate.benchmark.seeds[0]
         for item in control.items[:PAIRS]:
-            outputs = [made for arm in _siblings(control, systems) if (made := _generated(plan, catalog, arm, item.image_id, seed))]
-            truth = read_annotation(plan.workspace, item.map_shard, item.row, control.condition).map
-            if not outputs or truth is None:
-                continue
-            ((shard, row),) = catalog.query("SELECT shard, row FROM images WHERE image_id = ?", [item.image_id])
-            photograph = canonical.decode(shards.read_row(plan.workspace.root / shard, row, ["image"])["image"])
-            yield contents.Evidence(
-                condition=control.condition, image_id=item.image_id, prompt=_short(item.caption), seed=seed, hint=_thumbnail(maps.render(truth)),
-                source=_thumbnail(photograph, "jpeg"), outputs=tuple(outputs),
-            )  # fmt: skip
+            outputs = [shown for it in _siblings(control, made) if it.arm != REAL and (shown := _generated(plan, catalog, it, item.image_id, seed))]
+            if outputs:
+                yield contents.Evidence(
+                    condition=control.condition, image_id=item.image_id, prompt=_short(item.caption), seed=seed,
+                    hint=thumbnail(maps.render(evidence.truth(plan, control, item))),
+                    source=thumbnail(evidence.photograph(catalog, item.image_id), "jpeg"), outputs=tuple(outputs),
+                )  # fmt: skip
 
 
-def _generated(plan: Plan, catalog: Catalog, arm: Arm, image_id: str, seed: int) -> contents.Generated | None:
-    key = [arm.samples, arm.benchmark, image_id, seed]
-    found = catalog.query(
-        "SELECT shard, row FROM samples WHERE system = ? AND benchmark = ? AND image_id = ? AND seed = ? AND status = 'ok'", key
-    )
-    if not found:
+def _generated(plan: Plan, catalog: Catalog, system: System, image_id: str, seed: int) -> contents.Generated | None:
+    found = evidence.outcome(plan, catalog, system, image_id, seed)
+    if found is None:
         return None
-    image = shards.read_row(plan.workspace.root / found[0][0], found[0][1], ["image"])["image"]
-    reread: bytes | str = "not scored"
-    values = {}
-    if scored(plan, arm.condition):
-        sql = "SELECT metric, value, reason, shard, row FROM sample_scores WHERE system = ? AND benchmark = ? AND image_id = ? AND seed = ?"
-        for metric, value, reason, shard, row in catalog.query(sql, [arm.system, score_key(plan, arm), image_id, seed]):
-            values[metric] = value
-            stored = shards.read_row(plan.workspace.root / shard, row, ["map", "meta"])
-            if stored["map"] is None:
-                reread = reason or "nothing found"
-            else:
-                reread = _thumbnail(maps.render(maps.decode(CONDITIONS[arm.condition].kind, stored["map"], json.loads(stored["meta"]))))
-    name = arm.run if arm.arm == CONTROL else arm.arm
+    reread: bytes | str = thumbnail(maps.render(found.map)) if found.map else found.reason
     return contents.Generated(
-        system=name, baseline=arm.arm != CONTROL, image=_thumbnail(canonical.decode(image)), reread=reread, values=values
-    )
+        system=_name(system), baseline=system.arm != CONTROL, image=thumbnail(found.image), reread=reread,
+        values={name: value for name, value in found.values.items() if name in fidelity.METRICS and fidelity.METRICS[name].primary},
+    )  # fmt: skip
 
 
 def _short(text: str) -> str:
     return text if len(text) <= CAPTION else f"{text[:CAPTION]}…"
-
-
-def _thumbnail(pixels: np.ndarray, store: str = "png") -> bytes:
-    """uint8 HWC RGB, scaled down to SIDE at its long side."""
-    import cv2
-
-    scale = SIDE / max(pixels.shape[:2])
-    if scale < 1:
-        size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    return canonical.encode(pixels, store)

@@ -1,121 +1,132 @@
-"""Samples -> scores: each is annotated again by the detector that made its condition, with the same draws, and compared."""
+"""Samples -> what each of them scores: its condition read again and compared, its caption's alignment, its features."""
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from annotate import annotator, maps
 from annotate.annotator import Step
 from annotate.conditions import CONDITIONS
-from evaluate import fidelity
-from pipeline import canonical, shards
+from annotate.maps import RawMap
+from evaluate import fidelity, measures
+from pipeline import canonical, networks, shards
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
+from pipeline.estimates import estimate
 from pipeline.plan import Plan
 from pipeline.stages.annotate import read_annotation
-from pipeline.stages.generate import Arm, arms
+from pipeline.stages.generate import PART, tasks_of
 from pipeline.stages.parts import make_missing, told
-from pipeline.workspace import Workspace, fingerprint
-
-
-def scored(plan: Plan, condition: str) -> bool:
-    """Whether its kind of map has a measure and a detector can read the condition again from a sample: `provided` maps can't be."""
-    return CONDITIONS[condition].kind in fidelity.FIDELITY and plan.conditions[condition].step.detector != annotator.PROVIDED
+from pipeline.systems import readable, score_key, systems
+from pipeline.workspace import Workspace
 
 
 def score(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
-    workspace = plan.workspace
-    todo: dict[Path, Job] = {}
-    systems = [arm for arm in arms(plan, catalog) if scored(plan, arm.condition)]
-    for arm in systems:
-        key = score_key(plan, arm)
-        committed = catalog.committed("scores", key, arm.system)
-        sampled = catalog.query(
-            "SELECT part, path, rows FROM shards WHERE kind = 'samples' AND key = ? AND name = ? ORDER BY part",
-            [arm.benchmark, arm.samples],
-        )
-        for part, samples, rows in sampled:
-            if part in committed:
-                continue
-            path = workspace.scores(arm.system, key, part)
-            args = {
-                "root": str(workspace.root), "path": str(path), "samples": samples, "condition": arm.condition, "device": cluster.device,
-                "steps": [asdict(step) for step in chain(plan, arm.condition)], "truth": {item.image_id: item for item in arm.items},
-                "facts": {"kind": "scores", "key": key, "name": arm.system, "part": part, "made_from": shards.made_from(key, samples)},
-            }  # fmt: skip
-            todo[path] = Job(f"score {arm.system} part {part}", args, tuple(range(rows)))
-
+    if plan.manifest.evaluate is None:
+        return "nothing asked for"
+    todo = {path: job for path, job, done in jobs(plan, catalog, cluster.device) if not done}
     made = make_missing(catalog, cluster, score_part, todo, label="score", gpus=cluster.share if todo else 0)
-    return f"{told(made, 'samples')}; {summarise(plan, catalog)} scores"
+    return f"{told(made, 'samples')}; {estimate(plan, catalog)} scores"
 
 
-def score_key(plan: Plan, arm: Arm) -> str:
-    kind = CONDITIONS[arm.condition].kind
-    versions = {name: fidelity.METRICS[name].version for name in fidelity.NAMES[kind]}
-    return fingerprint({"benchmark": arm.benchmark, "reader": plan.conditions[arm.condition].fingerprint, "metrics": versions})
+def jobs(plan: Plan, catalog: Catalog, device: str) -> Iterator[tuple[Path, Job, bool]]:
+    """Of each shard of samples: the shard of its scores, what makes it, and whether it is there."""
+    evaluation = plan.manifest.evaluate
+    assert evaluation is not None
+    sampled: dict[tuple[str, str], list[tuple[int, str, int]]] = {}
+    for name, key, *row in catalog.query("SELECT name, key, part, path, rows FROM shards WHERE kind = 'samples' ORDER BY part"):
+        sampled.setdefault((name, key), []).append((row[0], row[1], row[2]))
+    committed = set(catalog.query("SELECT name, key, part FROM shards WHERE kind = 'scores'"))
+    for system in systems(plan, catalog):
+        key, tasks = score_key(plan, system), tasks_of(system, evaluation.benchmark)
+        common = {
+            "root": str(plan.workspace.root), "condition": system.condition, "device": device, "networks": networks.wanted(evaluation),
+            "steps": [asdict(step) for step in chain(plan, system.condition)] if readable(plan, system.condition) else [],
+        }  # fmt: skip
+        for part, samples, rows in sampled.get((system.name, system.key), ()):
+            path = plan.workspace.scores(system.name, key, part)
+            args = common | {
+                "path": str(path), "samples": samples, "truth": {item.image_id: item for item, *_ in tasks[part * PART : (part + 1) * PART]},
+                "facts": {"kind": "scores", "key": key, "name": system.name, "part": part, "made_from": shards.made_from(key, samples)},
+            }  # fmt: skip
+            yield path, Job(f"score {system.name} part {part}", args, tuple(range(rows))), (system.name, key, part) in committed
 
 
 def chain(plan: Plan, condition: str) -> list[Step]:
-    """The condition's step after those of its parents."""
-    step = plan.conditions[condition].step
+    """The reader's step after those of its parents."""
+    step = plan.reader(condition).step
     return [*(chain(plan, step.parent) if step.parent else []), step]
 
 
 def score_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
     """In a worker: one shard of samples. A sample that gives no map scores worst and is counted, never dropped."""
-    workspace, condition = Workspace(Path(args["root"])), args["condition"]
-    kind = CONDITIONS[condition].kind
-    steps = [Step(**step) for step in args["steps"]]
+    workspace = Workspace(Path(args["root"]))
+    samples = shards.read(workspace.root / args["samples"]).to_pylist()
+    pictures = {
+        row: canonical.decode(sample["image"]) for row, sample in enumerate(samples) if sample["status"] == "ok" and row not in deadly
+    }
+    seen = _seen(args, [pictures[row] for row in pictures], [args["truth"][samples[row]["image_id"]].caption for row in pictures])
     table = []
-    for row, sample in enumerate(shards.read(workspace.root / args["samples"]).to_pylist()):
-        item = args["truth"][sample["image_id"]]
-        truth = read_annotation(workspace, item.map_shard, item.row, condition)
-        assert truth.map is not None
-        record: dict[str, Any] = {"image_id": sample["image_id"], "seed": sample["seed"], "status": "failed", "reason": sample["reason"]}
-        made = None
-        if row in deadly:
-            record["reason"] = deadly[row]
-        elif sample["status"] == "ok":
-            # The annotator draws by image id; the stored draws of the condition are used, so both maps are read the same way.
-            reread = annotator.annotate(
-                [canonical.decode(sample["image"])], [sample["image_id"]], steps, draws={condition: [truth.draws]}, device=args["device"]
-            )
-            made = reread[condition][0].map
-            record |= {"status": "ok" if made else "failed", "reason": reread[condition][0].reason}
-        values = fidelity.sample_fidelity(kind, truth.map.array, made.array if made else None)
-        record |= {
-            "values": list(values.items()),
-            "meta": json.dumps(made.meta if made else {}),
-            "map": maps.encode(made) if made else None,
-        }
+    for row, sample in enumerate(samples):
+        record: dict[str, Any] = {"image_id": sample["image_id"], "seed": sample["seed"], "status": "failed", "meta": "{}", "values": []}
+        record["reason"] = deadly.get(row, sample["reason"])
+        if args["steps"]:
+            record |= _reread(args, workspace, sample, pictures.get(row))
+        elif row in pictures:
+            record |= {"status": "ok", "reason": ""}
+        if row in pictures:
+            position = list(pictures).index(row)
+            record["values"] += [(name, float(values[position])) for name, values in seen["values"].items()]
+            record["features"] = [(name, found[position].astype(np.float32).tobytes()) for name, found in seen["features"].items()]
         table.append(record)
     if not probe:
         shards.write(Path(args["path"]), table, shards.SCORES, args["facts"])
     return args["path"]
 
 
-def summarise(plan: Plan, catalog: Catalog) -> int:
-    """The table `scores` from the samples' scores: mean, interval clustered on the image, n, failures, and what it is of."""
-    rows = []
-    for arm in arms(plan, catalog):
-        kind = CONDITIONS[arm.condition].kind
-        if not scored(plan, arm.condition):
-            continue
-        key = score_key(plan, arm)
-        for metric in fidelity.NAMES[kind]:
-            found = catalog.query(
-                "SELECT image_id, CASE WHEN status = 'ok' THEN value END, seed FROM sample_scores "
-                "WHERE system = ? AND benchmark = ? AND metric = ? ORDER BY image_id, seed",
-                [arm.system, key, metric],
-            )  # fmt: skip
-            if not found:
-                continue
-            total = fidelity.summarise(
-                metric, [value for _, value, _ in found], [image for image, *_ in found], system=arm.arm, condition=arm.condition, benchmark=key,
-                checkpoint=arm.checkpoint or None, detector=plan.conditions[arm.condition].fingerprint,
-                seeds=tuple(sorted({seed for *_, seed in found})),
-            )  # fmt: skip
-            rows.append(asdict(total) | {"run": arm.run, "seeds": json.dumps(total.seeds)})
-    catalog.record_scores(rows)
-    return len(rows)
+def _reread(args: dict[str, Any], workspace: Workspace, sample: Mapping[str, Any], picture: np.ndarray | None) -> dict[str, Any]:
+    """The stored draws of the condition are used, so that both maps are read the same way."""
+    from safetensors.numpy import save
+
+    condition = args["condition"]
+    item = args["truth"][sample["image_id"]]
+    truth = read_annotation(workspace, item.map_shard, item.row, condition)
+    assert truth.map is not None
+    found: dict[str, Any] = {}
+    made = None
+    if picture is not None:
+        reread = annotator.annotate(
+            [picture], [sample["image_id"]], [Step(**step) for step in args["steps"]], draws={condition: [truth.draws]}, device=args["device"]
+        )[condition][0]
+        made = reread.map
+        found |= {"status": "ok" if made else "failed", "reason": reread.reason}
+    compared = fidelity.compare(CONDITIONS[condition].kind, as_map(truth.map), as_map(made) if made else None)
+    return found | {
+        "values": list(compared.values.items()),
+        "counts": save({name: np.ascontiguousarray(array) for name, array in compared.counts.items()}),
+        "meta": json.dumps(made.meta if made else {}),
+        "map": maps.encode(made) if made else None,
+    }
+
+
+def as_map(raw: RawMap) -> fidelity.Map:
+    return fidelity.Map(raw.array, raw.meta)
+
+
+def _seen(args: dict[str, Any], images: list[np.ndarray], captions: list[str]) -> dict[str, dict[str, Any]]:
+    """What the networks make of a shard's pictures: features by network, values by metric."""
+    wanted = args["networks"]
+    if not images:
+        return {"features": {}, "values": {}}
+    features = {name: networks.extractor(name, weights, args["device"])(images) for name, weights in wanted["features"]}
+    values = {}
+    if wanted["clip"]:
+        encoder = networks.dual_encoder(wanted["clip"], args["device"])
+        seen, read = encoder.images(images), encoder.texts(captions)
+        values[measures.clip(wanted["clip"]).name] = (100 * (seen.astype(np.float64) * read).sum(axis=1)).clip(0)
+        features[measures.clip_image(wanted["clip"]).name] = seen
+    return {"features": features, "values": values}

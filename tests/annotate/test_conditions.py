@@ -36,11 +36,11 @@ def test_what_cannot_be_made_here_names_the_file_and_its_place(monkeypatch: pyte
 
 
 def test_every_detector_of_a_condition_is_built() -> None:
-    assert {name for row in CONDITIONS.values() for name in row.detectors} == set(DETECTORS)
+    assert {name for row in CONDITIONS.values() for name in (*row.detectors, *row.by_name)} == set(DETECTORS)
 
 
 def test_every_detector_names_its_licence_and_belongs_to_a_condition() -> None:
-    asked = {name for row in CONDITIONS.values() for name in row.detectors}
+    asked = {name for row in CONDITIONS.values() for name in (*row.detectors, *row.by_name)}
     assert set(DETECTORS) <= asked
     assert all(licence(name) for name in DETECTORS)
 

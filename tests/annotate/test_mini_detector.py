@@ -6,17 +6,23 @@ import numpy as np
 import pytest
 import torch
 
+from annotate.annotator import annotate, lack, resolve
 from annotate.conditions import CONDITIONS
+from annotate.label_spaces import SPACES
 from annotate.mini import detect, losses, scores
 from annotate.mini.detect import Reading
 from annotate.mini.losses import Truth
-from annotate.mini.network import Detector, Words, load, save
+from annotate.mini.network import Detector, load, save
+from annotate.mini.words import Wanted, Words
+from annotate.weights import WeightsError
 
 WORDS = Words(
     (("wood floor", "floor-wood", "floor"), ("plain wall", "wall-other", "wall"), ("box", "cardboard", "box"), ("person", "person", "person")),
     ("none", "red", "blue"), ("box",),
 )  # fmt: skip
 SIDE = 32
+RED_BOX = Wanted((("box", "red"),), False)
+READ_BY_MINI = [name for name, row in CONDITIONS.items() if row.by_name]
 
 
 def truth(count: int = 4) -> Truth:
@@ -36,9 +42,14 @@ def truth(count: int = 4) -> Truth:
     return Truth(np.stack([classes * 60, colours * 90, classes * 20], axis=-1), depth, normals, classes, colours, joints)
 
 
+def reading(classes: np.ndarray, colours: np.ndarray) -> Reading:
+    shape = classes.shape
+    return Reading(WORDS, np.ones(shape, np.float32), np.zeros((*shape, 3), np.float32), classes, colours, np.zeros((18, 3), np.float32))
+
+
 @pytest.fixture(scope="module")
 def learned() -> Detector:
-    """Forty steps on four scenes: enough to know them by heart."""
+    """Sixty steps on four scenes: enough to know them by heart."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     net = Detector(WORDS, (16, 24, 24, 24))
@@ -50,52 +61,97 @@ def learned() -> Detector:
     return net.eval()
 
 
+@pytest.fixture(scope="module")
+def weights(learned: Detector, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("mini") / "detector.safetensors"
+    save(learned, path)
+    return str(path)
+
+
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detect, "SIDE", SIDE)
 
 
 def test_scenes_are_learned_and_scored_by_every_measure(learned: Detector) -> None:
-    wanted = [{"objects": [["box", "red"]], "person": False}] * 4
-    told = scores.measure(learned, truth(), wanted)
-    assert told["n"] == 4 and told["objects"] == 4
+    told = scores.measure(learned, truth(), [RED_BOX] * 4)
+    assert told["n"] == 4 and told["objects"] == 4 and told["joints"] == 4
     assert told["depth_delta_1.25"][0] > 0.7 and told["normals_mean_angle"][0] < 12 and told["objects_found"][0] == 1
-    lost = scores.measure(learned, truth(), wanted, np.zeros((4, SIDE, SIDE, 3), np.uint8))
+    lost = scores.measure(learned, truth(), [RED_BOX] * 4, np.zeros((4, SIDE, SIDE, 3), np.uint8))
     assert lost["objects_found"][0] < 0.5, "of black pictures it reads no boxes"
 
 
-def test_a_reading_becomes_the_map_of_each_condition(learned: Detector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    save(learned, tmp_path, {"scores": {}})
-    assert (tmp_path / "detector.safetensors").stat().st_size < 2.2 * sum(p.numel() for p in learned.parameters()) + 9000
-    params = {"weights": str(tmp_path / "detector.safetensors")}
-    (shared,) = detect.detect([truth().images[0]], params, [{}], [], "cpu")
-    made = {name: detect.adapt(shared, CONDITIONS[name], params) for name in CONDITIONS if CONDITIONS[name].kind in ("depth", "normals", "people", "labels")}
-    assert made["depth_large"].meta["unit"] == "1/m" and made["depth_large"].array.dtype == np.float32
-    assert np.allclose(np.linalg.norm(made["normal"].array, axis=-1), 1, atol=1e-3)
-    assert made["pose_openpose"].array.shape[1:] == (18, 3) and made["pose_openpifpaf"].array.shape[1:] == (17, 3)
+def test_one_pass_gives_the_map_of_each_condition(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    read = detect.read
+    monkeypatch.setattr(detect, "read", lambda net, images: passes.append(len(images)) or read(net, images))
+    image = truth().images[0]
+    done = annotate([image], ["a"], [resolve(name, "mini", {"weights": weights}) for name in READ_BY_MINI])
+    assert passes == [1] and len(READ_BY_MINI) == 7
+    made = {name: found[0].map for name, found in done.items()}
+    depth, normal = made["depth_large"], made["normal"]
+    assert depth.meta["unit"] == "1/m" and np.median(depth.array[10:22, 4:12]) == pytest.approx(0.5, rel=0.2)
+    assert np.allclose(np.linalg.norm(normal.array, axis=-1), 1, atol=1e-3) and normal.array[16, 8, 0] > 0.9
     coco, ade = made["seg_coco"], made["seg_ade20k"]
-    from annotate.label_spaces import SPACES
-
-    assert {SPACES["coco_stuff_171"].names[i] for i in np.unique(coco.array)} <= {row[1] for row in WORDS.classes}
-    assert SPACES["ade20k_150"].names[ade.array[12, 6]] == "box"
-    again = load(tmp_path)
-    assert all(torch.equal(a.bfloat16(), b.bfloat16()) for a, b in zip(learned.parameters(), again.parameters(), strict=True))
+    assert SPACES["coco_stuff_171"].names[coco.array[16, 8]] == "cardboard" and SPACES["ade20k_150"].names[ade.array[16, 8]] == "box"
+    for name in ("pose_openpose", "pose_openpifpaf"):
+        assert done[name][0].status == "skipped" and len(made[name].array) == 0, "a joint alone is no person"
 
 
-def test_another_size_is_read_at_its_own(learned: Detector) -> None:
-    image = truth().images[1].repeat(3, axis=0).repeat(2, axis=1)
-    (found,) = detect.read(learned, [image])
-    assert found.depth.shape == found.classes.shape == image.shape[:2] and found.normals.shape == image.shape
+def test_both_layouts_of_a_person_come_from_one_set_of_joints() -> None:
+    joints = np.zeros((18, 3), np.float32)
+    joints[[0, 1, 4, 7]] = ((5, 5, 0.9), (6, 8, 0.8), (1, 12, 0.7), (11, 12, 0.6))  # nose, neck, right wrist, left wrist
+    found = reading(np.full((SIDE, SIDE), 3, np.uint8), np.zeros((SIDE, SIDE), np.uint8))
+    found.joints[:] = joints
+    scene = detect.Scene("depth", found.depth, {"scale": 1.0, "shift": 0.0}, reading=found)
+    body, coco = (detect.adapt(scene, CONDITIONS[name], {}) for name in ("pose_openpose", "pose_openpifpaf"))
+    assert (body.array == joints).all() and body.meta == {"size": [SIDE, SIDE], "layout": "openpose_18"}
+    assert coco.array.shape == (1, 17, 3) and (coco.array[0, [0, 9, 10]] == joints[[0, 7, 4]]).all(), "COCO has no neck, and left first"
+    assert np.count_nonzero(coco.array[0, :, 2]) == 3
+
+
+def test_auto_never_takes_what_knows_no_photographs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, weights: str) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("CONTROLMILL_WEIGHTS", str(Path(weights).parent))  # holds nothing but the mini detector
+    assert lack(resolve("depth_large", "mini")) is None
+    with pytest.raises(ValueError, match="depth_large can't be made here: midas"):
+        resolve("depth_large")
+    with pytest.raises(ValueError, match="canny has no detector 'mini'"):
+        resolve("canny", "mini")
+
+
+def test_an_image_has_the_same_map_alone_and_among_others(weights: str) -> None:
+    images = [truth().images[1].repeat(3, axis=0).repeat(2, axis=1), truth().images[2]]
+    params = {"weights": weights}
+    both, alone = detect.detect(images, params, [{}, {}], [], "cpu"), detect.detect(images[:1], params, [{}], [], "cpu")
+    assert (both[0].array == alone[0].array).all() and both[0].array.shape == images[0].shape[:2]
+
+
+def test_weights_of_something_else_are_one_sentence(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    for name in ("other", "text"):
+        with pytest.raises(WeightsError, match=f"{name}.safetensors holds no mini detector"):
+            load(tmp_path / f"{name}.safetensors")
+
+
+def test_what_is_shipped_is_what_was_learned_to_eight_bits(learned: Detector, weights: str) -> None:
+    again = load(Path(weights))
+    assert again.words == learned.words and again.widths == learned.widths
+    assert all(torch.equal(a.bfloat16().float(), b) for a, b in zip(learned.parameters(), again.parameters(), strict=True))
+    assert Path(weights).stat().st_size < 2 * sum(p.numel() for p in learned.parameters()) + 9000
 
 
 def test_joints_lie_between_cells_and_need_to_be_sure() -> None:
     wanted = np.zeros((1, 18, 3), np.float32)
     wanted[0, 3] = (13.0, 6.5, 1.0)
-    spots = losses._spots(wanted, 16)
-    found = detect._joints(spots[0], (32, 32))
+    spots = losses.spots_of(wanted, 16)
+    found = detect.find_joints(spots[0], (32, 32))
     assert found[3] == pytest.approx((13.0, 6.5, 1.0), abs=0.25) and not found[[0, 1, 2, 4]].any()
-    assert not detect._joints(spots[0] * 0.2, (32, 32)).any()
-    doubled = detect._joints(spots[0], (64, 64))
+    assert not detect.find_joints(spots[0] * 0.2, (32, 32)).any()
+    doubled = detect.find_joints(spots[0], (64, 64))
     assert doubled[3, :2] == pytest.approx((26.5, 13.5), abs=0.5)
 
 
@@ -116,11 +172,42 @@ def test_spoiling_is_of_the_picture_alone_and_depends_on_the_draw() -> None:
     assert (first == again).all() and (first != other).any() and (first != images).any() and first.dtype == np.uint8
 
 
-def test_each_object_found_counts_for_one_that_is_named() -> None:
-    net = Detector(WORDS, (16, 24, 24, 24))
+def test_an_object_is_an_area_of_its_class_in_the_colour_of_most_of_it() -> None:
+    classes, colours = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8)
+    classes[4:20, 8:24], colours[4:20, 8:24], colours[4:20, 8:12] = 2, 1, 2
+    classes[40:42, 40:42] = 2  # too small to be an object
+    assert detect.objects(reading(classes, colours)) == [("box", "red", (8 / 64, 4 / 64, 24 / 64, 20 / 64))]
+    assert not detect.has_person(reading(classes, colours))
+    classes[30:60, 50:60] = 3
+    assert detect.has_person(reading(classes, colours))
+
+
+def test_each_object_seen_counts_for_one_that_is_named() -> None:
     classes, colours = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8)
     classes[4:20, 4:20], colours[4:20, 4:20] = 2, 1
-    classes[40:42, 40:42] = 2  # too small to be an object
-    reading = Reading(np.ones((64, 64), np.float32), np.zeros((64, 64, 3), np.float32), classes, colours, np.zeros((18, 3), np.float32))
-    assert [(one.shape, one.colour) for one in detect.objects(net, reading)] == [("box", "red")]
-    assert scores.found(net, reading, {"objects": [["box", "red"], ["box", "red"], ["box", "blue"]], "person": True}) == [1, 0, 0, 0]
+    one = reading(classes, colours)
+    wanted = Wanted((("box", "red"), ("box", "red"), ("box", "blue")), True)
+    assert scores.found(one, wanted) == [1, 0, 0, 0]
+    assert scores.found(one, RED_BOX) == [1] and scores.found(one, Wanted((), False)) == []
+
+
+def test_a_caption_names_what_it_brings_in_and_no_more() -> None:
+    caption = (
+        "three objects: a blue checked box on the left, a red box in the middle, a green glossy box; a person in a red shirt and blue trousers "
+        "walking; the red box in front of the person; plain wall, light from the left"
+    )
+    assert WORDS.wanted(caption) == Wanted((("box", "blue"), ("box", "red")), True), "green is no colour of these words"
+    assert WORDS.wanted("one object: a red striped box; the person") == RED_BOX
+
+
+def test_measures_are_those_of_the_hand() -> None:
+    true = np.array([[[0, 0, 1, 2]]], np.uint8)
+    made = np.array([[[0, 1, 1, 2]]], np.uint8)
+    assert scores.miou(WORDS, "coco_stuff_171", made, true) == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
+    joints = np.zeros((18, 3), np.float32)
+    joints[:4] = ((0, 0, 1), (100, 0, 1), (0, 60, 1), (50, 50, 0.5))
+    guess = joints + np.float32([6, 7, 0])  # 9.2 pixels of the 10 that are allowed
+    guess[1, 0] += 3
+    guess[2] = 0
+    assert scores.near(guess, joints) == [1, 0, 0], "the third was not found, and the hidden one doesn't count"
+    assert scores.interval([0, 0, 1, 1]) == pytest.approx([0.5, 1.96 * (1 / 3) ** 0.5 / 2], abs=1e-4) and scores.interval([1]) is None

@@ -1,172 +1,164 @@
-"""Edge F1 as exact, one-to-one and safe as its docstrings say."""
-
-import itertools
-import time
+"""All kinds of maps are compared alike: every metric named, every sample counted, every set resampled."""
 
 import cv2
 import numpy as np
 import pytest
-from scipy.ndimage import binary_dilation, distance_transform_edt
+from safetensors.numpy import load, save
 
-from evaluate.fidelity import FIDELITY, METRICS, NAMES, EdgeCounts, edge_counts, f1, sample_fidelity, summarise
+from annotate import maps
+from annotate.conditions import CONDITIONS, MEASURES_OF
+from evaluate import paper, structure
+from evaluate.fidelity import METRICS, NAMES, Map, compare, pooled, prepared
 
-
-def drawing(shape: tuple[int, int] = (128, 128)) -> np.ndarray:
-    """Thin curves as a detector makes them: uint8 HW of 0 and 255."""
-    canvas = np.zeros(shape, np.uint8)
-    cv2.circle(canvas, (60, 64), 40, 255, 1)
-    cv2.line(canvas, (10, 20), (110, 90), 255, 1)
-    cv2.ellipse(canvas, (70, 60), (20, 45), 30, 0, 360, 255, 1)
-    return canvas
+SIZE = (96, 128)
+SETS = [name for name, metric in METRICS.items() if metric.level == "set"]
 
 
-def pixels(shape: tuple[int, int], *where: tuple[int, int]) -> np.ndarray:
-    edges = np.zeros(shape, bool)
-    for y, x in where:
-        edges[y, x] = True
-    return edges
+def sample(kind: str, seed: int) -> Map:
+    """A map as a detector makes it; two of different seeds have nothing in common."""
+    rng = np.random.default_rng(seed)
+    soft = cv2.normalize(cv2.GaussianBlur(rng.random(SIZE), (0, 0), 4), None, 0, 1, cv2.NORM_MINMAX)
+    size = {"size": list(SIZE)}
+    if kind == "edges":
+        return Map(cv2.Canny((soft * 255).astype(np.uint8), 40, 80), {})
+    if kind == "soft_edges":
+        return Map((soft * 255).astype(np.uint8), {})
+    if kind == "lines":
+        ends = rng.uniform(0, 1, (10, 4)) * [SIZE[1], SIZE[0], SIZE[1], SIZE[0]]
+        return Map(np.concatenate([ends, rng.random((10, 1))], axis=1).astype(np.float32), size)
+    if kind == "people":
+        at = rng.uniform(0, 50, (2, 1, 2)) + rng.uniform(0, 46, (2, 17, 2))
+        return Map(np.concatenate([at, np.full((2, 17, 1), rng.random())], axis=2).astype(np.float32), size | {"layout": "coco_17"})
+    if kind == "labels":
+        return Map((soft * 6).astype(np.uint8) + np.uint8(seed % 3), {"label_space": "ade20k_150"})
+    if kind == "depth":
+        return Map((soft + 0.1).astype(np.float32), {"unit": "relative"})
+    normals = np.dstack([np.gradient(soft, axis=1) * 20, np.gradient(soft, axis=0) * 20, np.ones(SIZE)])
+    return Map((normals / np.linalg.norm(normals, axis=2, keepdims=True)).astype(np.float32), {})
 
 
-def brute_force_matching(truth: np.ndarray, made: np.ndarray, tolerance: float) -> int:
-    """The largest matching by trying every assignment."""
-    true, found = np.argwhere(truth), np.argwhere(made)
-    if len(true) > len(found):
-        true, found = found, true
-    near = np.linalg.norm(true[:, None] - found[None], axis=2) <= tolerance
-    choices = itertools.permutations(range(len(found)), len(true))
-    return max((sum(near[i, j] for i, j in enumerate(choice)) for choice in choices), default=0)
+def empty(kind: str) -> Map | None:
+    """A re-reading that found nothing, as it is stored; None = the kind knows no such map."""
+    one = sample(kind, 0)
+    if kind in ("edges", "soft_edges", "normals"):
+        return Map(np.zeros_like(one.array), one.meta)
+    if kind in ("lines", "people"):
+        return Map(one.array[:0], one.meta)
+    return Map(np.full_like(one.array, 255), one.meta) if kind == "labels" else None
 
 
-def distance_transform_f1(truth: np.ndarray, made: np.ndarray, tolerance: float) -> float:
-    """The usual shortcut, which lets one true pixel excuse many made ones."""
-    precision = (distance_transform_edt(~truth)[made] <= tolerance).mean()
-    recall = (distance_transform_edt(~made)[truth] <= tolerance).mean()
-    return float(2 * precision * recall / (precision + recall))
+def near(kind: str, seed: int) -> Map:
+    """The map of `sample`, not quite."""
+    one = sample(kind, seed)
+    if kind in ("lines", "people"):
+        moved = one.array.copy()
+        moved[..., : 4 if kind == "lines" else 2] += 0.7
+        return Map(moved, one.meta)
+    return Map(np.roll(one.array, 1, axis=1), one.meta)
 
 
-def test_identical_maps_score_one_whether_bool_or_uint8():
-    edges = drawing()
-    assert f1(edge_counts(edges, edges)) == f1(edge_counts(edges > 0, edges, 1.0)) == 1.0
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_a_shift_of_one_pixel_costs_the_exact_score_and_not_the_tolerant_one(axis):
-    edges = drawing()
-    shifted = np.roll(edges, 1, axis)
-    scores = sample_fidelity("edges", edges, shifted)
-    assert scores["edge_f1"] < 0.5
-    assert scores["edge_f1_1px"] > 0.99
-
-
-def test_one_pixel_of_tolerance_is_euclidean_so_a_diagonal_neighbour_is_too_far():
-    truth = pixels((5, 5), (2, 2))
-    assert edge_counts(truth, pixels((5, 5), (2, 3)), 1.0).matched == 1
-    assert edge_counts(truth, pixels((5, 5), (3, 3)), 1.0).matched == 0
-    assert edge_counts(truth, pixels((5, 5), (3, 3)), 1.5).matched == 1
-    assert edge_counts(truth, pixels((5, 5), (2, 3)), 0.9).matched == 0
-
-
-def test_two_made_pixels_beside_one_true_pixel_give_one_match():
-    truth, made = pixels((3, 5), (1, 2)), pixels((3, 5), (1, 1), (1, 3))
-    counts = edge_counts(truth, made, 1.0)
-    assert counts == EdgeCounts(matched=1, n_truth=1, n_made=2)
-    assert f1(counts) == pytest.approx(2 / 3)
-    assert distance_transform_f1(truth, made, 1.0) == 1.0
-
-
-def test_doubled_edges_do_not_pay_although_a_distance_transform_would_let_them():
-    truth = drawing() > 0
-    doubled = binary_dilation(truth)
-    assert distance_transform_f1(truth, doubled, 1.0) == 1.0
-    assert f1(edge_counts(truth, doubled, 1.0)) < 0.6
-
-
-def test_the_matching_is_the_largest_where_taking_the_nearest_first_is_not():
-    # true pixels at 0 and 1, made ones at 1 and 2: pairing 1 with 1 first leaves 0 and 2 alone
-    truth, made = pixels((1, 4), (0, 0), (0, 1)), pixels((1, 4), (0, 1), (0, 2))
-    assert edge_counts(truth, made, 1.0).matched == 2
-
-
-@pytest.mark.parametrize("tolerance", [0.0, 1.0, 1.5, 2.0])
-def test_the_matching_agrees_with_brute_force_on_small_random_maps(tolerance):
-    rng = np.random.default_rng(0)
-    for _ in range(25):
-        truth, made = rng.random((4, 4)) < 0.35, rng.random((4, 4)) < 0.35
-        if min(truth.sum(), made.sum()) > 5 or max(truth.sum(), made.sum()) > 8:
-            continue
-        assert edge_counts(truth, made, tolerance).matched == brute_force_matching(truth, made, tolerance)
-
-
-def test_the_score_is_symmetric_and_grows_with_tolerance():
-    rng = np.random.default_rng(1)
-    truth, made = rng.random((2, 40, 50)) < 0.15
-    scores = [f1(edge_counts(truth, made, tolerance)) for tolerance in (0, 1, 2, 3)]
-    assert scores == sorted(scores)
-    assert edge_counts(truth, made, 1.0).matched == edge_counts(made, truth, 1.0).matched
-
-
-def test_pixels_at_the_border_do_not_wrap_around():
-    assert edge_counts(pixels((4, 4), (1, 3)), pixels((4, 4), (2, 0)), 1.0).matched == 0
-    assert edge_counts(pixels((4, 4), (0, 1)), pixels((4, 4), (3, 1)), 1.0).matched == 0
-
-
-def test_empty_maps_agree_with_each_other_and_with_nothing_else():
-    empty, edges = np.zeros((8, 8), np.uint8), pixels((8, 8), (2, 2))
-    for tolerance in (0.0, 1.0):
-        assert f1(edge_counts(empty, empty, tolerance)) == 1.0
-        assert f1(edge_counts(edges, empty, tolerance)) == 0.0
-        assert f1(edge_counts(empty, edges, tolerance)) == 0.0
-
-
-def test_counts_of_many_pairs_add_up():
-    total = EdgeCounts(matched=1, n_truth=2, n_made=3) + EdgeCounts(matched=4, n_truth=5, n_made=6)
-    assert total == EdgeCounts(matched=5, n_truth=7, n_made=9)
-
-
-@pytest.mark.parametrize(("truth", "made", "says"), [
-    (np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8), "one size"),
-    (np.zeros((4, 4), np.float32), np.zeros((4, 4), np.uint8), "float32"),
-    (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8), "edge map"),
-    (np.array([[0, 100, 255]], np.uint8), np.array([[0, 0, 255]], np.uint8), "grey levels"),
-])
-def test_maps_that_are_not_two_binary_maps_of_one_size_are_refused(truth, made, says):
-    with pytest.raises(ValueError, match=says):
-        edge_counts(truth, made)
-
-
-def test_thick_edges_at_512_take_well_under_a_second():
-    # SciPy's own bipartite matching does not come back from maps such as these
-    rng = np.random.default_rng(0)
-    noise = [cv2.GaussianBlur(rng.random((512, 512)), (0, 0), 6) for _ in range(2)]
-    truth, made = (layer < np.quantile(layer, 0.3) for layer in noise)
-    start = time.perf_counter()
-    edge_counts(truth, made, 1.0)
-    assert time.perf_counter() - start < 5      # measured 0.1 s; generous for a loaded machine
-
-
-def test_a_failed_re_reading_scores_the_worst_of_each_metric():
-    assert sample_fidelity("edges", drawing(), None) == {"edge_f1": 0.0, "edge_f1_1px": 0.0}
-
-
-def test_a_kind_without_a_measure_is_named_with_those_that_have_one():
-    with pytest.raises(ValueError, match=r"'depth' yet: scored so far are edges"):
-        sample_fidelity("depth", drawing(), drawing())
-
-
-def test_every_measure_returns_exactly_the_metrics_it_declares():
-    assert set(NAMES) == set(FIDELITY)
+def test_every_kind_of_map_has_measures_and_one_that_stands_for_it():
+    assert set(NAMES) == set(MEASURES_OF) == {row.kind for row in CONDITIONS.values()}
     for kind, names in NAMES.items():
-        assert tuple(sample_fidelity(kind, drawing(), drawing())) == names
-        assert all(name in METRICS for name in names)
+        metrics = [METRICS[name] for name in names]
+        assert [metric.primary for metric in metrics].count(True) == 1
+        assert {metric.kind for metric in metrics} == {kind}
+        assert any(metric.column == "corrected" or metric.primary for metric in metrics)
+    assert sum(map(len, NAMES.values())) == len(METRICS)
 
 
-def test_failed_samples_are_counted_and_pull_the_mean_down():
-    identity = {"system": "canny", "condition": "canny", "benchmark": "b", "checkpoint": "c", "detector": "d", "seeds": (0,)}
-    score = summarise("edge_f1", [0.8, None, 0.4, 0.8], ["a", "b", "c", "d"], **identity)
-    assert (score.n, score.n_failed, score.value) == (4, 1, pytest.approx(0.5))
-    assert score.low < 0.5 < score.high
-    assert score.higher_is_better and score.detector == "d" and score.seeds == (0,)
-    alone = summarise("edge_f1", [0.8], ["a"], **identity)
-    assert (alone.low, alone.high) == (None, None)
-    with pytest.raises(ValueError, match="unknown metric"):
-        summarise("ssim", [0.8], ["a"], **identity)
+def test_every_published_number_names_its_quirks_and_no_other_does():
+    for metric in METRICS.values():
+        assert bool(metric.quirks) == (metric.column == "paper"), metric.name
+        assert metric.definition and metric.title and (metric.worst < metric.best) == metric.higher_is_better
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_comparison_has_exactly_the_values_it_declares_and_its_counts_can_be_stored(kind):
+    names = {name for name in NAMES[kind] if METRICS[name].level == "sample"}
+    for made in (sample(kind, 0), sample(kind, 1), near(kind, 0), empty(kind), None):
+        compared = compare(kind, sample(kind, 0), made)
+        assert set(compared.values) == names
+        assert all(isinstance(value, float) and np.isfinite(value) for value in compared.values.values())
+        stored = load(save({name: np.ascontiguousarray(array) for name, array in compared.counts.items()}))
+        assert {name: (array.dtype, array.tolist()) for name, array in stored.items()} == {
+            name: (array.dtype, array.tolist()) for name, array in compared.counts.items()
+        }
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_the_map_itself_scores_best_what_is_near_less_and_another_least(kind):
+    truth = sample(kind, 0)
+    same, close, other = (compare(kind, truth, made).values for made in (truth, near(kind, 0), sample(kind, 1)))
+    for name, value in same.items():
+        metric = METRICS[name]
+        if metric.column != "paper":
+            assert value == pytest.approx(metric.best, abs=1e-6), name
+    name = next(name for name in NAMES[kind] if name in same and METRICS[name].column != "diagnostic")
+    sign = 1 if METRICS[name].higher_is_better else -1
+    assert sign * same[name] >= sign * close[name] > sign * other[name]
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_what_could_not_be_read_or_holds_nothing_scores_the_worst(kind):
+    for made in (None, empty(kind)):
+        if made is None or kind != "depth":
+            for name, value in compare(kind, sample(kind, 0), made).values.items():
+                assert value == (2.0 if name == "people_pce" else METRICS[name].worst), name  # two people, none found
+
+
+@pytest.mark.parametrize("metric", SETS)
+def test_a_weight_is_how_often_a_sample_is_in_the_set(metric):
+    kind = METRICS[metric].kind
+    rng = np.random.default_rng(0)
+    made = [[near, sample][seed % 2](kind, seed + seed % 2) for seed in range(6)]
+    counts = [compare(kind, sample(kind, seed), found).counts for seed, found in enumerate(made)]
+    counts.append(compare(kind, sample(kind, 6), None).counts)
+    statistic = prepared(metric, counts)
+    assert 0 < statistic(np.ones(7)) < 1
+    for _ in range(5):
+        weights = rng.multinomial(7, np.full(7, 1 / 7))
+        drawn = [counts[index] for index in np.repeat(np.arange(7), weights)]
+        assert statistic(weights.astype(float)) == pytest.approx(pooled(metric, drawn))
+        assert pooled(metric, counts, weights) == statistic(weights.astype(float))
+
+
+@pytest.mark.parametrize("metric", SETS)
+def test_a_set_is_perfect_only_if_no_sample_is_lost(metric):
+    kind = METRICS[metric].kind
+    good, lost = (compare(kind, sample(kind, 0), made).counts for made in (sample(kind, 0), None))
+    published = METRICS[metric].column == "paper" and kind == "people"  # CAP of a perfect pose is below 1
+    assert pooled(metric, [good]) == pytest.approx(1.0) or published
+    assert pooled(metric, [good, lost]) < pooled(metric, [good])
+    assert pooled(metric, [lost]) == 0.0
+
+
+def test_a_raw_map_of_the_catalog_is_compared_as_it_is_decoded():
+    for kind in NAMES:
+        one = sample(kind, 3)
+        meta = dict(one.meta) | ({"scale": 1e-4, "shift": 0.1} if kind == "depth" else {})
+        stored = maps.decode(kind, maps.encode(maps.RawMap(kind, one.array, meta)), meta)
+        primary = next(name for name in NAMES[kind] if METRICS[name].primary)
+        compared = compare(kind, one, Map(stored.array, stored.meta))
+        found = compared.values.get(primary, pooled(primary, [compared.counts]) if METRICS[primary].level == "set" else None)
+        assert found == pytest.approx(METRICS[primary].best, abs=0.01), kind
+
+
+def test_the_published_line_art_loses_its_blackest_lines_by_hand():
+    # white on black 255 254 128 1 0 is black on white 0 1 127 254 255; `1 - pred` makes of it 1 0 130 3 2, where 255 - pred is right
+    made = np.array([[255, 254, 128, 1, 0]], np.uint8)
+    assert paper.line_art(made).tolist() == [[1, 0, 130, 3, 2]]
+
+
+def test_the_published_line_art_score_of_a_perfect_re_reading_is_that_of_an_empty_map():
+    truth = sample("edges", 0)
+    values = compare("edges", truth, truth).values
+    assert values["edge_ms_ssim"] == pytest.approx(1.0)
+    assert values["edge_ms_ssim_uint8"] == pytest.approx(structure.ms_ssim(truth.array, np.zeros_like(truth.array)), abs=0.02)
+
+
+def test_an_unknown_kind_and_a_score_of_samples_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"'sound': there are measures for edges"):
+        compare("sound", sample("depth", 0), None)
+    with pytest.raises(ValueError, match=r"'depth_rmse' is no score of a whole set: those are edge_f1_bsds_pooled"):
+        prepared("depth_rmse", [])

@@ -103,16 +103,29 @@ def test_the_modes_reach_the_loop_and_samples_come_from_averages_and_the_base_th
         assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
 
 
-def test_scores_stand_beside_their_baselines_with_n_and_interval(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_scores_stand_beside_their_baselines_and_their_ceiling(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     root, _ = made
     (test,) = query(root, "SELECT count(*) FROM images WHERE split = 'test' AND status = 'ok'")[0]
-    n = 2 * min(4, test)
-    rows = query(root, "SELECT system, metric, value, low, high, n, n_failed FROM scores ORDER BY ALL")
-    assert {(system, metric) for system, metric, *_ in rows} == {
-        (system, metric) for system in ("control", "no_control", "shuffled_condition") for metric in ("edge_f1", "edge_f1_1px")
-    }
-    assert all(low <= value <= high and count == n and failed == 0 for _, _, value, low, high, count, failed in rows)
+    prompts = min(4, test)
+    rows = query(root, "SELECT arm, value, low, high, n, n_failed, prompts FROM scores WHERE metric = 'edge_f1' ORDER BY ALL")
+    assert [arm for arm, *_ in rows] == ["control", "no_control", "real_image", "shuffled_condition", "vae_round_trip"]
+    for arm, value, low, high, n, failed, of in rows:
+        assert n == prompts * (1 if arm in ("real_image", "vae_round_trip") else 2) and of == prompts
+        assert low <= value <= high and not failed
+    assert next(value for arm, value, *_ in rows if arm == "real_image") == 1.0, "the same detector finds the same edges in the image itself"
     assert query(root, "SELECT count(*) FROM samples WHERE system LIKE '%shuffled%' AND image_id = hint_image_id") == [(0,)]
+
+
+def test_the_leaderboard_ranks_shows_and_tells_what_each_number_depends_on(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    root, _ = made
+    board = json.loads((root / "ws/report/leaderboard/leaderboard.json").read_text())
+    (control,) = [it for it in board["scores"] if (it["arm"], it["metric"]) == ("control", "edge_f1")]
+    assert control["passport"]["benchmark"] == query(root, "SELECT DISTINCT benchmark FROM scores")[0][0]
+    assert "opencv-canny" in control["passport"]["read again by"] and "torch" in control["passport"]["software"]
+    assert {it["which"] for it in board["evidence"]} == {"best", "median", "worst", "same"}
+    shown = root / "ws/report/leaderboard"
+    assert all((shown / it["generated"]).is_file() and (shown / it["hint"]).is_file() for it in board["evidence"])
+    assert "<b>0" not in (shown / "evidence-canny.html").read_text(), "captions stay text"
 
 
 def test_a_second_run_makes_nothing_new(made: tuple[Path, subprocess.CompletedProcess[str]], ask: Command) -> None:
@@ -159,3 +172,54 @@ def test_a_run_killed_in_training_goes_on_from_its_checkpoint(
     seen = [row["images"] for row in log]
     assert seen == sorted(set(seen)) and seen[-1] == 80
     assert query(tmp_path, "SELECT images, status FROM runs") == [(80, "complete")]
+
+
+def test_scores_follow_from_the_pictures_and_one_that_does_not_is_named(
+    made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    import shutil
+
+    from pipeline import plan as plans
+    from pipeline import shards, verify
+
+    root, _ = made
+    shutil.copytree(root / "ws", tmp_path / "ws", ignore=shutil.ignore_patterns("checkpoints"))
+    workspace = Workspace(tmp_path / "ws")
+    plan, catalog = plans.load_saved(workspace), Catalog(workspace)
+    told: list[str] = []
+    assert verify.rescored(plan, catalog, 10_000, say=told.append) == []
+    assert "0 differ" in told[-1] and int(told[-1].split()[0]) == query(root, "SELECT count(*) FROM samples")[0][0]
+    ((path,),) = catalog.query("SELECT path FROM shards WHERE kind = 'scores' AND name LIKE '%/control' LIMIT 1")
+    rows = shards.read(workspace.root / path).to_pylist()
+    rows[0]["values"] = [(name, value + 0.01 if name == "edge_f1" else value) for name, value in rows[0]["values"]]
+    shards.write(workspace.root / path, rows, shards.SCORES, shards.facts(workspace.root / path), replace=True)
+    (found,) = verify.rescored(plan, catalog, 10_000, say=told.append)
+    assert "edge_f1 of" in found and "stored is" in found
+
+
+def test_somebody_elses_checkpoint_is_scored_beside_the_runs(
+    made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, ask: Command
+) -> None:
+    """Here the run's own under another name, so its scores are those of the run; another reader of the same condition is told."""
+    import shutil
+
+    root, _ = made
+    shutil.copytree(root, tmp_path / "job")
+    ((checkpoint,),) = query(root, "SELECT checkpoint FROM runs")
+    text = (root / "manifest.yaml").read_text()
+    theirs = f"external: [{{name: theirs, condition: canny, checkpoint: 'ws/{checkpoint}/canny'}}], readers: {{canny: {{detector: opencv-canny, low: 50}}}}"
+    (tmp_path / "job" / "manifest.yaml").write_text(text.replace("evaluate: {", f"evaluate: {{{theirs}, "))
+    ran = ask(tmp_path / "job", "run", "manifest.yaml", "--stages", "generate,score,report")
+    assert ran.returncode == 0, ran.stderr
+    workspace = Workspace(tmp_path / "job/ws")
+    sql = "SELECT model, value, reader FROM scores WHERE arm = 'control' AND metric = 'edge_f1' ORDER BY model"
+    (own, value, reader), (name, again, _) = Catalog(workspace).query(sql)
+    board = json.loads((workspace.root / "report/leaderboard/leaderboard.json").read_text())
+    assert (own.startswith("canny-"), name) == (True, "theirs") and value == again
+    assert reader != query(root, "SELECT DISTINCT reader FROM scores")[0][0] and reader in board["benchmarks"][0]["reader"]
+    ranks = {it["model"]: it["rank"] for it in board["scores"] if (it["arm"], it["metric"]) == ("control", "edge_f1")}
+    assert ranks == {own: [1, 2], "theirs": [1, 2]}, "equal models are tied"
+    lost = (tmp_path / "job" / "manifest.yaml").read_text().replace(f"ws/{checkpoint}/canny", "nowhere")
+    (tmp_path / "job" / "manifest.yaml").write_text(lost)
+    told = ask(tmp_path / "job", "run", "manifest.yaml", "--stages", "generate")
+    assert told.returncode == 1 and "evaluate.external: theirs: nowhere: no such ControlNet" in told.stderr

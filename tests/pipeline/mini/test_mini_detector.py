@@ -45,8 +45,9 @@ def test_the_truth_is_that_of_the_scene(tmp_path: Path, monkeypatch: pytest.Monk
 
             table = np.array([SPACES[space].names.index(word[column]) for word in words.classes])
             assert (table[truth.classes[0]] == scene.maps[name].array).all(), "the joint classes say what both label spaces say"
-        assert sorted(training.wanted[row]["objects"]) == sorted([one["shape"], one["colour"]] for one in scene.facts["objects"])
-        assert training.wanted[row]["person"] == bool(scene.facts["figure"]) == bool(truth.joints.any())
+        assert training.wanted[row].objects == tuple((one["shape"], one["colour"]) for one in scene.facts["objects"])
+        assert training.wanted[row].person == bool(scene.facts["figure"]) == bool(truth.joints.any())
+        assert words.wanted(scene.caption) == training.wanted[row], "the caption names what the facts know"
         assert np.allclose(truth.depth[0], scene.maps["depth_large"].array, rtol=1e-3)
     monkeypatch.setattr(scenes, "render", None)
     again, _ = detector.render(detector.load(path), tmp_path)

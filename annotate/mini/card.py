@@ -1,0 +1,62 @@
+"""The card of a mini detector: data, cost, scores and weaknesses, from the same facts that its note holds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+TARGETS = {
+    "depth_delta_1.25": "pixels whose depth in metres is right within 25 %, nothing aligned (target 0.95)",
+    "normals_mean_angle": "mean angle of the normals, degrees (target 12)",
+    "miou_coco_stuff_171": "mIoU, COCO-Stuff (target 0.75)",
+    "miou_ade20k_150": "mIoU, ADE20K (target 0.75)",
+    "pck_0.1": "joints in sight that are found within a tenth of the figure (target 0.85)",
+    "objects_found": "named objects and persons that are found, shape and colour (target 0.90)",
+    "objects_that_are_named": "found objects and persons that are named",
+    "scenes_with_all_found": "scenes in which everything named is found",
+}
+WEAKNESSES = (
+    "It knows rendered scenes and what a model draws in their place. What it says of photographs means nothing, so `auto` never takes it.",
+    "One figure at most. Joints behind something are guesses.",
+    "Two objects of one shape that touch in the picture count as one, and one that is cut in two by another counts as two.",
+    "It was trained at one size; other pictures are scaled to it and the maps back, so their fine detail is lost.",
+)
+
+
+def write(
+    *,
+    parameters: int,
+    sha256: str,
+    scores: Mapping[str, Mapping[str, Any]],  # what the pictures were -> scores.measure
+    spent: Mapping[str, float],  # images, cpu_seconds
+    wanted: int,  # images that the recipe asks for
+    data: str,  # one sentence: what the scenes were
+    returned: float | None,  # share of the pictures that had been through a VAE; None = no VAE was given
+    machine: str,
+) -> str:  # Markdown
+    """Says what is unfinished before it says what is good."""
+    first = next(iter(scores.values()))
+    state = "complete" if spent["images"] >= wanted else f"unfinished: {spent['images']:,} of {wanted:,} images"
+    through = f", and {returned:.0%} of them have been through the mini base's VAE" if returned is not None else ""
+    lines = [
+        "# ControlMill's mini detector", "",
+        "Reads rendered scenes, and what a model draws in their place: depth, normals, labels of COCO-Stuff and of ADE20K, the joints of one "
+        "figure, and each object's shape and colour. Scores that rest on it must say so.", "",
+        f"**Training is {state}.** {spent['images']:,} images, {spent['cpu_seconds'] / 60:.0f} CPU minutes of {machine}, one thread, rendering "
+        "apart.", "",
+        f"**Network.** A convolutional U of {parameters / 1e6:.2f} M parameters (`annotate/mini/network.py`), shipped in bfloat16; sha256 "
+        f"`{sha256}`.", "",
+        f"**Data.** {data} Their truth is the renderer's. Pictures are spoiled by blur, noise, other light and JPEG{through}.", "",
+        f"**Scores** on {first['n']} held-out scenes with {first['objects']} objects and persons and {first['joints']} joints in sight, with "
+        "95 % intervals:", "",
+        f"| | {' | '.join(scores)} |", f"|---|{'---|' * len(scores)}",
+        *(f"| {text} | {' | '.join(_shown(one[name]) for one in scores.values())} |" for name, text in TARGETS.items()), "",
+        "mIoU is of the pixels of all scenes together and has no interval.", "",
+        "**Weaknesses.**", "", *(f"- {line}" for line in WEAKNESSES), "",
+        "**Licence.** That of ControlMill. The weights were made by `manifests/mini/detector.yaml` alone.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value[0]:.3f} ± {value[1]:.3f}" if isinstance(value, list) else f"{value:.3f}"

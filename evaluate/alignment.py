@@ -1,0 +1,127 @@
+"""How well an image fits its caption, or another image, for a network that sees both; a value for each sample."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluate.extractors import BATCH, Images, folder_sha256, pretrained, together
+
+
+class DualEncoder(Protocol):
+    """Images and texts in one space; a CLIP of transformers (below), or evaluate.mini."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...  # of the weights
+    def images(self, images: NDArray[np.uint8]) -> NDArray[np.float32]: ...  # [n, h, w, 3] RGB -> [n, d] of unit length
+    def texts(self, texts: list[str]) -> NDArray[np.float32]: ...  # [n, d] of unit length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A CLIP in a folder of transformers, with the preparation that it was trained with."""
+
+    name: str  # of the folder: scores of two CLIPs are no more alike than metres and feet
+    version: str
+    sha256: str
+    model: Any
+    tokenizer: Any
+    side: int
+    mean: NDArray[np.float32]  # [3], of values in 0..1
+    deviation: NDArray[np.float32]
+    device: str
+
+    def images(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        import torch
+
+        pixels = np.stack([crop(image, self.side) for image in images]).astype(np.float32) / 255
+        pixels = ((pixels - self.mean) / self.deviation).transpose(0, 3, 1, 2)
+        with torch.inference_mode():
+            seen = self.model.vision_model(pixel_values=torch.from_numpy(pixels).contiguous().to(self.device)).pooler_output
+            return _unit(self.model.visual_projection(seen))
+
+    def texts(self, texts: list[str]) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode():
+            return _unit(self.model.text_projection(self.model.text_model(**self.tokens(texts)).pooler_output))
+
+    def tokens(self, texts: list[str]) -> dict[str, Any]:  # input_ids and attention_mask, int64 [n, at most the positions]
+        """The tokenizer cuts words and keeps the end-of-text token, where CLIP reads the text; cutting its output loses that token."""
+        positions = self.model.config.text_config.max_position_embeddings
+        told = self.tokenizer(texts, padding=True, truncation=True, max_length=positions, return_tensors="pt")
+        return {key: told[key].to(self.device) for key in ("input_ids", "attention_mask")}
+
+
+def load(spec: str | Path, device: str = "cpu") -> DualEncoder:
+    """`mini`, or the folder of a CLIP."""
+    if str(spec) == "mini":
+        import evaluate.mini
+
+        return evaluate.mini.load(device=device)
+    from transformers import CLIPTokenizer
+
+    folder = Path(spec)
+    model = pretrained("CLIPModel", folder, device)
+    if lacking := [name for name in ("preprocessor_config.json", "tokenizer_config.json") if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} lacks {' and '.join(lacking)}: get all the files of the model")
+    told = json.loads((folder / "preprocessor_config.json").read_text())
+    mean, deviation = (np.array(told[key], np.float32) for key in ("image_mean", "image_std"))
+    return Clip(
+        name=folder.name, version="1", sha256=folder_sha256(folder), model=model, mean=mean, deviation=deviation, device=device,
+        tokenizer=CLIPTokenizer.from_pretrained(str(folder), local_files_only=True), side=model.config.vision_config.image_size,
+    )  # fmt: skip
+
+
+def crop(
+    image: NDArray[np.uint8],  # [h, w, 3]
+    side: int,
+) -> NDArray[np.uint8]:  # [side, side, 3]
+    """CLIP's own: the short side to `side`, bicubic, and the middle of it."""
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    short = min(height, width)
+    size = (side * width // short, side * height // short)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side)))
+
+
+def clip_scores(encoder: DualEncoder, images: Images, captions: Sequence[str]) -> NDArray[np.float64]:  # [n]
+    """max(100 cos, 0) of each image and its caption: torchmetrics' CLIPScore, which is not the 2.5 cos of arXiv 2104.08718."""
+    _same(images, captions, "captions")
+    read = [encoder.texts(list(captions[start : start + BATCH])) for start in range(0, len(captions), BATCH)]
+    return _cosines(_seen(encoder, images), read).clip(0)
+
+
+def image_scores(encoder: DualEncoder, images: Images, others: Images) -> NDArray[np.float64]:  # [n]
+    """100 cos of each image and the one it is held against, as between a sample and the photograph of its condition."""
+    _same(images, others, "others")
+    return _cosines(_seen(encoder, images), _seen(encoder, others))
+
+
+def _seen(encoder: DualEncoder, images: Images) -> list[NDArray[np.float32]]:
+    return [encoder.images(batch) for batch in together(images)]
+
+
+def _cosines(first: list[NDArray[np.float32]], second: list[NDArray[np.float32]]) -> NDArray[np.float64]:
+    if not first:
+        return np.empty(0)
+    return 100 * (np.concatenate(first).astype(np.float64) * np.concatenate(second)).sum(1)
+
+
+def _unit(embedded: Any) -> NDArray[np.float32]:
+    return (embedded / embedded.norm(dim=-1, keepdim=True)).float().cpu().numpy()
+
+
+def _same(images: Images, others: Sequence[Any] | NDArray[np.uint8], what: str) -> None:
+    if len(images) != len(others):
+        raise ValueError(f"{len(images)} images came with {len(others)} {what}: give one for each")

@@ -1,0 +1,295 @@
+"""Networks whose features the distances of sets are measured on: one call, one way to resize, weights from a file with a hash.
+
+Nothing here downloads. The features of a set, with the moments that a Fréchet distance needs, can be kept in a file.
+"""
+
+import functools
+import hashlib
+import importlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+    from evaluate.distribution import Moments
+
+Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]  # RGB, each [h, w, 3], of any sizes; or one array [n, h, w, 3]
+Numbers = tuple[float, float, float]  # of red, green and blue
+
+FOLDER_VARIABLE = "CONTROLMILL_WEIGHTS"
+BATCH = 16  # images that are in memory as floats; changes no result beyond rounding
+
+
+class Extractor(Protocol):
+    """Any of these, or one's own: images -> a row of features for each."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...  # part of a score's identity: how images are prepared, and which layer is read
+    @property
+    def weights_sha256(self) -> str: ...
+    @property
+    def dimensions(self) -> int: ...
+    def __call__(self, images: Images) -> NDArray[np.float32]: ...  # [n, dimensions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network behind clean-fid's resizing: the whole image to a square, bicubic, in float, never rounded to 8 bits again."""
+
+    name: str
+    version: str
+    weights_sha256: str
+    dimensions: int
+    side: int  # pixels
+    shift: Numbers  # taken from values in 0..255, before they are divided by `scale`
+    scale: Numbers
+    forward: Callable[["torch.Tensor"], "torch.Tensor"]  # float32 [n, 3, side, side] -> [n, dimensions]
+    device: str = "cpu"
+
+    def __call__(self, images: Images) -> NDArray[np.float32]:
+        import torch
+
+        found = [np.empty((0, self.dimensions), np.float32)]
+        for start in range(0, len(images), BATCH):
+            raw = np.stack([resize(image, self.side) for image in checked(images[start : start + BATCH])])
+            pixels = ((raw - np.array(self.shift)) / np.array(self.scale)).astype(np.float32)
+            with torch.inference_mode():
+                batch = torch.from_numpy(pixels.transpose(0, 3, 1, 2)).contiguous().to(self.device)
+                found.append(self.forward(batch).float().cpu().numpy())
+        return np.concatenate(found)
+
+
+def load(
+    name: str,  # a key of EXTRACTORS
+    weights: str | Path | None = None,  # file or folder; None = below $CONTROLMILL_WEIGHTS, or the ones that ship with the code
+    device: str = "cpu",
+) -> Extractor:
+    """ValueError: no such extractor, or its weights are not there; the message says what to download and where to put it."""
+    if name not in EXTRACTORS:
+        raise ValueError(f"there is no extractor '{name}': choose one of {', '.join(EXTRACTORS)}")
+    return EXTRACTORS[name](weights, device)
+
+
+def resize(
+    image: NDArray[np.uint8],  # [h, w, 3]
+    side: int,
+) -> NDArray[np.float32]:  # [side, side, 3] in 0..255
+    """clean-fid's (arXiv 2104.11222): each channel in float, since rounding and filters without antialiasing move FIDs by whole points."""
+    from PIL import Image
+
+    channels = [Image.fromarray(image[..., channel].astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC) for channel in range(3)]
+    return np.stack([np.asarray(channel) for channel in channels], axis=2).clip(0, 255)
+
+
+def checked(images: Images) -> Images:
+    """Images in 0..1, or with the channels first, would give numbers too, and wrong ones."""
+    for number, image in enumerate(images):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"images must be uint8 [height, width, 3], image {number} is {image.dtype} {list(image.shape)}")
+    return images
+
+
+def together(images: Images) -> Iterator[NDArray[np.uint8]]:  # each [n, h, w, 3]
+    """Batches for what takes arrays: a batch of images of one size, else one after the other."""
+    for start in range(0, len(images), BATCH):
+        part = checked(images[start : start + BATCH])
+        if len({image.shape for image in part}) == 1:
+            yield np.stack(list(part))
+        else:
+            yield from (image[None] for image in part)
+
+
+INCEPTION = {  # files of the same weights, ported by different hands, with their sha256; None = read as plain tensors, whatever they hold
+    "inception-2015-12-05.pt": "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+    "pt_inception-2015-12-05-6726825d.pth": None,
+    "weights-inception-2015-12-05-6726825d.pth": None,
+}
+
+
+def inception(weights: str | Path | None = None, device: str = "cpu") -> Network:
+    """The 2048 features of FID, normalised as TensorFlow's graph does."""
+    import torch
+
+    path = _place("inception", weights, tuple(INCEPTION), "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt")
+    sha256 = _sha256(path)
+    if _is_program(path):
+        if sha256 not in INCEPTION.values():
+            raise ValueError(f"{path} is a TorchScript program that nobody knows (sha256 {sha256[:12]}…): only the published one is run")
+        layers = torch.jit.load(str(path), map_location=device).eval().layers
+        forward: Callable[[torch.Tensor], torch.Tensor] = lambda batch: layers(batch).flatten(1)
+    else:
+        from evaluate.inception import network
+
+        net = network()
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            net.load_state_dict({key: value for key, value in tensors.items() if not key.startswith("fc.")})
+        except (AttributeError, RuntimeError) as error:
+            raise ValueError(f"{path} does not hold the Inception of 2015: {str(error).splitlines()[-1].strip()}") from error
+        forward = net.to(device)
+    middle = (128.0, 128.0, 128.0)
+    return Network(
+        name="inception", version="1", weights_sha256=sha256, dimensions=2048, side=299, shift=middle, scale=middle, forward=forward, device=device
+    )
+
+
+def clip(weights: str | Path | None = None, device: str = "cpu") -> Network:
+    """Image embeddings of a CLIP in transformers' layout, before they are brought to unit length."""
+    folder = _place("clip", weights, ("openai/clip-vit-base-patch16",), "hf download openai/clip-vit-base-patch16")
+    model = pretrained("CLIPModel", folder, device)
+    forward = lambda batch: model.visual_projection(model.vision_model(pixel_values=batch).pooler_output)
+    return _of_transformers("clip", folder, device, model.config.vision_config.image_size, model.config.projection_dim, forward)
+
+
+def dinov2(weights: str | Path | None = None, device: str = "cpu") -> Network:
+    """The class token after the last norm, as FD-DINOv2 reads it (arXiv 2306.04675)."""
+    folder = _place("dinov2", weights, ("facebook/dinov2-large",), "hf download facebook/dinov2-large")
+    model = pretrained("Dinov2Model", folder, device)
+    forward = lambda batch: model(pixel_values=batch).pooler_output
+    return _of_transformers("dinov2", folder, device, model.config.image_size, model.config.hidden_size, forward)
+
+
+def _of_transformers(
+    name: str, folder: Path, device: str, side: int, dimensions: int, forward: Callable[["torch.Tensor"], "torch.Tensor"]
+) -> Network:
+    """Side, mean and deviation are the folder's own; its way to resize is not, so that all extractors see one."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no preprocessor_config.json, which says how images are normalised: get it with the weights")
+    told = json.loads(path.read_text())
+    crop = told.get("crop_size") or side
+    mean, deviation = (tuple(255.0 * value for value in told[key]) for key in ("image_mean", "image_std"))
+    return Network(
+        name=name, version="1", weights_sha256=folder_sha256(folder), dimensions=dimensions, forward=forward, device=device,
+        side=crop["height"] if isinstance(crop, dict) else crop, shift=mean, scale=deviation,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipped:
+    """A small network of the project's own, which resizes for itself."""
+
+    name: str
+    version: str
+    weights_sha256: str
+    dimensions: int
+    features: Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # uint8 [n, h, w, 3] -> [n, dimensions]
+
+    def __call__(self, images: Images) -> NDArray[np.float32]:
+        return np.concatenate([np.empty((0, self.dimensions), np.float32), *map(self.features, together(images))])
+
+
+def mini(weights: str | Path | None = None, device: str = "cpu") -> Shipped:
+    """Features learned on rendered scenes, few enough for a Fréchet distance of some hundred images."""
+    return _shipped("mini", weights, device)
+
+
+def efficientnet(weights: str | Path | None = None, device: str = "cpu") -> Shipped:
+    """Features of ImageNet that come with a package: for photographs where the hub is out of reach."""
+    return _shipped("efficientnet", weights, device)
+
+
+def _shipped(name: str, weights: str | Path | None, device: str) -> Shipped:
+    module = importlib.import_module(f"evaluate.{name}")
+    net = module.load(Path(weights), device=device) if weights else module.load(device=device)
+    width = net.features(np.zeros((1, 64, 64, 3), np.uint8)).shape[1]
+    return Shipped(name=name, version=str(net.version), weights_sha256=net.sha256, dimensions=width, features=net.features)
+
+
+EXTRACTORS: dict[str, Callable[[str | Path | None, str], Extractor]] = {
+    "inception": inception, "clip": clip, "dinov2": dinov2, "mini": mini, "efficientnet": efficientnet,
+}  # fmt: skip
+
+
+def pretrained(network: str, folder: Path, device: str) -> Any:
+    """A class of transformers from a folder; ValueError where a tensor is absent, since the library would draw it at random and go on."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no network of transformers: config.json is not there")
+    import transformers
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, told = getattr(transformers, network).from_pretrained(
+            str(folder), local_files_only=True, weights_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except OSError as error:
+        raise ValueError(f"{folder} holds no weights of a {network}: {str(error).splitlines()[0]}") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    if wrong := sorted(told["missing_keys"]) + sorted(name for name, *_ in told["mismatched_keys"]):
+        raise ValueError(f"the weights in {folder} are not those of a {network}: {len(wrong)} of its tensors don't fit, {wrong[0]} first")
+    return model.float().eval().to(device)
+
+
+def folder_sha256(folder: Path) -> str:
+    """Of the weight file, as the hub shows it; of all of them and their names where there are several."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    hashes = {path.name: _sha256(path) for path in files}
+    return next(iter(hashes.values())) if len(hashes) == 1 else hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+
+
+def save_features(path: Path, features: NDArray[np.float32], identity: Mapping[str, Any]) -> None:
+    """Features of a reference with their moments, and what they are of; complete or not there at all."""
+    from evaluate.distribution import Moments
+
+    moments = Moments.of(features)
+    partial = path.with_name(f"{path.name}.partial.npz")
+    np.savez(partial, features=features, mean=moments.mean, scatter=moments.scatter, identity=np.array(_canonical(identity)))
+    partial.replace(path)
+
+
+def load_features(path: Path, identity: Mapping[str, Any]) -> tuple[NDArray[np.float32], "Moments"]:
+    """ValueError where the file is of something else: another extractor, other weights, other images."""
+    from evaluate.distribution import Moments
+
+    with np.load(path, allow_pickle=False) as found:
+        if str(found["identity"]) != _canonical(identity):
+            raise ValueError(f"{path} holds features of {found['identity']}, not of {_canonical(identity)}: remove it, and they are made again")
+        return found["features"], Moments(len(found["features"]), found["mean"], found["scatter"])
+
+
+def _canonical(identity: Mapping[str, Any]) -> str:
+    return json.dumps(identity, sort_keys=True)
+
+
+def _place(name: str, weights: str | Path | None, usual: tuple[str, ...], get: str) -> Path:
+    """The weights named, or the usual ones below the folder of the weights."""
+    home = os.environ.get(FOLDER_VARIABLE)
+    places = [Path(weights)] if weights else [Path(home, file) for file in usual] if home else []
+    if found := next((place for place in places if place.exists()), None):
+        return found
+    where = f"{places[0]} is not there" if places else "none are named"
+    raise ValueError(
+        f"the extractor '{name}' needs weights, and {where}. Download them ({get}), and name them, or put them below the folder "
+        f"that ${FOLDER_VARIABLE} names, as {usual[0]}"
+    )
+
+
+def _is_program(path: Path) -> bool:
+    """TorchScript holds code, a file of tensors none."""
+    return zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist())
+
+
+def _sha256(path: Path) -> str:
+    told = path.stat()
+    return _read_sha256(path, told.st_size, told.st_mtime_ns)
+
+
+@functools.cache
+def _read_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

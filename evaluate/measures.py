@@ -1,0 +1,137 @@
+"""Every measure of the leaderboard by name: condition fidelity, alignment with the caption, distance to real images."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluate import fidelity
+from evaluate.comparison import Metric
+
+Features = NDArray[np.float32]  # [n, d]
+Block = NDArray[np.int64]  # [n]: the block of prompts that a sample is left out with
+Distance = Callable[[Features, Block], tuple[float, NDArray[np.float64]]]  # of all samples, and without each block in turn
+
+NEIGHBOURHOODS = 20  # real images, below which nothing is said of their neighbourhoods
+_NETWORKS = {
+    metric.name: metric
+    for metric in (
+        Metric(name="clip_score", title="CLIP score", definition="100 cos of image and caption by {network}, not below 0 (torchmetrics)", best=100.0),
+        Metric(
+            name="clip_image", title="CLIP image similarity", best=100.0, level="sample",
+            definition="100 cos of the generated and the held-out image by {network}",
+        ),
+        Metric(
+            name="fd", title="Fréchet distance", level="set", higher_is_better=False, worst=float("inf"), best=0.0,
+            definition="Fréchet distance to the held-out images' features by {network}, clean-fid's resizing",
+        ),
+        Metric(
+            name="kd", title="Kernel distance", level="set", higher_is_better=False, worst=float("inf"), best=0.0,
+            definition="KID's cubic kernel distance of all pairs to the held-out images' features by {network}; unbiased, so it may fall below 0",
+        ),
+        Metric(
+            name="cmmd", title="CMMD", level="set", higher_is_better=False, worst=float("inf"), best=0.0, column="diagnostic",
+            definition="1000 times the squared discrepancy of a Gaussian kernel (sigma 10) between unit features by {network}, biased as published",
+        ),
+        Metric(
+            name="precision", title="Precision", level="set", column="diagnostic",
+            definition="share of generated images that lie within reach of a real one's 5th neighbour, features by {network}",
+        ),
+        Metric(
+            name="recall", title="Recall", level="set", column="diagnostic",
+            definition="share of real images that lie within reach of a generated one's 5th neighbour, features by {network}",
+        ),
+        Metric(
+            name="density", title="Density", level="set", column="diagnostic",
+            definition="real neighbourhoods that a generated image lies in, over 5, features by {network}",
+        ),
+        Metric(
+            name="coverage", title="Coverage", level="set", column="diagnostic",
+            definition="share of real images with a generated one in their neighbourhood, features by {network}",
+        ),
+    )
+}  # fmt: skip
+
+
+def metric(name: str) -> Metric:
+    """KeyError: there is no such measure."""
+    if name in fidelity.METRICS:
+        return fidelity.METRICS[name]
+    found = re.fullmatch(r"(\w+) \((.+)\)", name)
+    if not found or found[1] not in _NETWORKS:
+        raise KeyError(name)
+    template = _NETWORKS[found[1]]
+    return dataclasses.replace(template, name=name, title=f"{template.title} ({found[2]})", definition=template.definition.format(network=found[2]))
+
+
+def primary(kind: str) -> Metric:  # a kind of map
+    """The measure that says how well a condition of this kind is kept."""
+    return next(fidelity.METRICS[name] for name in fidelity.NAMES[kind] if fidelity.METRICS[name].primary)
+
+
+def telling(kind: str) -> Metric:
+    """The same of one sample, where the primary measure is one of the whole set."""
+    best = primary(kind)
+    if best.level == "sample":
+        return best
+    return next(fidelity.METRICS[name] for name in fidelity.NAMES[kind] if fidelity.METRICS[name].level == "sample")
+
+
+def clip(model: str) -> Metric:
+    """Named after the model, since scores of two models are no more alike than metres and feet."""
+    return metric(f"clip_score ({_short(model)})")
+
+
+def clip_image(model: str) -> Metric:
+    return metric(f"clip_image ({_short(model)})")
+
+
+def distances(
+    extractor: str,  # a name of evaluate.extractors
+    reference: Features,  # of the held-out images themselves
+) -> Iterator[tuple[Metric, Distance]]:
+    """How far samples lie from real images; the statistics of the reference are computed once."""
+    from evaluate import distribution
+
+    moments = distribution.Moments.of(reference)
+
+    def named(what: str) -> Metric:
+        return dataclasses.replace(metric(f"{what} ({extractor})"), dimensions=reference.shape[1])
+
+    yield named("fd"), lambda found, block: (
+        distribution.frechet(distribution.Moments.of(found), moments),
+        distribution.frechet_without(found, moments, block),
+    )
+    yield named("kd"), lambda found, block: (
+        distribution.kernel_distance_full(found, reference),
+        distribution.kernel_distance_without(found, reference, block),
+    )
+    yield named("cmmd"), _left_out(lambda found: distribution.cmmd(found, reference))
+    if len(reference) < NEIGHBOURHOODS:
+        return
+    for name in ("precision", "recall", "density", "coverage"):
+        yield named(name), _left_out(lambda found, name=name: distribution.prdc(reference, found)[name] if len(found) > 5 else 0.0)  # type: ignore[misc]
+
+
+def _left_out(distance: Callable[[Features], float]) -> Distance:
+    def measured(found: Features, block: Block) -> tuple[float, NDArray[np.float64]]:
+        return distance(found), np.array([distance(found[block != left]) for left in range(int(block.max()) + 1)])
+
+    return measured
+
+
+def marks(metric: Metric, n: int) -> list[str]:
+    """What a reader must know before believing a number; a marked score is not ranked."""
+    from evaluate import distribution
+
+    if metric.name.startswith("fd ") and metric.dimensions and distribution.ranking(n, metric.dimensions) != "fd":
+        return [f"biased: n = {n:,} < {distribution.ENOUGH} × {metric.dimensions:,} dimensions; ranked by kd"]
+    return []
+
+
+def _short(model: str) -> str:
+    return "mini-clip" if model == "mini" else str(model).rstrip("/").rsplit("/", 1)[-1]
+
+

@@ -1,0 +1,50 @@
+"""The card of a mini scorer: data, cost, scores and weaknesses, from the same facts that its note holds."""
+
+from collections.abc import Mapping
+
+from evaluate.mini.clip import VERSION, MiniClip
+from evaluate.mini.scores import AMONG, Share
+
+WEAKNESSES = (
+    "It knows rendered scenes and the words of their captions, nothing else. Of a photograph it tells nothing. "
+    "`known` gives the share of a caption's words that it has learned; a word that it has not is one and the same unknown to it.",
+    "It judges the picture as a whole: a caption with one wrong word lies near the right one (see the table). "
+    "A mean over many pictures ranks models; one picture's score is a weak judgement.",
+    "It learned from the same renderer that it judges, so it may like what looks rendered. Its scores compare with no published CLIP score.",
+    "The features are means over cells: they notice what there is and how it looks, and little of where it stands.",
+)
+
+
+def write(
+    *,
+    scorer: MiniClip,
+    spent: Mapping[str, float],  # images, cpu_seconds, seconds
+    scores: Mapping[str, Share],
+    data: str,  # one sentence: what the pictures were
+    machine: str,
+    wanted: int,  # images that the recipe asks for
+) -> str:  # Markdown
+    """Says what is unfinished before it says what is good."""
+    sizes = scorer.net.sizes
+    seen = int(spent["images"])
+    done = "complete" if seen >= wanted else f"unfinished: {seen:,} of {wanted:,} images"
+    rows = [
+        f"| {name} | {100 * one.value:.1f} % | {100 * one.low:.1f} to {100 * one.high:.1f} % | {one.n:,} |" for name, one in scores.items()
+    ]
+    lines = [
+        "# ControlMill's mini scorer", "",
+        f"A contrastive image-text encoder of {sum(p.numel() for p in scorer.net.parameters()) / 1e6:.2f} M parameters: a convolutional net for "
+        f"{sizes.side}x{sizes.side} pictures, a transformer of {sizes.text_layers} layers over {len(scorer.net.words)} words, "
+        f"embeddings of {sizes.width} dimensions, image features of {sizes.features}. "
+        "For `clip_score (mini-clip)` and `fd (mini features)`, in runs without a hub.", "",
+        f"**Training is {done}.** {spent['cpu_seconds'] / 60:.1f} CPU minutes, {spent['seconds'] / 60:.0f} minutes by the clock, "
+        f"{seen:,} images seen; {machine}, one thread.", "",
+        f"**Data.** {data} Spoiled by blur, noise, other light and JPEG. No picture of anyone, no downloaded file.", "",
+        f"**Scores** on held-out scenes, with Wilson's 95 % intervals. By chance {100 / AMONG:.1f} % are first of {AMONG} "
+        "(31 others drawn for each scene), and half of the captions stand before a changed one.", "",
+        "| | share | interval | scenes |", "|---|---|---|---|", *rows, "",
+        "**Weaknesses.**", "", *(f"- {line}" for line in WEAKNESSES), "",
+        f"**Identity.** `{scorer.name}`, version {VERSION}, sha256 `{scorer.sha256}`. bfloat16, read as float32.", "",
+        "**Licence.** That of ControlMill, which is not chosen yet. The weights were made by `manifests/mini/scorer.yaml` alone.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)

@@ -1,0 +1,155 @@
+"""Scores with their replicates: what each would have been on other draws of the benchmark's prompts.
+
+All systems of a benchmark are replicated on the same draws, so any two of them can be compared later without their samples.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+DRAWS = 1000
+BLOCKS = 20
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """One score of one system. Bootstrap: a value for each draw of prompts; jackknife: a value without each block of prompts."""
+
+    value: float
+    replicates: NDArray[np.float32]  # [R]; empty where there are too few prompts
+    method: Literal["bootstrap", "jackknife"]
+    clusters: int  # prompts
+
+    @property
+    def error(self) -> float | None:
+        """Standard error; None = too few prompts to tell."""
+        return _error(self.replicates.astype(np.float64), self)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 %, by Student's t: the percentiles of replicates of few prompts are too narrow."""
+        return _around(self.value, self.error, self)
+
+
+class Difference(NamedTuple):
+    """a - b on the same prompts; None = too few prompts to tell."""
+
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None  # two-sided, of "there is none"
+
+
+def draws(
+    clusters: int,
+    *,
+    count: int = DRAWS,
+    seed: int = 0,
+) -> NDArray[np.float32]:  # [count, clusters]: how often each prompt is drawn
+    """With replacement, as many as there are."""
+    rng = np.random.default_rng([seed, clusters])
+    return rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=count).astype(np.float32)
+
+
+def of_means(
+    values: NDArray[np.float64],  # [n] per-sample scores
+    cluster: NDArray[np.int64],  # [n] number of each sample's prompt
+    drawn: NDArray[np.float32],  # [R, clusters]
+) -> Replicated:
+    """The mean over samples; those of one prompt are drawn together."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"{int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite: a failed sample scores the metric's worst")
+    size = drawn.shape[1]
+    sums, counts = np.bincount(cluster, weights=values, minlength=size), np.bincount(cluster, minlength=size)
+    found = (drawn @ sums) / np.maximum(drawn @ counts, 1) if size > 1 else np.empty(0)
+    return Replicated(float(values.mean()), found.astype(np.float32), "bootstrap", size)
+
+
+def blocks(clusters: int) -> NDArray[np.int64]:  # [clusters]: which of at most 20 blocks a prompt is left out with
+    return np.arange(clusters) % min(BLOCKS, clusters)
+
+
+def difference(a: Replicated, b: Replicated) -> Difference:
+    """Of two systems on one benchmark: most of the spread is the prompts', and pairing takes it out."""
+    if (a.method, a.replicates.shape, a.clusters) != (b.method, b.replicates.shape, b.clusters):
+        raise ValueError("scores to compare must be of one benchmark, replicated alike")
+    value = a.value - b.value
+    error = _error(a.replicates.astype(np.float64) - b.replicates, a)
+    around = _around(value, error, a)
+    if error is None or around is None:
+        return Difference(value, None, None, None)
+    return Difference(value, *around, _p(value, error, a.clusters))
+
+
+def ranks(
+    scores: Sequence[Replicated],
+    *,
+    higher_is_better: bool,
+) -> list[tuple[int, int]]:  # of each: its best and its worst place that the data allow, from 1
+    """A place is lost only to those that are better beyond chance: all pairs tested, with Holm's correction at 5 %."""
+    pairs = [(i, j) for i in range(len(scores)) for j in range(i + 1, len(scores))]
+    found = [difference(scores[i], scores[j]) for i, j in pairs]
+    chances = [1.0 if it.p is None else it.p for it in found]
+    better = np.zeros((len(scores), len(scores)), bool)
+    for place, k in enumerate(sorted(range(len(pairs)), key=chances.__getitem__)):
+        if chances[k] > (1 - LEVEL) / (len(pairs) - place):
+            break
+        i, j = pairs[k]
+        better[(i, j) if (found[k].value > 0) == higher_is_better else (j, i)] = True
+    return [(1 + int(better[:, k].sum()), len(scores) - int(better[k].sum())) for k in range(len(scores))]
+
+
+class Share(NamedTuple):
+    """How far a score is on the way from floor (0) to ceiling (1)."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def share(score: Replicated, floor: Replicated, ceiling: Replicated) -> Share | None:
+    """None where floor and ceiling are not apart beyond chance: then the ruler has no length."""
+    apart = difference(ceiling, floor)
+    if apart.p is None or apart.p > 1 - LEVEL:
+        return None
+    value = (score.value - floor.value) / apart.value
+    # The delta method on paired replicates: a ratio of replicates has no mean where the ruler is short.
+    spread = (score.replicates.astype(np.float64) - floor.replicates) - value * (ceiling.replicates.astype(np.float64) - floor.replicates)
+    error = _error(spread, score)
+    around = _around(value, None if error is None else error / abs(apart.value), score)
+    return Share(value, *(around or (None, None)))
+
+
+def _error(replicates: NDArray[np.float64], of: Replicated) -> float | None:
+    count = len(replicates)
+    if count < 2:
+        return None
+    if of.method == "jackknife":
+        return math.sqrt((count - 1) / count * float(((replicates - replicates.mean()) ** 2).sum()))
+    return float(replicates.std(ddof=1)) * math.sqrt(of.clusters / (of.clusters - 1))
+
+
+def _around(value: float, error: float | None, of: Replicated) -> tuple[float, float] | None:
+    if error is None:
+        return None
+    from scipy import stats
+
+    reach = error * float(stats.t.ppf((1 + LEVEL) / 2, _freedom(of)))
+    return value - reach, value + reach
+
+
+def _freedom(of: Replicated) -> int:
+    return (len(of.replicates) if of.method == "jackknife" else of.clusters) - 1
+
+
+def _p(value: float, error: float, clusters: int) -> float:
+    from scipy import stats
+
+    if error == 0:
+        return 1.0 if value == 0 else 0.0
+    return float(2 * stats.t.sf(abs(value) / error, max(clusters - 1, 1)))

@@ -1,0 +1,52 @@
+"""The networks that look at samples, once a process, and what identifies them."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from pipeline import MillError
+from pipeline.manifest import Evaluate
+
+
+@functools.cache
+def extractor(name: str, weights: str | None, device: str) -> Any:  # evaluate.extractors.Extractor
+    from evaluate import extractors
+
+    try:
+        return extractors.load(name, weights, device)
+    except (OSError, ValueError) as error:
+        raise MillError(f"evaluate.features: {error}") from error
+
+
+@functools.cache
+def dual_encoder(spec: str, device: str) -> Any:  # evaluate.alignment.DualEncoder
+    """`mini`, or a folder of transformers."""
+    from evaluate import alignment
+
+    try:
+        return alignment.load(spec, device)
+    except (OSError, ValueError) as error:
+        raise MillError(f"evaluate.clip: {error}") from error
+
+
+def wanted(evaluation: Evaluate) -> dict[str, Any]:
+    """As data for a worker, which may stand in another folder."""
+    return {
+        "features": [(it.extractor, _absolute(it.weights)) for it in evaluation.features],
+        "clip": evaluation.clip if evaluation.clip in (None, "mini") else _absolute(evaluation.clip),
+    }
+
+
+def identity(evaluation: Evaluate) -> list[list[str]]:
+    """Versions and weights of all of them."""
+    asked = wanted(evaluation)
+    found = [extractor(name, weights, "cpu") for name, weights in asked["features"]]
+    marks = [[it.name, it.version, it.weights_sha256] for it in found]
+    if asked["clip"]:
+        encoder = dual_encoder(asked["clip"], "cpu")
+        marks.append(["clip", encoder.name, encoder.version, encoder.sha256])
+    return marks
+
+
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).expanduser().resolve()) if path else None

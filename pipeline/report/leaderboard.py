@@ -1,0 +1,96 @@
+"""Writes the leaderboard: pictures, evidence pages and tables first, the page that leads to them last."""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.report import listings
+from pipeline.report.board import Board, Evidence
+from pipeline.report.site import PICTURES, TEMPLATES, Picture, _count, _number, _picture, _tail
+from pipeline.report.standings import Group, figure, groups, passports, places, ruler, share_text, shared
+from pipeline.workspace import write_text
+
+PAGE, EVIDENCE = "leaderboard.html", "evidence-{}.html"
+SHUFFLED_ROWS = 8  # more of them in one table are folded away at first
+RANK_OF = {"best": 0, "median": 1, "worst": 2}
+
+
+def render(board: Board, folder: Path) -> Path:
+    """Writes leaderboard.html, .md, .csv, .json and the evidence; an older page stays until the new one is whole. Returns the page."""
+    pictures: dict[str, bytes] = {}
+    picture = functools.cache(lambda content: _picture(content, pictures))
+    environment = _environment(picture)
+    shown = groups(board, {benchmark.condition: EVIDENCE.format(_slug(benchmark.condition)) for benchmark in board.benchmarks})
+    pages = {group.evidence: page for group in shown if group.evidence for page in [_evidence_page(environment, board, shown, group)]}
+    stored = listings.plain(board, lambda content: found.href if (found := picture(content)) else None)
+    page = environment.get_template("leaderboard.html").render(
+        board=board, groups=shown, fold=any(sum(row.arm == "shuffled_condition" for row in group.floor) > SHUFFLED_ROWS for group in shown),
+        passports=_script(passports(board)),
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_pictures(folder / PICTURES, pictures)
+    for name, text in pages.items():
+        write_text(folder / name, text)
+    write_text(folder / "leaderboard.json", listings.lines(stored))
+    write_text(folder / "leaderboard.csv", listings.csv(board))
+    write_text(folder / "leaderboard.md", listings.markdown(board, shown))
+    write_text(folder / PAGE, page)
+    _sweep(folder.glob(EVIDENCE.format("*")), pages)
+    _sweep((folder / PICTURES).glob("*"), pictures)
+    return folder / PAGE
+
+
+def _environment(picture: Callable[[Any], Picture | None]) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        count=_count, figure=figure, number=_number, places=places, ruler=ruler, share=share_text, slug=_slug, tail=_tail)
+    environment.globals.update(picture=picture)
+    return environment
+
+
+def _evidence_page(environment: Environment, board: Board, all_groups: list[Group], group: Group) -> str:
+    """The same images and seeds of all models, then each model's best, median and worst."""
+    found = [it for it in board.evidence if it.condition == group.benchmark.condition]
+    extremes: dict[str, list[Evidence]] = {}
+    for it in sorted((it for it in found if it.which in RANK_OF), key=lambda it: RANK_OF[it.which]):
+        extremes.setdefault(it.model, []).append(it)
+    titles = {metric.name: metric.title for metric in board.metrics}
+    return environment.get_template("evidence.html").render(
+        board=board, group=group, others=[it for it in all_groups if it.evidence], shared=shared(found, group), extremes=extremes,
+        titles=titles, measures=sorted({titles.get(it.metric, it.metric) for it in found}),
+    )  # fmt: skip
+
+
+def _script(value: Any) -> Markup:
+    """JSON that no name or caption in it can end: it stands in a <script> of the page."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _write_pictures(folder: Path, pictures: dict[str, bytes]) -> None:
+    """Not synced one by one, which takes longer than all the rest: one that a crash cut short has another size, and is written again."""
+    folder.mkdir(exist_ok=True)
+    for name, content in pictures.items():
+        place = folder / name
+        if not place.exists() or place.stat().st_size != len(content):
+            place.write_bytes(content)
+
+
+def _sweep(files: Iterable[Path], keep: Iterable[str]) -> None:
+    """Removes what an older page had."""
+    named = set(keep)
+    for file in list(files):
+        if file.name not in named:
+            file.unlink(missing_ok=True)
+
+
+def _slug(name: str) -> str:
+    """A name as a part of an address."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", name)

@@ -1,0 +1,124 @@
+"""The leaderboard for machines and for text: JSON (docs/leaderboard.schema.json), CSV with a row for each number, Markdown."""
+
+import csv as table
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from pipeline.report.board import Board, Evidence
+from pipeline.report.standings import Cell, Group, Row, figure, places, share_text
+
+VERSION = 1  # of the layout of leaderboard.json
+PICTURES = ("hint", "source", "generated", "reread", "difference")  # fields of Evidence
+COLUMNS = (
+    "condition", "model", "arm", "metric", "metric_version", "column", "unit", "higher_is_better", "value", "low", "high", "n", "n_failed",
+    "share", "share_low", "share_high", "rank_first", "rank_last", "marks", "benchmark",
+)  # fmt: skip
+
+
+def plain(board: Board, href: Callable[[Any], str | None]) -> dict[str, Any]:
+    """The board as JSON can hold it: pictures as addresses, no number that is none."""
+    stored: dict[str, Any] = {"layout": VERSION, **{key: getattr(board, key) for key in ("name", "made_at", "version", "machine")}}
+    stored["notes"] = list(board.notes)
+    for part in ("metrics", "benchmarks", "models", "scores", "speeds", "published"):
+        stored[part] = [_finite(vars(row)) for row in getattr(board, part)]
+    stored["evidence"] = [_witness(row, href) for row in board.evidence]
+    return stored
+
+
+def _witness(row: Evidence, href: Callable[[Any], str | None]) -> dict[str, Any]:
+    told = {field.name: getattr(row, field.name) for field in fields(row) if field.name not in PICTURES}
+    shown = {name: href(getattr(row, name)) for name in PICTURES}
+    return _finite(told) | shown | {"reason": row.reread if isinstance(row.reread, str) else None}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(it) for key, it in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(it) for it in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def lines(stored: Mapping[str, Any]) -> str:
+    """JSON with a line for each row, so that two boards can be compared line by line."""
+    parts = []
+    for key, value in stored.items():
+        rows = ",\n".join(map(_line, value)) if isinstance(value, list) else None
+        parts.append(f"{_line(key)}: " + (_line(value) if rows is None else f"[\n{rows}\n]" if rows else "[]"))
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def csv(board: Board) -> str:
+    """One row for each number, empty where there is none."""
+    file = io.StringIO()
+    out = table.writer(file, lineterminator="\n")
+    out.writerow(COLUMNS)
+    metrics = {metric.name: metric for metric in board.metrics}
+    benchmarks = {benchmark.condition: benchmark.fingerprint for benchmark in board.benchmarks}
+    for score in board.scores:
+        metric, rank = metrics[score.metric], score.rank or (None, None)
+        out.writerow([
+            score.condition, score.model, score.arm, score.metric, metric.version, metric.column, metric.unit, metric.higher_is_better,
+            score.value, score.low, score.high, score.n, score.n_failed, score.share, score.share_low, score.share_high, *rank,
+            "; ".join(score.marks), benchmarks.get(score.condition),
+        ])  # fmt: skip
+    return file.getvalue()
+
+
+def markdown(board: Board, groups: Sequence[Group]) -> str:
+    """A table for each condition; where one has too many columns for a page, the reader scrolls."""
+    lines = [f"# {_text(board.name)}", "", _text(" · ".join(part for part in (board.made_at, board.version, board.machine) if part)), ""]
+    lines += [f"> {_text(note)}" for note in board.notes]
+    lines += ["", "Each number: value (95 % interval), share of the way from floor to ceiling, rank, n and failures.", ""]
+    for group in groups:
+        it = group.benchmark
+        lines += [
+            f"## {_text(it.title)}", "",
+            _text(f"{it.samples:,} samples of {it.images:,} images, split {it.split}, benchmark {it.fingerprint}; "
+                  f"made by {it.detector}, read again by {it.reader}."), "",
+            _row("model", *(f"{column.metric.title} {'↑' if column.metric.higher_is_better else '↓'}" for column in group.columns), "s/image"),
+            "|" + " --- |" * (len(group.columns) + 2),
+        ]  # fmt: skip
+        lines += [_row(_name(row), *map(_cell, row.cells), figure(row.seconds, 2)) for row in (*group.ceiling, *group.models, *group.floor)]
+        if group.reported:
+            lines += ["", "Reported elsewhere, not ranked:", "", _row("model", *(name for name, _ in group.reported.metrics)),
+                      "|" + " --- |" * (len(group.reported.metrics) + 1)]  # fmt: skip
+            for model, cells in group.reported.models.items():
+                lines.append(_row(model, *(", ".join(f"{number.value:g} ({note})" for number, note in cell) for cell in cells)))
+            lines += ["", *(_text(f"{number}. {source}, {url} {note}") for number, (source, url, note) in enumerate(group.reported.notes, 1))]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _name(row: Row) -> str:
+    return row.model if not row.label else row.label if row.model == row.arm else f"{row.model}, {row.label}"
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    score = cell.score
+    between = f" ({figure(score.low, cell.digits)} – {figure(score.high, cell.digits)})" if score.low is not None else ""
+    rank = f"rank {places(score.rank)}" if score.rank else ""
+    failed = f"{score.n_failed:,} failed" if score.n_failed else ""
+    parts = [f"{figure(score.value, cell.digits)}{between}", share_text(score), rank, f"n {score.n:,}", failed, *score.marks]
+    return ", ".join(part for part in parts if part)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(map(_text, cells)) + " |"
+
+
+def _text(words: str) -> str:
+    """Names and titles stay words: no tags, links or emphasis, no new cells or rows."""
+    plain = re.sub(r"([\\`*\[\]|])", r"\\\1", " ".join(words.split()))
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

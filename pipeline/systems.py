@@ -1,0 +1,148 @@
+"""Who is compared: each condition's frozen benchmark, and everything that makes an image of each of its held-out pairs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from annotate.annotator import PROVIDED
+from annotate.conditions import CONDITIONS
+from evaluate import fidelity
+from pipeline import MillError, networks
+from pipeline.catalog import Catalog
+from pipeline.pairs import planned_runs
+from pipeline.plan import Plan
+from pipeline.stages.encode import base_fingerprint, base_spec
+from pipeline.workspace import fingerprint
+
+CONTROL, NO_CONTROL, SHUFFLED, ROUND_TRIP, REAL = "control", "no_control", "shuffled_condition", "vae_round_trip", "real_image"
+ALONE = (NO_CONTROL, ROUND_TRIP, REAL)  # belong to the benchmark, not to a model
+
+
+@dataclass(frozen=True)
+class Item:
+    """One held-out image: what is asked of a model, and how to check it."""
+
+    image_id: str
+    caption: str
+    height: int
+    width: int
+    map_shard: str
+    row: int
+
+
+@dataclass(frozen=True)
+class System:
+    """One maker of images on one condition's benchmark: a ControlNet, or a baseline."""
+
+    model: str  # a run, an external checkpoint, or the baseline's own name
+    condition: str
+    arm: str  # control | shuffled_condition: the same ControlNet with another image's hint | no_control | vae_round_trip | real_image
+    checkpoint: str  # of the ControlNet: below the workspace, or the absolute path of an external one; '' = none
+    weights: str  # identity of the checkpoint; '' = none
+    benchmark: str  # fingerprint of everything but the weights
+    items: tuple[Item, ...]
+
+    @property
+    def name(self) -> str:
+        """Unique; also where its samples and scores lie."""
+        return f"{self.arm}/{self.condition}" if self.arm in ALONE else f"{self.model}/{self.condition}/{self.arm}"
+
+    @property
+    def key(self) -> str:
+        """Of its samples: the benchmark, with the weights where there are some."""
+        return fingerprint([self.benchmark, self.weights]) if self.weights else self.benchmark
+
+    @property
+    def seeded(self) -> bool:
+        """Whether another seed gives another image."""
+        return self.arm not in (ROUND_TRIP, REAL)
+
+    def hint_of(self, number: int) -> Item:
+        """The condition that item `number` is generated from: its own, or for the shuffled baseline the next one's."""
+        return self.items[(number + (self.arm == SHUFFLED)) % len(self.items)]
+
+
+def systems(plan: Plan, catalog: Catalog) -> list[System]:
+    """The manifest's runs that have finished, its external checkpoints, and their baselines."""
+    evaluation = plan.manifest.evaluate
+    if evaluation is None:
+        return []
+    made = [*_runs(plan, catalog), *_externals(plan)]
+    wanted = [name for name in plan.conditions if any(condition == name for _, condition, *_ in made)]
+    if not made:
+        return []
+    mark = base_fingerprint(base_spec(plan))
+    out: list[System] = []
+    for condition in wanted:
+        items, benchmark = _benchmark(plan, catalog, condition, mark)
+        for arm in evaluation.baselines:
+            if arm in ALONE:
+                out.append(System(arm, condition, arm, "", "", benchmark, items))
+        for model, follows, checkpoint, weights in made:
+            if follows == condition:
+                arms = (CONTROL, SHUFFLED) if SHUFFLED in evaluation.baselines else (CONTROL,)
+                out += [System(model, condition, arm, checkpoint, weights, benchmark, items) for arm in arms]
+    return out
+
+
+def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple[tuple[Item, ...], str]:
+    assert plan.manifest.evaluate is not None
+    frozen = plan.manifest.evaluate.benchmark
+    rows = catalog.query(
+        "SELECT image_id, coalesce(caption, ''), height, width, map_shard, row FROM pairs WHERE condition = ? AND split = ?",
+        [condition, frozen.split],
+    )
+    items = tuple(sorted((Item(*row) for row in rows), key=lambda item: item.image_id)[: frozen.samples])
+    if len(items) < 2:
+        raise MillError(
+            f"evaluate: {condition} has {len(items)} pairs in the {frozen.split} split and a benchmark needs 2: "
+            "add images, or use another evaluate.benchmark.split."
+        )
+    identity = {
+        "base": base, "items": [(item.image_id, item.caption) for item in items], "settings": frozen.model_dump(exclude={"samples"}),
+        "detector": plan.conditions[condition].fingerprint, "sampler": "ddim", "version": 2,
+    }  # fmt: skip
+    return items, fingerprint(identity)
+
+
+def _runs(plan: Plan, catalog: Catalog) -> list[tuple[str, str, str, str]]:  # model, condition, checkpoint, weights
+    done = catalog.query("SELECT run, conditions, checkpoint FROM runs WHERE status = 'complete' ORDER BY run")
+    named = {planned.name for planned in planned_runs(plan, catalog)} if done else set()
+    # a run of an earlier manifest is left out: its conditions were made otherwise
+    return [
+        (run, condition, f"{checkpoint}/{condition}", fingerprint([run, checkpoint]))
+        for run, conditions, checkpoint in done
+        for condition in conditions
+        if run in named
+    ]
+
+
+def _externals(plan: Plan) -> list[tuple[str, str, str, str]]:
+    from train import average, checkpoint
+
+    assert plan.manifest.evaluate is not None
+    out = []
+    for it in plan.manifest.evaluate.external:
+        try:
+            folder = checkpoint.locate(it.checkpoint)
+            weights = checkpoint.weights_hash(average.folder_to_sample(folder))
+        except (OSError, ValueError) as error:
+            raise MillError(f"evaluate.external: {it.name}: {error}") from error
+        out.append((it.name, it.condition, str(Path(folder).resolve()), weights))
+    return out
+
+
+def readable(plan: Plan, condition: str) -> bool:
+    """Whether a detector can read the condition from a sample; maps that come with the images can't be, unless evaluate.readers names one."""
+    step = plan.reader(condition).step
+    return step.detector != PROVIDED and (step.parent is None or readable(plan, step.parent))
+
+
+def score_key(plan: Plan, system: System) -> str:
+    evaluation = plan.manifest.evaluate
+    assert evaluation is not None
+    kind = CONDITIONS[system.condition].kind
+    versions = {name: fidelity.METRICS[name].version for name in fidelity.NAMES[kind]} if readable(plan, system.condition) else {}
+    return fingerprint({
+        "samples": system.key, "maker": plan.conditions[system.condition].fingerprint, "reader": plan.reader(system.condition).fingerprint,
+        "metrics": versions, "networks": networks.identity(evaluation), "version": 2,
+    })  # fmt: skip

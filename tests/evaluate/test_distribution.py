@@ -1,0 +1,198 @@
+"""Distances of sets: known answers, the libraries that define them, and what a jackknife leaves out."""
+
+import numpy as np
+import pytest
+
+from evaluate import distribution
+from evaluate.distribution import (
+    Moments,
+    cmmd,
+    frechet,
+    frechet_infinity,
+    frechet_without,
+    kernel_distance,
+    kernel_distance_full,
+    kernel_distance_without,
+    prdc,
+    ranking,
+)  # fmt: skip
+
+RNG = np.random.default_rng(0)
+REAL = RNG.normal(size=(300, 16)).astype(np.float32)
+MADE = (RNG.normal(size=(240, 16)) * np.linspace(0.5, 1.5, 16) + 0.3).astype(np.float32)
+BLOCK = np.arange(240) % 7
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several parts, the last one short, even of these small sets."""
+    monkeypatch.setattr(distribution, "ROWS", 64)
+
+
+def test_a_set_is_no_way_from_itself() -> None:
+    moments = Moments.of(REAL)
+    assert frechet(moments, moments) == pytest.approx(0, abs=1e-6)
+    assert cmmd(REAL, REAL) == pytest.approx(0, abs=1e-12)
+    assert prdc(REAL, REAL) == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}  # a ball holds its centre and four nearer than the fifth
+
+
+def test_shifted_and_stretched_gaussians_are_as_far_as_the_formula_says() -> None:
+    # diagonal: |m|² + sum (s - 1)², with the moments given exactly
+    scale = np.array([0.5, 1.0, 3.0])
+    one = Moments(11, np.zeros(3), np.eye(3) * 10)
+    other = Moments(11, np.array([1.0, 2.0, 0.0]), np.diag(scale**2) * 10)
+    assert frechet(other, one) == pytest.approx(5 + 0.25 + 4)
+    assert frechet(one, other) == pytest.approx(9.25)
+
+
+def test_moments_are_those_of_numpy_and_parts_add_up_and_come_off() -> None:
+    whole = Moments.of(REAL)
+    assert np.allclose(whole.mean, REAL.astype(np.float64).mean(0)) and np.allclose(whole.cov, np.cov(REAL.astype(np.float64), rowvar=False))
+    first, second = Moments.of(REAL[:100]), Moments.of(REAL[100:])
+    for found, wanted in ((first + second, whole), (whole - second, first)):
+        assert found.n == wanted.n and np.allclose(found.mean, wanted.mean) and np.allclose(found.scatter, wanted.scatter)
+
+
+def test_a_large_offset_costs_no_digits() -> None:
+    far = REAL.astype(np.float64) + 1e4
+    assert np.allclose(Moments.of(far).cov, Moments.of(REAL).cov, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [240, 12], ids=["enough", "fewer samples than dimensions"])
+def test_the_frechet_distance_is_that_of_clean_fid_and_of_torchmetrics(n: int) -> None:
+    import torch
+    from scipy import linalg
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    a, b = Moments.of(MADE[:n]), Moments.of(REAL)
+    ours = frechet(a, b)
+    root = linalg.sqrtm(a.cov @ b.cov).real  # not by clean-fid's call, which SciPy 1.18 refuses
+    assert ours == pytest.approx(((a.mean - b.mean) ** 2).sum() + np.trace(a.cov + b.cov - 2 * root), rel=1e-3)
+    theirs = FrechetInceptionDistance(feature=flat()).set_dtype(torch.float64)
+    theirs.update(torch.from_numpy(REAL), real=True)
+    theirs.update(torch.from_numpy(MADE[:n]), real=False)
+    assert ours == pytest.approx(float(theirs.compute()), rel=1e-3)
+
+
+def test_the_frechet_distance_is_that_of_clean_fid_where_it_still_runs() -> None:
+    fid = pytest.importorskip("cleanfid.fid")
+    a, b = Moments.of(MADE), Moments.of(REAL)
+    try:
+        theirs = fid.frechet_distance(a.mean, a.cov, b.mean, b.cov)
+    except TypeError:
+        pytest.skip("this SciPy has no sqrtm(disp=)")
+    assert frechet(a, b) == pytest.approx(theirs, rel=1e-6)
+
+
+def test_no_scipy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "scipy"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert frechet(Moments.of(MADE), Moments.of(REAL)) > 0
+
+
+def test_the_kernel_distance_is_that_of_clean_fid_and_of_torchmetrics() -> None:
+    import torch
+    from cleanfid.fid import kernel_distance as theirs
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    # one subset of all the samples: no draw is left to differ in
+    assert kernel_distance(MADE, REAL[:240], subsets=1) == pytest.approx(theirs(REAL[:240], MADE, num_subsets=1), rel=1e-3)
+    metric = KernelInceptionDistance(feature=flat(), subsets=1, subset_size=240)
+    metric.update(torch.from_numpy(REAL[:240]), real=True)
+    metric.update(torch.from_numpy(MADE), real=False)
+    assert kernel_distance_full(MADE, REAL[:240]) == pytest.approx(float(metric.compute()[0]), rel=1e-3)
+
+
+def test_subsets_estimate_what_all_pairs_say_and_the_seed_decides_them() -> None:
+    full = kernel_distance_full(MADE, REAL)
+    assert kernel_distance(MADE, REAL, subsets=100, size=100) == pytest.approx(full, rel=0.05)
+    assert kernel_distance(MADE, REAL, subsets=5, size=50, seed=1) == kernel_distance(MADE, REAL, subsets=5, size=50, seed=1)
+    assert kernel_distance(MADE, REAL, subsets=5, size=50, seed=1) != kernel_distance(MADE, REAL, subsets=5, size=50, seed=2)
+
+
+def test_equal_distributions_are_no_way_apart_on_average_however_few_are_drawn() -> None:
+    rng = np.random.default_rng(1)
+    kernel = [kernel_distance_full(*rng.normal(size=(2, 30, 8))) for _ in range(200)]
+    assert abs(np.mean(kernel)) < 3 * np.std(kernel) / np.sqrt(200), "unbiased"
+    assert frechet(*(Moments.of(rng.normal(size=(30, 8))) for _ in range(2))) > 0.5, "a Fréchet distance is not"
+
+
+def test_what_is_left_without_a_block_is_what_the_rest_gives() -> None:
+    kernels, distances = kernel_distance_without(MADE, REAL, BLOCK), frechet_without(MADE, Moments.of(REAL), BLOCK)
+    assert kernels == pytest.approx([kernel_distance_full(MADE[left != BLOCK], REAL) for left in range(7)], rel=1e-9)
+    assert distances == pytest.approx([frechet(Moments.of(MADE[left != BLOCK]), Moments.of(REAL)) for left in range(7)], rel=1e-9)
+
+
+def test_infinitely_many_samples_are_nearer_than_those_there_are() -> None:
+    rng = np.random.default_rng(2)
+    scale = np.linspace(0.5, 1.5, 24)
+    reference = Moments(10**6, np.zeros(24), np.eye(24) * (10**6 - 1))
+    truth = ((scale - 1) ** 2).sum()
+    rows = rng.normal(size=(20, 400, 24)) * scale
+    plain = np.mean([frechet(Moments.of(one), reference) for one in rows]) - truth
+    line = np.mean([frechet_infinity(one, reference) for one in rows]) - truth
+    assert plain > 0.1 * truth and abs(line) < plain / 3
+    assert frechet_infinity(rows[0], reference, seed=3) == frechet_infinity(rows[0], reference, seed=3)
+
+
+def test_cmmd_is_the_published_formula_on_unit_vectors_and_blind_to_length() -> None:
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (MADE.astype(np.float64), REAL.astype(np.float64))]
+
+    def mean(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.exp(-((a[:, None] - b[None]) ** 2).sum(-1) / (2 * 10**2)).mean())
+
+    wanted = 1000 * (mean(unit[0], unit[0]) + mean(unit[1], unit[1]) - 2 * mean(*unit))
+    assert cmmd(MADE, REAL) == pytest.approx(wanted, rel=1e-6)
+    assert cmmd(3 * MADE, REAL) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_precision_and_the_others_are_counted_right() -> None:
+    from scipy.spatial.distance import cdist
+
+    k = 3
+    reach = [np.sort(cdist(rows, rows), axis=1)[:, k] for rows in (REAL, MADE)]
+    apart = cdist(REAL, MADE)
+    inside = apart < reach[0][:, None]
+    wanted = {
+        "precision": inside.any(0).mean(), "recall": (apart < reach[1]).any(1).mean(),
+        "density": inside.sum() / k / len(MADE), "coverage": inside.any(1).mean(),
+    }  # fmt: skip
+    assert prdc(REAL, MADE, k=k) == pytest.approx(wanted)
+
+
+def test_few_kinds_lose_recall_and_noise_loses_precision() -> None:
+    rng = np.random.default_rng(3)
+    real = np.concatenate([rng.normal(size=(100, 4)), rng.normal(size=(100, 4)) + 20])
+    one_kind = prdc(real, rng.normal(size=(200, 4)))
+    assert one_kind["precision"] > 0.9 and one_kind["recall"] < 0.6 and one_kind["coverage"] < 0.6
+    noise = prdc(real, np.concatenate([real[::2] + 0.1, rng.uniform(-100, 100, size=(100, 4))]))
+    assert noise["precision"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_frechet_distance_ranks_only_with_ten_samples_for_each_dimension() -> None:
+    assert (ranking(640, 64), ranking(639, 64), ranking(1000, 2048)) == ("fd", "kd", "kd")
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda: Moments.of(np.zeros(5)), "a table of samples and dimensions"),
+    (lambda: Moments.of(np.full((4, 2), np.nan)), "4 of 4 samples have features that are not finite"),
+    (lambda: frechet(Moments.of(REAL), Moments.of(REAL[:, :3])), "one width, found 16 and 3"),
+    (lambda: frechet(Moments.of(REAL[:1]), Moments.of(REAL)), "at least two samples, found 1"),
+    (lambda: kernel_distance_full(REAL[:1], REAL), "at least two samples on each side"),
+    (lambda: prdc(REAL[:5], REAL), "more than 5 samples on each side, found 5 and 300"),
+    (lambda: kernel_distance_without(MADE, REAL, np.zeros(240, int)), "at least two blocks"),
+])  # fmt: skip
+def test_what_has_no_answer_is_one_sentence(call, says: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+def flat():  # type: ignore[no-untyped-def]
+    """Features that are already there, as an extractor of torchmetrics."""
+    import torch
+
+    found = torch.nn.Flatten()
+    found.num_features = 16
+    return found

@@ -1,0 +1,191 @@
+"""Extractors: clean-fid's resizing, the networks of the libraries at random, weights that are those they say, kept features."""
+
+import hashlib
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evaluate import extractors
+from evaluate.extractors import load, load_features, resize, save_features
+from tests import small_networks
+
+torch.set_num_threads(1)
+DRAW = np.random.default_rng(0)
+IMAGES = [DRAW.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((40, 60), (33, 33), (80, 20))]
+
+
+@pytest.mark.parametrize("side", [17, 299])
+def test_resizing_is_clean_fids(side: int) -> None:
+    from cleanfid.resize import make_resizer
+
+    theirs = make_resizer("PIL", False, "bicubic", (side, side))
+    for image in IMAGES:
+        assert np.array_equal(resize(image, side), theirs(image))
+
+
+def test_clip_and_dinov2_see_what_their_libraries_networks_see(tmp_path: Path) -> None:
+    from transformers import CLIPModel, Dinov2Model
+
+    clip, dino = small_networks.clip(tmp_path / "clip"), small_networks.dinov2(tmp_path / "dino")
+
+    def prepared(side: int) -> torch.Tensor:
+        pixels = np.stack([resize(image, side) for image in IMAGES]) / 255
+        return torch.from_numpy(((pixels - [0.48, 0.45, 0.4]) / [0.26, 0.25, 0.27]).transpose(0, 3, 1, 2)).float()
+
+    with torch.inference_mode():
+        net = CLIPModel.from_pretrained(str(clip))
+        wanted = net.visual_projection(net.vision_model(prepared(32)).pooler_output).numpy()
+        seen = Dinov2Model.from_pretrained(str(dino))(prepared(28)).last_hidden_state[:, 0].numpy()
+    for name, folder, expected in (("clip", clip, wanted), ("dinov2", dino, seen)):
+        extractor = load(name, folder)
+        found = extractor(IMAGES)
+        assert found.dtype == np.float32 and found.shape == (3, extractor.dimensions)
+        assert np.allclose(found, expected, atol=1e-4) and expected.std(0).min() > 1e-3
+        assert extractor.weights_sha256 == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_an_image_has_the_same_features_alone_and_among_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extractors, "BATCH", 2)
+    extractor = load("dinov2", small_networks.dinov2(tmp_path / "dino"))
+    together = extractor(IMAGES)
+    assert np.allclose(together, [extractor([image])[0] for image in IMAGES], atol=1e-5)
+    assert extractor([]).shape == (0, 16)
+    same = np.stack([IMAGES[1]] * 3)
+    assert np.allclose(extractor(same), extractor(list(same)))
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_networks.inception(tmp_path_factory.mktemp("inception") / "pt_inception-2015-12-05-6726825d.pth")
+
+
+def test_inception_has_the_published_tensors_and_normalises_as_clean_fid(inception: Path) -> None:
+    from evaluate.inception import network
+
+    extractor = load("inception", inception)
+    found = extractor(IMAGES[:1])
+    tensors = torch.load(inception, weights_only=True)
+    # torchvision's tensors, which are pytorch-fid's: 94 convolutions, each with 4 tensors and a counter of its norm, and `fc`
+    from torchvision.models import Inception3
+
+    published = Inception3(num_classes=1008, aux_logits=False, init_weights=False).state_dict()
+    assert {name: value.shape for name, value in tensors.items()} == {name: value.shape for name, value in published.items()}
+    net = network()
+    net.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("fc.")})
+    with torch.inference_mode():
+        batch = torch.from_numpy(resize(IMAGES[0], 299)).permute(2, 0, 1)[None]
+        assert np.allclose(found, net((batch - 128) / 128).numpy(), atol=1e-4)
+    assert found.shape == (1, 2048) and found.std() > 0.1
+
+
+def test_inception_differs_from_torchvisions_in_its_three_poolings_alone() -> None:
+    from torchvision.models import inception as theirs
+
+    from evaluate import inception as ours
+
+    draw = torch.Generator().manual_seed(0)
+    pairs = [
+        (theirs.InceptionA(192, pool_features=32), ours.InceptionA(192, pool_features=32), 192),
+        (theirs.InceptionC(768, channels_7x7=128), ours.InceptionC(768, channels_7x7=128), 768),
+        (theirs.InceptionE(1280), ours.InceptionE(1280), 1280),
+        (theirs.InceptionE(2048), ours.LastInceptionE(2048), 2048),
+    ]
+    for original, changed, width in pairs:
+        changed.load_state_dict(original.state_dict())
+        x = torch.rand(1, width, 5, 5, generator=draw)
+        with torch.inference_mode():
+            *before, pooled_before = original.eval()._forward(x)
+            *after, pooled = changed.eval()._forward(x)
+            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+            # inside, where no padding is met, a mean is a mean; the last block takes the maximum everywhere
+            same = torch.allclose(pooled[..., 1:-1, 1:-1], pooled_before[..., 1:-1, 1:-1], atol=1e-6)
+            assert same == (width != 2048) and not torch.allclose(pooled, pooled_before, atol=1e-4)
+            if width == 2048:
+                wide = torch.nn.functional.max_pool2d(x, 3, 1, 1)
+                assert torch.equal(pooled, changed.branch_pool(wide))
+    one = ours.inner_mean(torch.ones(1, 1, 3, 3))
+    assert torch.equal(one, torch.ones(1, 1, 3, 3)), "no zero of the padding is in the mean of a corner"
+
+
+def test_a_torchscript_file_is_run_only_if_it_is_the_published_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Layers(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3)).repeat(1, 683)[:, :2048, None, None]
+
+    class Published(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = Layers()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(x)
+
+    path = tmp_path / "inception-2015-12-05.pt"
+    torch.jit.script(Published()).save(str(path))
+    with pytest.raises(ValueError, match="only the published one is run"):
+        load("inception", path)
+    monkeypatch.setitem(extractors.INCEPTION, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+    found = load("inception", path)(IMAGES)
+    wanted = (np.stack([resize(image, 299) for image in IMAGES]) - 128).mean((1, 2)) / 128
+    assert found.shape == (3, 2048) and np.allclose(found[:, :3], wanted, atol=1e-4)
+
+
+def test_weights_are_found_below_the_folder_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_networks.clip(tmp_path / "openai" / "clip-vit-base-patch16")
+    monkeypatch.setenv("CONTROLMILL_WEIGHTS", str(tmp_path))
+    assert load("clip").dimensions == 8
+    with pytest.raises(ValueError, match=r"'dinov2' needs weights, and .*dinov2-large is not there\. Download them \(hf download facebook/dinov2-large\)"):
+        load("dinov2")
+    monkeypatch.delenv("CONTROLMILL_WEIGHTS")
+    with pytest.raises(ValueError, match=r"none are named.*inception-2015-12-05\.pt.*put them below the folder that \$CONTROLMILL_WEIGHTS names"):
+        load("inception")
+
+
+def test_weights_of_something_else_are_refused(tmp_path: Path, inception: Path) -> None:
+    with pytest.raises(ValueError, match="not those of a Dinov2Model"):
+        load("dinov2", small_networks.clip(tmp_path / "clip"))
+    tensors = torch.load(inception, weights_only=True)
+    tensors.pop("Conv2d_1a_3x3.conv.weight")
+    torch.save(tensors, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="does not hold the Inception of 2015"):
+        load("inception", tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="config.json is not there"):
+        load("clip", tmp_path)
+    (tmp_path / "config.json").write_text((tmp_path / "clip" / "config.json").read_text())
+    with pytest.raises(ValueError, match="holds no weights of a CLIPModel"):
+        load("clip", tmp_path)
+    with pytest.raises(ValueError, match="no extractor 'vgg': choose one of inception, clip, dinov2, mini, efficientnet"):
+        load("vgg")
+
+
+def test_images_in_another_form_are_refused_before_they_give_numbers(tmp_path: Path) -> None:
+    extractor = load("dinov2", small_networks.dinov2(tmp_path / "dino"))
+    for wrong in (IMAGES[0] / np.float32(255), IMAGES[0].transpose(2, 0, 1), IMAGES[0][..., :1]):
+        with pytest.raises(ValueError, match="image 0 is"):
+            extractor([wrong])
+
+
+def test_a_network_of_ones_own_code_is_an_extractor_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = types.SimpleNamespace(version="3", sha256="abc", features=lambda images: images.mean((1, 2)).astype(np.float32))
+    monkeypatch.setitem(sys.modules, "evaluate.efficientnet", types.SimpleNamespace(load=lambda device: net))
+    extractor = load("efficientnet")
+    assert (extractor.name, extractor.version, extractor.weights_sha256, extractor.dimensions) == ("efficientnet", "3", "abc", 3)
+    assert np.allclose(extractor(IMAGES), [image.mean((0, 1)) for image in IMAGES])
+
+
+def test_kept_features_come_back_with_their_moments_and_never_as_others(tmp_path: Path) -> None:
+    from evaluate.distribution import Moments, frechet
+
+    features = DRAW.normal(size=(30, 4)).astype(np.float32)
+    path = tmp_path / "reference.npz"
+    save_features(path, features, {"extractor": "inception", "weights": "f58c", "images": "1234"})
+    found, moments = load_features(path, {"images": "1234", "weights": "f58c", "extractor": "inception"})
+    assert np.array_equal(found, features) and moments.n == 30
+    assert frechet(moments, Moments.of(features)) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="remove it, and they are made again"):
+        load_features(path, {"extractor": "inception", "weights": "f58c", "images": "other"})
+    assert [file.name for file in tmp_path.iterdir()] == ["reference.npz"]

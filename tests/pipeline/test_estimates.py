@@ -1,0 +1,88 @@
+"""From stored samples' scores to a benchmark's scores: what is read, what is drawn, what is not computed twice."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluate import fidelity
+from pipeline import estimates, shards
+from pipeline.estimates import Scored
+from pipeline.systems import CONTROL, REAL, Item, System
+
+ITEMS = tuple(Item(f"{k:02d}" * 16, f"caption {k}", 64, 64, "", k) for k in range(6))
+
+
+def scored(root: Path, arm: str, rows: list[dict[str, Any]], name: str = "run") -> Scored:
+    """Two shards of samples."""
+    system = System(name, "canny", arm, "", "w" if arm == CONTROL else "", "b" * 16, ITEMS)
+    paths = []
+    for part, some in enumerate((rows[:4], rows[4:])):
+        paths.append(f"{arm}-{part}.parquet")
+        facts = {"kind": "scores", "key": "k", "name": system.name, "part": part, "made_from": "x"}
+        shards.write(root / paths[-1], some, shards.SCORES, facts)
+    return Scored(root, system, "k", tuple(paths), arm)
+
+
+def sample(k: int, seed: int = 0, **more: Any) -> dict[str, Any]:
+    from safetensors.numpy import save
+
+    truth = np.zeros((8, 8), np.uint8)
+    truth[2] = 255
+    made = np.roll(truth, k % 3, axis=0)
+    compared = fidelity.compare("edges", fidelity.Map(truth, {}), fidelity.Map(made, {}))
+    return {
+        "image_id": ITEMS[k].image_id, "seed": seed, "status": "ok", "reason": "", "values": list(compared.values.items()),
+        "counts": save(dict(compared.counts)), "meta": "{}", "map": None, "features": [],
+    } | more  # fmt: skip
+
+
+def test_values_keep_their_prompts_and_a_sample_without_one_counts_as_the_worst(tmp_path: Path) -> None:
+    rows = [sample(k, seed) for k in range(3) for seed in (0, 1)]
+    rows[5] |= {"status": "failed", "values": []}
+    it = scored(tmp_path, CONTROL, rows)
+    metric = fidelity.METRICS["edge_f1"]
+    assert it.cluster.tolist() == [0, 0, 1, 1, 2, 2] and it.failed == 1
+    assert it.values(metric).tolist() == [1, 1, 0, 0, 0, metric.worst]
+
+
+def test_a_score_of_the_whole_set_is_drawn_with_its_prompts(tmp_path: Path) -> None:
+    from evaluate.replicates import draws
+
+    it = scored(tmp_path, CONTROL, [sample(k) for k in range(6)])
+    drawn = draws(6, count=50)
+    metric = fidelity.METRICS["edge_f1_pooled"]
+    found = estimates._of_set(it, metric, drawn)
+    assert found.value == pytest.approx(fidelity.pooled("edge_f1_pooled", it.counts)) and len(found.replicates) == 50
+    by_hand = fidelity.pooled("edge_f1_pooled", [it.counts[k] for k in range(6) for _ in range(int(drawn[7, k]))])
+    assert found.replicates[7] == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_distances_leave_out_blocks_and_skip_samples_without_a_picture(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(6, 2)).astype(np.float32)
+    rows = [sample(k, features=[("net", features[k].tobytes())]) for k in range(6)]
+    real = scored(tmp_path, REAL, rows)
+    moved = [sample(k, features=[("net", (features[k] + 3).tobytes())] if k != 2 else []) for k in range(6)]
+    it = scored(tmp_path, CONTROL, moved)
+    found = {metric.name: (metric, score) for metric, score in estimates._distances(it, real, "net")}
+    metric, score = found["fd (net)"]
+    assert metric.dimensions == 2 and score.method == "jackknife" and len(score.replicates) == 6 and score.value > 10
+    assert score.replicates[2] == pytest.approx(score.value, rel=1e-6) and "precision (net)" not in found, "six images have no neighbourhoods"
+    from evaluate.measures import marks
+
+    assert marks(metric, 6)[0].startswith("biased: n = 6 < 10 × 2 dimensions") and not marks(metric, 20)
+
+
+def test_likeness_is_with_the_image_of_the_same_prompt(tmp_path: Path) -> None:
+    from evaluate.measures import clip_image
+    from evaluate.replicates import draws
+
+    metric = clip_image("mini")
+    unit = np.eye(6, dtype=np.float32)
+    real = scored(tmp_path, REAL, [sample(k, features=[(metric.name, unit[k].tobytes())]) for k in range(6)])
+    order = [5, 4, 3, 2, 1, 0]
+    same = scored(tmp_path, CONTROL, [sample(k, features=[(metric.name, unit[k].tobytes())] if k else []) for k in order])
+    _, found = estimates._likeness(same, real, metric, draws(6, count=20))
+    assert found.value == pytest.approx(500 / 6), "five are alike, and the one without a picture is like nothing"
