@@ -151,14 +151,16 @@ def main() -> None:
     args = parser.parse_args()
     cv2.setNumThreads(1)
     made = board(args.models, args.conditions, args.metrics, args.pictures)
-    runs: dict[str, list[float]] = {"first": [], "again": [], "page": [], "evidence": []}
+    runs: dict[str, list[float]] = {"first": [], "cpu": [], "again": [], "page": [], "evidence": []}
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(args.repeats):
             folder = args.keep if args.keep and number == 0 else Path(scratch, str(number))
             for name, shown in (("first", made), ("again", replace(made, made_at="later"))):
-                start = time.perf_counter()
+                start, used = time.perf_counter(), time.process_time()
                 page = render(shown, folder)
                 runs[name].append(time.perf_counter() - start)
+                if name == "first":
+                    runs["cpu"].append(time.process_time() - used)
         if PROGRAM:
             evidence = next(iter(sorted(page.parent.glob("evidence-*.html"))), page)
             for _ in range(args.repeats):  # a new browser each time: no cache
@@ -168,15 +170,15 @@ def main() -> None:
         sizes = {file.name: file.stat().st_size for file in page.parent.iterdir() if file.is_file() and file.name.startswith("leaderboard")}
         pictures = sum(1 for _ in (page.parent / "pictures").glob("*"))
     medians = {name: statistics.median(values) for name, values in runs.items() if values}
-    titles = {"first": "render, empty folder", "again": "render again", "page": "open leaderboard.html", "evidence": "open an evidence page"}
+    titles = {"first": "render, empty folder", "cpu": "  of it computing", "again": "render again", "page": "open leaderboard.html", "evidence": "open an evidence page"}
     print(f"{args.models} models × {args.conditions} conditions × {args.metrics} measures: {len(made.scores):,} scores, {pictures:,} pictures")
     for name, value in medians.items():
         print(f"  {titles[name]:24} {value:6.2f} s")
-    print("  " + ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in sizes.items()))
+    print(f"  load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; " + ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in sizes.items()))
     if args.out:
         args.out.write_text(json.dumps({
             "models": args.models, "conditions": args.conditions, "metrics": args.metrics, "scores": len(made.scores), "pictures": pictures,
-            "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "median_seconds": medians, "bytes": sizes, "runs": runs,
+            "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "median_seconds": medians, "bytes": sizes, "runs": runs,
         }, indent=2))  # fmt: skip
 
 

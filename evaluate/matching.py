@@ -11,7 +11,7 @@ STRIP = 8_000  # rows matched at a time beyond that
 def most_pairs(near: Near) -> int:
     """Size of a maximum matching; of more than 600,000 choices, strip by strip, at most 0.4 % smaller on the densest maps tried.
 
-    The strips err to fewer pairs. Photographs' edges at 512 x 512 stay below the limit at any tolerance used here.
+    The strips err to fewer pairs. The edges of the photographs of benchmarks/fidelity.py stay below the limit at every tolerance.
     """
     if len(near) <= EXACT:
         return len(_matched(near))

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-FLAGS = ("--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-         "--disable-background-networking", "--disable-component-update", "--no-pings")  # fmt: skip
+FLAGS = ("--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage",
+         "--hide-scrollbars", "--disable-background-networking", "--disable-component-update", "--no-pings")  # fmt: skip
 PATIENCE = 60  # seconds for an answer
 
 

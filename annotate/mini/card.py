@@ -16,7 +16,7 @@ TARGETS = {
 WEAKNESSES = (
     "It knows rendered scenes and what a model draws in their place. What it says of photographs means nothing, so `auto` never takes it.",
     "One figure at most. Joints behind something are guesses.",
-    "Two objects of one shape that touch in the picture count as one, and one that is cut in two by another counts as two.",
+    "Two objects of one colour that touch in the picture count as one, and one that is cut in two by another counts as two.",
     "It was trained at one size; other pictures are scaled to it and the maps back, so their fine detail is lost.",
 )
 

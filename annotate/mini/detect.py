@@ -22,7 +22,7 @@ WEIGHTS = WeightFile(
 )
 SIDE = 128  # of the scenes it has learned from
 STEP = 16  # sides that the network can halve as often as it does
-LEAST_OBJECT, LEAST_PERSON = 0.004, 0.006  # shares of the picture
+LEAST_OBJECT, LEAST_PERSON = 0.01, 0.02  # shares of the picture: about half of the smallest in rendered scenes
 SURE = 0.25  # of a joint; hidden ones are learned as 0.5
 LAYOUT = "openpose_18"
 
@@ -106,21 +106,25 @@ def read(net: "Detector", images: Sequence[np.ndarray]) -> list[Reading]:  # uin
 
 
 def objects(reading: Reading) -> list[Seen]:
-    """Connected areas of a shape's class, each of the colour that most of it has."""
+    """Connected areas of one colour where objects are, each of the shape that most of it has.
+
+    Not areas of a shape: an object that is half taken for a cone and half for a pyramid would be two guesses at one thing.
+    """
     import cv2
 
     out = []
-    height, width = reading.classes.shape
-    for shape in reading.words.shapes:
-        mask = (reading.classes == reading.words.number(shape)).astype(np.uint8)
-        count, areas, stats, _ = cv2.connectedComponentsWithStats(mask)
+    words, (height, width) = reading.words, reading.classes.shape
+    numbers = [words.number(shape) for shape in words.shapes]
+    anything = np.isin(reading.classes, numbers)
+    for colour, name in enumerate(words.colours[1:], 1):
+        count, areas, stats, _ = cv2.connectedComponentsWithStats((anything & (reading.colours == colour)).astype(np.uint8))
         for area in range(1, count):
             x, y, w, h, size = stats[area].tolist()
             if size < LEAST_OBJECT * height * width:
                 continue
-            votes = np.bincount(reading.colours[areas == area], minlength=len(reading.words.colours))[1:]
+            votes = np.bincount(reading.classes[areas == area], minlength=len(words.classes))[numbers]
             box = (x / width, y / height, (x + w) / width, (y + h) / height)
-            out.append(Seen(shape, reading.words.colours[1 + int(votes.argmax())], box))
+            out.append(Seen(words.shapes[int(votes.argmax())], name, box))
     return out
 
 

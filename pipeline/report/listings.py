@@ -37,11 +37,11 @@ def _witness(row: Evidence, href: Callable[[Any], str | None]) -> dict[str, Any]
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(it) for key, it in value.items()}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, list | tuple):
         return [_finite(it) for it in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return {key: _finite(it) for key, it in value.items()} if isinstance(value, Mapping) else value
 
 
 def lines(stored: Mapping[str, Any]) -> str:

@@ -17,8 +17,11 @@ from annotate.mini.words import Wanted, Words
 from annotate.weights import WeightsError
 
 WORDS = Words(
-    (("wood floor", "floor-wood", "floor"), ("plain wall", "wall-other", "wall"), ("box", "cardboard", "box"), ("person", "person", "person")),
-    ("none", "red", "blue"), ("box",),
+    (
+        ("wood floor", "floor-wood", "floor"), ("plain wall", "wall-other", "wall"), ("box", "cardboard", "box"),
+        ("person", "person", "person"), ("cone", "plastic", "plaything"),
+    ),
+    ("none", "red", "blue"), ("box", "cone"),
 )  # fmt: skip
 SIDE = 32
 RED_BOX = Wanted((("box", "red"),), False)
@@ -172,11 +175,14 @@ def test_spoiling_is_of_the_picture_alone_and_depends_on_the_draw() -> None:
     assert (first == again).all() and (first != other).any() and (first != images).any() and first.dtype == np.uint8
 
 
-def test_an_object_is_an_area_of_its_class_in_the_colour_of_most_of_it() -> None:
+def test_an_object_is_an_area_of_one_colour_and_of_the_shape_of_most_of_it() -> None:
     classes, colours = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8)
-    classes[4:20, 8:24], colours[4:20, 8:24], colours[4:20, 8:12] = 2, 1, 2
-    classes[40:42, 40:42] = 2  # too small to be an object
-    assert detect.objects(reading(classes, colours)) == [("box", "red", (8 / 64, 4 / 64, 24 / 64, 20 / 64))]
+    classes[4:20, 8:24], classes[4:20, 8:14], colours[4:20, 8:24] = 2, 4, 1  # six columns of sixteen look like a cone
+    classes[4:20, 24:40], colours[4:20, 24:40] = 4, 2  # touches it in another colour
+    classes[40:44, 40:44], colours[40:44, 40:44] = 2, 1  # too small to be an object
+    colours[50:60, 4:30] = 1  # of the floor
+    found = detect.objects(reading(classes, colours))
+    assert found == [("box", "red", (8 / 64, 4 / 64, 24 / 64, 20 / 64)), ("cone", "blue", (24 / 64, 4 / 64, 40 / 64, 20 / 64))]
     assert not detect.has_person(reading(classes, colours))
     classes[30:60, 50:60] = 3
     assert detect.has_person(reading(classes, colours))
@@ -193,10 +199,10 @@ def test_each_object_seen_counts_for_one_that_is_named() -> None:
 
 def test_a_caption_names_what_it_brings_in_and_no_more() -> None:
     caption = (
-        "three objects: a blue checked box on the left, a red box in the middle, a green glossy box; a person in a red shirt and blue trousers "
+        "three objects: a blue checked cone on the left, a red box in the middle, a green glossy box; a person in a red shirt and blue trousers "
         "walking; the red box in front of the person; plain wall, light from the left"
     )
-    assert WORDS.wanted(caption) == Wanted((("box", "blue"), ("box", "red")), True), "green is no colour of these words"
+    assert WORDS.wanted(caption) == Wanted((("cone", "blue"), ("box", "red")), True), "green is no colour of these words"
     assert WORDS.wanted("one object: a red striped box; the person") == RED_BOX
 
 
