@@ -35,29 +35,29 @@ class Condition:
 
 _ROWS = (
     Condition(
-        name="canny", title="Canny edges", kind="edges", detectors=("opencv-canny",), fidelity="edge_f1",
+        name="canny", title="Canny edges", kind="edges", detectors=("opencv-canny",), fidelity="edge_f1_bsds",
         rule="3M internet pairs, Canny with random thresholds",
     ),
     Condition(
-        name="hough", title="Hough lines", kind="lines", detectors=("mlsd", "opencv-lsd"), warm_start="canny", fidelity="line_f1",
+        name="hough", title="Hough lines", kind="lines", detectors=("mlsd", "opencv-lsd"), warm_start="canny", fidelity="line_f1_10",
         rule="600k pairs of Places2, learned line segments",
     ),
     Condition(
-        name="hed", title="HED boundaries", kind="soft_edges", detectors=("controlnet-hed", "hed-bsds500"), fidelity="soft_edge_ssim",
+        name="hed", title="HED boundaries", kind="soft_edges", detectors=("controlnet-hed", "hed-bsds500"), fidelity="soft_ms_ssim",
         rule="3M internet pairs",
     ),
     Condition(
-        name="sketch", title="User sketches", kind="edges", detectors=("sketch-hed",), parent="hed", warm_start="canny", fidelity="edge_f1",
+        name="sketch", title="User sketches", kind="edges", detectors=("sketch-hed",), parent="hed", warm_start="canny", fidelity="edge_f1_bsds",
         rule="500k pairs: HED with random thresholds, random masking of strokes, random morphology, random non-maximum suppression",
     ),
     Condition(
         name="pose_openpifpaf", title="Human pose (OpenPifPaf, COCO keypoints)", kind="people", layout="coco_17",
-        detectors=("openpifpaf", "mediapipe-pose"), by_name=("mini",), fidelity="keypoint_oks",
+        detectors=("openpifpaf", "mediapipe-pose"), by_name=("mini",), fidelity="people_ap",
         rule="80k pairs: at least 30% of the keypoints of the best person found (keypoint_fraction >= 0.3)",
     ),
     Condition(
         name="pose_openpose", title="Human pose (OpenPose body keypoints)", kind="people", layout="openpose_18",
-        detectors=("openpose", "mediapipe-pose"), by_name=("mini",), fidelity="keypoint_oks",
+        detectors=("openpose", "mediapipe-pose"), by_name=("mini",), fidelity="people_ap",
         rule="200k pairs: at least 30% of the keypoints of the best person found (keypoint_fraction >= 0.3)",
     ),
     Condition(
@@ -87,7 +87,7 @@ _ROWS = (
         parent="depth_large", warm_start="normal", fidelity="normal_angle", rule="normals from MiDaS depth, a = 2 pi, background threshold",
     ),
     Condition(
-        name="cartoon", title="Cartoon line drawing", kind="edges", detectors=("anime2sketch", "xdog"), fidelity="edge_f1",
+        name="cartoon", title="Cartoon line drawing", kind="edges", detectors=("anime2sketch", "xdog"), fidelity="edge_f1_bsds",
         rule="1M cartoon pairs, the top million by popularity",
     ),
 )  # fmt: skip

@@ -170,15 +170,20 @@ def main() -> None:
         sizes = {file.name: file.stat().st_size for file in page.parent.iterdir() if file.is_file() and file.name.startswith("leaderboard")}
         pictures = sum(1 for _ in (page.parent / "pictures").glob("*"))
     medians = {name: statistics.median(values) for name, values in runs.items() if values}
-    titles = {"first": "render, empty folder", "cpu": "  of it computing", "again": "render again", "page": "open leaderboard.html", "evidence": "open an evidence page"}
+    titles = {
+        "first": "render, empty folder", "cpu": "  of it computing", "again": "render again", "page": "open leaderboard.html",
+        "evidence": "open an evidence page",
+    }  # fmt: skip
     print(f"{args.models} models × {args.conditions} conditions × {args.metrics} measures: {len(made.scores):,} scores, {pictures:,} pictures")
     for name, value in medians.items():
         print(f"  {titles[name]:24} {value:6.2f} s")
-    print(f"  load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; " + ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in sizes.items()))
+    print("  " + ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in sizes.items()))
+    print(f"  load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     if args.out:
         args.out.write_text(json.dumps({
             "models": args.models, "conditions": args.conditions, "metrics": args.metrics, "scores": len(made.scores), "pictures": pictures,
-            "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "median_seconds": medians, "bytes": sizes, "runs": runs,
+            "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "median_seconds": medians,
+            "bytes": sizes, "runs": runs,
         }, indent=2))  # fmt: skip
 
 

@@ -5,7 +5,7 @@ the driver opens it for one commit, readers for one query, and both wait for eac
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,11 +103,11 @@ class Catalog:
                 raise
             connection.commit()
 
-    def query(self, sql: str, parameters: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
+    def query(self, sql: str, parameters: Iterable[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of one read-only query; it can reach no file but the catalog."""
         with self._open(read_only=True) as connection:
             try:
-                return connection.execute(sql, list(parameters)).fetchall()
+                return connection.execute(sql, dict(parameters) if isinstance(parameters, Mapping) else list(parameters)).fetchall()
             except duckdb.ConversionException as error:  # a `select:` that some row of the data does not agree with
                 raise MillError(f"A `select:` of the manifest fails on the data: {str(error).splitlines()[0]}") from error
             except duckdb.CatalogException as error:

@@ -12,7 +12,7 @@ from annotate.conditions import CONDITIONS, MEASURES
 from annotate.detectors import DETECTORS
 from annotate.parameters import near
 from annotate.weights import PINNED
-from pipeline import MillError, manifest, scenes, sources
+from pipeline import MillError, manifest, networks, scenes, sources
 from pipeline.catalog import Selection
 from pipeline.manifest import Captions, Condition, Manifest, ScenesSource, Select
 from pipeline.sources import RawImage
@@ -160,6 +160,7 @@ def missing(plan: Plan) -> list[str]:
             found.append(f"train.runs[{number}].warm_start: {run.warm_start} {what}")
     found += optimizers_lacking(plan)
     found += [f"evaluate.readers.{it.name}: {it.lack}" for it in plan.readers.values() if it.lack]
+    found += _lacking_to_evaluate(plan.manifest.evaluate) if plan.manifest.evaluate else []
     if plan.manifest.base not in (None, "random"):
         from train import base
 
@@ -167,6 +168,22 @@ def missing(plan: Plan) -> list[str]:
             base.locate(str(plan.manifest.base), download=False)
         except (ValueError, OSError) as error:
             found.append(f"base: {error}")
+    return found
+
+
+def _lacking_to_evaluate(evaluation: manifest.Evaluate) -> list[str]:
+    from train import checkpoint
+
+    found = []
+    for it in evaluation.external:
+        try:
+            checkpoint.locate(it.checkpoint, download=False)
+        except OSError as error:
+            found.append(f"evaluate.external: {it.name}: {error}")
+    try:
+        networks.identity(evaluation)
+    except MillError as error:
+        found.append(str(error))
     return found
 
 

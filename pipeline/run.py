@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline import MillError, recovery
+from pipeline import MillError, networks, recovery
 from pipeline import plan as plans
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, cluster
@@ -31,6 +31,8 @@ def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
     plan = plans.make(given)
     for lack in plans.optimizers_lacking(plan) if "train" in options.stages else ():
         raise MillError(f"{lack}.")
+    if "score" in options.stages and plan.manifest.evaluate:
+        networks.identity(plan.manifest.evaluate)  # what can't be loaded is told before any work
     workspace, catalog = plan.workspace, Catalog(plan.workspace)
     workspace.create()
     with workspace.lock():

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from annotate.mini.network import Detector
 
 WEIGHTS = WeightFile(
-    name="detector.safetensors", package="annotate", inside="mini/detector.safetensors", install="controlmill mini detector --help"
+    name="detector.safetensors",
+    package="annotate",
+    inside="mini/detector.safetensors",
+    install="controlmill mini detector manifests/mini/detector.yaml",
 )
 SIDE = 128  # of the scenes it has learned from
 STEP = 16  # sides that the network can halve as often as it does

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from annotate.mini.words import PERSON, Wanted, Words
-from pipeline import scenes
+from pipeline import MillError, scenes
 from pipeline.manifest import NAME, Section
 from pipeline.mini import manifests
 from pipeline.mini.scenes import PART, MiniScenes, sentence, simple
@@ -102,7 +102,7 @@ def make_detector(
     def measure(mean: Any) -> dict[str, float]:
         rows = list(range(min(64, len(held_out))))
         told = scores.measure(mean, held_out.truth(rows), [held_out.wanted[row] for row in rows])
-        return {name: value[0] if isinstance(value, list) else value for name, value in told.items()}
+        return {name: value[0] if isinstance(value, list) else value for name, value in told.items() if value is not None}
 
     loop = learning.Loop(part="detector", images=recipe.images, batch=recipe.batch, half_life=recipe.half_life, measure_every=16_000)
     groups = [{"params": list(net.parameters()), "lr": 1.0}]
@@ -237,12 +237,13 @@ def _truths(plan: MiniScenes, seed: int, indices: range) -> Iterator[dict[str, A
 
 
 def _vae(base: str) -> tuple[Any, str]:
-    """And the identity of its encoder."""
-    from train.mini.base import load_vae
-    from train.mini.latents import fingerprint
+    """And the identity of all its weights: pictures depend on the decoder too."""
+    from train.mini import base as bases
 
-    vae = load_vae(Path(base))
-    return vae, fingerprint(vae)
+    path = Path(base) / "vae" / bases.VAE_FILE
+    if not path.is_file():
+        raise MillError(f"base: there is no {path}: make one with `controlmill mini base`, or leave the key out.")
+    return bases.load_vae(Path(base)), hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _returned(stem: Path, images: np.ndarray, vae: tuple[Any, str]) -> np.ndarray:

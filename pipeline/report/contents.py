@@ -104,7 +104,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRow:
-    """One number of one system, with its identity (evaluate.fidelity.Score)."""
+    """One number of one system, with its identity (a row of the table `scores`)."""
 
     system: str
     baseline: bool                                          # no_control, shuffled_condition

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from pipeline.report import listings
 from pipeline.report.board import Board, Evidence
-from pipeline.report.site import PICTURES, TEMPLATES, Picture, _count, _number, _picture, _tail
+from pipeline.report.site import PICTURES, TEMPLATES, Picture, count, number, picture_of, tail
 from pipeline.report.standings import Group, figure, groups, passports, places, ruler, share_text, shared
 from pipeline.workspace import write_text
 
@@ -24,7 +24,7 @@ RANK_OF = {"best": 0, "median": 1, "worst": 2}
 def render(board: Board, folder: Path) -> Path:
     """Writes leaderboard.html, .md, .csv, .json and the evidence; an older page stays until the new one is whole. Returns the page."""
     pictures: dict[str, bytes] = {}
-    picture = functools.cache(lambda content: _picture(content, pictures))
+    picture = functools.cache(lambda content: picture_of(content, pictures))
     environment = _environment(picture)
     shown = groups(board, {benchmark.condition: EVIDENCE.format(_slug(benchmark.condition)) for benchmark in board.benchmarks})
     pages = {group.evidence: page for group in shown if group.evidence for page in [_evidence_page(environment, board, shown, group)]}
@@ -50,7 +50,7 @@ def _environment(picture: Callable[[Any], Picture | None]) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        count=_count, figure=figure, number=_number, places=places, ruler=ruler, share=share_text, slug=_slug, tail=_tail)
+        count=count, figure=figure, number=number, places=places, ruler=ruler, share=share_text, slug=_slug, tail=tail)
     environment.globals.update(picture=picture)
     return environment
 

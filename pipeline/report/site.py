@@ -47,10 +47,10 @@ def render(data: ReportData, out: Path) -> Path:
     pictures: dict[str, bytes] = {}
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(count=_count, number=_number, duration=_duration, rate=_rate, short=_short, tail=_tail, p_value=_p_value)
+    environment.filters.update(count=count, number=number, duration=_duration, rate=_rate, short=_short, tail=tail, p_value=_p_value)
     page = environment.get_template("index.html").render(
         data=data,
-        picture=lambda content: _picture(content, pictures),
+        picture=lambda content: picture_of(content, pictures),
         groups=score_groups(data.scores),
         plots={run.name: loss_plot(run.loss) for run in data.runs},
         gaps={run.name: {condition: gap_plot(points) for condition, points in run.gaps.items()} for run in data.runs},
@@ -95,7 +95,7 @@ def _columns(data: ReportData) -> list[str]:
     return known + [name for name in present if name not in known]
 
 
-def _picture(content: bytes | str | None, pictures: dict[str, bytes]) -> Picture | None:
+def picture_of(content: bytes | str | None, pictures: dict[str, bytes]) -> Picture | None:
     """Files a picture under its hash and says where; None for anything that is not one, which the page then says in words."""
     if not isinstance(content, bytes):
         return None
@@ -109,11 +109,11 @@ def _picture(content: bytes | str | None, pictures: dict[str, bytes]) -> Picture
     return Picture(f"{PICTURES}/{name}", width, height)
 
 
-def _count(value: float) -> str:
+def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _number(value: float | None, digits: int = 3) -> str:
+def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
@@ -138,7 +138,7 @@ def _short(text: str | None, length: int = 8) -> str:
     return "–" if not text else text if len(text) <= length else text[:length] + "…"
 
 
-def _tail(uri: str) -> str:
+def tail(uri: str) -> str:
     """The last part of an address: what a person calls the picture."""
     return uri.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1] or uri
 

@@ -3,8 +3,10 @@
 import functools
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from evaluate.replicates import Replicated
 from pipeline import __version__, evidence
 from pipeline.catalog import Catalog
 from pipeline.estimates import replicated
-from pipeline.evidence import thumbnail
+from pipeline.evidence import Sample, thumbnail
 from pipeline.plan import Plan
 from pipeline.report import board, leaderboard
 from pipeline.systems import ALONE, CONTROL, NO_CONTROL, REAL, SHUFFLED, System, readable, systems
@@ -152,39 +154,44 @@ def _speeds(catalog: Catalog, made: Mapping[str, System]) -> Iterator[board.Spee
 
 
 def _evidence(plan: Plan, catalog: Catalog, made: Mapping[str, System]) -> Iterator[board.Evidence]:
-    """Of each model its best, median and worst sample, and some that all models share."""
-    for system in made.values():
-        if system.arm != CONTROL:
-            continue
-        metric = measures.telling(CONDITIONS[system.condition].kind)
-        found = catalog.query(
-            """SELECT image_id, seed, value FROM sample_scores JOIN (SELECT DISTINCT system, identity FROM scores) s
-               ON s.system = sample_scores.system AND s.identity = benchmark
-               WHERE sample_scores.system = ? AND metric = ? AND status = 'ok' ORDER BY value, image_id, seed""",
-            [system.name, metric.name],
-        )
-        if not found:
-            continue
-        if not metric.higher_is_better:
-            found.reverse()
-        chosen: list[tuple[Any, tuple[str, int, float]]] = [("best", found[-1]), ("median", found[len(found) // 2]), ("worst", found[0])]
-        scores = {(image_id, seed): value for image_id, seed, value in found}
-        assert plan.manifest.evaluate is not None
-        seed = plan.manifest.evaluate.benchmark.seeds[0]
-        chosen += [("same", (it.image_id, seed, scores[it.image_id, seed])) for it in system.items[:SAME] if (it.image_id, seed) in scores]
-        for which, (image_id, sample_seed, value) in chosen:
-            item = next(it for it in system.items if it.image_id == image_id)
-            shown = evidence.outcome(plan, catalog, system, image_id, sample_seed)
-            if shown is not None:
-                hint = maps.render(evidence.truth(plan, system, item))
-                reread = maps.render(shown.map) if shown.map else None
-                yield board.Evidence(
-                    condition=system.condition, model=system.model, metric=metric.name, which=which, image_id=image_id,
-                    prompt=item.caption[:CAPTION], seed=sample_seed, score=value, hint=thumbnail(hint),
-                    source=thumbnail(evidence.photograph(catalog, image_id), "jpeg"), generated=thumbnail(shown.image),
-                    reread=thumbnail(reread) if reread is not None else shown.reason,
-                    difference=thumbnail(_difference(hint, reread)) if reread is not None else None,
-                )  # fmt: skip
+    """Of each model its best, median and worst sample, and some that all models share; pictures are read and drawn side by side."""
+    controls = [system for system in made.values() if system.arm == CONTROL]
+    chosen = [it for found in evidence.samples(plan, catalog, controls).values() for it in _chosen(found)]
+    photographs = evidence.photographs(catalog, sorted({sample.image_id for _, sample in chosen}))
+    items = {system.name: {item.image_id: item for item in system.items} for system in controls}
+
+    @functools.cache
+    def hint(condition: str, image_id: str) -> tuple[np.ndarray, bytes, bytes]:
+        system = next(it for it in controls if it.condition == condition)
+        pixels = maps.render(evidence.truth(plan.workspace, system, items[system.name][image_id]))
+        return pixels, thumbnail(pixels), thumbnail(evidence.photograph(plan.workspace, photographs[image_id]), "jpeg")
+
+    def shown(which: Any, sample: Sample) -> board.Evidence:
+        condition = sample.system.condition
+        own, small, source = hint(condition, sample.image_id)
+        found = evidence.reread(plan.workspace, sample)
+        again = found if isinstance(found, str) else maps.render(found, size=(own.shape[0], own.shape[1]))
+        ((metric, value),) = sample.values.items()
+        return board.Evidence(
+            condition=condition, model=sample.system.model, metric=metric, which=which, image_id=sample.image_id,
+            prompt=items[sample.system.name][sample.image_id].caption[:CAPTION], seed=sample.seed, score=value, hint=small, source=source,
+            generated=thumbnail(evidence.drawn(plan.workspace, sample), "jpeg"), reread=again if isinstance(again, str) else thumbnail(again),
+            difference=None if isinstance(again, str) else thumbnail(_difference(own, again)),
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(lambda it: shown(*it), chosen)
+
+
+def _chosen(found: list[Sample]) -> list[tuple[str, Sample]]:
+    """Ties go to the first image."""
+    scored = [it for it in found if it.values]
+    if not scored:
+        return []
+    better = measures.metric(next(iter(scored[0].values))).higher_is_better
+    ranked = sorted(scored, key=lambda it: next(iter(it.values.values())), reverse=better)
+    extremes = [("best", ranked[0]), ("median", ranked[len(ranked) // 2]), ("worst", ranked[-1])]
+    return extremes + [("same", it) for it in [it for it in scored if it.seed == scored[0].seed][:SAME]]
 
 
 def _difference(hint: np.ndarray, reread: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from evaluate.replicates import difference
 from pipeline import MillError, __version__, canonical, evidence, manifest, shards, status
 from pipeline.catalog import Catalog
 from pipeline.estimates import replicated
-from pipeline.evidence import thumbnail
+from pipeline.evidence import Sample, thumbnail
 from pipeline.plan import Plan
 from pipeline.report import contents
 from pipeline.report.site import render
@@ -224,27 +224,31 @@ def _name(system: System) -> str:
 
 
 def _evidence(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.Evidence]:
+    """The first pairs of each benchmark."""
+    if plan.manifest.evaluate is None:
+        return
+    seed = plan.manifest.evaluate.benchmark.seeds[0]
+    images = sorted({item.image_id for system in made for item in system.items[:PAIRS]})
+    photographs = evidence.photographs(catalog, images)
+    samples = evidence.samples(plan, catalog, made, images)
+    at = {(name, it.image_id): it for name, found in samples.items() for it in found if it.seed == seed}
     for control in (system for system in made if system.arm == CONTROL):
-        assert plan.manifest.evaluate is not None
-        seed = plan.manifest.evaluate.benchmark.seeds[0]
+        others = [it for it in _siblings(control, made) if it.arm != REAL]
         for item in control.items[:PAIRS]:
-            outputs = [shown for it in _siblings(control, made) if it.arm != REAL and (shown := _generated(plan, catalog, it, item.image_id, seed))]
+            outputs = [_generated(plan, found) for it in others if (found := at.get((it.name, item.image_id)))]
             if outputs:
                 yield contents.Evidence(
                     condition=control.condition, image_id=item.image_id, prompt=_short(item.caption), seed=seed,
-                    hint=thumbnail(maps.render(evidence.truth(plan, control, item))),
-                    source=thumbnail(evidence.photograph(catalog, item.image_id), "jpeg"), outputs=tuple(outputs),
+                    hint=thumbnail(maps.render(evidence.truth(plan.workspace, control, item))),
+                    source=thumbnail(evidence.photograph(plan.workspace, photographs[item.image_id]), "jpeg"), outputs=tuple(outputs),
                 )  # fmt: skip
 
 
-def _generated(plan: Plan, catalog: Catalog, system: System, image_id: str, seed: int) -> contents.Generated | None:
-    found = evidence.outcome(plan, catalog, system, image_id, seed)
-    if found is None:
-        return None
-    reread: bytes | str = thumbnail(maps.render(found.map)) if found.map else found.reason
+def _generated(plan: Plan, sample: Sample) -> contents.Generated:
+    found = evidence.reread(plan.workspace, sample)
     return contents.Generated(
-        system=_name(system), baseline=system.arm != CONTROL, image=thumbnail(found.image), reread=reread,
-        values={name: value for name, value in found.values.items() if name in fidelity.METRICS and fidelity.METRICS[name].primary},
+        system=_name(sample.system), baseline=sample.system.arm != CONTROL, image=thumbnail(evidence.drawn(plan.workspace, sample)),
+        reread=found if isinstance(found, str) else thumbnail(maps.render(found)), values=sample.values,
     )  # fmt: skip
 
 

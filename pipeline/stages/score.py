@@ -104,7 +104,11 @@ def _reread(args: dict[str, Any], workspace: Workspace, sample: Mapping[str, Any
         )[condition][0]
         made = reread.map
         found |= {"status": "ok" if made else "failed", "reason": reread.reason}
-    compared = fidelity.compare(CONDITIONS[condition].kind, as_map(truth.map), as_map(made) if made else None)
+    try:
+        compared = fidelity.compare(CONDITIONS[condition].kind, as_map(truth.map), as_map(made) if made else None)
+    except ValueError as error:  # another size, another space of labels
+        found |= {"status": "failed", "reason": f"can't be compared: {error}"}
+        compared = fidelity.compare(CONDITIONS[condition].kind, as_map(truth.map), None)
     return found | {
         "values": list(compared.values.items()),
         "counts": save({name: np.ascontiguousarray(array) for name, array in compared.counts.items()}),

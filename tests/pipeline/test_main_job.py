@@ -207,8 +207,9 @@ def test_somebody_elses_checkpoint_is_scored_beside_the_runs(
     shutil.copytree(root, tmp_path / "job")
     ((checkpoint,),) = query(root, "SELECT checkpoint FROM runs")
     text = (root / "manifest.yaml").read_text()
-    theirs = f"external: [{{name: theirs, condition: canny, checkpoint: 'ws/{checkpoint}/canny'}}], readers: {{canny: {{detector: opencv-canny, low: 50}}}}"
-    (tmp_path / "job" / "manifest.yaml").write_text(text.replace("evaluate: {", f"evaluate: {{{theirs}, "))
+    theirs = f"external: [{{name: theirs, condition: canny, checkpoint: 'ws/{checkpoint}/canny'}}]"
+    reader = "readers: {canny: {detector: opencv-canny, low: 50}}"
+    (tmp_path / "job" / "manifest.yaml").write_text(text.replace("evaluate: {", f"evaluate: {{{theirs}, {reader}, "))
     ran = ask(tmp_path / "job", "run", "manifest.yaml", "--stages", "generate,score,report")
     assert ran.returncode == 0, ran.stderr
     workspace = Workspace(tmp_path / "job/ws")

@@ -52,3 +52,24 @@ def test_the_truth_is_that_of_the_scene(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(scenes, "render", None)
     again, _ = detector.render(detector.load(path), tmp_path)
     assert again.wanted == training.wanted
+
+
+def test_pictures_through_a_vae_are_made_once_for_each_vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train.mini import autoencoder, base
+
+    path = tmp_path / "detector.yaml"
+    path.write_text(TEXT.replace("recipe:", f"base: {tmp_path}\nrecipe:"))
+    with pytest.raises(MillError, match="base: there is no"):
+        detector.render(detector.load(path), tmp_path / "work")
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / base.VAE_FILE).write_text("one")
+    monkeypatch.setattr(base, "load_vae", lambda folder: None)
+    monkeypatch.setattr(autoencoder, "reconstruct", lambda vae, images: 255 - images)
+    training, held_out = detector.render(detector.load(path), tmp_path / "work")
+    truth = training.truth([0, 1], returned=np.array([False, True]))
+    assert (truth.images[0] == scenes.render(3, 0, 64).image).all() and (truth.images[1] == 255 - scenes.render(3, 1, 64).image).all()
+    assert (held_out.returned == 255 - held_out.truth([0, 1, 2]).images).all()
+    monkeypatch.setattr(autoencoder, "reconstruct", lambda vae, images: images)
+    assert (detector.render(detector.load(path), tmp_path / "work")[1].returned == held_out.returned).all()
+    (tmp_path / "vae" / base.VAE_FILE).write_text("another")
+    assert (detector.render(detector.load(path), tmp_path / "work")[1].returned != held_out.returned).any()

@@ -94,7 +94,8 @@ def test_the_words_that_can_change_are_the_renderers() -> None:
     facts = {"objects": [], "figure": None, "before": None, "floor": "f", "wall": "w", "light": "l"}
     for colour in COLOURS:
         for shape in stage.SHAPES:
-            text = words.describe({**facts, "objects": [{"colour": colour, "material": "matte", "shape": shape, "place": words.PLACES[1]}]})
+            one = {"instance": 2, "colour": colour, "material": "matte", "shape": shape, "place": words.PLACES[1]}
+            text = words.describe({**facts, "objects": [one]})
             match = stage.THING.search(text)
             assert match and match.groups()[1:] == (colour, "matte", shape, "in the middle")
 
