@@ -252,6 +252,16 @@ def test_the_figures_of_ingest_are_those_of_the_benchmark() -> None:
     check_sentence(f"takes {told['second_run_seconds']:.1f} s.")
 
 
+def test_the_figures_of_fidelity_are_those_of_the_benchmark() -> None:
+    found = result("fidelity-floors.json")["mean_of_photographs"]
+    rows = []
+    for name, edges in found["edges"].items():
+        soft = found["soft_edges"][name]
+        values = [edges[key] for key in ("edge_f1", "edge_f1_1px", "edge_f1_2px", "edge_f1_bsds")] + [soft["soft_ssim"], soft["soft_ms_ssim"]]
+        rows.append([name, *(f"{value:.2f}" for value in values)])
+    check_table("The photograph | F1 exact | 1 px | 2 px | 0.75 % of the diagonal | soft: SSIM | soft: MS-SSIM", rows)
+
+
 def test_the_figures_of_truth_are_those_of_the_benchmark() -> None:
     told = result("truth.json")
     rows: dict[str, dict[str, float]] = told["rows"]

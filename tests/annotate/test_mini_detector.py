@@ -154,6 +154,9 @@ def test_joints_lie_between_cells_and_need_to_be_sure() -> None:
     found = detect.find_joints(spots[0], (32, 32))
     assert found[3] == pytest.approx((13.0, 6.5, 1.0), abs=0.25) and not found[[0, 1, 2, 4]].any()
     assert not detect.find_joints(spots[0] * 0.2, (32, 32)).any()
+    wanted[0, 5] = (31, 0, 1)
+    corner = detect.find_joints(losses.spots_of(wanted, 16)[0], (32, 32))
+    assert corner[5, :2] == pytest.approx((31, 0), abs=2), "at the frame there is less of a neighbourhood"
     doubled = detect.find_joints(spots[0], (64, 64))
     assert doubled[3, :2] == pytest.approx((26.5, 13.5), abs=0.5)
 
