@@ -50,10 +50,31 @@ def export_base(manifest: Path, work: Path, dest: Path, *, older: Path | None = 
         base.rounded(parts[name])  # scored as it is shipped
     found = scores.measure(parts, held_out, count=count)
     wanted = {"vae": recipe.autoencoder.images, "decoder": recipe.autoencoder.polish, "denoiser": recipe.denoiser.images}
+    base.write(dest, parts, spent, {}, "")  # sampled as it is shipped
+    found |= objects_found(dest, held_out, count)
     text = card.write(parts=parts, spent=spent, scores=found, data=scenes.sentence(plan.scenes, len(pictures.captions)), wanted=wanted)
     facts = {"scenes": plan.scenes.model_dump(), "recipe": dataclasses.asdict(recipe), "scores": found, "machine": card.machine()}
     base.write(dest, parts, spent, facts, text)
     return found
+
+
+def objects_found(folder: Path, held_out: Any, count: int) -> dict[str, Any]:
+    """How much of what captions name the mini detector finds in samples of the base, and in the scenes themselves; nothing without a detector."""
+    from annotate.mini import detect
+    from annotate.mini.scores import found, interval
+    from train.mini import scores
+
+    try:
+        net = detect.load()
+    except (OSError, ValueError, RuntimeError):
+        return {}
+    captions = [held_out.caption(i) for i in range(min(count, len(held_out.captions)))]
+    told = {}
+    for name, images in (("objects_found", scores.draw(folder, captions)), ("objects_found_in_scenes", held_out.images(range(len(captions))))):
+        wanted = [net.words.wanted(caption) for caption in captions]
+        share = interval([one for reading, it in zip(detect.read(net, list(images)), wanted, strict=True) for one in found(reading, it)])
+        told[name] = share or [0.0, 0.0]
+    return told | {"samples": len(captions)}
 
 
 def draw_grid(manifest: Path, work: Path, folder: Path, path: Path) -> None:

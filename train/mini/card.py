@@ -44,7 +44,8 @@ def write(
         f"- reconstruction {psnr[0]:.2f} ± {psnr[1]:.2f} dB PSNR (target 28)",
         f"- edges kept in reconstruction: F1 {edges[0]:.3f} ± {edges[1]:.3f} (Canny 100, 200; a pixel's tolerance)",
         f"- squared error of epsilon {scores['epsilon_mse']:.4f} with the caption, "
-        f"{scores['epsilon_mse_without_caption']:.4f} with the empty prompt", "",
+        f"{scores['epsilon_mse_without_caption']:.4f} with the empty prompt",
+        *_found(scores), "",
         "**Weaknesses.**", "", *(f"- {line}" for line in WEAKNESSES), "",
         "**Licence.** That of ControlMill. The weights were made by `manifests/mini/base.yaml` alone.", "",
     ]  # fmt: skip
@@ -62,3 +63,14 @@ def machine() -> str:
 
 def _row(name: str, millions: float, cost: Spent) -> str:
     return f"| {name} | {millions:.2f} | {cost.images:,} | {cost.cpu_seconds / 3600:.2f} |"
+
+
+def _found(scores: Mapping[str, Any]) -> list[str]:
+    """Where the mini detector was there to read samples."""
+    if "objects_found" not in scores:
+        return []
+    own, true = scores["objects_found"], scores["objects_found_in_scenes"]
+    return [
+        f"- of the objects and people that {scores['samples']} captions name, the mini detector finds {own[0]:.0%} ± {own[1]:.0%} in samples "
+        f"(25 steps, guidance 3; target 70 %), {true[0]:.0%} ± {true[1]:.0%} in the scenes themselves"
+    ]
