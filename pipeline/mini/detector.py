@@ -17,7 +17,7 @@ from annotate.mini.words import PERSON, Wanted, Words
 from pipeline import MillError, scenes
 from pipeline.manifest import NAME, Section
 from pipeline.mini import manifests
-from pipeline.mini.scenes import PART, MiniScenes, sentence, simple
+from pipeline.mini.scenes import PART, MiniScenes, simple
 from pipeline.scenes.props import CLASSES, COLOURS, FLOORS, WALLS
 from pipeline.scenes.raster import FLOOR, WALL
 
@@ -137,7 +137,8 @@ def export_detector(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  
     made_from = {**plan.model_dump(exclude={"base", "recipe"}), "recipe": dataclasses.asdict(recipe)}
     path.with_suffix(".json").write_text(json.dumps({**facts, "made_from": made_from}, indent=1) + "\n")
     returned = recipe.returned if plan.base else None
-    data = sentence(plan.scenes, len(training))
+    data = f"{len(training):,} rendered scenes (seed {plan.scenes.seed}, {plan.scenes.resolution}x{plan.scenes.resolution}) with at most "
+    data += f"{plan.scenes.most_objects} objects, and their mirror images; held out: seed {plan.scenes.held_out.seed}."
     (dest / "README.md").write_text(card.write(**facts, wanted=recipe.images, data=data, returned=returned))
     return found
 
