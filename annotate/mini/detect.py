@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = WeightFile(
     name="detector.safetensors",
+    sha256="d3ea66e41678be31a4b85804257d74649e5fdbfca868f005f62bd48310b79076",
     package="annotate",
     inside="mini/detector.safetensors",
     install="controlmill mini detector manifests/mini/detector.yaml",

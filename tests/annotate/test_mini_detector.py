@@ -113,9 +113,9 @@ def test_both_layouts_of_a_person_come_from_one_set_of_joints() -> None:
     assert np.count_nonzero(coco.array[0, :, 2]) == 3
 
 
-def test_auto_never_takes_what_knows_no_photographs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, weights: str) -> None:
+def test_auto_never_takes_what_knows_no_photographs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setenv("CONTROLMILL_WEIGHTS", str(Path(weights).parent))  # holds nothing but the mini detector
+    monkeypatch.delenv("CONTROLMILL_WEIGHTS", raising=False)
     assert lack(resolve("depth_large", "mini")) is None
     with pytest.raises(ValueError, match="depth_large can't be made here: midas"):
         resolve("depth_large")

@@ -73,3 +73,16 @@ def test_pictures_through_a_vae_are_made_once_for_each_vae(tmp_path: Path, monke
     assert (detector.render(detector.load(path), tmp_path / "work")[1].returned == held_out.returned).all()
     (tmp_path / "vae" / base.VAE_FILE).write_text("another")
     assert (detector.render(detector.load(path), tmp_path / "work")[1].returned != held_out.returned).any()
+
+
+def test_the_shipped_detector_reads_scenes_that_it_has_never_seen() -> None:
+    from annotate.mini import detect, scores
+
+    seen = [scenes.render(912, index) for index in range(12)]
+    net = detect.load()
+    readings = detect.read(net, [scene.image for scene in seen])
+    hits = [hit for one, scene in zip(readings, seen, strict=True) for hit in scores.found(one, net.words.wanted(scene.caption))]
+    assert len(hits) > 20 and np.mean(hits) >= 0.9
+    ratios = [one.depth / scene.maps["depth_large"].array for one, scene in zip(readings, seen, strict=True)]
+    assert np.mean([np.maximum(ratio, 1 / ratio) < 1.25 for ratio in ratios]) >= 0.95
+    assert net.words == detector.words(), "made again, it would learn the same classes"
