@@ -142,7 +142,7 @@ def conditions() -> list[dict[str, Any]]:
         rows.append({
             "condition": name, "kind": condition.kind, "ready": lack is None, "detector": detector,
             "licence": annotator.licence(detector) if detector else None, "made_from": condition.parent, "lacks": lack,
-            "detectors": [_detector(each) for each in condition.detectors],
+            "detectors": [_detector(each) for each in (*condition.detectors, *condition.by_name)],
         })  # fmt: skip
     return rows
 

@@ -31,7 +31,8 @@ def write(
     seen = int(spent["images"])
     done = "complete" if seen >= wanted else f"unfinished: {seen:,} of {wanted:,} images"
     rows = [
-        f"| {name} | {100 * one.value:.1f} % | {100 * one.low:.1f} to {100 * one.high:.1f} % | {one.n:,} |" for name, one in scores.items()
+        f"| {name} | {100 * round(one.value, 4):.1f} % | {100 * round(one.low, 4):.1f} to {100 * round(one.high, 4):.1f} % | {one.n:,} |"
+        for name, one in scores.items()  # rounded as in the note
     ]
     blind = [name for name, one in scores.items() if one.low < HARDLY and name.startswith(BEFORE)]
     weaknesses: tuple[str, ...] = WEAKNESSES
