@@ -167,7 +167,7 @@ def missing(plan: Plan) -> list[str]:
         try:
             base.locate(str(plan.manifest.base), download=False)
         except (ValueError, OSError) as error:
-            found.append(f"base: {error}")
+            found.append(f"{'train' if plan.manifest.train else 'evaluate'}.base: {error}")
     return found
 
 

@@ -93,7 +93,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A system against a baseline on the same prompts and seeds (evaluate.statistics.paired_difference)."""
+    """A system against a baseline on the same prompts and seeds (evaluate.replicates.difference)."""
 
     against: str
     difference: float

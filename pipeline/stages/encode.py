@@ -41,7 +41,7 @@ def base_fingerprint(spec: str) -> str:
     try:
         return base.fingerprint(spec)
     except (ValueError, OSError) as error:
-        raise MillError(f"base: {error}") from error
+        raise MillError(f"train.base: {error}") from error
 
 
 def latent_key(
