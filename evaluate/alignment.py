@@ -99,23 +99,22 @@ def clip_scores(encoder: DualEncoder, images: Images, captions: Sequence[str]) -
     """max(100 cos, 0) of each image and its caption: torchmetrics' CLIPScore, which is not the 2.5 cos of arXiv 2104.08718."""
     _same(images, captions, "captions")
     read = [encoder.texts(list(captions[start : start + BATCH])) for start in range(0, len(captions), BATCH)]
-    return _cosines(_seen(encoder, images), read).clip(0)
+    return similarity(_seen(encoder, images), np.concatenate(read)).clip(0) if read else np.empty(0)
 
 
 def image_scores(encoder: DualEncoder, images: Images, others: Images) -> NDArray[np.float64]:  # [n]
     """100 cos of each image and the one it is held against, as between a sample and the photograph of its condition."""
     _same(images, others, "others")
-    return _cosines(_seen(encoder, images), _seen(encoder, others))
+    return similarity(_seen(encoder, images), _seen(encoder, others)) if len(images) else np.empty(0)
 
 
-def _seen(encoder: DualEncoder, images: Images) -> list[NDArray[np.float32]]:
-    return [encoder.images(batch) for batch in together(images)]
+def similarity(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:  # [n, d] of unit length, both -> [n]
+    """100 cos, row by row, of embeddings that are there already."""
+    return 100 * (first.astype(np.float64) * second).sum(1)
 
 
-def _cosines(first: list[NDArray[np.float32]], second: list[NDArray[np.float32]]) -> NDArray[np.float64]:
-    if not first:
-        return np.empty(0)
-    return 100 * (np.concatenate(first).astype(np.float64) * np.concatenate(second)).sum(1)
+def _seen(encoder: DualEncoder, images: Images) -> NDArray[np.float32]:  # [n, d]
+    return np.concatenate([encoder.images(batch) for batch in together(images)])
 
 
 def _unit(embedded: Any) -> NDArray[np.float32]:

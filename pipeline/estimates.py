@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotate.conditions import CONDITIONS
-from evaluate import fidelity, measures
+from evaluate import alignment, fidelity, measures
 from evaluate.comparison import Metric
 from evaluate.replicates import Replicated, blocks, draws, of_means
 from pipeline import shards
@@ -128,7 +128,7 @@ def _likeness(it: Scored, real: Scored, metric: Metric, drawn: NDArray[np.float3
     originals = np.zeros((len(it.system.items), own.shape[1]), np.float32)
     originals[real.cluster[others]] = theirs
     values = np.full(len(it.rows), metric.worst)
-    values[rows] = (100 * (own.astype(np.float64) * originals[it.cluster[rows]]).sum(axis=1)).clip(0)
+    values[rows] = alignment.similarity(own, originals[it.cluster[rows]])
     return metric, of_means(values, it.cluster, drawn)
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train import single_file
+from train import hub, single_file
 from train.random_base import NOTE_FILE
 from train.random_base import build_random as build_random  # `train.base` is the door to everything about bases
 
@@ -125,23 +125,8 @@ def _is_random(folder: Path) -> bool:
 
 
 def _from_hub(name: str, download: bool) -> Path:
-    """The local cache first, so that a run that has its files never waits for a network."""
-    from huggingface_hub import snapshot_download
-
     wanted = [*CONFIGS, *WEIGHTS.values(), "tokenizer/*", "model_index.json"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-    except OSError as error:  # not in the cache
-        reason: Exception = error
-    try:
-        if download:
-            return Path(snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:
-        reason = error
-    raise FileNotFoundError(
-        f"base {name} is not in the Hugging Face cache{' and the hub can not be reached' if download else ''}: on a machine with a network run "
-        f"`hf download {name} --local-dir {name.split('/')[1]}`, copy that folder here and set `train.base` to its path"
-    ) from reason
+    return hub.folder(f"base {name}", name, wanted, download, "set `train.base` to its path")
 
 
 def fingerprint(spec: str | Path) -> str:  # 16 hex

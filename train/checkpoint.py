@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn, optim
 
-from train import original
+from train import hub, original
 from train.controlnet import ControlNet, empty_controlnet
 
 KEEP = 2  # newest checkpoints of a run
@@ -106,22 +106,7 @@ def locate(spec: str | Path, *, download: bool = True) -> Path:
         if not here.exists():
             raise FileNotFoundError(f"{spec}: no such ControlNet: neither a folder, nor a file, nor a hub id of the form owner/name")
         return here
-    from huggingface_hub import snapshot_download
-
-    wanted = ["config.json", WEIGHTS]
-    try:
-        return Path(snapshot_download(str(spec), allow_patterns=wanted, local_files_only=True))
-    except OSError as error:  # not in the cache
-        reason: Exception = error
-    try:
-        if download:
-            return Path(snapshot_download(str(spec), allow_patterns=wanted))
-    except Exception as error:
-        reason = error
-    raise FileNotFoundError(
-        f"{spec} is not in the Hugging Face cache{' and the hub can not be reached' if download else ''}: on a machine with a network run "
-        f"`hf download {spec} --local-dir {str(spec).split('/')[1]}`, copy that folder here and name its path"
-    ) from reason
+    return hub.folder(str(spec), str(spec), ["config.json", WEIGHTS], download, "name its path")
 
 
 def load_controlnet(

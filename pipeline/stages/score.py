@@ -12,7 +12,7 @@ from annotate import annotator, maps
 from annotate.annotator import Step
 from annotate.conditions import CONDITIONS
 from annotate.maps import RawMap
-from evaluate import fidelity, measures
+from evaluate import alignment, fidelity, measures
 from pipeline import canonical, networks, shards
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
@@ -131,6 +131,6 @@ def _seen(args: dict[str, Any], images: list[np.ndarray], captions: list[str]) -
     if wanted["clip"]:
         encoder = networks.dual_encoder(wanted["clip"], args["device"])
         seen, read = encoder.images(images), encoder.texts(captions)
-        values[measures.clip(wanted["clip"]).name] = (100 * (seen.astype(np.float64) * read).sum(axis=1)).clip(0)
+        values[measures.clip(wanted["clip"]).name] = alignment.similarity(seen, read).clip(0)
         features[measures.clip_image(wanted["clip"]).name] = seen
     return {"features": features, "values": values}
