@@ -1,21 +1,28 @@
 """How far a set of images lies from another, from their features: Fréchet and kernel distances, precision and recall. float64, no SciPy."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Features = NDArray[np.floating]  # [n, d], a row for each image
-Sums = TypeVar("Sums", float, NDArray[np.float64])
 Kernel = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]  # [a, d], [b, d] -> [a, b]
-Block = NDArray[np.integer]  # [n]: number of the block of prompts that a row belongs to, from 0 without gaps
+Block = NDArray[np.integer]  # [prompts]: number of the block that a prompt is left out with, from 0 without gaps
 
-ROWS = 512  # rows of a matrix of pairs at a time: bounds memory, changes no result beyond rounding
+ROWS = 256  # rows of a matrix of pairs at a time: bounds memory, changes no result beyond rounding
 ENOUGH = 10  # samples for each dimension; with fewer, a Fréchet distance is mostly bias, which is not the same for all models
+LINE = 5  # real images for each dimension, at least, that a line in 1/n is drawn for: its halves have half as many
+
+
+class Images(NamedTuple):
+    """Features with what ties them together: those of one prompt, made or real, are left out together and are no independent draws."""
+
+    features: Features
+    prompt: NDArray[np.integer]  # [n]: number of each row's prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +50,13 @@ class Moments:
         return self.scatter / (self.n - 1)
 
     @cached_property
-    def root(self) -> NDArray[np.float64]:  # [d, d]
-        """Symmetric square root of the covariance, found once for a reference that many are compared with."""
-        values, vectors = np.linalg.eigh(self.cov)
-        return (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    def factor(self) -> NDArray[np.float64]:  # [d, d]
+        """F with F F^T = the covariance: Cholesky's where there is one, since it is cheaper than the symmetric root."""
+        try:
+            return np.asarray(np.linalg.cholesky(self.cov))
+        except np.linalg.LinAlgError:
+            values, vectors = np.linalg.eigh(self.cov)
+            return np.asarray(vectors * np.sqrt(values.clip(0)))
 
     def __add__(self, other: "Moments") -> "Moments":
         """Chan, Golub and LeVeque (1979)."""
@@ -68,34 +78,54 @@ class Moments:
 def frechet(found: Moments, reference: Moments) -> float:
     """|m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½) (arXiv 1706.08500).
 
-    S1 S2 has the eigenvalues of the symmetric R S1 R with R² = S2, so that no square root has an imaginary part to be dropped.
+    S1 S2 has the eigenvalues of the symmetric F^T S1 F with F F^T = S2, so that no square root has an imaginary part to be dropped.
     """
     if found.mean.shape != reference.mean.shape:
         raise ValueError(f"features to compare must have one width, found {len(found.mean)} and {len(reference.mean)}")
-    product = reference.root @ found.cov @ reference.root
+    product = reference.factor.T @ found.cov @ reference.factor
     overlap = np.sqrt(np.linalg.eigvalsh(product).clip(0)).sum()
     apart = found.mean - reference.mean
     return max(0.0, float(apart @ apart + np.trace(found.cov) + np.trace(reference.cov) - 2 * overlap))
 
 
-def frechet_without(features: Features, reference: Moments, block: Block) -> NDArray[np.float64]:  # [blocks]
-    """The Fréchet distance without each block in turn: what a jackknife needs."""
-    rows, whole = _checked(features), Moments.of(features)
-    return np.array([frechet(whole - Moments.of(rows[block == left]), reference) for left in range(_count(rows, block))])
+def frechet_without(made: Images, real: Images, block: Block) -> NDArray[np.float64]:  # [blocks]
+    """The Fréchet distance without each block in turn: what a jackknife needs. Other prompts would have other real images too."""
+    whole = Moments.of(made.features), Moments.of(real.features)
+    return np.array([frechet(_less(whole[0], made, block == left), _less(whole[1], real, block == left)) for left in range(_count(block))])
 
 
-def frechet_infinity(features: Features, reference: Moments, *, points: int = 15, seed: int = 0) -> float:
-    """Fréchet distance of infinitely many samples: subsets of n/2 to n, and a line through their distances in 1/N (arXiv 1911.07023).
+def frechet_infinity(made: Images, real: Images, block: Block) -> tuple[float, NDArray[np.float64]]:  # of all, [blocks]
+    """Fréchet distance of infinitely many prompts, and without each block: a line in 1/n through all and two halves (after arXiv 1911.07023).
 
-    There they start at n/10, of 50,000; with few samples for each dimension the distances of small subsets leave the line.
+    There it goes through random subsets of what is made, and which ones is noise in the result; two halves hold each prompt once.
     """
-    rows = _checked(features)
-    sizes = np.unique(np.linspace(max(2, len(rows) // 2), len(rows), points).astype(int))
-    if len(sizes) < 2:
-        raise ValueError(f"a line in 1/N needs subsets of at least two sizes: {len(rows)} samples are too few")
-    rng = np.random.default_rng(seed)
-    distances = [frechet(Moments.of(rows[rng.permutation(len(rows))[:size]]), reference) for size in sizes]
-    return float(np.polyfit(1 / sizes, distances, 1)[1])
+    count = _count(block)
+    if count < 4:
+        raise ValueError(f"halves without a block need at least four blocks, found {count}")
+    halves = [tuple(Moments.of(it.features[block[it.prompt] % 2 == half]) for it in (made, real)) for half in (0, 1)]
+    far = [frechet(*half) for half in halves]
+    whole = halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
+    without = []
+    for left in range(count):
+        rest, half = (
+            tuple(_less(moments, it, block == left) for moments, it in zip(pair, (made, real), strict=True))
+            for pair in (whole, halves[left % 2])
+        )
+        other = 1 - left % 2
+        without.append(_at_infinity(rest, (half, halves[other]), (frechet(*half), far[other])))
+    return _at_infinity(whole, halves, far), np.array(without)
+
+
+def _at_infinity(whole: tuple[Moments, ...], halves: Sequence[tuple[Moments, ...]], far: Sequence[float]) -> float:
+    """Where the line through (1/n, distance) of the whole and of the mean half meets 0."""
+    near, there = 1 / whole[0].n, float(np.mean([1 / half[0].n for half in halves]))
+    return (there * frechet(*whole) - near * float(np.mean(far))) / (there - near)
+
+
+def _less(whole: Moments, images: Images, left: NDArray[np.bool_]) -> Moments:  # [prompts]
+    """The set without some prompts, of which there may be no image."""
+    rows = images.features[left[images.prompt]]
+    return whole - Moments.of(rows) if len(rows) else whole
 
 
 def ranking(n: int, dimensions: int) -> Literal["fd", "kd"]:
@@ -116,46 +146,49 @@ def kernel_distance(x: Features, y: Features, *, subsets: int = 100, size: int =
 
 def kernel_distance_full(x: Features, y: Features) -> float:
     """KID of all pairs at once: what the mean over subsets estimates, without their noise."""
-    first, second = _pair(x, y)
-    one = np.zeros(len(first), np.int64)
-    within, across, other = _kernel_sums(first, second, one)
-    return _unbiased(float(within[0, 0]), len(first), float(across[0]), other, len(second))
+    n, m = len(x), len(y)
+    within, other, across = _kernel_sums(Images(x, np.arange(n)), Images(y, np.arange(n, n + m)), np.zeros(n + m, np.int64))
+    return float(_squared_discrepancy([table.sum((1, 2)) for table in (within, other, across)]))
 
 
-def kernel_distance_without(x: Features, y: Features, block: Block) -> NDArray[np.float64]:  # [blocks]
-    """The full kernel distance without each block of x in turn, for the price of one."""
-    first, second = _pair(x, y)
-    size = np.bincount(block, minlength=_count(first, block))
-    within, across, other = _kernel_sums(first, second, block)
-    left = within.sum() - within.sum(0) - within.sum(1) + within.diagonal()
-    return _unbiased(left, len(first) - size, across.sum() - across, other, len(second))
+def kernel_distance_without(made: Images, real: Images, block: Block) -> tuple[float, NDArray[np.float64]]:  # of all, [blocks]
+    """KID of all pairs of different prompts, and without each block in turn, for the price of one.
+
+    What is made for a prompt is no independent draw beside the prompt's real image, nor beside another seed's: such pairs bias KID.
+    """
+    _count(block)
+    tables = _kernel_sums(made, real, block)
+    sums = [table.sum((1, 2)) for table in tables]
+    left = [table.sum((1, 2))[:, None] - table.sum(1) - table.sum(2) + table.diagonal(axis1=1, axis2=2) for table in tables]
+    return float(_squared_discrepancy(sums)), _squared_discrepancy(left)
 
 
-def _kernel_sums(x: Features, y: Features, block: Block) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Sums of the cubic kernel: [blocks, blocks] within x, [blocks] between x and y, and within y; no row with itself."""
-    of_block = np.eye(int(block.max()) + 1)[block]  # [n, blocks]
-    within, across = np.zeros((of_block.shape[1],) * 2), np.zeros(of_block.shape[1])
-    for start, part in _numbered(x):
-        own = of_block[start : start + ROWS]
-        for at, other in _numbered(x):
-            within += own.T @ _cubic(part, other) @ of_block[at : at + ROWS]
-        within -= np.diag(_cubic_alone(part) @ own)
-        for other in _parts(y):
-            across += own.T @ _cubic(part, other).sum(1)
-    return within, across, _total(_cubic, y, y) - float(sum(_cubic_alone(part).sum() for part in _parts(y)))
+def _squared_discrepancy(terms: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:  # each [2, ...], a sum and of how many
+    within, other, across = (total / count for total, count in terms)
+    return np.asarray(within + other - 2 * across)
 
 
-def _unbiased(within: Sums, n: Any, across: Sums, other: float, m: int) -> Sums:
-    return within / (n * (n - 1)) + other / (m * (m - 1)) - 2 * across / (n * m)
+def _kernel_sums(x: Images, y: Images, block: Block) -> list[NDArray[np.float64]]:
+    """Sums of the cubic kernel within x, within y and between them, each with the number of pairs: [2, blocks, blocks]. No pair of one prompt."""
+    x, y = (Images(rows, it.prompt) for rows, it in zip(_pair(x.features, y.features), (x, y), strict=True))
+    of_block = np.eye(int(block.max()) + 1)[block]  # [prompts, blocks]
+    found = []
+    for a, b in ((x, x), (y, y), (x, y)):
+        sums = np.zeros((of_block.shape[1],) * 2)
+        for start, rows in _numbered(a.features):
+            for at, others in _numbered(b.features[: start + ROWS] if a is b else b.features):
+                own, their = a.prompt[start : start + ROWS], b.prompt[at : at + ROWS]
+                part = of_block[own].T @ (_cubic(rows, others) * (own[:, None] != their)) @ of_block[their]
+                sums += part + part.T if a is b and at < start else part
+        n, m = (np.bincount(it.prompt, minlength=len(block)) for it in (a, b))
+        pairs = np.outer(n @ of_block, m @ of_block) - np.diag((n * m) @ of_block)
+        found.append(np.stack([sums, pairs]))
+    return found
 
 
 def _cubic(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:  # [a, d], [b, d] -> [a, b]
     found = a @ b.T / a.shape[1] + 1
     return found * found * found
-
-
-def _cubic_alone(rows: NDArray[np.float64]) -> NDArray[np.float64]:  # [a]: the kernel of each row with itself
-    return ((rows * rows).sum(1) / rows.shape[1] + 1) ** 3
 
 
 def cmmd(x: Features, y: Features, *, sigma: float = 10.0, scale: float = 1000.0) -> float:
@@ -224,9 +257,7 @@ def _pair(x: Features, y: Features) -> tuple[Features, Features]:
     return first, second
 
 
-def _count(rows: Features, block: Block) -> int:
-    if len(block) != len(rows):
-        raise ValueError(f"{len(rows)} samples came with the blocks of {len(block)}")
+def _count(block: Block) -> int:
     count = int(block.max()) + 1
     if count < 2:
         raise ValueError("leaving out a block needs at least two blocks")

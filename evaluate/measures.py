@@ -11,10 +11,11 @@ from evaluate import fidelity
 from evaluate.comparison import Metric
 
 Features = NDArray[np.float32]  # [n, d]
-Block = NDArray[np.int64]  # [n]: the block of prompts that a sample is left out with
-Distance = Callable[[Features, Block], tuple[float, NDArray[np.float64]]]  # of all samples, and without each block in turn
+Prompts = NDArray[np.int64]  # [n]: number of the prompt that a sample belongs to
+Block = NDArray[np.int64]  # [prompts]: the block that a prompt is left out with
+Distance = Callable[[Features, Prompts, Block], tuple[float, NDArray[np.float64]]]  # of all samples, and without each block in turn
 
-NEIGHBOURHOODS = 20  # real images, below which nothing is said of their neighbourhoods
+FEW = 20  # images of each side, below which nothing is said of their neighbourhoods, nor of infinitely many
 _NETWORKS = {
     metric.name: metric
     for metric in (
@@ -28,8 +29,15 @@ _NETWORKS = {
             definition="Fréchet distance to the held-out images' features by {network}, clean-fid's resizing",
         ),
         Metric(
-            name="kd", title="Kernel distance", level="set", higher_is_better=False, worst=float("inf"), best=0.0,
-            definition="KID's cubic kernel distance of all pairs to the held-out images' features by {network}; unbiased, so it may fall below 0",
+            name="fd_infinity", title="Fréchet distance at infinity", level="set", higher_is_better=False, worst=float("inf"), best=0.0,
+            column="diagnostic",
+            definition="Fréchet distance of infinitely many prompts, features by {network}: a line in 1/n through the distance of all and of two "
+            "halves, generated against held-out images (after Chong & Forsyth 2020); it may fall below 0",
+        ),
+        Metric(
+            name="kd", title="Kernel distance", version="2", level="set", higher_is_better=False, worst=float("inf"), best=0.0,
+            definition="KID's cubic kernel distance to the held-out images' features by {network}, over all pairs of different prompts; unbiased, "
+            "so it may fall below 0",
         ),
         Metric(
             name="cmmd", title="CMMD", level="set", higher_is_better=False, worst=float("inf"), best=0.0, column="diagnostic",
@@ -90,48 +98,53 @@ def clip_image(model: str) -> Metric:
 
 def distances(
     extractor: str,  # a name of evaluate.extractors
-    reference: Features,  # of the held-out images themselves
+    reference: Features,  # [r, d] of the held-out images themselves
+    of_reference: Prompts,
+    prompts: int,  # that something was made for
 ) -> Iterator[tuple[Metric, Distance]]:
-    """How far samples lie from real images; the statistics of the reference are computed once."""
+    """How far samples lie from the real images of their prompts."""
     from evaluate import distribution
+    from evaluate.distribution import Images
 
+    real = Images(reference, of_reference)
     moments = distribution.Moments.of(reference)
 
     def named(what: str) -> Metric:
         return dataclasses.replace(metric(f"{what} ({extractor})"), dimensions=reference.shape[1])
 
-    yield named("fd"), lambda found, block: (
+    def left_out(distance: Callable[[Features, Features], float]) -> Distance:
+        def measured(found: Features, prompt: Prompts, block: Block) -> tuple[float, NDArray[np.float64]]:
+            rest = (block != left for left in range(int(block.max()) + 1))
+            return distance(found, reference), np.array([distance(found[kept[prompt]], reference[kept[of_reference]]) for kept in rest])
+
+        return measured
+
+    yield named("fd"), lambda found, prompt, block: (
         distribution.frechet(distribution.Moments.of(found), moments),
-        distribution.frechet_without(found, moments, block),
+        distribution.frechet_without(Images(found, prompt), real, block),
     )
-    yield named("kd"), lambda found, block: (
-        distribution.kernel_distance_full(found, reference),
-        distribution.kernel_distance_without(found, reference, block),
-    )
-    yield named("cmmd"), _left_out(lambda found: distribution.cmmd(found, reference))
-    if len(reference) < NEIGHBOURHOODS:
+    yield named("kd"), lambda found, prompt, block: distribution.kernel_distance_without(Images(found, prompt), real, block)
+    yield named("cmmd"), left_out(distribution.cmmd)
+    if min(len(reference), prompts) < FEW:
         return
+    if min(len(reference), prompts) >= distribution.LINE * reference.shape[1]:
+        yield named("fd_infinity"), lambda found, prompt, block: distribution.frechet_infinity(Images(found, prompt), real, block)
     for name in ("precision", "recall", "density", "coverage"):
-        yield named(name), _left_out(lambda found, name=name: distribution.prdc(reference, found)[name] if len(found) > 5 else 0.0)  # type: ignore[misc]
-
-
-def _left_out(distance: Callable[[Features], float]) -> Distance:
-    def measured(found: Features, block: Block) -> tuple[float, NDArray[np.float64]]:
-        return distance(found), np.array([distance(found[block != left]) for left in range(int(block.max()) + 1)])
-
-    return measured
+        yield (
+            named(name),
+            left_out(lambda found, known, name=name: distribution.prdc(known, found)[name] if min(len(found), len(known)) > 5 else 0.0),  # type: ignore[misc]
+        )
 
 
 def marks(metric: Metric, n: int) -> list[str]:
     """What a reader must know before believing a number; a marked score is not ranked."""
     from evaluate import distribution
 
-    if metric.name.startswith("fd ") and metric.dimensions and distribution.ranking(n, metric.dimensions) != "fd":
-        return [f"biased: n = {n:,} < {distribution.ENOUGH} × {metric.dimensions:,} dimensions; ranked by kd"]
+    what = {"fd": "biased", "fd_infinity": "extrapolated from few"}.get(metric.name.partition(" ")[0])
+    if what and metric.dimensions and distribution.ranking(n, metric.dimensions) != "fd":
+        return [f"{what}: n = {n:,} < {distribution.ENOUGH} × {metric.dimensions:,} dimensions; ranked by kd"]
     return []
 
 
 def _short(model: str) -> str:
     return "mini-clip" if model == "mini" else str(model).rstrip("/").rsplit("/", 1)[-1]
-
-

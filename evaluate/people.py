@@ -1,16 +1,18 @@
 """People's keypoints by COCO's protocol: OKS, average precision over the whole set, PCK, and how many people there are."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluate import paper
-from evaluate.comparison import Comparison, Map, Metric, Prepare
+from evaluate.comparison import Comparison, Counts, Map, Metric, Prepare, Statistic
 from evaluate.ranking import average_precision, average_recall
 
 SIGMAS = np.array([0.26, 0.25, 0.25, 0.35, 0.35, 0.79, 0.79, 0.72, 0.72, 0.62, 0.62, 1.07, 1.07, 0.87, 0.87, 0.89, 0.89]) / 10
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
+LEFT_OUT = 2  # in hits: neither right nor wrong
 MOST = 20  # people of an image that count, the surest
 COCO = "coco_17"
 # where COCO's 17 keypoints stand in other layouts; OpenPose's neck is left out
@@ -18,6 +20,8 @@ POSITIONS: dict[str, list[int]] = {
     COCO: list(range(17)),
     "openpose_18": [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10],
 }
+# shares of the image that a box has: COCO's 32² and 96² pixels of its usual 640 x 480, which would be half of a small picture
+SIZES = {"medium": (32**2 / (640 * 480), 96**2 / (640 * 480)), "large": (96**2 / (640 * 480), np.inf)}
 PCKS = {"people_pck_10": 0.1, "people_pck_20": 0.2}  # of the longer side of the true person's box
 
 METRICS = (
@@ -32,6 +36,13 @@ METRICS = (
     Metric(
         name="people_ap75", title="OKS-AP at .75", kind="people", level="set", column="diagnostic",
         definition="COCO's keypoint AP over the whole set at OKS .75 alone",
+    ),
+    *(
+        Metric(
+            name=f"people_ap_{size}", title=f"OKS-AP, {size}", kind="people", level="set", column="diagnostic",
+            definition=f"COCO's keypoint AP over the whole set of people whose box has {100 * low:.2g} % of the image or more"
+            + (f", up to {100 * high:.2g} %" if high < 1 else "") + "; others neither help nor harm",
+        ) for size, (low, high) in SIZES.items()
     ),
     Metric(
         name="people_ar", title="OKS-AR", kind="people", level="set",
@@ -65,7 +76,22 @@ METRICS = (
         definition="How many people too many or too few (20 at most); an image that can't be read has nobody",
     ),
 )  # fmt: skip
+
+
+def _of_size(counts: Sequence[Counts], size: str) -> Statistic:
+    """AP averages thresholds, and at each of them others are left out."""
+    kept = [[it[f"hits_{size}"][:, t] < LEFT_OUT for it in counts] for t in range(len(THRESHOLDS))]
+    at = [
+        average_precision([
+            {"scores": it["scores"][own], "hits": it[f"hits_{size}"][own, t : t + 1], "n_truth": it[f"n_truth_{size}"]}
+            for it, own in zip(counts, kept[t], strict=True)
+        ], "hits") for t in range(len(THRESHOLDS))
+    ]  # fmt: skip
+    return lambda weights: float(np.mean([statistic(weights) for statistic in at]))
+
+
 STATISTICS: dict[str, Prepare] = {
+    **{f"people_ap_{size}": partial(_of_size, size=size) for size in SIZES},
     "people_ap": partial(average_precision, hits="hits"),
     "people_ap50": partial(average_precision, hits="hits", thresholds=slice(0, 1)),
     "people_ap75": partial(average_precision, hits="hits", thresholds=slice(5, 6)),
@@ -94,6 +120,12 @@ def compare(truth: Map, made: Map | None) -> Comparison:
         "hits_cap": hits(np.array([[paper.cosine(t, d, SIGMAS) for t in true] for d in found]).reshape(len(found), len(true))),
         "n_truth": np.array([len(true)], np.int32),
     }
+    h, w = truth.meta["size"]
+    for size, (low, high) in SIZES.items():
+        of_size = [np.array([low <= area(person) / (h * w) < high for person in people], bool) for people in (true, found)]
+        matched = hits(similar, of_size[0])
+        counts[f"hits_{size}"] = np.where((matched == 0) & ~of_size[1][:, None], LEFT_OUT, matched).astype(np.uint8)
+        counts[f"n_truth_{size}"] = np.array([of_size[0].sum()], np.int32)
     values = {"people_oks": float(not len(found)), **dict.fromkeys(PCKS, float(not len(found)))}
     if len(true):
         values = _assigned(similar, found, true)
@@ -135,20 +167,27 @@ def oks(
 
 def hits(
     similar: NDArray[np.float64],  # [made, true], the made from the surest down
-) -> NDArray[np.uint8]:  # [made, 10]: found a true person at this threshold
+    asked: NDArray[np.bool_] | None = None,  # [true] who counts; None = everyone
+) -> NDArray[
+    np.uint8
+]:  # [made, 10]: 1 = found a true person at this threshold, LEFT_OUT = one who doesn't count, because none was left who does
     """cocoeval's greedy matching, the surest first, each to the most similar that is left; NaN is never less than a threshold, as there."""
     found = np.zeros((len(similar), len(THRESHOLDS)), np.uint8)
+    wanted = np.ones(similar.shape[1], bool) if asked is None else asked
+    counting, others = np.flatnonzero(wanted).tolist(), np.flatnonzero(~wanted).tolist()
     for t, threshold in enumerate(THRESHOLDS):
         taken: set[int] = set()
         for i, row in enumerate(similar):
-            best, match = min(threshold, 1 - 1e-10), -1
-            for j, value in enumerate(row):
-                if j in taken or value < best:
-                    continue
-                best, match = value, j
-            if match >= 0:
-                taken.add(match)
-                found[i, t] = 1
+            for people, worth in ((counting, 1), (others, LEFT_OUT)):
+                best, match = min(threshold, 1 - 1e-10), -1
+                for j in people:
+                    if j in taken or row[j] < best:
+                        continue
+                    best, match = row[j], j
+                if match >= 0:
+                    taken.add(match)
+                    found[i, t] = worth
+                    break
     return found
 
 

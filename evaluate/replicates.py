@@ -3,8 +3,10 @@
 All systems of a benchmark are replicated on the same draws, so any two of them can be compared later without their samples.
 """
 
+import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 DRAWS = 1000
 BLOCKS = 20
 LEVEL = 0.95
+POWER = 0.8
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ def of_means(
 ) -> Replicated:
     """The mean over samples; those of one prompt are drawn together."""
     if not np.isfinite(values).all():
-        raise ValueError(f"{int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite: a failed sample scores the metric's worst")
+        raise ValueError(
+            f"{int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite: a failed sample scores the metric's worst"
+        )
     size = drawn.shape[1]
     sums, counts = np.bincount(cluster, weights=values, minlength=size), np.bincount(cluster, minlength=size)
     found = (drawn @ sums) / np.maximum(drawn @ counts, 1) if size > 1 else np.empty(0)
@@ -74,16 +79,41 @@ def blocks(clusters: int) -> NDArray[np.int64]:  # [clusters]: which of at most 
     return np.arange(clusters) % min(BLOCKS, clusters)
 
 
+def least_left(cluster: NDArray[np.int64], clusters: int) -> int:
+    """Prompts with an image that remain without any block: a distance needs two."""
+    block = blocks(clusters)[np.unique(cluster)]
+    return len(block) - int(np.bincount(block).max(initial=0))
+
+
+def of_distance(
+    distance: Callable[..., tuple[float, NDArray[np.float64]]],  # evaluate.measures.Distance
+    features: NDArray[np.float32],  # [m, d] of the samples that have an image
+    cluster: NDArray[np.int64],  # [m] number of each one's prompt
+    clusters: int,
+) -> Replicated:
+    """Left out in blocks of prompts: a distance of a set in which prompts are drawn twice is biased."""
+    value, without = distance(features, cluster, blocks(clusters))
+    return Replicated(value, without.astype(np.float32), "jackknife", clusters)
+
+
 def difference(a: Replicated, b: Replicated) -> Difference:
     """Of two systems on one benchmark: most of the spread is the prompts', and pairing takes it out."""
-    if (a.method, a.replicates.shape, a.clusters) != (b.method, b.replicates.shape, b.clusters):
-        raise ValueError("scores to compare must be of one benchmark, replicated alike")
     value = a.value - b.value
-    error = _error(a.replicates.astype(np.float64) - b.replicates, a)
+    error = _paired(a, b)
     around = _around(value, error, a)
     if error is None or around is None:
         return Difference(value, None, None, None)
-    return Difference(value, *around, _p(value, error, a.clusters))
+    return Difference(value, *around, _p(value, error, a))
+
+
+def detectable(scores: Sequence[Replicated]) -> float | None:
+    """The true difference that a benchmark like this finds in 80 % of repeats, at 5 %, by the median pair's error; None = no two differ."""
+    errors = [error for a, b in itertools.combinations(scores, 2) if (error := _paired(a, b))]
+    if not errors:
+        return None
+    from scipy import stats
+
+    return float(np.median(errors) * stats.t.ppf([(1 + LEVEL) / 2, POWER], _freedom(scores[0])).sum())
 
 
 def ranks(
@@ -125,6 +155,13 @@ def share(score: Replicated, floor: Replicated, ceiling: Replicated) -> Share | 
     return Share(value, *(around or (None, None)))
 
 
+def _paired(a: Replicated, b: Replicated) -> float | None:
+    """Standard error of a - b on the same prompts."""
+    if (a.method, a.replicates.shape, a.clusters) != (b.method, b.replicates.shape, b.clusters):
+        raise ValueError("scores to compare must be of one benchmark, replicated alike")
+    return _error(a.replicates.astype(np.float64) - b.replicates, a)
+
+
 def _error(replicates: NDArray[np.float64], of: Replicated) -> float | None:
     count = len(replicates)
     if count < 2:
@@ -137,9 +174,7 @@ def _error(replicates: NDArray[np.float64], of: Replicated) -> float | None:
 def _around(value: float, error: float | None, of: Replicated) -> tuple[float, float] | None:
     if error is None:
         return None
-    from scipy import stats
-
-    reach = error * float(stats.t.ppf((1 + LEVEL) / 2, _freedom(of)))
+    reach = error * _quantile(_freedom(of))
     return value - reach, value + reach
 
 
@@ -147,9 +182,18 @@ def _freedom(of: Replicated) -> int:
     return (len(of.replicates) if of.method == "jackknife" else of.clusters) - 1
 
 
-def _p(value: float, error: float, clusters: int) -> float:
-    from scipy import stats
+def _p(value: float, error: float, of: Replicated) -> float:
+    """Of the t distribution that the interval is made of, so that p < 5 % where the interval leaves 0 out."""
+    from scipy import special
 
     if error == 0:
         return 1.0 if value == 0 else 0.0
-    return float(2 * stats.t.sf(abs(value) / error, max(clusters - 1, 1)))
+    return float(2 * special.stdtr(_freedom(of), -abs(value) / error))
+
+
+@functools.cache
+def _quantile(freedom: int) -> float:
+    """Of Student's t; asked for at each pair of systems, and slow."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))

@@ -152,18 +152,15 @@ class Catalog:
                    a.shard AS map_shard, i.shard AS image_shard, i.row, part{columns}
             FROM annotations a JOIN images i USING (image) LEFT JOIN captions c USING (image)
             WHERE a.status = 'ok' AND i.status = 'ok'"""
-        choices = []
+        choices: dict[tuple[str, ...], list[str]] = {}  # what they ask for -> conditions: views are planned anew for each query
         with self._open(read_only=False) as connection:
             connection.execute(candidates)
             for condition, it in selections.items():
-                # The person's words stand alone inside their brackets, on lines of their own: neither a bracket nor a comment gets out.
                 own = f"(SELECT * FROM candidates WHERE condition = '{condition}')"
-                tail = (f" ORDER BY {it.order_by}\n" if it.order_by else "") + (f" LIMIT {it.limit}" if it.limit else "")
-                choice = f"(SELECT * FROM {own} WHERE {' AND '.join(f'({chr(10)}{where}{chr(10)})' for _, where in it.wheres)}{tail})"
                 probes = [(key, f"SELECT 1 WHERE (\n{where}\n)", f"SELECT * FROM {own} WHERE (\n{where}\n)") for key, where in it.wheres]
                 key = ""
                 try:
-                    for key, *statements in (*probes, (it.wheres[-1][0], choice)):
+                    for key, *statements in (*probes, (it.wheres[-1][0], _choice([condition], it))):
                         for statement in statements:
                             parsed = duckdb.extract_statements(statement)
                             if len(parsed) != 1 or parsed[0].type != duckdb.StatementType.SELECT:
@@ -174,8 +171,10 @@ class Catalog:
                         f"{key} does not work: {str(error).splitlines()[0]} "
                         '(`controlmill sql WORKSPACE "DESCRIBE candidates"` lists the columns)'
                     ) from error
-                choices.append(choice)
-            connection.execute(f"CREATE OR REPLACE VIEW pairs AS {' UNION ALL '.join(choices)}")
+                alone = condition if it.limit else ""  # the first so many are those of one condition
+                choices.setdefault((alone, *(where for _, where in it.wheres)), []).append(condition)
+            union = " UNION ALL ".join(_choice(alike, selections[alike[0]]) for alike in choices.values())
+            connection.execute(f"CREATE OR REPLACE VIEW pairs AS {union}")
 
     # -- commits: one shard, one transaction ------------------------------------------------------------------------------
 
@@ -212,6 +211,14 @@ class Catalog:
                 connection.register("incoming", pa.Table.from_pylist(rows))
                 connection.execute("INSERT INTO scores BY NAME SELECT * FROM incoming")
                 connection.unregister("incoming")
+
+
+def _choice(conditions: list[str], it: Selection) -> str:
+    """The person's words stand alone inside their brackets, on lines of their own: neither a bracket nor a comment gets out."""
+    names = ", ".join(f"'{name}'" for name in conditions)
+    tail = (f" ORDER BY {it.order_by}\n" if it.order_by else "") + (f" LIMIT {it.limit}" if it.limit else "")
+    wheres = " AND ".join(f"(\n{where}\n)" for _, where in it.wheres)
+    return f"(SELECT * FROM (SELECT * FROM candidates WHERE condition IN ({names})) WHERE {wheres}{tail})"
 
 
 @contextmanager

@@ -365,6 +365,23 @@ def mini_scorer(given: Path, work: Path, seconds: float, dest: Path | None, thre
     sys.exit(0 if done else NOT_COMPLETE)
 
 
+@mini.command("roots")
+@click.argument("workspace", type=click.Path(path_type=Path))
+@click.option("--export", "dest", type=click.Path(path_type=Path), required=True, help="The folder to write them to.")
+@click.option("--grid", type=click.Path(path_type=Path), help="A JPEG or PNG of hints, samples and pictures.")
+def mini_roots(workspace: Path, dest: Path, grid: Path | None) -> None:
+    """Take a workspace's trained ControlNets out, to be shipped beside the mini base: small, with a card of what they do.
+
+    Example: controlmill mini roots runs/mini-roots --export train/mini/roots
+    """
+    from pipeline.mini import roots as stage
+
+    found = _workspace(workspace)
+    stage.export_roots(found, dest)
+    if grid is not None:
+        stage.draw_grid(found, grid)
+
+
 def _workspace(target: Path) -> Workspace:
     root = Path(manifest.load(target).workspace).expanduser() if target.is_file() else target
     workspace = Workspace(root.resolve())

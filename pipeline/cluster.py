@@ -47,6 +47,7 @@ class Cluster:
 
     def __init__(self, *, workers: int | None = None, address: str | None = None) -> None:
         self.address = address
+        self.meanwhile: Callable[[], None] = lambda: None  # called in the driver about every second while jobs are under way
         self._given = workers
         self._ray: Any = None
 
@@ -150,6 +151,7 @@ class Cluster:
                     assert not blocked, f"{blocked[0].name} waits for a job that is not there"
                     break
                 ready, _ = self.ray.wait(list(flying), num_returns=1, timeout=1.0)
+                self.meanwhile()
                 if watch:
                     progress.add(watch() - progress.count)
                 for reference in ready:

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from annotate.conditions import CONDITIONS
 from evaluate import alignment, fidelity, measures
 from evaluate.comparison import Metric
-from evaluate.replicates import Replicated, blocks, draws, of_means
+from evaluate.replicates import Replicated, draws, least_left, of_distance, of_means
 from pipeline import shards
 from pipeline.catalog import Catalog
 from pipeline.plan import Plan
+from pipeline.stages.generate import PART, tasks_of
 from pipeline.systems import REAL, System, readable, score_key, systems
 from pipeline.workspace import fingerprint
 
-VERSION = 1  # of how estimates are made
+VERSION = 2  # of how estimates are made
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,21 @@ class Scored:
     def features(self, network: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:  # [m, d], [m]: of the samples that have an image
         found = [row for path in self.paths for row in shards.read(self.root / path, ["features"]).column("features").to_pylist()]
         there = [number for number, row in enumerate(found) if row]
-        features = np.frombuffer(b"".join(dict(found[number])[network] for number in there), np.float32)
-        return features.reshape(len(there), -1), np.array(there, np.int64)
+        rows = [np.frombuffer(dict(found[number])[network], np.float32) for number in there]
+        return np.array(rows) if rows else np.empty((0, 0), np.float32), np.array(there, np.int64)
 
 
 def scored(plan: Plan, catalog: Catalog) -> list[Scored]:
-    """The systems of which something is scored."""
+    """The systems whose samples are all scored: a part of them is another benchmark."""
+    assert plan.manifest.evaluate is not None
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for name, key, path, sha256 in catalog.query("SELECT name, key, path, sha256 FROM shards WHERE kind = 'scores' ORDER BY part"):
         found.setdefault((name, key), []).append((path, sha256))
     out = []
     for system in systems(plan, catalog):
         key = score_key(plan, system)
-        if own := found.get((system.name, key)):
+        own = found.get((system.name, key), [])
+        if len(own) * PART >= len(tasks_of(system, plan.manifest.evaluate.benchmark)):
             out.append(Scored(catalog.workspace.root, system, key, tuple(path for path, _ in own), fingerprint(own)))
     return out
 
@@ -125,10 +128,11 @@ def _likeness(it: Scored, real: Scored, metric: Metric, drawn: NDArray[np.float3
     """Of each sample with the held-out image of its prompt."""
     own, rows = it.features(metric.name)
     theirs, others = real.features(metric.name)
-    originals = np.zeros((len(it.system.items), own.shape[1]), np.float32)
+    originals = np.zeros((len(it.system.items), theirs.shape[1]), np.float32)
     originals[real.cluster[others]] = theirs
     values = np.full(len(it.rows), metric.worst)
-    values[rows] = alignment.similarity(own, originals[it.cluster[rows]])
+    if len(rows):
+        values[rows] = alignment.similarity(own, originals[it.cluster[rows]])
     return metric, of_means(values, it.cluster, drawn)
 
 
@@ -141,17 +145,14 @@ def _of_set(it: Scored, metric: Metric, drawn: NDArray[np.float32]) -> Replicate
 
 
 def _distances(it: Scored, real: Scored, extractor: str) -> Iterator[tuple[Metric, Replicated]]:
-    """Against the held-out images themselves; replicated by leaving out a block of prompts, since drawing twice biases a distance."""
+    """Against the held-out images themselves; none where too few images were made."""
     features, rows = it.features(extractor)
-    reference, _ = real.features(extractor)
-    size = len(it.system.items)
-    block = blocks(size)
-    present, dense = np.unique(block[it.cluster[rows]], return_inverse=True)
-    for metric, distance in measures.distances(extractor, reference):
-        whole, found = distance(features, dense)
-        without = np.full(int(block.max()) + 1, whole, np.float32)  # nothing changes without a block of which nothing was made
-        without[present] = found
-        yield metric, Replicated(whole, without, "jackknife", size)
+    reference, others = real.features(extractor)
+    prompt, of_real, size = it.cluster[rows], real.cluster[others], len(it.system.items)
+    if min(least_left(prompt, size), least_left(of_real, size)) < 2:
+        return
+    for metric, distance in measures.distances(extractor, reference, of_real, len(np.unique(prompt))):
+        yield metric, of_distance(distance, features, prompt, size)
 
 
 def replicated(row: Mapping[str, Any]) -> Replicated:

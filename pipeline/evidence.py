@@ -1,8 +1,9 @@
 """Held-out pairs and what was made of them, as the pages show them: where it lies, what it scores, its pictures."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -41,27 +42,68 @@ def samples(
     systems: Iterable[System],
     images: list[str] | None = None,  # None = all of them
 ) -> dict[str, list[Sample]]:  # by system, in the order of images and seeds
-    """Two queries for any number of systems. What failed to be made is left out."""
+    """One query for any number of systems. What failed to be made is left out."""
     by_name = {system.name: system for system in systems}
-    keys = {name: (system.key, score_key(plan, system)) for name, system in by_name.items()}
-    telling = sorted({measures.telling(CONDITIONS[system.condition].kind).name for system in by_name.values()})
-    some = "AND image_id IN (SELECT unnest($images))" if images is not None else ""
-    given = {"images": images} if images is not None else {}
-    sql = f"""SELECT system, benchmark, image_id, seed, metric, value, reason, shard, row FROM sample_scores
-              WHERE metric IN (SELECT unnest($telling)) {some}"""
-    scored = {
-        (system, image_id, seed): (metric, value, reason, (shard, row))
-        for system, key, image_id, seed, metric, value, reason, shard, row in catalog.query(sql, given | {"telling": telling})
-        if system in keys and keys[system][1] == key
-    }
     out: dict[str, list[Sample]] = {name: [] for name in by_name}
-    sql = f"SELECT system, benchmark, image_id, seed, shard, row FROM samples WHERE status = 'ok' {some} ORDER BY image_id, seed"
-    for system, key, image_id, seed, shard, row in catalog.query(sql, given):
-        if system in keys and keys[system][0] == key:
-            found = scored.get((system, image_id, seed))
-            facts = {"scores": found[3], "reason": found[2], "values": {found[0]: found[1]}} if found else {}
-            out[system].append(Sample(by_name[system], image_id, seed, (shard, row), **facts))
+    where = "WHERE image_id IN (SELECT unnest($images))" if images is not None else ""
+    given = _asked(plan, by_name) | ({"images": images} if images is not None else {})
+    for name, *row in catalog.query(f"{MADE} SELECT system, {COLUMNS} FROM made {where} ORDER BY image_id, seed", given):
+        out[name].append(_sample(by_name[name], row))
     return out
+
+
+def telling(
+    plan: Plan,
+    catalog: Catalog,
+    systems: Iterable[System],
+    same: int,  # images of the first seed that every system is shown on
+) -> list[tuple[str, Sample]]:  # in the order of the systems: best, median, worst, then same in the order of images
+    """Of each system the samples that say most, by its telling measure; of equal ones the first image is best and the last is worst.
+
+    The catalog chooses: a benchmark may have a thousand samples for each row that comes back.
+    """
+    by_name = {system.name: system for system in systems}
+    found: dict[str, list[tuple[str, Sample]]] = {name: [] for name in by_name}
+    sql = f"{MADE}, {CHOSEN} SELECT system, which, {COLUMNS} FROM chosen WHERE told ORDER BY list_position({list(WHICH)}, which), image_id"
+    for name, which, *row in catalog.query(sql, _asked(plan, by_name) | {"same": same}):
+        found[name].append((which, _sample(by_name[name], row)))
+    return [it for chosen in found.values() for it in chosen]
+
+
+WHICH = ("best", "median", "worst", "same")
+COLUMNS = "image_id, seed, picture, picture_row, shard, row, reason, metric, value"  # as `_sample` takes them
+MADE = """
+    WITH asked AS (SELECT unnest($system) AS system, unnest($drawn_as) AS drawn_as, unnest($key) AS key, unnest($score_key) AS score_key,
+                          unnest($metric) AS metric, unnest($sign) AS sign),
+    made AS (SELECT asked.system, sign, p.image_id, p.seed, p.shard AS picture, p.row AS picture_row, s.shard, s.row, s.reason, s.metric, s.value
+             FROM asked JOIN samples p ON p.system = drawn_as AND p.benchmark = key AND p.status = 'ok'
+             LEFT JOIN sample_scores s ON s.system = asked.system AND s.benchmark = score_key AND s.metric = asked.metric
+                                      AND s.image_id = p.image_id AND s.seed = p.seed)"""
+CHOSEN = f"""
+    placed AS (SELECT *, row_number() OVER (PARTITION BY system ORDER BY sign * value DESC, image_id, seed) AS place,
+                      count(*) OVER (PARTITION BY system) AS n, row_number() OVER (PARTITION BY system, seed ORDER BY image_id) AS number,
+                      first_value(seed) OVER (PARTITION BY system ORDER BY image_id, seed) AS first_seed
+               FROM made WHERE value IS NOT NULL),
+    chosen AS (SELECT *, unnest({list(WHICH)}) AS which,
+                      unnest([place = 1, place = n // 2 + 1, place = n, seed = first_seed AND number <= $same]) AS told
+               FROM placed)"""
+
+
+def _asked(plan: Plan, by_name: Mapping[str, System]) -> dict[str, list[Any]]:
+    """The columns of `asked`: where each system's samples and scores lie, and what of them is telling."""
+    systems = list(by_name.values())
+    metrics = [measures.telling(CONDITIONS[system.condition].kind) for system in systems]
+    return {
+        "system": list(by_name), "drawn_as": [system.drawn_as for system in systems], "key": [system.key for system in systems],
+        "score_key": [score_key(plan, system) for system in systems], "metric": [metric.name for metric in metrics],
+        "sign": [1 if metric.higher_is_better else -1 for metric in metrics],
+    }  # fmt: skip
+
+
+def _sample(system: System, row: Sequence[Any]) -> Sample:
+    image_id, seed, picture, picture_row, shard, number, reason, metric, value = row
+    facts = {} if shard is None else {"scores": (shard, number), "reason": reason, "values": {metric: value}}
+    return Sample(system, image_id, seed, (picture, picture_row), **facts)
 
 
 def drawn(workspace: Workspace, sample: Sample) -> np.ndarray:  # uint8 HW3

@@ -116,6 +116,9 @@ class ScenesSource(Section):
     kind: Literal["scenes"]
     count: Annotated[Whole, Field(ge=1)]
     seed: Annotated[Whole, Field(ge=0)] = 0
+    most_objects: Annotated[Whole, Field(ge=1)] = 4  # in a scene, the figure not counted
+    least_box: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the picture that an object's box has at least
+    least_visible: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of an object that nothing hides, at least
 
 
 AnySource = FolderSource | ListSource | WebDatasetSource | Img2DatasetSource | ParquetSource | HuggingFaceSource | ScenesSource
@@ -190,7 +193,7 @@ class Run(Section):
     prompt_drop: Annotated[float, Field(ge=0, le=1)] = 0.5
     seed: Annotated[Whole, Field(ge=0)] = 0
     checkpoint_every: Annotated[Whole, Field(ge=1)] | None = None
-    warm_start: str | None = None
+    warm_start: str | dict[str, str] | None = None  # a condition that another run trains, or a ControlNet: for all conditions, or by condition
     connect: Literal["full", "middle"] = "full"  # middle: the paper's small-scale training, without residuals for the skips
     unlock: Literal["none", "decoder", "all"] = "none"  # of the base; its weights are then saved in unet/ beside the ControlNet's
     unlock_lr: Annotated[float, Field(gt=0, le=1)] | None = None  # None = lr; the released code's advice is 2e-6
@@ -208,6 +211,13 @@ class Run(Section):
     grids: Annotated[Whole, Field(ge=0)] | None = None  # held-out pairs that are drawn at each checkpoint; None = 4 on a GPU, else 0
 
     @property
+    def starts(self) -> dict[str, str]:
+        """What each condition starts from; one that is not here starts from the base."""
+        if isinstance(self.warm_start, str):
+            return dict.fromkeys(self.conditions, self.warm_start)
+        return dict(self.warm_start or {})
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What decides the weights. Keys younger than the first release count where they are set, so that runs trained before keep their names."""
         young = {"connect", "unlock", "unlock_lr", "min_snr", "ema", "precision", "compile", "optimizer", "flip", "join", "gpus"}
@@ -219,6 +229,8 @@ class Run(Section):
         doubled = sorted({name for name in self.conditions if self.conditions.count(name) > 1})
         if doubled:
             raise ValueError(f"conditions names {', '.join(doubled)} twice: keep one")
+        if stray := sorted(set(self.starts) - set(self.conditions)):
+            raise ValueError(f"warm_start names {', '.join(stray)}, which this run does not train: take it out, or add it to conditions")
         if self.unlock != "none" and len(self.conditions) > 1:
             raise ValueError(
                 f"{' and '.join(self.conditions)} share one locked base: with unlock: {self.unlock} give each a run of its own"
@@ -246,26 +258,33 @@ class Train(Section):
     base: str
     runs: Annotated[list[Run], Field(min_length=1)]
 
-    def waits_for(self, number: int) -> int | None:
-        """The run whose ControlNet run `number` starts from: the nearest above it that trains this condition, else the first below."""
-        wanted = self.runs[number].warm_start
+    def waits_for(self, number: int) -> dict[str, int]:
+        """Condition of run `number` -> the run that it starts from: the nearest above that trains what is wanted, else the first below."""
         others = [*range(number - 1, -1, -1), *range(number + 1, len(self.runs))]
-        return next((other for other in others if wanted in self.runs[other].conditions), None)
+        found = {name: [it for it in others if wanted in self.runs[it].conditions] for name, wanted in self.runs[number].starts.items()}
+        return {name: makers[0] for name, makers in found.items() if makers}
 
     @model_validator(mode="after")
     def _warm_starts_end(self) -> "Train":
         for number, run in enumerate(self.runs):
             place = f"runs[{number}].warm_start"
-            if run.warm_start in run.conditions and self.waits_for(number) is None:
-                raise ValueError(
-                    f"{place}: this run trains {run.warm_start!r} itself: name a condition that another run trains, or a ControlNet's folder"
-                )
-            seen: list[int] = [number]
-            while (following := self.waits_for(seen[-1])) is not None and following not in seen:
-                seen.append(following)
-            if following == number:
-                raise ValueError(f"{place}: runs {', '.join(map(str, seen))} wait for each other in a circle: take one warm_start out")
+            for name, wanted in run.starts.items():
+                if wanted in run.conditions and name not in self.waits_for(number):
+                    raise ValueError(
+                        f"{place}: this run trains {wanted!r} itself: name a condition that another run trains, or a ControlNet's folder"
+                    )
+            if circle := self._circle((number,)):
+                raise ValueError(f"{place}: runs {', '.join(map(str, circle))} wait for each other in a circle: take one warm_start out")
         return self
+
+    def _circle(self, seen: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The way from the first of these runs back to it, over those that each waits for."""
+        for other in self.waits_for(seen[-1]).values():
+            if other == seen[0]:
+                return seen
+            if other not in seen and (found := self._circle((*seen, other))):
+                return found
+        return None
 
 
 class Benchmark(Section):
@@ -298,7 +317,7 @@ class Features(Section):
 class Evaluate(Section):
     base: str | None = None  # None = train.base
     benchmark: Benchmark = Benchmark()
-    baselines: list[Literal["no_control", "shuffled_condition", "vae_round_trip", "real_image"]] = [
+    baselines: list[Literal["no_control", "shuffled_condition", "vae_round_trip", "real_image", "warm_start"]] = [
         "no_control", "shuffled_condition", "vae_round_trip", "real_image",
     ]  # fmt: skip
     external: list[External] = []

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,9 @@ class PairAddress:
     latents: str
     maps: dict[str, str]
     size: tuple[int, int]  # (h, w) of the latents
+
+
+Members = Callable[[str, str], Mapping[str, PairAddress]]  # condition, split -> image id -> where its pieces lie
 
 
 @dataclass(frozen=True)
@@ -88,27 +91,35 @@ def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
     train, spec = plan.manifest.train, base_spec(plan)
     mark = base_fingerprint(spec)
     made: dict[int, PlannedRun] = {}
+    key = latent_key(plan, mark)
+    latents = dict(catalog.query("SELECT part, path FROM shards WHERE kind = 'latents' AND key = ?", [key]))
+    members = functools.cache(lambda condition, split: _members(catalog, condition, split, key, latents))  # runs share conditions
 
     def make(number: int) -> PlannedRun:
         if number not in made:
-            source = train.waits_for(number)
-            made[number] = _planned(plan, catalog, train.runs[number], spec, mark, make(source).name if source is not None else None)
+            sources = {name: make(source).name for name, source in train.waits_for(number).items()}
+            made[number] = _planned(plan, members, train.runs[number], spec, mark, sources)
         return made[number]
 
     return [make(number) for number in range(len(train.runs))]
 
 
-def _planned(plan: Plan, catalog: Catalog, run: Run, spec: str, mark: str, source: str | None) -> PlannedRun:
-    key = latent_key(plan, mark)
-    latents = dict(catalog.query("SELECT part, path FROM shards WHERE kind = 'latents' AND key = ?", [key]))
-    found = {split: {name: _members(catalog, name, split, key, latents) for name in run.conditions} for split in (TRAIN, HELD_OUT)}
+def called(name: str) -> str:
+    """A run's name as a page shows it, since one of many conditions has a long one: `canny+12-1a2b3c4d`."""
+    conditions, _, mark = name.rpartition("-")
+    first, *others = conditions.split("+")
+    return f"{first}+{len(others)}-{mark}" if len(others) > 2 else name
+
+
+def _planned(plan: Plan, members: Members, run: Run, spec: str, mark: str, sources: Mapping[str, str]) -> PlannedRun:
+    found = {split: {name: members(name, split) for name in run.conditions} for split in (TRAIN, HELD_OUT)}
     for name in run.conditions:
         if not found[TRAIN][name]:
             raise MillError(
                 f"train: {name} has no pairs in the train split: `controlmill status {plan.workspace.root}` shows why; "
                 f"loosen conditions.{name}.select, or add images."
             )
-    shared = {split: sorted(set.intersection(*(set(rows) for rows in members.values()))) for split, members in found.items()}
+    shared = {split: sorted(set.intersection(*(set(rows) for rows in of_condition.values()))) for split, of_condition in found.items()}
     for name, rows in found[TRAIN].items():
         if len(shared[TRAIN]) < SMALLEST_SHARE * len(rows):
             raise MillError(
@@ -131,7 +142,8 @@ def _planned(plan: Plan, catalog: Catalog, run: Run, spec: str, mark: str, sourc
         "base": mark, "latents": latent_key(plan, mark, mirrored=False), "run": run.identity, "pairs": shared[TRAIN], "version": 2,
         "conditions": {name: plan.conditions[name].fingerprint for name in run.conditions},
     }  # fmt: skip
-    identity |= {"warm_start": source} if source else {}  # the run of this manifest that it goes on from
+    if sources:  # the runs of this manifest that it goes on from
+        identity["warm_start"] = sources if isinstance(run.warm_start, dict) else next(iter(sources.values()))
     name = f"{'+'.join(run.conditions)}-{fingerprint(identity)[:8]}"
     return PlannedRun(name, run, spec, mark, addresses[TRAIN], addresses[HELD_OUT])
 

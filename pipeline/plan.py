@@ -155,9 +155,10 @@ def missing(plan: Plan) -> list[str]:
         lack = sources.lack(source)
         found += [f"source: {lack}"] if lack else []
     for number, run in enumerate(plan.manifest.train.runs if plan.manifest.train else []):
-        if run.warm_start and run.warm_start not in plan.conditions and not Path(run.warm_start).exists():
-            what = "is neither a condition of this manifest nor a ControlNet's folder or file"
-            found.append(f"train.runs[{number}].warm_start: {run.warm_start} {what}")
+        for wanted in dict.fromkeys(run.starts.values()):
+            if wanted not in plan.conditions and (why := _absent(wanted)):
+                what = "is neither a condition of this manifest nor a ControlNet's folder or file"
+                found.append(f"train.runs[{number}].warm_start: {wanted} {what} ({why})")
     found += optimizers_lacking(plan)
     found += [f"evaluate.readers.{it.name}: {it.lack}" for it in plan.readers.values() if it.lack]
     found += _lacking_to_evaluate(plan.manifest.evaluate) if plan.manifest.evaluate else []
@@ -169,6 +170,16 @@ def missing(plan: Plan) -> list[str]:
         except (ValueError, OSError) as error:
             found.append(f"{'train' if plan.manifest.train else 'evaluate'}.base: {error}")
     return found
+
+
+def _absent(controlnet: str) -> str:  # '' = it is here
+    from train import checkpoint
+
+    try:
+        checkpoint.locate(controlnet, download=False)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def _lacking_to_evaluate(evaluation: manifest.Evaluate) -> list[str]:

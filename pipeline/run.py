@@ -4,16 +4,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline import MillError, networks, recovery
+from pipeline import MillError, networks, recovery, summary
 from pipeline import plan as plans
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, cluster
+from pipeline.estimates import estimate
 from pipeline.manifest import Manifest
 from pipeline.plan import MEASURES, Plan
 from pipeline.status import tally
 
 COMPLETE, NOT_COMPLETE, COMPLETE_WITH_FAILURES = 0, 1, 3  # exit statuses
-WORTH_A_REPORT = 15.0  # seconds of work after which the report is brought up to date, so it fills as the job goes on
+WORTH_A_REPORT = 15.0  # seconds of work after which the report is brought up to date when a stage ends, so it fills as the job goes on
+RENEWED = 30.0  # seconds between two reports within a stage
+SPENT = 0.05  # of the time, on such reports at most
 STAGES = ("ingest", "caption", "annotate", "encode", "train", "generate", "score", "report")
 
 
@@ -48,15 +51,42 @@ def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
         for line in plans.lines(plan):
             say(line)
         with cluster(workers=options.workers, address=options.address) as workers:
-            reported = time.monotonic()
+            page = Filling(plan, catalog)
+            workers.meanwhile = page.renew if "report" in options.stages else lambda: None
             for stage, following in zip(options.stages, (*options.stages[1:], None), strict=True):
                 start = time.monotonic()
                 told = STAGE[stage](plan, catalog, workers, options)
                 say(f"{stage:<9} {told}  ({time.monotonic() - start:.1f} s)")
-                if "report" in options.stages and following not in (None, "report") and time.monotonic() - reported > WORTH_A_REPORT:
-                    _report(plan, catalog, workers, options)
-                    reported = time.monotonic()
+                if "report" in options.stages and following not in (None, "report"):
+                    page.renew(WORTH_A_REPORT)
+        if "report" in options.stages and plan.manifest.evaluate:
+            for line in summary.lines(plan, catalog, plan.workspace.report / "index.html"):
+                say(line)
     return exit_status(plan, catalog, options)
+
+
+class Filling:
+    """The report while a job is under way: written again now and then, in the driver, which waits for workers most of the time."""
+
+    def __init__(self, plan: Plan, catalog: Catalog) -> None:
+        self.plan, self.catalog = plan, catalog
+        self.written, self.took = time.monotonic(), 0.0
+
+    def renew(self, after: float = RENEWED) -> None:
+        """Not before so many seconds, and later where writing takes long."""
+        if time.monotonic() - self.written < max(after, self.took / SPENT):
+            return
+        start = time.monotonic()
+        try:
+            if self.plan.manifest.evaluate:
+                estimate(self.plan, self.catalog)
+            write_report(self.plan, self.catalog)
+        except MillError:  # there is not enough to compare yet; the page shows what there is
+            from pipeline.stages.report import report
+
+            report(self.plan, self.catalog)
+        self.written = time.monotonic()
+        self.took = self.written - start
 
 
 def settle(plan: Plan, catalog: Catalog) -> None:
@@ -68,7 +98,6 @@ def settle(plan: Plan, catalog: Catalog) -> None:
 def rebuild(plan: Plan, say: Callable[[str], None]) -> bool:
     """Makes the catalog again from the shards; False where some are broken."""
     def finish(fresh: Catalog) -> None:
-        from pipeline.estimates import estimate
         from pipeline.stages import train
 
         settle(plan, fresh)
@@ -150,6 +179,10 @@ def _score(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> 
 
 
 def _report(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
+    return write_report(plan, catalog)
+
+
+def write_report(plan: Plan, catalog: Catalog) -> str:
     from pipeline.stages import leaderboard
     from pipeline.stages.report import report
 

@@ -1,5 +1,6 @@
 """Who is compared: each condition's frozen benchmark, and everything that makes an image of each of its held-out pairs."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from pipeline.catalog import Catalog
 from pipeline.pairs import planned_runs
 from pipeline.plan import Plan
 from pipeline.stages.encode import base_fingerprint, base_spec
+from pipeline.stages.train import warm_folder, warm_starts
 from pipeline.workspace import fingerprint
 
 CONTROL, NO_CONTROL, SHUFFLED, ROUND_TRIP, REAL = "control", "no_control", "shuffled_condition", "vae_round_trip", "real_image"
-ALONE = (NO_CONTROL, ROUND_TRIP, REAL)  # belong to the benchmark, not to a model
+BEFORE = "warm_start"  # what a run started from, asked for the same: what its training changed
+ALONE = (NO_CONTROL, ROUND_TRIP, REAL)  # belong to the benchmark, not to a model; they know no condition
 
 
 @dataclass(frozen=True)
@@ -35,21 +38,27 @@ class System:
 
     model: str  # a run, an external checkpoint, or the baseline's own name
     condition: str
-    arm: str  # control | shuffled_condition: the same ControlNet with another image's hint | no_control | vae_round_trip | real_image
+    arm: str  # control | warm_start | shuffled_condition: the same ControlNet with another image's hint | no_control | vae_round_trip | real_image
     checkpoint: str  # of the ControlNet: below the workspace, or the absolute path of an external one; '' = none
     weights: str  # identity of the checkpoint; '' = none
     benchmark: str  # fingerprint of everything but the weights
     items: tuple[Item, ...]
+    asked: str = ""  # fingerprint of what is asked for without a condition; '' = the benchmark
 
     @property
     def name(self) -> str:
-        """Unique; also where its samples and scores lie."""
+        """Unique; also where its scores lie."""
         return f"{self.arm}/{self.condition}" if self.arm in ALONE else f"{self.model}/{self.condition}/{self.arm}"
 
     @property
+    def drawn_as(self) -> str:
+        """Where its samples lie. Those that can't differ are drawn once: without a ControlNet of all conditions that ask for the same images."""
+        return self.arm if self.arm in ALONE else f"{self.arm}/{self.condition}" if self.arm == BEFORE else self.name
+
+    @property
     def key(self) -> str:
-        """Of its samples: the benchmark, with the weights where there are some."""
-        return fingerprint([self.benchmark, self.weights]) if self.weights else self.benchmark
+        """Of its samples: what is asked for, with the weights where there are some."""
+        return fingerprint([self.benchmark, self.weights]) if self.weights else self.asked or self.benchmark
 
     @property
     def seeded(self) -> bool:
@@ -71,20 +80,23 @@ def systems(plan: Plan, catalog: Catalog) -> list[System]:
     if not made:
         return []
     mark = base_fingerprint(base_spec(plan))
+    before = _befores(plan, catalog, [model for model, *_ in made]) if BEFORE in evaluation.baselines else {}
     out: list[System] = []
     for condition in wanted:
-        items, benchmark = _benchmark(plan, catalog, condition, mark)
+        items, benchmark, asked = _benchmark(plan, catalog, condition, mark)
         for arm in evaluation.baselines:
             if arm in ALONE:
-                out.append(System(arm, condition, arm, "", "", benchmark, items))
+                out.append(System(arm, condition, arm, "", "", benchmark, items, asked))
         for model, follows, checkpoint, weights in made:
             if follows == condition:
                 arms = (CONTROL, SHUFFLED) if SHUFFLED in evaluation.baselines else (CONTROL,)
                 out += [System(model, condition, arm, checkpoint, weights, benchmark, items) for arm in arms]
+                if (model, condition) in before:
+                    out.append(System(model, condition, BEFORE, *before[model, condition], benchmark, items))
     return out
 
 
-def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple[tuple[Item, ...], str]:
+def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple[tuple[Item, ...], str, str]:  # items, fingerprint, System.asked
     assert plan.manifest.evaluate is not None
     frozen = plan.manifest.evaluate.benchmark
     rows = catalog.query(
@@ -97,11 +109,10 @@ def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple
             f"evaluate: {condition} has {len(items)} pairs in the {frozen.split} split and a benchmark needs 2: "
             "add images, or use another evaluate.benchmark.split."
         )
-    identity = {
-        "base": base, "items": [(item.image_id, item.caption) for item in items], "settings": frozen.model_dump(exclude={"samples"}),
-        "detector": plan.conditions[condition].fingerprint, "sampler": "ddim", "version": 2,
-    }  # fmt: skip
-    return items, fingerprint(identity)
+    common = {"base": base, "items": [(item.image_id, item.caption) for item in items], "sampler": "ddim", "version": 2}
+    identity = {"settings": frozen.model_dump(exclude={"samples"}), "detector": plan.conditions[condition].fingerprint}
+    asked = {"settings": frozen.model_dump(exclude={"samples", "split", "scale"}), "images": plan.image_key}
+    return items, fingerprint(common | identity), fingerprint(common | asked)
 
 
 def _runs(plan: Plan, catalog: Catalog) -> list[tuple[str, str, str, str]]:  # model, condition, checkpoint, weights
@@ -114,6 +125,27 @@ def _runs(plan: Plan, catalog: Catalog) -> list[tuple[str, str, str, str]]:  # m
         for condition in conditions
         if run in named
     ]
+
+
+def _befores(plan: Plan, catalog: Catalog, models: list[str]) -> dict[tuple[str, str], tuple[str, str]]:
+    """Run and condition -> the ControlNet that it started from, and its weights; a run that began with the base alone has none."""
+    from train import checkpoint
+
+    out = {}
+    runs, hashed = planned_runs(plan, catalog), functools.cache(checkpoint.weights_hash)  # several conditions may share a start
+    for number, it in enumerate(runs):
+        done = checkpoint.newest(plan.workspace.run(it.name)) if it.name in models and it.run.starts else None
+        for condition, (place, _) in warm_starts(plan, catalog, runs, number).items() if done else ():
+            folder = warm_folder(place, it.run.starts[condition])
+            weights = hashed(folder)
+            if done and done.meta["warm_start"].get(condition) != weights:
+                raise MillError(
+                    f"evaluate.baselines: warm_start: {folder} has other weights than those that {it.name} started from: put them back, "
+                    f"delete {done.path.parent} to train it again, or take warm_start out."
+                )
+            below = folder.is_relative_to(plan.workspace.root)
+            out[it.name, condition] = (plan.workspace.relative(folder) if below else str(folder), weights)
+    return out
 
 
 def _externals(plan: Plan) -> list[tuple[str, str, str, str]]:

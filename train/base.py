@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train import hub, single_file
+from train import hub, mini, single_file
 from train.random_base import NOTE_FILE
 from train.random_base import build_random as build_random  # `train.base` is the door to everything about bases
 
@@ -65,7 +65,7 @@ def load(
         tokenizer=_load_tokenizer(folder) if "text_encoder" in parts else None,
         scheduler=_config(folder, "scheduler"),
         scaling_factor=float(_config(folder, "vae").get("scaling_factor", 0.18215)),
-        name=folder.name if Path(spec).expanduser().exists() else str(spec),
+        name=folder.name if folder == Path(spec).expanduser() else str(spec),
         fingerprint=fingerprint(folder),
         random_weights=_is_random(folder),
         device=device,
@@ -103,8 +103,8 @@ def _config(folder: Path, part: str) -> dict[str, Any]:
 
 
 def locate(spec: str | Path, *, download: bool = True) -> Path:
-    """The complete diffusers folder, or the single file, behind `spec`; whatever is missing is named before anything heavy is loaded."""
-    folder = Path(spec).expanduser()
+    """The complete diffusers folder, or the single file, behind `spec`; `mini` is the shipped base. What lacks is named before anything loads."""
+    folder = mini.BASE if spec == mini.NAME else Path(spec).expanduser()
     if folder.suffix in single_file.SUFFIXES and not folder.is_dir():
         return single_file.locate(folder)
     if not folder.is_dir():
@@ -134,14 +134,18 @@ def fingerprint(spec: str | Path) -> str:  # 16 hex
     folder = locate(spec)
     if folder.is_file():  # never that of a folder with the same weights: what was made from one is not taken for the other's
         own = json.dumps(single_file.facts(folder), sort_keys=True)
-        content = _sha256(folder.resolve(), folder.stat().st_size, folder.stat().st_mtime_ns)
+        content = content_of(folder)
         return hashlib.sha256(f"{content}\n{own}".encode()).hexdigest()[:16]
     tokenizer = [f"tokenizer/{path.name}" for path in sorted((folder / "tokenizer").glob("*.json"))]
     digest = hashlib.sha256()
     for name in (*CONFIGS, *tokenizer, *WEIGHTS.values()):
-        path = folder / name
-        digest.update(f"{name}\n{_sha256(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns)}\n".encode())
+        digest.update(f"{name}\n{content_of(folder / name)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def content_of(path: Path) -> str:  # sha256
+    """Of a large file; it is read again only where its size or its time has changed."""
+    return _sha256(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)

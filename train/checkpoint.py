@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn, optim
 
-from train import hub, original
+from train import hub, mini, original
+from train.base import content_of
 from train.controlnet import ControlNet, empty_controlnet
 
 KEEP = 2  # newest checkpoints of a run
@@ -100,7 +101,9 @@ def sweep(out: Path) -> None:
 
 
 def locate(spec: str | Path, *, download: bool = True) -> Path:
-    """The folder or single file behind `spec`: a path, or a hub id owner/name, of which the local cache is asked first."""
+    """The folder or single file behind `spec`: `mini/canny` and the like, a path, or a hub id owner/name, of which the local cache is asked first."""
+    if root := mini.root(str(spec)):
+        return root
     here = Path(spec).expanduser()
     if here.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(spec)):
         if not here.exists():
@@ -137,13 +140,24 @@ def load_controlnet(
     return controlnet.requires_grad_(True)
 
 
+def write_rounded(
+    folder: Path,  # a ControlNet in the diffusers layout
+    dest: Path,
+) -> None:
+    """The same ControlNet in bfloat16: half the bytes, for what is shipped."""
+    dest.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.bfloat16().contiguous() for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(weights, dest / WEIGHTS, metadata={"format": "pt"})
+    shutil.copyfile(folder / "config.json", dest / "config.json")
+
+
 def weights_hash(folder: Path) -> str:  # 16 hex
     """Identity of the weights of a ControlNet's folder or single file, wherever it lies."""
     if folder.is_file():
-        return _sha256(folder)[:16]
+        return content_of(folder)[:16]
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"{folder} is no ControlNet in the diffusers layout: it has no {WEIGHTS}")
-    return _sha256(folder / WEIGHTS)[:16]
+    return content_of(folder / WEIGHTS)[:16]
 
 
 def optimizer_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -74,6 +74,9 @@ def fit(
         else None
     )
 
+    if watcher is not None and warm_start and not images and (first := watcher.begin(network.unet, controlnets)):
+        log(first)
+
     # What the device has computed since the last log row; read back only then, so that no step waits for the host.
     window, clock, result = Window(conditions, ranks), time.monotonic(), done
     counters = range(images, options.images, options.batch)

@@ -61,15 +61,26 @@ class Watch:
         if measure and self.held_out is not None:
             row["held_out"] = self.held_out.measure(unet, controlnets)
             row["alarm"] = held_out.alarms([*self.rows, row])
-        self.rows.append(row)
-        with (self.out / LOG).open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        self.board.add(row)
+        self._tell(row)
         if draw and self.options.grids and self.pairs is not None and len(self.pairs):
             try:
                 self._draw(row["images"], unet, controlnets)
             except torch.OutOfMemoryError:  # the checkpoint comes next, and matters more
                 print(f"no memory is left to draw {self.out / GRIDS} at {row['images']} images: lower grids, or set it to 0")
+        return row
+
+    def begin(self, unet: Any, controlnets: Mapping[str, Any]) -> dict[str, Any] | None:  # the row as it was logged; None = there is one, or no need
+        """The loss gap that warm starts bring along, as a row of no images: what the training itself adds is told from there."""
+        if self.rows or self.held_out is None:
+            return None
+        row: dict[str, Any] = {"images": 0, "step": 0, "held_out": self.held_out.measure(unet, controlnets)}
+        return self._tell(row)
+
+    def _tell(self, row: dict[str, Any]) -> dict[str, Any]:
+        self.rows.append(row)
+        with (self.out / LOG).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.board.add(row)
         return row
 
     def _draw(self, images: int, unet: Any, controlnets: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from annotate.mini.words import PERSON, Wanted, Words
 from pipeline import MillError, scenes
 from pipeline.manifest import NAME, Section
 from pipeline.mini import manifests
-from pipeline.mini.scenes import PART, MiniScenes, simple
+from pipeline.mini.scenes import PART, MiniScenes
 from pipeline.scenes.props import CLASSES, COLOURS, FLOORS, WALLS
 from pipeline.scenes.raster import FLOOR, WALL
 
@@ -216,7 +216,7 @@ def _truths(plan: MiniScenes, seed: int, indices: range) -> Iterator[dict[str, A
     names = [name for name, *_ in meaning.classes]
     for index in indices:
         scene = scenes.render(seed, index, plan.resolution)
-        if not simple(plan, scene.facts):
+        if not plan.limits.hold(scene.facts):
             continue
         drawn = scenes.draw_plan(seed, index)
         table, colours = np.zeros(256, np.uint8), np.zeros(256, np.uint8)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pipeline import scenes
 from pipeline.manifest import Section, Whole
-from pipeline.scenes import words
+from pipeline.scenes import Limits, words
 
 PART = 1000  # scenes rendered for one file
 
@@ -34,6 +34,10 @@ class MiniScenes(Section):
     least_box: Annotated[float, Field(ge=0, lt=1)] = 0.0
     least_visible: Annotated[float, Field(ge=0, le=1)] = 0.0
 
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.most_objects, self.least_box, self.least_visible)
+
 
 def render(plan: MiniScenes, work: Path) -> tuple[Any, Any]:  # train.mini.pictures.Pictures of training and held out
     """Each part once; another section of the manifest has a folder of its own."""
@@ -55,19 +59,8 @@ def render(plan: MiniScenes, work: Path) -> tuple[Any, Any]:  # train.mini.pictu
 def _kept(plan: MiniScenes, seed: int, indices: range) -> Iterator[tuple[np.ndarray, str, str]]:
     for index in indices:
         scene = scenes.render(seed, index, plan.resolution)
-        if simple(plan, scene.facts):
+        if plan.limits.hold(scene.facts):
             yield scene.image, scene.caption, words.mirrored(scene.caption)
-
-
-def simple(plan: MiniScenes, facts: dict[str, Any]) -> bool:
-    """Whether a scene keeps to the limits."""
-    objects = facts["objects"]
-    boxes = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (one["box"] for one in objects)]
-    return (
-        len(objects) <= plan.most_objects
-        and all(box >= plan.least_box for box in boxes)
-        and all(one["visible"] >= plan.least_visible for one in objects)
-    )
 
 
 def sentence(plan: MiniScenes, kept: int) -> str:

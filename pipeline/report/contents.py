@@ -107,7 +107,8 @@ class ScoreRow:
     """One number of one system, with its identity (a row of the table `scores`)."""
 
     system: str
-    baseline: bool                                          # no_control, shuffled_condition
+    baseline: bool                                          # no ControlNet with its own hint
+    ceiling: bool = False                                   # the held-out image itself: no system is measured against it as a floor
     condition: str
     metric: str
     value: float
@@ -121,6 +122,31 @@ class ScoreRow:
     checkpoint: str | None = None
     seeds: tuple[int, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    value: float
+    reach: float | None = None                              # half of its 95 % interval; None = none is known
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryRow:
+    """What became of one ControlNet, by the measure that says how well its condition is kept."""
+
+    condition: str
+    model: str
+    metric: str
+    higher_is_better: bool
+    definition: str = ""
+    gap_before: Number | None = None                        # thousandths of the loss, before its training
+    gap: Number | None = None
+    trained: Number | None = None
+    ceiling: Number | None = None                           # the held-out image itself
+    share: Number | None = None                             # percent of the way from the better baseline to the ceiling
+    baselines: Mapping[str, Number] = field(default_factory=dict)  # warm_start, shuffled_condition, no_control
+    verdicts: Mapping[str, str] = field(default_factory=dict)  # of each baseline: < worse than trained beyond chance, > better, '' neither
+    beyond_both: bool = False                               # above no control and another's hint, beyond chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,5 +187,6 @@ class ReportData:
     contact: tuple[ContactRow, ...] = ()
     runs: tuple[Run, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
+    summary: tuple[SummaryRow, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     leaderboard: bool = False                               # whether leaderboard/leaderboard.html lies beside the page

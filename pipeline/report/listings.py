@@ -89,6 +89,8 @@ def markdown(board: Board, groups: Sequence[Group]) -> str:
             "|" + " --- |" * (len(group.columns) + 2),
         ]  # fmt: skip
         lines += [_row(_name(row), *map(_cell, row.cells), figure(row.seconds, 2)) for row in (*group.ceiling, *group.models, *group.floor)]
+        if group.limit:
+            lines += ["", _text(group.limit)]
         if group.reported:
             lines += ["", "Reported elsewhere, not ranked:", "", _row("model", *(name for name, _ in group.reported.metrics)),
                       "|" + " --- |" * (len(group.reported.metrics) + 1)]  # fmt: skip

@@ -11,8 +11,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from pipeline.report.contents import ReportData, ScoreRow
+from pipeline.report.contents import Number, ReportData, ScoreRow
 from pipeline.report.plots import Axis, axis, gap_plot, loss_plot
+from pipeline.report.standings import digits
 from pipeline.workspace import write_text, write_whole
 
 TEMPLATES = Path(__file__).parent
@@ -47,11 +48,15 @@ def render(data: ReportData, out: Path) -> Path:
     pictures: dict[str, bytes] = {}
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(count=count, number=number, duration=_duration, rate=_rate, short=_short, tail=tail, p_value=_p_value)
+    environment.filters.update(count=count, number=number, reach=_reach, duration=_duration, rate=_rate, short=_short, tail=tail, p_value=_p_value)
     page = environment.get_template("index.html").render(
         data=data,
         picture=lambda content: picture_of(content, pictures),
         groups=score_groups(data.scores),
+        several=len({row.condition for row in data.summary}) < len(data.summary),
+        places={
+            (row.condition, row.model): digits([it.value for it in (row.trained, row.ceiling, *row.baselines.values()) if it]) for row in data.summary
+        },
         plots={run.name: loss_plot(run.loss) for run in data.runs},
         gaps={run.name: {condition: gap_plot(points) for condition, points in run.gaps.items()} for run in data.runs},
         strip=max(data.contact, key=lambda row: sum(isinstance(cell, bytes) for cell in row.maps.values()), default=None),
@@ -80,7 +85,7 @@ def score_groups(scores: tuple[ScoreRow, ...]) -> list[ScoreGroup]:
                                               key=lambda row: (row.condition, row.metric)):
         rows = sorted(found, key=lambda row: row.baseline)
         ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
-        floors = [row.value for row in rows if row.baseline]
+        floors = [row.value for row in rows if row.baseline and not row.ceiling]
         better = rows[0].higher_is_better
         groups.append(ScoreGroup(
             condition=condition, metric=metric, definition=rows[0].definition, higher_is_better=better, rows=tuple(rows),
@@ -115,6 +120,10 @@ def count(value: float) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _reach(it: Number | None, places: int) -> str:
+    return "–" if it is None else number(it.value, places) + ("" if it.reach is None else f" ± {number(it.reach, places)}")
 
 
 def _duration(seconds: float | None) -> str:

@@ -11,6 +11,7 @@ from pipeline.report.pareto import Pareto, pareto
 
 ARMS = {  # in the order of their rows: what each is called, where it stands
     "real_image": ("real image", "ceiling"), "vae_round_trip": ("real image through the VAE", "ceiling"), "control": ("", "models"),
+    "warm_start": ("before its training", "models"),
     "no_control": ("no control", "floor"), "shuffled_condition": ("another image's condition", "floor"),
 }  # fmt: skip
 ENDS = (0.0, 1.08)  # shares that a bar has room for: a model below the floor has none, one above the ceiling sticks out a little
@@ -60,6 +61,7 @@ class Group:
     floor: tuple[Row, ...]
     primary: int | None  # number of its column
     leaders: tuple[Row, ...]  # models that may hold the first place by it
+    limit: str  # below which two models can't be told apart by it, a sentence; '' = not known
     marks: tuple[str, ...]
     pareto: Pareto | None
     reported: Reported | None
@@ -104,12 +106,15 @@ def groups(board: Board, pages: Mapping[str, str]) -> list[Group]:
                 anchor=anchors.get(model, "") if arm == "control" and (model, condition) in witnessed else "",
             ))  # fmt: skip
         primary = next((number for number, column in enumerate(columns) if column.metric.primary), None)
-        models = sorted(rows["models"], key=lambda row: _merit(row, primary, columns), reverse=True)
+        trained = [row for row in rows["models"] if row.arm == "control"]
+        trained.sort(key=lambda row: _merit(row, primary, columns), reverse=True)
+        models = [row for it in trained for row in (it, *(row for row in rows["models"] if row.arm != "control" and row.model == it.model))]
         out.append(Group(
             benchmark=benchmark, columns=tuple(columns), ceiling=tuple(rows["ceiling"]), models=tuple(models), floor=tuple(rows["floor"]),
-            primary=primary, leaders=_leaders(models, primary), marks=tuple(dict.fromkeys(mark for score in scores for mark in score.marks)),
+            primary=primary, leaders=_leaders(trained, primary), limit=_limit(benchmark, columns, primary),
+            marks=tuple(dict.fromkeys(mark for score in scores for mark in score.marks)),
             pareto=None if primary is None else pareto(columns[primary].metric, {it.metric: it.digits for it in columns}, scores, seconds),
-            reported=_reported([it for it in board.published if it.condition == condition], models, columns),
+            reported=_reported([it for it in board.published if it.condition == condition], trained, columns),
             evidence=pages[condition] if any(where == condition for _, where in witnessed) else "",
         ))  # fmt: skip
     return out
@@ -127,6 +132,17 @@ def _leaders(models: Sequence[Row], primary: int | None) -> tuple[Row, ...]:
     scored = [(row, cell) for row in models if primary is not None and (cell := row.cells[primary])]
     first = [row for row, cell in scored if cell.score.rank and cell.score.rank[0] == 1]
     return tuple(first) or tuple(row for row, _ in scored[:1])
+
+
+def _limit(benchmark: Benchmark, columns: Sequence[Column], primary: int | None) -> str:
+    if primary is None or benchmark.detectable is None:
+        return ""
+    metric, least = columns[primary].metric, figure(benchmark.detectable, columns[primary].digits + 1)
+    unit = f" {metric.unit}" if metric.unit else ""
+    return (
+        f"Differences of {metric.title} below {least}{unit} can't be told apart with n = {benchmark.samples:,}: "
+        f"at {benchmark.images:,} prompts, so large a one between two models is found in 80 % of repeats at 5 %."
+    )
 
 
 def _reported(rows: Sequence[Published], models: Sequence[Row], columns: Sequence[Column]) -> Reported | None:

@@ -1,5 +1,6 @@
 """Rendered scenes with exact ground truth for every condition: objects and a jointed figure in a room, and a caption."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +9,34 @@ import numpy as np
 from annotate.maps import RawMap, depth_map
 from pipeline.scenes import outlines, truth, words
 from pipeline.scenes.painter import paint
+from pipeline.scenes.plan import Plan
 from pipeline.scenes.plan import draw_plan as draw_plan
-from pipeline.scenes.raster import cast
+from pipeline.scenes.raster import Buffers, cast
 
 VERSION = 1  # of what a seed and a number render to
 PROVIDES = ("pose_openpifpaf", "pose_openpose", "seg_coco", "seg_ade20k", "depth_large", "depth_small", "normal")  # conditions, exactly
+
+
+TRIES = 1000  # numbers that belong to one scene with limits
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a scene may hold, and how small or hidden it may be; the defaults let every scene pass."""
+
+    most_objects: int = 4  # the figure not counted
+    least_box: float = 0.0  # share of the picture that an object's box has at least
+    least_visible: float = 0.0  # share of an object that nothing hides, at least
+
+    def hold(self, facts: Mapping[str, Any]) -> bool:
+        """Of a scene's facts."""
+        objects = facts["objects"]
+        boxes = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (one["box"] for one in objects)]
+        return (
+            len(objects) <= self.most_objects
+            and all(box >= self.least_box for box in boxes)
+            and all(one["visible"] >= self.least_visible for one in objects)
+        )
 
 
 @dataclass(frozen=True)
@@ -28,20 +52,23 @@ class Scene:
     facts: dict[str, Any]  # JSON-able
 
 
-def render(seed: int, index: int, size: int = 128) -> Scene:
-    """Scene `index` of a seed at size x size pixels, 64 to 1024; the same scene at every size.
+def render(seed: int, index: int, size: int = 128, limits: Limits = Limits()) -> Scene:
+    """Scene `index` of a seed at size x size pixels, 64 to 1024; the same scene at every size, but for what limits see of it.
 
-    The bytes depend on the three numbers alone, on one kind of processor; another's last bits may differ. ValueError: another size.
+    With limits it is the first that keeps to them among the thousand numbers that belong to `index`. The bytes depend on these four alone, on one
+    kind of processor; another's last bits may differ. ValueError: another size, or limits that no scene keeps to.
     """
     import cv2
 
     if not 64 <= size <= 1024:
         raise ValueError(f"scenes are rendered at 64 to 1024 pixels, not {size}")
-    plan = draw_plan(seed, index)
-    seen = cast(plan.bodies, plan.view, size)
+    numbers = [index] if limits == Limits() else range(index * TRIES, (index + 1) * TRIES)
+    found = (_Looked.at(draw_plan(seed, number), size) for number in numbers)
+    it = next((it for it in found if limits.hold(it.facts)), None)
+    if it is None:
+        raise ValueError(f"none of {TRIES} scenes keeps to {limits}: loosen them")
+    plan, seen, points = it.plan, it.seen, it.points
     image = cv2.resize(paint(plan, 2 * size), (size, size), interpolation=cv2.INTER_AREA)
-    points = truth.keypoints(plan, seen)
-    facts = words.facts(plan, seen, points)
     ends, owners = (np.concatenate(pair) for pair in zip(outlines.edges(plan.bodies, plan.view), truth.seams(plan, seen), strict=True))
     depth = depth_map(1 / seen.depth)
     depth = RawMap("depth", depth.array, {**depth.meta, "unit": "1/m"})
@@ -56,4 +83,20 @@ def render(seed: int, index: int, size: int = 128) -> Scene:
     }
     borders = outlines.borders(seen, plan.figure[0] if plan.figure else None)
     lines = outlines.seen_segments(ends, owners, plan.view, seen)
-    return Scene(image, words.describe(facts), maps, borders, lines, seen.instance, facts)
+    return Scene(image, words.describe(it.facts), maps, borders, lines, seen.instance, it.facts)
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """A scene before it is painted, which is most of the work."""
+
+    plan: Plan
+    seen: Buffers
+    points: dict[str, tuple[float, float, float]]
+    facts: dict[str, Any]
+
+    @classmethod
+    def at(cls, plan: Plan, size: int) -> "_Looked":
+        seen = cast(plan.bodies, plan.view, size)
+        points = truth.keypoints(plan, seen)
+        return cls(plan, seen, points, words.facts(plan, seen, points))

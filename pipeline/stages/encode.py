@@ -22,13 +22,13 @@ RANDOM_BASE = "random"  # `base: random`
 
 def base_spec(plan: Plan) -> str:
     """What train.base.load takes; the random base is made in the workspace when first asked for."""
-    from train import base
+    from train import base, mini
 
     spec = plan.manifest.base
     assert spec is not None
     if spec != RANDOM_BASE:
         here = Path(spec).expanduser()
-        return str(here.resolve()) if here.exists() else spec  # workers may stand in another folder
+        return str(here.resolve()) if spec != mini.NAME and here.exists() else spec  # workers may stand in another folder
     folder = plan.workspace.root / "base" / RANDOM_BASE
     if not folder.exists():
         base.build_random(folder)

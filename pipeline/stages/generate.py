@@ -35,20 +35,20 @@ def generate(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
     for system in systems(plan, catalog):
         places = _places(catalog, system) if system.arm in (REAL, ROUND_TRIP) else {}
         tasks = tasks_of(system, frozen)
-        committed = catalog.committed("samples", system.key, system.name)
+        committed = catalog.committed("samples", system.key, system.drawn_as)
         for part, start in enumerate(range(0, len(tasks), PART)):
             if part in committed:
                 continue
-            path = plan.workspace.samples(system.name, system.key, part)
+            path = plan.workspace.samples(system.drawn_as, system.key, part)
             chunk = tasks[start : start + PART]
             args = {
                 "root": str(plan.workspace.root), "path": str(path), "base": base_spec(plan), "checkpoint": system.checkpoint, "arm": system.arm,
                 "condition": system.condition, "chunk": chunk, "sources": {item.image_id: places.get(item.image_id) for item, *_ in chunk},
                 "settings": frozen.model_dump(include={"steps", "guidance", "scale"}), "negative": frozen.negative,
-                "facts": {"kind": "samples", "key": system.key, "name": system.name, "part": part,
-                          "made_from": shards.made_from(system.key, system.checkpoint, part)},
+                "facts": {"kind": "samples", "key": system.key, "name": system.drawn_as, "part": part,
+                          "made_from": shards.made_from(system.key, part)},
             }  # fmt: skip
-            todo[path] = Job(f"generate {system.name} part {part}", args, tuple(range(len(chunk))))
+            todo[path] = Job(f"generate {system.drawn_as} part {part}", args, tuple(range(len(chunk))))
 
     rows = make_missing(catalog, cluster, generate_part, todo, label="generate", gpus=1)
     (count,) = catalog.row("SELECT count(*) FROM samples")

@@ -21,6 +21,7 @@ from pipeline import __version__, evidence
 from pipeline.catalog import Catalog
 from pipeline.estimates import replicated
 from pipeline.evidence import Sample, thumbnail
+from pipeline.pairs import called
 from pipeline.plan import Plan
 from pipeline.report import board, leaderboard
 from pipeline.systems import ALONE, CONTROL, NO_CONTROL, REAL, SHUFFLED, System, readable, systems
@@ -52,7 +53,7 @@ def build(plan: Plan, catalog: Catalog, made: Mapping[str, System], rows: list[d
     return board.Board(
         name=plan.manifest.name, made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), version=f"controlmill {__version__}",
         notes=tuple(_notes(plan, conditions)), machine=f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-        metrics=tuple(_metric(measures.metric(name)) for name in names), benchmarks=tuple(_benchmark(plan, made, name) for name in conditions),
+        metrics=tuple(_metric(measures.metric(name)) for name in names), benchmarks=tuple(_benchmark(plan, made, name, rows) for name in conditions),
         models=tuple(_models(plan, made)), scores=tuple(_scores(plan, rows)), speeds=tuple(_speeds(catalog, made)),
         evidence=tuple(_evidence(plan, catalog, made)), published=board.published(conditions),
     )  # fmt: skip
@@ -73,16 +74,19 @@ def _metric(it: Any) -> board.Metric:
     )  # fmt: skip
 
 
-def _benchmark(plan: Plan, made: Mapping[str, System], condition: str) -> board.Benchmark:
+def _benchmark(plan: Plan, made: Mapping[str, System], condition: str, rows: list[dict[str, Any]]) -> board.Benchmark:
     assert plan.manifest.evaluate is not None
     frozen = plan.manifest.evaluate.benchmark
     system = next(it for it in made.values() if it.condition == condition)
     maker, reader = plan.conditions[condition], plan.reader(condition)
+    of = (condition, CONDITIONS[condition].fidelity, CONTROL)
+    first = [replicated(row) for row in rows if (row["condition"], row["metric"], row["arm"]) == of]
     return board.Benchmark(
         condition=condition, title=CONDITIONS[condition].title, kind=CONDITIONS[condition].kind, fingerprint=system.benchmark, split=frozen.split,
         images=len(system.items), samples=len(system.items) * len(frozen.seeds), seeds=tuple(frozen.seeds), sampler="DDIM, eta 0",
         steps=frozen.steps, guidance=frozen.guidance, scale=frozen.scale, negative=frozen.negative, base=str(plan.manifest.base),
         detector=f"{maker.step.detector} {maker.fingerprint}", reader=f"{reader.step.detector} {reader.fingerprint}",
+        detectable=replicates.detectable(first),
     )  # fmt: skip
 
 
@@ -94,7 +98,7 @@ def _models(plan: Plan, made: Mapping[str, System]) -> Iterator[board.Model]:
         seen.setdefault(system.model, system)
     for name, system in seen.items():
         kind: Any = "baseline" if system.arm in ALONE else "external" if name in external else "run"
-        yield board.Model(name=name, kind=kind, base=str(plan.manifest.base), checkpoint=system.checkpoint, note="")
+        yield board.Model(name=called(name), kind=kind, base=str(plan.manifest.base), checkpoint=system.checkpoint, note="")
 
 
 def _scores(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[board.Score]:
@@ -110,9 +114,9 @@ def _scores(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[board.Score]:
             floor, ceiling = _ends(row, group)
             share = replicates.share(row["score"], floor, ceiling) if floor and ceiling else None
             yield board.Score(
-                model=row["model"], arm=row["arm"], condition=condition, metric=row["metric"], value=row["value"], low=row["low"], high=row["high"],
-                n=row["n"], n_failed=row["n_failed"], share=share and share.value, share_low=share and share.low, share_high=share and share.high,
-                rank=rank.get(row["system"]), marks=tuple(row["marks"]), passport=_passport(plan, row),
+                model=called(row["model"]), arm=row["arm"], condition=condition, metric=row["metric"], n=row["n"], n_failed=row["n_failed"],
+                value=row["value"], low=row["low"], high=row["high"], share=share and share.value, share_low=share and share.low,
+                share_high=share and share.high, rank=rank.get(row["system"]), marks=tuple(row["marks"]), passport=_passport(plan, row),
             )  # fmt: skip
 
 
@@ -147,52 +151,46 @@ def _software() -> str:
 
 
 def _speeds(catalog: Catalog, made: Mapping[str, System]) -> Iterator[board.Speed]:
-    found = dict(catalog.query("SELECT system, avg(seconds) FROM samples WHERE status = 'ok' GROUP BY system"))
+    sql = "SELECT system, benchmark, avg(seconds) FROM samples WHERE status = 'ok' GROUP BY system, benchmark"
+    found = {(name, key): seconds for name, key, seconds in catalog.query(sql)}
     for system in made.values():
-        if system.arm in (CONTROL, NO_CONTROL) and system.name in found:
-            yield board.Speed(model=system.model, condition=system.condition, seconds_per_image=found[system.name])
+        if system.arm in (CONTROL, NO_CONTROL) and (system.drawn_as, system.key) in found:
+            seconds = found[system.drawn_as, system.key]
+            yield board.Speed(model=called(system.model), condition=system.condition, seconds_per_image=seconds)
 
 
 def _evidence(plan: Plan, catalog: Catalog, made: Mapping[str, System]) -> Iterator[board.Evidence]:
     """Of each model its best, median and worst sample, and some that all models share; pictures are read and drawn side by side."""
+    import cv2
+
     controls = [system for system in made.values() if system.arm == CONTROL]
-    chosen = [it for found in evidence.samples(plan, catalog, controls).values() for it in _chosen(found)]
+    chosen = evidence.telling(plan, catalog, controls, SAME)
     photographs = evidence.photographs(catalog, sorted({sample.image_id for _, sample in chosen}))
     items = {system.name: {item.image_id: item for item in system.items} for system in controls}
 
     @functools.cache
-    def hint(condition: str, image_id: str) -> tuple[np.ndarray, bytes, bytes]:
+    def hint(condition: str, image_id: str) -> tuple[np.ndarray, bytes]:
         system = next(it for it in controls if it.condition == condition)
         pixels = maps.render(evidence.truth(plan.workspace, system, items[system.name][image_id]))
-        return pixels, thumbnail(pixels), thumbnail(evidence.photograph(plan.workspace, photographs[image_id]), "jpeg")
+        return pixels, thumbnail(pixels)
+
+    @functools.cache
+    def source(image_id: str) -> bytes:
+        return thumbnail(evidence.photograph(plan.workspace, photographs[image_id]), "jpeg")
 
     def shown(which: Any, sample: Sample) -> board.Evidence:
         condition = sample.system.condition
-        own, small, source = hint(condition, sample.image_id)
+        own, small = hint(condition, sample.image_id)
         found = evidence.reread(plan.workspace, sample)
         again = found if isinstance(found, str) else maps.render(found, size=(own.shape[0], own.shape[1]))
         ((metric, value),) = sample.values.items()
         return board.Evidence(
-            condition=condition, model=sample.system.model, metric=metric, which=which, image_id=sample.image_id,
-            prompt=items[sample.system.name][sample.image_id].caption[:CAPTION], seed=sample.seed, score=value, hint=small, source=source,
-            generated=thumbnail(evidence.drawn(plan.workspace, sample), "jpeg"), reread=again if isinstance(again, str) else thumbnail(again),
-            difference=None if isinstance(again, str) else thumbnail(_difference(own, again)),
+            condition=condition, model=called(sample.system.model), metric=metric, which=which, image_id=sample.image_id,
+            prompt=items[sample.system.name][sample.image_id].caption[:CAPTION], seed=sample.seed, score=value, hint=small,
+            source=source(sample.image_id), generated=thumbnail(evidence.drawn(plan.workspace, sample), "jpeg"),
+            reread=again if isinstance(again, str) else thumbnail(again),
+            difference=None if isinstance(again, str) else thumbnail(cv2.absdiff(own, again)),
         )  # fmt: skip
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(lambda it: shown(*it), chosen)
-
-
-def _chosen(found: list[Sample]) -> list[tuple[str, Sample]]:
-    """Ties go to the first image."""
-    scored = [it for it in found if it.values]
-    if not scored:
-        return []
-    better = measures.metric(next(iter(scored[0].values))).higher_is_better
-    ranked = sorted(scored, key=lambda it: next(iter(it.values.values())), reverse=better)
-    extremes = [("best", ranked[0]), ("median", ranked[len(ranked) // 2]), ("worst", ranked[-1])]
-    return extremes + [("same", it) for it in [it for it in scored if it.seed == scored[0].seed][:SAME]]
-
-
-def _difference(hint: np.ndarray, reread: np.ndarray) -> np.ndarray:
-    return np.abs(hint.astype(np.int16) - reread).astype(np.uint8)

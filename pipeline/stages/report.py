@@ -16,16 +16,18 @@ from annotate.conditions import CONDITIONS
 from evaluate import fidelity
 from evaluate.replicates import difference
 from pipeline import MillError, __version__, canonical, evidence, manifest, shards, status
+from pipeline import summary as summaries
 from pipeline.catalog import Catalog
 from pipeline.estimates import replicated
 from pipeline.evidence import Sample, thumbnail
+from pipeline.pairs import called
 from pipeline.plan import Plan
 from pipeline.report import contents
 from pipeline.report.site import render
 from pipeline.stages.annotate import read_annotation
 from pipeline.stages.generate import tasks_of
 from pipeline.stages.train import read_log
-from pipeline.systems import ALONE, CONTROL, REAL, System, readable, systems
+from pipeline.systems import ALONE, BEFORE, CONTROL, REAL, ROUND_TRIP, System, readable, systems
 
 ROWS, PAIRS = 24, 6  # of the contact sheet and the evidence
 CAPTION = 400  # characters of a caption that the page shows
@@ -48,6 +50,7 @@ def report(plan: Plan, catalog: Catalog) -> Path:
         contact=tuple(_contact(plan, catalog)),
         runs=runs,
         scores=tuple(_scores(plan, catalog, made)),
+        summary=tuple(summaries.summary(plan, catalog, made)),
         evidence=tuple(_evidence(plan, catalog, made)),
         leaderboard=told["scores"] > 0,
     )
@@ -91,7 +94,8 @@ def _stages(plan: Plan, told: dict[str, Any], runs: tuple[contents.Run, ...], ma
         sum(run.images for run in plan.manifest.train.runs) if plan.manifest.train else 0,
     )
     samples = sum(told["samples"].values())
-    asked = sum(len(tasks_of(it, plan.manifest.evaluate.benchmark)) for it in made_by) if plan.manifest.evaluate else 0
+    drawn = {(it.drawn_as, it.key): it for it in made_by}.values()
+    asked = sum(len(tasks_of(it, plan.manifest.evaluate.benchmark)) for it in drawn) if plan.manifest.evaluate else 0
     yield contents.Stage(name="ingest", state=state(True, readable, 1), detail=f"{readable} images")
     yield contents.Stage(name="annotate", state=state(True, made, readable * len(plan.conditions)), detail=f"{made} maps")
     yield contents.Stage(name="encode", state=state(plan.manifest.train, told["latents"], readable), detail=f"{told['latents']} images")
@@ -182,9 +186,10 @@ def _runs(plan: Plan, catalog: Catalog) -> Iterator[contents.Run]:
     sql = "SELECT run, conditions, base, random_weights, images, steps, seconds, checkpoint, options FROM runs ORDER BY run"
     for name, conditions, base, random_weights, images, steps, seconds, checkpoint, options in catalog.query(sql):
         log = read_log(plan.workspace.run(name))
-        curve = tuple((float(row["images"]), float(np.mean(list(row["loss"].values())))) for row in log)
+        curve = tuple((float(row["images"]), float(np.mean(list(row["loss"].values())))) for row in log if "loss" in row)
         yield contents.Run(
-            name=name, conditions=tuple(conditions), base=base, random_weights=random_weights, images_seen=images, steps=steps, seconds=seconds,
+            name=called(name), conditions=tuple(conditions), base=base, random_weights=random_weights, images_seen=images, steps=steps,
+            seconds=seconds,
             images_per_second=images / seconds if seconds else None, loss=curve, gaps=_gaps(log), follows=_follows(log),
             checkpoint=checkpoint or None, options={key: str(value) for key, value in json.loads(options).items()},
         )  # fmt: skip
@@ -202,7 +207,8 @@ def _scores(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[conten
                 continue
             others = [it for it in _siblings(system, made) if it.arm != CONTROL and metric in rows[it.name]] if system.arm == CONTROL else []
             yield contents.ScoreRow(
-                system=_name(system), baseline=system.arm != CONTROL, condition=system.condition, definition=facts.definition, detector=row["reader"],
+                system=_name(system), baseline=system.arm not in (CONTROL, BEFORE), ceiling=system.arm in (REAL, ROUND_TRIP),
+                condition=system.condition, definition=facts.definition, detector=row["reader"],
                 seeds=tuple(plan.manifest.evaluate.benchmark.seeds if plan.manifest.evaluate else ()),
                 comparisons=tuple(_comparison(it, row, rows[it.name][metric]) for it in others),
                 **{key: row[key] for key in ("metric", "value", "low", "high", "n", "n_failed", "higher_is_better", "checkpoint")},
@@ -211,7 +217,7 @@ def _scores(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[conten
 
 def _comparison(baseline: System, own: dict[str, Any], theirs: dict[str, Any]) -> contents.Comparison:
     found = difference(replicated(own), replicated(theirs))
-    return contents.Comparison(against=baseline.arm, difference=found.value, low=found.low, high=found.high, p=found.p)
+    return contents.Comparison(against=_name(baseline), difference=found.value, low=found.low, high=found.high, p=found.p)
 
 
 def _siblings(system: System, made: list[System]) -> list[System]:
@@ -220,7 +226,7 @@ def _siblings(system: System, made: list[System]) -> list[System]:
 
 
 def _name(system: System) -> str:
-    return system.model if system.arm == CONTROL else system.arm
+    return {CONTROL: called(system.model), BEFORE: f"{called(system.model)} before training"}.get(system.arm, system.arm)
 
 
 def _evidence(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.Evidence]:
@@ -247,7 +253,7 @@ def _evidence(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[cont
 def _generated(plan: Plan, sample: Sample) -> contents.Generated:
     found = evidence.reread(plan.workspace, sample)
     return contents.Generated(
-        system=_name(sample.system), baseline=sample.system.arm != CONTROL, image=thumbnail(evidence.drawn(plan.workspace, sample)),
+        system=_name(sample.system), baseline=sample.system.arm not in (CONTROL, BEFORE), image=thumbnail(evidence.drawn(plan.workspace, sample)),
         reread=found if isinstance(found, str) else thumbnail(maps.render(found)), values=sample.values,
     )  # fmt: skip
 

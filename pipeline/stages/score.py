@@ -47,7 +47,7 @@ def jobs(plan: Plan, catalog: Catalog, device: str) -> Iterator[tuple[Path, Job,
             "root": str(plan.workspace.root), "condition": system.condition, "device": device, "networks": networks.wanted(evaluation),
             "steps": [asdict(step) for step in chain(plan, system.condition)] if readable(plan, system.condition) else [],
         }  # fmt: skip
-        for part, samples, rows in sampled.get((system.name, system.key), ()):
+        for part, samples, rows in sampled.get((system.drawn_as, system.key), ()):
             path = plan.workspace.scores(system.name, key, part)
             args = common | {
                 "path": str(path), "samples": samples, "truth": {item.image_id: item for item, *_ in tasks[part * PART : (part + 1) * PART]},

@@ -102,36 +102,36 @@ def _train_all(plan: Plan, catalog: Catalog, cluster: Cluster, runs: list[Planne
 
 def _job(plan: Plan, catalog: Catalog, runs: list[PlannedRun], number: int, todo: dict[str, PlannedRun]) -> Job:
     it = runs[number]
-    warm, source = _warm_start(plan, catalog, runs, number)
+    starts = warm_starts(plan, catalog, runs, number)
     args = {
         "root": str(plan.workspace.root), "name": it.name, "base": it.base, "run": it.run.model_dump(), "pairs": it.pairs,
-        "held_out": it.held_out, "warm_start": warm,
+        "held_out": it.held_out, "warm_start": {name: place for name, (place, _) in starts.items()},
     }  # fmt: skip
-    after = (f"train {source}",) if source in todo else ()
+    after = tuple(dict.fromkeys(f"train {source}" for _, source in starts.values() if source in todo))
     return Job(f"train {it.name}", args, (), processes=it.run.gpus, scratch=str(plan.workspace.root / "checkpoints"), after=after)
 
 
-def _warm_start(plan: Plan, catalog: Catalog, runs: list[PlannedRun], number: int) -> tuple[str | None, str | None]:
-    """What the run starts from, and which run of the manifest makes it.
+def warm_starts(
+    plan: Plan, catalog: Catalog, runs: list[PlannedRun], number: int
+) -> dict[str, tuple[str, str]]:  # by condition: a run's folder of checkpoints or a ControlNet's folder or file; the run here that makes it, or ''
+    """What the conditions of run `number` start from; those that start from the base are left out."""
+    from train import checkpoint
 
-    A folder of checkpoints (their newest counts), a ControlNet's folder or file, or None.
-    """
-    run = runs[number].run
     assert plan.manifest.train is not None
-    source = plan.manifest.train.waits_for(number)
-    if run.warm_start is None:
-        return None, None
-    if source is not None:
-        return str(plan.workspace.run(runs[source].name)), runs[source].name
-    rows = catalog.query(
-        "SELECT run FROM runs WHERE list_contains(conditions, ?) AND status = 'complete' ORDER BY images DESC", [run.warm_start]
-    )
-    if rows:
-        return str(plan.workspace.run(rows[0][0])), None
-    if not Path(run.warm_start).exists():
-        what = "is neither a condition that a run trains, here or before in this workspace, nor a ControlNet's folder or file"
-        raise MillError(f"train.runs[{number}].warm_start: {run.warm_start!r} {what}.")
-    return str(Path(run.warm_start).resolve()), None
+    sources = plan.manifest.train.waits_for(number)
+    out = {}
+    for name, wanted in runs[number].run.starts.items():
+        if name in sources:
+            source = runs[sources[name]].name
+            out[name] = (str(plan.workspace.run(source)), source)
+            continue
+        rows = catalog.query("SELECT run FROM runs WHERE list_contains(conditions, ?) AND status = 'complete' ORDER BY images DESC", [wanted])
+        try:
+            out[name] = (str(plan.workspace.run(rows[0][0]) if rows else checkpoint.locate(wanted, download=False).resolve()), "")
+        except (OSError, ValueError) as error:
+            what = "is neither a condition that a run trains, here or before in this workspace, nor a ControlNet's folder or file"
+            raise MillError(f"train.runs[{number}].warm_start: {wanted!r} {what} ({error}).") from error
+    return out
 
 
 def _mark(plan: Plan, name: str) -> Path:
@@ -243,8 +243,8 @@ def train_run(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str
     loaded = dataclasses.replace(loaded, device=where)  # a vae stays where it is, and takes the GPU's memory only while it draws
     pairs, held_out = (ShardPairs(workspace, args[name], empty) for name in ("pairs", "held_out"))
     made = fit(
-        loaded, pairs, run.conditions, options, out, warm_start=_warm_folders(run, args["warm_start"]), held_out=held_out if len(held_out) else None,
-        device=where, ranks=ranks,
+        loaded, pairs, run.conditions, options, out, held_out=held_out if len(held_out) else None, device=where, ranks=ranks,
+        warm_start={name: warm_folder(place, run.starts[name]) for name, place in args["warm_start"].items()},
     )  # fmt: skip
     return str(made.path)
 
@@ -257,13 +257,13 @@ def _device_of(ranks: int) -> str:
     return f"{where}:{torch.cuda.current_device()}" if where == "cuda" and ranks > 1 else where
 
 
-def _warm_folders(run: Run, source: str | None) -> dict[str, Path] | None:
-    """Each condition's ControlNet to start from, the average where one was kept."""
+def warm_folder(
+    place: str,  # of `warm_starts`
+    wanted: str,  # the condition, where it is a run's folder of checkpoints
+) -> Path:
+    """The ControlNet to start from, the average where one was kept."""
     from train import checkpoint
     from train.average import folder_to_sample
 
-    if source is None or run.warm_start is None:
-        return None
-    newest = checkpoint.newest(Path(source)) if Path(source).is_dir() else None
-    folder = newest.path / run.warm_start if newest else Path(source)
-    return {name: folder_to_sample(folder) for name in run.conditions}
+    newest = checkpoint.newest(Path(place)) if Path(place).is_dir() else None
+    return folder_to_sample(newest.path / wanted if newest else Path(place))

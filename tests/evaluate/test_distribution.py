@@ -5,6 +5,7 @@ import pytest
 
 from evaluate import distribution
 from evaluate.distribution import (
+    Images,
     Moments,
     cmmd,
     frechet,
@@ -20,7 +21,7 @@ from evaluate.distribution import (
 RNG = np.random.default_rng(0)
 REAL = RNG.normal(size=(300, 16)).astype(np.float32)
 MADE = (RNG.normal(size=(240, 16)) * np.linspace(0.5, 1.5, 16) + 0.3).astype(np.float32)
-BLOCK = np.arange(240) % 7
+BOTH = Images(MADE, np.arange(240))
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,12 @@ def test_a_set_is_no_way_from_itself() -> None:
     moments = Moments.of(REAL)
     assert frechet(moments, moments) == pytest.approx(0, abs=1e-6)
     assert cmmd(REAL, REAL) == pytest.approx(0, abs=1e-12)
-    assert prdc(REAL, REAL) == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}  # a ball holds its centre and four nearer than the fifth
+    assert prdc(REAL, REAL) == {
+        "precision": 1,
+        "recall": 1,
+        "density": 1,
+        "coverage": 1,
+    }  # a ball holds its centre and four nearer than the fifth
 
 
 def test_shifted_and_stretched_gaussians_are_as_far_as_the_formula_says() -> None:
@@ -47,7 +53,9 @@ def test_shifted_and_stretched_gaussians_are_as_far_as_the_formula_says() -> Non
 
 def test_moments_are_those_of_numpy_and_parts_add_up_and_come_off() -> None:
     whole = Moments.of(REAL)
-    assert np.allclose(whole.mean, REAL.astype(np.float64).mean(0)) and np.allclose(whole.cov, np.cov(REAL.astype(np.float64), rowvar=False))
+    assert np.allclose(whole.mean, REAL.astype(np.float64).mean(0)) and np.allclose(
+        whole.cov, np.cov(REAL.astype(np.float64), rowvar=False)
+    )
     first, second = Moments.of(REAL[:100]), Moments.of(REAL[100:])
     for found, wanted in ((first + second, whole), (whole - second, first)):
         assert found.n == wanted.n and np.allclose(found.mean, wanted.mean) and np.allclose(found.scatter, wanted.scatter)
@@ -119,22 +127,66 @@ def test_equal_distributions_are_no_way_apart_on_average_however_few_are_drawn()
     assert frechet(*(Moments.of(rng.normal(size=(30, 8))) for _ in range(2))) > 0.5, "a Fréchet distance is not"
 
 
+def cubic_by_hand(x: np.ndarray, y: np.ndarray, of_x: np.ndarray, of_y: np.ndarray) -> float:
+    """Means over pairs of different prompts."""
+
+    def mean(a: np.ndarray, b: np.ndarray, apart: np.ndarray) -> float:
+        return float(((a.astype(np.float64) @ b.T.astype(np.float64) / 16 + 1) ** 3)[apart].mean())
+
+    return (
+        mean(x, x, of_x[:, None] != of_x) + mean(y, y, of_y[:, None] != of_y) - 2 * mean(x, y, of_x[:, None] != of_y)
+    )  # fmt: skip
+
+
 def test_what_is_left_without_a_block_is_what_the_rest_gives() -> None:
-    kernels, distances = kernel_distance_without(MADE, REAL, BLOCK), frechet_without(MADE, Moments.of(REAL), BLOCK)
-    assert kernels == pytest.approx([kernel_distance_full(MADE[left != BLOCK], REAL) for left in range(7)], rel=1e-9)
-    assert distances == pytest.approx([frechet(Moments.of(MADE[left != BLOCK]), Moments.of(REAL)) for left in range(7)], rel=1e-9)
+    prompt, of_real = np.arange(240) // 3, np.arange(300) % 80  # three seeds of a prompt, more than one real image of some
+    block = np.arange(80) % 7
+    value, kernels = kernel_distance_without(Images(MADE, prompt), Images(REAL, of_real), block)
+    distances = frechet_without(Images(MADE, prompt), Images(REAL, of_real), block)
+    assert value == pytest.approx(cubic_by_hand(MADE, REAL, prompt, of_real))
+    for left in range(7):
+        keep, known = block[prompt] != left, block[of_real] != left
+        assert kernels[left] == pytest.approx(cubic_by_hand(MADE[keep], REAL[known], prompt[keep], of_real[known]), rel=1e-9)
+        assert distances[left] == pytest.approx(frechet(Moments.of(MADE[keep]), Moments.of(REAL[known])), rel=1e-9)
 
 
-def test_infinitely_many_samples_are_nearer_than_those_there_are() -> None:
+def test_an_image_and_the_real_one_of_its_prompt_are_no_independent_draws() -> None:
+    rng = np.random.default_rng(4)
+    kernel, naive = [], []
+    for _ in range(200):
+        real = rng.normal(size=(40, 8))
+        made = np.repeat(real, 2, axis=0) + rng.normal(size=(80, 8)) / 2  # follows its prompt, of which there are two seeds
+        kernel.append(kernel_distance_without(Images(made, np.arange(80) // 2), Images(real, np.arange(40)), np.arange(40) % 20)[0])
+        naive.append(kernel_distance_full(made, real))
+    # E (x.y / 8 + 1)^3 of independent Gaussians of variances a and b is 1 + 3 ab / 8
+    truth = 3 / 8 * (1.25**2 + 1 - 2 * 1.25)
+    assert abs(np.mean(kernel) - truth) < 3 * np.std(kernel) / np.sqrt(200), "unbiased"
+    assert abs(np.mean(naive) - truth) > 10 * np.std(naive) / np.sqrt(200), "KID is not"
+
+
+@pytest.mark.parametrize("blocks", [20, 7])
+def test_infinitely_many_samples_are_nearer_than_those_there_are(blocks: int) -> None:
     rng = np.random.default_rng(2)
-    scale = np.linspace(0.5, 1.5, 24)
-    reference = Moments(10**6, np.zeros(24), np.eye(24) * (10**6 - 1))
+    scale, number = np.linspace(0.5, 1.5, 24), np.arange(400)
     truth = ((scale - 1) ** 2).sum()
-    rows = rng.normal(size=(20, 400, 24)) * scale
-    plain = np.mean([frechet(Moments.of(one), reference) for one in rows]) - truth
-    line = np.mean([frechet_infinity(one, reference) for one in rows]) - truth
-    assert plain > 0.1 * truth and abs(line) < plain / 3
-    assert frechet_infinity(rows[0], reference, seed=3) == frechet_infinity(rows[0], reference, seed=3)
+    plain, line = [], []
+    for _ in range(20):
+        real = rng.normal(size=(400, 24))
+        made = scale * (0.8 * real + 0.6 * rng.normal(size=(400, 24)))
+        plain.append(frechet(Moments.of(made), Moments.of(real)))
+        line.append(frechet_infinity(Images(made, number), Images(real, number), number % blocks)[0])
+    assert np.mean(plain) - truth > 0.1 * truth and abs(np.mean(line) - truth) < 0.03 * truth
+
+
+def test_the_line_to_infinity_goes_through_all_and_through_halves() -> None:
+    number, block = np.arange(240), np.arange(240) % 7
+    real = REAL[:240]
+    value, without = frechet_infinity(Images(MADE, number), Images(real, number), block)
+    for left, found in enumerate([value, *without], -1):
+        kept = [(block != left) & (block % 2 != other) for other in (-1, 0, 1)]  # all, and halves
+        whole, first, second = (frechet(Moments.of(MADE[rows]), Moments.of(real[rows])) for rows in kept)
+        x = 1 / kept[0].sum(), (1 / kept[1].sum() + 1 / kept[2].sum()) / 2
+        assert found == pytest.approx(np.polyfit(x, [whole, (first + second) / 2], 1)[1], rel=1e-6)
 
 
 def test_cmmd_is_the_published_formula_on_unit_vectors_and_blind_to_length() -> None:
@@ -182,7 +234,8 @@ def test_a_frechet_distance_ranks_only_with_ten_samples_for_each_dimension() -> 
     (lambda: frechet(Moments.of(REAL[:1]), Moments.of(REAL)), "at least two samples, found 1"),
     (lambda: kernel_distance_full(REAL[:1], REAL), "at least two samples on each side"),
     (lambda: prdc(REAL[:5], REAL), "more than 5 samples on each side, found 5 and 300"),
-    (lambda: kernel_distance_without(MADE, REAL, np.zeros(240, int)), "at least two blocks"),
+    (lambda: frechet_infinity(BOTH, BOTH, np.arange(240) % 3), "at least four blocks, found 3"),
+    (lambda: kernel_distance_without(BOTH, BOTH, np.zeros(240, int)), "at least two blocks"),
 ])  # fmt: skip
 def test_what_has_no_answer_is_one_sentence(call, says: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=says):

@@ -27,7 +27,7 @@ def sample(kind: str, seed: int) -> Map:
         ends = rng.uniform(0, 1, (10, 4)) * [SIZE[1], SIZE[0], SIZE[1], SIZE[0]]
         return Map(np.concatenate([ends, rng.random((10, 1))], axis=1).astype(np.float32), size)
     if kind == "people":
-        at = rng.uniform(0, 50, (2, 1, 2)) + rng.uniform(0, 46, (2, 17, 2))
+        at = rng.uniform(0, 50, (2, 1, 2)) + rng.uniform(0, 46, (2, 17, 2)) * [[[1.0]], [[0.3]]]  # one large, one of medium size
         return Map(np.concatenate([at, np.full((2, 17, 1), rng.random())], axis=2).astype(np.float32), size | {"layout": "coco_17"})
     if kind == "labels":
         return Map((soft * 6).astype(np.uint8) + np.uint8(seed % 3), {"label_space": "ade20k_150"})

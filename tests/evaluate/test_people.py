@@ -5,15 +5,18 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from annotate.skeletons import SKELETONS
+from evaluate import people as room
 from evaluate.fidelity import Map, compare, pooled
 from evaluate.paper import cosine, person_area
-from evaluate.people import POSITIONS, SIGMAS, THRESHOLDS, hits, oks
+from evaluate.people import POSITIONS, SIGMAS, THRESHOLDS, area, hits, oks
 
 SIZE = [512, 512]
 
 
 def people(array: np.ndarray, layout: str = "coco_17") -> Map:
-    return Map(np.asarray(array, np.float32).reshape(-1, len(POSITIONS[layout]) + (layout != "coco_17"), 3), {"size": SIZE, "layout": layout})
+    return Map(
+        np.asarray(array, np.float32).reshape(-1, len(POSITIONS[layout]) + (layout != "coco_17"), 3), {"size": SIZE, "layout": layout}
+    )
 
 
 def person(rng: np.random.Generator, confidence: float = 1.0) -> np.ndarray:
@@ -98,6 +101,57 @@ def test_ap_and_ar_of_the_set_are_cocoeval_s(pairs, counts):
     assert pooled("people_ar", counts) == pytest.approx(ar, abs=1e-9)
     assert 0.1 < ap < 0.9
     assert pooled("people_ap75", counts) < ap < pooled("people_ap50", counts)
+
+
+def coco_ap_of_size(pairs: list[tuple[np.ndarray, np.ndarray]], low: float, high: float) -> float:
+    """evaluateImg and accumulate of pycocotools with an area range: true people outside come last and are ignored, with whom they match."""
+
+    def outside(one: np.ndarray) -> bool:
+        sides = np.ptp(one[one[:, 2] > 0, :2].astype(np.float64), axis=0)
+        return not low <= sides[0] * sides[1] < high
+
+    precisions = []
+    for threshold in THRESHOLDS:
+        scored, total = [], 0
+        for true, made in pairs:
+            true = sorted(true, key=outside)
+            ignored = [outside(one) for one in true]
+            total += ignored.count(False)
+            score = [one[one[:, 2] > 0, 2].mean() for one in made]
+            matched: set[int] = set()
+            for i in sorted(range(len(made)), key=lambda i: -score[i])[:20]:
+                best, match = min(threshold, 1 - 1e-10), -1
+                for j in range(len(true)):
+                    if j in matched:
+                        continue
+                    if match > -1 and not ignored[match] and ignored[j]:
+                        break
+                    value = coco_oks(made[i], true[j])
+                    if value < best:
+                        continue
+                    best, match = value, j
+                if match > -1:
+                    matched.add(match)
+                if not (ignored[match] if match > -1 else outside(made[i])):
+                    scored.append((score[i], match > -1))
+        good = np.array([hit for _, hit in sorted(scored, key=lambda row: -row[0])])
+        recall, precision = np.cumsum(good) / total, np.cumsum(good) / np.arange(1, len(good) + 1)
+        envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
+        precisions.append(envelope[np.searchsorted(recall, np.linspace(0, 1, 101), side="left")].mean())
+    return float(np.mean(precisions))
+
+
+def test_ap_by_size_is_cocoeval_s_with_its_areas_as_shares_of_the_image(pairs, monkeypatch):
+    image = people(pairs[0][0]).meta["size"]
+    areas = [area(one) for true, _ in pairs for one in true]
+    middle = float(np.median(areas))
+    monkeypatch.setattr(room, "SIZES", {"medium": (0.0, middle / np.prod(image)), "large": (middle / np.prod(image), np.inf)})
+    counts = [compare("people", people(true), people(made)).counts for true, made in pairs]
+    found = [pooled(f"people_ap_{size}", counts) for size in ("medium", "large")]
+    assert found == pytest.approx([coco_ap_of_size(pairs, 0, middle), coco_ap_of_size(pairs, middle, np.inf)], abs=1e-9)
+    assert abs(found[0] - found[1]) > 0.01 and sum(int(it[f"n_truth_{size}"][0]) for it in counts for size in ("medium", "large")) == len(
+        areas
+    )
 
 
 def test_oks_is_its_formula_and_a_missing_keypoint_is_infinitely_far():

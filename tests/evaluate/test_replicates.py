@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from evaluate.replicates import Replicated, blocks, difference, draws, of_means, ranks, share
+from evaluate import measures
+from evaluate.replicates import Replicated, blocks, detectable, difference, draws, of_distance, of_means, ranks, share
 
 N = 200
 DRAWN = draws(N, count=400)
@@ -57,9 +58,93 @@ def test_two_equal_systems_are_tied_in_nine_of_ten_repeats_and_planted_ones_are_
     assert errors == [(2, 2), (1, 1)]
 
 
+def far(made: np.ndarray, real: np.ndarray, prompt: np.ndarray = ALONE) -> dict[str, Replicated]:
+    """Distances as the leaderboard has them; `real` of each prompt."""
+    found = measures.distances("net", real, np.arange(len(real)), len(real))
+    names = ("fd", "fd_infinity", "kd")
+    return {name: of_distance(it, made, prompt, len(real)) for metric, it in found if (name := metric.name.partition(" ")[0]) in names}
+
+
+def test_distances_rank_what_is_real_with_growing_noise() -> None:
+    rng = np.random.default_rng(6)
+    real = rng.normal(size=(N, 16))
+    models = [far(real + level * rng.normal(size=(N, 16)), real) for level in (0.3, 0.6, 0.9, 1.2)]
+    for name in models[0]:
+        assert ranks([it[name] for it in models], higher_is_better=False) == [(1, 1), (2, 2), (3, 3), (4, 4)], name
+
+
+def test_two_equal_systems_are_tied_by_their_distances_too() -> None:
+    rng = np.random.default_rng(7)
+    tied = {"fd": 0, "fd_infinity": 0, "kd": 0}
+    for _ in range(50):
+        real = rng.normal(size=(N, 8))
+        pair = [far(0.7 * real + 0.5 * rng.normal(size=(N, 8)) + 0.2, real) for _ in range(2)]
+        for name in tied:
+            tied[name] += ranks([it[name] for it in pair], higher_is_better=False) == [(1, 2), (1, 2)]
+    assert all(count >= 45 for count in tied.values()), tied
+
+
+def test_the_interval_of_a_distance_covers_also_where_a_prompt_has_four_seeds() -> None:
+    rng = np.random.default_rng(8)
+    prompt = np.repeat(np.arange(100), 4)
+    truth = 8 * (1.0**2 + (1 - 0.5) ** 2)  # of N(1, 0.5^2) and N(0, 1), in eight dimensions
+    found, naive, hits = [], [], 0
+    for _ in range(40):
+        real = rng.normal(size=(100, 8))
+        made = 1 + 0.5 * (0.9 * real[prompt] + np.sqrt(0.19) * rng.normal(size=(400, 8)))
+        found.append(far(made, real, prompt)["fd_infinity"])
+        naive.append(far(made, real[prompt], np.arange(400))["fd_infinity"])
+        low, high = found[-1].interval or (0, 0)
+        hits += low <= truth <= high
+    spread = np.std([it.value for it in found])
+    assert hits >= 35 and np.mean([it.error for it in found]) == pytest.approx(spread, rel=0.3)
+    assert np.mean([it.error for it in naive]) < 0.65 * spread, "blocks of samples take four seeds for four prompts"
+
+
+def test_pairing_of_distances_tells_apart_what_unpaired_blocks_can_not() -> None:
+    rng = np.random.default_rng(9)
+    real = rng.normal(size=(N, 8))
+    made = 0.8 * real + 0.2 * rng.normal(size=(N, 8)) + 0.3
+    better = made - 0.02
+    elsewhere = rng.permutation(N)  # the same images, as if they were of other prompts
+    for name, known in far(made, real).items():
+        paired = difference(known, far(better, real)[name])
+        lost = difference(known, far(better[elsewhere], real[elsewhere], ALONE)[name])
+        assert paired.value == pytest.approx(lost.value, abs=0.1 * abs(paired.value) + 1e-9) and paired.value > 0, name
+        assert paired.p is not None and lost.p is not None and paired.p < 0.01 < 0.05 < lost.p, name
+
+
+def test_p_and_the_interval_of_a_difference_agree() -> None:
+    """Both by the blocks that were left out: 20 of them tell less than 200 prompts would."""
+    zero = Replicated(0.0, np.zeros(20, np.float32), "jackknife", N)
+    without = np.linspace(-1, 1, 20, dtype=np.float32)
+    error = Replicated(1.0, without, "jackknife", N).error or 0
+    for gain, inside in ((2.05, True), (2.12, False)):  # t of 19 degrees of freedom is 2.093, of 199 it is 1.972
+        found = difference(Replicated(gain * error, without, "jackknife", N), zero)
+        assert found.p is not None and found.low is not None and (found.p > 0.05, found.low < 0) == (inside, inside)
+
+
+def test_what_is_called_detectable_is_found_in_eighty_of_a_hundred_repeats() -> None:
+    rng = np.random.default_rng(10)
+
+    def pair(gain: float) -> list[Replicated]:
+        prompts = rng.normal(size=N)
+        return [score(prompts + more + rng.normal(0, 0.5, N)) for more in (gain, 0.0)]
+
+    told = np.median([detectable(pair(0.0)) or 0 for _ in range(50)])
+    # (1.972 + 0.843) times the standard error of a difference of two that have noise 0.5 each
+    assert told == pytest.approx(2.815 * 0.5 * np.sqrt(2 / N), rel=0.05)
+    found = np.mean([(difference(*pair(told)).p or 1) < 0.05 for _ in range(300)])
+    assert 0.73 <= found <= 0.87
+    same = pair(0.0)[0]
+    assert detectable([same, same]) is None and detectable([same]) is None
+
+
 def test_one_or_two_prompts_tell_nothing_and_are_not_ranked() -> None:
     alone = of_means(np.array([0.5]), np.array([0]), draws(1))
-    assert alone.interval is None and difference(alone, alone).p is None and ranks([alone, alone], higher_is_better=True) == [(1, 2), (1, 2)]
+    assert (
+        alone.interval is None and difference(alone, alone).p is None and ranks([alone, alone], higher_is_better=True) == [(1, 2), (1, 2)]
+    )
     with pytest.raises(ValueError, match="not finite"):
         score(np.full(N, np.nan))
 

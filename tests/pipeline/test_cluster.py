@@ -95,6 +95,13 @@ def test_a_full_disk_stops_at_once_with_one_sentence(workers: Cluster) -> None:
         run(workers, fill_the_disk, [Job(str(n), {}, (0,)) for n in range(100)])
 
 
+def test_the_driver_has_time_while_jobs_are_under_way(workers: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[int] = []
+    monkeypatch.setattr(workers, "meanwhile", lambda: turns.append(1))
+    assert run(workers, double, [Job("one", {}, (1,)), Job("two", {}, (2,))]) == {"one": [2], "two": [4]}
+    assert turns
+
+
 def test_a_job_waits_for_the_one_it_names_and_fails_with_it(workers: Cluster) -> None:
     done: list[str] = []
     told: dict[str, str] = {}

@@ -69,7 +69,17 @@ def test_distances_leave_out_blocks_and_skip_samples_without_a_picture(tmp_path:
     found = {metric.name: (metric, score) for metric, score in estimates._distances(it, real, "net")}
     metric, score = found["fd (net)"]
     assert metric.dimensions == 2 and score.method == "jackknife" and len(score.replicates) == 6 and score.value > 10
-    assert score.replicates[2] == pytest.approx(score.value, rel=1e-6) and "precision (net)" not in found, "six images have no neighbourhoods"
+    assert "precision (net)" not in found, "six images have no neighbourhoods"
+    from evaluate.distribution import Moments, frechet
+
+    without = {k: frechet(Moments.of(np.delete(features, [2, k], 0) + 3), Moments.of(np.delete(features, k, 0))) for k in (1, 2)}
+    assert score.replicates[1] == pytest.approx(without[1], rel=1e-5), "a prompt is left out with its real image"
+    assert score.replicates[2] == pytest.approx(without[2], rel=1e-5), "and of what could not be made, that alone"
+    for there in ([], [1, 2]):
+        root = tmp_path / str(len(there))
+        root.mkdir()
+        few = scored(root, CONTROL, [row | ({"features": []} if k not in there else {}) for k, row in enumerate(moved)])
+        assert not list(estimates._distances(few, real, "net")), "without a prompt one image is left, of which there is no distance"
     from evaluate.measures import marks
 
     assert marks(metric, 6)[0].startswith("biased: n = 6 < 10 × 2 dimensions") and not marks(metric, 20)
@@ -85,4 +95,7 @@ def test_likeness_is_with_the_image_of_the_same_prompt(tmp_path: Path) -> None:
     order = [5, 4, 3, 2, 1, 0]
     same = scored(tmp_path, CONTROL, [sample(k, features=[(metric.name, unit[k].tobytes())] if k else []) for k in order])
     _, found = estimates._likeness(same, real, metric, draws(6, count=20))
+    (tmp_path / "nothing").mkdir()
+    nothing = scored(tmp_path / "nothing", CONTROL, [sample(k) for k in order])
+    assert estimates._likeness(nothing, real, metric, draws(6, count=20))[1].value == metric.worst
     assert found.value == pytest.approx(500 / 6), "five are alike, and the one without a picture is like nothing"

@@ -82,7 +82,8 @@ def board() -> Board:
     evidence.append(witness("beta", "worst", 12, 0.0, reread="no edge found", difference=None, source=None))
     return Board(
         name="demo", made_at="2026-11-23 00:14 UTC", version="controlmill 0.1.0", notes=(f"Read {EVIL} first.",), machine="x86_64",
-        metrics=(EXACT, F1, FD, KD, CHAMFER), benchmarks=(benchmark("canny"), benchmark("hed", reader="other 11aa", negative=EVIL)),
+        metrics=(EXACT, F1, FD, KD, CHAMFER),
+        benchmarks=(benchmark("canny", detectable=0.01234), benchmark("hed", reader="other 11aa", negative=EVIL)),
         models=(*(Model(name=name, kind="run", base="mini", checkpoint="c", note=EVIL) for name in names),
                 *(Model(name=name, kind="baseline") for name in ("no_control", "real_image"))),
         scores=tuple(scores), speeds=(Speed(model="alpha", condition="canny", seconds_per_image=1.25),), evidence=tuple(evidence),
@@ -124,6 +125,13 @@ def test_the_page_shows_every_number_with_its_interval_share_rank_and_failures(s
                   "another image's condition", "the same detector : its agreement with itself", "another detector , other 11aa",
                   "tied with alpha", "Reported elsewhere", "34.65"):  # fmt: skip
         assert words in text, words
+
+
+def test_the_least_difference_that_can_be_told_stands_below_the_table(site: Path) -> None:
+    words = "Differences of Edge F1 below 0.0123 can't be told apart with n = 200: at 200 prompts"
+    assert Read(site).text.count(words) == 1 and words in (site.parent / "leaderboard.md").read_text(encoding="utf-8")
+    told = json.loads((site.parent / "leaderboard.json").read_text(encoding="utf-8"))["benchmarks"]
+    assert [row["detectable"] for row in told] == [0.01234, None], "hed has no two models to tell apart"
 
 
 def test_names_and_captions_with_markup_stay_text(site: Path, board: Board) -> None:
@@ -170,6 +178,13 @@ def test_ceilings_stand_above_the_models_and_floors_below(board: Board) -> None:
     assert [row.model for row in canny.leaders] == ["beta", "alpha"]  # a tie is led by all who may be first
     assert canny.marks == (BIASED,) and (canny.evidence, hed.evidence) == ("c.html", "")
     assert [row.model for row in hed.leaders] == ["beta"]  # unranked: the best number
+
+
+def test_what_a_run_started_from_stands_below_it_and_leads_nothing(board: Board) -> None:
+    before = score("beta", 0.99, arm="warm_start", rank=None)
+    canny, _ = groups(replace(board, scores=(*board.scores, before)), {"canny": "c.html", "hed": "h.html"})
+    assert [(row.model, row.arm) for row in canny.models[:3]] == [("beta", "control"), ("beta", "warm_start"), ("alpha", "control")]
+    assert [(row.model, row.arm) for row in canny.leaders] == [("beta", "control"), ("alpha", "control")]
 
 
 def test_the_ruler_runs_from_floor_to_ceiling() -> None:

@@ -128,6 +128,28 @@ def test_the_leaderboard_ranks_shows_and_tells_what_each_number_depends_on(made:
     assert "<b>0" not in (shown / "evidence-canny.html").read_text(), "captions stay text"
 
 
+def test_what_was_trained_is_taken_out_small_with_a_card_of_what_it_does(
+    made: tuple[Path, subprocess.CompletedProcess[str]], process: Command, tmp_path: Path
+) -> None:
+    import torch
+    from PIL import Image
+    from safetensors.torch import load_file
+
+    root, _ = made
+    done = process("mini", "roots", str(root / "ws"), "--export", "roots", "--grid", "grid.png")
+    assert done.returncode == 0, done.stderr
+    ((checkpoint,),) = query(root, "SELECT checkpoint FROM runs")
+    average = load_file(root / "ws" / checkpoint / "canny/ema/diffusion_pytorch_model.safetensors")
+    shipped = load_file(tmp_path / "roots/canny/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(shipped[name], average[name].bfloat16()) for name in average) and shipped.keys() == average.keys()
+    note = json.loads((tmp_path / "roots/canny/controlmill.json").read_text())
+    ((value, low, high),) = query(root, "SELECT value, low, high FROM scores WHERE arm = 'control' AND metric = 'edge_f1_bsds'")
+    assert note["fidelity"]["control"] == [value, low, high] and note["images"] == 16
+    assert f"{value:.3f} ({low:.3f} to {high:.3f})" in (tmp_path / "roots/README.md").read_text()
+    ((prompts,),) = query(root, "SELECT DISTINCT prompts FROM scores")
+    assert Image.open(tmp_path / "grid.png").size == (prompts * 64, 3 * 64), "hints, samples, pictures"
+
+
 def test_a_second_run_makes_nothing_new(made: tuple[Path, subprocess.CompletedProcess[str]], ask: Command) -> None:
     root, _ = made
     before = {path: path.stat().st_mtime_ns for path in (root / "ws").rglob("*") if path.suffix in (".parquet", ".safetensors", ".jsonl")}

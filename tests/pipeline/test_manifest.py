@@ -114,7 +114,27 @@ def test_a_warm_start_waits_for_the_nearest_run_above_and_runs_in_a_circle_are_t
     path = tmp_path / "m.yaml"
     path.write_text(runs(("hough", "canny"), ("canny", "null"), ("canny", "canny"), ("hed", "canny"), ("hed", "elsewhere")))
     train = load(path).train
-    assert train and [train.waits_for(number) for number in range(5)] == [1, None, 1, 2, None]
+    assert train and [train.waits_for(number) for number in range(5)] == [{"hough": 1}, {}, {"canny": 1}, {"hed": 2}, {}]
+
+
+def test_each_condition_of_a_run_may_start_from_elsewhere(tmp_path: Path) -> None:
+    def runs(*each: str) -> str:
+        conditions = GOOD.replace("{canny: {low: 50}}", "{canny: {}, hed: {}, hough: {}, sketch: {}}")
+        return conditions + f"train: {{base: random, runs: [{', '.join(f'{{images: 8, {run}}}' for run in each)}]}}"
+
+    both = "conditions: [hed, hough, sketch], warm_start: {hed: canny, hough: mini/canny}"
+    path = tmp_path / "m.yaml"
+    path.write_text(runs("conditions: [canny]", both))
+    train = load(path).train
+    assert train and train.runs[1].starts == {"hed": "canny", "hough": "mini/canny"} and train.waits_for(1) == {"hed": 0}
+    assert Run(conditions=["hed", "hough"], images=8, warm_start="canny").starts == {"hed": "canny", "hough": "canny"}
+    assert Run(conditions=["hed"], images=8).starts == {}
+    stray = problem(tmp_path, runs("conditions: [canny], warm_start: {hed: mini/canny}"))
+    assert "train.runs[0]: warm_start names hed, which this run does not train: take it out, or add it to conditions." in stray
+    circle = problem(tmp_path, runs("conditions: [canny], warm_start: {canny: hough}", "conditions: [hed, hough], warm_start: {hed: canny}"))
+    assert "train: runs[0].warm_start: runs 0, 1 wait for each other in a circle" in circle
+    own = problem(tmp_path, runs("conditions: [canny, hed], warm_start: {hed: canny}"))
+    assert "train: runs[0].warm_start: this run trains 'canny' itself" in own
 
 
 def test_a_key_left_alone_leaves_a_runs_name_alone() -> None:

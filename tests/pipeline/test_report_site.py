@@ -20,11 +20,13 @@ from pipeline.report.contents import (
     Evidence,
     Generated,
     Ingest,
+    Number,
     Reason,
     ReportData,
     Run,
     ScoreRow,
     Stage,
+    SummaryRow,
 )
 from pipeline.report.plots import axis, gap_plot, loss_plot
 from pipeline.report.site import PICTURES, render, score_groups
@@ -192,6 +194,26 @@ def test_scores_put_systems_before_baselines_and_mark_the_best_baseline():
     errors = (score("no_control", 9.0, baseline=True, higher_is_better=False), score("other", 7.0, baseline=True, higher_is_better=False))
     assert score_groups(errors)[0].floor == 7.0
     assert score_groups((score("canny-full", 0.0, low=None, high=None),))[0].axis.high > 0
+
+
+def test_the_real_image_is_no_floor():
+    (group,) = score_groups((score("run", 0.3), score("no_control", 0.1, baseline=True), score("real_image", 1.0, baseline=True, ceiling=True)))
+    assert group.floor == 0.1
+
+
+def test_the_page_begins_with_what_the_training_changed(data, tmp_path):
+    canny = SummaryRow(
+        condition="canny", model=EVIL, metric="edge_f1", higher_is_better=True, gap_before=Number(value=1.25, reach=0.5), gap=Number(value=12.0),
+        trained=Number(value=0.5, reach=0.034), ceiling=Number(value=0.9), share=Number(value=-5.4, reach=7.0), beyond_both=True,
+        baselines={"warm_start": Number(value=0.4, reach=0.02), "no_control": Number(value=0.1)}, verdicts={"warm_start": "<", "no_control": ">"},
+    )  # fmt: skip
+    path = render(replace(data, summary=(canny,)), tmp_path)
+    page = Page(path)
+    head = page.text.split("Read this first")[0]
+    assert all(text in head for text in ("1.2 ± 0.5", "12.0", "0.500 ± 0.034", "0.400 ± 0.020 <", "0.100 >", "0.900", "−5 ± 7 %", "*")), head
+    assert "Model" not in head, "one model a condition needs no name"
+    head = Page(render(replace(data, summary=(canny, replace(canny, model="other"))), tmp_path)).text.split("Read this first")[0]
+    assert "Model" in head and EVIL in head and "other" in head and "<script>alert" not in path.read_text()
 
 
 def test_a_score_without_interval_says_why(data, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from annotate import maps
 from annotate.label_spaces import SPACES
 from annotate.skeletons import SKELETONS
-from pipeline.scenes import Scene, bodies, camera, props, raster, render
+from pipeline.scenes import Limits, Scene, bodies, camera, props, raster, render
 from pipeline.scenes.words import describe, mirrored
 
 # said again here, so that a slip in the table of pipeline/scenes/props.py shows
@@ -82,6 +82,15 @@ def test_two_sizes_show_the_same_scene() -> None:
         a, b = small.maps["pose_openpose"].array, large.maps["pose_openpose"].array
         both = (a[..., 2] > 0) & (b[..., 2] > 0)
         np.testing.assert_allclose((a[both][:, :2] + 0.5) / 96, (b[both][:, :2] + 0.5) / 288, atol=1e-4)
+
+
+def test_a_scene_with_limits_is_the_first_of_its_thousand_that_keeps_to_them() -> None:
+    limits = Limits(most_objects=1, least_box=0.08, least_visible=0.8)
+    first = next(scene for number in range(5000, 6000) if limits.hold((scene := render(3, number, 64)).facts))
+    assert same(render(3, 5, 64, limits), first)
+    assert not same(render(3, 5, 64), first)
+    with pytest.raises(ValueError, match="loosen"):
+        render(3, 5, 64, Limits(least_box=0.99))
 
 
 @pytest.mark.parametrize("size", [63, 1025])

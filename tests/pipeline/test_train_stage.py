@@ -187,6 +187,32 @@ def test_an_optimizer_that_is_not_installed_is_told_before_any_work(tmp_path: Pa
     assert not (tmp_path / "ws").exists()
 
 
+def test_each_condition_starts_where_its_run_says_and_waits_for_no_more_than_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs").mkdir()
+    both = "{conditions: [canny, hough, cartoon], images: 8, warm_start: {canny: cartoon, hough: theirs}}"
+    conditions = "{canny: {}, hough: {}, cartoon: {}}"
+    text = f"name: x\nworkspace: ws\nsource: {{kind: folder, path: .}}\nconditions: {conditions}\ntrain: {{base: random, runs: [RUN, {both}]}}"
+    (tmp_path / "m.yaml").write_text(text.replace("RUN", "{conditions: [cartoon], images: 8}"))
+    plan = plans.make(load(tmp_path / "m.yaml"), here=False)
+    plan.workspace.create()
+    catalog = Catalog(plan.workspace)
+    catalog.create()
+    assert plan.manifest.train and plans.missing(plan) == []
+    runs = [PlannedRun(name, run, "", "", [], []) for name, run in zip(("first", "second"), plan.manifest.train.runs, strict=True)]
+    assert stage.warm_starts(plan, catalog, runs, 0) == {}
+    found = stage.warm_starts(plan, catalog, runs, 1)
+    assert found == {"canny": (str(tmp_path / "ws/checkpoints/first"), "first"), "hough": (str(tmp_path / "theirs"), "")}
+    job = stage._job(plan, catalog, runs, 1, {it.name: it for it in runs})
+    assert job.after == ("train first",) and job.args["warm_start"].keys() == {"canny", "hough"}
+    assert stage.warm_folder(str(tmp_path / "theirs"), "theirs") == tmp_path / "theirs"
+    (tmp_path / "theirs").rmdir()
+    (lack,) = plans.missing(plan)
+    assert lack.startswith("train.runs[1].warm_start: theirs is neither")
+    with pytest.raises(MillError, match=r"train.runs\[1\].warm_start: 'theirs' is neither a condition that a run trains, here or before"):
+        stage.warm_starts(plan, catalog, runs, 1)
+
+
 LOG = [
     {"images": 4000, "step": 125, "images_per_second": 40.0, "seconds": 100, "seconds_left": 5000.0, "loss": {"canny": 0.1}},
     {"images": 8000, "step": 250, "images_per_second": 38.21, "seconds": 200, "seconds_left": 4920.0, "alarm": {"canny": 8000}},

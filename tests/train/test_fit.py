@@ -173,6 +173,23 @@ def test_warm_start_begins_with_the_other_conditions_weights(tmp_path: Path) -> 
         assert (not tensor.any()) == ("controlnet_down_blocks" in name), name
 
 
+def test_what_a_warm_start_saves_is_told_before_the_first_step_and_once(tmp_path: Path) -> None:
+    """Of two conditions one starts warm: it saves as much after steps that change nothing, and the other, a copy of the base, nothing."""
+    pairs = ToyPairs(conditions=("edges", "inverse"))
+    first = fit(tiny_base(), pairs, ["edges"], dataclasses.replace(OPTIONS, images=8), tmp_path / "edges")
+    still = dataclasses.replace(OPTIONS, images=8, lr=1e-12, weight_decay=0.0, log_every=4, checkpoint_every=4, held_out=4)
+    together = {"warm_start": {"inverse": first.path / "edges"}, "held_out": pairs}
+    for images in (8, 12):
+        fit(tiny_base(), pairs, ["edges", "inverse"], dataclasses.replace(still, images=images), tmp_path / "both", **together)
+    told = rows(tmp_path / "both")
+    assert [row["images"] for row in told] == [0, 4, 8, 12]
+    before, after = told[0]["held_out"], told[2]["held_out"]
+    assert before["inverse"]["gap"] == pytest.approx(after["inverse"]["gap"], abs=1e-6) and abs(before["inverse"]["gap"]) > 1e-4
+    assert before["edges"]["gap"] == pytest.approx(0, abs=1e-7)
+    fit(tiny_base(), pairs, ["edges"], still, tmp_path / "cold", held_out=pairs)
+    assert [row["images"] for row in rows(tmp_path / "cold")] == [4, 8]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(tmp_path: Path) -> None:
     class Broken(ToyPairs):
         def __getitem__(self, i: int) -> Pair:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from train import base as bases
+from train import checkpoint, mini
 from train.mini import autoencoder, base, card, denoiser, grid, latents, learning, make, patches, pictures, scores, text
 from train.mini.autoencoder import AutoencoderRecipe
 from train.mini.denoiser import DenoiserRecipe
@@ -340,3 +341,16 @@ def test_a_grid_shows_pictures_reconstructions_and_samples(made: tuple[Path, Pat
 
     grid.write(tmp_path / "grid.png", made[1], unseen, samples=2)
     assert Image.open(tmp_path / "grid.png").size == (6 * 64, 5 * 64 + grid.WORDS)
+
+
+def test_the_shipped_base_and_its_controlnets_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bases.locate("mini") == mini.BASE and bases.fingerprint("mini") == bases.fingerprint(mini.BASE)
+    monkeypatch.setattr(mini, "ROOTS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="there are none"):
+        checkpoint.locate("mini/canny")
+    (tmp_path / "canny").mkdir()
+    (tmp_path / "canny/config.json").write_text("{}")
+    assert checkpoint.locate("mini/canny") == tmp_path / "canny"
+    with pytest.raises(FileNotFoundError, match="there are mini/canny"):
+        checkpoint.locate("mini/hough")
+    assert mini.root("minister/canny") is None and mini.root("mini") is None

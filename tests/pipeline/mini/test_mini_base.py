@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import MillError, scenes
 from pipeline.mini import base as mini
-from pipeline.mini.scenes import render, simple
+from pipeline.mini.scenes import render
 from pipeline.scenes import words
 
 ROOT = Path(__file__).parents[3]
@@ -57,7 +57,7 @@ def test_a_mistake_in_a_manifest_is_named_by_file_and_key(tmp_path: Path, before
 def test_only_simple_scenes_are_kept_and_they_are_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = mini.load(written(tmp_path)).scenes
     seen, held_out = render(plan, tmp_path)
-    kept = [index for index in range(12) if simple(plan, scenes.render(3, index, 64).facts)]
+    kept = [index for index in range(12) if plan.limits.hold(scenes.render(3, index, 64).facts)]
     assert 0 < len(kept) < 12 and len(seen.captions) == len(kept)
     last = scenes.render(3, kept[-1], 64)
     assert (seen.images([len(kept) - 1])[0] == last.image).all()
@@ -68,11 +68,11 @@ def test_only_simple_scenes_are_kept_and_they_are_rendered_once(tmp_path: Path, 
 
 
 def test_a_scene_is_simple_by_number_size_and_sight_of_its_objects(tmp_path: Path) -> None:
-    plan = mini.load(written(tmp_path)).scenes
+    limits = mini.load(written(tmp_path)).scenes.limits
     good = {"box": [0.1, 0.1, 0.5, 0.5], "visible": 0.9}
-    assert simple(plan, {"objects": [good, good]})
+    assert limits.hold({"objects": [good, good]})
     for bad in ([good] * 3, [good, {**good, "visible": 0.5}], [{**good, "box": [0.1, 0.1, 0.3, 0.3]}]):
-        assert not simple(plan, {"objects": bad})
+        assert not limits.hold({"objects": bad})
 
 
 def test_a_base_can_be_made_and_exported_from_a_manifest_alone(tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""What a job comes to: a line for each trained ControlNet, before and after its training, beside its baselines and its ceiling."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from annotate.conditions import CONDITIONS
+from evaluate import measures
+from evaluate.replicates import LEVEL, Replicated, difference, share
+from pipeline.catalog import Catalog
+from pipeline.estimates import replicated
+from pipeline.pairs import called
+from pipeline.plan import Plan
+from pipeline.report.contents import Number, SummaryRow
+from pipeline.report.standings import digits
+from pipeline.stages.train import read_log
+from pipeline.status import table
+from pipeline.systems import BEFORE, CONTROL, NO_CONTROL, REAL, SHUFFLED, System, systems
+
+COLUMNS = ("value", "replicates", "method", "prompts", "higher_is_better")  # of the table `scores`
+BASELINES = (BEFORE, SHUFFLED, NO_CONTROL)
+NOTES = (
+    "value ± reach of its 95 % interval; loss gap: what the hint saves of the base's loss on held-out images, in thousandths",
+    "<  worse than trained, image by image, beyond chance (95 %);  >  better than trained, beyond chance;  *  above both baselines beyond chance",
+)
+
+
+def summary(plan: Plan, catalog: Catalog, made: list[System]) -> list[SummaryRow]:
+    """In the order of the conditions; a ControlNet of which nothing is scored yet is left out."""
+    scores = _scores(catalog, made)
+    trained = [system for system in made if system.arm == CONTROL and system.name in scores]
+    logs = {model: read_log(plan.workspace.run(model)) for model in {system.model for system in trained}}
+    rows = [_row(system, made, scores, _gaps(plan, system, logs[system.model])) for system in trained]
+    return sorted(rows, key=lambda row: (list(CONDITIONS).index(row.condition), row.model))
+
+
+def lines(plan: Plan, catalog: Catalog, page: Path) -> Iterator[str]:
+    """For a person at the end of a run."""
+    rows = summary(plan, catalog, systems(plan, catalog))
+    if not rows:
+        return
+    several = len({row.condition for row in rows}) < len(rows)
+    names = ["  condition", *(["model"] if several else []), "measure", "gap before", "gap", "trained", "before", "another's", "no control"]
+    yield from table([*names, "ceiling", "ruler"], [_cells(row, several) for row in rows]).splitlines()
+    yield from NOTES
+    yield f"{page} shows all of it"
+
+
+def _cells(row: SummaryRow, several: bool) -> list[str]:
+    places = digits([it.value for it in (row.trained, *row.baselines.values(), row.ceiling) if it])
+    return [
+        f"{'*' if row.beyond_both else ' '} {row.condition}", *([row.model] if several else []),
+        f"{row.metric} {'↑' if row.higher_is_better else '↓'}", _text(row.gap_before, 1), _text(row.gap, 1), _text(row.trained, places),
+        *(f"{_text(row.baselines.get(arm), places)} {row.verdicts.get(arm, '')}".rstrip() for arm in BASELINES), _text(row.ceiling, places),
+        f"{_text(row.share, 0)} %" if row.share else "–",
+    ]  # fmt: skip
+
+
+def _text(number: Number | None, places: int) -> str:
+    if number is None:
+        return "–"
+    return f"{number.value:.{places}f}" + (f"±{number.reach:.{places}f}" if number.reach is not None else "")
+
+
+def _scores(catalog: Catalog, made: list[System]) -> dict[str, dict[str, Any]]:
+    """By system, its primary measure; systems without it have an empty row as soon as anything of them is scored."""
+    found: dict[str, dict[str, Any]] = {system: {} for (system,) in catalog.query("SELECT DISTINCT system FROM scores")}
+    wanted = {system.name: measures.primary(CONDITIONS[system.condition].kind).name for system in made}
+    for name, metric, *row in catalog.query(f"SELECT system, metric, {', '.join(COLUMNS)} FROM scores"):
+        if wanted.get(name) == metric:
+            found[name] = dict(zip(COLUMNS, row, strict=True))
+    return found
+
+
+def _row(
+    system: System, made: list[System], scores: Mapping[str, Mapping[str, Any]], gaps: tuple[Number | None, Number | None]
+) -> SummaryRow:
+    beside = {it.arm: it for it in made if it.condition == system.condition and it.model in (system.model, it.arm)}
+    found = {arm: replicated(scores[it.name]) for arm, it in beside.items() if scores.get(it.name)}
+    metric = measures.primary(CONDITIONS[system.condition].kind)
+    verdicts = {arm: _verdict(found[CONTROL], found[arm], metric.higher_is_better) for arm in BASELINES if {arm, CONTROL} <= found.keys()}
+    return SummaryRow(
+        condition=system.condition, model=called(system.model), metric=metric.name, higher_is_better=metric.higher_is_better,
+        definition=metric.definition, gap_before=gaps[0], gap=gaps[1], trained=_number(found.get(CONTROL)), ceiling=_number(found.get(REAL)),
+        share=_share(found, metric.higher_is_better), verdicts=verdicts,
+        baselines={arm: number for arm in BASELINES if (number := _number(found.get(arm)))},
+        beyond_both=all(verdicts.get(arm) == "<" for arm in (SHUFFLED, NO_CONTROL)),
+    )  # fmt: skip
+
+
+def _verdict(trained: Replicated, other: Replicated, higher_is_better: bool) -> str:
+    """Of the other: < worse, > better, beyond chance; '' = within it."""
+    found = difference(trained, other)
+    if found.low is None or found.high is None or found.low <= 0 <= found.high:
+        return ""
+    return "<" if (found.value > 0) == higher_is_better else ">"
+
+
+def _share(found: Mapping[str, Replicated], higher_is_better: bool) -> Number | None:
+    """Percent of the way from the better floor to the ceiling; None where one of them is missing or they are not apart."""
+    floors = [found[arm] for arm in (SHUFFLED, NO_CONTROL) if arm in found]
+    if not floors or CONTROL not in found or REAL not in found:
+        return None
+    best = max(floors, key=lambda floor: floor.value if higher_is_better else -floor.value)
+    way = share(found[CONTROL], best, found[REAL])
+    return way and Number(value=100 * way.value, reach=None if way.high is None else 100 * (way.high - way.value))
+
+
+def _number(score: Replicated | None) -> Number | None:
+    between = score and score.interval
+    return Number(value=score.value, reach=between[1] - score.value if between else None) if score else None
+
+
+def _gaps(
+    plan: Plan, system: System, log: list[dict[str, Any]]
+) -> tuple[Number | None, Number | None]:  # before the training and when it was last measured, in thousandths
+    """A ControlNet that begins as a copy of the base saves nothing before: its zero convolutions add nothing."""
+    from train import checkpoint
+
+    told = [(row["images"], row["held_out"][system.condition]) for row in log if system.condition in row.get("held_out", {})]
+    if not told:
+        return None, None
+    done = checkpoint.newest(plan.workspace.run(system.model))
+    fresh = done is not None and system.condition not in done.meta["warm_start"]
+    return _gap(told[0][1]) if told[0][0] == 0 else Number(value=0.0) if fresh else None, _gap(told[-1][1])
+
+
+def _gap(told: Mapping[str, Any]) -> Number | None:
+    from scipy import stats
+
+    if told["gap"] is None:
+        return None
+    error, count = told["gap_error"], told["n"]
+    reach = None if error is None else 1000 * error * float(stats.t.ppf((1 + LEVEL) / 2, count - 1))
+    return Number(value=1000 * told["gap"], reach=reach)

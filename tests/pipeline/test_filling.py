@@ -1,0 +1,82 @@
+"""The report while a job is under way: often enough to be looked at, seldom enough to cost nothing."""
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline import MillError
+from pipeline import run as flow
+
+
+class Clock:
+    """Seconds that pass only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(flow, "time", made)
+    return made
+
+
+def filling(clock: Clock, monkeypatch: pytest.MonkeyPatch, takes: float, evaluate: bool = True) -> tuple[flow.Filling, list[tuple[str, float]]]:
+    told: list[tuple[str, float]] = []
+
+    def write(plan: Any, catalog: Any) -> str:
+        told.append(("report", clock.now))
+        clock.now += takes
+        return ""
+
+    monkeypatch.setattr(flow, "write_report", write)
+    monkeypatch.setattr(flow, "estimate", lambda plan, catalog: told.append(("scores", clock.now)))
+    plan: Any = SimpleNamespace(manifest=SimpleNamespace(evaluate=evaluate or None))
+    return flow.Filling(plan, SimpleNamespace()), told  # type: ignore[arg-type]
+
+
+def test_it_is_renewed_every_half_minute(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, told = filling(clock, monkeypatch, takes=0.5, evaluate=False)
+    for _ in range(120):
+        page.renew()
+        clock.now += 1.0
+    assert [name for name, _ in told] == ["report"] * 3
+    assert all(30 <= later - earlier <= 32 for (_, earlier), (_, later) in itertools.pairwise(told))
+
+
+def test_a_report_that_takes_long_is_renewed_less_often(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, told = filling(clock, monkeypatch, takes=10.0, evaluate=False)
+    while clock.now < 2000:
+        page.renew()
+        clock.now += 1.0
+    assert len(told) * 10.0 / clock.now < 0.06
+
+
+def test_a_stage_that_ends_renews_it_sooner_and_scores_are_brought_up_to_date_first(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, told = filling(clock, monkeypatch, takes=0.1)
+    page.renew(flow.WORTH_A_REPORT)
+    assert told == []
+    clock.now = 16.0
+    page.renew()
+    assert told == []
+    page.renew(flow.WORTH_A_REPORT)
+    assert told == [("scores", 16.0), ("report", 16.0)]
+
+
+def test_before_there_is_something_to_compare_the_page_shows_what_there_is(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, told = filling(clock, monkeypatch, takes=0.1)
+    monkeypatch.setattr("pipeline.stages.report.report", lambda plan, catalog: told.append(("page alone", clock.now)))
+
+    def lacks(plan: Any, catalog: Any) -> int:
+        raise MillError("no pairs yet")
+
+    monkeypatch.setattr(flow, "estimate", lacks)
+    clock.now = 31.0
+    page.renew()
+    assert told == [("page alone", 31.0)] and page.written == 31.0

@@ -1,0 +1,125 @@
+"""The table at the end: its numbers by hand, what excludes chance, and a line for each of thirteen on one screen."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from annotate.conditions import CONDITIONS
+from evaluate import measures
+from evaluate.replicates import draws, of_means
+from pipeline import summary
+from pipeline.catalog import Catalog
+from pipeline.pairs import called
+from pipeline.systems import BEFORE, CONTROL, NO_CONTROL, REAL, SHUFFLED, Item, System
+from pipeline.workspace import Workspace
+
+PROMPTS = 24
+ITEMS = tuple(Item(f"{k:064d}", "", 64, 64, "", k) for k in range(PROMPTS))
+OWN = np.random.default_rng(0).normal(0, 0.1, PROMPTS)  # how hard each prompt is, for all systems alike
+SHAKEN = np.random.default_rng(1).normal(0, 0.02, PROMPTS)
+SHAKEN -= SHAKEN.mean()
+HIGHER = {CONTROL: 0.5 + OWN, BEFORE: 0.5 + OWN + SHAKEN, SHUFFLED: 0.2 + OWN, NO_CONTROL: 0.1 + OWN, REAL: 0.8 + OWN}
+
+
+def system(arm: str, condition: str = "canny", model: str = "run") -> System:
+    return System(model if arm in (CONTROL, BEFORE, SHUFFLED) else arm, condition, arm, "", "", "b" * 16, ITEMS)
+
+
+def scored(tmp_path: Path, values: dict[str, Any], conditions: tuple[str, ...] = ("canny",), model: str = "run") -> tuple[Any, Catalog, list[System]]:
+    """A workspace whose table of scores holds these values of each prompt."""
+    workspace = Workspace(tmp_path)
+    catalog = Catalog(workspace)
+    catalog.create()
+    made = [system(arm, condition, model) for condition in conditions for arm in values]
+    rows = []
+    for it in made:
+        score = of_means(np.asarray(values[it.arm], np.float64), np.arange(PROMPTS), draws(PROMPTS))
+        rows.append({
+            "system": it.name, "model": it.model, "arm": it.arm, "condition": it.condition, "value": score.value,
+            "metric": measures.primary(CONDITIONS[it.condition].kind).name, "replicates": score.replicates.tobytes(), "method": score.method,
+            "prompts": PROMPTS, "higher_is_better": True,
+        })  # fmt: skip
+    catalog.record_scores(rows, [it.name for it in made])
+    return SimpleNamespace(workspace=workspace), catalog, made
+
+
+def watched(tmp_path: Path, rows: list[dict[str, Any]], model: str = "run", warm_start: dict[str, str] | None = None) -> None:
+    folder = tmp_path / "checkpoints" / model / "step-00000001"
+    folder.mkdir(parents=True)
+    (folder / "meta.json").write_text(json.dumps({"images": 8, "step": 1, "files": {}, "warm_start": warm_start or {}}))
+    (folder.parent / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def measured(images: int, gap: float, condition: str = "canny") -> dict[str, Any]:
+    return {"images": images, "held_out": {condition: {"gap": gap, "gap_error": 0.001, "n": 16}}}
+
+
+def test_a_row_by_hand(tmp_path: Path) -> None:
+    watched(tmp_path, [measured(0, 0.004), measured(40, 0.01), measured(80, 0.012)], warm_start={"canny": "w"})
+    (row,) = summary.summary(*scored(tmp_path, HIGHER))
+    assert (row.condition, row.model, row.metric) == ("canny", "run", "edge_f1_bsds")
+    assert row.trained and row.trained.value == pytest.approx(HIGHER[CONTROL].mean())
+    reach = stats.t.ppf(0.975, PROMPTS - 1) * HIGHER[CONTROL].std(ddof=1) / np.sqrt(PROMPTS)
+    assert row.trained.reach == pytest.approx(reach, rel=0.1), "the bootstrap's standard error is that of a mean"
+    assert {arm: it.value for arm, it in row.baselines.items()} == pytest.approx({arm: HIGHER[arm].mean() for arm in (BEFORE, SHUFFLED, NO_CONTROL)})
+    assert row.share and row.share.value == pytest.approx(100 * (0.5 - 0.2) / (0.8 - 0.2)), "from the better floor to the ceiling"
+    assert row.gap_before and row.gap and (row.gap_before.value, row.gap.value) == pytest.approx((4.0, 12.0))
+    assert row.gap.reach == pytest.approx(1000 * 0.001 * stats.t.ppf(0.975, 15))
+    assert row.verdicts == {BEFORE: "", SHUFFLED: "<", NO_CONTROL: "<"} and row.beyond_both
+
+
+def test_a_verdict_is_of_the_paired_difference_and_the_better_may_be_lower() -> None:
+    """Prompts differ far more than systems do: only image by image does the difference exclude chance."""
+    def of(values: np.ndarray) -> Any:
+        return of_means(values, np.arange(PROMPTS), draws(PROMPTS))
+
+    hard = np.random.default_rng(2).normal(0, 1, PROMPTS)
+    assert summary._verdict(of(hard + 0.1 + SHAKEN), of(hard), True) == "<"
+    assert summary._verdict(of(hard + 0.1 + SHAKEN), of(hard), False) == ">"
+    assert summary._verdict(of(hard + 0.1), of(np.roll(hard, 1)), True) == "", "unpaired, nothing is seen"
+    assert summary._verdict(of(hard), of(hard), True) == ""
+
+
+def test_one_baseline_that_is_not_beaten_takes_the_star(tmp_path: Path) -> None:
+    (row,) = summary.summary(*scored(tmp_path, HIGHER | {SHUFFLED: HIGHER[CONTROL] + SHAKEN}))
+    assert not row.beyond_both and row.verdicts[NO_CONTROL] == "<" and row.verdicts[SHUFFLED] == ""
+
+
+def test_what_was_not_measured_is_left_open_and_a_fresh_controlnet_saved_nothing_before(tmp_path: Path) -> None:
+    watched(tmp_path, [measured(40, 0.01)], "fresh")
+    watched(tmp_path, [measured(40, 0.01)], "warm", warm_start={"canny": "w"})
+    plan, catalog, made = scored(tmp_path, {CONTROL: HIGHER[CONTROL]}, model="fresh")
+    (row,) = summary.summary(plan, catalog, made)
+    assert row.gap_before and row.gap_before.value == 0 and row.gap_before.reach is None
+    assert (row.ceiling, row.share, row.baselines, row.verdicts, row.beyond_both) == (None, None, {}, {}, False)
+    (row,) = summary.summary(*scored(tmp_path, {CONTROL: HIGHER[CONTROL]}, model="warm"))
+    assert row.gap_before is None and row.gap and row.gap.value == pytest.approx(10)
+    (row,) = summary.summary(*scored(tmp_path, {CONTROL: HIGHER[CONTROL]}, model="theirs"))
+    assert (row.gap_before, row.gap) == (None, None), "an external checkpoint has no log"
+
+
+def test_thirteen_lines_fit_a_screen_and_name_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "+".join(CONDITIONS) + "-0123abcd"
+    watched(tmp_path, [{"images": at, "held_out": {it: measured(at, -0.2468, it)["held_out"][it] for it in CONDITIONS}} for at in (0, 80)], name)
+    plan, catalog, made = scored(tmp_path, {arm: 100 * value for arm, value in HIGHER.items()}, tuple(CONDITIONS), name)
+    monkeypatch.setattr(summary, "systems", lambda plan, catalog: made)
+    text = list(summary.lines(plan, catalog, Path("runs/demo/report/index.html")))
+    assert [line.removeprefix("*").split()[0] for line in text[1:14]] == list(CONDITIONS)
+    assert max(map(len, text)) <= 150 and text[-1].startswith("runs/demo/report/index.html")
+    assert all(word in text[1] for word in ("* canny", "edge_f1_bsds ↑", "-246.8±2.1", "<", "50±")), text[1]
+
+
+def test_a_run_of_many_conditions_has_a_short_name_on_a_page() -> None:
+    assert called("+".join(CONDITIONS) + "-0123abcd") == "canny+12-0123abcd"
+    assert all(called(name) == name for name in ("canny+hed-0123abcd", "theirs", "sd-controlnet-canny"))
+
+
+def test_with_nothing_scored_there_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, catalog, _ = scored(tmp_path, {})
+    monkeypatch.setattr(summary, "systems", lambda plan, catalog: [system(CONTROL)])
+    assert list(summary.lines(plan, catalog, Path("x"))) == []

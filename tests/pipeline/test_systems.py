@@ -1,0 +1,161 @@
+"""Who is compared: what is drawn once for several, what each condition keeps for itself, what a run started from."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import MillError
+from pipeline import plan as plans
+from pipeline.manifest import load
+from pipeline.pairs import PlannedRun
+from pipeline.plan import Plan
+from pipeline.stages import generate as stage
+from pipeline.systems import ALONE, BEFORE, System, score_key, systems
+from pipeline.workspace import Workspace
+
+BASELINES = "[no_control, shuffled_condition, vae_round_trip, real_image, warm_start]"
+TEXT = """
+name: x
+workspace: ws
+source: {kind: scenes, count: 4}
+image: {resolution: 64}
+conditions: {canny: {}, depth_large: {}, pose_openpose: {}}
+train: {base: random, runs: [{conditions: [canny], warm_start: START, images: 8}, {conditions: [canny], warm_start: START, images: 16}]}
+evaluate: {baselines: BASELINES, benchmark: {samples: 40, seeds: [0, 1]}, readers: {depth_large: {detector: mini}, pose_openpose: {detector: mini}}}
+"""
+ASKED = {"canny": range(20), "depth_large": range(20), "pose_openpose": range(3)}  # images of each condition's benchmark
+
+
+class Pairs:
+    """A catalog that has these pairs and nothing else."""
+
+    def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        if "FROM pairs" in sql:
+            return [(f"{number:064d}", "a scene", 64, 64, "maps", number) for number in ASKED[parameters[0]]]
+        return []
+
+    def row(self, sql: str, parameters: Any = ()) -> tuple[int]:
+        return (0,)
+
+    def committed(self, kind: str, key: str, name: str) -> set[int]:
+        return set()
+
+
+@pytest.fixture
+def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Plan, list[System]]]:
+    """Two runs of canny from one start and one of each other condition, all finished."""
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path)
+    made = [("one", "canny", "c1", "w1"), ("two", "canny", "c2", "w2"), ("depth", "depth_large", "c3", "w3"), ("pose", "pose_openpose", "c4", "w4")]
+    monkeypatch.setattr("pipeline.systems._runs", lambda plan, catalog: made)
+    monkeypatch.setattr("pipeline.systems.base_spec", lambda plan: "base")
+    monkeypatch.setattr("pipeline.systems.base_fingerprint", lambda spec: "mark")
+
+    def make(changed: str = TEXT, trained_from: str | None = None) -> tuple[Plan, list[System]]:
+        from train import checkpoint
+
+        (tmp_path / "m.yaml").write_text(changed.replace("START", str(root)).replace("BASELINES", BASELINES))
+        plan = plans.make(load(tmp_path / "m.yaml"), here=False)
+        assert plan.manifest.train
+        runs = [PlannedRun(name, run, "", "", [], []) for name, run in zip(("one", "two"), plan.manifest.train.runs, strict=True)]
+        monkeypatch.setattr("pipeline.systems.planned_runs", lambda plan, catalog: runs)
+        meta = {"warm_start": {"canny": trained_from or checkpoint.weights_hash(root)}}
+        monkeypatch.setattr(checkpoint, "newest", lambda out: checkpoint.Checkpoint(out / "step", 8, 1, meta) if out.name in ("one", "two") else None)
+        return plan, systems(plan, Pairs())  # type: ignore[arg-type]
+
+    return make
+
+
+def drawn(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """System -> samples that the stage would draw."""
+    found: dict[str, int] = {}
+
+    def count(catalog: Any, cluster: Any, function: Any, jobs: dict[Path, Any], **more: Any) -> int:
+        for job in jobs.values():
+            found[job.args["facts"]["name"]] = found.get(job.args["facts"]["name"], 0) + len(job.rows)
+        return sum(found.values())
+
+    monkeypatch.setattr(stage, "make_missing", count)
+    monkeypatch.setattr(stage, "base_spec", lambda plan: "base")
+    stage.generate(plan, Pairs(), None)  # type: ignore[arg-type]
+    return found
+
+
+def test_what_no_condition_changes_is_drawn_once_for_all_that_ask_for_the_same_images(
+    compared: Callable[..., tuple[Plan, list[System]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _ = compared()
+    assert drawn(plan, monkeypatch) == {
+        "no_control": 2 * (20 + 3), "vae_round_trip": 20 + 3, "real_image": 20 + 3,  # canny and depth share, the poses are other images
+        "one/canny/control": 40, "one/canny/shuffled_condition": 40, "two/canny/control": 40, "two/canny/shuffled_condition": 40,
+        "depth/depth_large/control": 40, "depth/depth_large/shuffled_condition": 40,
+        "pose/pose_openpose/control": 6, "pose/pose_openpose/shuffled_condition": 6,
+        "warm_start/canny": 40,  # one start of two runs
+    }  # fmt: skip
+
+
+def test_the_report_waits_for_no_sample_twice(compared: Callable[..., tuple[Plan, list[System]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.stages.report import _stages
+
+    plan, made = compared()
+    samples = drawn(plan, monkeypatch)
+    told: dict[str, Any] = {"images": {"ok": 4}, "conditions": {}, "latents": 4, "samples": samples, "scores": 0}
+    states = {stage.name: stage.state for stage in _stages(plan, told, (), made)}
+    assert states["generate"] == "done"
+    samples["no_control"] -= 1
+    assert {stage.name: stage.state for stage in _stages(plan, told, (), made)}["generate"] == "running"
+
+
+def test_scores_stay_with_their_condition_where_samples_are_shared(compared: Callable[..., tuple[Plan, list[System]]]) -> None:
+    plan, made = compared()
+    by_name = {system.name: system for system in made}
+    assert len(by_name) == len(made) == 3 * 3 + 4 * 2 + 2
+    for arm in ALONE:
+        canny, depth, pose = (by_name[f"{arm}/{name}"] for name in ASKED)
+        assert (canny.drawn_as, canny.key) == (depth.drawn_as, depth.key) and canny.key != pose.key
+        assert score_key(plan, canny) != score_key(plan, depth) and canny.benchmark != depth.benchmark
+
+
+@pytest.mark.parametrize("change", [("resolution: 64", "resolution: 128"), ("seeds: [0, 1]", "seeds: [0, 2]"), ("samples: 40", "samples: 10")])
+def test_other_pictures_seeds_or_images_are_other_samples(
+    change: tuple[str, str], compared: Callable[..., tuple[Plan, list[System]]]
+) -> None:
+    (_, before), (_, after) = compared(), compared(TEXT.replace(*change))
+    few = {"pose_openpose"} if "samples" in change[0] else set()  # its three images are asked for in any case
+    assert all((one.key == other.key) == (one.condition in few) for one, other in zip(before, after, strict=True))
+
+
+def test_the_scale_of_a_controlnet_does_not_change_what_is_drawn_without_one(compared: Callable[..., tuple[Plan, list[System]]]) -> None:
+    (_, before), (_, after) = compared(), compared(TEXT.replace("samples: 40", "samples: 40, scale: 0.5"))
+    same = {one.arm: one.key == other.key for one, other in zip(before, after, strict=True)}
+    assert {arm for arm, kept in same.items() if kept} == set(ALONE)
+
+
+def test_a_run_stands_beside_what_it_started_from(compared: Callable[..., tuple[Plan, list[System]]]) -> None:
+    _, made = compared()
+    before = [system for system in made if system.arm == BEFORE]
+    assert [system.name for system in before] == ["one/canny/warm_start", "two/canny/warm_start"]
+    control = next(system for system in made if system.name == "one/canny/control")
+    for system in before:
+        assert system.checkpoint.endswith("/root") and system.items == control.items and system.benchmark == control.benchmark
+        assert system.hint_of(0) == control.hint_of(0), "its own hint, as for the run"
+    _, without = compared(TEXT.replace("BASELINES", "[no_control]"))
+    assert {system.arm for system in without} == {"control", "no_control"}
+
+
+def test_a_start_that_is_no_longer_what_the_run_was_trained_from_is_told(compared: Callable[..., tuple[Plan, list[System]]]) -> None:
+    with pytest.raises(MillError, match=r"root has other weights than those that one started from: put them back, delete .*/one to train it again"):
+        compared(trained_from="0" * 16)
+
+
+def test_a_start_in_the_workspace_is_named_below_it_so_that_the_workspace_can_move(
+    compared: Callable[..., tuple[Plan, list[System]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _ = compared()
+    moved = dataclasses.replace(plan, workspace=Workspace(plan.workspace.root.parent))
+    assert {system.checkpoint for system in systems(moved, Pairs()) if system.arm == BEFORE} == {"root"}  # type: ignore[arg-type]
