@@ -111,9 +111,7 @@ def detectable(scores: Sequence[Replicated]) -> float | None:
     errors = [error for a, b in itertools.combinations(scores, 2) if (error := _paired(a, b))]
     if not errors:
         return None
-    from scipy import stats
-
-    return float(np.median(errors) * stats.t.ppf([(1 + LEVEL) / 2, POWER], _freedom(scores[0])).sum())
+    return float(np.median(errors)) * sum(quantile(chance, _freedom(scores[0])) for chance in ((1 + LEVEL) / 2, POWER))
 
 
 def ranks(
@@ -174,7 +172,7 @@ def _error(replicates: NDArray[np.float64], of: Replicated) -> float | None:
 def _around(value: float, error: float | None, of: Replicated) -> tuple[float, float] | None:
     if error is None:
         return None
-    reach = error * _quantile(_freedom(of))
+    reach = error * quantile((1 + LEVEL) / 2, _freedom(of))
     return value - reach, value + reach
 
 
@@ -192,8 +190,8 @@ def _p(value: float, error: float, of: Replicated) -> float:
 
 
 @functools.cache
-def _quantile(freedom: int) -> float:
-    """Of Student's t; asked for at each pair of systems, and slow."""
-    from scipy import stats
+def quantile(chance: float, freedom: int) -> float:
+    """Of Student's t; from scipy.special, since importing scipy.stats takes longer than most that is asked of it."""
+    from scipy import special
 
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    return float(special.stdtrit(freedom, chance))

@@ -17,7 +17,7 @@ from evaluate.replicates import Replicated, draws, least_left, of_distance, of_m
 from pipeline import shards
 from pipeline.catalog import Catalog
 from pipeline.plan import Plan
-from pipeline.stages.generate import PART, tasks_of
+from pipeline.stages.generate import tasks_of
 from pipeline.systems import REAL, System, readable, score_key, systems
 from pipeline.workspace import fingerprint
 
@@ -66,15 +66,16 @@ class Scored:
 def scored(plan: Plan, catalog: Catalog) -> list[Scored]:
     """The systems whose samples are all scored: a part of them is another benchmark."""
     assert plan.manifest.evaluate is not None
-    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for name, key, path, sha256 in catalog.query("SELECT name, key, path, sha256 FROM shards WHERE kind = 'scores' ORDER BY part"):
-        found.setdefault((name, key), []).append((path, sha256))
+    found: dict[tuple[str, str], list[tuple[str, str, int]]] = {}
+    for name, key, *shard in catalog.query("SELECT name, key, path, sha256, rows FROM shards WHERE kind = 'scores' ORDER BY part"):
+        found.setdefault((name, key), []).append((shard[0], shard[1], shard[2]))
     out = []
     for system in systems(plan, catalog):
         key = score_key(plan, system)
         own = found.get((system.name, key), [])
-        if len(own) * PART >= len(tasks_of(system, plan.manifest.evaluate.benchmark)):
-            out.append(Scored(catalog.workspace.root, system, key, tuple(path for path, _ in own), fingerprint(own)))
+        if sum(rows for *_, rows in own) == len(tasks_of(system, plan.manifest.evaluate.benchmark)):
+            content = fingerprint([(path, sha256) for path, sha256, _ in own])
+            out.append(Scored(catalog.workspace.root, system, key, tuple(path for path, *_ in own), content))
     return out
 
 

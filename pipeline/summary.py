@@ -6,7 +6,7 @@ from typing import Any
 
 from annotate.conditions import CONDITIONS
 from evaluate import measures
-from evaluate.replicates import LEVEL, Replicated, difference, share
+from evaluate.replicates import LEVEL, Replicated, difference, quantile, share
 from pipeline.catalog import Catalog
 from pipeline.estimates import replicated
 from pipeline.pairs import called
@@ -126,10 +126,8 @@ def _gaps(
 
 
 def _gap(told: Mapping[str, Any]) -> Number | None:
-    from scipy import stats
-
     if told["gap"] is None:
         return None
     error, count = told["gap_error"], told["n"]
-    reach = None if error is None else 1000 * error * float(stats.t.ppf((1 + LEVEL) / 2, count - 1))
+    reach = None if error is None else 1000 * error * quantile((1 + LEVEL) / 2, count - 1)
     return Number(value=1000 * told["gap"], reach=reach)
