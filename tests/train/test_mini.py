@@ -354,3 +354,12 @@ def test_the_shipped_base_and_its_controlnets_have_names(tmp_path: Path, monkeyp
     with pytest.raises(FileNotFoundError, match="there are mini/canny"):
         checkpoint.locate("mini/hough")
     assert mini.root("minister/canny") is None and mini.root("mini") is None
+
+
+def test_the_shipped_posterior_is_as_narrow_as_the_unet_was_trained_with() -> None:
+    """Latents that a run draws from it are what the base knows: a wide one would teach a ControlNet noise."""
+    shipped = bases.load("mini", parts=("vae",))
+    base.verify(mini.BASE)
+    pictures_of_noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    _, std = bases.encode_images(shipped, pictures_of_noise)
+    assert std * shipped.scaling_factor == pytest.approx(patches.DEVIATION * shipped.scaling_factor, rel=0.05)

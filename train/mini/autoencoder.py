@@ -108,7 +108,7 @@ def decibels(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np
 
 
 def deviation(vae: Any) -> float:  # of the posterior, before the scaling factor: the same everywhere
-    return math.exp(float(vae.encoder.conv_out.bias[-1].detach()) / 2)
+    return math.exp(float(vae.quant_conv.bias[-1].detach()) / 2)
 
 
 @torch.no_grad()

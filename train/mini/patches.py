@@ -90,8 +90,11 @@ def write_encoder(
     analysis.weight[:channels, :48, :2, :2] = _third_stride(basis)
     analysis.bias[:channels] = torch.from_numpy(-basis.rows @ basis.mean)
     _pair_up(encoder, channels, widths[3] // groups)
+    # The last layer says how wide the posterior is, and nothing teaches it: the encoder may use all that comes before for its means.
     vae.quant_conv.weight.copy_(torch.eye(2 * channels)[..., None, None])
+    vae.quant_conv.weight[channels:] = 0
     vae.quant_conv.bias.zero_()
+    vae.quant_conv.bias[channels:] = 2 * math.log(DEVIATION)
 
 
 def _third_stride(basis: Basis) -> Tensor:  # [channels, 48, 2, 2]
@@ -123,4 +126,3 @@ def _pair_up(encoder: Any, channels: int, width: int) -> None:  # width: channel
         encoder.conv_norm_out.weight[[plus, minus]] = scale
         encoder.conv_out.weight[k, plus, 1, 1] = 1
         encoder.conv_out.weight[k, minus, 1, 1] = -1
-    encoder.conv_out.bias[channels:] = 2 * math.log(DEVIATION)
