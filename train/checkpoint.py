@@ -131,7 +131,8 @@ def load_controlnet(
         odd = [name for name, shape in theirs.items() if controlnet.state_dict()[name].shape != shape]
         if odd:
             raise ValueError(f"the ControlNet in {folder} belongs to another base: {len(odd)} tensors differ in shape, first {odd[0]}")
-    weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
+    # Copies: a file's tensors lie at any address, and products of matrices depend in their last bits on how their operands are aligned.
+    weights = {name: tensor.float().clone() for name, tensor in load_file(folder / WEIGHTS).items()}
     expected = {name: tensor.shape for name, tensor in controlnet.state_dict().items()}
     wrong = sorted(name for name in expected.keys() | weights.keys() if name not in weights or expected.get(name) != weights[name].shape)
     if wrong:

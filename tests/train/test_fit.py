@@ -40,7 +40,7 @@ def rows(out: Path) -> list[dict]:
 
 
 def test_training_lowers_the_loss_where_the_hint_decides_the_target(tmp_path: Path) -> None:
-    options = Options(images=8 * 160, batch=8, lr=1e-2, log_every=160, checkpoint_every=1280)
+    options = Options(images=8 * 160, batch=8, lr=5e-3, log_every=160, checkpoint_every=1280)
     fit(tiny_base(), ToyPairs(16, side=8), ["edges"], options, tmp_path)
     losses = [row["loss"]["edges"] for row in rows(tmp_path)]
     assert losses[-1] < 0.8 * losses[0]

@@ -54,7 +54,7 @@ def test_the_alarm_rings_when_a_network_begins_to_follow_its_hint_and_not_when_i
     measured = choose(pairs.ids, COUNT, SEED)
     others = [i for i in range(96) if i not in measured]
     watch, net, levels = held_out(base, pairs), fresh(base), noise_levels(base)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-2)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     rows: list[dict[str, Any]] = []
     for step in range(1, 241):
         places = [(step, int(i)) for i in draws(0, "order", step).choice(others, 8, replace=False)]
