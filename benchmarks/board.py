@@ -238,8 +238,10 @@ def samples_of(made: Plan, system: System, pool: list[Seen], rng: np.random.Gene
 def _shown(system: System, values: list[list[tuple[str, float]]], failed: np.ndarray) -> set[int]:
     """The samples that the page may choose: the first, the extremes and the median from either end."""
     telling = measures.telling(CONDITIONS[system.condition].kind).name
-    order = np.argsort([dict(it)[telling] for it in values], kind="stable")
-    return {*range(leaderboard.SAME), *order[[0, (len(order) - 1) // 2, len(order) // 2, -1]], *np.flatnonzero(failed)}
+    told = np.array([dict(it)[telling] for it in values])
+    ranked = np.sort(told)
+    chosen = np.isin(told, ranked[[0, (len(told) - 1) // 2, len(told) // 2, -1]])  # and all that are tied with them
+    return {*range(leaderboard.SAME), *np.flatnonzero(chosen), *np.flatnonzero(failed)}
 
 
 # -- the steps, each in a process of its own ---------------------------------------------------------------------------------------------
