@@ -1,5 +1,6 @@
 """The kinds of raw map: what a detector knows, stored without loss; a picture of it is drawn only on demand."""
 
+import functools
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -152,9 +153,14 @@ def _encode_normals(array: np.ndarray, meta: dict[str, Any]) -> bytes:
 
 def _decode_normals(data: bytes, meta: dict[str, Any]) -> np.ndarray:
     code = _read_png(data)[..., ::-1]
-    array = (code / 32767.0 - 1).astype(np.float32)
-    array[~code.any(axis=2)] = 0
+    array = _units()[code]
+    array[(code[..., 0] | code[..., 1] | code[..., 2]) == 0] = 0
     return array
+
+
+@functools.cache
+def _units() -> np.ndarray:  # float32 [65536], what each 16-bit code of a normal's component stands for
+    return (np.arange(65536) / 32767.0 - 1).astype(np.float32)
 
 
 # --- measures and blanks ---

@@ -155,7 +155,7 @@ def encode(pixels: np.ndarray, store: str) -> bytes:
     """JPEG 95 with full colour resolution, or PNG."""
     import cv2
 
-    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
     if store == "png":
         return cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes()
     options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]

@@ -136,12 +136,23 @@ def truth(workspace: Workspace, system: System, item: Item) -> RawMap:
     return made
 
 
+def drawn_small(raw: RawMap, like: RawMap | None = None) -> np.ndarray:  # uint8 HW3
+    """The hint at the size of a thumbnail, or at that of another map's: lines stay lines, and nothing is drawn larger than it is shown."""
+    return maps.render(raw, _small(maps.resolution(like or raw)))
+
+
 def thumbnail(pixels: np.ndarray, store: str = "png") -> bytes:
-    """uint8 HWC RGB, scaled down to SIDE at its long side."""
+    """uint8 HWC RGB, scaled down to SIDE at its long side; most maps are grey, and a grey PNG costs a third."""
     import cv2
 
-    scale = SIDE / max(pixels.shape[:2])
-    if scale < 1:
-        size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    if store == "png" and (pixels == pixels[..., :1]).all():
+        pixels = np.ascontiguousarray(pixels[..., 0])
+    height, width = pixels.shape[:2]
+    if (small := _small((height, width))) != (height, width):
+        pixels = cv2.resize(pixels, small[::-1], interpolation=cv2.INTER_AREA)
     return canonical.encode(pixels, store)
+
+
+def _small(size: tuple[int, int]) -> tuple[int, int]:  # height, width
+    scale = min(1.0, SIDE / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

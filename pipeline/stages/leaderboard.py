@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from annotate import maps
 from annotate.conditions import CONDITIONS
+from annotate.maps import RawMap
 from evaluate import measures, replicates
 from evaluate.replicates import Replicated
 from pipeline import __version__, evidence
@@ -169,10 +169,11 @@ def _evidence(plan: Plan, catalog: Catalog, made: Mapping[str, System]) -> Itera
     items = {system.name: {item.image_id: item for item in system.items} for system in controls}
 
     @functools.cache
-    def hint(condition: str, image_id: str) -> tuple[np.ndarray, bytes]:
+    def hint(condition: str, image_id: str) -> tuple[RawMap, np.ndarray, bytes]:
         system = next(it for it in controls if it.condition == condition)
-        pixels = maps.render(evidence.truth(plan.workspace, system, items[system.name][image_id]))
-        return pixels, thumbnail(pixels)
+        truth = evidence.truth(plan.workspace, system, items[system.name][image_id])
+        pixels = evidence.drawn_small(truth)
+        return truth, pixels, thumbnail(pixels)
 
     @functools.cache
     def source(image_id: str) -> bytes:
@@ -180,9 +181,9 @@ def _evidence(plan: Plan, catalog: Catalog, made: Mapping[str, System]) -> Itera
 
     def shown(which: Any, sample: Sample) -> board.Evidence:
         condition = sample.system.condition
-        own, small = hint(condition, sample.image_id)
+        truth, own, small = hint(condition, sample.image_id)
         found = evidence.reread(plan.workspace, sample)
-        again = found if isinstance(found, str) else maps.render(found, size=(own.shape[0], own.shape[1]))
+        again = found if isinstance(found, str) else evidence.drawn_small(found, truth)
         ((metric, value),) = sample.values.items()
         return board.Evidence(
             condition=condition, model=called(sample.system.model), metric=metric, which=which, image_id=sample.image_id,

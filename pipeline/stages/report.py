@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from annotate import maps
 from annotate.annotator import lacks
 from annotate.conditions import CONDITIONS
 from evaluate import fidelity
@@ -161,7 +160,7 @@ def _contact(plan: Plan, catalog: Catalog) -> Iterator[contents.ContactRow]:
         drawn: dict[str, bytes | str] = {}
         for condition, state, reason, map_shard, map_row in sorted(made_of.get(image, []), key=lambda it: list(CONDITIONS).index(it[0])):
             made = read_annotation(plan.workspace, map_shard, map_row, condition).map if state == "ok" else None
-            drawn[condition] = thumbnail(maps.render(made)) if made else f"{state}: {reason}"
+            drawn[condition] = thumbnail(evidence.drawn_small(made)) if made else f"{state}: {reason}"
         picture = canonical.decode(shards.read_row(plan.workspace.root / shard, row, ["image"])["image"])
         yield contents.ContactRow(
             image_id=image_id, uri=uri, caption=_short(caption or ""), split=split, image=thumbnail(picture, "jpeg"), maps=drawn
@@ -245,7 +244,7 @@ def _evidence(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[cont
             if outputs:
                 yield contents.Evidence(
                     condition=control.condition, image_id=item.image_id, prompt=_short(item.caption), seed=seed,
-                    hint=thumbnail(maps.render(evidence.truth(plan.workspace, control, item))),
+                    hint=thumbnail(evidence.drawn_small(evidence.truth(plan.workspace, control, item))),
                     source=thumbnail(evidence.photograph(plan.workspace, photographs[item.image_id]), "jpeg"), outputs=tuple(outputs),
                 )  # fmt: skip
 
@@ -254,7 +253,7 @@ def _generated(plan: Plan, sample: Sample) -> contents.Generated:
     found = evidence.reread(plan.workspace, sample)
     return contents.Generated(
         system=_name(sample.system), baseline=sample.system.arm not in (CONTROL, BEFORE), image=thumbnail(evidence.drawn(plan.workspace, sample)),
-        reread=found if isinstance(found, str) else thumbnail(maps.render(found)), values=sample.values,
+        reread=found if isinstance(found, str) else thumbnail(evidence.drawn_small(found)), values=sample.values,
     )  # fmt: skip
 
 
