@@ -367,19 +367,20 @@ def mini_scorer(given: Path, work: Path, seconds: float, dest: Path | None, thre
 
 @mini.command("roots")
 @click.argument("workspace", type=click.Path(path_type=Path))
+@click.option("--condition", "wanted", multiple=True, metavar="NAME", help="Only this one; may be repeated. Without it, all that are trained.")
 @click.option("--export", "dest", type=click.Path(path_type=Path), required=True, help="The folder to write them to.")
 @click.option("--grid", type=click.Path(path_type=Path), help="A JPEG or PNG of hints, samples and pictures.")
-def mini_roots(workspace: Path, dest: Path, grid: Path | None) -> None:
+def mini_roots(workspace: Path, wanted: tuple[str, ...], dest: Path, grid: Path | None) -> None:
     """Take a workspace's trained ControlNets out, to be shipped beside the mini base: small, with a card of what they do.
 
-    Example: controlmill mini roots runs/mini-roots --export train/mini/roots
+    Example: controlmill mini roots runs/showcase --condition canny --export train/mini/roots
     """
     from pipeline.mini import roots as stage
 
     found = _workspace(workspace)
-    stage.export_roots(found, dest)
+    stage.export_roots(found, wanted, dest)
     if grid is not None:
-        stage.draw_grid(found, grid)
+        stage.draw_grid(found, wanted, grid)
 
 
 def _workspace(target: Path) -> Workspace:

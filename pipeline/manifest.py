@@ -208,6 +208,7 @@ class Run(Section):
     gpus: Annotated[Whole, Field(ge=1)] = 1  # the batch is cut among them; without a GPU, processes
     held_out: Annotated[Whole, Field(ge=0)] = 64  # pairs of the validation split that the loss gap is measured on; 0 = none
     watch_every: Annotated[Whole, Field(ge=1)] | None = None  # images between two such measures; None = as checkpoint_every
+    keep_every: Annotated[Whole, Field(ge=1)] | None = None  # images between checkpoints that stay for good; None = the newest stay
     grids: Annotated[Whole, Field(ge=0)] | None = None  # held-out pairs that are drawn at each checkpoint; None = 4 on a GPU, else 0
 
     @property
@@ -222,7 +223,7 @@ class Run(Section):
         """What decides the weights. Keys younger than the first release count where they are set, so that runs trained before keep their names."""
         young = {"connect", "unlock", "unlock_lr", "min_snr", "ema", "precision", "compile", "optimizer", "flip", "join", "gpus"}
         usual = {key for key in young if getattr(self, key) == type(self).model_fields[key].default}
-        return self.model_dump(exclude=usual | {"gradient_checkpointing", "held_out", "watch_every", "grids"})
+        return self.model_dump(exclude=usual | {"gradient_checkpointing", "held_out", "watch_every", "keep_every", "grids"})
 
     @model_validator(mode="after")
     def _modes_agree(self) -> "Run":
@@ -317,7 +318,7 @@ class Features(Section):
 class Evaluate(Section):
     base: str | None = None  # None = train.base
     benchmark: Benchmark = Benchmark()
-    baselines: list[Literal["no_control", "shuffled_condition", "vae_round_trip", "real_image", "warm_start"]] = [
+    baselines: list[Literal["no_control", "shuffled_condition", "vae_round_trip", "real_image", "warm_start", "earlier"]] = [
         "no_control", "shuffled_condition", "vae_round_trip", "real_image",
     ]  # fmt: skip
     external: list[External] = []

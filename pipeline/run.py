@@ -51,7 +51,7 @@ def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
         for line in plans.lines(plan):
             say(line)
         with cluster(workers=options.workers, address=options.address) as workers:
-            page = Filling(plan, catalog)
+            page = Filling(plan, catalog, say)
             workers.meanwhile = page.renew if "report" in options.stages else lambda: None
             for stage, following in zip(options.stages, (*options.stages[1:], None), strict=True):
                 start = time.monotonic()
@@ -66,10 +66,13 @@ def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
 
 
 class Filling:
-    """The report while a job is under way: written again now and then, in the driver, which waits for workers most of the time."""
+    """The report while a job is under way: written again now and then, in the driver, which waits for workers most of the time.
 
-    def __init__(self, plan: Plan, catalog: Catalog) -> None:
-        self.plan, self.catalog = plan, catalog
+    Whatever it can't do never stops the work: it is said, and the stage `report` at the end tells it again.
+    """
+
+    def __init__(self, plan: Plan, catalog: Catalog, say: Callable[[str], None]) -> None:
+        self.plan, self.catalog, self.say, self.said = plan, catalog, say, ""
         self.written, self.took = time.monotonic(), 0.0
 
     def renew(self, after: float = RENEWED) -> None:
@@ -78,6 +81,16 @@ class Filling:
             return
         start = time.monotonic()
         try:
+            self._write()
+        except Exception as error:
+            if (told := f"report    not renewed: {type(error).__name__}: {error}") != self.said:
+                self.say(told)
+                self.said = told
+        self.written = time.monotonic()
+        self.took = self.written - start
+
+    def _write(self) -> None:
+        try:
             if self.plan.manifest.evaluate:
                 estimate(self.plan, self.catalog)
             write_report(self.plan, self.catalog)
@@ -85,8 +98,6 @@ class Filling:
             from pipeline.stages.report import report
 
             report(self.plan, self.catalog)
-        self.written = time.monotonic()
-        self.took = self.written - start
 
 
 def settle(plan: Plan, catalog: Catalog) -> None:

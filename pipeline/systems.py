@@ -1,6 +1,7 @@
 """Who is compared: each condition's frozen benchmark, and everything that makes an image of each of its held-out pairs."""
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pipeline.workspace import fingerprint
 
 CONTROL, NO_CONTROL, SHUFFLED, ROUND_TRIP, REAL = "control", "no_control", "shuffled_condition", "vae_round_trip", "real_image"
 BEFORE = "warm_start"  # what a run started from, asked for the same: what its training changed
+EARLIER = "earlier"  # a checkpoint on the way, which the run kept: the course of its training
 ALONE = (NO_CONTROL, ROUND_TRIP, REAL)  # belong to the benchmark, not to a model; they know no condition
 
 
@@ -38,17 +40,20 @@ class System:
 
     model: str  # a run, an external checkpoint, or the baseline's own name
     condition: str
-    arm: str  # control | warm_start | shuffled_condition: the same ControlNet with another image's hint | no_control | vae_round_trip | real_image
+    arm: str  # control | warm_start | earlier | shuffled_condition: its ControlNet, another's hint | no_control | vae_round_trip | real_image
     checkpoint: str  # of the ControlNet: below the workspace, or the absolute path of an external one; '' = none
     weights: str  # identity of the checkpoint; '' = none
     benchmark: str  # fingerprint of everything but the weights
     items: tuple[Item, ...]
     asked: str = ""  # fingerprint of what is asked for without a condition; '' = the benchmark
+    seen: int | None = None  # images that an earlier checkpoint had seen
 
     @property
     def name(self) -> str:
         """Unique; also where its scores lie."""
-        return f"{self.arm}/{self.condition}" if self.arm in ALONE else f"{self.model}/{self.condition}/{self.arm}"
+        if self.arm in ALONE:
+            return f"{self.arm}/{self.condition}"
+        return f"{self.model}/{self.condition}/{self.arm}" + ("" if self.seen is None else f"-{self.seen}")
 
     @property
     def drawn_as(self) -> str:
@@ -80,6 +85,7 @@ def systems(plan: Plan, catalog: Catalog) -> list[System]:
     if not made:
         return []
     mark = base_fingerprint(base_spec(plan))
+    course = _courses(plan, {model for model, *_ in made}) if EARLIER in evaluation.baselines else {}
     before = _befores(plan, catalog, [model for model, *_ in made]) if BEFORE in evaluation.baselines else {}
     out: list[System] = []
     for condition in wanted:
@@ -93,6 +99,9 @@ def systems(plan: Plan, catalog: Catalog) -> list[System]:
                 out += [System(model, condition, arm, checkpoint, weights, benchmark, items) for arm in arms]
                 if (model, condition) in before:
                     out.append(System(model, condition, BEFORE, *before[model, condition], benchmark, items))
+                for step, seen in course.get(model, []):
+                    if (place := f"{step}/{condition}") != checkpoint:
+                        out.append(System(model, condition, EARLIER, place, fingerprint([model, step]), benchmark, items, seen=seen))
     return out
 
 
@@ -125,6 +134,14 @@ def _runs(plan: Plan, catalog: Catalog) -> list[tuple[str, str, str, str]]:  # m
         for condition in conditions
         if run in named
     ]
+
+
+def _courses(plan: Plan, models: Collection[str]) -> dict[str, list[tuple[str, int]]]:
+    """Run -> the checkpoints that it kept, and how many images each had seen."""
+    from train import checkpoint
+
+    kept = {model: checkpoint.kept(plan.workspace.run(model)) for model in models}
+    return {model: [(plan.workspace.relative(it.path), it.images) for it in found] for model, found in kept.items()}
 
 
 def _befores(plan: Plan, catalog: Catalog, models: list[str]) -> dict[tuple[str, str], tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Atomic checkpoints in the diffusers layout, with everything that an exact resume needs; safetensors and JSON only."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -62,8 +63,10 @@ def save(
         _discard(final)
     work.rename(final)
     _fsync(out)
+    stay = {it.path for it in kept(out)}
     for old in _folders(out)[:-KEEP]:
-        _discard(old)
+        if old not in stay:
+            _discard(old)
     return Checkpoint(final, meta["images"], meta["step"], meta)
 
 
@@ -79,6 +82,15 @@ def newest(out: Path) -> Checkpoint | None:
         except FileNotFoundError:
             continue
     return None
+
+
+def kept(out: Path) -> list[Checkpoint]:
+    """Those that stay for good (Options.keep_every), oldest first."""
+    found = []
+    for folder in _folders(out):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(read(folder))
+    return [it for it in found if it.meta.get("kept")]
 
 
 def read(folder: Path) -> Checkpoint:

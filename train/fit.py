@@ -87,7 +87,8 @@ def fit(
         window.add(tuple(name for part in parts for name in part.image_ids), losses, norms)
         images, step = images + options.batch, step + 1
 
-        save_now = images >= options.images or crossed(images, options.batch, options.checkpoint_every)
+        keep_now = options.keep_every is not None and crossed(images, options.batch, options.keep_every)
+        save_now = keep_now or images >= options.images or crossed(images, options.batch, options.checkpoint_every)
         watch_now = save_now or crossed(images, options.batch, options.watch_every or options.checkpoint_every)
         if save_now or watch_now or crossed(images, options.batch, options.log_every):
             facts = window.read(step)  # the one wait for the device; raises where a number is not finite
@@ -101,7 +102,8 @@ def fit(
                 log(watcher.write(row, network.unet, controlnets, speed, measure=watch_now, draw=save_now))
             if save_now:
                 room = min(ranks.all_of(room), key=lambda one: (one.micro, one.join))  # what a resumed run begins with
-                counted = {"images": images, "step": step, "seconds": seconds, "loss": facts["loss"], "room": dataclasses.asdict(room)}
+                counted: dict[str, Any] = {"images": images, "step": step, "seconds": seconds, "loss": facts["loss"]}
+                counted |= {"room": dataclasses.asdict(room), "kept": keep_now}
                 result = save(out, list(learners.values()), identity | counted | {"ranks": ranks.count, "device": device}, ranks)
             clock = time.monotonic()
     assert result is not None

@@ -5,7 +5,7 @@ import math
 from typing import Literal
 
 # What a resumed run may change: no weight depends on it.
-OPERATIONAL = {"images", "checkpoint_every", "log_every", "workers", "gradient_checkpointing", "held_out", "watch_every", "grids"}
+OPERATIONAL = {"images", "checkpoint_every", "log_every", "workers", "gradient_checkpointing", "held_out", "watch_every", "grids", "keep_every"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class Options:
     seed: int = 0
     clip: float | None = 1.0  # largest norm of a ControlNet's gradient; None = no clipping
     checkpoint_every: int = 4000  # images
+    keep_every: int | None = None  # images between checkpoints that stay for good, to see the course of a run; None = the newest stay
     log_every: int = 400  # images
     connect: Literal["full", "middle"] = "full"  # middle = the paper's small-scale mode: no residuals for the skips
     workers: int = 1  # threads that read pairs ahead; 0 = none
@@ -42,6 +43,8 @@ class Options:
         for name in ("images", "batch", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise ValueError(f"keep_every counts images, at least 1, not {self.keep_every}; None keeps the newest checkpoints alone")
         if self.images % self.batch:
             lower = self.images // self.batch * self.batch
             either = f"{lower} or {lower + self.batch}" if lower else str(self.batch)

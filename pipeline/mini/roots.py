@@ -1,7 +1,7 @@
 """The ControlNets that are shipped beside the mini base to start others from: taken out of a workspace with what they are known to do."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,34 @@ COLUMNS = 8  # pictures of a row of the grid
 NOTE = "controlmill.json"
 
 
-def export_roots(workspace: Workspace, dest: Path) -> dict[str, Any]:  # by condition
+def export_roots(
+    workspace: Workspace,
+    wanted: Collection[str],  # conditions; none = all that are trained
+    dest: Path,
+) -> dict[str, Any]:  # by condition
     """Writes DEST/<condition> in the diffusers layout, bfloat16, each with a note, and a card of them all."""
     from train import average, checkpoint
 
     plan, catalog = plans.load_saved(workspace), Catalog(workspace)
-    made = {it.condition: it for it in systems(plan, catalog) if it.arm == CONTROL and not Path(it.checkpoint).is_absolute()}
-    if not made:
-        raise MillError(f"{workspace.root}: no run of its manifest is complete: `controlmill run` goes on with them.")
     facts = {}
-    for condition, system in made.items():
+    for system in _trained(plan, catalog, wanted):
+        condition = system.condition
         folder = average.folder_to_sample(workspace.root / system.checkpoint)
         checkpoint.write_rounded(folder, dest / condition)
         facts[condition] = _facts(plan, catalog, system) | {"weights": checkpoint.weights_hash(dest / condition)}
         write_text(dest / condition / NOTE, json.dumps(facts[condition], indent=1) + "\n")
     write_text(dest / "README.md", _card(facts))
     return facts
+
+
+def _trained(plan: Plan, catalog: Catalog, wanted: Collection[str]) -> list[System]:
+    """ControlNets of runs that are complete."""
+    made = [it for it in systems(plan, catalog) if it.arm == CONTROL and not Path(it.checkpoint).is_absolute()]
+    lacking = [name for name in wanted if all(it.condition != name for it in made)]
+    if lacking or not made:
+        what = f"no run of {' or '.join(lacking)}" if lacking else "no run of its manifest"
+        raise MillError(f"{plan.workspace.root}: {what} is complete: `controlmill run` goes on with them.")
+    return [it for it in made if not wanted or it.condition in wanted]
 
 
 def _facts(plan: Plan, catalog: Catalog, system: System) -> dict[str, Any]:
@@ -66,8 +78,8 @@ def _card(facts: dict[str, Any]) -> str:  # Markdown
     arms = ("control", "shuffled_condition", "no_control", "vae_round_trip", "real_image")
     lines = [
         "# ControlNets on ControlMill's mini base", "",
-        "Made to start others from (`warm_start: mini/canny`), by `controlmill run manifests/roots.yaml` and "
-        "`controlmill mini roots runs/mini-roots --export train/mini/roots`. They know rendered scenes and nothing else. Averages of the weights, in "
+        "Made to start others from (`warm_start: mini/canny`), by `controlmill run manifests/showcase.yaml` and "
+        "`controlmill mini roots runs/showcase --export train/mini/roots`. They know rendered scenes and nothing else. Averages of the weights, in "
         "bfloat16.", "",
         "**Fidelity** on held-out scenes, with 95 % intervals: what is read again from samples, against the condition that they were made from.", "",
         f"| condition | measure | n | {' | '.join(arm.replace('_', ' ') for arm in arms)} |", f"|---|---|---|{'---|' * len(arms)}",
@@ -92,14 +104,13 @@ def _curve(condition: str, it: dict[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def draw_grid(workspace: Workspace, path: Path) -> None:
+def draw_grid(workspace: Workspace, wanted: Collection[str], path: Path) -> None:
     """For each condition: hints, what was made of them, and the pictures that they were read from, one below the other."""
     from PIL import Image
 
     plan, catalog = plans.load_saved(workspace), Catalog(workspace)
-    made = [it for it in systems(plan, catalog) if it.arm == CONTROL and not Path(it.checkpoint).is_absolute()]
     rows: list[np.ndarray] = []
-    for system in made:
+    for system in _trained(plan, catalog, wanted):
         items = {item.image_id: item for item in system.items}
         found = list({it.image_id: it for it in reversed(evidence.samples(plan, catalog, [system])[system.name])}.values())[-COLUMNS:]
         places = evidence.photographs(catalog, [it.image_id for it in found])

@@ -87,8 +87,19 @@ class Run:
     loss: tuple[tuple[float, float], ...] = ()              # (images seen, loss), in order
     gaps: Mapping[str, tuple[tuple[float, float, float | None], ...]] = field(default_factory=dict)  # by condition: (images, own hint, another's)
     follows: Mapping[str, int] = field(default_factory=dict)  # condition -> images seen when it began to follow its hints
+    courses: Mapping[str, "Course"] = field(default_factory=dict)  # by condition
     checkpoint: str | None = None                           # relative to the workspace
     options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """Fidelity along a run's training."""
+
+    metric: str
+    higher_is_better: bool
+    floor: float | None                                     # the better baseline at its end
+    points: tuple[tuple[int, float, float | None, float | None], ...]  # images seen, value, interval; 0 = before the training
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,20 @@ def gap_plot(points: Sequence[tuple[float, float, float | None]]) -> LossPlot | 
                     last=float(own[-1]), n=len(own))
 
 
+def course_plot(points: Sequence[tuple[int, float, float | None, float | None]], floor: float | None) -> LossPlot | None:
+    """Fidelity over images seen, with its intervals (raw) and the floor from end to end; None = under two points."""
+    if len(points) < 2:
+        return None
+    spans = [(images, value if low is None else low, value if high is None else high) for images, value, low, high in points]
+    ends = [end for _, *both in spans for end in both] + ([] if floor is None else [floor])
+    x, y = axis(0.0, float(points[-1][0]), tight=True), axis(min(ends), max(ends), ticks=4)
+    images, values = np.array([(at, value) for at, value, *_ in points], dtype=np.float64).T
+    pale = [_path(np.array([at, at], dtype=np.float64), np.array([low, high]), x, y) for at, low, high in spans]
+    if floor is not None:
+        pale.append(_path(np.array([0.0, images[-1]]), np.array([floor, floor]), x, y))
+    return LossPlot(x=x, y=y, raw=" ".join(pale), smooth=_path(images, values, x, y), last=float(values[-1]), n=len(values))
+
+
 def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
     """Mean of the points within `window` on each side, fewer at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])

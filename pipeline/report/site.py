@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from pipeline.report.contents import Number, ReportData, ScoreRow
-from pipeline.report.plots import Axis, axis, gap_plot, loss_plot
+from pipeline.report.plots import Axis, axis, course_plot, gap_plot, loss_plot
 from pipeline.report.standings import digits
 from pipeline.workspace import write_text, write_whole
 
@@ -59,6 +59,7 @@ def render(data: ReportData, out: Path) -> Path:
         },
         plots={run.name: loss_plot(run.loss) for run in data.runs},
         gaps={run.name: {condition: gap_plot(points) for condition, points in run.gaps.items()} for run in data.runs},
+        courses={run.name: {condition: course_plot(it.points, it.floor) for condition, it in run.courses.items()} for run in data.runs},
         strip=max(data.contact, key=lambda row: sum(isinstance(cell, bytes) for cell in row.maps.values()), default=None),
         titles={condition.name: condition.title for condition in data.conditions},
         kinds={condition.name: condition.kind for condition in data.conditions},

@@ -24,7 +24,7 @@ from pipeline.evidence import Sample, thumbnail
 from pipeline.pairs import called
 from pipeline.plan import Plan
 from pipeline.report import board, leaderboard
-from pipeline.systems import ALONE, CONTROL, NO_CONTROL, REAL, SHUFFLED, System, readable, systems
+from pipeline.systems import ALONE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, System, readable, systems
 
 SAME = 3  # images that every model is shown on
 CAPTION = 400  # characters of a prompt that a page shows
@@ -39,7 +39,7 @@ COLUMNS = (
 
 def write(plan: Plan, catalog: Catalog, folder: Path) -> Path | None:
     """Returns the page; None = nothing is scored yet."""
-    made = {system.name: system for system in systems(plan, catalog)}
+    made = {system.name: system for system in systems(plan, catalog) if system.arm != EARLIER}  # the report has the course of a run
     rows = [dict(zip(COLUMNS, row, strict=True)) for row in catalog.query(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY ALL")]
     rows = [row for row in rows if row["system"] in made]
     if not rows:

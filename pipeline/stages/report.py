@@ -12,7 +12,7 @@ import numpy as np
 
 from annotate.annotator import lacks
 from annotate.conditions import CONDITIONS
-from evaluate import fidelity
+from evaluate import fidelity, measures
 from evaluate.replicates import difference
 from pipeline import MillError, __version__, canonical, evidence, manifest, shards, status
 from pipeline import summary as summaries
@@ -26,7 +26,7 @@ from pipeline.report.site import render
 from pipeline.stages.annotate import read_annotation
 from pipeline.stages.generate import tasks_of
 from pipeline.stages.train import read_log
-from pipeline.systems import ALONE, BEFORE, CONTROL, REAL, ROUND_TRIP, System, readable, systems
+from pipeline.systems import ALONE, BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, ROUND_TRIP, SHUFFLED, System, readable, systems
 
 ROWS, PAIRS = 24, 6  # of the contact sheet and the evidence
 CAPTION = 400  # characters of a caption that the page shows
@@ -35,7 +35,8 @@ CAPTION = 400  # characters of a caption that the page shows
 def report(plan: Plan, catalog: Catalog) -> Path:
     """Returns the page's path; its pictures lie beside it."""
     told = status.facts(catalog)
-    runs, made = tuple(_runs(plan, catalog)), _systems(plan, catalog)
+    made = _systems(plan, catalog)
+    runs = tuple(_runs(plan, catalog, made))
     data = contents.ReportData(
         name=plan.manifest.name,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -181,7 +182,29 @@ def _follows(log: list[dict[str, Any]]) -> dict[str, int]:
     return next((row["alarm"] for row in reversed(log) if "alarm" in row), {})
 
 
-def _runs(plan: Plan, catalog: Catalog) -> Iterator[contents.Run]:
+def _courses(catalog: Catalog, made: list[System]) -> dict[tuple[str, str], contents.Course]:
+    """Run and condition -> its primary measure from before the first image to the end, where checkpoints on the way were scored."""
+    found = catalog.query("SELECT system, metric, value, low, high FROM scores")
+    scores = {(name, metric): (value, low, high) for name, metric, value, low, high in found}
+    seen = dict(catalog.query("SELECT run, images FROM runs"))
+    out = {}
+    for model, condition in sorted({(it.model, it.condition) for it in made if it.arm == EARLIER}):
+        metric = measures.primary(CONDITIONS[condition].kind)
+        beside = [it for it in made if it.condition == condition and it.model in (model, it.arm) and (it.name, metric.name) in scores]
+        told = {(it.arm, it.seen): scores[it.name, metric.name] for it in beside}
+        begun = next((told[arm, None] for arm in (BEFORE, NO_CONTROL) if (arm, None) in told), None)  # one that starts from the base adds nothing
+        points = {0: begun} | {it.seen: told[EARLIER, it.seen] for it in beside if it.arm == EARLIER} | {seen[model]: told.get((CONTROL, None))}
+        sign = 1 if metric.higher_is_better else -1
+        floors = [told[arm, None][0] for arm in (NO_CONTROL, SHUFFLED) if (arm, None) in told]
+        out[model, condition] = contents.Course(
+            metric=metric.name, higher_is_better=metric.higher_is_better, floor=max(floors, key=lambda it: sign * it, default=None),
+            points=tuple((images, *score) for images, score in sorted(points.items()) if score is not None),
+        )  # fmt: skip
+    return out
+
+
+def _runs(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.Run]:
+    courses = _courses(catalog, made)
     sql = "SELECT run, conditions, base, random_weights, images, steps, seconds, checkpoint, options FROM runs ORDER BY run"
     for name, conditions, base, random_weights, images, steps, seconds, checkpoint, options in catalog.query(sql):
         log = read_log(plan.workspace.run(name))
@@ -190,6 +213,7 @@ def _runs(plan: Plan, catalog: Catalog) -> Iterator[contents.Run]:
             name=called(name), conditions=tuple(conditions), base=base, random_weights=random_weights, images_seen=images, steps=steps,
             seconds=seconds,
             images_per_second=images / seconds if seconds else None, loss=curve, gaps=_gaps(log), follows=_follows(log),
+            courses={condition: courses[name, condition] for condition in conditions if (name, condition) in courses},
             checkpoint=checkpoint or None, options={key: str(value) for key, value in json.loads(options).items()},
         )  # fmt: skip
 
@@ -221,7 +245,7 @@ def _comparison(baseline: System, own: dict[str, Any], theirs: dict[str, Any]) -
 
 def _siblings(system: System, made: list[System]) -> list[System]:
     """What a ControlNet is shown beside: itself, its shuffled self, and the baselines of its condition."""
-    return [it for it in made if it.condition == system.condition and (it.arm in ALONE or it.model == system.model)]
+    return [it for it in made if it.condition == system.condition and it.arm != EARLIER and (it.arm in ALONE or it.model == system.model)]
 
 
 def _name(system: System) -> str:

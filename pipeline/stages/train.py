@@ -219,7 +219,8 @@ def options_of(
         connect=run.connect, unlock=run.unlock, unlock_lr=run.unlock_lr, min_snr=run.min_snr, ema=run.ema,
         gradient_checkpointing=run.gradient_checkpointing, workers=READERS if gpu else 1, optimizer=run.optimizer, flip=run.flip, join=run.join,
         precision=precision if run.precision == "auto" else run.precision, compile=compiled if run.compile == "auto" else run.compile,
-        held_out=run.held_out, watch_every=run.watch_every, grids=run.grids if run.grids is not None else DRAWN if gpu else 0,
+        held_out=run.held_out, watch_every=run.watch_every, keep_every=run.keep_every,
+        grids=run.grids if run.grids is not None else DRAWN if gpu else 0,
     )  # fmt: skip
 
 

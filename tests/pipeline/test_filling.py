@@ -38,7 +38,7 @@ def filling(clock: Clock, monkeypatch: pytest.MonkeyPatch, takes: float, evaluat
     monkeypatch.setattr(flow, "write_report", write)
     monkeypatch.setattr(flow, "estimate", lambda plan, catalog: told.append(("scores", clock.now)))
     plan: Any = SimpleNamespace(manifest=SimpleNamespace(evaluate=evaluate or None))
-    return flow.Filling(plan, SimpleNamespace()), told  # type: ignore[arg-type]
+    return flow.Filling(plan, SimpleNamespace(), lambda text: told.append((text, clock.now))), told  # type: ignore[arg-type]
 
 
 def test_it_is_renewed_every_half_minute(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,3 +80,13 @@ def test_before_there_is_something_to_compare_the_page_shows_what_there_is(clock
     clock.now = 31.0
     page.renew()
     assert told == [("page alone", 31.0)] and page.written == 31.0
+
+
+def test_a_report_that_fails_is_told_once_and_stops_nothing(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, told = filling(clock, monkeypatch, takes=0.1)
+    monkeypatch.setattr(flow, "write_report", lambda plan, catalog: 1 / 0)
+    for now in (31.0, 62.0, 93.0):
+        clock.now = now
+        page.renew()
+    assert [text for text, _ in told if text != "scores"] == ["report    not renewed: ZeroDivisionError: division by zero"]
+    assert page.written == 93.0, "and it is not tried again at once"

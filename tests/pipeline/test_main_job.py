@@ -148,6 +148,8 @@ def test_what_was_trained_is_taken_out_small_with_a_card_of_what_it_does(
     assert f"{value:.3f} ({low:.3f} to {high:.3f})" in (tmp_path / "roots/README.md").read_text()
     ((prompts,),) = query(root, "SELECT DISTINCT prompts FROM scores")
     assert Image.open(tmp_path / "grid.png").size == (prompts * 64, 3 * 64), "hints, samples, pictures"
+    lacking = process("mini", "roots", str(root / "ws"), "--condition", "canny", "--condition", "hed", "--export", "others")
+    assert lacking.returncode == 1 and "no run of hed is complete" in lacking.stderr and not (tmp_path / "others").exists()
 
 
 def test_a_second_run_makes_nothing_new(made: tuple[Path, subprocess.CompletedProcess[str]], ask: Command) -> None:

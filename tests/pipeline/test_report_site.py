@@ -17,6 +17,7 @@ from pipeline.report.contents import (
     Comparison,
     Condition,
     ContactRow,
+    Course,
     Evidence,
     Generated,
     Ingest,
@@ -28,7 +29,7 @@ from pipeline.report.contents import (
     Stage,
     SummaryRow,
 )
-from pipeline.report.plots import axis, gap_plot, loss_plot
+from pipeline.report.plots import axis, course_plot, gap_plot, loss_plot
 from pipeline.report.site import PICTURES, render, score_groups
 
 EVIL = "<script>alert('caption')</script>\" onerror=\"x"
@@ -257,6 +258,18 @@ def test_the_loss_gap_shows_both_hints_and_waits_for_two_measures():
     alone = gap_plot([(400.0, 0.1, None), (800.0, 0.3, None)])  # one held-out pair has nobody to borrow a hint from
     assert alone is not None and alone.raw == ""
     assert gap_plot([(400.0, 0.1, 0.1)]) is None
+
+
+def test_the_course_of_a_training_is_drawn_with_its_intervals_and_the_floor(data, tmp_path):
+    points = ((0, 0.1, None, None), (400, 0.2, 0.15, 0.25), (800, 0.6, 0.5, 0.7))
+    plot = course_plot(points, 0.12)
+    assert plot is not None and plot.last == 0.6 and plot.n == 3 and plot.y.low <= 0.1 and plot.y.high >= 0.7
+    assert plot.smooth.count("L") == 2 and plot.raw.count("M") == 3 + 1, "an interval at each point, and the floor"
+    assert course_plot(points[:1], 0.12) is None
+    course = Course(metric="edge_f1", higher_is_better=True, floor=0.12, points=points)
+    path = render(replace(data, runs=(replace(data.runs[0], courses={"canny": course}),)), tmp_path)
+    assert "canny: how well it is followed" in Page(path).text and 'aria-label="Fidelity of canny over images seen' in path.read_text()
+    assert "how well it is followed" not in render(data, tmp_path).read_text()
 
 
 def test_the_report_is_written_without_the_heavy_libraries():

@@ -13,7 +13,7 @@ from pipeline.manifest import load
 from pipeline.pairs import PlannedRun
 from pipeline.plan import Plan
 from pipeline.stages import generate as stage
-from pipeline.systems import ALONE, BEFORE, System, score_key, systems
+from pipeline.systems import ALONE, BEFORE, EARLIER, System, score_key, systems
 from pipeline.workspace import Workspace
 
 BASELINES = "[no_control, shuffled_condition, vae_round_trip, real_image, warm_start]"
@@ -146,6 +146,24 @@ def test_a_run_stands_beside_what_it_started_from(compared: Callable[..., tuple[
         assert system.hint_of(0) == control.hint_of(0), "its own hint, as for the run"
     _, without = compared(TEXT.replace("BASELINES", "[no_control]"))
     assert {system.arm for system in without} == {"control", "no_control"}
+
+
+def test_a_run_stands_beside_the_checkpoints_that_it_kept_on_its_way(
+    compared: Callable[..., tuple[Plan, list[System]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train import checkpoint
+
+    compared()
+    monkeypatch.setattr(checkpoint, "kept", lambda out: [checkpoint.Checkpoint(out / f"step-{step}", 10 * step, step, {}) for step in (1, 2)])
+    made = [("one", "canny", "checkpoints/one/step-2/canny", "w1"), ("theirs", "canny", "/elsewhere", "w2")]
+    monkeypatch.setattr("pipeline.systems._runs", lambda plan, catalog: made)
+    _, found = compared(TEXT.replace("BASELINES", "[no_control, earlier]"))
+    earlier = [system for system in found if system.arm == EARLIER]
+    told = [(it.name, it.checkpoint, it.seen) for it in earlier]
+    assert told == [("one/canny/earlier-10", "checkpoints/one/step-1/canny", 10)], "the last is the run itself, and others keep nothing here"
+    control = next(system for system in found if system.name == "one/canny/control")
+    assert earlier[0].items == control.items and earlier[0].benchmark == control.benchmark and earlier[0].key != control.key
+    assert earlier[0].hint_of(0) == control.hint_of(0)
 
 
 def test_a_start_that_is_no_longer_what_the_run_was_trained_from_is_told(compared: Callable[..., tuple[Plan, list[System]]]) -> None:

@@ -7,7 +7,7 @@ import torch
 from diffusers import ControlNetModel
 
 from tests.train.conftest import ToyPairs, tiny_base, tiny_unet
-from train.checkpoint import KEEP, META, WEIGHTS, Checkpoint, load_controlnet, newest, read
+from train.checkpoint import KEEP, META, WEIGHTS, Checkpoint, kept, load_controlnet, newest, read
 from train.controlnet import ControlNet
 from train.fit import Options, fit
 
@@ -41,6 +41,15 @@ def test_meta_says_what_was_trained_on_what(trained: Checkpoint) -> None:
 def test_only_the_newest_checkpoints_are_kept(trained: Checkpoint) -> None:
     assert sorted(path.name for path in trained.path.parent.glob("step-*")) == ["step-00000004", "step-00000006"]
     assert KEEP == 2
+
+
+def test_a_run_leaves_checkpoints_on_its_way_for_good_if_asked_to(tmp_path: Path) -> None:
+    options = Options(images=32, batch=4, checkpoint_every=4, keep_every=10)  # 12, 20 and 32 are the first to reach a multiple
+    fit(tiny_base(), ToyPairs(), ["edges"], options, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == [f"step-{step:08d}" for step in (3, 5, 7, 8)], "the two newest stay anyway"
+    assert [it.images for it in kept(tmp_path)] == [12, 20, 32]
+    shutil.rmtree(tmp_path / "step-00000005" / "edges")
+    assert [it.images for it in kept(tmp_path)] == [12, 32], "half a checkpoint is none"
 
 
 def test_an_incomplete_checkpoint_is_passed_over(trained: Checkpoint, tmp_path: Path) -> None:
