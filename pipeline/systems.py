@@ -85,7 +85,8 @@ def systems(plan: Plan, catalog: Catalog) -> list[System]:
     if not made:
         return []
     mark = base_fingerprint(base_spec(plan))
-    course = _courses(plan, {model for model, *_ in made}) if EARLIER in evaluation.baselines else {}
+    own = {model for model, _, checkpoint, _ in made if not Path(checkpoint).is_absolute()}
+    course = _courses(plan, own) if EARLIER in evaluation.baselines else {}
     before = _befores(plan, catalog, [model for model, *_ in made]) if BEFORE in evaluation.baselines else {}
     out: list[System] = []
     for condition in wanted:
