@@ -9,6 +9,7 @@ import numpy as np
 
 from annotate.conditions import Condition
 from annotate.maps import RawMap, depth_map
+from annotate.mini import figure
 from annotate.mini.words import PERSON, Words
 from annotate.parameters import Values
 from annotate.skeletons import SKELETONS
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = WeightFile(
     name="detector.safetensors",
-    sha256="d3ea66e41678be31a4b85804257d74649e5fdbfca868f005f62bd48310b79076",
+    sha256="9e4cccdecc0677d8c7403ed573d36af7c87a4e1507eeeb289f90f4d78a5c21e1",
     package="annotate",
     inside="mini/detector.safetensors",
     install="controlmill mini detector manifests/mini/detector.yaml",
@@ -27,7 +28,6 @@ WEIGHTS = WeightFile(
 SIDE = 128  # of the scenes it has learned from
 STEP = 16  # sides that the network can halve as often as it does
 LEAST_OBJECT, LEAST_PERSON = 0.01, 0.02  # shares of the picture: about half of the smallest in rendered scenes
-SURE = 0.25  # of a joint; hidden ones are learned as 0.5
 LAYOUT = "openpose_18"
 
 
@@ -48,7 +48,7 @@ class Reading:
     normals: np.ndarray  # float32 [h, w, 3] unit
     classes: np.ndarray  # uint8 [h, w]: of words.classes
     colours: np.ndarray  # uint8 [h, w]: of words.colours
-    joints: np.ndarray  # float32 [18, 3]: x y confidence; all 0 without a person
+    joints: np.ndarray  # float32 [18, 3]: x y confidence; all 0 where there is no person, or no net that reads one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def read(net: "Detector", images: Sequence[np.ndarray]) -> list[Reading]:  # uin
         with torch.inference_mode():
             pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(device).float() / 127.5 - 1
             made = {name: value[0].float().cpu().numpy() for name, value in net(pixels).items()}
-        out.append(_reading(net.words, made, (width, height)))
+        out.append(_reading(net, image, made, (width, height)))
     return out
 
 
@@ -136,15 +136,17 @@ def has_person(reading: Reading) -> bool:
     return bool((reading.classes == reading.words.number(PERSON)).mean() >= LEAST_PERSON)
 
 
-def _reading(words: Words, made: dict[str, np.ndarray], size: tuple[int, int]) -> Reading:  # size: width, height
-    """Logits are scaled, so that a border of classes stays sharp."""
+def _reading(net: "Detector", image: np.ndarray, made: dict[str, np.ndarray], size: tuple[int, int]) -> Reading:  # size: width, height
+    """Logits are scaled, so that a border of classes stays sharp. `image` is what the network saw, and the figure is cut out of that."""
     scaled = {name: _scaled(made[name].transpose(1, 2, 0), size) for name in ("normals", "classes", "colours")}
     normals = scaled["normals"] / np.maximum(np.linalg.norm(scaled["normals"], axis=-1, keepdims=True), 1e-6)
     classes, colours = (scaled[name].argmax(axis=-1).astype(np.uint8) for name in ("classes", "colours"))
-    joints = find_joints(1 / (1 + np.exp(-made["joints"])), size)
-    found = Reading(words, _scaled(np.exp(made["depth"]), size), normals, classes, colours, joints)
-    if not has_person(found):
-        joints[:] = 0
+    joints = np.zeros((len(SKELETONS[LAYOUT].names), 3), np.float32)
+    found = Reading(net.words, _scaled(np.exp(made["depth"]), size), normals, classes, colours, joints)
+    mask = made["classes"].argmax(axis=0) == net.words.number(PERSON)
+    if net.figure is not None and has_person(found) and mask.any():
+        joints[:] = figure.read(net.figure, image, mask)
+        joints[:, :2] = np.where(joints[:, 2:] > 0, (joints[:, :2] + 0.5) * np.array(size) / image.shape[1::-1] - 0.5, 0)
     return found
 
 
@@ -152,21 +154,3 @@ def _scaled(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     import cv2
 
     return array if array.shape[1::-1] == size else cv2.resize(np.ascontiguousarray(array), size, interpolation=cv2.INTER_LINEAR)
-
-
-def find_joints(
-    spots: np.ndarray,  # float [18, h / 2, w / 2] in 0..1 of the picture that the network saw
-    size: tuple[int, int],  # width, height of the picture that was given
-) -> np.ndarray:  # float32 [18, 3]
-    """The highest cell, and the mean of its neighbourhood for what lies between cells."""
-    out = np.zeros((len(spots), 3), np.float32)
-    scale = np.array(size) / spots.shape[:0:-1]
-    for one, spot in zip(out, spots, strict=True):
-        row, column = np.unravel_index(spot.argmax(), spot.shape)
-        if spot[row, column] < SURE:
-            continue
-        near = np.s_[max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3]
-        y, x = (float((spot[near] * axis[near]).sum() / spot[near].sum()) for axis in np.indices(spot.shape))
-        one[:2] = (np.array([x, y]) + 0.5) * scale - 0.5
-        one[2] = spot[row, column]
-    return out

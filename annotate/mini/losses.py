@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from annotate.flips import counterparts
-from annotate.mini.network import Detector
+from annotate.mini import figure
+from annotate.mini.network import Detector, Figure
 
 REACH = 1.5  # deviation of a joint's spot, in cells of two pixels
 SPOT = 20.0  # weight of a cell that holds a joint: a hundred others hold none
@@ -65,22 +66,40 @@ def to_tensor(images: NDArray[np.uint8]) -> Tensor:  # NHWC => NCHW in -1..1
 
 
 def loss(net: Detector, truth: Truth, device: str, *, bf16: bool) -> Tensor:
-    """The sum of five: no weights were searched for, each is near 1 at the start."""
-    side = truth.images.shape[1]
+    """The sum of four: no weights were searched for, each is near 1 at the start."""
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
         made = net(to_tensor(truth.images).to(device))
     depth = torch.from_numpy(truth.depth.astype(np.float32)).to(device).log()
     normals = torch.from_numpy(truth.normals.astype(np.float32)).to(device).permute(0, 3, 1, 2) / 127
     classes, colours = (torch.from_numpy(labels.astype(np.int64)).to(device) for labels in (truth.classes, truth.colours))
-    spots = torch.from_numpy(spots_of(truth.joints, side // 2)).to(device)
-    found = functional.binary_cross_entropy_with_logits(made["joints"].float(), spots, weight=1 + SPOT * spots)
     return (
         2 * (made["depth"].float() - depth).abs().mean()
         + (1 - (made["normals"] * normals).sum(dim=1)).mean()
         + functional.cross_entropy(made["classes"].float(), classes)
         + functional.cross_entropy(made["colours"].float(), colours)
-        + 10 * found
     )
+
+
+def figure_loss(net: Figure, figures: tuple[NDArray[np.uint8], NDArray[np.float32]], device: str, *, bf16: bool) -> Tensor:
+    """Of figures that were cut out, with their joints; near 1 at the start, when a hundred cells hold no joint for one that does."""
+    pictures, joints = figures
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        made = net(to_tensor(pictures).to(device))
+    spots = torch.from_numpy(spots_of(joints, figure.SIDE // 2)).to(device)
+    return 10 * functional.binary_cross_entropy_with_logits(made.float(), spots, weight=1 + SPOT * spots)
+
+
+def figures_of(
+    truth: Truth,  # scenes with somebody in sight
+    person: int,  # the class
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:  # [B, SIDE, SIDE, 3]; joints in them [B, 18, 3]
+    """Each scene's figure, cut out a little larger or smaller and beside the middle, as a mask that is not quite right would have it."""
+    cuts = [
+        figure.cut(picture, classes == person, fill=rng.uniform(0.7, 0.95), aside=tuple(rng.uniform(-0.06, 0.06, 2)))
+        for picture, classes in zip(truth.images, truth.classes, strict=True)
+    ]
+    return np.stack([one.picture for one in cuts]), np.stack([one.moved(joints) for one, joints in zip(cuts, truth.joints, strict=True)])
 
 
 def spots_of(joints: NDArray[np.float32], side: int) -> NDArray[np.float32]:  # [B, 18, side, side] in 0..1

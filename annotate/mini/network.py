@@ -1,4 +1,4 @@
-"""The network of the mini detector: a convolutional U whose last layer says everything at every pixel."""
+"""The networks of the mini detector: a convolutional U whose last layer says everything at every pixel, and one for the joints of a figure."""
 
 import json
 from pathlib import Path
@@ -12,24 +12,21 @@ from annotate.mini.words import Words
 from annotate.weights import WeightsError
 
 JOINTS = 18  # in the order of OpenPose's skeleton
+WIDTHS = (32, 64, 96, 128)
 
 
-class Detector(nn.Module):
-    """RGB in -1..1 [B, 3, H, W], sides multiples of 16 => maps at the image's size, joints at half of it."""
+class _U(nn.Module):
+    """RGB in -1..1 [B, 3, H, W], sides multiples of 16 => [B, widths[0], H / 2, W / 2]."""
 
-    def __init__(self, words: Words, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
+    def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.words, self.widths = words, widths
+        self.widths = widths
         self.stem = nn.Conv2d(3, widths[0], 5, stride=2, padding=2)
         self.down = nn.ModuleList(_Block(a, b) for a, b in zip(widths[:1] + widths[:-1], widths, strict=True))
         self.up = nn.ModuleList(_Block(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.deep = nn.Sequential(_Block(widths[-1], widths[-1]), _Block(widths[-1], widths[-1]))
-        self.sizes = (1, 3, len(words.classes), len(words.colours))
-        self.dense = nn.Conv2d(widths[0], 4 * sum(self.sizes), 1)  # two by two pixels at once
-        self.joints = nn.Conv2d(widths[0], JOINTS, 1)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """depth: log of inverse metres [B, H, W]; normals [B, 3, H, W] unit; classes, colours: logits; joints: logits [B, 18, H/2, W/2]."""
+    def everywhere(self, images: Tensor) -> Tensor:
         x = self.stem(images)
         skips: list[Tensor] = []
         for block in self.down:
@@ -38,11 +35,37 @@ class Detector(nn.Module):
         x = self.deep(x)
         for block, skip in zip(self.up, skips[-2::-1], strict=True):
             x = block(torch.cat([functional.interpolate(x, scale_factor=2.0, mode="nearest"), skip], dim=1))
-        depth, normals, classes, colours = functional.pixel_shuffle(self.dense(x), 2).split(self.sizes, dim=1)
-        return {
-            "depth": depth[:, 0], "normals": functional.normalize(normals.float(), dim=1), "classes": classes, "colours": colours,
-            "joints": self.joints(x),
-        }  # fmt: skip
+        return x
+
+
+class Figure(_U):
+    """A figure, cut out and scaled to one size [B, 3, s, s] => logits of its joints [B, 18, s / 2, s / 2].
+
+    Read from the whole picture, which way a figure looks, and so which arm is the left one, was right of three in four.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
+        super().__init__(widths)
+        self.joints = nn.Conv2d(widths[0], JOINTS, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.joints(self.everywhere(images))
+
+
+class Detector(_U):
+    """RGB in -1..1 [B, 3, H, W], sides multiples of 16 => maps at the image's size."""
+
+    def __init__(self, words: Words, widths: tuple[int, ...] = WIDTHS) -> None:
+        super().__init__(widths)
+        self.words = words
+        self.figure: Figure | None = None  # learned after it; without one no joints are read
+        self.sizes = (1, 3, len(words.classes), len(words.colours))
+        self.dense = nn.Conv2d(widths[0], 4 * sum(self.sizes), 1)  # two by two pixels at once
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """depth: log of inverse metres [B, H, W]; normals [B, 3, H, W] unit; classes, colours: logits."""
+        depth, normals, classes, colours = functional.pixel_shuffle(self.dense(self.everywhere(images)), 2).split(self.sizes, dim=1)
+        return {"depth": depth[:, 0], "normals": functional.normalize(normals.float(), dim=1), "classes": classes, "colours": colours}
 
 
 class _Block(nn.Module):
@@ -77,6 +100,8 @@ def load(path: Path) -> Detector:
             told = file.metadata() or {}
             weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         net = Detector(meaning.from_text(told["words"]), tuple(json.loads(told["widths"])))
+        if any(name.startswith("figure.") for name in weights):
+            net.figure = Figure(net.widths)
         net.load_state_dict(weights)
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise WeightsError(f"{path} holds no mini detector: take annotate/mini/detector.safetensors, or make one") from error

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from annotate.mini import figure
 from annotate.mini.detect import Reading, has_person, objects, read
 from annotate.mini.losses import Truth
-from annotate.mini.network import Detector
+from annotate.mini.network import Detector, Figure
 from annotate.mini.words import Wanted, Words
 
 NEAR = 0.1  # PCK: of the longer side of the box of the person's joints
@@ -40,6 +41,11 @@ def measure(
         "pck_0.1": interval(joints), "objects_found": interval(things), "objects_that_are_named": interval(named),
         "scenes_with_all_found": interval([min(hits, default=1.0) for hits in finds]),
     }  # fmt: skip
+
+
+def figure_hits(net: Figure, truth: Truth, person: int) -> list[float]:  # as `near`, of figures that are cut out where they truly are
+    seen = zip(truth.images, truth.classes == person, truth.joints, strict=True)
+    return [hit for picture, mask, joints in seen for hit in near(figure.read(net, picture, mask), joints)]
 
 
 def found(reading: Reading, wanted: Wanted) -> list[float]:  # of each thing named, the person last: 1 = found

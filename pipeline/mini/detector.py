@@ -32,6 +32,7 @@ class DetectorRecipe:
     seed: int = 0
     widths: tuple[int, ...] = (32, 64, 96, 128)
     images: int = 48_000
+    figures: int = 16_000  # that are cut out and seen by the network of their joints
     batch: int = 16
     lr: float = 2e-3
     returned: float = 0.4  # share of the pictures that have been through the base's VAE
@@ -71,13 +72,13 @@ def make_detector(
     seconds: float = float("inf"),
     device: str = "cpu",
 ) -> bool:  # whether the recipe's images have all been seen
-    """Stops after `seconds` or at SIGTERM; the same call goes on."""
+    """First what is everywhere, then the joints of figures. Stops after `seconds` or at SIGTERM; the same call goes on."""
     import time
 
     import torch
 
     from annotate.mini import losses, scores
-    from annotate.mini.network import Detector
+    from annotate.mini.network import Detector, Figure
     from train.batches import draws
     from train.mini import learning
 
@@ -85,28 +86,47 @@ def make_detector(
     plan = load(manifest)
     recipe = recipe_of(plan, manifest)
     training, held_out = render(plan, work)
+    with_figure, person = training.figures(), words().number(PERSON)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        net = Detector(words(), recipe.widths).to(device)
+        net, figure = Detector(words(), recipe.widths).to(device), Figure(recipe.widths).to(device)
+
+    def batch(part: str, rows: list[int], seen: int) -> tuple[Any, np.random.Generator]:
+        """Of losses.Truth: some of the pictures through the VAE, half of them mirrored, all of them spoiled."""
+        rng = draws(recipe.seed, part, seen)
+        places = [rows[learning.place(len(rows), recipe.seed, seen + i)] for i in range(recipe.batch)]
+        truth = training.truth(places, returned=rng.random(recipe.batch) < recipe.returned)
+        truth = losses.mirrored(truth, rng.random(recipe.batch) < 0.5)
+        return losses.replace_images(truth, losses.spoiled(truth.images, rng)), rng
 
     def loss_at(net: Any, seen: int) -> Any:
-        rng = draws(recipe.seed, "detector", seen)
-        rows = [learning.place(len(training), recipe.seed, seen + i) for i in range(recipe.batch)]
-        truth = training.truth(rows, returned=rng.random(recipe.batch) < recipe.returned)
-        truth = losses.mirrored(truth, rng.random(recipe.batch) < 0.5)
-        return losses.loss(net, losses.replace_images(truth, losses.spoiled(truth.images, rng)), device, bf16=recipe.bf16)
+        return losses.loss(net, batch("detector", list(range(len(training))), seen)[0], device, bf16=recipe.bf16)
 
-    def rate(seen: int) -> float:
-        return recipe.lr * 0.5 * (1 + math.cos(math.pi * min(seen / recipe.images, 1)))
+    def figure_loss_at(net: Any, seen: int) -> Any:
+        truth, rng = batch("figure", with_figure, seen)
+        return losses.figure_loss(net, losses.figures_of(truth, person, rng), device, bf16=recipe.bf16)
 
     def measure(mean: Any) -> dict[str, float]:
         rows = list(range(min(64, len(held_out))))
         told = scores.measure(mean, held_out.truth(rows), [held_out.wanted[row] for row in rows])
         return {name: value[0] if isinstance(value, list) else value for name, value in told.items() if value is not None}
 
-    loop = learning.Loop(part="detector", images=recipe.images, batch=recipe.batch, half_life=recipe.half_life, measure_every=16_000)
-    groups = [{"params": list(net.parameters()), "lr": 1.0}]
-    return learning.learn(net, groups, loss_at, rate, measure, loop, work / "detector", spent=learning.Spent(), until=until)[2]
+    def measure_joints(mean: Any) -> dict[str, float]:
+        found = scores.figure_hits(mean, held_out.truth(held_out.figures()[:64]), person)
+        return {"pck_0.1": float(np.mean(found))} if found else {}
+
+    def learn(part: str, net: Any, images: int, loss_at: Any, measure: Any) -> tuple[Any, Any, bool]:
+        loop = learning.Loop(part=part, images=images, batch=recipe.batch, half_life=min(recipe.half_life, images / 8), measure_every=16_000)
+        groups = [{"params": list(net.parameters()), "lr": 1.0}]
+
+        def rate(seen: int) -> float:
+            return recipe.lr * 0.5 * (1 + math.cos(math.pi * min(seen / images, 1)))
+
+        return learning.learn(net, groups, loss_at, rate, measure, loop, work / part, spent=learning.Spent(), until=until)
+
+    if not learn("detector", net, recipe.images, loss_at, measure)[2]:
+        return False
+    return not with_figure or learn("figure", figure, recipe.figures, figure_loss_at, measure_joints)[2]
 
 
 def export_detector(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  # its scores
@@ -122,6 +142,9 @@ def export_detector(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  
     spent = learning.spent_of(work / "detector")
     if spent is None or not learning.average_of(work / "detector", net):
         raise manifests.not_begun(work)
+    if spent_on_figures := learning.spent_of(work / "figure"):
+        net.figure = network.Figure(recipe.widths)
+        learning.average_of(work / "figure", net.figure)
     training, held_out = render(plan, work)
     path = dest / WEIGHTS.name
     network.save(net, path)
@@ -132,14 +155,14 @@ def export_detector(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  
         found["after the VAE"] = scores.measure(net, truth, held_out.wanted, held_out.returned)
     facts: dict[str, Any] = {
         "parameters": sum(p.numel() for p in net.parameters()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "scores": found,
-        "spent": vars(spent), "machine": machine(),
+        "spent": vars(spent), "spent_on_figures": vars(spent_on_figures or learning.Spent()), "machine": machine(),
     }  # fmt: skip
     made_from = {**plan.model_dump(exclude={"base", "recipe"}), "recipe": dataclasses.asdict(recipe)}
     path.with_suffix(".json").write_text(json.dumps({**facts, "made_from": made_from}, indent=1) + "\n")
     returned = recipe.returned if plan.base else None
     data = f"{len(training):,} rendered scenes (seed {plan.scenes.seed}, {plan.scenes.resolution}x{plan.scenes.resolution}) with at most "
     data += f"{plan.scenes.most_objects} objects, and their mirror images; held out: seed {plan.scenes.held_out.seed}."
-    (dest / "README.md").write_text(card.write(**facts, wanted=recipe.images, data=data, returned=returned))
+    (dest / "README.md").write_text(card.write(**facts, wanted=(recipe.images, recipe.figures), data=data, returned=returned))
     return found
 
 
@@ -157,6 +180,12 @@ class Scenes:
     @property
     def returned(self) -> np.ndarray | None:
         return None if self.returned_parts is None else np.concatenate(self.returned_parts)
+
+    def figures(self) -> list[int]:
+        """The scenes with somebody in sight."""
+        person = words().number(PERSON)
+        parts = [(part == person).any(axis=(1, 2)) for part in self.arrays["classes"]]
+        return np.flatnonzero(np.concatenate(parts)).tolist()
 
     def truth(self, rows: list[int], *, returned: np.ndarray | None = None) -> Any:  # annotate.mini.losses.Truth
         """Copies; where `returned` says so, the picture is the one that has been through the VAE."""

@@ -9,10 +9,10 @@ import torch
 from annotate.annotator import annotate, lack, resolve
 from annotate.conditions import CONDITIONS
 from annotate.label_spaces import SPACES
-from annotate.mini import detect, losses, scores
+from annotate.mini import detect, figure, losses, scores
 from annotate.mini.detect import Reading
 from annotate.mini.losses import Truth
-from annotate.mini.network import Detector, load, save
+from annotate.mini.network import Detector, Figure, load, save
 from annotate.mini.words import Wanted, Words
 from annotate.weights import WeightsError
 
@@ -151,14 +151,89 @@ def test_joints_lie_between_cells_and_need_to_be_sure() -> None:
     wanted = np.zeros((1, 18, 3), np.float32)
     wanted[0, 3] = (13.0, 6.5, 1.0)
     spots = losses.spots_of(wanted, 16)
-    found = detect.find_joints(spots[0], (32, 32))
+    found = figure.find_joints(spots[0], (32, 32))
     assert found[3] == pytest.approx((13.0, 6.5, 1.0), abs=0.25) and not found[[0, 1, 2, 4]].any()
-    assert not detect.find_joints(spots[0] * 0.2, (32, 32)).any()
+    assert not figure.find_joints(spots[0] * 0.2, (32, 32)).any()
     wanted[0, 5] = (31, 0, 1)
-    corner = detect.find_joints(losses.spots_of(wanted, 16)[0], (32, 32))
+    corner = figure.find_joints(losses.spots_of(wanted, 16)[0], (32, 32))
     assert corner[5, :2] == pytest.approx((31, 0), abs=2), "at the frame there is less of a neighbourhood"
-    doubled = detect.find_joints(spots[0], (64, 64))
+    doubled = figure.find_joints(spots[0], (64, 64))
     assert doubled[3, :2] == pytest.approx((26.5, 13.5), abs=0.5)
+
+
+def test_a_figure_is_cut_out_at_one_size_wherever_it_stands() -> None:
+    picture, mask = np.zeros((64, 128, 3), np.uint8), np.zeros((64, 128), bool)
+    mask[10:50, 90:100] = True
+    picture[mask] = 200
+    one = figure.cut(picture, mask)
+    rows, columns = np.nonzero(one.picture[..., 0] > 100)
+    assert one.picture.shape == (figure.SIDE, figure.SIDE, 3) and np.ptp(rows) + 1 == pytest.approx(figure.FILL * figure.SIDE, abs=1.5)
+    assert (rows.mean(), columns.mean()) == pytest.approx(((figure.SIDE - 1) / 2,) * 2, abs=0.6)
+    joints = np.zeros((18, 3), np.float32)
+    joints[[1, 4, 7]] = ((95, 12, 1), (90, 49, 0.5), (2, 2, 1))  # the last far from it
+    inside = one.moved(joints)
+    assert inside[1, :2] == pytest.approx((figure.SIDE / 2, 11.5), abs=2) and not inside[[0, 7]].any()
+    assert one.returned(inside)[[1, 4]] == pytest.approx(joints[[1, 4]], abs=1e-3) and not one.returned(inside)[[0, 7]].any()
+    beside = figure.cut(picture, mask, fill=0.5, aside=(0.0, 0.1))
+    assert beside.scale == pytest.approx(0.5 * figure.SIDE / 40) and beside.shift[1] < 47.5 - beside.scale * 29.5
+
+
+def figures(count: int) -> Truth:
+    """People of two colours that hold up one arm; the dark ones look away, so it is the other arm of the same side."""
+    classes = np.zeros((count, SIDE, SIDE), np.uint8)
+    images = np.zeros((count, SIDE, SIDE, 3), np.uint8)
+    joints = np.zeros((count, 18, 3), np.float32)
+    for k in range(count):
+        x, away = 8 + 4 * (k % 4), k % 2
+        classes[k, 6:28, x : x + 8] = 3
+        images[k, 6:28, x : x + 8] = 60 if away else 220
+        joints[k, 7 if away else 4] = (x + 1, 7, 1)
+        joints[k, 4 if away else 7] = (x + 6, 26, 1)
+    blank = np.ones((count, SIDE, SIDE), np.float16)
+    return Truth(images, blank, np.zeros((count, SIDE, SIDE, 3), np.int8), classes, np.zeros_like(classes), joints)
+
+
+@pytest.fixture(scope="module")
+def knows_figures() -> Figure:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    net, rng = Figure((16, 16, 16, 16)), np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        losses.figure_loss(net, losses.figures_of(figures(8), 3, rng), "cpu", bf16=False).backward()
+        optimizer.step()
+    return net.eval()
+
+
+def test_the_joints_of_a_figure_are_told_from_its_looks(learned: Detector, knows_figures: Figure, tmp_path: Path) -> None:
+    truth_of = figures(8)
+    hits = scores.figure_hits(knows_figures, truth_of, 3)
+    assert len(hits) == 16 and np.mean(hits) >= 0.9, "which wrist is up depends on the colour alone"
+    whole = Detector(learned.words, learned.widths)
+    whole.load_state_dict(learned.state_dict())
+    whole.figure = Figure(learned.widths)
+    save(whole, tmp_path / "whole.safetensors")
+    again = load(tmp_path / "whole.safetensors")
+    assert again.figure is not None and learned.figure is None
+    assert all(torch.equal(a.bfloat16().float(), b) for a, b in zip(whole.figure.parameters(), again.figure.parameters(), strict=True))
+
+
+def test_joints_are_those_of_the_picture_that_was_given(
+    learned: Detector, knows_figures: Figure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"normals": 3, "classes": 5, "colours": 3}
+    made = {name: np.ones((count, SIDE, SIDE)) for name, count in sizes.items()} | {"depth": np.zeros((SIDE, SIDE))}
+    truth_of = figures(1)
+    made["classes"][3] = np.where(truth_of.classes[0] == 3, 9, -9)
+    monkeypatch.setattr(learned, "figure", None)
+    assert not detect._reading(learned, truth_of.images[0], dict(made), (SIDE, SIDE)).joints.any(), "without a net that reads them there are none"
+    learned.figure = knows_figures
+    same, larger = (detect._reading(learned, truth_of.images[0], dict(made), (side, side)).joints for side in (SIDE, 4 * SIDE))
+    assert same[4, :2] == pytest.approx(truth_of.joints[0, 4, :2], abs=2)
+    assert larger[4, :2] == pytest.approx(4 * same[4, :2] + 1.5, abs=0.01) and not larger[0].any()
+    made["classes"][3] = -9
+    assert not detect._reading(learned, truth_of.images[0], dict(made), (SIDE, SIDE)).joints.any(), "nobody is there"
 
 
 def test_a_mirrored_scene_swaps_sides_everywhere() -> None:

@@ -12,7 +12,7 @@ from pipeline.mini import detector
 TEXT = """
 name: toy
 scenes: {count: 6, seed: 3, held_out: {count: 3, seed: 4}, resolution: 64}
-recipe: {images: 4, batch: 2, widths: [16, 16, 16, 16], bf16: false}
+recipe: {images: 4, figures: 2, batch: 2, widths: [16, 16, 16, 16], bf16: false}
 """
 
 
@@ -29,7 +29,7 @@ def test_a_detector_is_made_and_exported_from_a_manifest_alone(tmp_path: Path) -
     found = detector.export_detector(path, tmp_path / "work", tmp_path / "out")
     assert found["scenes"]["n"] == 3
     page, told = (tmp_path / "out" / "README.md").read_text(), json.loads((tmp_path / "out" / "detector.json").read_text())
-    assert "held out: seed 4" in page and told["sha256"] in page and told["spent"]["images"] == 4
+    assert "held out: seed 4" in page and told["sha256"] in page and told["spent"]["images"] == 4 and told["spent_on_figures"]["images"] == 2
 
 
 def test_the_truth_is_that_of_the_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,4 +85,7 @@ def test_the_shipped_detector_reads_scenes_that_it_has_never_seen() -> None:
     assert len(hits) > 20 and np.mean(hits) >= 0.9
     ratios = [one.depth / scene.maps["depth_large"].array for one, scene in zip(readings, seen, strict=True)]
     assert np.mean([np.maximum(ratio, 1 / ratio) < 1.25 for ratio in ratios]) >= 0.95
+    people = [(one.joints, scene.maps["pose_openpose"].array[0]) for one, scene in zip(readings, seen, strict=True) if scene.facts["figure"]]
+    near = [hit for made, true in people for hit in scores.near(made, true)]
+    assert len(near) > 30 and np.mean(near) >= 0.85
     assert net.words == detector.words(), "made again, it would learn the same classes"
