@@ -145,8 +145,9 @@ def thumbnail(pixels: np.ndarray, store: str = "png") -> bytes:
     """uint8 HWC RGB, scaled down to SIDE at its long side; most maps are grey, and a grey PNG costs a third."""
     import cv2
 
-    if store == "png" and (pixels == pixels[..., :1]).all():
-        pixels = np.ascontiguousarray(pixels[..., 0])
+    red, green, blue = np.moveaxis(pixels, 2, 0)
+    if store == "png" and (red == green).all() and (green == blue).all():
+        pixels = np.ascontiguousarray(red)
     height, width = pixels.shape[:2]
     if (small := _small((height, width))) != (height, width):
         pixels = cv2.resize(pixels, small[::-1], interpolation=cv2.INTER_AREA)

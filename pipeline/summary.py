@@ -1,7 +1,9 @@
 """What a job comes to: a line for each trained ControlNet, before and after its training, beside its baselines and its ceiling."""
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from annotate.conditions import CONDITIONS
@@ -20,7 +22,7 @@ from pipeline.systems import BEFORE, CONTROL, NO_CONTROL, REAL, SHUFFLED, System
 COLUMNS = ("value", "replicates", "method", "prompts", "higher_is_better")  # of the table `scores`
 BASELINES = (BEFORE, SHUFFLED, NO_CONTROL)
 NOTES = (
-    "value ± reach of its 95 % interval; loss gap: what the hint saves of the base's loss on held-out images, in thousandths",
+    "value ± reach of its 95 % interval; gap: thousandths of the held-out loss that the hint saves the base; °  more than another's hint saves",
     "<  worse than trained, image by image, beyond chance (95 %);  >  better than trained, beyond chance;  *  above both baselines beyond chance",
 )
 
@@ -50,7 +52,8 @@ def _cells(row: SummaryRow, several: bool) -> list[str]:
     places = digits([it.value for it in (row.trained, *row.baselines.values(), row.ceiling) if it])
     return [
         f"{'*' if row.beyond_both else ' '} {row.condition}", *([row.model] if several else []),
-        f"{row.metric} {'↑' if row.higher_is_better else '↓'}", _text(row.gap_before, 1), _text(row.gap, 1), _text(row.trained, places),
+        f"{row.metric} {'↑' if row.higher_is_better else '↓'}", f"{_text(row.gap_before, 1)} {row.gap_verdict}".rstrip(),
+        f"{_text(row.gap, 1)}{' °' if row.heard else ''}", _text(row.trained, places),
         *(f"{_text(row.baselines.get(arm), places)} {row.verdicts.get(arm, '')}".rstrip() for arm in BASELINES), _text(row.ceiling, places),
         f"{_text(row.share, 0)} %" if row.share else "–",
     ]  # fmt: skip
@@ -73,7 +76,7 @@ def _scores(catalog: Catalog, made: list[System]) -> dict[str, dict[str, Any]]:
 
 
 def _row(
-    system: System, made: list[System], scores: Mapping[str, Mapping[str, Any]], gaps: tuple[Number | None, Number | None]
+    system: System, made: list[System], scores: Mapping[str, Mapping[str, Any]], gaps: Mapping[str, Any]
 ) -> SummaryRow:
     beside = {it.arm: it for it in made if it.condition == system.condition and it.model in (system.model, it.arm)}
     found = {arm: replicated(scores[it.name]) for arm, it in beside.items() if scores.get(it.name)}
@@ -81,7 +84,7 @@ def _row(
     verdicts = {arm: _verdict(found[CONTROL], found[arm], metric.higher_is_better) for arm in BASELINES if {arm, CONTROL} <= found.keys()}
     return SummaryRow(
         condition=system.condition, model=called(system.model), metric=metric.name, higher_is_better=metric.higher_is_better,
-        definition=metric.definition, gap_before=gaps[0], gap=gaps[1], trained=_number(found.get(CONTROL)), ceiling=_number(found.get(REAL)),
+        definition=metric.definition, **gaps, trained=_number(found.get(CONTROL)), ceiling=_number(found.get(REAL)),
         share=_share(found, metric.higher_is_better), verdicts=verdicts,
         baselines={arm: number for arm in BASELINES if (number := _number(found.get(arm)))},
         beyond_both=all(verdicts.get(arm) == "<" for arm in (SHUFFLED, NO_CONTROL)),
@@ -111,18 +114,20 @@ def _number(score: Replicated | None) -> Number | None:
     return Number(value=score.value, reach=between[1] - score.value if between else None) if score else None
 
 
-def _gaps(
-    plan: Plan, system: System, log: list[dict[str, Any]]
-) -> tuple[Number | None, Number | None]:  # before the training and when it was last measured, in thousandths
-    """A ControlNet that begins as a copy of the base saves nothing before: its zero convolutions add nothing."""
+def _gaps(plan: Plan, system: System, log: list[dict[str, Any]]) -> dict[str, Any]:  # fields of SummaryRow
+    """Before the training and when it was last measured; a ControlNet that begins as a copy of the base saves nothing before."""
     from train import checkpoint
 
     told = [(row["images"], row["held_out"][system.condition]) for row in log if system.condition in row.get("held_out", {})]
     if not told:
-        return None, None
+        return {}
+    (began, first), (_, last) = told[0], told[-1]
     done = checkpoint.newest(plan.workspace.run(system.model))
     fresh = done is not None and system.condition not in done.meta["warm_start"]
-    return _gap(told[0][1]) if told[0][0] == 0 else Number(value=0.0) if fresh else None, _gap(told[-1][1])
+    return {
+        "gap_before": _gap(first) if began == 0 else Number(value=0.0) if fresh else None, "gap": _gap(last),
+        "gap_verdict": _gained(first, last) if began == 0 else "", "heard": (last.get("control_z") or 0.0) > NormalDist().inv_cdf((1 + LEVEL) / 2),
+    }  # fmt: skip
 
 
 def _gap(told: Mapping[str, Any]) -> Number | None:
@@ -131,3 +136,14 @@ def _gap(told: Mapping[str, Any]) -> Number | None:
     error, count = told["gap_error"], told["n"]
     reach = None if error is None else 1000 * error * quantile((1 + LEVEL) / 2, count - 1)
     return Number(value=1000 * told["gap"], reach=reach)
+
+
+def _gained(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """Of the first: < beaten pair by pair, beyond chance, > better; shares of the loss, which differs a hundredfold between timesteps."""
+    pairs = [(one, other) for one, other in zip(first.get("losses", []), last.get("losses", []), strict=False) if one and other is not None]
+    if len(pairs) < 2:
+        return ""
+    shares = [1 - other / one for one, other in pairs]
+    mean = sum(shares) / len(shares)
+    error = math.sqrt(sum((share - mean) ** 2 for share in shares) / (len(shares) - 1) / len(shares))
+    return "" if abs(mean) <= error * quantile((1 + LEVEL) / 2, len(shares) - 1) else "<" if mean > 0 else ">"

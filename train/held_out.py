@@ -171,8 +171,9 @@ def summary(
     """Plain numbers, None where there is none.
 
     `gap` is what the ControlNet saves in all, knowing the images' kind too; `control` only what it saves by its own hint over another's.
-    `control_z` is Wilcoxon's signed-rank statistic of those savings as shares of the base's loss, which differs a hundredfold between
-    timesteps: near a standard normal while the hints say nothing to the network, at most 7 with 64 pairs.
+    `losses` are those of the pairs, so that two measures of a run can be compared pair by pair. `control_z` is Wilcoxon's signed-rank
+    statistic of those savings as shares of the base's loss, which differs a hundredfold between timesteps: near a standard normal while the
+    hints say nothing to the network, at most 7 with 64 pairs.
     """
     share = (shuffled[has] - true[has]) / base[has]
     gap, without = base - true, base - shuffled
@@ -185,6 +186,7 @@ def summary(
         "n_shuffled": int(has.sum()),
         "loss": _mean(true),
         "base_loss": _mean(base),
+        "losses": [_number(round(value, 7)) for value in true],
         "gap": _mean(gap),
         "gap_error": _number(np.std(gap, ddof=1) / math.sqrt(len(gap))) if len(gap) > 1 else None,  # standard error of the mean
         "gap_by_timestep": by_timestep(gap, np.ones_like(has)),

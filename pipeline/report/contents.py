@@ -152,6 +152,8 @@ class SummaryRow:
     definition: str = ""
     gap_before: Number | None = None                        # thousandths of the loss, before its training
     gap: Number | None = None
+    gap_verdict: str = ""                                   # of the gap before: < smaller than trained beyond chance, > larger, '' neither
+    heard: bool = False                                     # its own hint saves more than another's, beyond chance
     trained: Number | None = None
     ceiling: Number | None = None                           # the held-out image itself
     share: Number | None = None                             # percent of the way from the better baseline to the ceiling

@@ -50,13 +50,15 @@ def write(plan: Plan, catalog: Catalog, folder: Path) -> Path | None:
 def build(plan: Plan, catalog: Catalog, made: Mapping[str, System], rows: list[dict[str, Any]]) -> board.Board:
     conditions = [name for name in CONDITIONS if any(row["condition"] == name for row in rows)]
     names = list(dict.fromkeys(row["metric"] for row in rows))
-    return board.Board(
-        name=plan.manifest.name, made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), version=f"controlmill {__version__}",
-        notes=tuple(_notes(plan, conditions)), machine=f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-        metrics=tuple(_metric(measures.metric(name)) for name in names), benchmarks=tuple(_benchmark(plan, made, name, rows) for name in conditions),
-        models=tuple(_models(plan, made)), scores=tuple(_scores(plan, rows)), speeds=tuple(_speeds(catalog, made)),
-        evidence=tuple(_evidence(plan, catalog, made)), published=board.published(conditions),
-    )  # fmt: skip
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        shown = _evidence(plan, catalog, made, pool)  # begun first: pictures are read and drawn while ranks are counted
+        return board.Board(
+            name=plan.manifest.name, made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), version=f"controlmill {__version__}",
+            notes=tuple(_notes(plan, conditions)), machine=f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+            metrics=tuple(_metric(measures.metric(name)) for name in names),
+            benchmarks=tuple(_benchmark(plan, made, name, rows) for name in conditions), models=tuple(_models(plan, made)),
+            scores=tuple(_scores(plan, rows)), speeds=tuple(_speeds(catalog, made)), evidence=tuple(shown), published=board.published(conditions),
+        )  # fmt: skip
 
 
 def _notes(plan: Plan, conditions: list[str]) -> Iterator[str]:
@@ -159,8 +161,8 @@ def _speeds(catalog: Catalog, made: Mapping[str, System]) -> Iterator[board.Spee
             yield board.Speed(model=called(system.model), condition=system.condition, seconds_per_image=seconds)
 
 
-def _evidence(plan: Plan, catalog: Catalog, made: Mapping[str, System]) -> Iterator[board.Evidence]:
-    """Of each model its best, median and worst sample, and some that all models share; pictures are read and drawn side by side."""
+def _evidence(plan: Plan, catalog: Catalog, made: Mapping[str, System], pool: ThreadPoolExecutor) -> Iterator[board.Evidence]:
+    """Of each model its best, median and worst sample, and some that all models share; all are begun before the first is asked for."""
     import cv2
 
     controls = [system for system in made.values() if system.arm == CONTROL]
@@ -193,5 +195,4 @@ def _evidence(plan: Plan, catalog: Catalog, made: Mapping[str, System]) -> Itera
             difference=None if isinstance(again, str) else thumbnail(cv2.absdiff(own, again)),
         )  # fmt: skip
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(lambda it: shown(*it), chosen)
+    return pool.map(lambda it: shown(*it), chosen)

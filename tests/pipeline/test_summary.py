@@ -73,6 +73,25 @@ def test_a_row_by_hand(tmp_path: Path) -> None:
     assert row.verdicts == {BEFORE: "", SHUFFLED: "<", NO_CONTROL: "<"} and row.beyond_both
 
 
+def test_a_gap_is_compared_with_the_one_before_pair_by_pair(tmp_path: Path) -> None:
+    losses = np.random.default_rng(3).uniform(0.01, 1.0, 16)  # of timesteps far apart: their spread hides what each of them gained
+
+    def rows(after: np.ndarray, z: float | None) -> list[dict[str, Any]]:
+        out = [measured(0, 0.1), measured(80, 0.101)]
+        for row, its in zip(out, (losses, after), strict=True):
+            row["held_out"]["canny"] |= {"losses": its.tolist(), "control_z": z}
+        return out
+
+    gains = np.random.default_rng(4).normal(0.02, 0.02, 16)
+    for number, (after, z, verdict, heard) in enumerate((
+        (losses * (1 - gains), 3.0, "<", True), (losses * (1 + gains), 1.0, ">", False),
+        (np.roll(losses, 1), None, "", False), (losses, -3.0, "", False),
+    )):  # fmt: skip
+        watched(tmp_path / str(number), rows(after, z), warm_start={"canny": "w"})
+        (row,) = summary.summary(*scored(tmp_path / str(number), HIGHER))
+        assert (row.gap_verdict, row.heard) == (verdict, heard), number
+
+
 def test_a_verdict_is_of_the_paired_difference_and_the_better_may_be_lower() -> None:
     """Prompts differ far more than systems do: only image by image does the difference exclude chance."""
     def of(values: np.ndarray) -> Any:
