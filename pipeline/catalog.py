@@ -36,6 +36,7 @@ class Catalog:
     def __init__(self, workspace: Workspace, path: Path | None = None) -> None:
         self.workspace = workspace
         self.path = path or workspace.catalog
+        self._held: duckdb.DuckDBPyConnection | None = None  # while `reading`
 
     # -- opening ---------------------------------------------------------------------------------------------------------
 
@@ -59,8 +60,21 @@ class Catalog:
             connection.execute(CHECKPOINT)
 
     @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keeps the file open for many queries of this thread, since opening it costs more than most of them; others can't write until then."""
+        with self._open(read_only=True) as connection:
+            self._held = connection
+            try:
+                yield
+            finally:
+                self._held = None
+
+    @contextmanager
     def _open(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
         path = self.path
+        if read_only and self._held is not None:
+            yield self._held
+            return
         if not path.exists():
             raise MillError(
                 f"There is no catalog at {path}: `controlmill run MANIFEST` makes it, `controlmill catalog rebuild` remakes it."

@@ -39,12 +39,16 @@ COLUMNS = (
 
 def write(plan: Plan, catalog: Catalog, folder: Path) -> Path | None:
     """Returns the page; None = nothing is scored yet."""
+    with catalog.reading():
+        found = _board(plan, catalog)
+    return leaderboard.render(found, folder) if found else None
+
+
+def _board(plan: Plan, catalog: Catalog) -> board.Board | None:
     made = {system.name: system for system in systems(plan, catalog) if system.arm != EARLIER}  # the report has the course of a run
     rows = [dict(zip(COLUMNS, row, strict=True)) for row in catalog.query(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY ALL")]
     rows = [row for row in rows if row["system"] in made]
-    if not rows:
-        return None
-    return leaderboard.render(build(plan, catalog, made, rows), folder)
+    return build(plan, catalog, made, rows) if rows else None
 
 
 def build(plan: Plan, catalog: Catalog, made: Mapping[str, System], rows: list[dict[str, Any]]) -> board.Board:

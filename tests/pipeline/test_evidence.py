@@ -112,3 +112,16 @@ def test_conditions_that_ask_for_the_same_are_one_branch_of_the_pairs_and_a_limi
     assert dict(found) == {"canny": [1, 2, 3, 4], "hed": [1, 2, 3, 4], "hough": [3, 4], "cartoon": [1, 2]}
     ((view,),) = catalog.query("SELECT sql FROM duckdb_views() WHERE view_name = 'pairs'")
     assert view.count("UNION ALL") == 2, "views are planned anew for each query: thirteen branches took four times as long"
+
+
+def test_many_questions_open_the_catalog_once_and_it_can_be_written_again_after_them(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    import duckdb
+
+    opened = []
+    connect = duckdb.connect
+    monkeypatch.setattr(duckdb, "connect", lambda *given, **more: opened.append(given) or connect(*given, **more))
+    with catalog.reading():
+        assert [catalog.row("SELECT count(*) FROM samples") for _ in range(5)] == [catalog.row("SELECT count(*) FROM samples")] * 5
+    assert len(opened) == 1
+    catalog.gather()  # writes
+    assert catalog.row("SELECT count(*) FROM samples") == (0,) and len(opened) == 3
