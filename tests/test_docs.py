@@ -262,6 +262,14 @@ def test_the_figures_of_fidelity_are_those_of_the_benchmark() -> None:
     check_table("The photograph | F1 exact | 1 px | 2 px | 0.75 % of the diagonal | soft: SSIM | soft: MS-SSIM", rows)
 
 
+def test_the_figures_of_a_large_leaderboard_are_those_of_the_benchmark() -> None:
+    found = result("board.json")
+    size = "{models} models × {conditions} conditions × {samples:,} samples".format(**found)
+    seconds = found["write"]["first"], found["open"]["page"]
+    check_sentence("A leaderboard of {} is written from the catalog in {:.1f} s and opens in {:.1f} s".format(size, *seconds))
+    check_sentence(f"with at most {found['peak_mib'] / 1024:.1f} GiB")
+
+
 def test_the_figures_of_truth_are_those_of_the_benchmark() -> None:
     told = result("truth.json")
     rows: dict[str, dict[str, float]] = told["rows"]
@@ -334,7 +342,7 @@ def test_the_runs_in_the_readme_are_ones_that_a_manifest_may_have() -> None:
 
 def test_a_demo_as_the_readme_shows_it_would_have_these_fingerprints(tmp_path: Path) -> None:
     """Of the conditions whose identity does not hang on this machine's CPU."""
-    made = planned(ROOT / "manifests" / "photos.yaml", tmp_path / "ws", here=True)
+    made = planned(ROOT / "manifests" / "demo.yaml", tmp_path / "ws", here=True)
     (shown,) = blocks("README.md", "text")
     for line in plan.lines(made)[:2]:
         assert line in shown, f"README.md must show: {line}"
