@@ -68,8 +68,8 @@ def scored(plan: Plan, catalog: Catalog) -> list[Scored]:
     if plan.manifest.evaluate is None:
         return []
     found: dict[tuple[str, str], list[tuple[str, str, int]]] = {}
-    for name, key, *shard in catalog.query("SELECT name, key, path, sha256, rows FROM shards WHERE kind = 'scores' ORDER BY part"):
-        found.setdefault((name, key), []).append((shard[0], shard[1], shard[2]))
+    for name, key, path, sha256, count in catalog.query("SELECT name, key, path, sha256, rows FROM shards WHERE kind = 'scores' ORDER BY part"):
+        found.setdefault((name, key), []).append((path, sha256, count))
     out = []
     for system in systems(plan, catalog):
         key = score_key(plan, system)

@@ -14,7 +14,7 @@ from annotate.conditions import CONDITIONS
 from pipeline import manifest
 from pipeline.catalog import Catalog
 from pipeline.progress import duration
-from pipeline.stages.train import read_log
+from pipeline.stages.train import follows, read_log
 from pipeline.workspace import Workspace
 
 PACKAGES = (
@@ -103,7 +103,7 @@ def _runs(catalog: Catalog) -> list[dict[str, Any]]:
             "run": name, "conditions": conditions, "status": status, "images": last.get("images", images),
             "of": json.loads(options).get("images", images), "steps": last.get("step", steps), "loss": last.get("loss"),
             "images_per_second": last.get("images_per_second"), "seconds_left": last.get("seconds_left"),
-            "alarm": next((row["alarm"] for row in reversed(log) if row.get("alarm")), {}), "reason": reason,
+            "alarm": follows(log), "reason": reason,
         })  # fmt: skip
     return told
 
@@ -128,9 +128,9 @@ def run_text(run: Mapping[str, Any]) -> str:
         parts.append(f"{run['images_per_second']:.3g} images/s")
     if run["seconds_left"] is not None:
         parts.append(f"{duration(run['seconds_left'])} left")
-    follows = ", ".join(f"follows {name} since {images:,} images" for name, images in run["alarm"].items())
+    heard = ", ".join(f"follows {name} since {images:,} images" for name, images in run["alarm"].items())
     reason = str(run["reason"]).strip().splitlines()
-    return "; ".join(filter(None, [f"{run['run']}: {', '.join(parts)}", follows, reason[0] if reason else ""]))
+    return "; ".join(filter(None, [f"{run['run']}: {', '.join(parts)}", heard, reason[0] if reason else ""]))
 
 
 def conditions() -> list[dict[str, Any]]:

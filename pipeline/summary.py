@@ -1,23 +1,23 @@
 """What a job comes to: a line for each trained ControlNet, before and after its training, beside its baselines and its ceiling."""
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
+
+import numpy as np
 
 from annotate.conditions import CONDITIONS
 from evaluate import measures
-from evaluate.replicates import LEVEL, Replicated, difference, quantile, share
+from evaluate.replicates import LEVEL, Replicated, difference, draws, of_means, quantile, share
 from pipeline.catalog import Catalog
 from pipeline.estimates import replicated
 from pipeline.pairs import called
 from pipeline.plan import Plan
-from pipeline.report.contents import Number, SummaryRow
+from pipeline.report.contents import Course, Number, SummaryRow
 from pipeline.report.standings import digits
-from pipeline.stages.train import read_log
+from pipeline.stages.train import held_out_rows, read_log
 from pipeline.status import table
-from pipeline.systems import BEFORE, CONTROL, NO_CONTROL, REAL, SHUFFLED, System, systems
+from pipeline.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, System, systems
 
 COLUMNS = ("value", "replicates", "method", "prompts", "higher_is_better")  # of the table `scores`
 BASELINES = (BEFORE, SHUFFLED, NO_CONTROL)
@@ -46,6 +46,27 @@ def lines(plan: Plan, catalog: Catalog, page: Path) -> Iterator[str]:
     yield from table([*names, "ceiling", "ruler"], [_cells(row, several) for row in rows]).splitlines()
     yield from NOTES
     yield f"{page} shows all of it"
+
+
+def courses(catalog: Catalog, made: list[System]) -> dict[tuple[str, str], Course]:
+    """Run and condition -> its primary measure from before the first image to the end, where checkpoints on the way were scored."""
+    scores, images = _scores(catalog, made), dict(catalog.query("SELECT run, images FROM runs"))
+    on_the_way: dict[tuple[str, str], list[System]] = {}
+    for system in made:
+        if system.arm == EARLIER:
+            on_the_way.setdefault((system.model, system.condition), []).append(system)
+    out = {}
+    for (model, condition), on_way in on_the_way.items():
+        metric = measures.primary(CONDITIONS[condition].kind)
+        found = _found(model, condition, made, scores)
+        begun = found.get(BEFORE) or found.get(NO_CONTROL)  # one that starts from the base adds nothing
+        points = {0: begun} | {it.seen: replicated(scores[it.name]) for it in on_way if scores.get(it.name)} | {images[model]: found.get(CONTROL)}
+        floor = _floor(found, metric.higher_is_better)
+        out[model, condition] = Course(
+            metric=metric.name, higher_is_better=metric.higher_is_better, floor=floor.value if floor else None,
+            points=tuple((seen, score.value, *(score.interval or (None, None))) for seen, score in sorted(points.items()) if score),
+        )  # fmt: skip
+    return out
 
 
 def _cells(row: SummaryRow, several: bool) -> list[str]:
@@ -78,8 +99,7 @@ def _scores(catalog: Catalog, made: list[System]) -> dict[str, dict[str, Any]]:
 def _row(
     system: System, made: list[System], scores: Mapping[str, Mapping[str, Any]], gaps: Mapping[str, Any]
 ) -> SummaryRow:
-    beside = {it.arm: it for it in made if it.condition == system.condition and it.model in (system.model, it.arm)}
-    found = {arm: replicated(scores[it.name]) for arm, it in beside.items() if scores.get(it.name)}
+    found = _found(system.model, system.condition, made, scores)
     metric = measures.primary(CONDITIONS[system.condition].kind)
     verdicts = {arm: _verdict(found[CONTROL], found[arm], metric.higher_is_better) for arm in BASELINES if {arm, CONTROL} <= found.keys()}
     return SummaryRow(
@@ -91,22 +111,39 @@ def _row(
     )  # fmt: skip
 
 
+def _found(
+    model: str, condition: str, made: list[System], scores: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Replicated]:  # by arm, without the checkpoints on the way
+    beside = [it for it in made if it.condition == condition and it.model in (model, it.arm) and it.arm != EARLIER]
+    return {it.arm: replicated(scores[it.name]) for it in beside if scores.get(it.name)}
+
+
 def _verdict(trained: Replicated, other: Replicated, higher_is_better: bool) -> str:
     """Of the other: < worse, > better, beyond chance; '' = within it."""
     found = difference(trained, other)
-    if found.low is None or found.high is None or found.low <= 0 <= found.high:
+    return _side(found.low, found.high, higher_is_better)
+
+
+def _side(low: float | None, high: float | None, higher_is_better: bool) -> str:
+    """Of trained minus other."""
+    if low is None or high is None or low <= 0 <= high:
         return ""
-    return "<" if (found.value > 0) == higher_is_better else ">"
+    return "<" if (low > 0) == higher_is_better else ">"
 
 
 def _share(found: Mapping[str, Replicated], higher_is_better: bool) -> Number | None:
     """Percent of the way from the better floor to the ceiling; None where one of them is missing or they are not apart."""
-    floors = [found[arm] for arm in (SHUFFLED, NO_CONTROL) if arm in found]
-    if not floors or CONTROL not in found or REAL not in found:
+    floor = _floor(found, higher_is_better)
+    if floor is None or CONTROL not in found or REAL not in found:
         return None
-    best = max(floors, key=lambda floor: floor.value if higher_is_better else -floor.value)
-    way = share(found[CONTROL], best, found[REAL])
+    way = share(found[CONTROL], floor, found[REAL])
     return way and Number(value=100 * way.value, reach=None if way.high is None else 100 * (way.high - way.value))
+
+
+def _floor(found: Mapping[str, Replicated], higher_is_better: bool) -> Replicated | None:
+    """The better of the baselines that know nothing of the image's own hint."""
+    floors = [found[arm] for arm in (SHUFFLED, NO_CONTROL) if arm in found]
+    return max(floors, key=lambda it: it.value if higher_is_better else -it.value, default=None)
 
 
 def _number(score: Replicated | None) -> Number | None:
@@ -116,9 +153,9 @@ def _number(score: Replicated | None) -> Number | None:
 
 def _gaps(plan: Plan, system: System, log: list[dict[str, Any]]) -> dict[str, Any]:  # fields of SummaryRow
     """Before the training and when it was last measured; a ControlNet that begins as a copy of the base saves nothing before."""
-    from train import checkpoint
+    from train import checkpoint, held_out
 
-    told = [(row["images"], row["held_out"][system.condition]) for row in log if system.condition in row.get("held_out", {})]
+    told = held_out_rows(log, system.condition)
     if not told:
         return {}
     (began, first), (_, last) = told[0], told[-1]
@@ -126,7 +163,7 @@ def _gaps(plan: Plan, system: System, log: list[dict[str, Any]]) -> dict[str, An
     fresh = done is not None and system.condition not in done.meta["warm_start"]
     return {
         "gap_before": _gap(first) if began == 0 else Number(value=0.0) if fresh else None, "gap": _gap(last),
-        "gap_verdict": _gained(first, last) if began == 0 else "", "heard": (last.get("control_z") or 0.0) > NormalDist().inv_cdf((1 + LEVEL) / 2),
+        "gap_verdict": "" if began else _gained(first, last), "heard": held_out.heard(last, LEVEL),
     }  # fmt: skip
 
 
@@ -139,11 +176,11 @@ def _gap(told: Mapping[str, Any]) -> Number | None:
 
 
 def _gained(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
-    """Of the first: < beaten pair by pair, beyond chance, > better; shares of the loss, which differs a hundredfold between timesteps."""
-    pairs = [(one, other) for one, other in zip(first.get("losses", []), last.get("losses", []), strict=False) if one and other is not None]
-    if len(pairs) < 2:
+    """Of the first: as `_verdict`, pair by pair in shares of the loss, which differs a hundredfold between timesteps."""
+    pairs = [(one, other) for one, other in zip(first.get("losses", ()), last.get("losses", ()), strict=False) if one and other is not None]
+    if not pairs:
         return ""
-    shares = [1 - other / one for one, other in pairs]
-    mean = sum(shares) / len(shares)
-    error = math.sqrt(sum((share - mean) ** 2 for share in shares) / (len(shares) - 1) / len(shares))
-    return "" if abs(mean) <= error * quantile((1 + LEVEL) / 2, len(shares) - 1) else "<" if mean > 0 else ">"
+    before, after = np.array(pairs).T
+    saved = of_means(1 - after / before, np.arange(len(pairs)), draws(len(pairs)))
+    low, high = saved.interval or (None, None)
+    return _side(low, high, higher_is_better=True)

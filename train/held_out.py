@@ -8,6 +8,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -216,6 +217,13 @@ def alarms(
             if len(streak[condition]) == IN_A_ROW:
                 found.setdefault(condition, streak[condition][0])
     return found
+
+
+def heard(
+    numbers: Mapping[str, Any],  # of `summary`
+    level: float,
+) -> bool:  # its own hints save more than others', beyond chance
+    return (numbers.get("control_z") or 0.0) > NormalDist().inv_cdf((1 + level) / 2)
 
 
 def _signed_ranks(values: NDArray[np.float64]) -> float | None:  # None where there are none

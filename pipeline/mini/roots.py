@@ -13,7 +13,7 @@ from pipeline import MillError, evidence
 from pipeline import plan as plans
 from pipeline.catalog import Catalog
 from pipeline.plan import Plan
-from pipeline.stages.train import read_log
+from pipeline.stages.train import follows, held_out_rows, read_log
 from pipeline.systems import ALONE, CONTROL, System, systems
 from pipeline.workspace import Workspace, write_text
 
@@ -54,13 +54,12 @@ def _trained(plan: Plan, catalog: Catalog, wanted: Collection[str]) -> list[Syst
 def _facts(plan: Plan, catalog: Catalog, system: System) -> dict[str, Any]:
     run = Path(system.checkpoint).parent.parent.name
     log = read_log(plan.workspace.run(run))
-    watched = [(row["images"], row["held_out"][system.condition]) for row in log if "held_out" in row]
-    curve = [{"images": images, **{key: told[key] for key in ("n", "gap", "gap_error", "control", "control_z")}} for images, told in watched]
-    alarm = next((row["alarm"][system.condition] for row in reversed(log) if system.condition in row.get("alarm", {})), None)
+    kept = ("n", "gap", "gap_error", "control", "control_z")
+    curve = [{"images": images, **{key: told[key] for key in kept}} for images, told in held_out_rows(log, system.condition)]
     (options,) = catalog.row("SELECT options FROM runs WHERE run = ?", [run])
     return {
-        "images": log[-1]["images"], "seconds": round(log[-1]["seconds"]), "options": json.loads(options), "follows_since": alarm, "curve": curve,
-        "fidelity": _fidelity(catalog, system),
+        "images": log[-1]["images"], "seconds": round(log[-1]["seconds"]), "options": json.loads(options), "curve": curve,
+        "follows_since": follows(log).get(system.condition), "fidelity": _fidelity(catalog, system),
     }  # fmt: skip
 
 

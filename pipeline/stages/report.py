@@ -12,7 +12,7 @@ import numpy as np
 
 from annotate.annotator import lacks
 from annotate.conditions import CONDITIONS
-from evaluate import fidelity, measures
+from evaluate import fidelity
 from evaluate.replicates import difference
 from pipeline import MillError, __version__, canonical, evidence, manifest, shards, status
 from pipeline import summary as summaries
@@ -25,8 +25,8 @@ from pipeline.report import contents
 from pipeline.report.site import render
 from pipeline.stages.annotate import read_annotation
 from pipeline.stages.generate import tasks_of
-from pipeline.stages.train import read_log
-from pipeline.systems import ALONE, BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, ROUND_TRIP, SHUFFLED, System, readable, systems
+from pipeline.stages.train import follows, held_out_rows, read_log
+from pipeline.systems import ALONE, BEFORE, CONTROL, EARLIER, REAL, ROUND_TRIP, System, readable, systems
 
 ROWS, PAIRS = 24, 6  # of the contact sheet and the evidence
 CAPTION = 400  # characters of a caption that the page shows
@@ -168,43 +168,13 @@ def _contact(plan: Plan, catalog: Catalog) -> Iterator[contents.ContactRow]:
         )  # fmt: skip
 
 
-def _gaps(log: list[dict[str, Any]]) -> dict[str, tuple[tuple[float, float, float | None], ...]]:
-    """The held-out measures of each condition, as train/held_out.py wrote them."""
-    curves: dict[str, list[tuple[float, float, float | None]]] = {}
-    for row in log:
-        for condition, told in row.get("held_out", {}).items():
-            if told["gap"] is not None:
-                curves.setdefault(condition, []).append((float(row["images"]), told["gap"], told["shuffled_gap"]))
-    return {condition: tuple(points) for condition, points in curves.items()}
-
-
-def _follows(log: list[dict[str, Any]]) -> dict[str, int]:
-    return next((row["alarm"] for row in reversed(log) if "alarm" in row), {})
-
-
-def _courses(catalog: Catalog, made: list[System]) -> dict[tuple[str, str], contents.Course]:
-    """Run and condition -> its primary measure from before the first image to the end, where checkpoints on the way were scored."""
-    found = catalog.query("SELECT system, metric, value, low, high FROM scores")
-    scores = {(name, metric): (value, low, high) for name, metric, value, low, high in found}
-    seen = dict(catalog.query("SELECT run, images FROM runs"))
-    out = {}
-    for model, condition in sorted({(it.model, it.condition) for it in made if it.arm == EARLIER}):
-        metric = measures.primary(CONDITIONS[condition].kind)
-        beside = [it for it in made if it.condition == condition and it.model in (model, it.arm) and (it.name, metric.name) in scores]
-        told = {(it.arm, it.seen): scores[it.name, metric.name] for it in beside}
-        begun = next((told[arm, None] for arm in (BEFORE, NO_CONTROL) if (arm, None) in told), None)  # one that starts from the base adds nothing
-        points = {0: begun} | {it.seen: told[EARLIER, it.seen] for it in beside if it.arm == EARLIER} | {seen[model]: told.get((CONTROL, None))}
-        sign = 1 if metric.higher_is_better else -1
-        floors = [told[arm, None][0] for arm in (NO_CONTROL, SHUFFLED) if (arm, None) in told]
-        out[model, condition] = contents.Course(
-            metric=metric.name, higher_is_better=metric.higher_is_better, floor=max(floors, key=lambda it: sign * it, default=None),
-            points=tuple((images, *score) for images, score in sorted(points.items()) if score is not None),
-        )  # fmt: skip
-    return out
+def _gaps(log: list[dict[str, Any]], condition: str) -> tuple[tuple[float, float, float | None], ...]:
+    told = held_out_rows(log, condition)
+    return tuple((float(images), one["gap"], one["shuffled_gap"]) for images, one in told if one["gap"] is not None)
 
 
 def _runs(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.Run]:
-    courses = _courses(catalog, made)
+    courses = summaries.courses(catalog, made)
     sql = "SELECT run, conditions, base, random_weights, images, steps, seconds, checkpoint, options FROM runs ORDER BY run"
     for name, conditions, base, random_weights, images, steps, seconds, checkpoint, options in catalog.query(sql):
         log = read_log(plan.workspace.run(name))
@@ -212,7 +182,8 @@ def _runs(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents
         yield contents.Run(
             name=called(name), conditions=tuple(conditions), base=base, random_weights=random_weights, images_seen=images, steps=steps,
             seconds=seconds,
-            images_per_second=images / seconds if seconds else None, loss=curve, gaps=_gaps(log), follows=_follows(log),
+            images_per_second=images / seconds if seconds else None, loss=curve, follows=follows(log),
+            gaps={condition: _gaps(log, condition) for condition in conditions},
             courses={condition: courses[name, condition] for condition in conditions if (name, condition) in courses},
             checkpoint=checkpoint or None, options={key: str(value) for key, value in json.loads(options).items()},
         )  # fmt: skip

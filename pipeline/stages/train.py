@@ -202,6 +202,16 @@ def read_log(out: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def held_out_rows(log: list[dict[str, Any]], condition: str) -> list[tuple[int, dict[str, Any]]]:
+    """Images seen, and what train.held_out.summary said of the condition's loss gap then."""
+    return [(row["images"], row["held_out"][condition]) for row in log if condition in row.get("held_out", {})]
+
+
+def follows(log: list[dict[str, Any]]) -> dict[str, int]:
+    """Condition -> images seen when it began to follow its hints (train.held_out.alarms), as last told."""
+    return next((row["alarm"] for row in reversed(log) if row.get("alarm")), {})
+
+
 def options_of(
     run: Run,
     where: str,  # the device

@@ -1,6 +1,7 @@
 """The table at the end: its numbers by hand, what excludes chance, and a line for each of thirteen on one screen."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from evaluate.replicates import draws, of_means
 from pipeline import summary
 from pipeline.catalog import Catalog
 from pipeline.pairs import called
-from pipeline.systems import BEFORE, CONTROL, NO_CONTROL, REAL, SHUFFLED, Item, System
+from pipeline.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, Item, System
 from pipeline.workspace import Workspace
 
 PROMPTS = 24
@@ -30,20 +31,22 @@ def system(arm: str, condition: str = "canny", model: str = "run") -> System:
     return System(model if arm in (CONTROL, BEFORE, SHUFFLED) else arm, condition, arm, "", "", "b" * 16, ITEMS)
 
 
+def score_row(it: System, values: Any) -> dict[str, Any]:  # of each prompt
+    score = of_means(np.asarray(values, np.float64), np.arange(PROMPTS), draws(PROMPTS))
+    return {
+        "system": it.name, "model": it.model, "arm": it.arm, "condition": it.condition, "value": score.value,
+        "metric": measures.primary(CONDITIONS[it.condition].kind).name, "replicates": score.replicates.tobytes(), "method": score.method,
+        "prompts": PROMPTS, "higher_is_better": True,
+    }  # fmt: skip
+
+
 def scored(tmp_path: Path, values: dict[str, Any], conditions: tuple[str, ...] = ("canny",), model: str = "run") -> tuple[Any, Catalog, list[System]]:
     """A workspace whose table of scores holds these values of each prompt."""
     workspace = Workspace(tmp_path)
     catalog = Catalog(workspace)
     catalog.create()
     made = [system(arm, condition, model) for condition in conditions for arm in values]
-    rows = []
-    for it in made:
-        score = of_means(np.asarray(values[it.arm], np.float64), np.arange(PROMPTS), draws(PROMPTS))
-        rows.append({
-            "system": it.name, "model": it.model, "arm": it.arm, "condition": it.condition, "value": score.value,
-            "metric": measures.primary(CONDITIONS[it.condition].kind).name, "replicates": score.replicates.tobytes(), "method": score.method,
-            "prompts": PROMPTS, "higher_is_better": True,
-        })  # fmt: skip
+    rows = [score_row(it, values[it.arm]) for it in made]
     catalog.record_scores(rows, [it.name for it in made])
     return SimpleNamespace(workspace=workspace), catalog, made
 
@@ -102,6 +105,24 @@ def test_a_verdict_is_of_the_paired_difference_and_the_better_may_be_lower() -> 
     assert summary._verdict(of(hard + 0.1 + SHAKEN), of(hard), False) == ">"
     assert summary._verdict(of(hard + 0.1), of(np.roll(hard, 1)), True) == "", "unpaired, nothing is seen"
     assert summary._verdict(of(hard), of(hard), True) == ""
+
+
+def test_a_course_goes_from_what_it_began_with_over_the_checkpoints_on_the_way_to_the_end(tmp_path: Path) -> None:
+    _, catalog, made = scored(tmp_path, HIGHER)
+    own = next(it for it in made if it.arm == CONTROL)
+    kept = [replace(own, arm=EARLIER, seen=seen) for seen in (800, 400, 1200)]
+    more = [score_row(kept[0], 0.45 + OWN), score_row(kept[1], 0.3 + OWN)]  # the third is not scored yet
+    catalog.record_scores(more, [it.name for it in [*made, *kept]])
+    with catalog.transaction() as connection:
+        connection.execute("INSERT INTO runs (run, images) VALUES ('run', 1600)")
+    ((key, course),) = summary.courses(catalog, [*made, *kept]).items()
+    assert key == ("run", "canny") and course.higher_is_better
+    assert course.floor == pytest.approx(HIGHER[SHUFFLED].mean()), "the better of the two"
+    assert [images for images, *_ in course.points] == [0, 400, 800, 1600]
+    assert [value for _, value, *_ in course.points] == pytest.approx([level + OWN.mean() for level in (0.5, 0.3, 0.45, 0.5)])
+    assert all(low < value < high for _, value, low, high in course.points)
+    (fresh,) = summary.courses(catalog, [it for it in [*made, *kept] if it.arm != BEFORE]).values()
+    assert fresh.points[0][:2] == (0, pytest.approx(HIGHER[NO_CONTROL].mean())), "who starts from the base begins where the base is"
 
 
 def test_one_baseline_that_is_not_beaten_takes_the_star(tmp_path: Path) -> None:
