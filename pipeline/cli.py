@@ -12,6 +12,7 @@ import click
 from pipeline import MillError, __version__, manifest
 from pipeline import plan as plans
 from pipeline.catalog import Catalog
+from pipeline.mini.commands import mini
 from pipeline.run import NOT_COMPLETE, STAGES, Options, rebuild, run
 from pipeline.workspace import Workspace, stopping
 
@@ -282,105 +283,7 @@ def rebuild_command(workspace: Path) -> None:
     sys.exit(0 if whole else NOT_COMPLETE)
 
 
-@main.group()
-def mini() -> None:
-    """The small models that do the whole job without a GPU or a hub."""
-
-
-@mini.command("base")
-@click.argument("given", metavar="MANIFEST", type=click.Path(path_type=Path))
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Where scenes, latents, states and log.jsonl lie.")
-@click.option("--seconds", type=float, default=float("inf"), help="Stop after so long, with everything saved.")
-@click.option("--older", type=click.Path(path_type=Path), help="A base to go on from where --work has no state.")
-@click.option("--polish", is_flag=True, help="Train the decoder of the VAE alone; may run beside the other.")
-@click.option("--export", "dest", type=click.Path(path_type=Path), help="Write the base as it is now to this folder, and train nothing.")
-@click.option("--grid", type=click.Path(path_type=Path), help="With --export: a PNG of reconstructions and samples.")
-@click.option("--threads", default=1, show_default=True)
-def mini_base(
-    given: Path, work: Path, seconds: float, older: Path | None, polish: bool, dest: Path | None, grid: Path | None, threads: int
-) -> None:
-    """Train the mini base on rendered scenes. Stop it at any time: the same command goes on.
-
-    Example: controlmill mini base manifests/mini/base.yaml --work runs/mini-base --seconds 3600
-    """
-    import torch
-
-    from pipeline.mini import base as stage
-
-    torch.set_num_threads(threads)
-    if dest is None:
-        done = stage.make_base(given, work, older=older, seconds=seconds, polish=polish)
-        _say("The base is complete." if done else "The base is not complete; the same command goes on.")
-        sys.exit(0 if done else NOT_COMPLETE)
-    _say(json.dumps(stage.export_base(given, work, dest, older=older)))
-    if grid is not None:
-        stage.draw_grid(given, work, dest, grid)
-
-
-@mini.command("detector")
-@click.argument("given", metavar="MANIFEST", type=click.Path(path_type=Path))
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Where scenes, state and log.jsonl lie.")
-@click.option("--seconds", type=float, default=float("inf"), help="Stop after so long, with everything saved.")
-@click.option("--export", "dest", type=click.Path(path_type=Path), help="Write the detector as it is now to this folder, and train nothing.")
-@click.option("--threads", default=1, show_default=True)
-def mini_detector(given: Path, work: Path, seconds: float, dest: Path | None, threads: int) -> None:
-    """Train the mini detector on rendered scenes. Stop it at any time: the same command goes on.
-
-    Example: controlmill mini detector manifests/mini/detector.yaml --work runs/mini-detector
-    """
-    import torch
-
-    from pipeline.mini import detector as stage
-
-    torch.set_num_threads(threads)
-    if dest is not None:
-        _say(json.dumps(stage.export_detector(given, work, dest)))
-        return
-    done = stage.make_detector(given, work, seconds=seconds)
-    _say("The detector is complete." if done else "The detector is not complete; the same command goes on.")
-    sys.exit(0 if done else NOT_COMPLETE)
-
-
-@mini.command("scorer")
-@click.argument("given", metavar="MANIFEST", type=click.Path(path_type=Path))
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Where scenes, state and log.jsonl lie.")
-@click.option("--seconds", type=float, default=float("inf"), help="Stop after so long, with everything saved.")
-@click.option("--export", "dest", type=click.Path(path_type=Path), help="Write the scorer as it is now to this folder, and train nothing.")
-@click.option("--threads", default=1, show_default=True)
-def mini_scorer(given: Path, work: Path, seconds: float, dest: Path | None, threads: int) -> None:
-    """Train the mini scorer on rendered scenes. Stop it at any time: the same command goes on.
-
-    Example: controlmill mini scorer manifests/mini/scorer.yaml --work runs/mini-scorer
-    """
-    import torch
-
-    from pipeline.mini import scorer as stage
-
-    torch.set_num_threads(threads)
-    if dest is not None:
-        _say(json.dumps(stage.export_scorer(given, work, dest)))
-        return
-    done = stage.make_scorer(given, work, seconds=seconds)
-    _say("The scorer is complete." if done else "The scorer is not complete; the same command goes on.")
-    sys.exit(0 if done else NOT_COMPLETE)
-
-
-@mini.command("roots")
-@click.argument("workspace", type=click.Path(path_type=Path))
-@click.option("--condition", "wanted", multiple=True, metavar="NAME", help="Only this one; may be repeated. Without it, all that are trained.")
-@click.option("--export", "dest", type=click.Path(path_type=Path), required=True, help="The folder to write them to.")
-@click.option("--grid", type=click.Path(path_type=Path), help="A JPEG or PNG of hints, samples and pictures.")
-def mini_roots(workspace: Path, wanted: tuple[str, ...], dest: Path, grid: Path | None) -> None:
-    """Take a workspace's trained ControlNets out, to be shipped beside the mini base: small, with a card of what they do.
-
-    Example: controlmill mini roots runs/showcase --condition canny --export train/mini/roots
-    """
-    from pipeline.mini import roots as stage
-
-    found = _workspace(workspace)
-    stage.export_roots(found, wanted, dest)
-    if grid is not None:
-        stage.draw_grid(found, wanted, grid)
+main.add_command(mini)
 
 
 def _workspace(target: Path) -> Workspace:

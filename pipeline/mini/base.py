@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from pipeline import checked
 from pipeline.manifest import NAME, Section
 from pipeline.mini import manifests, scenes
 from pipeline.mini.scenes import MiniScenes
@@ -85,7 +86,7 @@ def draw_grid(manifest: Path, work: Path, folder: Path, path: Path) -> None:
 
 
 def load(path: Path) -> MiniBase:
-    return manifests.read(path, MiniBase)
+    return checked.read(path, MiniBase)
 
 
 def recipe_of(plan: MiniBase, path: Path) -> Any:  # train.mini.make.BaseRecipe

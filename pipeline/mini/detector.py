@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from annotate.mini.words import PERSON, Wanted, Words
-from pipeline import MillError, scenes
+from pipeline import MillError, checked, scenes
 from pipeline.manifest import NAME, Section
 from pipeline.mini import manifests
 from pipeline.mini.scenes import PART, MiniScenes
@@ -50,7 +50,7 @@ class MiniDetector(Section):
 
 
 def load(path: Path) -> MiniDetector:
-    return manifests.read(path, MiniDetector)
+    return checked.read(path, MiniDetector)
 
 
 def recipe_of(plan: MiniDetector, path: Path) -> DetectorRecipe:

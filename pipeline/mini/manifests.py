@@ -1,29 +1,14 @@
-"""The manifests of the mini models: YAML in, checked sections and recipes out."""
+"""The recipes in the manifests of the mini models."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import MillError
-from pipeline.manifest import Section
 
-Plan = TypeVar("Plan", bound=Section)
 Recipe = TypeVar("Recipe")
-
-
-def read(path: Path, kind: type[Plan]) -> Plan:
-    """MillError has one line for each mistake."""
-    try:
-        return kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise MillError(f"The manifest {path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
-    except yaml.YAMLError as error:
-        raise MillError(f"{path}: not YAML: {getattr(error, 'problem', error)}.") from error
-    except ValidationError as error:
-        raise MillError("\n".join(f"{path}: {_where(one['loc'])}: {one['msg'].lower()}." for one in error.errors())) from None
 
 
 def recipe(values: dict[str, Any], kind: type[Recipe], path: Path) -> Recipe:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
+from pipeline import checked
 from pipeline.manifest import NAME, Section
 from pipeline.mini import manifests, scenes
 from pipeline.mini.scenes import MiniScenes
@@ -54,7 +55,7 @@ class MiniScorer(Section):
 
 
 def load(path: Path) -> MiniScorer:
-    return manifests.read(path, MiniScorer)
+    return checked.read(path, MiniScorer)
 
 
 def recipe_of(plan: MiniScorer, path: Path) -> ScorerRecipe:
