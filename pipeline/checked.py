@@ -84,8 +84,11 @@ def _sentence(path: Path, tree: yaml.Node | None, kind: type[BaseModel], mistake
         case "value_error":
             return f"{where}: {key}: {message}." if key != "the manifest" else f"{where}: {message}."
         case "union_tag_invalid" | "union_tag_not_found":
-            tag, tags = (mistake["ctx"][name].replace("'", "") for name in ("discriminator", "expected_tags"))
-            return f"{where}: {key}: `{tag}:` must be one of {tags}."
+            tag = mistake["ctx"]["discriminator"].strip("'")
+            names = [step for step in steps if isinstance(step, str)]
+            parent = _model_at(kind, list(names[:-1]))
+            tags = _tags(parent.model_fields[names[-1]].annotation, tag) if parent else ()
+            return f"{where}: {key}: `{tag}:` must be one of {', '.join(tags)}."
     shown = "" if isinstance(given, dict | list) else f" (found {given!r})"
     return f"{where}: {key}: {message[0].lower()}{message[1:]}{shown}."
 
@@ -129,3 +132,12 @@ def _sections(annotation: Any) -> Any:
         found = [inner for inner in map(_sections, typing.get_args(annotation)) if inner]
         return found[0] if found else None
     return None
+
+
+def _tags(annotation: Any, tag: str) -> Iterator[str]:
+    """What tells the sections of a union apart."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield from typing.get_args(annotation.model_fields[tag].annotation)
+    else:
+        for inner in typing.get_args(annotation):
+            yield from _tags(inner, tag)

@@ -28,7 +28,7 @@ from pipeline.manifest import SOURCE_KINDS, Provided
 from pipeline.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/your-pictures.md")
 HOUSE = {"pipeline", "annotate", "train", "evaluate", "tests", "benchmarks", "manifests", "docs"}
 LARGEST_PICTURE = 700 * 1024
 LEARNED = tuple(name for name, row in DETECTORS.items() if not all(weight.package for weight in row.weights))  # their weights must be got
@@ -119,7 +119,9 @@ def test_every_path_exists(page: str) -> None:
     scripts = [word for words in typed(page) for word in words if word.endswith(".py")]
     named = [span.partition("::")[0] for span in spans(page) if not re.search(r"[ <:…]", span.partition("::")[0])]
     ours = [name for name in named if (name.split("/")[0] in HOUSE and "/" in name) or name.endswith((".py", ".md", ".toml"))]
-    for path in [*linked, *scripts, *ours]:
+    for path in linked:
+        assert ((ROOT / page).parent / path).exists(), f"{page} links to {path}, which is not there"
+    for path in [*scripts, *ours]:
         assert (ROOT / path).exists(), f"{page} names {path}, which is not there"
 
 

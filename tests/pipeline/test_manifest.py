@@ -39,6 +39,7 @@ def test_a_good_manifest_survives_being_written_and_read(tmp_path: Path) -> None
         (("folder, path", "folder, pth"), "m.yaml:4: source.path: missing; add it."),
         (("path: photos", "path: photos, capions: sidecar"), "m.yaml:4: source.capions: unknown key; did you mean 'captions'?"),
         (("kind: folder", "kind: zip"), "must be one of folder, list, webdataset, img2dataset, parquet, huggingface, scenes."),
+        (("kind: folder, ", ""), "m.yaml:4: source: `kind:` must be one of folder, list, webdataset, img2dataset, parquet, huggingface, scenes."),
         (("name: x", "name: x\nname: y"), "m.yaml:3: the key 'name' stands twice; keep one."),
         (("name: x", "name: x\nimage: {resolution: 500}"), "m.yaml:3: image.resolution: input should be a multiple of 64 (found 500)."),
         (("name: x", "name: x\nimage: {resolution: big}"), "m.yaml:3: image.resolution: input should be a valid integer (found 'big')."),
