@@ -118,6 +118,11 @@ def test_the_page_shows_every_part_of_the_data(data, tmp_path):
         assert words in text, words
 
 
+def test_one_that_followed_before_its_training_is_not_said_to_have_begun_at_image_0(data, tmp_path):
+    text = Page(render(replace(data, runs=(replace(data.runs[0], follows={"canny": 0}),)), tmp_path)).text
+    assert "Followed its condition before this training." in text and "since 0 images" not in text
+
+
 def test_captions_names_and_manifests_are_escaped(data, tmp_path):
     page = Page(render(replace(data, name=EVIL), tmp_path))
     assert len(list(page.all("script"))) == 1               # the page's own
