@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,11 @@ class PlannedRun:
     base_fingerprint: str
     pairs: list[PairAddress]
     held_out: list[PairAddress]  # of the validation split; they never train
+    identity: Mapping[str, Any] = field(default_factory=dict)  # what the name is the fingerprint of
+
+    def name_with(self, images: int) -> str:
+        """The name of the same run, were it so long."""
+        return _name({**self.identity, "run": self.identity["run"] | {"images": images}})
 
 
 class ShardPairs:
@@ -144,8 +149,11 @@ def _planned(plan: Plan, members: Members, run: Run, spec: str, mark: str, sourc
     }  # fmt: skip
     if sources:  # the runs of this manifest that it goes on from
         identity["warm_start"] = sources if isinstance(run.warm_start, dict) else next(iter(sources.values()))
-    name = f"{'+'.join(run.conditions)}-{fingerprint(identity)[:8]}"
-    return PlannedRun(name, run, spec, mark, addresses[TRAIN], addresses[HELD_OUT])
+    return PlannedRun(_name(identity), run, spec, mark, addresses[TRAIN], addresses[HELD_OUT], identity)
+
+
+def _name(identity: Mapping[str, Any]) -> str:
+    return f"{'+'.join(identity['run']['conditions'])}-{fingerprint(identity)[:8]}"
 
 
 def _members(catalog: Catalog, condition: str, split: str, key: str, latents: Mapping[int, str]) -> dict[str, PairAddress]:

@@ -93,6 +93,27 @@ def kept(out: Path) -> list[Checkpoint]:
     return [it for it in found if it.meta.get("kept")]
 
 
+def take_over(begun: Checkpoint, out: Path) -> Path:  # the folder that it lay in
+    """A longer run goes on from here: the log first, then the checkpoints that stay for good, this one last; their files are shared, not copied."""
+    source = begun.path.parent
+    out.mkdir(parents=True, exist_ok=True)
+    for log in source.glob("*.jsonl"):
+        shutil.copy2(log, out / log.name)
+    for folder in [*(it.path for it in kept(source) if it.images < begun.images), begun.path]:
+        work = out / f"{TEMPORARY}{folder.name}"
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(folder, work, copy_function=_link)
+        work.rename(out / folder.name)
+    return source
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
 def read(folder: Path) -> Checkpoint:
     """A file that is missing or cut short is named, since everything below would fail less clearly."""
     meta_path = folder / META

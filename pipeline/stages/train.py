@@ -30,8 +30,9 @@ def train(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
     todo = {it.name: it for it in runs if it.name not in trained}
     told = [f"{name} is trained" for name in sorted(trained)]
     if todo:
+        begun = {name: take_shorter(plan.workspace, it) for name, it in todo.items()}
         _train_all(plan, catalog, cluster, runs, todo)
-        told += [_told(it) for it in todo.values()]
+        told += [_told(it) + (f", going on from {source.name}" if (source := begun[it.name]) else "") for it in todo.values()]
     return "; ".join(told)
 
 
@@ -98,6 +99,23 @@ def _train_all(plan: Plan, catalog: Catalog, cluster: Cluster, runs: list[Planne
             if state in ("queued", "running"):  # stopped
                 with suppress(Exception):  # what stopped it matters more
                     finish(name, "incomplete")
+
+
+def take_shorter(workspace: Workspace, it: PlannedRun) -> Path | None:  # the folder of the run that it goes on from
+    """The same run with fewer images is the beginning of this one, bit for bit: where one is there, its checkpoints and its log are taken over."""
+    from train import checkpoint
+
+    out = workspace.run(it.name)
+    if checkpoint.newest(out):
+        return None
+    others = (checkpoint.newest(folder) for folder in (workspace.root / "checkpoints").glob(f"{'+'.join(it.run.conditions)}-*"))
+    shorter = [
+        done for done in others if done and done.images <= it.run.images and it.name_with(done.meta["options"]["images"]) == done.path.parent.name
+    ]
+    if not shorter:
+        return None
+    begun = max(shorter, key=lambda done: done.images)
+    return checkpoint.take_over(begun, out)
 
 
 def _job(plan: Plan, catalog: Catalog, runs: list[PlannedRun], number: int, todo: dict[str, PlannedRun]) -> Job:

@@ -144,6 +144,41 @@ def test_the_loss_gap_is_measured_on_the_validation_split(
     assert log[-1]["held_out"]["hough"]["n"] == 2
 
 
+def test_a_longer_run_goes_on_from_the_shorter_one_and_ends_with_the_same_bits(
+    made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    from train import checkpoint
+
+    def longer(root: Path, change: tuple[str, str]) -> tuple[Any, PlannedRun]:
+        text = (made[0] / "manifest.yaml").read_text()
+        (root / "manifest.yaml").write_text(text[: text.index(" runs:")] + f" runs: [{{{CANNY.replace(*change)}}}]\n")
+        monkeypatch.chdir(root)
+        plan = plans.make(load(root / "manifest.yaml"))
+        return plan, planned_runs(plan, Catalog(plan.workspace))[0]
+
+    def trained(plan: Any, it: PlannedRun) -> dict[str, Any]:
+        args = stage._job(plan, Catalog(plan.workspace), [it], 0, {it.name: it}).args
+        return load_file(Path(stage.train_run(args, (), {}, False)) / "canny/diffusion_pytorch_model.safetensors")
+
+    for name in ("on", "anew"):
+        shutil.copytree(made[0], tmp_path / name)
+    plan, other = longer(tmp_path / "on", ("1.0e-3", "2.0e-3"))
+    assert stage.take_shorter(plan.workspace, other) is None, "another rate is another run"
+    plan, it = longer(tmp_path / "on", ("images: 8", "images: 12"))
+    begun = stage.take_shorter(plan.workspace, it)
+    assert begun == plan.workspace.run(it.name_with(8)) and stage.take_shorter(plan.workspace, it) is None, "once"
+    taken = checkpoint.newest(plan.workspace.run(it.name))
+    assert taken is not None and taken.images == 8 and checkpoint.newest(begun) is not None
+    bits = trained(plan, it)
+    rows = stage.read_log(plan.workspace.run(it.name))
+    assert [row["images"] for row in rows] == [4, 8, 12], "the log goes on too"
+    plan, it = longer(tmp_path / "anew", ("images: 8", "images: 12"))
+    for name, tensor in trained(plan, it).items():
+        assert bool((bits[name] == tensor).all()), name
+
+
 def test_status_tells_of_every_run_in_words_and_as_json(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     root, _ = made
     told = status.facts(Catalog(Workspace(root / "ws")))
