@@ -37,6 +37,7 @@ def report(plan: Plan, catalog: Catalog) -> Path:
     told = status.facts(catalog)
     made = _systems(plan, catalog)
     runs = tuple(_runs(plan, catalog, made))
+    compared = [system for system in made if system.arm != EARLIER]  # those are shown as the course of their run
     data = contents.ReportData(
         name=plan.manifest.name,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -49,9 +50,9 @@ def report(plan: Plan, catalog: Catalog) -> Path:
         conditions=tuple(_conditions(plan, catalog, told)),
         contact=tuple(_contact(plan, catalog)),
         runs=runs,
-        scores=tuple(_scores(plan, catalog, made)),
-        summary=tuple(summaries.summary(plan, catalog, made)),
-        evidence=tuple(_evidence(plan, catalog, made)),
+        scores=tuple(_scores(plan, catalog, compared)),
+        summary=tuple(summaries.summary(plan, catalog, compared)),
+        evidence=tuple(_evidence(plan, catalog, compared)),
         leaderboard=told["scores"] > 0,
     )
     return render(data, plan.workspace.report)
@@ -216,7 +217,7 @@ def _comparison(baseline: System, own: dict[str, Any], theirs: dict[str, Any]) -
 
 def _siblings(system: System, made: list[System]) -> list[System]:
     """What a ControlNet is shown beside: itself, its shuffled self, and the baselines of its condition."""
-    return [it for it in made if it.condition == system.condition and it.arm != EARLIER and (it.arm in ALONE or it.model == system.model)]
+    return [it for it in made if it.condition == system.condition and (it.arm in ALONE or it.model == system.model)]
 
 
 def _name(system: System) -> str:

@@ -14,8 +14,10 @@ from pipeline.workspace import Workspace
 from tests.conftest import COMMAND, OPEN, Command
 
 MODES = "unlock: decoder, unlock_lr: 1.0e-4, ema: 8, min_snr: 5, gradient_checkpointing: true"
-TRAIN = f"{{base: random, runs: [{{conditions: [canny], images: 16, batch: 4, lr: 1.0e-3, checkpoint_every: 4, {MODES}}}]}}"
-EVALUATE = "{benchmark: {split: test, samples: 4, seeds: [0, 1], steps: 2, guidance: 2.0}}"
+TRAIN = f"{{base: random, runs: [{{conditions: [canny], images: 16, batch: 4, lr: 1.0e-3, checkpoint_every: 4, keep_every: 8, {MODES}}}]}}"
+BASELINES = "[no_control, shuffled_condition, vae_round_trip, real_image, earlier]"
+EVALUATE = f"{{benchmark: {{split: test, samples: 4, seeds: [0, 1], steps: 2, guidance: 2.0}}, baselines: {BASELINES}}}"
+FINAL = "system NOT LIKE '%/earlier-%'"
 SPLIT = "{validation: 0.1, test: 0.3, salt: 3}"
 
 
@@ -49,6 +51,15 @@ def test_the_job_ends_complete_with_a_report(made: tuple[Path, subprocess.Comple
     page = (root / "ws/report/index.html").read_text()
     assert "random weights" in page and "no_control" in page and "<b>" not in page.split("picture", 1)[1][:40]
     assert "http://" not in page.replace("http://www.w3.org", "") and 'src="https' not in page
+
+
+def test_a_checkpoint_on_the_way_is_shown_as_the_course_of_its_run_and_nowhere_else(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    root, _ = made
+    ((system,),) = query(root, "SELECT DISTINCT system FROM scores WHERE arm = 'earlier'")
+    assert system.endswith("/canny/earlier-8")
+    page = (root / "ws/report/index.html").read_text()
+    assert "canny: how well it is followed" in page and ">earlier" not in page
+    assert "earlier" not in (root / "ws/report/leaderboard/leaderboard.md").read_text()
 
 
 def test_every_pair_has_latents_and_hed_was_made_for_its_child(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -108,7 +119,7 @@ def test_scores_stand_beside_their_baselines_and_their_ceiling(made: tuple[Path,
     (test,) = query(root, "SELECT count(*) FROM images WHERE split = 'test' AND status = 'ok'")[0]
     prompts = min(4, test)
     rows = query(root, "SELECT arm, value, low, high, n, n_failed, prompts FROM scores WHERE metric = 'edge_f1' ORDER BY ALL")
-    assert [arm for arm, *_ in rows] == ["control", "no_control", "real_image", "shuffled_condition", "vae_round_trip"]
+    assert [arm for arm, *_ in rows] == ["control", "earlier", "no_control", "real_image", "shuffled_condition", "vae_round_trip"]
     for arm, value, low, high, n, failed, of in rows:
         assert n == prompts * (1 if arm in ("real_image", "vae_round_trip") else 2) and of == prompts
         assert low <= value <= high and not failed
@@ -207,12 +218,12 @@ def test_scores_follow_from_the_pictures_and_one_that_does_not_is_named(
     from pipeline import shards, verify
 
     root, _ = made
-    shutil.copytree(root / "ws", tmp_path / "ws", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(root / "ws", tmp_path / "ws", ignore=shutil.ignore_patterns("checkpoints"))  # nobody can ask for those on the way then
     workspace = Workspace(tmp_path / "ws")
     plan, catalog = plans.load_saved(workspace), Catalog(workspace)
     told: list[str] = []
     assert verify.rescored(plan, catalog, 10_000, say=told.append) == []
-    assert "0 differ" in told[-1] and int(told[-1].split()[0]) == query(root, "SELECT count(*) FROM samples")[0][0]
+    assert "0 differ" in told[-1] and int(told[-1].split()[0]) == query(root, f"SELECT count(*) FROM samples WHERE {FINAL}")[0][0]
     ((path,),) = catalog.query("SELECT path FROM shards WHERE kind = 'scores' AND name LIKE '%/control' LIMIT 1")
     rows = shards.read(workspace.root / path).to_pylist()
     rows[0]["values"] = [(name, value + 0.01 if name == "edge_f1" else value) for name, value in rows[0]["values"]]
