@@ -1,0 +1,78 @@
+"""The showcase that lies in docs/ is whole, was made by the manifest beside it, and says on its page what its leaderboard says."""
+
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from annotate.conditions import CONDITIONS
+from pipeline import manifest
+from tests.test_docs import ROOT, blocks, text
+
+PAGE = "docs/showcase/README.md"
+FOLDER = ROOT / "docs" / "showcase"
+LARGEST = 16 * 1024**2
+
+
+class Links(HTMLParser):
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.local: set[str] = set()
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {value.partition("#")[0] for name, value in attrs if name in ("src", "href") and value}
+        self.local |= {it for it in found if it and not re.match(r"[a-z]+:", it)}
+
+
+def board() -> dict[str, Any]:
+    return json.loads((FOLDER / "leaderboard" / "leaderboard.json").read_text(encoding="utf-8"))
+
+
+def test_no_picture_is_missing_or_idle_and_all_are_small() -> None:
+    pages = list(FOLDER.rglob("*.html"))
+    shown = {(page.parent / link).resolve() for page in pages for link in Links(page).local}
+    assert len(pages) > len(CONDITIONS) and all(path.is_file() for path in shown)
+    pictures = {path for path in FOLDER.rglob("*") if path.suffix in (".png", ".jpg")}
+    assert len(pictures) > 100 and pictures <= shown
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < LARGEST
+
+
+def test_it_was_made_by_the_manifest_that_the_page_names() -> None:
+    assert "](docs/showcase/README.md)" in text("README.md") and "controlmill run manifests/showcase.yaml" in text(PAGE)
+    (shown,) = re.findall(r"<pre>(name: .*?)</pre>", (FOLDER / "index.html").read_text(encoding="utf-8"), re.S)
+    made, asked = yaml.safe_load(html.unescape(shown)), manifest.load(ROOT / "manifests" / "showcase.yaml").model_dump()
+    for name, condition in asked.pop("conditions").items():
+        settled = made["conditions"][name] | {"detector": condition["detector"]}  # `auto` and what was left out
+        assert settled.items() >= condition.items()
+    assert asked == {key: value for key, value in made.items() if key != "conditions"}
+
+
+def test_its_table_is_that_of_its_leaderboard() -> None:
+    """A line for each of the thirteen; a star is a condition whose leaderboard puts it above both floors beyond chance."""
+    lines = [line for block in blocks(PAGE, "text") for line in block.splitlines()]
+    rows = {line[2:].split()[0]: line for line in lines if line[2:].split() and line[2:].split()[0] in CONDITIONS}
+    assert list(rows) == list(CONDITIONS)
+    scores = {(it["condition"], it["metric"]): it for it in board()["scores"] if it["arm"] == "control"}
+    for condition, line in rows.items():
+        score = scores[condition, line[2:].split()[1]]
+        values = [float(it) for it in re.findall(r"(\d+\.\d+)±", line)]
+        assert any(abs(score["value"] - value) < 10 ** -len(str(value).partition(".")[2]) for value in values), condition
+        assert f"{100 * score['share']:.0f}±" in line, condition
+
+
+def test_what_it_says_of_convergence_was_measured() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "convergence.json").read_text(encoding="utf-8"))
+    page = text(PAGE)
+    for name in CONDITIONS:
+        row = found[name]
+        assert f"| `{name}` | {row['alarm']:,} | {row['half']:,} | {100 * row['largest_rise']:.0f} % | {row['shown']:,} |" in page
+    fresh = [row for row in found.values() if row["alarm"]]
+    assert f"more than {100 * max(row['largest_rise'] for row in fresh):.0f} %" in page
+    for name in ("alarm", "half"):
+        values = [row[name] for row in fresh]
+        assert re.search(f"{min(values):,} (and|to) {max(values):,} images", page), name
