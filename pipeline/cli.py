@@ -156,6 +156,7 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000))
 @click.option("--guidance", default=7.5, show_default=True, type=click.FloatRange(min=0))
 @click.option("--scale", default=1.0, show_default=True, help="Of the ControlNet's residuals.")
+@click.option("--guide-hint", is_flag=True, help="Guidance strengthens the hint too: its unconditional branch gets none.")
 @click.option("--guess", is_flag=True, help="The hint leads instead of the prompt; goes with --guidance 3 to 5.")
 @click.option(
     "--start", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Share of the steps before the ControlNet works."

@@ -294,6 +294,7 @@ class Benchmark(Section):
     guidance: Annotated[float, Field(ge=0)] = 7.5
     negative: str = ""  # prompt of the unconditional branch
     scale: Annotated[float, Field(ge=0)] = 1.0
+    guide_hint: bool = False  # guidance strengthens the hint as well as the prompt (paper, 3.5)
 
 
 class External(Section):

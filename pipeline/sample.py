@@ -24,6 +24,7 @@ class Settings:
     steps: int = 20
     guidance: float = 7.5
     scale: float = 1.0  # of the ControlNet's residuals
+    guide_hint: bool = False  # guidance strengthens the hint too
     guess: bool = False  # the hint leads instead of the prompt
     start: float = 0.0  # shares of the steps between which the ControlNet works
     end: float = 1.0
@@ -57,7 +58,7 @@ def sample(
     made = sampling.generate(
         loaded, net, hints=hint[None], text=bases.encode_text(loaded, [prompt]), empty_text=bases.encode_text(loaded, [""])[0],
         seeds=[settings.seed], height=hint.shape[0], width=hint.shape[1], steps=settings.steps, guidance=settings.guidance, scale=settings.scale,
-        guess=settings.guess, start=settings.start, end=settings.end,
+        guide_hint=settings.guide_hint, guess=settings.guess, start=settings.start, end=settings.end,
     )[0]  # fmt: skip
     beside = out.with_name(f"{out.stem}.hint.png")
     for path, pixels in ((out, made), (beside, hint)):

@@ -120,8 +120,9 @@ def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple
             "add images, or use another evaluate.benchmark.split."
         )
     common = {"base": base, "items": [(item.image_id, item.caption) for item in items], "sampler": "ddim", "version": 2}
-    identity = {"settings": frozen.model_dump(exclude={"samples"}), "detector": plan.conditions[condition].fingerprint}
-    asked = {"settings": frozen.model_dump(exclude={"samples", "split", "scale"}), "images": plan.image_key}
+    unsaid = {"samples"} if frozen.guide_hint else {"samples", "guide_hint"}  # a setting that came later: without it benchmarks stay as they were
+    identity = {"settings": frozen.model_dump(exclude=unsaid), "detector": plan.conditions[condition].fingerprint}
+    asked = {"settings": frozen.model_dump(exclude={"samples", "split", "scale", "guide_hint"}), "images": plan.image_key}
     return items, fingerprint(common | identity), fingerprint(common | asked)
 
 

@@ -49,11 +49,12 @@ def generate(
     steps: int = 20,
     guidance: float = 7.5,  # 1 = off, at half the cost
     scale: float = 1.0,  # of the ControlNet's residuals
-    guess: bool = False,  # the hint leads instead of the prompt: the unconditional branch gets no control, fine residuals get less of it
+    guide_hint: bool = False,  # guidance strengthens the hint as well as the prompt: the unconditional branch gets no control (paper, 3.5)
+    guess: bool = False,  # the hint leads instead of the prompt: as guide_hint, and the fine residuals get less
     start: float = 0.0,  # the share of the steps from which on the ControlNet works
     end: float = 1.0,  # ... and up to which
 ) -> NDArray[np.uint8]:  # NHWC RGB
-    """DDIM without added noise; both branches of the guidance see the hint, as in the released code, unless it is to guess."""
+    """DDIM without added noise; both branches of the guidance see the hint, as in the released code, unless it is to be guided too."""
     from diffusers import DDIMScheduler
 
     _check(controlnet, hints, text, seeds, noise_keys, height, width)
@@ -67,7 +68,7 @@ def generate(
     if guidance != 1.0:
         texts = torch.cat([torch.from_numpy(np.array(empty_text)).to(device, dtype).expand_as(texts), texts])
     scales = point_scales(scale, guess)
-    led = len(seeds) if guess else len(texts)  # the last rows of a pass: those that get control
+    led = len(seeds) if guide_hint or guess else len(texts)  # the last rows of a pass: those that get control
     features = None
     if controlnet is not None and hints is not None:
         controlnet = _as_computed(controlnet, device, dtype)

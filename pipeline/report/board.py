@@ -45,6 +45,7 @@ class Benchmark:
     steps: int
     guidance: float
     scale: float
+    guide_hint: bool = False  # of both, the prompt and the hint
     negative: str  # the negative prompt; '' = none
     base: str
     detector: str  # made the condition: name and fingerprint

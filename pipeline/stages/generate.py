@@ -44,7 +44,7 @@ def generate(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
             args = {
                 "root": str(plan.workspace.root), "path": str(path), "base": base_spec(plan), "checkpoint": system.checkpoint, "arm": system.arm,
                 "condition": system.condition, "chunk": chunk, "sources": {item.image_id: places.get(item.image_id) for item, *_ in chunk},
-                "settings": frozen.model_dump(include={"steps", "guidance", "scale"}), "negative": frozen.negative,
+                "settings": frozen.model_dump(include={"steps", "guidance", "scale", "guide_hint"}), "negative": frozen.negative,
                 "facts": {"kind": "samples", "key": system.key, "name": system.drawn_as, "part": part,
                           "made_from": shards.made_from(system.key, part)},
             }  # fmt: skip

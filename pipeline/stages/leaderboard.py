@@ -90,8 +90,8 @@ def _benchmark(plan: Plan, made: Mapping[str, System], condition: str, rows: lis
     return board.Benchmark(
         condition=condition, title=CONDITIONS[condition].title, kind=CONDITIONS[condition].kind, fingerprint=system.benchmark, split=frozen.split,
         images=len(system.items), samples=len(system.items) * len(frozen.seeds), seeds=tuple(frozen.seeds), sampler="DDIM, eta 0",
-        steps=frozen.steps, guidance=frozen.guidance, scale=frozen.scale, negative=frozen.negative, base=str(plan.manifest.base),
-        detector=f"{maker.step.detector} {maker.fingerprint}", reader=f"{reader.step.detector} {reader.fingerprint}",
+        steps=frozen.steps, guidance=frozen.guidance, scale=frozen.scale, guide_hint=frozen.guide_hint, negative=frozen.negative,
+        base=str(plan.manifest.base), detector=f"{maker.step.detector} {maker.fingerprint}", reader=f"{reader.step.detector} {reader.fingerprint}",
         detectable=replicates.detectable(first),
     )  # fmt: skip
 
@@ -145,8 +145,8 @@ def _passport(plan: Plan, row: Row) -> dict[str, str]:
         "condition made by": f"{maker.step.detector} {maker.identity['version']} ({maker.fingerprint})",
         "read again by": f"{reader.step.detector} {reader.identity['version']} ({reader.fingerprint})",
         "interval": f"95 %, {row['method']} over {row['prompts']} prompts",
-        "sampling": f"DDIM, {frozen.steps} steps, guidance {frozen.guidance:g}, scale {frozen.scale:g}, seeds {', '.join(map(str, frozen.seeds))}, "
-        f"negative prompt {frozen.negative!r}",
+        "sampling": f"DDIM, {frozen.steps} steps, guidance {frozen.guidance:g}{' of prompt and hint' * frozen.guide_hint}, scale {frozen.scale:g}, "
+        f"seeds {', '.join(map(str, frozen.seeds))}, negative prompt {frozen.negative!r}",
         "software": _software(),
     }  # fmt: skip
 

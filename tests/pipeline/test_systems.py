@@ -136,6 +136,21 @@ def test_the_scale_of_a_controlnet_does_not_change_what_is_drawn_without_one(com
     assert {arm for arm, kept in same.items() if kept} == set(ALONE)
 
 
+def test_a_guided_hint_is_another_benchmark_and_is_sampled_so(
+    compared: Callable[..., tuple[Plan, list[System]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (_, before), (_, said), (plan, after) = (
+        compared(TEXT.replace("samples: 40", f"samples: 40{more}")) for more in ("", ", guide_hint: false", ", guide_hint: true")
+    )
+    assert [one.key for one in before] == [one.key for one in said]
+    assert {one.arm for one, other in zip(before, after, strict=True) if one.key == other.key} == set(ALONE)
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(stage, "make_missing", lambda catalog, cluster, function, jobs, **more: asked.extend(job.args for job in jobs.values()))
+    monkeypatch.setattr(stage, "base_spec", lambda plan: "base")
+    stage.generate(plan, Pairs(), None)  # type: ignore[arg-type]
+    assert asked and all(it["settings"] == {"steps": 20, "guidance": 7.5, "scale": 1.0, "guide_hint": True} for it in asked)
+
+
 def test_a_run_stands_beside_what_it_started_from(compared: Callable[..., tuple[Plan, list[System]]]) -> None:
     _, made = compared()
     before = [system for system in made if system.arm == BEFORE]

@@ -70,6 +70,18 @@ def test_hint_and_scale_change_the_image(base: Base, texts: np.ndarray, controln
     assert not np.array_equal(full, generate(base, controlnet, hints=255 - hints(1), **common))
 
 
+def test_the_hint_is_guided_only_where_that_is_asked_for(base: Base, texts: np.ndarray, controlnet: ControlNet) -> None:
+    """With an empty prompt both branches see the same, and guidance changes nothing, unless one of them has no hint."""
+    common: dict[str, Any] = {"hints": hints(1), "text": texts[3:4], "empty_text": texts[3], "seeds": [0], **SMALL}
+    off, on, led = (
+        generate(base, controlnet, **common | {"guidance": guidance, "guide_hint": guide}).astype(int)
+        for guidance, guide in ((1.0, False), (3.0, False), (3.0, True))
+    )
+    assert np.abs(on - off).max() <= 1 < np.abs(led - off).mean()
+    without = generate(base, None, **common | {"hints": None, "guidance": 3.0})
+    assert np.array_equal(without, generate(base, controlnet, **common | {"guidance": 3.0, "guide_hint": True, "scale": 0.0}))
+
+
 @pytest.fixture(scope="module")
 def pipeline(base: Base, controlnet: ControlNet, tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionControlNetPipeline:
     saved = checkpoint.save(tmp_path_factory.mktemp("run"), {"edges": controlnet}, {}, {"step": 1, "images": 4})

@@ -1,0 +1,133 @@
+"""Shall guidance strengthen the hint as well as the prompt? Every ControlNet of a workspace drawn with both settings of `guide_hint`, on the
+validation split, which decides the setting so that the test split need not.
+
+For each: the condition's own measure, the kernel distance of its samples to the real images of the split, how well they suit their captions,
+and seconds for a sample. `scale` is the other way to make more of a hint; it is measured beside.
+
+    python benchmarks/guidance.py runs/showcase --out benchmarks/results/guidance.json
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Python puts this file's folder first, where annotate.py would hide the package of that name
+sys.path[:] = [
+    str(Path(__file__).resolve().parent.parent),
+    *(it for it in sys.path if Path(it).resolve() != Path(__file__).resolve().parent),
+]
+
+from annotate import annotator, maps  # noqa: E402
+from annotate.conditions import CONDITIONS  # noqa: E402
+from evaluate import alignment, distribution, fidelity, measures  # noqa: E402
+from pipeline import canonical, networks, shards  # noqa: E402
+from pipeline import plan as plans  # noqa: E402
+from pipeline.catalog import Catalog  # noqa: E402
+from pipeline.plan import Plan  # noqa: E402
+from pipeline.stages.annotate import read_annotation  # noqa: E402
+from pipeline.stages.encode import base_spec, load_base  # noqa: E402
+from pipeline.stages.generate import BATCH  # noqa: E402
+from pipeline.stages.score import as_map, chain  # noqa: E402
+from pipeline.systems import CONTROL, Item, System, systems  # noqa: E402
+from pipeline.workspace import Workspace  # noqa: E402
+
+SETTINGS: dict[str, dict[str, Any]] = {"prompt": {}, "prompt, scale 2": {"scale": 2.0}, "prompt and hint": {"guide_hint": True}}
+
+
+def main() -> None:
+    """Draw, measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workspace", type=Path)
+    parser.add_argument("--count", type=int, default=48, help="pairs of the validation split, for each condition")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file; nothing is written without it")
+    options = parser.parse_args()
+    workspace = Workspace(options.workspace.resolve())
+    catalog, plan = Catalog(workspace), _on_validation(plans.load_saved(workspace), options.count)
+    made = {it.condition: it for it in systems(plan, catalog) if it.arm == CONTROL}
+    found: dict[str, Any] = {}
+    print(f"{'condition':16} {'guidance of':16} {'measure':14} {'fidelity':>8} {'kernel distance':>16} {'captions':>9} {'s/image':>8}")
+    for condition in (name for name in CONDITIONS if name in made):
+        real = _real(workspace, catalog, made[condition])
+        found[condition] = {name: _measured(plan, made[condition], real, more) for name, more in SETTINGS.items()}
+        for name, row in found[condition].items():
+            numbers = f"{row['fidelity']:>8.3f} {row['kernel_distance']:>16.1f} {row['captions']:>9.3f} {row['seconds']:>8.2f}"
+            print(f"{condition:16} {name:16} {row['measure']:14} {numbers}", flush=True)
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _on_validation(plan: Plan, count: int) -> Plan:
+    evaluation = plan.manifest.evaluate
+    if evaluation is None or not evaluation.features or not evaluation.clip:
+        raise SystemExit("the workspace's manifest needs evaluate: with features and clip")
+    frozen = evaluation.benchmark.model_copy(update={"split": "validation", "samples": count, "guide_hint": False, "scale": 1.0})
+    return dataclasses.replace(plan, manifest=plan.manifest.model_copy(update={"evaluate": evaluation.model_copy(update={"benchmark": frozen})}))
+
+
+def _real(workspace: Workspace, catalog: Catalog, system: System) -> list[np.ndarray]:
+    """The held-out images themselves."""
+    wanted = [item.image_id for item in system.items]
+    places = catalog.query("SELECT shard, row, image_id FROM images WHERE image_id IN (SELECT unnest(?))", [wanted])
+    tables = {shard: shards.read(workspace.root / shard, ["image"]).column("image") for shard in {place[0] for place in places}}
+    images = {image_id: canonical.decode(tables[shard][row].as_py()) for shard, row, image_id in places}
+    return [images[image_id] for image_id in wanted]
+
+
+def _measured(plan: Plan, system: System, real: list[np.ndarray], more: dict[str, Any]) -> dict[str, Any]:
+    evaluation = plan.manifest.evaluate
+    assert evaluation is not None and evaluation.clip is not None
+    truths = [read_annotation(plan.workspace, item.map_shard, item.row, system.condition) for item in system.items]
+    start = time.perf_counter()
+    images = _drawn(plan, system, [maps.render(truth.map, size=image.shape[:2]) for truth, image in zip(truths, real, strict=True)], more)  # type: ignore[arg-type]
+    seconds = (time.perf_counter() - start) / len(images)
+    ids, draws = [item.image_id for item in system.items], {system.condition: [truth.draws for truth in truths]}
+    read = annotator.annotate(images, ids, chain(plan, system.condition), draws=draws, device="cpu")[system.condition]
+    kind = CONDITIONS[system.condition].kind
+    compared = [
+        fidelity.compare(kind, as_map(truth.map), as_map(again.map) if again.map else None)  # type: ignore[arg-type]
+        for truth, again in zip(truths, read, strict=True)
+    ]
+    metric = measures.primary(kind)
+    if metric.level == "set":
+        value = fidelity.pooled(metric.name, [it.counts for it in compared])
+    else:
+        value = float(np.mean([it.values[metric.name] for it in compared]))
+    extractor = networks.extractor(evaluation.features[0].extractor, evaluation.features[0].weights, "cpu")
+    encoder = networks.dual_encoder(evaluation.clip, "cpu")
+    suits = alignment.similarity(encoder.images(images), encoder.texts([item.caption for item in system.items])).clip(0)
+    return {
+        "measure": metric.name, "fidelity": round(value, 4), "captions": round(float(suits.mean()), 4), "seconds": round(seconds, 3),
+        "kernel_distance": round(distribution.kernel_distance_full(extractor(images), extractor(real)), 2), "pairs": len(images),
+    }  # fmt: skip
+
+
+def _drawn(plan: Plan, system: System, hints: list[np.ndarray], more: dict[str, Any]) -> list[np.ndarray]:
+    from train import base as bases
+    from train import sample
+
+    assert plan.manifest.evaluate is not None
+    frozen = plan.manifest.evaluate.benchmark
+    base, net = sample.load_trained(plan.workspace.root / system.checkpoint, load_base(base_spec(plan), ("unet", "vae", "text_encoder"), "cpu"))
+    settings = frozen.model_dump(include={"steps", "guidance", "scale", "guide_hint"}) | more
+    empty = bases.encode_text(base, [frozen.negative])[0]
+
+    def part(items: tuple[Item, ...], shown: list[np.ndarray]) -> np.ndarray:
+        return sample.generate(
+            base, net, hints=np.stack(shown), text=bases.encode_text(base, [item.caption for item in items]), empty_text=empty,
+            seeds=[frozen.seeds[0]] * len(items), noise_keys=[item.image_id for item in items], height=shown[0].shape[0], width=shown[0].shape[1],
+            **settings,
+        )  # fmt: skip
+
+    size = BATCH["cpu"]
+    starts = range(0, len(hints), size)
+    return [image for start in starts for image in part(system.items[start : start + size], hints[start : start + size])]
+
+
+if __name__ == "__main__":
+    main()
