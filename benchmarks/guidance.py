@@ -1,8 +1,8 @@
 """Shall guidance strengthen the hint as well as the prompt? Every ControlNet of a workspace drawn with both settings of `guide_hint`, on the
 validation split, which decides the setting so that the test split need not.
 
-For each: the condition's own measure, the kernel distance of its samples to the real images of the split, how well they suit their captions,
-and seconds for a sample. `scale` is the other way to make more of a hint; it is measured beside.
+For each: the condition's own measure, the Fréchet and kernel distances of its samples to the real images of the split, how well they suit their
+captions, and seconds for a sample. `scale` is the other way to make more of a hint; it is measured beside.
 
     python benchmarks/guidance.py runs/showcase --out benchmarks/results/guidance.json
 """
@@ -26,6 +26,7 @@ sys.path[:] = [
 from annotate import annotator, maps  # noqa: E402
 from annotate.conditions import CONDITIONS  # noqa: E402
 from evaluate import alignment, distribution, fidelity, measures  # noqa: E402
+from evaluate.replicates import blocks  # noqa: E402
 from pipeline import canonical, networks, shards  # noqa: E402
 from pipeline import plan as plans  # noqa: E402
 from pipeline.catalog import Catalog  # noqa: E402
@@ -51,12 +52,12 @@ def main() -> None:
     catalog, plan = Catalog(workspace), _on_validation(plans.load_saved(workspace), options.count)
     made = {it.condition: it for it in systems(plan, catalog) if it.arm == CONTROL}
     found: dict[str, Any] = {}
-    print(f"{'condition':16} {'guidance of':16} {'measure':14} {'fidelity':>8} {'kernel distance':>16} {'captions':>9} {'s/image':>8}")
+    print(f"{'condition':16} {'guidance of':16} {'measure':14} {'fidelity':>8} {'fd':>6} {'kd':>6} {'captions':>9} {'s/image':>8}")
     for condition in (name for name in CONDITIONS if name in made):
         real = _real(workspace, catalog, made[condition])
         found[condition] = {name: _measured(plan, made[condition], real, more) for name, more in SETTINGS.items()}
         for name, row in found[condition].items():
-            numbers = f"{row['fidelity']:>8.3f} {row['kernel_distance']:>16.1f} {row['captions']:>9.3f} {row['seconds']:>8.2f}"
+            numbers = f"{row['fidelity']:>8.3f} {row['fd']:>6.1f} {row['kd']:>6.1f} {row['captions']:>9.3f} {row['seconds']:>8.2f}"
             print(f"{condition:16} {name:16} {row['measure']:14} {numbers}", flush=True)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -98,12 +99,15 @@ def _measured(plan: Plan, system: System, real: list[np.ndarray], more: dict[str
         value = fidelity.pooled(metric.name, [it.counts for it in compared])
     else:
         value = float(np.mean([it.values[metric.name] for it in compared]))
+    prompts = np.arange(len(images))
     extractor = networks.extractor(evaluation.features[0].extractor, evaluation.features[0].weights, "cpu")
+    made, known = (distribution.Images(extractor(those), prompts) for those in (images, real))
     encoder = networks.dual_encoder(evaluation.clip, "cpu")
     suits = alignment.similarity(encoder.images(images), encoder.texts([item.caption for item in system.items])).clip(0)
     return {
         "measure": metric.name, "fidelity": round(value, 4), "captions": round(float(suits.mean()), 4), "seconds": round(seconds, 3),
-        "kernel_distance": round(distribution.kernel_distance_full(extractor(images), extractor(real)), 2), "pairs": len(images),
+        "fd": round(distribution.frechet(*(distribution.Moments.of(it.features) for it in (made, known))), 2),
+        "kd": round(distribution.kernel_distance_without(made, known, blocks(len(images)))[0], 2), "pairs": len(images),
     }  # fmt: skip
 
 
