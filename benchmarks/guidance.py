@@ -45,7 +45,7 @@ def main() -> None:
     """Draw, measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workspace", type=Path)
-    parser.add_argument("--count", type=int, default=48, help="pairs of the validation split, for each condition")
+    parser.add_argument("--count", type=int, default=96, help="pairs of the validation split, for each condition")
     parser.add_argument("--out", type=Path, default=None, help="JSON file; nothing is written without it")
     options = parser.parse_args()
     workspace = Workspace(options.workspace.resolve())

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from annotate.conditions import CONDITIONS
+from evaluate import fidelity
 from pipeline import manifest
 from tests.test_docs import ROOT, blocks, text
 
@@ -76,3 +77,20 @@ def test_what_it_says_of_convergence_was_measured() -> None:
     for name in ("alarm", "half"):
         values = [row[name] for row in fresh]
         assert re.search(f"{min(values):,} (and|to) {max(values):,} images", page), name
+
+
+def test_what_it_says_of_guidance_was_measured() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "guidance.json").read_text(encoding="utf-8"))
+    page = " ".join(text(PAGE).split())
+    assert list(found) == list(CONDITIONS)
+    for row in found.values():
+        sign = 1 if fidelity.METRICS[row["prompt"]["measure"]].higher_is_better else -1
+        assert sign * row["prompt and hint"]["fidelity"] > max(sign * row[name]["fidelity"] for name in ("prompt", "prompt, scale 2"))
+    for name in ("canny", "cartoon"):
+        before, scaled, after = (found[name][key]["fidelity"] for key in ("prompt", "prompt, scale 2", "prompt and hint"))
+        assert f"`{name}` {'goes ' * (name == 'canny')}from {before:.2f} to {after:.2f}" in page and f"{scaled:.2f}" in page
+    rises = {name: row["prompt and hint"]["fd"] - row["prompt"]["fd"] for name, row in found.items()}
+    worst, best = max(rises, key=lambda name: rises[name]), min(rises, key=lambda name: rises[name])
+    assert f"rises for six, by {rises[worst]:.1f} at most" in page and sum(rise > 0 for rise in rises.values()) == 6
+    for name in (worst, best):
+        assert f"`{name}` from {found[name]['prompt']['fd']:.1f} to {found[name]['prompt and hint']['fd']:.1f}" in page
