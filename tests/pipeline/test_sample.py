@@ -36,9 +36,10 @@ def run(place: Path, out: Path, *more: Any) -> Result:
     return CliRunner().invoke(main, ["sample", *map(str, [*told, "--resolution", 64, "--steps", 2, *more])])
 
 
-def test_guess_mode_draws_without_a_prompt_and_the_window_counts(place: Path, tmp_path: Path) -> None:
+def test_guess_mode_draws_without_a_prompt_and_window_and_guided_hint_count(place: Path, tmp_path: Path) -> None:
     images = []
-    for number, more in enumerate((["--guess"], ["--prompt", ""], ["--prompt", "", "--end", 0.5], ["--prompt", "", "--start", 0.5])):
+    alone, changes = ["--prompt", ""], (["--end", 0.5], ["--start", 0.5], ["--guide-hint"])
+    for number, more in enumerate((["--guess"], alone, *([*alone, *change] for change in changes))):
         told = run(place, tmp_path / f"{number}.png", *more)
         assert told.exit_code == 0, told.output
         images.append(np.asarray(Image.open(tmp_path / f"{number}.png")).astype(int))
