@@ -27,7 +27,7 @@ from annotate import annotator, maps  # noqa: E402
 from annotate.conditions import CONDITIONS  # noqa: E402
 from evaluate import alignment, distribution, fidelity, measures  # noqa: E402
 from evaluate.replicates import blocks  # noqa: E402
-from pipeline import canonical, networks, shards  # noqa: E402
+from pipeline import evidence, networks  # noqa: E402
 from pipeline import plan as plans  # noqa: E402
 from pipeline.catalog import Catalog  # noqa: E402
 from pipeline.plan import Plan  # noqa: E402
@@ -54,7 +54,9 @@ def main() -> None:
     found: dict[str, Any] = {}
     print(f"{'condition':16} {'guidance of':16} {'measure':14} {'fidelity':>8} {'fd':>6} {'kd':>6} {'captions':>9} {'s/image':>8}")
     for condition in (name for name in CONDITIONS if name in made):
-        real = _real(workspace, catalog, made[condition])
+        wanted = [item.image_id for item in made[condition].items]
+        places = evidence.photographs(catalog, wanted)
+        real = [evidence.photograph(workspace, places[image_id]) for image_id in wanted]
         found[condition] = {name: _measured(plan, made[condition], real, more) for name, more in SETTINGS.items()}
         for name, row in found[condition].items():
             numbers = f"{row['fidelity']:>8.3f} {row['fd']:>6.1f} {row['kd']:>6.1f} {row['captions']:>9.3f} {row['seconds']:>8.2f}"
@@ -69,15 +71,6 @@ def _on_validation(plan: Plan, count: int) -> Plan:
         raise SystemExit("the workspace's manifest needs evaluate: with features and clip")
     frozen = evaluation.benchmark.model_copy(update={"split": "validation", "samples": count, "guide_hint": False, "scale": 1.0})
     return dataclasses.replace(plan, manifest=plan.manifest.model_copy(update={"evaluate": evaluation.model_copy(update={"benchmark": frozen})}))
-
-
-def _real(workspace: Workspace, catalog: Catalog, system: System) -> list[np.ndarray]:
-    """The held-out images themselves."""
-    wanted = [item.image_id for item in system.items]
-    places = catalog.query("SELECT shard, row, image_id FROM images WHERE image_id IN (SELECT unnest(?))", [wanted])
-    tables = {shard: shards.read(workspace.root / shard, ["image"]).column("image") for shard in {place[0] for place in places}}
-    images = {image_id: canonical.decode(tables[shard][row].as_py()) for shard, row, image_id in places}
-    return [images[image_id] for image_id in wanted]
 
 
 def _measured(plan: Plan, system: System, real: list[np.ndarray], more: dict[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def estimate(plan: Plan, catalog: Catalog) -> int:
     drawn: dict[int, NDArray[np.float32]] = {}
     for it in found:
         real = reference.get(it.system.condition)
-        mark = fingerprint([VERSION, it.key, it.content, real.content if real else ""])
+        mark = fingerprint([VERSION, it.system.benchmark, it.key, it.content, real.content if real else ""])
         if known.get(it.system.name) == mark:
             continue
         size = len(it.system.items)

@@ -94,3 +94,10 @@ def test_what_it_says_of_guidance_was_measured() -> None:
     assert f"rises for six, by {rises[worst]:.1f} at most" in page and sum(rise > 0 for rise in rises.values()) == 6
     for name in (worst, best):
         assert f"`{name}` from {found[name]['prompt']['fd']:.1f} to {found[name]['prompt and hint']['fd']:.1f}" in page
+
+
+def test_every_score_names_its_benchmark_and_the_card_of_the_shipped_lacks_none() -> None:
+    told = board()
+    frozen = {it["condition"]: it["fingerprint"] for it in told["benchmarks"]}
+    assert all(it["passport"]["benchmark"] == frozen[it["condition"]] for it in told["scores"])
+    assert "–" not in text("train/mini/roots/README.md")

@@ -1,15 +1,18 @@
 """From stored samples' scores to a benchmark's scores: what is read, what is drawn, what is not computed twice."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from evaluate import fidelity
+from evaluate.replicates import Replicated
 from pipeline import estimates, shards
 from pipeline.estimates import Scored
-from pipeline.systems import CONTROL, REAL, Item, System
+from pipeline.systems import CONTROL, NO_CONTROL, REAL, Item, System
 
 ITEMS = tuple(Item(f"{k:02d}" * 16, f"caption {k}", 64, 64, "", k) for k in range(6))
 
@@ -99,3 +102,33 @@ def test_likeness_is_with_the_image_of_the_same_prompt(tmp_path: Path) -> None:
     nothing = scored(tmp_path / "nothing", CONTROL, [sample(k) for k in order])
     assert estimates._likeness(nothing, real, metric, draws(6, count=20))[1].value == metric.worst
     assert found.value == pytest.approx(500 / 6), "five are alike, and the one without a picture is like nothing"
+
+
+def test_a_score_whose_samples_are_shared_names_the_benchmark_that_is_asked_for_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples without a ControlNet outlive a change of the benchmark; what is said of them does not."""
+    alone = scored(tmp_path, NO_CONTROL, [sample(k) for k in range(6)])
+    told = Replicated(0.5, np.empty(0, np.float32), "bootstrap", 6)
+    monkeypatch.setattr(estimates, "_scores", lambda *_: iter([(fidelity.METRICS["edge_f1_bsds"], told)]))
+    reader = SimpleNamespace(reader=lambda condition: SimpleNamespace(fingerprint="r"))
+
+    class Scores:
+        def __init__(self) -> None:
+            self.marks: dict[str, str] = {}
+            self.rows: list[dict[str, Any]] = []
+
+        def query(self, sql: str) -> Any:
+            return self.marks.items()
+
+        def record_scores(self, rows: list[dict[str, Any]], kept: list[str]) -> None:
+            self.rows, self.marks = rows, self.marks | {row["system"]: row["mark"] for row in rows}
+
+        def row(self, sql: str) -> tuple[int]:
+            return (len(self.rows),)
+
+    catalog, found = Scores(), []
+    for benchmark in ("first", "first", "second"):
+        now = replace(alone, system=replace(alone.system, benchmark=benchmark))
+        monkeypatch.setattr(estimates, "scored", lambda *_, now=now: [now])
+        estimates.estimate(reader, catalog)  # type: ignore[arg-type]
+        found.append([row["benchmark"] for row in catalog.rows])
+    assert found == [["first"], [], ["second"]]
