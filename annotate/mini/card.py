@@ -60,7 +60,7 @@ def write(
         *(f"| {text} | {' | '.join(_shown(one[name]) for one in scores.values())} |" for name, text in TARGETS.items()), "",
         "mIoU is of the pixels of all scenes together and has no interval.", "",
         "**Weaknesses.**", "", *(f"- {line}" for line in WEAKNESSES), "",
-        "**Licence.** That of ControlMill. The weights were made by `manifests/mini/detector.yaml` alone.", "",
+        "**Licence.** Apache-2.0. The weights were made by `manifests/mini/detector.yaml` alone.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

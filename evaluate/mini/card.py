@@ -52,6 +52,6 @@ def write(
         "| | share | interval | scenes |", "|---|---|---|---|", *rows, "",
         "**Weaknesses.**", "", *(f"- {line}" for line in weaknesses), "",
         f"**Identity.** `{scorer.name}`, version {VERSION}, sha256 `{scorer.sha256}`. bfloat16, read as float32.", "",
-        "**Licence.** That of ControlMill, which is not chosen yet. The weights were made by `manifests/mini/scorer.yaml` alone.", "",
+        "**Licence.** Apache-2.0. The weights were made by `manifests/mini/scorer.yaml` alone.", "",
     ]  # fmt: skip
     return "\n".join(lines)

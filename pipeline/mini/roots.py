@@ -85,7 +85,7 @@ def _card(facts: dict[str, Any]) -> str:  # Markdown
         *(_fidelity_row(condition, it["fidelity"], arms) for condition, it in facts.items() if it["fidelity"]), "",
         "**Loss gap against images seen**: by how much a thousandth of held-out loss is lower with the image's own hint than with another's.", "",
         *(line for condition, it in facts.items() for line in _curve(condition, it)),
-        "**Licence.** That of ControlMill.", "",
+        "**Licence.** Apache-2.0.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

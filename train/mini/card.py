@@ -47,7 +47,7 @@ def write(
         f"{scores['epsilon_mse_without_caption']:.4f} with the empty prompt",
         *_found(scores), "",
         "**Weaknesses.**", "", *(f"- {line}" for line in WEAKNESSES), "",
-        "**Licence.** That of ControlMill. The weights were made by `manifests/mini/base.yaml` alone.", "",
+        "**Licence.** Apache-2.0. The weights were made by `manifests/mini/base.yaml` alone.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 
