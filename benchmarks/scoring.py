@@ -111,7 +111,7 @@ def networks(extractor: Any, encoder: Any, size: int) -> Callable[[int], dict[st
 
 def scoring(extractor: Any, encoder: Any, options: argparse.Namespace) -> Callable[[int], dict[str, float]]:
     """Pictures in, numbers out; only the features of all pictures are kept."""
-    from evaluate.alignment import clip_scores
+    from evaluate.alignment import similarity
     from evaluate.distribution import Moments, frechet
     from evaluate.edges import edge_counts, f1
 
@@ -134,7 +134,9 @@ def scoring(extractor: Any, encoder: Any, options: argparse.Namespace) -> Callab
                 f1(edge_counts(truth, made, reach)) for truth, made in zip(truths, maps, strict=True) for reach in (0.0, 1.0)
             ))  # fmt: skip
             features.append(timed("features", lambda pictures=pictures: extractor(pictures)))
-            timed("CLIP score", lambda pictures=pictures: scores.extend(clip_scores(encoder, pictures, [CAPTION] * len(pictures))))
+            timed("CLIP score", lambda pictures=pictures: scores.extend(
+                similarity(encoder.images(pictures), encoder.texts([CAPTION] * len(pictures))).clip(0)
+            ))  # fmt: skip
         timed("distance", lambda: frechet(Moments.of(np.concatenate(features)), reference))
         assert np.isfinite(scores).all()
         return spent

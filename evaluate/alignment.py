@@ -1,7 +1,6 @@
 """How well an image fits its caption, or another image, for a network that sees both; a value for each sample."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate.extractors import BATCH, Images, folder_sha256, pretrained, together
+from evaluate.extractors import Images, folder_sha256, pretrained
 
 
 class DualEncoder(Protocol):
@@ -21,7 +20,7 @@ class DualEncoder(Protocol):
     def version(self) -> str: ...
     @property
     def sha256(self) -> str: ...  # of the weights
-    def images(self, images: NDArray[np.uint8]) -> NDArray[np.float32]: ...  # [n, h, w, 3] RGB -> [n, d] of unit length
+    def images(self, images: Images) -> NDArray[np.float32]: ...  # RGB, of any sizes -> [n, d] of unit length
     def texts(self, texts: list[str]) -> NDArray[np.float32]: ...  # [n, d] of unit length
 
 
@@ -39,7 +38,7 @@ class Clip:
     deviation: NDArray[np.float32]
     device: str
 
-    def images(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def images(self, images: Images) -> NDArray[np.float32]:
         import torch
 
         pixels = np.stack([crop(image, self.side) for image in images]).astype(np.float32) / 255
@@ -95,32 +94,10 @@ def crop(
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side)))
 
 
-def clip_scores(encoder: DualEncoder, images: Images, captions: Sequence[str]) -> NDArray[np.float64]:  # [n]
-    """max(100 cos, 0) of each image and its caption: torchmetrics' CLIPScore, which is not the 2.5 cos of arXiv 2104.08718."""
-    _same(images, captions, "captions")
-    read = [encoder.texts(list(captions[start : start + BATCH])) for start in range(0, len(captions), BATCH)]
-    return similarity(_seen(encoder, images), np.concatenate(read)).clip(0) if read else np.empty(0)
-
-
-def image_scores(encoder: DualEncoder, images: Images, others: Images) -> NDArray[np.float64]:  # [n]
-    """100 cos of each image and the one it is held against, as between a sample and the photograph of its condition."""
-    _same(images, others, "others")
-    return similarity(_seen(encoder, images), _seen(encoder, others)) if len(images) else np.empty(0)
-
-
 def similarity(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:  # [n, d] of unit length, both -> [n]
-    """100 cos, row by row, of embeddings that are there already."""
+    """100 cos, row by row. Of an image and its caption, negative values count as 0: torchmetrics' CLIPScore, not the 2.5 cos of arXiv 2104.08718."""
     return 100 * (first.astype(np.float64) * second).sum(1)
-
-
-def _seen(encoder: DualEncoder, images: Images) -> NDArray[np.float32]:  # [n, d]
-    return np.concatenate([encoder.images(batch) for batch in together(images)])
 
 
 def _unit(embedded: Any) -> NDArray[np.float32]:
     return (embedded / embedded.norm(dim=-1, keepdim=True)).float().cpu().numpy()
-
-
-def _same(images: Images, others: Sequence[Any] | NDArray[np.uint8], what: str) -> None:
-    if len(images) != len(others):
-        raise ValueError(f"{len(images)} images came with {len(others)} {what}: give one for each")

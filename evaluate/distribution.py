@@ -133,19 +133,8 @@ def ranking(n: int, dimensions: int) -> Literal["fd", "kd"]:
     return "fd" if n >= ENOUGH * dimensions else "kd"
 
 
-def kernel_distance(x: Features, y: Features, *, subsets: int = 100, size: int = 1000, seed: int = 0) -> float:
-    """KID as published (arXiv 1801.01401): mean of the unbiased estimates of random subsets; `size` shrinks to the smaller set."""
-    first, second = _pair(x, y)
-    size = min(size, len(first), len(second))
-    rng = np.random.default_rng(seed)
-    return float(np.mean([
-        kernel_distance_full(first[rng.choice(len(first), size, replace=False)], second[rng.choice(len(second), size, replace=False)])
-        for _ in range(subsets)
-    ]))  # fmt: skip
-
-
 def kernel_distance_full(x: Features, y: Features) -> float:
-    """KID of all pairs at once: what the mean over subsets estimates, without their noise."""
+    """KID (arXiv 1801.01401) of all pairs at once: what its mean over random subsets estimates, without their noise."""
     n, m = len(x), len(y)
     within, other, across = _kernel_sums(Images(x, np.arange(n)), Images(y, np.arange(n, n + m)), np.zeros(n + m, np.int64))
     return float(_squared_discrepancy([table.sum((1, 2)) for table in (within, other, across)]))

@@ -63,10 +63,6 @@ def load(path: Path | None = None, device: str = "cpu") -> EfficientNetLite0:  #
     return EfficientNetLite0(net.eval().requires_grad_(False).to(device), device)
 
 
-def installed() -> bool:
-    return (place := _installed()) is not None and place.is_file()
-
-
 def _installed() -> Path | None:
     """Found without importing it."""
     spec = importlib.util.find_spec(PACKAGE)

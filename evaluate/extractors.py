@@ -1,6 +1,6 @@
 """Networks whose features the distances of sets are measured on: one call, one way to resize, weights from a file with a hash.
 
-Nothing here downloads. The features of a set, with the moments that a Fréchet distance needs, can be kept in a file.
+Nothing here downloads.
 """
 
 import functools
@@ -9,7 +9,7 @@ import importlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
-
-    from evaluate.distribution import Moments
 
 Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]  # RGB, each [h, w, 3], of any sizes; or one array [n, h, w, 3]
 Numbers = tuple[float, float, float]  # of red, green and blue
@@ -100,10 +98,10 @@ def checked(images: Images) -> Images:
     return images
 
 
-def together(images: Images) -> Iterator[NDArray[np.uint8]]:  # each [n, h, w, 3]
+def together(images: Images, batch: int = BATCH) -> Iterator[NDArray[np.uint8]]:  # each [n, h, w, 3]
     """Batches for what takes arrays: a batch of images of one size, else one after the other."""
-    for start in range(0, len(images), BATCH):
-        part = checked(images[start : start + BATCH])
+    for start in range(0, len(images), batch):
+        part = checked(images[start : start + batch])
         if len({image.shape for image in part}) == 1:
             yield np.stack(list(part))
         else:
@@ -240,30 +238,6 @@ def folder_sha256(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     hashes = {path.name: _sha256(path) for path in files}
     return next(iter(hashes.values())) if len(hashes) == 1 else hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
-
-
-def save_features(path: Path, features: NDArray[np.float32], identity: Mapping[str, Any]) -> None:
-    """Features of a reference with their moments, and what they are of; complete or not there at all."""
-    from evaluate.distribution import Moments
-
-    moments = Moments.of(features)
-    partial = path.with_name(f"{path.name}.partial.npz")
-    np.savez(partial, features=features, mean=moments.mean, scatter=moments.scatter, identity=np.array(_canonical(identity)))
-    partial.replace(path)
-
-
-def load_features(path: Path, identity: Mapping[str, Any]) -> tuple[NDArray[np.float32], "Moments"]:
-    """ValueError where the file is of something else: another extractor, other weights, other images."""
-    from evaluate.distribution import Moments
-
-    with np.load(path, allow_pickle=False) as found:
-        if str(found["identity"]) != _canonical(identity):
-            raise ValueError(f"{path} holds features of {found['identity']}, not of {_canonical(identity)}: remove it, and they are made again")
-        return found["features"], Moments(len(found["features"]), found["mean"], found["scatter"])
-
-
-def _canonical(identity: Mapping[str, Any]) -> str:
-    return json.dumps(identity, sort_keys=True)
 
 
 def _place(name: str, weights: str | Path | None, usual: tuple[str, ...], get: str) -> Path:

@@ -8,9 +8,6 @@ from torch.nn import functional as F
 from torchvision.models import Inception3
 from torchvision.models import inception as blocks
 
-SIDE = 299  # pixels
-DIMENSIONS = 2048
-
 
 class InceptionA(blocks.InceptionA):
     def _forward(self, x: Tensor) -> list[Tensor]:

@@ -91,14 +91,6 @@ def is_grey(pixels: np.ndarray) -> bool:  # uint8 [h, w, 3] RGB
     return bool(np.count_nonzero(chroma <= GREY_CHROMA) >= GREY_SHARE * chroma.size)
 
 
-def neighbours(known: NDArray[np.uint64], incoming: NDArray[np.uint64], distance: int) -> list[tuple[int, int]]:
-    """All pairs (index of incoming, index of known) whose hashes differ in at most `distance` bits, in order; exact.
-
-    About 0.25 s for 256 incoming and a million known on one core.
-    """
-    return [(i, int(k)) for i, each in enumerate(incoming) for k in _near(known, each, distance)]
-
-
 def leaders(
     known: NDArray[np.uint64],  # [n] hashes in the order of their commits
     incoming: NDArray[np.uint64],  # [m] in the order in which they are to be committed

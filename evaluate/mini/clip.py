@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from evaluate.extractors import Images, together
 from evaluate.mini.network import NOTHING, UNKNOWN, Scorer, Sizes
 
 WEIGHTS, NOTE = "scorer.safetensors", "scorer.json"
@@ -30,10 +31,10 @@ class MiniClip:
     name: str = "mini-clip"
     version: str = VERSION
 
-    def images(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:  # [N, h, w, 3] RGB => [N, d] unit length
+    def images(self, images: Images) -> NDArray[np.float32]:  # RGB, of any sizes => [N, d] unit length
         return self._pictured(images, self.net.of_cells, self.net.sizes.width)
 
-    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:  # [N, h, w, 3] RGB => [N, f]
+    def features(self, images: Images) -> NDArray[np.float32]:  # RGB, of any sizes => [N, f]
         """Means of the last map over its cells, as FID takes Inception's: what a picture shows, hardly where."""
         return self._pictured(images, lambda cells: cells.mean((2, 3)), self.net.sizes.features)
 
@@ -46,9 +47,12 @@ class MiniClip:
         numbers = self.net.numbered(texts).numpy()
         return (numbers > UNKNOWN).sum(1) / (numbers > NOTHING).sum(1)
 
-    def _pictured(self, images: NDArray[np.uint8], then: Callable[[Tensor], Tensor], width: int) -> NDArray[np.float32]:
-        side = self.net.sizes.side
-        return batched(images, lambda some: then(self.net.cells(scaled(some, side) / 127.5 - 1)), self.device, width)
+    def _pictured(self, images: Images, then: Callable[[Tensor], Tensor], width: int) -> NDArray[np.float32]:
+        def encode(some: Tensor) -> Tensor:
+            return then(self.net.cells(scaled(some, self.net.sizes.side) / 127.5 - 1))
+
+        encoded = [batched(batch, encode, self.device, width) for batch in together(images, BATCH)]
+        return np.concatenate([np.zeros((0, width), np.float32), *encoded])
 
 
 def scaled(

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate.alignment import clip_scores, crop, image_scores, load
+from evaluate.alignment import DualEncoder, crop, load, similarity
+from evaluate.extractors import Images
 from tests import small_networks
 
 torch.set_num_threads(1)
@@ -20,6 +21,11 @@ LONG = "a b c d e f g h i j k l m n o p"  # 16 words where the model reads 12 po
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_networks.clip(tmp_path_factory.mktemp("clip") / "tiny-clip")
+
+
+def clip_scores(encoder: DualEncoder, images: list[np.ndarray], captions: list[str]) -> np.ndarray:
+    """As the pipeline makes them of a shard of samples."""
+    return similarity(encoder.images(images), encoder.texts(captions)).clip(0)
 
 
 class Bare:
@@ -91,29 +97,26 @@ def test_other_sizes_are_prepared_as_clip_was_trained(folder: Path) -> None:
 
 def test_images_are_like_themselves_and_less_like_others(folder: Path) -> None:
     encoder = load(folder)
-    assert image_scores(encoder, IMAGES, IMAGES) == pytest.approx([100] * 3, abs=1e-3)
-    others = image_scores(encoder, IMAGES, IMAGES[1:] + IMAGES[:1])
-    assert (others < 99.9).all()
-    mixed = [IMAGES[0], DRAW.integers(0, 256, (40, 64, 3), dtype=np.uint8)]
-    assert image_scores(encoder, mixed, mixed) == pytest.approx([100] * 2, abs=1e-3), "sizes may differ"
+    seen = encoder.images(IMAGES)
+    assert similarity(seen, seen) == pytest.approx([100] * 3, abs=1e-3)
+    assert (similarity(seen, np.roll(seen, 1, axis=0)) < 99.9).all()
+    mixed = encoder.images([IMAGES[0], DRAW.integers(0, 256, (40, 64, 3), dtype=np.uint8)])
+    assert similarity(mixed, mixed) == pytest.approx([100] * 2, abs=1e-3), "sizes may differ"
 
 
 def test_any_encoder_of_both_will_do_and_nothing_scores_below_nothing() -> None:
     class Named:
         name, version, sha256 = "signs", "1", "0"
 
-        def images(self, images: np.ndarray) -> np.ndarray:
-            return np.where(images[:, 0, 0, :1] > 127, [[1.0, 0.0]], [[0.6, 0.8]]).astype(np.float32)
+        def images(self, images: Images) -> np.ndarray:
+            return np.where(np.stack(images)[:, 0, 0, :1] > 127, [[1.0, 0.0]], [[0.6, 0.8]]).astype(np.float32)
 
         def texts(self, texts: list[str]) -> np.ndarray:
             return np.array([[1.0, 0.0] if text == "light" else [-1.0, 0.0] for text in texts], np.float32)
 
     dark, light = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)
     assert clip_scores(Named(), [light, dark, light], ["light", "light", "dark"]) == pytest.approx([100, 60, 0])
-    assert image_scores(Named(), [light], [dark]) == pytest.approx([60])
-    assert clip_scores(Named(), [], []).shape == (0,)
-    with pytest.raises(ValueError, match="1 images came with 2 captions"):
-        clip_scores(Named(), [light], ["a", "b"])
+    assert similarity(Named().images([light]), Named().images([dark])) == pytest.approx([60])
 
 
 def test_a_folder_that_is_not_whole_is_one_sentence(folder: Path, tmp_path: Path) -> None:

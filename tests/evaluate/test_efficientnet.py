@@ -12,7 +12,7 @@ from PIL import Image
 from evaluate import efficientnet
 from evaluate.efficientnet import EfficientNetLite0, Network, _Same
 
-wheel = pytest.mark.skipif(not efficientnet.installed(), reason=efficientnet.INSTALL)
+wheel = pytest.mark.skipif(importlib.util.find_spec(efficientnet.PACKAGE) is None, reason=efficientnet.INSTALL)
 PHOTOGRAPHS = {  # classes of ImageNet in the order of ILSVRC 2012
     "chelsea.png": set(range(281, 286)),  # cats
     "coffee.png": {967, 504, 968},  # espresso, coffee mug, cup

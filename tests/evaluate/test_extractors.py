@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evaluate import extractors
-from evaluate.extractors import load, load_features, resize, save_features
+from evaluate.extractors import load, resize
 from tests import small_networks
 
 torch.set_num_threads(1)
@@ -175,17 +175,3 @@ def test_a_network_of_ones_own_code_is_an_extractor_too(monkeypatch: pytest.Monk
     extractor = load("efficientnet")
     assert (extractor.name, extractor.version, extractor.weights_sha256, extractor.dimensions) == ("efficientnet", "3", "abc", 3)
     assert np.allclose(extractor(IMAGES), [image.mean((0, 1)) for image in IMAGES])
-
-
-def test_kept_features_come_back_with_their_moments_and_never_as_others(tmp_path: Path) -> None:
-    from evaluate.distribution import Moments, frechet
-
-    features = DRAW.normal(size=(30, 4)).astype(np.float32)
-    path = tmp_path / "reference.npz"
-    save_features(path, features, {"extractor": "inception", "weights": "f58c", "images": "1234"})
-    found, moments = load_features(path, {"images": "1234", "weights": "f58c", "extractor": "inception"})
-    assert np.array_equal(found, features) and moments.n == 30
-    assert frechet(moments, Moments.of(features)) == pytest.approx(0, abs=1e-9)
-    with pytest.raises(ValueError, match="remove it, and they are made again"):
-        load_features(path, {"extractor": "inception", "weights": "f58c", "images": "other"})
-    assert [file.name for file in tmp_path.iterdir()] == ["reference.npz"]

@@ -116,6 +116,13 @@ def test_pictures_of_another_kind_are_refused(net: Scorer, images: np.ndarray) -
         MiniClip(net, "").images(images)
 
 
+def test_pictures_of_several_sizes_have_the_rows_that_each_has_alone(net: Scorer) -> None:
+    mixed, scorer = [noise(1, 32)[0], noise(1, 48)[0]], MiniClip(net, "")
+    for rows in (scorer.images, scorer.features):
+        alone = np.concatenate([rows(picture[None]) for picture in mixed])
+        assert np.allclose(rows(mixed), alone, atol=1e-5)
+
+
 def test_features_are_the_means_of_the_cells(net: Scorer) -> None:
     images = noise(2)
     with torch.inference_mode():
@@ -254,7 +261,7 @@ def test_the_card_says_what_is_unfinished_and_every_score(net: Scorer) -> None:
         for wanted in (1000, 2000)
     }
     assert "Training is complete" in told[1000] and "unfinished: 1,000 of 2,000 images" in told[2000]
-    for text in ("| caption first of 32 | 50.0 % | 40.0 to 60.0 % | 100 |", "abc123", "1.5 CPU minutes", "Data.", "not chosen yet"):
+    for text in ("| caption first of 32 | 50.0 % | 40.0 to 60.0 % | 100 |", "abc123", "1.5 CPU minutes", "Data.", "Apache-2.0"):
         assert text in told[1000]
 
 

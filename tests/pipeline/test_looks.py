@@ -162,16 +162,6 @@ def clustered(count: int, seed: int = 0) -> np.ndarray:
     return centres[draw.integers(0, 4, count)] ^ np.array(turned, np.uint64)
 
 
-@pytest.mark.parametrize("distance", [0, 4, 8, 64])
-def test_neighbours_are_all_pairs_within_the_distance_and_no_other(distance: int) -> None:
-    hashes = clustered(80)
-    known, incoming = hashes[:60], hashes[60:]
-    expected = [(i, k) for i, one in enumerate(incoming) for k, other in enumerate(known) if bits(int(one), int(other)) <= distance]
-    assert looks.neighbours(known, incoming, distance) == expected
-    assert (0 < len(expected) < 1200) or distance in (0, 64)
-    assert looks.neighbours(known[:0], incoming, distance) == looks.neighbours(known, incoming[:0], distance) == []
-
-
 def test_a_near_duplicate_is_led_by_the_earliest_of_its_kind() -> None:
     known = np.array([0b0000, 0xFF00], np.uint64)
     incoming = np.array([0xFF01, 0xF0F0F0F0, 0xF0F0F0F1, 0b0001], np.uint64)
