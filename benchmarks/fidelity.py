@@ -22,7 +22,7 @@ from evaluate.fidelity import METRICS, NAMES, Map, compare, prepared
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "camera")
 SHOWN = {
-    "edges": ("edge_f1", "edge_f1_1px", "edge_f1_2px", "edge_f1_bsds", "edge_chamfer", "edge_ms_ssim", "edge_ms_ssim_uint8"),
+    "edges": ("edge_f1", "edge_f1_1px", "edge_f1_2px", "edge_f1_bsds", "edge_chamfer", "edge_ms_ssim"),
     "soft_edges": ("soft_ssim", "soft_ms_ssim", "soft_f1"),
 }
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate import paper, structure
+from evaluate import structure
 from evaluate.comparison import Comparison, Counts, Map, Metric, Prepare, Statistic, same_size, worst
 from evaluate.matching import most_pairs, near_pixels
 
@@ -48,12 +48,6 @@ METRICS = (
     Metric(
         name="edge_ms_ssim", title="MS-SSIM of drawings", kind="edges", column="diagnostic",
         definition="MS-SSIM of the two maps, white on black",
-    ),
-    Metric(
-        name="edge_ms_ssim_uint8", title="MS-SSIM of line art, as published", kind="edges", column="paper",
-        definition="MS-SSIM of the condition and the re-reading as ControlNet++ inverts it",
-        quirks="A.2, LineArt: called SSIM there; `1 - pred` on uint8 makes the blackest lines background, which leaves next to nothing of "
-        "a map of two values",
     ),
     Metric(
         name="edge_ssim", title="SSIM of drawings", kind="edges", column="diagnostic",
@@ -142,7 +136,6 @@ def compare(truth: Map, made: Map | None) -> Comparison:
             "edge_recall": widest.matched / widest.n_truth if widest.n_truth else agree,
             "edge_chamfer": chamfer(true, found),
             "edge_ms_ssim": alike_at_scales,
-            "edge_ms_ssim_uint8": structure.ms_ssim(drawn, paper.line_art(again)),
             "edge_ssim": alike,
         },
         counts,

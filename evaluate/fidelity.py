@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from evaluate import depth, edges, labels, lines, normals, people, soft_edges
 from evaluate.comparison import Comparison, Counts, Map, Metric, Prepare, Statistic
 
-__all__ = ["METRICS", "NAMES", "Comparison", "Counts", "Map", "Metric", "compare", "pooled", "prepared"]
+__all__ = ["METRICS", "NAMES", "RETIRED", "Comparison", "Counts", "Map", "Metric", "compare", "pooled", "prepared"]
 
 # kind of map (annotate.conditions) -> where its measures are
 _ROOMS = {
@@ -22,6 +22,14 @@ _STATISTICS: dict[str, Prepare] = {name: prepare for room in _ROOMS.values() for
 
 METRICS: dict[str, Metric] = {metric.name: metric for room in _ROOMS.values() for metric in room.METRICS}
 NAMES: dict[str, tuple[str, ...]] = {kind: tuple(metric.name for metric in room.METRICS) for kind, room in _ROOMS.items()}
+# Measures that were taken out, by kind: name -> last version. Scores stored with them stay valid, so a score's identity
+# (pipeline/systems.py) goes on naming them; they are neither computed nor shown.
+RETIRED: dict[str, dict[str, str]] = {"edges": {"edge_ms_ssim_uint8": "1"}}
+
+
+def retired(name: str) -> bool:
+    """Whether a stored score is of a measure that is no longer shown."""
+    return any(name in names for names in RETIRED.values())
 
 
 def compare(

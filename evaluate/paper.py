@@ -9,11 +9,6 @@ from numpy.typing import NDArray
 BATCH = 10  # images of which HumanSD takes an AP of its own
 
 
-def line_art(made: NDArray[np.uint8]) -> NDArray[np.uint8]:  # [h, w], white on black
-    """eval_edge.py turns black on white by `1 - pred` on uint8: x becomes 257 - x, and the blackest lines 1 and 0 of 255."""
-    return np.uint8(1) - (np.uint8(255) - made)
-
-
 def depth_rmse(
     truth: NDArray[np.floating],  # [h, w] inverse depth
     made: NDArray[np.floating],

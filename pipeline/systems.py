@@ -192,7 +192,8 @@ def score_key(plan: Plan, system: System) -> str:
     evaluation = plan.manifest.evaluate
     assert evaluation is not None
     kind = CONDITIONS[system.condition].kind
-    versions = {name: fidelity.METRICS[name].version for name in fidelity.NAMES[kind]} if readable(plan, system.condition) else {}
+    own = {name: fidelity.METRICS[name].version for name in fidelity.NAMES[kind]} | fidelity.RETIRED.get(kind, {})
+    versions = own if readable(plan, system.condition) else {}
     return fingerprint({
         "samples": system.key, "maker": plan.conditions[system.condition].fingerprint, "reader": plan.reader(system.condition).fingerprint,
         "metrics": versions, "networks": networks.identity(evaluation), "version": 2,

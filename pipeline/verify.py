@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from evaluate import fidelity
 from pipeline import shards
 from pipeline.catalog import Catalog
 from pipeline.commits import ROWS_OF
@@ -115,7 +116,7 @@ def rescored(
             again = Path(folder) / f"{count}.parquet"
             score_part(job.args | {"path": str(again)}, job.rows, {}, False)
             for old, new in zip(*(shards.read(it, ["image_id", "seed", "values"]).to_pylist() for it in (path, again)), strict=True):
-                stored, made = dict(old["values"] or ()), dict(new["values"] or ())
+                stored, made = ({name: value for name, value in it["values"] or () if not fidelity.retired(name)} for it in (old, new))
                 compared += len(stored)
                 found += [
                     f"{job.name}: {name} of {old['image_id'][:12]} seed {old['seed']} is {made.get(name)}, stored is {stored.get(name)}"

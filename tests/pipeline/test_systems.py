@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import MillError
+from pipeline import MillError, networks
 from pipeline import plan as plans
 from pipeline.manifest import load
 from pipeline.pairs import PlannedRun
 from pipeline.plan import Plan
 from pipeline.stages import generate as stage
 from pipeline.systems import ALONE, BEFORE, EARLIER, System, score_key, systems
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, fingerprint
 
 BASELINES = "[no_control, shuffled_condition, vae_round_trip, real_image, warm_start]"
 TEXT = """
@@ -119,6 +119,23 @@ def test_scores_stay_with_their_condition_where_samples_are_shared(compared: Cal
         canny, depth, pose = (by_name[f"{arm}/{name}"] for name in ASKED)
         assert (canny.drawn_as, canny.key) == (depth.drawn_as, depth.key) and canny.key != pose.key
         assert score_key(plan, canny) != score_key(plan, depth) and canny.benchmark != depth.benchmark
+
+
+def test_scores_stored_while_a_measure_that_is_gone_was_computed_keep_their_identity(
+    compared: Callable[..., tuple[Plan, list[System]]]
+) -> None:
+    """As workspaces have them: taking a measure out makes no sample be read again."""
+    plan, made = compared()
+    names = (
+        "edge_f1_bsds", "edge_f1", "edge_f1_1px", "edge_f1_2px", "edge_precision", "edge_recall", "edge_chamfer", "edge_ms_ssim",
+        "edge_ms_ssim_uint8", "edge_ssim", "edge_f1_bsds_pooled", "edge_f1_pooled",
+    )  # fmt: skip
+    canny = next(system for system in made if system.condition == "canny")
+    assert plan.manifest.evaluate is not None
+    assert score_key(plan, canny) == fingerprint({
+        "samples": canny.key, "maker": plan.conditions["canny"].fingerprint, "reader": plan.reader("canny").fingerprint,
+        "metrics": dict.fromkeys(names, "1"), "networks": networks.identity(plan.manifest.evaluate), "version": 2,
+    })  # fmt: skip
 
 
 @pytest.mark.parametrize("change", [("resolution: 64", "resolution: 128"), ("seeds: [0, 1]", "seeds: [0, 2]"), ("samples: 40", "samples: 10")])
