@@ -133,24 +133,51 @@ def ranks(
 
 
 class Share(NamedTuple):
-    """How far a score is on the way from floor (0) to ceiling (1)."""
+    """The normalized score: how far a score is on the way from floor (0) to ceiling (1)."""
 
     value: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
 
 
-def share(score: Replicated, floor: Replicated, ceiling: Replicated) -> Share | None:
-    """None where floor and ceiling are not apart beyond chance: then the ruler has no length."""
-    apart = difference(ceiling, floor)
-    if apart.p is None or apart.p > 1 - LEVEL:
-        return None
-    value = (score.value - floor.value) / apart.value
-    # The delta method on paired replicates: a ratio of replicates has no mean where the ruler is short.
-    spread = (score.replicates.astype(np.float64) - floor.replicates) - value * (ceiling.replicates.astype(np.float64) - floor.replicates)
-    error = _error(spread, score)
-    around = _around(value, None if error is None else error / abs(apart.value), score)
-    return Share(value, *(around or (None, None)))
+NO_FLOOR = "neither no control nor another image's condition has a score by this measure"
+NO_CEILING = "the real image has no score by this measure"
+NOT_BETTER = "the real image scores no better than the better baseline"
+BY_CHANCE = "the real image scores better than the better baseline, but that may be chance"
+TOO_FEW = "there are too few prompts to tell whether the real image scores better than the better baseline"
+NOT_FINITE = "not all of the scores that it takes are finite numbers"
+
+
+def share(
+    score: Replicated,
+    floor: Replicated | None,  # the better baseline; None = there is none
+    ceiling: Replicated | None,  # the real image
+    *,
+    higher_is_better: bool,
+) -> Share | str:  # a reason where there is no normalized score
+    """Only where the ceiling is better than the floor beyond chance (5 %): the quotient of a distance that may be zero, or that points the
+    other way, can be any number. So its interval is finite too: by Fieller's theorem all shares whose place on the way the score may have."""
+    if floor is None or ceiling is None:
+        return NO_FLOOR if ceiling is not None else NO_CEILING
+    if not all(np.isfinite(it.value) and np.isfinite(it.replicates).all() for it in (score, floor, ceiling)):
+        return NOT_FINITE
+    sign = 1 if higher_is_better else -1
+    length = sign * (ceiling.value - floor.value)
+    if length <= 0:
+        return NOT_BETTER
+    if len(score.replicates) < 2:
+        return TOO_FEW
+    way = sign * (score.value - floor.value) + 0.0  # never -0
+    moved, apart = (sign * (it.replicates.astype(np.float64) - floor.replicates) for it in (score, ceiling))
+    moved_moved, moved_apart, apart_apart = (
+        quantile((1 + LEVEL) / 2, _freedom(score)) ** 2 * _covariance(a, b, score) for a, b in ((moved, moved), (moved, apart), (apart, apart))
+    )
+    # (way - share * length)^2 = t^2 Var(way - share * length), solved for the share
+    square, linear, constant = length**2 - apart_apart, way * length - moved_apart, way**2 - moved_moved
+    if square <= 0:
+        return BY_CHANCE
+    reach = math.sqrt(max(0.0, linear**2 - square * constant))
+    return Share(way / length, (linear - reach) / square, (linear + reach) / square)
 
 
 def _paired(a: Replicated, b: Replicated) -> float | None:
@@ -167,6 +194,13 @@ def _error(replicates: NDArray[np.float64], of: Replicated) -> float | None:
     if of.method == "jackknife":
         return math.sqrt((count - 1) / count * float(((replicates - replicates.mean()) ** 2).sum()))
     return float(replicates.std(ddof=1)) * math.sqrt(of.clusters / (of.clusters - 1))
+
+
+def _covariance(a: NDArray[np.float64], b: NDArray[np.float64], of: Replicated) -> float:
+    """As `_error`, whose square it is where a is b."""
+    count = len(a)
+    product = float(((a - a.mean()) * (b - b.mean())).sum())
+    return product * (count - 1) / count if of.method == "jackknife" else product / (count - 1) * of.clusters / (of.clusters - 1)
 
 
 def _around(value: float, error: float | None, of: Replicated) -> tuple[float, float] | None:

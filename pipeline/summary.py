@@ -24,6 +24,7 @@ BASELINES = (BEFORE, SHUFFLED, NO_CONTROL)
 NOTES = (
     "value ± reach of its 95 % interval; gap: thousandths of the held-out loss that the hint saves the base; °  more than another's hint saves",
     "<  worse than trained, image by image, beyond chance (95 %);  >  better than trained, beyond chance;  *  above both baselines beyond chance",
+    "ruler: the normalized score: 0 % = the better baseline, 100 % = the real image",
 )
 
 
@@ -45,6 +46,8 @@ def lines(plan: Plan, catalog: Catalog, page: Path) -> Iterator[str]:
     names = ["  condition", *(["model"] if several else []), "measure", "gap before", "gap", "trained", "before", "another's", "no control"]
     yield from table([*names, "ceiling", "ruler"], [_cells(row, several) for row in rows]).splitlines()
     yield from NOTES
+    absent = {row.share_reason: [it.condition for it in rows if it.share_reason == row.share_reason] for row in rows if row.share_reason}
+    yield from (f"no ruler of {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in absent.items())
     yield f"{page} shows all of it"
 
 
@@ -105,7 +108,7 @@ def _row(
     return SummaryRow(
         condition=system.condition, model=called(system.model), metric=metric.name, higher_is_better=metric.higher_is_better,
         definition=metric.definition, **gaps, trained=_number(found.get(CONTROL)), ceiling=_number(found.get(REAL)),
-        share=_share(found, metric.higher_is_better), verdicts=verdicts,
+        **_share(found, metric.higher_is_better), verdicts=verdicts,
         baselines={arm: number for arm in BASELINES if (number := _number(found.get(arm)))},
         beyond_both=all(verdicts.get(arm) == "<" for arm in (SHUFFLED, NO_CONTROL)),
     )  # fmt: skip
@@ -131,13 +134,14 @@ def _side(low: float | None, high: float | None, higher_is_better: bool) -> str:
     return "<" if (low > 0) == higher_is_better else ">"
 
 
-def _share(found: Mapping[str, Replicated], higher_is_better: bool) -> Number | None:
-    """Percent of the way from the better floor to the ceiling; None where one of them is missing or they are not apart."""
-    floor = _floor(found, higher_is_better)
-    if floor is None or CONTROL not in found or REAL not in found:
-        return None
-    way = share(found[CONTROL], floor, found[REAL])
-    return way and Number(value=100 * way.value, reach=None if way.high is None else 100 * (way.high - way.value))
+def _share(found: Mapping[str, Replicated], higher_is_better: bool) -> dict[str, Any]:  # fields of SummaryRow
+    """In percent, with the longer arm of its interval; or why there is none."""
+    if CONTROL not in found:
+        return {}
+    way = share(found[CONTROL], _floor(found, higher_is_better), found.get(REAL), higher_is_better=higher_is_better)
+    if isinstance(way, str):
+        return {"share_reason": way}
+    return {"share": Number(value=100 * way.value, reach=100 * max(way.high - way.value, way.value - way.low))}
 
 
 def _floor(found: Mapping[str, Replicated], higher_is_better: bool) -> Replicated | None:

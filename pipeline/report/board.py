@@ -64,7 +64,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One number; `share` is its way from the floor (the better of no control and another's condition: 0) to the real image (1)."""
+    """One number; `share` is the normalized score: 0 = the better of no control and another's condition, 1 = the real image."""
 
     model: str
     arm: Arm
@@ -75,9 +75,10 @@ class Score:
     high: float | None = None
     n: int  # samples asked for, those that failed included
     n_failed: int = 0
-    share: float | None = None  # None = no floor or no ceiling
+    share: float | None = None
     share_low: float | None = None
     share_high: float | None = None
+    share_reason: str = ""  # why there is no normalized score
     rank: tuple[int, int] | None = None  # first and last place that it may hold; None = not ranked
     marks: tuple[str, ...] = ()  # what a reader must know before believing it: "biased: n = 200 < 10 × 64 dimensions"
     passport: Mapping[str, str] = field(default_factory=dict)  # everything that the number depends on

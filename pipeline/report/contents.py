@@ -156,7 +156,8 @@ class SummaryRow:
     heard: bool = False                                     # its own hint saves more than another's, beyond chance
     trained: Number | None = None
     ceiling: Number | None = None                           # the held-out image itself
-    share: Number | None = None                             # percent of the way from the better baseline to the ceiling
+    share: Number | None = None                             # the normalized score: percent of the way from the better baseline to the ceiling
+    share_reason: str = ""                                  # why there is none
     baselines: Mapping[str, Number] = field(default_factory=dict)  # warm_start, shuffled_condition, no_control
     verdicts: Mapping[str, str] = field(default_factory=dict)  # of each baseline: < worse than trained beyond chance, > better, '' neither
     beyond_both: bool = False                               # above no control and another's hint, beyond chance

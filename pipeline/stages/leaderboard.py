@@ -15,7 +15,7 @@ import numpy as np
 
 from annotate.conditions import CONDITIONS
 from annotate.maps import RawMap
-from evaluate import measures, replicates
+from evaluate import fidelity, measures, replicates
 from evaluate.replicates import Replicated
 from pipeline import __version__, evidence
 from pipeline.catalog import Catalog
@@ -47,7 +47,7 @@ def write(plan: Plan, catalog: Catalog, folder: Path) -> Path | None:
 def _board(plan: Plan, catalog: Catalog) -> board.Board | None:
     made = {system.name: system for system in systems(plan, catalog) if system.arm != EARLIER}  # the report has the course of a run
     rows = [dict(zip(COLUMNS, row, strict=True)) for row in catalog.query(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY ALL")]
-    rows = [row for row in rows if row["system"] in made]
+    rows = [row for row in rows if row["system"] in made and not fidelity.retired(row["metric"])]
     return build(plan, catalog, made, rows) if rows else None
 
 
@@ -118,11 +118,12 @@ def _scores(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[board.Score]:
         rank = {row["system"]: place for row, place in zip(ranked, places, strict=False)}
         for row in group:
             floor, ceiling = _ends(row, group)
-            share = replicates.share(row["score"], floor, ceiling) if floor and ceiling else None
+            found = replicates.share(row["score"], floor, ceiling, higher_is_better=row["higher_is_better"])
+            share, reason = (None, found) if isinstance(found, str) else (found, "")
             yield board.Score(
                 model=called(row["model"]), arm=row["arm"], condition=condition, metric=row["metric"], n=row["n"], n_failed=row["n_failed"],
                 value=row["value"], low=row["low"], high=row["high"], share=share and share.value, share_low=share and share.low,
-                share_high=share and share.high, rank=rank.get(row["system"]), marks=tuple(row["marks"]), passport=_passport(plan, row),
+                share_high=share and share.high, share_reason=reason, rank=rank.get(row["system"]), marks=tuple(row["marks"]), passport=_passport(plan, row),
             )  # fmt: skip
 
 

@@ -12,10 +12,12 @@ from scipy import stats
 
 from annotate.conditions import CONDITIONS
 from evaluate import measures
-from evaluate.replicates import draws, of_means
+from evaluate.replicates import NOT_BETTER, draws, of_means
 from pipeline import summary
 from pipeline.catalog import Catalog
 from pipeline.pairs import called
+from pipeline.report.contents import ReportData
+from pipeline.report.site import render
 from pipeline.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, Item, System
 from pipeline.workspace import Workspace
 
@@ -157,6 +159,19 @@ def test_thirteen_lines_fit_a_screen_and_name_the_page(tmp_path: Path, monkeypat
 def test_a_run_of_many_conditions_has_a_short_name_on_a_page() -> None:
     assert called("+".join(CONDITIONS) + "-0123abcd") == "canny+12-0123abcd"
     assert all(called(name) == name for name in ("canny+hed-0123abcd", "theirs", "sd-controlnet-canny"))
+
+
+def test_without_a_normalized_score_the_table_and_the_page_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real image scores below another image's hint: nothing is 572 % of such a way."""
+    turned = HIGHER | {REAL: HIGHER[SHUFFLED] - 0.01 + SHAKEN}
+    plan, catalog, made = scored(tmp_path, turned)
+    monkeypatch.setattr(summary, "systems", lambda plan, catalog: made)
+    (row,) = summary.summary(plan, catalog, made)
+    assert row.share is None and row.share_reason == NOT_BETTER and row.trained and row.ceiling
+    text = list(summary.lines(plan, catalog, Path("x")))
+    assert text[1].split()[-1] == "–" and f"no ruler of canny: {NOT_BETTER}" in text
+    page = render(ReportData(name="job", summary=(row,)), tmp_path / "report").read_text(encoding="utf-8")
+    assert f'title="{NOT_BETTER}">–<' in page and f"no ruler of canny: {NOT_BETTER}" in page
 
 
 def test_with_nothing_scored_there_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
