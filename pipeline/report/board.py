@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Arm = Literal["control", "warm_start", "shuffled_condition", "no_control", "real_image", "vae_round_trip"]
+PROTOCOL = ("base", "resolution", "data", "reader", "sampler")  # what has to be the same for two numbers of one measure to be compared
 PUBLISHED = Path(__file__).parent / "published.json"
 
 
@@ -48,6 +49,8 @@ class Benchmark:
     guide_hint: bool = False  # of both, the prompt and the hint
     negative: str  # the negative prompt; '' = none
     base: str
+    resolution: int | None = None  # sides of a picture, or of the square that has its area; None = not recorded
+    data: str | None = None  # which images; None = not recorded
     detector: str  # made the condition: name and fingerprint
     reader: str  # read it again from what was generated
     detectable: float | None = None  # a true difference of the first measure that is found in 80 % of repeats at 5 %; None = no two models differ
@@ -112,7 +115,7 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A number from elsewhere: shown as reported, never ranked."""
+    """A number from elsewhere: shown as reported, never ranked; beside ours only where the protocol is the same (protocol.py)."""
 
     condition: str
     metric: str  # as printed there, with the network that read the maps
@@ -126,6 +129,11 @@ class Published:
     note: str = ""
     beside: str = ""  # our measure of the same definition, by name; '' = none
     times: float = 1.0  # of ours, to stand beside it: 100 where they print percent
+    base: str | None = None  # this and what follows is its protocol; None = not known
+    resolution: int | None = None
+    data: str | None = None
+    reader: str | None = None  # read the condition again, or made the features
+    sampler: str | None = None  # with steps, guidance and negative prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +164,13 @@ def _published(stored: Mapping[str, Any]) -> Iterator[Published]:
         for model, row in table["rows"].items():
             told = row if isinstance(row, dict) else {"value": row}
             value, spread = told["value"] if isinstance(told["value"], list) else (told["value"], None)
+            protocol = dict.fromkeys(PROTOCOL) | {
+                name: value for it in (source, table, source.get("models", {}).get(model, {})) for name, value in it.items() if name in PROTOCOL
+            }  # fmt: skip
             notes = [note for note in (told.get("note"), table.get("note"), spread is not None and table.get("spread")) if note]
             yield Published(
                 condition=table["condition"], metric=table["metric"], higher_is_better=table["higher_is_better"], model=model, value=value,
                 low=None if spread is None else round(value - spread, 6), high=None if spread is None else round(value + spread, 6),
                 source=f"{source['title']}, {table['place']}" if table.get("place") else source["title"], url=source["url"], note=" ".join(notes),
-                beside=table.get("beside", ""), times=table.get("times", 1.0),
+                beside=table.get("beside", ""), times=table.get("times", 1.0), **protocol,
             )  # fmt: skip

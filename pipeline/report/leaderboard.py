@@ -13,7 +13,7 @@ from markupsafe import Markup
 from pipeline.report import listings
 from pipeline.report.board import Board, Evidence
 from pipeline.report.site import PICTURES, TEMPLATES, Picture, count, number, picture_of, tail
-from pipeline.report.standings import Group, figure, groups, passports, places, ruler, share_text, shared
+from pipeline.report.standings import Group, above, figure, groups, passports, places, ruler, share_text, shared
 from pipeline.workspace import write_text
 
 PAGE, EVIDENCE = "leaderboard.html", "evidence-{}.html"
@@ -50,7 +50,7 @@ def _environment(picture: Callable[[Any], Picture | None]) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        count=count, figure=figure, number=number, places=places, ruler=ruler, share=share_text, slug=_slug, tail=tail)
+        above=above, count=count, figure=figure, number=number, places=places, ruler=ruler, share=share_text, slug=_slug, tail=tail)
     environment.globals.update(picture=picture)
     return environment
 

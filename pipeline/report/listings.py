@@ -10,13 +10,13 @@ from dataclasses import fields
 from typing import Any
 
 from pipeline.report.board import Board, Evidence
-from pipeline.report.standings import Cell, Group, Row, figure, places, share_text
+from pipeline.report.standings import Cell, Group, Row, above, figure, places, share_text
 
-VERSION = 1  # of the layout of leaderboard.json
+VERSION = 2  # of the layout of leaderboard.json
 PICTURES = ("hint", "source", "generated", "reread", "difference")  # fields of Evidence
 COLUMNS = (
     "condition", "model", "arm", "metric", "metric_version", "column", "unit", "higher_is_better", "value", "low", "high", "n", "n_failed",
-    "share", "share_low", "share_high", "rank_first", "rank_last", "marks", "benchmark",
+    "share", "share_low", "share_high", "rank_first", "rank_last", "marks", "benchmark", "share_reason",
 )  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def csv(board: Board) -> str:
         out.writerow([
             score.condition, score.model, score.arm, score.metric, metric.version, metric.column, metric.unit, metric.higher_is_better,
             score.value, score.low, score.high, score.n, score.n_failed, score.share, score.share_low, score.share_high, *rank,
-            "; ".join(score.marks), benchmarks.get(score.condition),
+            "; ".join(score.marks), benchmarks.get(score.condition), score.share_reason,
         ])  # fmt: skip
     return file.getvalue()
 
@@ -78,7 +78,8 @@ def markdown(board: Board, groups: Sequence[Group]) -> str:
     """A table for each condition; where one has too many columns for a page, the reader scrolls."""
     lines = [f"# {_text(board.name)}", "", _text(" · ".join(part for part in (board.made_at, board.version, board.machine) if part)), ""]
     lines += [f"> {_text(note)}" for note in board.notes]
-    lines += ["", "Each number: value (95 % interval), share of the way from floor to ceiling, rank, n and failures.", ""]
+    parts = "value (95 % interval), normalized score (0 % = the better baseline, 100 % = the real image), rank, n and failures"
+    lines += ["", f"Each number: {parts}.", ""]
     for group in groups:
         it = group.benchmark
         lines += [
@@ -91,12 +92,14 @@ def markdown(board: Board, groups: Sequence[Group]) -> str:
         lines += [_row(_name(row), *map(_cell, row.cells), figure(row.seconds, 2)) for row in (*group.ceiling, *group.models, *group.floor)]
         if group.limit:
             lines += ["", _text(group.limit)]
-        if group.reported:
-            lines += ["", "Reported elsewhere, not ranked:", "", _row("model", *(name for name, _ in group.reported.metrics)),
-                      "|" + " --- |" * (len(group.reported.metrics) + 1)]  # fmt: skip
-            for model, cells in group.reported.models.items():
+        lines += [_text(sentence) for sentence in group.unplaced]
+        for told in group.reported:
+            protocol = "by the protocol of this benchmark" if told.comparable else "by another protocol, not to be compared with the numbers above"
+            lines += ["", f"Reported elsewhere, {protocol}; not ranked:", "", _row("model", *(name for name, _ in told.metrics)),
+                      "|" + " --- |" * (len(told.metrics) + 1)]  # fmt: skip
+            for model, cells in told.models.items():
                 lines.append(_row(model, *(", ".join(f"{number.value:g} ({note})" for number, note in cell) for cell in cells)))
-            lines += ["", *(_text(f"{number}. {source}, {url} {note}") for number, (source, url, note) in enumerate(group.reported.notes, 1))]
+            lines += ["", *(_text(f"{number}. {source}, {url} {note}") for number, (source, url, note) in enumerate(told.notes, 1))]
         lines.append("")
     return "\n".join(lines)
 
@@ -112,7 +115,7 @@ def _cell(cell: Cell | None) -> str:
     between = f" ({figure(score.low, cell.digits)} – {figure(score.high, cell.digits)})" if score.low is not None else ""
     rank = f"rank {places(score.rank)}" if score.rank else ""
     failed = f"{score.n_failed:,} failed" if score.n_failed else ""
-    parts = [f"{figure(score.value, cell.digits)}{between}", share_text(score), rank, f"n {score.n:,}", failed, *score.marks]
+    parts = [f"{figure(score.value, cell.digits)}{between}", share_text(score), above(score), rank, f"n {score.n:,}", failed, *score.marks]
     return ", ".join(part for part in parts if part)
 
 

@@ -1,13 +1,14 @@
 """A board as its pages show it: a table for each condition, ceilings above the models and floors below them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from pipeline.report.board import Benchmark, Board, Evidence, Metric, Published, Score
 from pipeline.report.pareto import Pareto, pareto
+from pipeline.report.protocol import differences
 
 ARMS = {  # in the order of their rows: what each is called, where it stands
     "real_image": ("real image", "ceiling"), "vae_round_trip": ("real image through the VAE", "ceiling"), "control": ("", "models"),
@@ -44,10 +45,11 @@ class Row:
 class Reported:
     """What others print, as a table; each cell has its source below."""
 
+    comparable: bool  # got as the numbers of this board
     metrics: tuple[tuple[str, bool], ...]  # as printed, higher is better
-    ours: tuple[tuple[str, Cell, float] | None, ...]  # our best model by the same definition, and what to multiply its value by
+    ours: tuple[tuple[str, Cell, float] | None, ...]  # of a comparable one: our best model, and what to multiply its value by
     models: Mapping[str, tuple[tuple[tuple[Published, int], ...], ...]]  # for each metric the numbers with their footnotes
-    notes: tuple[tuple[str, str, str], ...]  # source, address, note; numbered from 1
+    notes: tuple[tuple[str, str, str], ...]  # source, address, note with what differs; numbered from 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +65,9 @@ class Group:
     leaders: tuple[Row, ...]  # models that may hold the first place by it
     limit: str  # below which two models can't be told apart by it, a sentence; '' = not known
     marks: tuple[str, ...]
+    unplaced: tuple[str, ...]  # sentences: which measures have no normalized score, and why
     pareto: Pareto | None
-    reported: Reported | None
+    reported: tuple[Reported, ...]  # what is comparable first
     evidence: str  # its page; '' = none
 
 
@@ -112,9 +115,9 @@ def groups(board: Board, pages: Mapping[str, str]) -> list[Group]:
         out.append(Group(
             benchmark=benchmark, columns=tuple(columns), ceiling=tuple(rows["ceiling"]), models=tuple(models), floor=tuple(rows["floor"]),
             primary=primary, leaders=_leaders(trained, primary), limit=_limit(benchmark, columns, primary),
-            marks=tuple(dict.fromkeys(mark for score in scores for mark in score.marks)),
+            marks=tuple(dict.fromkeys(mark for score in scores for mark in score.marks)), unplaced=tuple(_unplaced(scores, columns)),
             pareto=None if primary is None else pareto(columns[primary].metric, {it.metric: it.digits for it in columns}, scores, seconds),
-            reported=_reported([it for it in board.published if it.condition == condition], trained, columns),
+            reported=tuple(_reported(board.published, benchmark, trained, columns)),
             evidence=pages[condition] if any(where == condition for _, where in witnessed) else "",
         ))  # fmt: skip
     return out
@@ -145,20 +148,38 @@ def _limit(benchmark: Benchmark, columns: Sequence[Column], primary: int | None)
     )
 
 
-def _reported(rows: Sequence[Published], models: Sequence[Row], columns: Sequence[Column]) -> Reported | None:
-    if not rows:
-        return None
-    metrics = tuple(dict.fromkeys((row.metric, row.higher_is_better) for row in rows))
-    notes = list(dict.fromkeys((row.source, row.url, row.note) for row in rows))
-    table: dict[str, list[list[tuple[Published, int]]]] = {}
-    for row in rows:
-        cells = table.setdefault(row.model, [[] for _ in metrics])
-        cells[metrics.index((row.metric, row.higher_is_better))].append((row, 1 + notes.index((row.source, row.url, row.note))))
-    beside = {row.metric: (row.beside, row.times) for row in rows if row.beside}
-    return Reported(
-        metrics=metrics, notes=tuple(notes), ours=tuple(_ours(*beside.get(name, ("", 1.0)), models, columns) for name, _ in metrics),
-        models={model: tuple(map(tuple, cells)) for model, cells in table.items()},
-    )  # fmt: skip
+def _unplaced(scores: Sequence[Score], columns: Sequence[Column]) -> Iterator[str]:
+    absent: dict[str, set[str]] = {}
+    for score in scores:
+        if score.share is None and score.share_reason:
+            absent.setdefault(score.share_reason, set()).add(score.metric)
+    for reason, names in absent.items():
+        yield f"No normalized score of {', '.join(column.metric.title for column in columns if column.metric.name in names)}: {reason}."
+
+
+def _reported(published: Sequence[Published], benchmark: Benchmark, models: Sequence[Row], columns: Sequence[Column]) -> Iterator[Reported]:
+    """Apart: what was got as the numbers of this board, and what was not."""
+    found = [(row, differences(row, benchmark)) for row in published if row.condition == benchmark.condition]
+    for comparable in (True, False):
+        rows = [(row, _note(row, differ)) for row, differ in found if bool(differ) != comparable]
+        if not rows:
+            continue
+        metrics = tuple(dict.fromkeys((row.metric, row.higher_is_better) for row, _ in rows))
+        notes = list(dict.fromkeys(note for _, note in rows))
+        table: dict[str, list[list[tuple[Published, int]]]] = {}
+        for row, note in rows:
+            cells = table.setdefault(row.model, [[] for _ in metrics])
+            cells[metrics.index((row.metric, row.higher_is_better))].append((row, 1 + notes.index(note)))
+        beside = {row.metric: (row.beside, row.times) for row, _ in rows if comparable}
+        yield Reported(
+            comparable=comparable, metrics=metrics, notes=tuple(notes), models={model: tuple(map(tuple, cells)) for model, cells in table.items()},
+            ours=tuple(_ours(*beside.get(name, ("", 1.0)), models, columns) for name, _ in metrics),
+        )  # fmt: skip
+
+
+def _note(row: Published, differ: Sequence[str]) -> tuple[str, str, str]:
+    apart = f"Another protocol: {'; '.join(differ)}." if differ else ""
+    return row.source, row.url, " ".join(filter(None, (row.note, apart)))
 
 
 def _ours(name: str, times: float, models: Sequence[Row], columns: Sequence[Column]) -> tuple[str, Cell, float] | None:
@@ -200,7 +221,7 @@ def _facts(score: Score, metric: Metric) -> list[tuple[str, str]]:
         ("value", f"{score.value:.6g}{unit}"),
         ("95 % interval", "too few prompts" if score.low is None else f"{score.low:.6g} – {score.high:.6g}{unit}"),
         ("samples", f"{score.n:,}" + (f", of which {score.n_failed:,} failed and count as the worst value" if score.n_failed else ", none failed")),
-        ("on the ruler", "" if score.share is None else share_text(score, intervals=True)),
+        ("normalized score", share_text(score, intervals=True) or (score.share_reason and f"none: {score.share_reason}")),
         ("rank", "" if score.rank is None else places(score.rank)),
         *(("mark", mark) for mark in score.marks),
         *((str(key), str(value)) for key, value in score.passport.items()),
@@ -227,11 +248,21 @@ def share_text(score: Score, *, intervals: bool = False) -> str:
     if score.share is None or not math.isfinite(score.share):
         return ""
     between = f" ({_percent(score.share_low)} – {_percent(score.share_high)})" if intervals and score.share_low is not None else ""
-    return f"{_percent(score.share)}{between} of the way from floor to ceiling" if intervals else _percent(score.share)
+    whole = f"{_percent(score.share)}{between} of the way from floor to ceiling" if intervals else _percent(score.share)
+    return ", ".join(filter(None, (whole, above(score) if intervals else "")))
+
+
+def above(score: Score) -> str:
+    """What a share of more than 100 % means, in words; '' = it is not."""
+    if score.share is None or not score.share > 1:
+        return ""
+    return "better than the real image" + ("" if score.share_low is not None and score.share_low > 1 else ", within chance")
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.0f} %".replace("-", "−")
+    if share is None or not math.isfinite(share):
+        return "–"
+    return f"{round(100 * share)} %".replace("-", "−")  # an int: there is no −0
 
 
 def ruler(score: Score) -> str:

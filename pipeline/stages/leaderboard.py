@@ -1,4 +1,4 @@
-"""The catalog's scores -> the leaderboard: ranks with their ties, shares of the ruler, evidence, and a passport for every number."""
+"""The catalog's scores -> the leaderboard: ranks with their ties, normalized scores, evidence, and a passport for every number."""
 
 import functools
 import importlib.metadata
@@ -21,6 +21,7 @@ from pipeline import __version__, evidence
 from pipeline.catalog import Catalog
 from pipeline.estimates import replicated
 from pipeline.evidence import Sample, thumbnail
+from pipeline.manifest import AnySource, Manifest
 from pipeline.pairs import called
 from pipeline.plan import Plan
 from pipeline.report import board, leaderboard
@@ -91,9 +92,26 @@ def _benchmark(plan: Plan, made: Mapping[str, System], condition: str, rows: lis
         condition=condition, title=CONDITIONS[condition].title, kind=CONDITIONS[condition].kind, fingerprint=system.benchmark, split=frozen.split,
         images=len(system.items), samples=len(system.items) * len(frozen.seeds), seeds=tuple(frozen.seeds), sampler="DDIM, eta 0",
         steps=frozen.steps, guidance=frozen.guidance, scale=frozen.scale, guide_hint=frozen.guide_hint, negative=frozen.negative,
-        base=str(plan.manifest.base), detector=f"{maker.step.detector} {maker.fingerprint}", reader=f"{reader.step.detector} {reader.fingerprint}",
+        base=str(plan.manifest.base), resolution=plan.manifest.image.resolution, data=data(plan.manifest, len(system.items)),
+        detector=f"{maker.step.detector} {maker.fingerprint}", reader=f"{reader.step.detector} {reader.fingerprint}",
         detectable=replicates.detectable(first),
     )  # fmt: skip
+
+
+def data(of: Manifest, images: int) -> str:
+    """Which images a benchmark asks for, in words; of a path only its end, since pages are shown to others."""
+    assert of.evaluate is not None
+    named = " and ".join(map(_source, of.source))
+    return f"{named}: {images:,} images of the {of.evaluate.benchmark.split} split"
+
+
+def _source(it: AnySource) -> str:
+    if it.kind == "scenes":
+        return f"rendered scenes (seed {it.seed})"
+    parts = it.path.rstrip("/").split("/")
+    if it.kind == "huggingface":
+        return " ".join(filter(None, ("/".join(parts[-2:]), it.name, it.split)))
+    return f"{it.kind} {parts[-1]}"
 
 
 def _models(plan: Plan, made: Mapping[str, System]) -> Iterator[board.Model]:
@@ -123,7 +141,8 @@ def _scores(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[board.Score]:
             yield board.Score(
                 model=called(row["model"]), arm=row["arm"], condition=condition, metric=row["metric"], n=row["n"], n_failed=row["n_failed"],
                 value=row["value"], low=row["low"], high=row["high"], share=share and share.value, share_low=share and share.low,
-                share_high=share and share.high, share_reason=reason, rank=rank.get(row["system"]), marks=tuple(row["marks"]), passport=_passport(plan, row),
+                share_high=share and share.high, share_reason=reason,
+                rank=rank.get(row["system"]), marks=tuple(row["marks"]), passport=_passport(plan, row),
             )  # fmt: skip
 
 

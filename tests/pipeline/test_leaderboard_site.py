@@ -18,12 +18,16 @@ import pytest
 from PIL import Image
 
 from annotate.conditions import CONDITIONS
-from pipeline.report import leaderboard
-from pipeline.report.board import Benchmark, Board, Evidence, Metric, Model, Score, Speed, published
+from evaluate.replicates import BY_CHANCE, NO_CEILING, NOT_BETTER
+from pipeline import MillError
+from pipeline.report import leaderboard, stored
+from pipeline.report.board import PROTOCOL, Benchmark, Board, Evidence, Metric, Model, Published, Score, Speed, published
 from pipeline.report.leaderboard import render
 from pipeline.report.pareto import pareto
-from pipeline.report.standings import digits, groups, passports, ruler
+from pipeline.report.protocol import differences
+from pipeline.report.standings import above, digits, groups, passports, ruler, share_text
 from tests.chromium import PROGRAM, Page, chromium
+from tests.conftest import Command
 
 EVIL = "<img src=x onerror=\"document.title='taken'\"></script><script>document.title='taken'</script>| a"
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "leaderboard.schema.json").read_text(encoding="utf-8"))
@@ -234,10 +238,82 @@ def test_published_numbers_have_their_source_and_are_never_ranked(site: Path, bo
     page = site.read_text(encoding="utf-8")
     standings = "".join(re.findall(r'<div class="standings".*?</table>', page, re.S))
     assert "Uni-ControlNet" in page and "Uni-ControlNet" not in standings
-    ours = next(group for group in groups(board, {"canny": "", "hed": ""}) if group.reported).reported
-    assert ours is not None
-    named, cell, times = next(it for it in ours.ours if it)
-    assert (named, cell.score.metric, times) == ("alpha", "edge_f1", 100) and "<b>30.00</b>" in page  # 0.3 as they print it
+    assert "Reported elsewhere, by another protocol" in page and 'class="ours"' not in page and "by the protocol of this benchmark" not in page
+    told = [found for group in groups(board, {"canny": "", "hed": ""}) for found in group.reported]
+    assert told and not any(found.comparable or any(found.ours) for found in told)
+    assert all("Another protocol:" in note and "base: " in note for found in told for *_, note in found.notes)
+
+
+SAME = Published(condition="canny", metric="F1 × 100", higher_is_better=True, model="theirs", value=31.0, source="paper", url="https://x.org",
+                 beside="edge_f1", times=100, base="mini", resolution=64, data="scenes", reader="opencv-canny",
+                 sampler="DDIM, eta 0, 20 steps, guidance 7.5, no negative prompt")  # fmt: skip
+
+
+def test_ours_stands_beside_what_was_got_by_the_same_protocol_and_by_no_other(board: Board, tmp_path: Path) -> None:
+    frozen = replace(board.benchmarks[0], resolution=64, data="scenes")
+    other = replace(SAME, model="others", base="Stable Diffusion 1.5")
+    same, apart = groups(replace(board, benchmarks=(frozen,), published=(SAME, other)), {"canny": ""})[0].reported
+    assert (same.comparable, list(same.models), apart.comparable, list(apart.models)) == (True, ["theirs"], False, ["others"])
+    ((named, cell, times),) = same.ours  # type: ignore[misc]
+    assert (named, cell.score.metric, times) == ("alpha", "edge_f1", 100) and apart.ours == (None,)
+    assert apart.notes == (("paper", "https://x.org", "Another protocol: base: Stable Diffusion 1.5 (here: mini)."),)
+    page = render(replace(board, benchmarks=(frozen,), published=(SAME, other)), tmp_path).read_text(encoding="utf-8")
+    ours = re.search(r'<tr class="ours">.*?</table>', page, re.S)
+    assert ours and "<b>30.00</b>" in ours[0] and "theirs" in ours[0] and "others" not in ours[0], "0.3 as they print it"
+    told = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    assert told.index("by the protocol of this benchmark") < told.index("| theirs |") < told.index("by another protocol") < told.index("| others |")
+
+
+@pytest.mark.parametrize("name", PROTOCOL)
+def test_what_differs_or_is_not_known_keeps_two_numbers_apart(name: str) -> None:
+    frozen = benchmark("canny", resolution=64, data="scenes")
+    assert differences(SAME, frozen) == ()
+    for value in ("another", None):
+        (told,) = differences(replace(SAME, **{name: value}), frozen)
+        assert told.startswith(f"{name}: {value or 'not known'} (here: "), told
+    if name in ("resolution", "data"):
+        (told,) = differences(SAME, replace(frozen, **{name: None}))
+        assert told.endswith("(here: not known)")
+    assert "measure: none here has its definition" in differences(replace(SAME, beside=""), frozen)
+
+
+def test_a_published_protocol_is_that_of_its_row_and_names_this_projects_words() -> None:
+    found = {(row.condition, row.metric, row.model): row for row in published(CONDITIONS)}
+    rmse = "RMSE of 0–255 (DPT-Large)"
+    plus, older, large = (found["depth_large", rmse, name] for name in ("ControlNet++", "GLIGEN (SD 1.4)", "ControlNet (SDXL)"))
+    assert (plus.base, plus.resolution, plus.reader) == ("Stable Diffusion 1.5", 512, "DPT-Large") and "UniPC, 20 steps" in (plus.sampler or "")
+    assert (older.base, older.sampler, large.base, large.resolution) == ("Stable Diffusion 1.4", None, "SDXL", 1024)
+    assert not any(row.beside == "edge_ms_ssim_uint8" or (row.metric.startswith("FID") and row.beside) for row in found.values())
+    iou = found["seg_ade20k", "mIoU (Mask2Former)", "ControlNet v1.1"]
+    ours = {"base": "stable-diffusion-v1-5/stable-diffusion-v1-5", "resolution": 512, "reader": "mask2former-ade20k 00ff", "data": iou.data}
+    there = benchmark("seg_ade20k", **ours)
+    assert [told.partition(":")[0] for told in differences(iou, there)] == ["sampler"]
+    clip = found["seg_ade20k", "CLIP score (ViT-B/16)", "ControlNet v1.1"]
+    assert [told.partition(":")[0] for told in differences(clip, replace(there, reader="upernet-ade20k 00ff"))] == ["sampler"]
+
+
+def test_where_there_is_no_normalized_score_the_page_says_why(board: Board, tmp_path: Path) -> None:
+    told = replace(board.scores[3], share=None, share_low=None, share_high=None, share_reason=NOT_BETTER)  # beta's first measure: it leads
+    page = render(replace(board, scores=(*board.scores[:3], told, *board.scores[4:])), tmp_path)
+    text = Read(page).text
+    assert f"0.710 – 0.730 – {NOT_BETTER}" in text, "the overview"
+    assert f"No normalized score of Edge F1: {NOT_BETTER}." in text
+    assert f'title="no normalized score: {NOT_BETTER}">–<' in page.read_text(encoding="utf-8")
+    assert f"No normalized score of Edge F1: {NOT_BETTER}." in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    row = json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8"))["scores"][3]
+    assert (row["share"], row["share_reason"]) == (None, NOT_BETTER)
+    jsonschema.validate(json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8")), SCHEMA)
+    line = passports(replace(board, scores=(told,)))
+    assert f"none: {NOT_BETTER}" in line["words"]
+
+
+def test_more_than_the_real_image_is_marked(board: Board, tmp_path: Path) -> None:
+    for share, low, words in ((1.2, 1.1, "better than the real image"), (1.2, 0.9, "better than the real image, within chance"), (1.0, 0.9, "")):
+        it = score("alpha", 0.9, share=share, share_low=low, share_high=2 * share)
+        assert above(it) == words
+        told = Read(render(replace(board, scores=(it,), evidence=()), tmp_path)).text
+        assert told.count(words) == 2 if words else "better than" not in told, "in the overview and in the table"
+    assert share_text(score("a", 0.0, share=-0.001)) == "0 %", "there is no −0 %"
 
 
 def test_a_passport_says_what_its_number_depends_on(board: Board) -> None:
@@ -245,7 +321,7 @@ def test_a_passport_says_what_its_number_depends_on(board: Board) -> None:
     line = [stored["words"][place] for place in stored["lines"][3]]
     told = dict(zip(line[::2], line[1::2], strict=True))
     assert told["value"] == "0.72" and told["samples"] == "200, of which 3 failed and count as the worst value"
-    assert told["on the ruler"] == "72 % (70 % – 74 %) of the way from floor to ceiling" and told["rank"] == "1–2"
+    assert told["normalized score"] == "72 % (70 % – 74 %) of the way from floor to ceiling" and told["rank"] == "1–2"
     assert told["checkpoint"] == "sha256 1a2b3c" and told["system"] == "beta/canny" and told["measure"] == "Edge F1, higher is better"
     biased = [stored["words"][place] for place in stored["lines"][7]]
     assert BIASED in biased and "no tolerance" in [stored["words"][place] for place in stored["lines"][6]]
@@ -260,7 +336,7 @@ def test_the_json_keeps_to_its_schema_and_holds_every_score(site: Path, board: B
     for row in told["evidence"]:
         assert (site.parent / row["generated"]).read_bytes().startswith(b"\x89PNG")
     assert [row["reason"] for row in told["evidence"]][-2:] == [None, "no edge found"]
-    for wrong in ({"scores": [told["scores"][0] | {"value": "0.7"}]}, {"layout": 2}, {"models": [told["models"][0] | {"more": 1}]}):
+    for wrong in ({"scores": [told["scores"][0] | {"value": "0.7"}]}, {"layout": 1}, {"models": [told["models"][0] | {"more": 1}]}):
         assert not check.is_valid(told | wrong), wrong
     nothing = replace(board, scores=(score("alpha", math.nan), score("beta", math.inf)), evidence=())
     page = render(nothing, tmp_path)
@@ -301,6 +377,65 @@ def test_a_board_that_fails_half_way_leaves_the_older_page_and_its_pictures(boar
     with pytest.raises(OSError, match="No space left"):
         render(replace(board, name="other", evidence=()), tmp_path)
     assert page.read_bytes() == before and pictures <= set((tmp_path / "pictures").iterdir())
+
+
+def test_pages_are_written_again_from_what_lies_beside_them(board: Board, tmp_path: Path, controlmill: Command) -> None:
+    """To the byte, evidence included; numbers that are none come back as such."""
+    none = dict.fromkeys(("low", "high", "share", "share_low", "share_high"))
+    odd = replace(board, scores=(*board.scores, score("alpha", math.nan, CHAMFER, arm="shuffled_condition", **none)))
+    render(odd, tmp_path / "first")
+    again = controlmill("leaderboard", "render", str(tmp_path / "first"), "--out", str(tmp_path / "again"))
+    assert again.returncode == 0 and again.stdout.strip() == str(tmp_path / "again" / "leaderboard.html"), again.stderr
+    first, second = (
+        {str(it.relative_to(root)): it.read_bytes() for it in root.rglob("*") if it.is_file()} for root in (tmp_path / "first", tmp_path / "again")
+    )
+    assert first == second and any(name.startswith("pictures") for name in first)
+
+
+def test_an_older_leaderboard_loses_what_was_wrong_with_it_and_nothing_else(board: Board, tmp_path: Path) -> None:
+    """Layout 1: a real image below another's hint made 572 %, and a measure that told nothing stood beside the others."""
+    gone = replace(F1, name="edge_ms_ssim_uint8", primary=False)
+    wrong = [
+        score("real_image", 0.3974, EXACT, arm="real_image", share=None), score("alpha", 0.4013, EXACT, arm="shuffled_condition", share=0.0),
+        score("beta", 0.3789, EXACT, share=None), score("alpha", 0.3789, EXACT, share=5.72), score("alpha", 0.1, gone, share=5.72),
+    ]  # fmt: skip
+    kept = [it for it in board.scores if it.metric == F1.name and it.condition == "canny"]
+    kept = [replace(it, share=None) if it.model == "beta" else it for it in kept]
+    render(replace(board, metrics=(*board.metrics, gone), scores=(*kept, *wrong, score("alpha", 0.02, KD, share=None))), tmp_path)
+    file = tmp_path / "leaderboard.json"
+    old = json.loads(file.read_text(encoding="utf-8")) | {"layout": 1}
+    for part, new in (("scores", ("share_reason",)), ("benchmarks", ("resolution", "data")), ("published", PROTOCOL)):
+        for row in old[part]:
+            for name in new:
+                del row[name]
+    file.write_text(json.dumps(old), encoding="utf-8")
+    found = stored.read(tmp_path)
+    assert [it.name for it in found.metrics] == [it.name for it in board.metrics] and found.published == board.published
+    assert [it.value for it in found.scores] == [it.value for it in (*kept, *wrong[:-1], found.scores[-1])]
+    told = {(it.model, it.arm, it.metric): (it.share, it.share_reason) for it in found.scores}
+    assert told["alpha", "control", EXACT.name] == (None, NOT_BETTER) and told["alpha", "control", KD.name] == (None, NO_CEILING)
+    assert told["alpha", "control", F1.name] == (0.7, "") and told["beta", "control", F1.name] == (None, BY_CHANCE)
+    page = render(found, tmp_path).read_text(encoding="utf-8")
+    assert "572" not in page and "edge_ms_ssim_uint8" not in page + file.read_text(encoding="utf-8")
+    jsonschema.validate(json.loads(file.read_text(encoding="utf-8")), SCHEMA)
+
+
+def test_what_is_no_leaderboard_is_refused_with_a_sentence(board: Board, tmp_path: Path, controlmill: Command) -> None:
+    render(board, tmp_path)
+    file = tmp_path / "leaderboard.json"
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    for text, words in (
+        ("{", "is no leaderboard"), ("[]", "is no leaderboard"), (json.dumps(whole | {"layout": 99}), "reads up to 2"),
+        (json.dumps(whole | {"scores": [{}]}), "docs/leaderboard.schema.json"),
+        (json.dumps(whole | {"evidence": [whole["evidence"][0] | {"hint": "pictures/none.png"}]}), "pictures/none.png"),
+        (json.dumps(whole | {"evidence": [whole["evidence"][0] | {"hint": "../x.png"}]}), "../x.png"),
+    ):  # fmt: skip
+        file.write_text(text, encoding="utf-8")
+        (tmp_path.parent / "x.png").write_bytes(picture(1))
+        with pytest.raises(MillError, match=re.escape(words)):
+            stored.read(tmp_path)
+    lost = controlmill("leaderboard", "render", str(tmp_path / "nowhere"))
+    assert lost.returncode == 1 and "name the folder that holds leaderboard.json" in lost.stderr and lost.stderr.count("\n") == 1
 
 
 def test_a_board_without_scores_says_so(tmp_path: Path) -> None:

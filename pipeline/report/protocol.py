@@ -1,0 +1,45 @@
+"""Whether a published number was got as this board's were: else the two stand apart, and what differs is said."""
+
+from collections.abc import Iterable, Iterator
+
+from pipeline.report.board import PROTOCOL, Benchmark, Published
+
+KNOWN_AS = {  # what this project calls a thing -> what published.json calls it
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "Stable Diffusion 1.5",
+    "runwayml/stable-diffusion-v1-5": "Stable Diffusion 1.5",
+    "mask2former-ade20k": "Mask2Former Swin-L (ADE20K)",
+    "controlnet-hed": "ControlNetHED",
+    "clip-vit-base-patch16": "CLIP ViT-B/16",
+}
+
+
+def differences(row: Published, benchmark: Benchmark) -> tuple[str, ...]:
+    """Empty where the numbers may be compared: what is not known, there or here, counts as another."""
+    if row.beside:
+        return tuple(_differing(row, benchmark, PROTOCOL))
+    others = [name for name in PROTOCOL if name != "reader"]  # it says nothing where measures differ
+    return ("measure: none here has its definition", *_differing(row, benchmark, others))
+
+
+def sampling(benchmark: Benchmark) -> str:
+    """Sampler, steps, guidance and negative prompt, as published.json has them."""
+    guidance = f"guidance {benchmark.guidance:g}{' of prompt and hint' * benchmark.guide_hint}"
+    scale = [f"scale {benchmark.scale:g}"] * (benchmark.scale != 1)
+    negative = f"negative prompt “{benchmark.negative}”" if benchmark.negative else "no negative prompt"
+    return ", ".join([benchmark.sampler, f"{benchmark.steps} steps", guidance, *scale, negative])
+
+
+def _differing(row: Published, benchmark: Benchmark, names: Iterable[str]) -> Iterator[str]:
+    ours = {
+        "base": benchmark.base,
+        "resolution": benchmark.resolution,
+        "data": benchmark.data,
+        # a score by a network names it; a map was read by the benchmark's reader, whose fingerprint follows its name
+        "reader": row.beside.partition("(")[2].rstrip(")") or benchmark.reader.split(" ")[0],
+        "sampler": sampling(benchmark),
+    }
+    for name in names:
+        there, here = getattr(row, name), ours[name]
+        if there is None or here is None or str(there) != KNOWN_AS.get(str(here), str(here)):
+            said = ("not known" if it is None else str(it) for it in (there, here))
+            yield "{}: {} (here: {})".format(name, *said)

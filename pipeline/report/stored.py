@@ -1,0 +1,118 @@
+"""leaderboard.json -> the board that it was written from: pages can be written again without a workspace."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from evaluate import fidelity
+from evaluate.replicates import BY_CHANCE, NO_CEILING, NO_FLOOR, NOT_BETTER, NOT_FINITE, TOO_FEW
+from pipeline import MillError
+from pipeline.report.board import (
+    Benchmark,
+    Board,
+    Evidence,
+    Metric,
+    Model,
+    Published,
+    Score,
+    Speed,
+    published,
+)
+from pipeline.report.listings import PICTURES, VERSION
+
+PARTS = {"metrics": Metric, "benchmarks": Benchmark, "models": Model, "scores": Score, "speeds": Speed}
+MEASURE = {"metrics": "name", "scores": "metric"}  # where a row names its measure
+
+
+def read(folder: Path) -> Board:
+    """Of this layout or an earlier one; measures that were taken out since are left out."""
+    file = folder / "leaderboard.json"
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        layout = stored["layout"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise MillError(
+            f"{file} is no leaderboard of ControlMill ({error}): name the folder that holds leaderboard.json."
+        ) from error
+    if layout not in range(1, VERSION + 1):
+        raise MillError(
+            f"{file} has layout {layout}, this ControlMill reads up to {VERSION}: use the one that wrote it."
+        )
+    try:
+        return _board(stored, folder)
+    except (KeyError, TypeError) as error:
+        raise MillError(f"{file} does not keep to docs/leaderboard.schema.json: {error}.") from error
+
+
+def _board(stored: Mapping[str, Any], folder: Path) -> Board:
+    parts: dict[str, Any] = {
+        key: tuple(made(**_frozen(row)) for row in stored[key] if not fidelity.retired(row.get(MEASURE.get(key), "")))
+        for key, made in PARTS.items()
+    }
+    parts |= {key: stored[key] for key in ("name", "made_at", "version", "machine")}
+    evidence = tuple(_evidence(row, folder) for row in stored["evidence"])
+    board = Board(notes=tuple(stored["notes"]), evidence=evidence, **parts)
+    if stored["layout"] == 1:  # no protocols, no reasons, and a ceiling might lie below the floor
+        conditions = [it.condition for it in board.benchmarks]
+        return replace(board, scores=tuple(_placed(board)), published=published(conditions))
+    return replace(board, published=tuple(Published(**_frozen(row)) for row in stored["published"]))
+
+
+def _frozen(row: Mapping[str, Any]) -> dict[str, Any]:
+    """As the records have it: no number where JSON could hold none."""
+    told = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    numbers = ("value", "seconds_per_image", "score")
+    return told | {key: math.nan for key in numbers if key in told and told[key] is None}
+
+
+def _evidence(row: Mapping[str, Any], folder: Path) -> Evidence:
+    told = {key: value for key, value in _frozen(row).items() if key != "reason"}
+    pictures = {name: _picture(folder, row[name]) for name in PICTURES}
+    reread = row["reason"] if pictures["reread"] is None else pictures["reread"]
+    always = {"reread": reread or "", "hint": pictures["hint"] or b"", "generated": pictures["generated"] or b""}
+    return Evidence(**told | pictures | always)
+
+
+def _picture(folder: Path, address: str | None) -> bytes | None:
+    if address is None:
+        return None
+    place = folder / address
+    if not place.resolve().is_relative_to(folder.resolve()) or not place.is_file():
+        raise MillError(
+            f"{folder / 'leaderboard.json'} shows {address}, which is not in {folder}: "
+            "copy its pictures/ there too."
+        )
+    return place.read_bytes()
+
+
+def _placed(board: Board) -> Iterator[Score]:
+    """A normalized score only where the real image has the better value; else why there is none, by the values."""
+    better = {metric.name: metric.higher_is_better for metric in board.metrics}
+    groups: dict[tuple[str, str], list[Score]] = {}
+    for score in board.scores:
+        groups.setdefault((score.condition, score.metric), []).append(score)
+    for score in board.scores:
+        reason = _reason(score, groups[score.condition, score.metric], 1 if better[score.metric] else -1)
+        if reason in (BY_CHANCE, TOO_FEW) and score.share is not None:
+            yield score
+        else:
+            yield replace(score, share=None, share_low=None, share_high=None, share_reason=reason)
+
+
+def _reason(score: Score, group: Sequence[Score], sign: int) -> str:
+    """Which of them it is that the draws told, where floor and ceiling lie as they should."""
+    shuffled = [it.value for it in group if it.arm == "shuffled_condition" and it.model == score.model]
+    floors = [it.value for it in group if it.arm == "no_control"] + shuffled
+    ceiling = next((it.value for it in group if it.arm == "real_image"), None)
+    if ceiling is None:
+        return NO_CEILING
+    if not floors:
+        return NO_FLOOR
+    if not all(map(math.isfinite, (score.value, ceiling, *floors))):
+        return NOT_FINITE
+    if sign * ceiling <= max(sign * floor for floor in floors):
+        return NOT_BETTER
+    return BY_CHANCE if score.low is not None else TOO_FEW
