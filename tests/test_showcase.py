@@ -12,6 +12,9 @@ import yaml
 from annotate.conditions import CONDITIONS
 from evaluate import fidelity
 from pipeline import manifest
+from pipeline.report import stored
+from pipeline.report.leaderboard import render
+from pipeline.stages.leaderboard import data
 from tests.test_docs import ROOT, blocks, text
 
 PAGE = "docs/showcase/README.md"
@@ -64,6 +67,48 @@ def test_its_table_is_that_of_its_leaderboard() -> None:
         values = [float(it) for it in re.findall(r"(\d+\.\d+)±", line)]
         assert any(abs(score["value"] - value) < 10 ** -len(str(value).partition(".")[2]) for value in values), condition
         assert f"{100 * score['share']:.0f}±" in line, condition
+
+
+def test_its_pages_are_what_its_leaderboard_gives_today(tmp_path: Path) -> None:
+    """To the byte; no share points the wrong way, and what was taken out is not shown."""
+    place = FOLDER / "leaderboard"
+    render(stored.read(place), tmp_path)
+    made, shown = ({str(it.relative_to(root)): it.read_bytes() for it in root.rglob("*") if it.is_file()} for root in (tmp_path, place))
+    assert made.keys() == shown.keys() and [name for name in made if made[name] != shown[name]] == []
+    told = board()
+    assert not any(fidelity.retired(it["metric"]) for it in told["scores"])
+    better = {it["name"]: 1 if it["higher_is_better"] else -1 for it in told["metrics"]}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for it in told["scores"]:
+        groups.setdefault((it["condition"], it["metric"]), []).append(it)
+    for (_, metric), rows in groups.items():
+        real = [it["value"] for it in rows if it["arm"] == "real_image"]
+        for it in rows:
+            assert (it["share"] is None) == bool(it["share_reason"])
+            assert it["share"] is None or better[metric] * real[0] > max(
+                better[metric] * other["value"] for other in rows
+                if other["arm"] == "no_control" or (other["arm"], other["model"]) == ("shuffled_condition", it["model"])
+            )  # fmt: skip
+
+
+def test_what_it_says_of_its_normalized_scores_is_in_its_leaderboard() -> None:
+    told = board()
+    first = {it["name"] for it in told["metrics"] if it["primary"]}
+    shares = {(it["condition"], it["arm"]): it["share"] for it in told["scores"] if it["metric"] in first}
+    page = " ".join(text(PAGE).split())
+    assert sum(share >= 0.5 for (_, arm), share in shares.items() if arm == "control") == 9 and "**nine have come half of the way**" in page
+    for name, through in re.findall(r"(\d+) % on `(\w+)`", page.partition("Measured against that")[0]):
+        assert round(100 * shares[through, "vae_round_trip"]) == int(name), through
+    against = page.partition("Measured against that")[2].partition("The poses")[0]
+    found = re.findall(r"`(\w+)` (?:is )?at (\d+) %", against)
+    assert len(found) == 4
+    for name, percent in found:
+        assert round(100 * shares[name, "control"] / shares[name, "vae_round_trip"]) == int(percent), name
+
+
+def test_its_benchmarks_name_the_images_of_its_manifest() -> None:
+    asked = manifest.load(ROOT / "manifests" / "showcase.yaml")
+    assert {(it["resolution"], it["data"]) for it in board()["benchmarks"]} == {(asked.image.resolution, data(asked, 80))}
 
 
 def test_what_it_says_of_convergence_was_measured() -> None:
