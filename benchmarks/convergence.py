@@ -52,7 +52,8 @@ def main() -> None:
     for condition in sorted(found, key=list(CONDITIONS).index):
         row = found[condition]
         alarm, half, shown = ("–" if row[key] is None else f"{row[key]:,}" for key in ("alarm", "half", "shown"))
-        print(f"{condition:16} {alarm:>7} {half:>7} {row['largest_rise']:>12.0%} {shown:>8}")
+        rise = "–" if row["largest_rise"] is None else f"{row['largest_rise']:.0%}"
+        print(f"{condition:16} {alarm:>7} {half:>7} {rise:>12} {shown:>8}")
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
@@ -64,9 +65,10 @@ def _saving(log: list[dict[str, Any]], condition: str) -> dict[str, Any]:
         told.insert(0, (0, 0.0))
     end = sum(value for _, value in told[-LAST:]) / LAST
     rises = [after - before for (_, before), (_, after) in itertools.pairwise(told)]
+    saves = end > 0  # else there is nothing to take a half or a share of
     return {
-        "alarm": follows(log).get(condition), "half": next((images for images, value in told if value >= end / 2), None),
-        "largest_rise": round(max(rises) / end, 3), "saving": [(images, round(value, 1)) for images, value in told],
+        "alarm": follows(log).get(condition), "half": next((images for images, value in told if saves and value >= end / 2), None),
+        "largest_rise": round(max(rises) / end, 3) if saves else None, "saving": [(images, round(value, 1)) for images, value in told],
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from annotate.conditions import CONDITIONS
+from benchmarks import convergence
 from evaluate import fidelity
 from pipeline import manifest
 from pipeline.report import stored
@@ -122,6 +123,16 @@ def test_what_it_says_of_convergence_was_measured() -> None:
     for name in ("alarm", "half"):
         values = [row[name] for row in fresh]
         assert re.search(f"{min(values):,} (and|to) {max(values):,} images", page), name
+
+
+def test_a_hint_that_saves_nothing_at_the_end_has_no_half_and_no_share_of_it() -> None:
+    def saving(*values: float) -> dict[str, Any]:
+        log = [{"images": 800 * k, "held_out": {"canny": {"control": value}}} for k, value in enumerate(values)]
+        return convergence._saving(log, "canny")
+
+    assert (saving(0.0, 0.001, 0.002, 0.002, 0.002)["half"], saving(0.0, 0.001, 0.002, 0.002, 0.002)["largest_rise"]) == (800, 0.5)
+    for values in ((0.0, 0.003, -0.001, -0.001, -0.001), (0.0, 0.0, 0.0, 0.0)):
+        assert (saving(*values)["half"], saving(*values)["largest_rise"]) == (None, None)
 
 
 def test_what_it_says_of_guidance_was_measured() -> None:

@@ -232,6 +232,37 @@ def test_scores_follow_from_the_pictures_and_one_that_does_not_is_named(
     assert "edge_f1 of" in found and "stored is" in found
 
 
+def test_a_workspace_with_scores_of_a_measure_that_is_gone_is_read_and_does_not_show_them(
+    made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """As an earlier version left it: in the shards of scores and in the table."""
+    import shutil
+
+    from pipeline import plan as plans
+    from pipeline import shards, verify
+    from pipeline.estimates import estimate
+    from pipeline.stages import leaderboard
+    from pipeline.stages.report import report
+
+    root, _ = made
+    shutil.copytree(root / "ws", tmp_path / "ws", ignore=shutil.ignore_patterns("checkpoints"))
+    workspace = Workspace(tmp_path / "ws")
+    plan, catalog = plans.load_saved(workspace), Catalog(workspace)
+    for (path,) in catalog.query("SELECT path FROM shards WHERE kind = 'scores'"):
+        rows = shards.read(workspace.root / path).to_pylist()
+        rows = [row | {"values": [*row["values"], ("edge_ms_ssim_uint8", 0.16)]} for row in rows]
+        shards.write(workspace.root / path, rows, shards.SCORES, shards.facts(workspace.root / path), replace=True)
+    with catalog.transaction() as connection:
+        connection.execute("""INSERT INTO scores SELECT * REPLACE ('edge_ms_ssim_uint8' AS metric) FROM scores WHERE metric = 'edge_f1'""")
+    assert verify.rescored(plan, catalog, 10_000, say=lambda _: None) == []
+    page = leaderboard.write(plan, catalog, tmp_path / "board")
+    assert page and report(plan, catalog)
+    assert all("uint8" not in page.with_suffix(it).read_text(encoding="utf-8") for it in (".html", ".json", ".md", ".csv"))
+    assert estimate(plan, catalog) > 0
+    frozen = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["benchmarks"][0]
+    assert (frozen["resolution"], frozen["data"]) == (64, f"folder photos: {frozen['images']} images of the test split")
+
+
 def test_somebody_elses_checkpoint_is_scored_beside_the_runs(
     made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, ask: Command
 ) -> None:
