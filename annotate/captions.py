@@ -20,7 +20,7 @@ DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 _pinned = functools.partial(WeightFile, repo="Salesforce/blip-image-captioning-base", revision="82a37760796d32b1411fe092ab5d4e227313294b")
 WEIGHTS = (
     _pinned(name="config.json", sha256="f7846f82f4e2c4a2ccbab9ae8b0e44873540a271a76a1288effd078180c13a82"),
-    _pinned(name="tokenizer.json"),
+    _pinned(name="tokenizer.json", sha256="d241a60d5e8f04cc1b2b3e9ef7a4921b27bf526d9f6050ab90f9267a1f9e5c66"),
     _pinned(name="pytorch_model.bin", also="model.safetensors", sha256="d6638651a5526cc2ede56f2b5104d6851b0755816d220e5e046870430180c767"),
 )
 
@@ -131,7 +131,8 @@ def load(precision: str, device: str, place: str = PINNED) -> Network:
     import torch
 
     folder = find(WEIGHTS, place)
-    model = pretrained.load("BlipForConditionalGeneration", folder, "blip-base").to(device, inference.dtype(precision))
+    model = pretrained.load("BlipForConditionalGeneration", folder, "blip-base", file=weights.find(WEIGHTS[-1], place))
+    model = model.to(device, inference.dtype(precision))
     tokens = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     prompt = tokens.encode(PROMPT).ids  # the model makes its start mark of the first and takes the last, the end mark, off
 

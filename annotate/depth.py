@@ -13,7 +13,7 @@ import numpy as np
 from annotate import inference, pretrained
 from annotate.maps import RawMap, depth_map
 from annotate.parameters import Values
-from annotate.weights import PINNED, WeightFile, find, find_folder
+from annotate.weights import PINNED, WeightFile, WeightsError, find, find_folder
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,12 @@ MIDAS_SHORT = 384  # trained at 384; the size of ControlNet's gradio_depth2image
 _ANYTHING = {"repo": "depth-anything/Depth-Anything-V2-Small-hf", "revision": "5426e4f0f36572d16453bbda7a8389317b1bef99"}
 ANYTHING = (
     WeightFile(name="config.json", **_ANYTHING),
-    WeightFile(name="model.safetensors", sha256="3152477ce0d8d6978d76b995120de97cb5b928701fd0f817769f59e249a16b70", **_ANYTHING),
+    WeightFile(
+        name="model.safetensors",
+        also="pytorch_model.bin",
+        sha256="3152477ce0d8d6978d76b995120de97cb5b928701fd0f817769f59e249a16b70",
+        **_ANYTHING,
+    ),
 )
 ANYTHING_SHORT = 518  # 37 patches of 14 pixels, as trained
 PATCH = 14
@@ -147,7 +152,13 @@ def load_anything(precision: str, device: str, short: int, weights: str = PINNED
     from torch.nn.functional import interpolate
 
     kind = inference.dtype(precision)
-    model = pretrained.load("DepthAnythingForDepthEstimation", find_folder(ANYTHING, weights), "depth-anything-v2")
+    folder = find_folder(ANYTHING, weights)
+    model = pretrained.load("DepthAnythingForDepthEstimation", folder, "depth-anything-v2", file=find(ANYTHING[-1], weights))
+    if model.config.depth_estimation_type != "relative":
+        raise WeightsError(
+            f"depth-anything-v2: {folder / 'config.json'}: depth_estimation_type is {model.config.depth_estimation_type!r}: this network gives "
+            "metres, which grow with the distance, in place of inverse depth; get a relative one"
+        )
     model = model.to(device, kind, memory_format=torch.channels_last)
     run_in_fp32(model.head.conv3)
     mean, deviation = (torch.tensor(each, device=device)[:, None, None] for each in (MEAN, DEVIATION))

@@ -29,7 +29,7 @@ from annotate.conditions import Condition
 from annotate.maps import RawMap
 from annotate.mini import detect as mini
 from annotate.parameters import Choice, Number, Parameter, Values
-from annotate.weights import PINNED, WeightFile, lacking
+from annotate.weights import PINNED, WeightFile, identity, lacking
 
 # images uint8 HW3 RGB, parameters, draws of each image, parents' maps (empty without a parent), device -> one map per image
 Detect = Callable[[list[np.ndarray], Values, list[Values], list[RawMap], str], list[RawMap]]
@@ -190,7 +190,7 @@ _ROWS = (
     ),
     Detector(
         name="depth-anything-v2", title="Depth Anything V2 Small", version=1,
-        licence="Apache-2.0 (code and weights; the larger weights are CC-BY-NC-4.0)", distributions=("transformers",),
+        licence="Apache-2.0 (code and weights)", distributions=("transformers",),
         modules=("torch", "transformers"), get="pip install transformers torch",
         detect=depth.detect_anything, settle=inference.settle, weights=depth.ANYTHING,
         parameters={"resolution": inference.resolution(depth.ANYTHING_SHORT), "precision": inference.PRECISION},
@@ -228,9 +228,13 @@ def missing(detector: str, weights: str = PINNED) -> str | None:
     return f"{detector} {lack}" if lack else None
 
 
-def licence(detector: str) -> str:
-    """Of the detector with its weights, as recorded with every map."""
-    return "that of the data" if detector == PROVIDED else DETECTORS[detector].licence
+def licence(detector: str, given: str = PINNED) -> str:
+    """Of the detector with its weights, as recorded with every map; a row knows that of its pinned weights, not of others that are `given`."""
+    if detector == PROVIDED:
+        return "that of the data"
+    row = DETECTORS[detector]
+    own = given != PINNED and identity(row.weights, given) != identity(row.weights)  # the pinned bytes may lie anywhere
+    return f"not known: weights of your own; the code: {row.licence.partition(' (')[0]}" if own else row.licence
 
 
 def _installed(module: str) -> bool:

@@ -1,32 +1,75 @@
 """Networks from folders that transformers wrote: local files only, nothing unpickled, nothing silently filled at random."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from annotate.weights import WeightsError
 
+if TYPE_CHECKING:
+    import torch
 
-def load(network: str, folder: Path, owner: str, *, optional: tuple[str, ...] = ()) -> Any:
+# Swin's norm behind its last stage. Swin as a backbone gives each stage through a norm of its own and never this one:
+# transformers 4 left it out, so the published files lack it; transformers 5 makes it all the same.
+SWIN_NORM = "model.pixel_level_module.encoder.swin.layernorm."
+# class of transformers -> how the names of the tensors begin that no output depends on; a file may lack these, and no others
+UNUSED = {
+    "Mask2FormerForUniversalSegmentation": (SWIN_NORM, "criterion."),  # the criterion is the loss of training
+    "OneFormerForUniversalSegmentation": (SWIN_NORM, "criterion."),
+    "UperNetForSemanticSegmentation": ("auxiliary_head.",),  # a second head for a second loss
+}
+FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def load(network: str, folder: Path, owner: str, *, file: Path | None = None) -> Any:
     """A class of transformers with the folder's config and weights, in fp32, in evaluation mode.
 
-    WeightsError where a tensor is absent or has another shape: the library would draw it at random and go on. Tensors whose names
-    begin with one of `optional` may be absent.
+    `file` holds the tensors; None means the folder's model.safetensors, else its pytorch_model.bin. WeightsError where a tensor is
+    absent or has another shape: the library would draw it at random and go on.
     """
+    import torch
     import transformers
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    path = file or next((folder / name for name in FILES if (folder / name).is_file()), folder / FILES[0])
+    tensors, kind = read(path), getattr(transformers, network)
+    config = kind.config_class.from_pretrained(str(folder), local_files_only=True)
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # of the library, in the middle of a run's own lines
+    logging.set_verbosity_error()  # a table of absent tensors, which are judged here
     try:
-        model, told = getattr(transformers, network).from_pretrained(
-            str(folder), local_files_only=True, weights_only=True, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        model, told = kind.from_pretrained(
+            None, config=config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True,
+            dtype=torch.float32,  # whatever precision the file or its config has, also for buffers that no file holds
+        )  # fmt: skip
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
-    absent = sorted(name for name in told["missing_keys"] if not name.startswith(optional))
+    unused = UNUSED.get(network, ())
+    absent = sorted(it for it in told["missing_keys"] | _untied(model, tensors, path) if not it.startswith(unused))
     if absent or told["mismatched_keys"]:
         shapes = sorted(name for name, *_ in told["mismatched_keys"])
         which = f"lack {len(absent)} of its tensors, {absent[0]} first" if absent else f"have another shape of {shapes[0]}"
         raise WeightsError(f"{owner}: the weights in {folder} {which}; they are not of this architecture, get others")
-    return model.float().eval()
+    return model.eval()
+
+
+def read(path: Path) -> dict[str, "torch.Tensor"]:
+    """Every tensor of a .safetensors file or of a pickle, of which nothing but tensors is unpickled."""
+    import torch
+
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _untied(model: Any, tensors: dict[str, "torch.Tensor"], path: Path) -> set[str]:
+    """Absent tensors that the library took from their twin, where the file's own writer would have kept them.
+
+    safetensors keeps the first of two names of one tensor; a pickle keeps both.
+    """
+    twins: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+    named = set(twins.values()) | (set() if path.suffix == ".safetensors" else set(twins))
+    return named - tensors.keys()

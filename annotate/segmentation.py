@@ -12,7 +12,7 @@ from annotate import inference, pretrained
 from annotate.label_spaces import disagreement
 from annotate.maps import RawMap
 from annotate.parameters import Values
-from annotate.weights import PINNED, WeightFile, WeightsError, find_folder
+from annotate.weights import PINNED, WeightFile, WeightsError, find, find_folder
 
 if TYPE_CHECKING:
     import torch
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 Network = Callable[[dict[str, "torch.Tensor"], tuple[int, int]], np.ndarray]
 # images uint8 HW3 RGB, options of the processor -> the network's inputs
 Prepare = Callable[..., dict[str, "torch.Tensor"]]
-
-# parts that only training uses: a checkpoint may do without them
-TRAINING_ONLY = ("criterion.", "auxiliary_head.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +63,7 @@ def load(model: Model, precision: str, device: str, weights: str = PINNED) -> tu
     import transformers
 
     folder = find_folder(model.files, weights)
-    network = pretrained.load(model.network, folder, model.name, optional=TRAINING_ONLY)
+    network = pretrained.load(model.network, folder, model.name, file=find(model.files[0], weights))
     problem = disagreement(network.config.id2label, model.label_space)
     if problem:
         raise WeightsError(f"{model.name}: {folder / 'config.json'}: {problem}; its labels would mean something else, get others")
@@ -119,7 +116,7 @@ def decode(processor: Any, outputs: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _files(repo: str, revision: str, sha256: dict[str, str | None]) -> tuple[WeightFile, ...]:
-    also = {"pytorch_model.bin": "model.safetensors"}
+    also = {"pytorch_model.bin": "model.safetensors", "model.safetensors": "pytorch_model.bin"}
     return tuple(WeightFile(name=name, also=also.get(name, ""), sha256=each, repo=repo, revision=revision) for name, each in sha256.items())
 
 
@@ -131,7 +128,9 @@ _ROWS = (
     Model(
         name="oneformer-coco", title="OneFormer (Swin-L, COCO panoptic)", licence="MIT", label_space="coco_panoptic_133",
         network="OneFormerForUniversalSegmentation", processor="OneFormerImageProcessor", prompted=True,
-        files=_files("shi-labs/oneformer_coco_swin_large", "main", {"pytorch_model.bin": None, **_CONFIG, **dict.fromkeys(_TOKENIZER)}),
+        files=_files("shi-labs/oneformer_coco_swin_large", "3a263017ca5c75adbea145f25f81b118243d4394", {
+            "pytorch_model.bin": None, **_CONFIG, **dict.fromkeys(_TOKENIZER),
+        }),
     ),
     Model(
         name="oneformer-ade20k", title="OneFormer (Swin-L, ADE20K)", licence="MIT", label_space="ade20k_150",
@@ -149,7 +148,9 @@ _ROWS = (
     Model(
         name="mask2former-coco", title="Mask2Former (Swin-L, COCO panoptic)", licence="MIT", label_space="coco_panoptic_133",
         network="Mask2FormerForUniversalSegmentation", processor="Mask2FormerImageProcessor",
-        files=_files("facebook/mask2former-swin-large-coco-panoptic", "main", {"model.safetensors": None, **_CONFIG}),
+        files=_files("facebook/mask2former-swin-large-coco-panoptic", "85b535928a783691eaf27467a573b26d543336ea", {
+            "model.safetensors": None, **_CONFIG,
+        }),
     ),
     Model(
         name="mask2former-ade20k", title="Mask2Former (Swin-L, ADE20K)", licence="MIT", label_space="ade20k_150",

@@ -70,8 +70,9 @@ def find_folder(files: tuple[WeightFile, ...], given: str = PINNED) -> Path:
 def lacking(files: tuple[WeightFile, ...], given: str = PINNED) -> str | None:
     """One sentence if a file is absent; a cheap check, without reading any."""
     if given != PINNED:
-        gone = [weight.name for weight in files if not any(place.is_file() for place in _named(weight, Path(given)))]
-        return f"needs {', '.join(gone)}, which {given} does not have" if gone else None
+        gone = [weight for weight in files if not any(place.is_file() for place in _named(weight, Path(given)))]
+        names = ", ".join(weight.name for weight in gone)
+        return f"needs {names}, which {given} does not have{_in_parts(gone[0], Path(given))}" if gone else None
     absent = tuple(weight for weight in files if not any(place.is_file() for place in _places(weight)))
     return f"needs {', '.join(weight.name for weight in absent)}. {_remedy(absent)}" if absent else None
 
@@ -91,13 +92,21 @@ def identity(files: tuple[WeightFile, ...], given: str = PINNED) -> str | None:
 def _given(weight: WeightFile, place: Path) -> Path:
     found = next((path for path in _named(weight, place) if path.is_file()), None)
     if found is None:
-        raise WeightsError(f"weights: {place} holds no {weight.name}" if place.is_dir() else f"weights: there is no file {place}")
+        here = f"{place} holds no {weight.name}{_in_parts(weight, place)}" if place.is_dir() else f"there is no file {place}"
+        raise WeightsError(f"weights: {here}")
     return found
 
 
 def _named(weight: WeightFile, place: Path) -> list[Path]:
-    """The file itself, or in a folder each name that it may have."""
-    return [place / name for name in (weight.name, weight.also) if name] if place.is_dir() else [place]
+    """The file itself, or in a folder each name that it may have; safetensors first, as libraries choose where there are both."""
+    names = sorted(filter(None, (weight.name, weight.also)), key=lambda name: not name.endswith(".safetensors"))
+    return [place / name for name in names] if place.is_dir() else [place]
+
+
+def _in_parts(weight: WeightFile, place: Path) -> str:
+    """What to add to an error where the weights are there, but in several files."""
+    index = next((path for name in (weight.name, weight.also) if (path := place / f"{name}.index.json").is_file()), None)
+    return f", only {index.name} and its parts: join them (save_pretrained with max_shard_size='100GB')" if index else ""
 
 
 def _places(weight: WeightFile) -> Iterator[Path]:

@@ -41,7 +41,7 @@ class Planned:
 
     def record(self) -> dict[str, Any]:
         """What the catalog and the shard's footer keep of the detector."""
-        licence = annotator.licence(self.step.detector)
+        licence = annotator.licence(self.step.detector, self.step.params.get("weights", PINNED))
         return {"condition": self.name, "maps": self.maps, "fingerprint": self.fingerprint, "identity": self.identity, "licence": licence}
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from annotate import captions, inference, pretrained
-from annotate.weights import FOLDER_VARIABLE, PINNED, WeightsError
+from annotate import captions, inference, pretrained, weights
+from annotate.weights import FOLDER_VARIABLE, WeightsError
 from tests.blip import END, START, WORDS, make
 
 
@@ -168,4 +168,5 @@ def test_the_identity_changes_with_what_changes_captions_and_not_with_where_the_
     assert base["weights"] != of(weights=str(other))["weights"]
     assert base != of(weights=str(blip[0]), beams=1)
     assert base["library"][0] == "transformers" and base["precision"] == "fp32"
-    assert of()["weights"] is None or captions.missing("blip-base", PINNED) is None  # never a made-up hash
+    assert of()["weights"] == weights.identity(captions.WEIGHTS)  # all files are pinned: known before they are here
+    assert all(file.sha256 for file in captions.WEIGHTS)
