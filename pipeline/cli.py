@@ -133,15 +133,23 @@ def doctor(as_json: bool) -> None:
 def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resolution: int) -> None:
     """Draw conditions of a few images, without a workspace.
 
+    The files written go to standard output. Standard error names each image that failed, or whose map is empty or flat ("skipped"), and why.
+    Exit status 0: nothing failed; 3: something failed; 1: all of it failed.
+
     Example: controlmill detect photo.jpg --condition canny --condition hed --out maps/
     """
     from pipeline.detect import detect as draw
 
-    failed = 0
-    for path, problem in draw(images, names, out, resolution):
-        click.echo(f"{path}: {problem}" if problem else str(path), err=bool(problem))
-        failed += bool(problem)
-    sys.exit(3 if failed else 0)
+    failed = done = 0
+    for it in draw(images, names, out, resolution):
+        if it.path:
+            click.echo(str(it.path))
+        if it.status != "ok":
+            told = (str(it.image), it.condition, "" if it.status == "failed" else it.status, it.reason)
+            click.echo(f"{': '.join(filter(None, told))}{f'; kept as {it.path}' if it.path else ''}", err=True)
+        failed += it.status == "failed"
+        done += it.status != "failed"
+    sys.exit(0 if not failed else 3 if done else NOT_COMPLETE)
 
 
 @main.command("sample")

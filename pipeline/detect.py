@@ -1,6 +1,7 @@
 """A few images through a few conditions, with no workspace: what a dataset builder tries first."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from annotate import annotator, maps
@@ -12,8 +13,19 @@ from pipeline.sources import RawImage
 from pipeline.workspace import write_whole
 
 
-def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resolution: int) -> Iterator[tuple[Path, str]]:
-    """Yields each file made with '', or each image and what was wrong with it."""
+@dataclass(frozen=True)
+class Drawing:
+    """What became of one condition of one image; `condition` is '' where the image could not be read."""
+
+    image: Path
+    condition: str
+    status: str  # ok, skipped, failed
+    reason: str = ""
+    path: Path | None = None  # the file written: also of a skipped map that is there, but empty
+
+
+def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resolution: int) -> Iterator[Drawing]:
+    """Image by image; what fails stops nothing."""
     steps = {step.condition: step for name in names for step in chain(name)}
     made_here: set[Path] = set()
     for path in images:
@@ -21,14 +33,14 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
             data, _ = sources.read(RawImage(str(path), ""))
             made = canonical.canonical(data, Image(resolution=resolution, store="png"))
         except Unreadable as error:
-            yield path, str(error)
+            yield Drawing(path, "", "failed", str(error))
             continue
         pixels = canonical.decode(made.encoded)
         drawn = annotator.annotate([pixels], [sources.image_id(data)], list(steps.values()))
         for name in names:
             one = drawn[name][0]
             if one.map is None:
-                yield path, f"{name}: {one.reason}"
+                yield Drawing(path, name, one.status, one.reason)
                 continue
             target = out / f"{path.stem}.{name}.png"
             if target in made_here:  # of another image of that name
@@ -36,7 +48,7 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
             made_here.add(target)
             picture = canonical.encode(maps.render(one.map), "png")
             write_whole(target, lambda temporary, picture=picture: temporary.write_bytes(picture))  # type: ignore[misc]
-            yield target, ""
+            yield Drawing(path, name, one.status, one.reason, target)
 
 
 def chain(condition: str) -> list[Step]:

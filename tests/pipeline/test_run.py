@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline import shards
 from pipeline.catalog import Catalog
@@ -185,6 +187,55 @@ def test_detect_draws_each_image_and_condition_once_under_a_name_of_its_own(
     assert len(ran.stdout.split()) == len(set(ran.stdout.split())) == len(list((tmp_path / "maps").glob("*.png"))) == 4
     wrong = process("detect", images[0], "--condition", "cany", "--out", "maps")
     assert wrong.returncode == 1 and "unknown condition 'cany'" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_detect_says_of_each_image_what_was_found_to_be_empty(controlmill: Command, folder: Callable[[int], Path], tmp_path: Path) -> None:
+    """As a run has rows: a skipped map is kept and is no failure; what failed is 3, and 1 where nothing could be done."""
+    photo, grey = folder(1) / "000.jpg", tmp_path / "grey.png"
+    Image.new("RGB", (128, 128), (120, 120, 120)).save(grey)
+    (tmp_path / "bad.jpg").write_text("hello")
+    asked = ("--condition", "canny", "--condition", "hough", "--condition", "cartoon", "--out", "maps", "--resolution", "128")
+    ran = controlmill("detect", photo, grey, *asked)
+    assert ran.returncode == 0 and len(ran.stdout.splitlines()) == 6, ran.stderr
+    assert ran.stderr.splitlines() == [
+        f"{grey}: {name}: skipped: no {what}; kept as maps/grey.{name}.png"
+        for name, what in (("canny", "edges"), ("hough", "lines"), ("cartoon", "edges"))
+    ]
+    assert {str(path.relative_to(tmp_path)) for path in (tmp_path / "maps").iterdir()} == set(ran.stdout.split())
+    some = controlmill("detect", grey, "bad.jpg", *asked)
+    assert some.returncode == 3 and "bad.jpg: not an image" in some.stderr and some.stderr.count("skipped") == 3
+    none = controlmill("detect", "bad.jpg", "absent.jpg", *asked)
+    assert none.returncode == 1 and none.stdout == "" and len(none.stderr.splitlines()) == 2
+
+
+def test_detect_of_a_pose_without_people_and_of_what_is_made_from_an_empty_map(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No people: a black picture with a reason. A child of an empty map is skipped without a picture, as in a run."""
+    from click.testing import CliRunner
+
+    from annotate import annotator
+    from annotate.annotator import Annotation
+    from annotate.maps import RawMap, blank
+    from pipeline.cli import main
+
+    nobody = RawMap("people", np.zeros((0, 18, 3), np.float32), {"size": [64, 64], "layout": "openpose_18"})
+    given = {
+        "pose_openpose": [Annotation("skipped", str(blank(nobody)), nobody)],
+        "normal_extended": [Annotation("skipped", "depth_large was skipped: flat: one value, 0")],
+        "canny": [Annotation("failed", "ValueError: no")],
+    }
+    monkeypatch.setattr(annotator, "annotate", lambda *_: given)
+    monkeypatch.setattr("pipeline.detect.chain", lambda name: [annotator.resolve("canny")])
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(photo)
+    asked = [str(photo), "--out", str(tmp_path / "maps"), "--condition", "pose_openpose", "--condition", "normal_extended"]
+    ran = CliRunner().invoke(main, ["detect", *asked])
+    assert ran.exit_code == 0 and ran.stdout == f"{tmp_path}/maps/a.pose_openpose.png\n"
+    assert ran.stderr.splitlines() == [
+        f"{photo}: pose_openpose: skipped: no person; kept as {tmp_path}/maps/a.pose_openpose.png",
+        f"{photo}: normal_extended: skipped: depth_large was skipped: flat: one value, 0",
+    ]
+    ran = CliRunner().invoke(main, ["detect", *asked, "--condition", "canny"])
+    assert ran.exit_code == 3 and f"{photo}: canny: ValueError: no" in ran.stderr
 
 
 def test_a_lost_catalog_is_made_again_from_the_shards(

@@ -101,7 +101,7 @@ def main() -> None:
         for labels in ("id2label", "label2id"):  # of no meaning; the test writes those of the detector's label space
             told.pop(labels, None)
         beside = json.loads(getattr(transformers, processor)(**CLASSES.get(name, {})).to_json_string())
-        beside |= {"image_processor_type": processor, "repo_path": "shi-labs/oneformer_demo" if name in CLASSES else None}
+        beside |= {"image_processor_type": processor, **({"repo_path": "shi-labs/oneformer_demo"} if name in CLASSES else {})}
         text = {"config": told, "preprocessor": beside, "shapes": shapes}
         (HERE / f"{name}.json").write_text(json.dumps(text, sort_keys=True) + "\n")
         np.savez_compressed(HERE / f"{name}.npz", **outputs(model, name))
