@@ -144,7 +144,7 @@ def inception(weights: str | Path | None = None, device: str = "cpu") -> Network
 
 def clip(weights: str | Path | None = None, device: str = "cpu") -> Network:
     """Image embeddings of a CLIP in transformers' layout, before they are brought to unit length."""
-    folder = _place("clip", weights, ("openai/clip-vit-base-patch16",), "hf download openai/clip-vit-base-patch16")
+    folder = _place("clip", weights, ("openai/clip-vit-base-patch16",), _get("openai/clip-vit-base-patch16"))
     model = pretrained("CLIPModel", folder, device)
     forward = lambda batch: model.visual_projection(model.vision_model(pixel_values=batch).pooler_output)
     return _of_transformers("clip", folder, device, model.config.vision_config.image_size, model.config.projection_dim, forward)
@@ -152,7 +152,7 @@ def clip(weights: str | Path | None = None, device: str = "cpu") -> Network:
 
 def dinov2(weights: str | Path | None = None, device: str = "cpu") -> Network:
     """The class token after the last norm, as FD-DINOv2 reads it (arXiv 2306.04675)."""
-    folder = _place("dinov2", weights, ("facebook/dinov2-large",), "hf download facebook/dinov2-large")
+    folder = _place("dinov2", weights, ("facebook/dinov2-large",), _get("facebook/dinov2-large"))
     model = pretrained("Dinov2Model", folder, device)
     forward = lambda batch: model(pixel_values=batch).pooler_output
     return _of_transformers("dinov2", folder, device, model.config.image_size, model.config.hidden_size, forward)
@@ -238,6 +238,11 @@ def folder_sha256(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     hashes = {path.name: _sha256(path) for path in files}
     return next(iter(hashes.values())) if len(hashes) == 1 else hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+
+
+def _get(repo: str) -> str:
+    """The command that gets a network's files, without its weights in the formats of other libraries."""
+    return f"hf download {repo} --exclude '*.h5' --exclude '*.msgpack' --local-dir {repo}"
 
 
 def _place(name: str, weights: str | Path | None, usual: tuple[str, ...], get: str) -> Path:

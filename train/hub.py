@@ -22,7 +22,8 @@ def folder(
             return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:
         reason = error
+    includes = " ".join(f"--include '{each}'" for each in wanted)  # or else all precisions and formats come along, tens of GB
     raise FileNotFoundError(
         f"{what} is not in the Hugging Face cache{' and the hub can not be reached' if download else ''}: on a machine with a network run "
-        f"`hf download {name} --local-dir {name.split('/')[1]}`, copy that folder here and {then}"
+        f"`hf download {name} {includes} --local-dir {name.split('/')[1]}`, copy that folder here and {then}"
     ) from reason

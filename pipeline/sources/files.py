@@ -17,7 +17,8 @@ from pipeline.sources.raw import MAX_BYTES, RawImage, clean
 
 PACKAGE = "package://"  # package://skimage/data/coffee.png: a file that an installed package ships
 SIDECARS = {".txt", ".json"}
-NOT_PHOTOGRAPHS = SIDECARS | {".jsonl", ".csv", ".md", ".db", ".parquet"}  # files that live beside images and are none
+# files that live beside images and are none: texts, tables, and arrays, which are maps
+NOT_PHOTOGRAPHS = SIDECARS | {".jsonl", ".csv", ".md", ".db", ".parquet", ".npy", ".npz", ".mat", ".pfm", ".exr"}
 
 
 def list_folder(source: FolderSource, image: Image) -> Iterator[RawImage]:
@@ -27,12 +28,30 @@ def list_folder(source: FolderSource, image: Image) -> Iterator[RawImage]:
     template = source.captions.get("template") if isinstance(source.captions, dict) else None
     fixed = template if template is not None else None if source.captions == "sidecar" else ""
     provided = {name: given.model_dump() for name, given in source.provided.items()}
-    for path in sorted(root.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if path.suffix.lower() not in NOT_PHOTOGRAPHS and not hidden and not path.is_dir():
-            name = os.fsencode(path).decode("utf-8", "backslashreplace")
-            problem = "" if name == str(path) else "its name is not UTF-8: rename the file"
-            yield RawImage(name, fixed, problem=problem, place={"root": str(root)}, provided=provided)
+    found = [path for path in sorted(root.rglob("*")) if _is_photograph(path, root)]
+    maps = _maps_of(found, root, [name for given in provided.values() for name in (given["path"], given["mask"]) if name])
+    for path in found:
+        if str(path) in maps:
+            continue
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        problem = "" if name == str(path) else "its name is not UTF-8: rename the file"
+        yield RawImage(name, fixed, problem=problem, place={"root": str(root)}, provided=provided)
+
+
+def _is_photograph(path: Path, root: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return path.suffix.lower() not in NOT_PHOTOGRAPHS and not hidden and not path.is_dir()
+
+
+def _maps_of(images: list[Path], root: Path, templates: list[str]) -> set[str]:
+    """Where the maps of other images lie, which may be pictures among the photographs: a_depth.png beside a.png."""
+    named = {(str(path), os.path.normpath(beside(template, path, root))) for template in templates for path in images}
+    return {place for path, place in named if place != path}
+
+
+def beside(template: str, image: Path, root: Path) -> Path:
+    """The file that a `provided` path, {folder}/{stem}.png, names for an image below the source's folder."""
+    return root / template.format(folder=image.parent.relative_to(root).as_posix(), stem=image.stem, name=image.name)
 
 
 def list_table(source: ListSource, image: Image) -> Iterator[RawImage]:

@@ -138,7 +138,7 @@ def test_weights_are_found_below_the_folder_of_the_weights(tmp_path: Path, monke
     small_networks.clip(tmp_path / "openai" / "clip-vit-base-patch16")
     monkeypatch.setenv("CONTROLMILL_WEIGHTS", str(tmp_path))
     assert load("clip").dimensions == 8
-    with pytest.raises(ValueError, match=r"'dinov2' needs .*dinov2-large is not there\. Download them \(hf download facebook/dinov2-large\)"):
+    with pytest.raises(ValueError, match=r"'dinov2' needs .*dinov2-large is not there\. Download them \(hf download facebook/dinov2-large --exc"):
         load("dinov2")
     monkeypatch.delenv("CONTROLMILL_WEIGHTS")
     with pytest.raises(ValueError, match=r"none are named.*inception-2015-12-05\.pt.*put them below the folder that \$CONTROLMILL_WEIGHTS names"):

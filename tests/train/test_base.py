@@ -1,4 +1,7 @@
+import itertools
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 
 from tests.train.conftest import SCHEDULER, tiny_base
+from train import checkpoint
 from train.base import build_random, decode_latents, encode_images, encode_text, fingerprint, load, noise_levels
 from train.controlnet import ControlNet
 from train.random_base import rectangles
@@ -84,6 +88,53 @@ def test_a_base_that_is_not_there_or_not_whole_is_named(random_base_folder: Path
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=r"hf download somebody/something"):
         load("somebody/something")
+
+
+# of the repositories stable-diffusion-v1-5/stable-diffusion-v1-5 and openai/clip-vit-base-patch16
+NEEDED = {
+    "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json", "text_encoder/model.safetensors", "scheduler/scheduler_config.json", "model_index.json",
+    "tokenizer/merges.txt", "tokenizer/vocab.json", "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json",
+}  # fmt: skip
+HEAVY = {
+    "v1-5-pruned.ckpt", "v1-5-pruned.safetensors", "v1-5-pruned-emaonly.ckpt", "v1-5-pruned-emaonly.safetensors",
+    "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.bin", "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.bin", "unet/diffusion_pytorch_model.non_ema.safetensors", "vae/diffusion_pytorch_model.bin",
+    "vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/pytorch_model.bin", "text_encoder/model.fp16.safetensors",
+    "safety_checker/pytorch_model.bin", "safety_checker/model.safetensors", "safety_checker/model.fp16.safetensors",
+}  # fmt: skip
+CLIP = {"config.json", "preprocessor_config.json", "merges.txt", "vocab.json", "tokenizer_config.json", "pytorch_model.bin"}
+
+
+def fetched(command: str, repository: set[str]) -> set[str]:
+    """What `hf download` takes of a repository, by its own rule."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    words = shlex.split(command)
+    told = {flag: [value for name, value in itertools.pairwise(words) if name == flag] or None for flag in ("--include", "--exclude")}
+    return set(filter_repo_objects(repository, allow_patterns=told["--include"], ignore_patterns=told["--exclude"]))
+
+
+def test_every_command_for_a_base_fetches_its_files_and_no_other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole repository is tens of GB: each network in several formats and precisions."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError) as error:
+        load("somebody/something")
+    (said,) = re.findall("`(hf download .*?)`", str(error.value))
+    page = (Path(__file__).parents[2] / "docs/your-pictures.md").read_text().replace("\\\n", "")
+    written, clip = re.findall("^hf download .*$", page, re.MULTILINE)
+    for command in (said, written):
+        assert fetched(command, NEEDED | HEAVY) == NEEDED
+    assert fetched(clip, CLIP | {"tf_model.h5", "flax_model.msgpack"}) == CLIP
+
+
+def test_the_command_for_a_controlnet_fetches_its_two_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError) as error:
+        checkpoint.locate("somebody/something")
+    (said,) = re.findall("`(hf download .*?)`", str(error.value))
+    two = {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert fetched(said, two | {"diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors"}) == two
 
 
 def test_a_part_that_was_not_loaded_is_named(random_base_folder: Path) -> None:
