@@ -121,7 +121,7 @@ def test_every_command_for_a_base_fetches_its_files_and_no_other_weights(monkeyp
     with pytest.raises(FileNotFoundError) as error:
         load("somebody/something")
     (said,) = re.findall("`(hf download .*?)`", str(error.value))
-    page = (Path(__file__).parents[2] / "docs/your-pictures.md").read_text().replace("\\\n", "")
+    page = (Path(__file__).parents[2] / "docs/your-pictures.md").read_text()
     written, clip = re.findall("^hf download .*$", page, re.MULTILINE)
     for command in (said, written):
         assert fetched(command, NEEDED | HEAVY) == NEEDED
