@@ -4,10 +4,10 @@ DuckDB lets nobody read while another process has the file open for writing, and
 the driver opens it for one commit, readers for one query, and both wait for each other's lock.
 """
 
+import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,14 @@ import duckdb
 import pyarrow as pa
 
 from pipeline import MillError, commits
+from pipeline import selections as selecting
 from pipeline.schema import is_current, migrate
+from pipeline.selections import Selection
 from pipeline.shards import Shard
 from pipeline.workspace import TEMPORARY, Workspace, stopping
 
 LOCK_PATIENCE = 60.0  # seconds
 CHECKPOINT = "CHECKPOINT"
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The rows of a condition that become pairs: all these conditions hold; each is named by its key in the manifest."""
-
-    wheres: tuple[tuple[str, str], ...]
-    order_by: str | None = None
-    limit: int | None = None
 
 
 class Catalog:
@@ -84,7 +77,7 @@ class Catalog:
 
     def _connect(self, read_only: bool) -> duckdb.DuckDBPyConnection:
         """Waits for the lock of another process."""
-        config: dict[str, Any] = {"enable_external_access": "false", "lock_configuration": "true", "threads": "2"}
+        config = _config()
         deadline = time.monotonic() + LOCK_PATIENCE
         while True:
             try:
@@ -158,37 +151,12 @@ class Catalog:
 
     def define_pairs(self, selections: dict[str, Selection], measures: Iterable[str]) -> None:
         """Makes the view `pairs`: for each condition its `ok` rows that the manifest's where, order_by and limit select."""
-        columns = "".join(f", measures['{name}'] AS {name}" for name in measures)
-        candidates = f"""
-            CREATE OR REPLACE VIEW candidates AS
-            SELECT condition, fingerprint, a.image, a.image_id, caption, source_caption, model_caption, fields, split, group_id, first_of_group,
-                   width, height, raw_width, raw_height, raw_format, raw_bytes, aspect, sharpness, contrast, colour, grey,
-                   a.shard AS map_shard, i.shard AS image_shard, i.row, part{columns}
-            FROM annotations a JOIN images i USING (image) LEFT JOIN captions c USING (image)
-            WHERE a.status = 'ok' AND i.status = 'ok'"""
-        choices: dict[tuple[str, ...], list[str]] = {}  # what they ask for -> conditions: views are planned anew for each query
+        measures = list(measures)
+        check_selections(selections, measures)
         with self._open(read_only=False) as connection:
-            connection.execute(candidates)
-            for condition, it in selections.items():
-                own = f"(SELECT * FROM candidates WHERE condition = '{condition}')"
-                probes = [(key, f"SELECT 1 WHERE (\n{where}\n)", f"SELECT * FROM {own} WHERE (\n{where}\n)") for key, where in it.wheres]
-                key = ""
-                try:
-                    for key, *statements in (*probes, (it.wheres[-1][0], _choice([condition], it))):
-                        for statement in statements:
-                            parsed = duckdb.extract_statements(statement)
-                            if len(parsed) != 1 or parsed[0].type != duckdb.StatementType.SELECT:
-                                raise MillError(f"{key} must be one condition for a WHERE, not several statements.")
-                        connection.execute(f"SELECT count(*) FROM ({statements[-1]})").fetchall()
-                except duckdb.Error as error:
-                    raise MillError(
-                        f"{key} does not work: {str(error).splitlines()[0]} "
-                        '(`controlmill sql WORKSPACE "DESCRIBE candidates"` lists the columns)'
-                    ) from error
-                alone = condition if it.limit else ""  # the first so many are those of one condition
-                choices.setdefault((alone, *(where for _, where in it.wheres)), []).append(condition)
-            union = " UNION ALL ".join(_choice(alike, selections[alike[0]]) for alike in choices.values())
-            connection.execute(f"CREATE OR REPLACE VIEW pairs AS {union}")
+            connection.execute(selecting.candidates(measures))
+            _try(connection, selections)
+            connection.execute(selecting.pairs(selections))
 
     # -- commits: one shard, one transaction ------------------------------------------------------------------------------
 
@@ -227,12 +195,47 @@ class Catalog:
                 connection.unregister("incoming")
 
 
-def _choice(conditions: list[str], it: Selection) -> str:
-    """The person's words stand alone inside their brackets, on lines of their own: neither a bracket nor a comment gets out."""
-    names = ", ".join(f"'{name}'" for name in conditions)
-    tail = (f" ORDER BY {it.order_by}\n" if it.order_by else "") + (f" LIMIT {it.limit}" if it.limit else "")
-    wheres = " AND ".join(f"(\n{where}\n)" for _, where in it.wheres)
-    return f"(SELECT * FROM (SELECT * FROM candidates WHERE condition IN ({names})) WHERE {wheres}{tail})"
+def check_selections(selections: dict[str, Selection], measures: Iterable[str]) -> None:
+    """MillError has a line for each `where` and `order_by` that does not work or would choose others each time; needs no workspace."""
+    with duckdb.connect(config=_config()) as connection:
+        if found := selecting.mistakes(connection, selections, _unstable()):
+            raise MillError("\n".join(found))
+        migrate(connection)
+        connection.execute(selecting.candidates(measures))
+        _try(connection, selections)
+
+
+def _try(connection: duckdb.DuckDBPyConnection, selections: dict[str, Selection]) -> None:
+    """Asks for the rows that each condition selects; MillError names the keys whose SQL does not fit the columns or the rows there are."""
+    found: dict[str, str] = {}
+    for chosen, key, sql in ((it, *probe) for name, it in selections.items() for probe in selecting.probes(name, it)):
+        if key == chosen.order_key and any(where in found for where, _ in chosen.wheres):
+            continue  # it is tried on the rows that those leave
+        try:
+            connection.execute(sql).fetchall()
+        except duckdb.Error as error:
+            near = [line for line in str(error).splitlines()[1:] if line.startswith("Candidate")]
+            found[key] = " ".join([str(error).splitlines()[0], *near])
+    if found:
+        hint = '(`controlmill sql WORKSPACE "DESCRIBE candidates"` lists the columns)'
+        raise MillError("\n".join(f"{key} does not work: {problem} {hint}" for key, problem in found.items()))
+
+
+@functools.cache
+def _unstable() -> set[str]:
+    with duckdb.connect() as connection:
+        return selecting.unstable(connection)
+
+
+@functools.cache
+def _config() -> dict[str, Any]:
+    """Of every connection: no file but the catalog can be reached."""
+    with duckdb.connect() as connection:
+        known = {name for (name,) in connection.execute("SELECT * FROM duckdb_optimizers()").fetchall()}
+    # DuckDB 2.0 waits for ever in this one where a UNION's branch has a LIMIT and another has none (seen from 500,000 images on);
+    # versions before it do not know its name, and would refuse it.
+    off = {"disabled_optimizers": "common_subplan"} if "common_subplan" in known else {}
+    return {"enable_external_access": "false", "lock_configuration": "true", "threads": "2", **off}
 
 
 @contextmanager

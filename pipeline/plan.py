@@ -13,8 +13,8 @@ from annotate.detectors import DETECTORS
 from annotate.parameters import near
 from annotate.weights import PINNED
 from pipeline import MillError, manifest, networks, scenes, sources
-from pipeline.catalog import Selection
 from pipeline.manifest import Captions, Condition, Manifest, ScenesSource, Select
+from pipeline.selections import Selection
 from pipeline.sources import RawImage
 from pipeline.workspace import Workspace, fingerprint, write_text
 
@@ -86,7 +86,10 @@ class Plan:
     def selections(self) -> dict[str, Selection]:
         """Condition -> what makes its maps pairs."""
         return {
-            name: Selection((("where", self.manifest.where), (f"conditions.{name}.select", it.select.where)), it.select.order_by, it.select.limit)
+            name: Selection(
+                (("where", self.manifest.where), (f"conditions.{name}.select.where", it.select.where)), it.select.order_by, it.select.limit,
+                f"conditions.{name}.select.order_by",
+            )
             for name, it in self.conditions.items()
         }  # fmt: skip
 

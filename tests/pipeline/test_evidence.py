@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline import evidence, shards
-from pipeline.catalog import Catalog, Selection
+from pipeline.catalog import Catalog
+from pipeline.selections import Selection
 from pipeline.systems import CONTROL, REAL, System
 from pipeline.workspace import Workspace
 

@@ -166,12 +166,14 @@ def test_a_selection_can_neither_leave_its_condition_nor_silence_another(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder(5)
-    for where in ("condition = 'x') OR (true", "true -- and no more"):
-        controlmill("run", manifest(conditions=f'{{canny: {{select: {{where: "{where}"}}}}, hough: {{}}}}'), *STAGES)
-        pairs, made = (
-            dict(query(tmp_path, f"SELECT condition, count(*) FROM {rows} GROUP BY ALL")) for rows in ("pairs", "annotations WHERE status = 'ok'")
-        )
-        assert pairs["hough"] == made["hough"] and pairs.get("canny", 0) <= made["canny"]
+    refused = manifest(conditions="{canny: {select: {where: \"condition = 'x') OR (true\"}}, hough: {}}")
+    ran = controlmill("run", refused, *STAGES)
+    assert ran.returncode == 1 and "conditions.canny.select.where is not one condition" in ran.stderr and "Traceback" not in ran.stderr
+    controlmill("run", manifest(conditions='{canny: {select: {where: "true -- and no more"}}, hough: {}}'), *STAGES)
+    pairs, made = (
+        dict(query(tmp_path, f"SELECT condition, count(*) FROM {rows} GROUP BY ALL")) for rows in ("pairs", "annotations WHERE status = 'ok'")
+    )
+    assert pairs["hough"] == made["hough"] and pairs.get("canny", 0) <= made["canny"]
 
 
 def test_detect_draws_each_image_and_condition_once_under_a_name_of_its_own(
@@ -299,7 +301,7 @@ def test_what_an_earlier_version_made_is_kept_and_its_catalog_brought_up_to_date
         ({"conditions": "{canny: {low: 300, high: 200}}"}, "low"),
         ({"conditions": "{canny: {lo: 3}}"}, "did you mean 'low'?"),
         ({"conditions": "{seg_coco: {}}"}, "seg_coco can't be made here"),
-        ({"conditions": "{canny: {select: {where: 'no_such_column > 1'}}}"}, "conditions.canny.select does not work"),
+        ({"conditions": "{canny: {select: {where: 'no_such_column > 1'}}}"}, "conditions.canny.select.where does not work"),
         ({"conditions": "{canny: {select: {where: 'true); DROP TABLE shards; --'}}}"}, "conditions.canny.select"),
         ({"conditions": "{canny: {low: .inf}}"}, "an integer"),
         ({"workspace": '"~nobody-here/x"'}, "is no path"),
