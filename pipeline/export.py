@@ -105,7 +105,7 @@ def _choose(catalog: Catalog, names: list[str], splits: tuple[str, ...], say: Ca
                 f"add {name} to the manifest's conditions and run it, loosen its select, or export another."
             )
     found = catalog.query(
-        f"""SELECT split, part, any_value(image_shard), list(row ORDER BY row), list(image ORDER BY row)
+        f"""SELECT split, part, min(image_shard), list(row ORDER BY row), list(image ORDER BY row)
             FROM (SELECT split, part, row, image, image_shard FROM pairs WHERE {where}
                   GROUP BY ALL HAVING count(DISTINCT condition) = {len(names)})
             GROUP BY split, part""",

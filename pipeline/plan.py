@@ -306,7 +306,18 @@ def _settled(detector: str) -> set[str]:
 
 
 def _saved(workspace: Workspace) -> Manifest | None:
-    return manifest.load(workspace.manifest) if workspace.manifest.is_file() else None
+    return saved(workspace) if workspace.manifest.is_file() else None
+
+
+def saved(workspace: Workspace) -> Manifest:
+    """The manifest that a workspace keeps of its last run."""
+    try:
+        return manifest.load(workspace.manifest)
+    except MillError as error:
+        raise MillError(
+            f"{error}\n{workspace.manifest} is the workspace's own copy of the manifest of its last run, and is damaged: delete it, "
+            "then `controlmill run MANIFEST` with yours goes on and writes it again."
+        ) from error
 
 
 def _short(section: Any) -> str:

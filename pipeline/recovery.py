@@ -25,7 +25,7 @@ def rebuild(workspace: Workspace, finish: Callable[[Catalog], None]) -> tuple[in
     temporary.mkdir()
     fresh = Catalog(workspace, temporary / "catalog.duckdb")
     fresh.create()
-    with fresh.transaction() as connection:
+    with fresh.transaction(limited=False) as connection:  # all shards at once
         fitting = [shard for shard in found if commits.put(connection, workspace, shard)]
     finish(fresh)
     fresh.gather()

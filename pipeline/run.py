@@ -17,6 +17,7 @@ COMPLETE, NOT_COMPLETE, COMPLETE_WITH_FAILURES = 0, 1, 3  # exit statuses
 WORTH_A_REPORT = 15.0  # seconds of work after which the report is brought up to date when a stage ends, so it fills as the job goes on
 RENEWED = 30.0  # seconds between two reports within a stage
 SPENT = 0.05  # of the time, on such reports at most
+HURRY = 2.0  # seconds that such a report waits for the catalog; the next one may find it free
 STAGES = ("ingest", "caption", "annotate", "encode", "train", "generate", "score", "report")
 
 
@@ -36,7 +37,7 @@ def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
         raise MillError(f"{lack}.")
     if "score" in options.stages and plan.manifest.evaluate:
         networks.identity(plan.manifest.evaluate)  # what can't be loaded is told before any work
-    workspace, catalog = plan.workspace, Catalog(plan.workspace)
+    workspace, catalog = plan.workspace, Catalog(plan.workspace, say=say)
     workspace.create()
     with workspace.lock():
         began = workspace.manifest.is_file()
@@ -81,7 +82,8 @@ class Filling:
             return
         start = time.monotonic()
         try:
-            self._write()
+            with self.catalog.at_most(HURRY):
+                self._write()
         except Exception as error:
             if (told := f"report    not renewed: {type(error).__name__}: {error}") != self.said:
                 self.say(told)
@@ -129,9 +131,10 @@ def rebuild(plan: Plan, say: Callable[[str], None]) -> bool:
 
 
 def _ingest(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
-    from pipeline.stages.ingest import ingest
+    from pipeline.stages.ingest import ingest, remove_stranded
 
     new = ingest(plan, catalog, workers, limit=options.limit, retry_failed=options.retry_failed)
+    remove_stranded(catalog, plan.image_key)
     counts = dict(catalog.query("SELECT status, count(*) FROM images GROUP BY status"))
     splits = dict(catalog.query("SELECT split, count(*) FROM images WHERE status = 'ok' GROUP BY split"))
     (addresses,) = catalog.row("SELECT count(*) FROM sources")

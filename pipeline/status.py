@@ -11,7 +11,7 @@ from typing import Any
 
 from annotate import annotator
 from annotate.conditions import CONDITIONS
-from pipeline import manifest
+from pipeline import plan as plans
 from pipeline.catalog import Catalog
 from pipeline.progress import duration
 from pipeline.stages.train import follows, read_log
@@ -27,7 +27,7 @@ RUN_STATES = ("complete", "running", "queued", "incomplete", "failed")
 
 def facts(catalog: Catalog) -> dict[str, Any]:
     """Counts by stage and condition; `to do` counts readable images without a row."""
-    saved = manifest.load(catalog.workspace.manifest)
+    saved = plans.saved(catalog.workspace)
     images: dict[str, int] = dict(catalog.query("SELECT status, count(*) FROM images GROUP BY status"))
     readable = images.get("ok", 0)
     sql = """SELECT condition, detector, fingerprint, count(*) FILTER (a.status = 'ok'), count(*) FILTER (a.status = 'skipped'),
@@ -56,7 +56,7 @@ def facts(catalog: Catalog) -> dict[str, Any]:
             for what, reason, count in catalog.query(
                 """SELECT 'image' AS what, reason, count(*) AS n FROM images WHERE status = 'failed' GROUP BY ALL
                    UNION ALL SELECT 'caption', reason, count(*) FROM caption_rows WHERE status = 'failed' GROUP BY ALL
-                   UNION ALL SELECT condition, reason, count(*) FROM annotations WHERE status <> 'ok' GROUP BY ALL ORDER BY what, n DESC"""
+                   UNION ALL SELECT condition, reason, count(*) FROM annotations WHERE status <> 'ok' GROUP BY ALL ORDER BY what, n DESC, reason"""
             )
         ],
         "latents": catalog.row("SELECT count(DISTINCT image) FROM latent_rows JOIN images USING (image) WHERE latent_rows.status = 'ok'")[

@@ -26,6 +26,8 @@ def problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> l
 
 def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> list[str]:
     workspace, found = catalog.workspace, []
+    for (table,) in catalog.query("SELECT table_name FROM duckdb_tables()"):
+        catalog.row(f"SELECT max(hash(it)) FROM {table} it")  # reads every block, and a damaged one is told
     listed = catalog.query("SELECT path, rows, bytes, sha256 FROM shards ORDER BY path")
     for path, rows, size, digest in listed:
         problem = _problem(catalog, path, rows, size, digest)
@@ -42,7 +44,7 @@ def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> 
             continue
         try:
             shards.verify(file)
-            say(f"{workspace.relative(file)}: complete but not in the catalog (the next run adopts or replaces it)")
+            say(f"{workspace.relative(file)}: complete but not in the catalog (the next run adopts, replaces or removes it)")
         except shards.BROKEN as error:
             found.append(f"{workspace.relative(file)}: broken, and not in the catalog: {error}")
             say(found[-1])

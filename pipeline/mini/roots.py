@@ -66,7 +66,8 @@ def _facts(plan: Plan, catalog: Catalog, system: System) -> dict[str, Any]:
 def _fidelity(catalog: Catalog, system: System) -> dict[str, Any]:
     """The telling measure of its kind, beside everything else of the same benchmark."""
     rows = catalog.query(
-        "SELECT arm, model, metric, value, low, high, n FROM scores WHERE condition = ? AND benchmark = ?", [system.condition, system.benchmark]
+        "SELECT arm, model, metric, value, low, high, n FROM scores WHERE condition = ? AND benchmark = ? ORDER BY ALL",
+        [system.condition, system.benchmark],
     )
     telling = [row for row in rows if row[2] in fidelity.METRICS and fidelity.METRICS[row[2]].primary]
     found = {arm: [value, low, high] for arm, model, _, value, low, high, _ in telling if arm in ALONE or model == system.model}

@@ -10,6 +10,7 @@ from pipeline import canonical, looks, shards, sources
 from pipeline.canonical import Unreadable
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
+from pipeline.commits import ROW_ALIGNED
 from pipeline.manifest import Image, Split
 from pipeline.plan import Plan
 from pipeline.shards import Shard
@@ -59,6 +60,31 @@ def ingest(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | None 
         total=len(new),
     )
     return len(new)
+
+
+def remove_stranded(catalog: Catalog, key: str) -> int:
+    """Removes maps, captions and latents that no run can adopt: the images of their part were taken out, and since the source lost
+    some of them the others came back in another part. Returns how many files.
+    """
+    workspace = catalog.workspace
+    known = {path for (path,) in catalog.query("SELECT path FROM shards")}
+    unknown = [path for path in workspace.all_shards() if workspace.relative(path) not in known]
+    if not unknown:
+        return 0
+    sql = "SELECT part FROM lost_rows WHERE key = ? GROUP BY part HAVING count(*) FILTER (uri IN (SELECT uri FROM sources)) = 0"
+    living = catalog.committed("images", key) | {part for (part,) in catalog.query(sql, [key])}
+    stranded = [path for path in unknown if _is_stranded(path, key, living)]
+    for path in stranded:
+        path.unlink()
+    return len(stranded)
+
+
+def _is_stranded(path: Path, key: str, living: set[int]) -> bool:
+    try:
+        facts = shards.verify(path).facts
+    except shards.BROKEN:
+        return False  # `controlmill verify` tells it
+    return facts["kind"] in ROW_ALIGNED and facts["image_key"] == key and facts["part"] not in living
 
 
 def _parts(new: list[RawImage], catalog: Catalog, key: str, size: int) -> dict[int, list[RawImage]]:

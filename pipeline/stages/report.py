@@ -123,7 +123,7 @@ def _ingest(catalog: Catalog, told: dict[str, Any]) -> contents.Ingest:
 def _conditions(plan: Plan, catalog: Catalog, told: dict[str, Any]) -> Iterator[contents.Condition]:
     reasons: dict[str, list[contents.Reason]] = {}
     sql = """SELECT condition, a.status, reason, count(*), list(uri ORDER BY uri)[:3] FROM annotations a JOIN sources USING (image_id)
-             WHERE a.status <> 'ok' GROUP BY ALL ORDER BY count(*) DESC, reason"""
+             WHERE a.status <> 'ok' GROUP BY ALL ORDER BY count(*) DESC, reason, a.status, condition"""
     for name, state, text, count, uris in catalog.query(sql):
         reasons.setdefault(name, []).append(contents.Reason(text=text, count=count, status=state, examples=tuple(uris)))
     seconds = dict(catalog.query("SELECT condition, avg(seconds) FROM annotations WHERE status <> 'failed' GROUP BY condition"))
@@ -149,9 +149,9 @@ def _conditions(plan: Plan, catalog: Catalog, told: dict[str, Any]) -> Iterator[
 def _contact(plan: Plan, catalog: Catalog) -> Iterator[contents.ContactRow]:
     """The images with the most maps first, then in the order of the source."""
     chosen = catalog.query(
-        """SELECT i.image, i.image_id, any_value(uri), any_value(caption), any_value(i.split), any_value(i.shard), any_value(i.row)
+        """SELECT i.image, i.image_id, arg_min(uri, (sources.part, position)), arg_min(caption, (sources.part, position)), i.split, i.shard, i.row
            FROM images i JOIN sources USING (image_id) LEFT JOIN annotations a ON a.image = i.image AND a.status = 'ok'
-           WHERE i.status = 'ok' GROUP BY i.image, i.image_id ORDER BY count(DISTINCT a.condition) DESC, i.image LIMIT ?""",
+           WHERE i.status = 'ok' GROUP BY ALL ORDER BY count(DISTINCT a.condition) DESC, i.image LIMIT ?""",
         [ROWS],
     )
     sql = "SELECT image, condition, status, reason, shard, row FROM annotations WHERE image IN (SELECT unnest(?))"

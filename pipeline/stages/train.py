@@ -4,14 +4,14 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from pipeline import MillError
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, CatalogHeld
 from pipeline.cluster import Cluster, Job, JobsFailed
 from pipeline.manifest import Run
 from pipeline.pairs import DRAWN, PlannedRun, ShardPairs, planned_runs
@@ -21,6 +21,7 @@ from pipeline.workspace import TEMPORARY, Workspace
 
 READERS = 4  # threads that read pairs ahead for a GPU
 EVERY = 10.0  # seconds between two notes in the catalog of how far a run is
+PARTING = 5.0  # seconds that a run that was stopped waits for the catalog, to say so there
 
 
 def train(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
@@ -57,8 +58,11 @@ def _train_all(plan: Plan, catalog: Catalog, cluster: Cluster, runs: list[Planne
     spoke = dict.fromkeys(todo, time.monotonic())
 
     def note(name: str, state: str, reason: str = "") -> None:
-        states[name], spoke[name] = state, time.monotonic()
-        record(plan, catalog, name, state, reason, planned=todo[name], where=where)
+        states[name] = state
+        under_way = state in ("queued", "running")  # another process may hold the catalog: such a note is left out, and the next one says it
+        with suppress(CatalogHeld), catalog.at_most(0.0) if under_way else nullcontext():
+            record(plan, catalog, name, state, reason, planned=todo[name], where=where)
+            spoke[name] = time.monotonic()
 
     def watch() -> int:
         for name, state in list(states.items()):
@@ -97,7 +101,7 @@ def _train_all(plan: Plan, catalog: Catalog, cluster: Cluster, runs: list[Planne
     finally:
         for name, state in states.items():
             if state in ("queued", "running"):  # stopped
-                with suppress(Exception):  # what stopped it matters more
+                with suppress(Exception), catalog.at_most(PARTING):  # what stopped it matters more
                     finish(name, "incomplete")
 
 
@@ -143,7 +147,7 @@ def warm_starts(
             source = runs[sources[name]].name
             out[name] = (str(plan.workspace.run(source)), source)
             continue
-        rows = catalog.query("SELECT run FROM runs WHERE list_contains(conditions, ?) AND status = 'complete' ORDER BY images DESC", [wanted])
+        rows = catalog.query("SELECT run FROM runs WHERE list_contains(conditions, ?) AND status = 'complete' ORDER BY images DESC, run", [wanted])
         try:
             out[name] = (str(plan.workspace.run(rows[0][0]) if rows else checkpoint.locate(wanted, download=False).resolve()), "")
         except (OSError, ValueError) as error:

@@ -1,5 +1,6 @@
 """The report while a job is under way: often enough to be looked at, seldom enough to cost nothing."""
 
+import contextlib
 import itertools
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +39,8 @@ def filling(clock: Clock, monkeypatch: pytest.MonkeyPatch, takes: float, evaluat
     monkeypatch.setattr(flow, "write_report", write)
     monkeypatch.setattr(flow, "estimate", lambda plan, catalog: told.append(("scores", clock.now)))
     plan: Any = SimpleNamespace(manifest=SimpleNamespace(evaluate=evaluate or None))
-    return flow.Filling(plan, SimpleNamespace(), lambda text: told.append((text, clock.now))), told  # type: ignore[arg-type]
+    catalog: Any = SimpleNamespace(at_most=lambda seconds: contextlib.nullcontext())
+    return flow.Filling(plan, catalog, lambda text: told.append((text, clock.now))), told
 
 
 def test_it_is_renewed_every_half_minute(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

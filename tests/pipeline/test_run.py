@@ -144,6 +144,59 @@ def test_a_broken_shard_is_found_repaired_and_made_again(
     assert strip(query(tmp_path, EVERYTHING)) == strip(everything)
 
 
+def test_maps_of_a_part_whose_images_came_back_in_another_are_removed_by_the_next_run(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    photos, path = folder(10), manifest()
+    assert controlmill("run", path, *STAGES).returncode == 0
+    images, maps = (sorted((tmp_path / "ws/shards" / kind).rglob("*.parquet")) for kind in ("images", "maps"))
+    kept = {shard: shard.stat().st_ino for shard in maps[1:]}
+    images[0].write_bytes(b"broken")
+    away = tmp_path / "away.jpg"
+    (photos / "001.jpg").rename(away)
+    assert controlmill("verify", "ws", "--repair").returncode == 0
+    assert controlmill("run", path, *STAGES).returncode == 0
+    told = controlmill("verify", "ws")
+    assert told.returncode == 0 and "not in the catalog" not in told.stdout, told.stdout
+    assert query(tmp_path, "SELECT count(*) FROM annotations") == [(9,)] and not maps[0].exists()
+    assert {shard: shard.stat().st_ino for shard in kept} == kept, "the others are as they were"
+
+
+def test_maps_wait_for_images_that_may_all_come_back(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    photos, path = folder(8), manifest()
+    assert controlmill("run", path, *STAGES).returncode == 0
+    images, maps = (sorted((tmp_path / "ws/shards" / kind).rglob("*.parquet")) for kind in ("images", "maps"))
+    images[0].write_bytes(b"broken")
+    assert controlmill("verify", "ws", "--repair").returncode == 0
+    away = [shutil.move(photos / f"{number:03d}.jpg", tmp_path / f"{number}.away") for number in range(4)]
+    made = maps[0].stat().st_ino
+    assert controlmill("run", path, *STAGES).returncode == 0
+    assert maps[0].stat().st_ino == made
+    for number, it in enumerate(away):
+        shutil.move(it, photos / f"{number:03d}.jpg")
+    assert controlmill("run", path, *STAGES).returncode == 0
+    assert maps[0].stat().st_ino == made, "adopted"
+    assert controlmill("verify", "ws").returncode == 0
+
+
+def test_a_damaged_manifest_of_a_workspace_names_its_remedy(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder(3)
+    path, saved = manifest(), tmp_path / "ws/manifest.yaml"
+    assert controlmill("run", path, *STAGES).returncode == 0
+    for data in (b"", b"name: [", b"\xff\xfe", saved.read_bytes()[:40]):
+        saved.write_bytes(data)
+        for command in (("status", "ws"), ("run", path, *STAGES), ("catalog", "rebuild", "ws")):
+            ran = controlmill(*command)
+            assert ran.returncode == 1 and "Traceback" not in ran.stderr and "delete it" in ran.stderr and str(saved) in ran.stderr, ran.stderr
+    saved.unlink()
+    assert controlmill("run", path, *STAGES).returncode == 0
+    assert controlmill("status", "ws").returncode == 0
+
+
 def test_orphans_of_another_state_never_stand_in_the_way_after_a_rebuild(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -1,0 +1,293 @@
+"""The catalog's file: held by another process, damaged, or asked what takes too long."""
+
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import MillError, catalog, shards, status, verify
+from pipeline import plan as plans
+from pipeline import run as flow
+from pipeline.catalog import Catalog, CatalogHeld
+from pipeline.plan import MEASURES
+from pipeline.selections import Selection
+from pipeline.stages import train
+from pipeline.workspace import Workspace
+from tests.conftest import Command
+
+STAGES = ("--stages", "ingest,annotate")
+HOLD = "import duckdb, sys; held = duckdb.connect(sys.argv[1], read_only=sys.argv[2] == 'True'); print(1, flush=True); input()"
+
+
+@contextmanager
+def holding(path: Path, *, read_only: bool) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has the file open, as a notebook has, until it is told to end."""
+    words = [sys.executable, "-c", HOLD, str(path), str(read_only)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as held:
+        assert held.stdin and held.stdout and held.stdout.readline() == "1\n"
+        yield held
+        held.stdin.close()
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def driver(tmp_path: Path, said: list[str]) -> Catalog:
+    made = Catalog(Workspace(tmp_path), say=said.append)
+    made.create()
+    return made
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "LOCK_PATIENCE", 0.3)
+    monkeypatch.setattr(catalog, "FIRST_WORD", 0.1)
+    monkeypatch.setattr(catalog, "NEXT_WORD", 0.1)
+
+
+def until(true: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+WRITES: dict[str, Callable[[Catalog], Any]] = {
+    "settle": lambda it: it.settle({"image_key": "k"}, []),
+    "create": lambda it: it.create(),
+    "define_pairs": lambda it: it.define_pairs({"canny": Selection((("where", "true"),))}, MEASURES),
+    "forget": lambda it: it.forget("nothing"),
+    "record_run": lambda it: it.record_run(run="canny-1", status="complete"),
+    "record_scores": lambda it: it.record_scores([], []),
+    "gather": lambda it: it.gather(),
+}
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_what_a_driver_writes_waits_without_end_and_says_who_holds_the_catalog(
+    driver: Catalog, said: list[str], impatient: None, read_only: bool
+) -> None:
+    for name, write in WRITES.items():
+        said.clear()
+        with holding(driver.path, read_only=read_only) as held:
+            writing = threading.Thread(target=write, args=(driver,))
+            writing.start()
+            until(lambda: len(said) >= 3)
+            assert writing.is_alive(), name
+            assert all(f"process {held.pid} (python" in line and "waiting" in line for line in said), said
+        writing.join(timeout=60)
+        assert not writing.is_alive(), name
+    assert driver.query("SELECT run, status FROM runs") == [("canny-1", "complete")]
+
+
+def test_a_query_of_a_driver_waits_for_who_writes_and_a_readers_gives_up_with_the_process_id(
+    driver: Catalog, said: list[str], impatient: None
+) -> None:
+    reader = Catalog(driver.workspace)
+    with holding(driver.path, read_only=False) as held:
+        with pytest.raises(CatalogHeld, match=rf"{re.escape(str(driver.path))} is open in process {held.pid} \(python[\d.]*\): close it there"):
+            reader.query("SELECT 1")
+        with pytest.raises(CatalogHeld):
+            reader.table("SELECT 1")
+        found: list[Any] = []
+        asking = threading.Thread(target=lambda: found.append(driver.row("SELECT 1")))
+        asking.start()
+        until(lambda: len(said) >= 2)
+        assert not found
+    asking.join(timeout=60)
+    assert found == [(1,)]
+    with holding(driver.path, read_only=True):
+        assert reader.query("SELECT 1") == [(1,)], "two may read"
+
+
+def test_a_driver_that_waits_can_be_stopped(tmp_path: Path, driver: Catalog) -> None:
+    code = f"""from pathlib import Path; from pipeline import catalog; from pipeline.workspace import Workspace
+catalog.FIRST_WORD = 0.1
+catalog.Catalog(Workspace(Path({str(tmp_path)!r}))).forget("nothing")"""
+    words = [sys.executable, "-c", code]
+    with holding(driver.path, read_only=True), subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr and "waiting" in waiting.stderr.readline()
+        waiting.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in waiting.communicate(timeout=60)[1]
+
+
+class Finished:
+    """A cluster whose one run is watched twice, first while the catalog is held, and then ends."""
+
+    gpus, device, workers = 0, "cpu", 1
+
+    def __init__(self, between: Callable[[], None]) -> None:
+        self.between = between
+
+    def run(self, function: Any, jobs: list[Any], done: Any, *, watch: Callable[[], int], **more: Any) -> None:
+        watch()
+        self.between()
+        watch()
+        done(jobs[0], "")
+
+
+def test_progress_notes_are_left_out_while_the_catalog_is_held_and_the_next_one_says_it(
+    driver: Catalog, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = iter([4, 8, 12, 16])
+    plan: Any = SimpleNamespace(workspace=driver.workspace)
+    it: Any = SimpleNamespace(name="canny-1", run=SimpleNamespace(gpus=1, images=16))
+    job = SimpleNamespace(args={"name": "canny-1"})
+    monkeypatch.setattr(train, "EVERY", 0.0)
+    monkeypatch.setattr(train, "_job", lambda *given: job)
+    monkeypatch.setattr(train, "_images_kept", lambda *given: 0)
+    monkeypatch.setattr(train, "read_log", lambda out: [{"images": next(images)}])
+    monkeypatch.setattr(train, "record", lambda plan, catalog, name, state, *given, **more: catalog.record_run(run=name, status=state))
+    told: list[Any] = []
+    with holding(driver.path, read_only=True) as held:
+
+        def between() -> None:
+            told.extend(Catalog(driver.workspace).query("SELECT run FROM runs"))
+            assert held.stdin
+            held.stdin.close()
+            held.wait()
+            (driver.workspace.root / "checkpoints" / ".tmp-canny-1-began").touch()
+
+        cluster: Any = Finished(between)
+        done = cluster.run
+        cluster.run = lambda *given, **more: done(*given, **more) or told.extend(driver.query("SELECT status FROM runs"))
+        noted: list[str] = []
+        record = driver.record_run
+        monkeypatch.setattr(driver, "record_run", lambda **row: (record(**row), noted.append(row["status"])))
+        train._train_all(plan, driver, cluster, [it], {"canny-1": it})
+    assert noted == ["running", "complete"] and told == [("complete",)] and said == []
+
+
+def test_a_report_under_way_does_not_wait_for_the_catalog(driver: Catalog, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "HURRY", 0.1)
+    monkeypatch.setattr(flow, "write_report", lambda plan, catalog: catalog.query("SELECT 1"))
+    monkeypatch.setattr("pipeline.stages.report.report", lambda plan, catalog: catalog.query("SELECT 1"))
+    plan: Any = SimpleNamespace(manifest=SimpleNamespace(evaluate=None))
+    page = flow.Filling(plan, driver, said.append)
+    with holding(driver.path, read_only=False) as held:
+        page.renew(after=-1.0)
+        page.renew(after=-1.0)
+    assert len(said) == 1 and "not renewed" in said[0] and str(held.pid) in said[0]
+    page.renew(after=-1.0)
+    assert len(said) == 1
+
+
+# -- queries that take too long ----------------------------------------------------------------------------------------------
+
+ENDLESS = "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE hash(a.range, b.range) = 1"
+
+
+def test_a_query_of_the_driver_is_stopped_and_its_transaction_undone(driver: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "QUERY_LIMIT", 0.3)
+    with pytest.raises(MillError, match="did not end within"):
+        driver.query(ENDLESS)
+    with pytest.raises(MillError, match="did not end within"), driver.transaction() as connection:
+        connection.execute("INSERT INTO settings VALUES ('a', 'b')")
+        connection.execute(ENDLESS)
+    with pytest.raises(MillError, match="did not end within"), driver.reading():
+        driver.query(ENDLESS)
+    assert driver.query("FROM settings") == []
+
+
+def test_what_a_person_asks_has_no_limit_and_can_be_stopped(driver: Catalog, tmp_path: Path) -> None:
+    (tmp_path / "manifest.yaml").touch()
+    code = "import sys; from pipeline import catalog, cli; catalog.QUERY_LIMIT = 0.1; print(1, flush=True); cli.main(sys.argv[1:])"
+    words = [sys.executable, "-c", code, "sql", str(tmp_path), ENDLESS]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout and asking.stdout.readline()
+        with pytest.raises(subprocess.TimeoutExpired):
+            asking.wait(timeout=3)
+        asking.send_signal(signal.SIGINT)
+        told = asking.communicate(timeout=60)[1]
+    assert asking.returncode == 1 and told.startswith("controlmill: stopped;"), told
+
+
+# -- a damaged file ----------------------------------------------------------------------------------------------------------
+
+
+def operations(root: Path) -> dict[str, Callable[[], Any]]:
+    """What the commands do with a catalog; the same answer each time."""
+    made = Catalog(Workspace(root))
+    plan = plans.load_saved(made.workspace)
+    shard = shards.verify(plan.maps_of("canny", 0))
+    told: list[str] = []
+    return {
+        "status": lambda: status.facts(made),
+        "sql": lambda: made.table("SELECT * FROM annotations ORDER BY ALL"),
+        "pairs": lambda: made.query("SELECT * FROM pairs ORDER BY ALL"),
+        "verify": lambda: verify.problems(made, repair=False, say=told.append),
+        "create": lambda: made.create(),
+        "settle": lambda: flow.settle(plan, made),
+        "commit": lambda: made.commit(shard),
+        "gather": lambda: made.gather(),
+    }
+
+
+@pytest.fixture(scope="module")
+def workspace(ask: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images and their canny maps."""
+    root = tmp_path_factory.mktemp("damaged")
+    (root / "photos").mkdir()
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((96, 80)).save(root / "photos" / f"{number}.png")
+    source = "{kind: folder, path: photos}"
+    (root / "m.yaml").write_text(f"{{name: tiny, workspace: ws, source: {source}, image: {{resolution: 64}}, conditions: {{canny: {{}}}}}}")
+    ran = ask(root, "run", "m.yaml", *STAGES)
+    assert ran.returncode == 0, ran.stderr
+    return root
+
+
+def test_a_flipped_bit_gives_the_right_answer_or_a_sentence_that_names_the_file_and_the_remedy(workspace: Path, tmp_path: Path) -> None:
+    root = tmp_path / "ws"
+    shutil.copytree(workspace / "ws", root)
+    file = root / "catalog.duckdb"
+    whole = file.read_bytes()
+    right = {name: does() for name, does in operations(root).items()}
+    file.write_bytes(whole)
+    draw = random.Random(0)
+    places = [draw.randrange(3 * 4096) for _ in range(10)] + [draw.randrange(3 * 4096, len(whole)) for _ in range(30)]
+    refused: dict[int, set[str]] = {place: set() for place in places}
+    for place in places:
+        for name, does in operations(root).items():
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :])
+            file.with_name(f"{file.name}.wal").unlink(missing_ok=True)
+            try:
+                assert does() == right[name], (place, name)
+            except MillError as error:
+                refused[place].add(name)
+                assert str(file) in str(error) and f"`controlmill catalog rebuild {root}`" in str(error), (place, name, str(error))
+    assert all("verify" in names for names in refused.values() if names), "it reads all of it"
+    assert sum(bool(names) for names in refused.values()) > len(places) // 2
+
+
+@pytest.mark.parametrize("data", [b"", b"hello\n" * 5000, b"SQLite format 3\0" + bytes(9000), "half", "header", "garbage"])
+def test_a_file_that_is_no_catalog_is_one_sentence_and_a_rebuild_mends_it(workspace: Path, ask: Command, data: bytes | str) -> None:
+    file = workspace / "ws/catalog.duckdb"
+    whole = file.read_bytes()
+    texts = {"half": whole[: len(whole) // 2], "header": whole[:5000], "garbage": random.Random(0).randbytes(20_000)}
+    for command in (("status", "ws"), ("sql", "ws", "FROM annotations"), ("run", "m.yaml", *STAGES), ("verify", "ws"), ("verify", "ws", "--repair")):
+        file.write_bytes(texts[data] if isinstance(data, str) else data)
+        ran = ask(workspace, *command)
+        assert ran.returncode == 1 and "Traceback" not in ran.stderr, (command, ran.stderr)
+        assert len(ran.stderr.splitlines()) == 1 and str(file) in ran.stderr and "`controlmill catalog rebuild" in ran.stderr, (command, ran.stderr)
+    assert ask(workspace, "catalog", "rebuild", "ws").returncode == 0
+    told = ask(workspace, "verify", "ws")
+    assert told.returncode == 0, told.stdout
+    assert "6 ok" in ask(workspace, "status", "ws").stdout
