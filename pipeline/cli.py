@@ -271,7 +271,7 @@ def convert(src: Path, dest: Path, to: str, base_config: Path | None, weights: s
     """
     from pipeline import convert as converter
 
-    converter.convert(src, dest, to=to, base_config=base_config, which=weights, say=_say)
+    converter.convert(src, dest, to=to, base_config=base_config, which=weights, say=_say, warn=_warn)
 
 
 @main.group("leaderboard")
@@ -328,6 +328,10 @@ def _stages_of(given: manifest.Manifest) -> tuple[str, ...]:
 
 def _say(line: str) -> None:
     click.echo(line)
+
+
+def _warn(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _interrupt(*_: Any) -> None:

@@ -22,6 +22,7 @@ def convert(
     base_config: Path | None = None,  # folder with the config.json of the base's UNet; None = the file says, or SD 1.5 or 2.1
     which: str | None = None,  # one of WEIGHTS; None = those that are sampled with: the average where a run kept one
     say: Callable[[str], None],
+    warn: Callable[[str], None] | None = None,  # what will disappoint, though DEST is written; None = say
 ) -> None:
     """Tensors keep their values and dtype. DEST appears whole or not at all, and nothing is written over; MillError where it can't."""
     if to not in LAYOUTS:
@@ -31,8 +32,9 @@ def convert(
     _must_be_free(dest)
     if to == "original" and dest.suffix != ".safetensors":
         raise MillError(f"{dest}: the original layout is one file; give it a name that ends in .safetensors.")
-    from train import unlocked
+    from train import original, unlocked
 
+    warn = warn or say
     try:
         folder, kind = _meant(src, which)
         weights, config = _read(folder, base_config)
@@ -49,6 +51,13 @@ def convert(
         say(
             f"{dest}: it was trained together with the base in {folder / unlocked.FOLDER}, which is not in this file: sample it on that base"
         )
+    if to == "original" and (odd := original.unfixed(config)):
+        warn(
+            f"warning: {dest} will not load in ComfyUI or A1111, which build the network from the fixed shapes of SD 1.5 and 2.1: {odd}; "
+            "ControlMill and diffusers' ControlNetModel.from_single_file (with config=) read it"
+        )
+    if to == "diffusers" and src.is_file() and config.get("global_pool_conditions"):
+        say(f"{dest}: this ControlNet pools its residuals (global_pool_conditions in its config.json), as its file says or is called")
     if to == "original" and config.get("global_pool_conditions"):
         say(f"{dest}: this ControlNet pools its residuals; programs that read this layout know that only from `shuffle` in the file's name")
 
@@ -56,7 +65,7 @@ def convert(
 def _read(folder: Path, base_config: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:  # tensors by diffusers' names, config.json
     from safetensors.torch import load_file
 
-    from train import checkpoint, original
+    from train import checkpoint, kinds, original
     from train.controlnet import empty_controlnet
 
     if folder.is_file():
@@ -64,8 +73,9 @@ def _read(folder: Path, base_config: Path | None) -> tuple[dict[str, Any], dict[
         return weights, config if "_class_name" in config else checkpoint.diffusers_config(empty_controlnet(config))
     if not (folder / "config.json").is_file() or not (folder / checkpoint.WEIGHTS).is_file():
         raise MillError(f"{folder} is no ControlNet in the diffusers layout: it needs config.json and {checkpoint.WEIGHTS}.")
-    config = json.loads((folder / "config.json").read_text())
+    config = kinds.read_config(folder)
     weights = load_file(folder / checkpoint.WEIGHTS)
+    kinds.check_names(folder, weights)
     expected = {name: tensor.shape for name, tensor in empty_controlnet(config).state_dict().items()}
     original.check_fit(str(folder / checkpoint.WEIGHTS), "", weights, expected)
     return weights, config

@@ -1,6 +1,7 @@
 """Atomic checkpoints in the diffusers layout, with everything that an exact resume needs; safetensors and JSON only."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn, optim
 
-from train import hub, mini, original
+from train import hub, kinds, mini, original
 from train.base import content_of
 from train.controlnet import ControlNet, empty_controlnet
 
@@ -141,8 +142,17 @@ def locate(spec: str | Path, *, download: bool = True) -> Path:
     if here.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(spec)):
         if not here.exists():
             raise FileNotFoundError(f"{spec}: no such ControlNet: neither a folder, nor a file, nor a hub id of the form owner/name")
+        _check_kind(here)
         return here
     return hub.folder(str(spec), str(spec), ["config.json", WEIGHTS], download, "name its path")
+
+
+def _check_kind(controlnet: Path) -> None:
+    """Before any work: a plan asks, and little but names is read."""
+    if controlnet.is_file():
+        original.read_file(controlnet, (original.PREFIX + original.FIRST_HINT,), look=functools.partial(kinds.check_names, controlnet))
+    elif (controlnet / "config.json").is_file():
+        kinds.read_config(controlnet)
 
 
 def load_controlnet(
@@ -158,7 +168,7 @@ def load_controlnet(
     for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is no ControlNet in the diffusers layout: it has no {name}")
-    controlnet = empty_controlnet(json.loads((folder / "config.json").read_text()))
+    controlnet = empty_controlnet(kinds.read_config(folder))
     if unet is not None:
         theirs = {name: unet.state_dict()[name].shape for name in unet.state_dict() if name in controlnet.state_dict()}
         odd = [name for name, shape in theirs.items() if controlnet.state_dict()[name].shape != shape]
@@ -166,6 +176,7 @@ def load_controlnet(
             raise ValueError(f"the ControlNet in {folder} belongs to another base: {len(odd)} tensors differ in shape, first {odd[0]}")
     # Copies: a file's tensors lie at any address, and products of matrices depend in their last bits on how their operands are aligned.
     weights = {name: tensor.float().clone() for name, tensor in load_file(folder / WEIGHTS).items()}
+    kinds.check_names(folder, weights)
     expected = {name: tensor.shape for name, tensor in controlnet.state_dict().items()}
     wrong = sorted(name for name in expected.keys() | weights.keys() if name not in weights or expected.get(name) != weights[name].shape)
     if wrong:

@@ -24,6 +24,8 @@ SHARED_CONFIG = (
     "transformer_layers_per_block", "attention_head_dim", "num_attention_heads", "use_linear_projection", "upcast_attention",
     "resnet_time_scale_shift",
 )  # fmt: skip
+# diffusers' names of two settings that change no tensor; they stand in a config only where they are not as usual
+BGR, POOLED = "controlnet_conditioning_channel_order", "global_pool_conditions"
 UNSUPPORTED = ("encoder_hid_dim_type", "class_embed_type", "num_class_embeds", "addition_embed_type", "time_cond_proj_dim")
 
 
@@ -69,7 +71,7 @@ class ControlledBlock(nn.Module):
 class HintEncoder(nn.Module):
     """Eight 3x3 convolutions, three of stride 2, the last one zero: the layers of cldm/cldm.py, not of the paper's text."""
 
-    def __init__(self, hint_channels: int, widths: tuple[int, ...], out_channels: int) -> None:
+    def __init__(self, hint_channels: int, widths: tuple[int, ...], out_channels: int, bgr: bool = False) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(hint_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
@@ -77,6 +79,7 @@ class HintEncoder(nn.Module):
             self.blocks.append(nn.Conv2d(narrow, narrow, 3, padding=1))
             self.blocks.append(nn.Conv2d(narrow, wide, 3, padding=1, stride=2))
         self.conv_out = _zero(nn.Conv2d(widths[-1], out_channels, 3, padding=1))
+        self.bgr = bgr
         for conv in (self.conv_in, *self.blocks):
             # Gaussian, as the paper says, and of a spread that SiLU keeps. Under PyTorch's default each layer halves what tells one hint from
             # another, a thousandth is left behind eight of them, and the network hears nothing of its condition for thousands of steps.
@@ -84,6 +87,7 @@ class HintEncoder(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, hint: Tensor) -> Tensor:  # [B, hint_channels, 8h, 8w] float 0..1 => [B, C, h, w]
+        hint = hint.flip(1) if self.bgr else hint
         # Few channels at full resolution: channels_last makes these layers three to four times faster, on a CPU too.
         x = functional.silu(self.conv_in(hint.contiguous(memory_format=torch.channels_last)))
         for conv in self.blocks:
@@ -94,12 +98,22 @@ class HintEncoder(nn.Module):
 class ControlNet(nn.Module):
     """Submodules carry diffusers' names, so that the state dict is the diffusers checkpoint as it is."""
 
-    def __init__(self, unet: Any, *, hint_channels: int = 3, hint_widths: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self,
+        unet: Any,
+        *,
+        hint_channels: int = 3,
+        hint_widths: tuple[int, ...] | None = None,
+        bgr: bool = False,  # its weights were made for hints with red and blue swapped
+        pooled: bool = False,  # each residual is its mean over the map, so that only what a hint shows counts, not where
+    ) -> None:
         super().__init__()
         _check_supported(unet)
         widths = hint_widths or widths_for(unet.config.block_out_channels[0])
         self.config: dict[str, Any] = {name: unet.config[name] for name in SHARED_CONFIG}
         self.config |= {"conditioning_channels": hint_channels, "conditioning_embedding_out_channels": widths}
+        self.config |= {BGR: "bgr"} if bgr else {}
+        self.config |= {POOLED: True} if pooled else {}
         self.conv_in = copy.deepcopy(unet.conv_in)
         self.time_proj = copy.deepcopy(unet.time_proj)
         self.time_embedding = copy.deepcopy(unet.time_embedding)
@@ -108,7 +122,7 @@ class ControlNet(nn.Module):
         sides = _skip_channels(unet.config.block_out_channels, unet.config.layers_per_block)
         device, dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
         with torch.device(device):
-            self.controlnet_cond_embedding = HintEncoder(hint_channels, widths, sides[0]).to(dtype)
+            self.controlnet_cond_embedding = HintEncoder(hint_channels, widths, sides[0], bgr).to(dtype)
             self.controlnet_down_blocks = nn.ModuleList(_zero(nn.Conv2d(side, side, 1)) for side in sides).to(dtype)
             self.controlnet_mid_block = _zero(nn.Conv2d(sides[-1], sides[-1], 1)).to(dtype)
         self.requires_grad_(True).train()
@@ -144,7 +158,11 @@ class ControlNet(nn.Module):
         """Behind the hint encoder, whose features [B, C, h, w] are the same at every step of sampling."""
         skips, mid, _ = encode_half(self, noisy_latents, timesteps, text, features, recompute=recompute)
         downs = tuple(zero(skip) * scale for zero, skip in zip(self.controlnet_down_blocks, skips, strict=True))
-        return downs, self.controlnet_mid_block(mid) * scale
+        middle = self.controlnet_mid_block(mid) * scale
+        if self.config.get(POOLED):
+            pooled = [point.mean(dim=(2, 3), keepdim=True).expand_as(point) for point in (*downs, middle)]
+            downs, middle = tuple(pooled[:-1]), pooled[-1]
+        return downs, middle
 
 
 @torch.no_grad()
@@ -178,6 +196,8 @@ def empty_controlnet(config: dict[str, Any]) -> ControlNet:
         unet,
         hint_channels=config.get("conditioning_channels", 3),
         hint_widths=tuple(config.get("conditioning_embedding_out_channels", PAPER_WIDTHS)),
+        bgr=config.get(BGR) == "bgr",
+        pooled=bool(config.get(POOLED)),
     )
 
 

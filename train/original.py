@@ -4,10 +4,11 @@ Names follow lllyasviel/ControlNet (cldm/cldm.py, and ldm/modules/diffusionmodul
 diffusers only names differ: no tensor is reshaped, cast or dropped, so both directions are exact.
 """
 
+import functools
 import json
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Size, Tensor
 
-from train.controlnet import SHARED_CONFIG, empty_controlnet
+from train import kinds
+from train.controlnet import BGR, PAPER_WIDTHS, POOLED, SHARED_CONFIG, empty_controlnet
 
 PREFIX = "control_model."
 CONFIG_KEY = "controlnet_config"  # in the header of files written here: diffusers' config.json, which other files of this layout lack
 SAFE_SUFFIX = ".safetensors"
 SUFFIXES = (SAFE_SUFFIX, ".ckpt", ".pth", ".pt", ".bin")
+SHUFFLE = "shuffle"  # in the name of a file: control_v11e_sd15_shuffle
 FIRST_HINT = "input_hint_block.0.weight"  # [w, hint channels, 3, 3]
+DIFFUSERS_HINT = "controlnet_cond_embedding.conv_in.weight"  # the same tensor there
 FIRST_TEXT = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"  # [C, text width]
 
 SD15: dict[str, Any] = {  # models/cldm_v15.yaml
@@ -92,12 +96,15 @@ def read_controlnet(
     base_config: Mapping[str, Any]
     | None = None,  # of the UNet it belongs to; None = as the file says, else SD 1.5 or 2.1 by its text width
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:  # weights by diffusers' names, in the file's own dtype; the config
-    """Every tensor must be there, have its shape, and be known; ValueError names the first that isn't."""
-    prefix, weights, header = read_file(path, (PREFIX, ""))
+    """Every tensor must be there, have its shape, and be known; ValueError names the first that isn't, and other kinds of files."""
+    prefix, weights, header = read_file(path, (PREFIX, ""), look=functools.partial(kinds.check_names, path))
     if FIRST_HINT not in weights:
         found = f"its first tensor is {min(weights)}" if weights else "it has no tensors"
+        if DIFFUSERS_HINT in weights:
+            found = "its names are those of diffusers: name the folder that it lies in, with its config.json"
         raise ValueError(f"{path} holds no ControlNet in the original layout: it lacks {PREFIX}{FIRST_HINT}, and {found}")
     config = _config(path, weights, base_config, header)
+    kinds.check_config(path, config)
     expected = {name: tensor.shape for name, tensor in empty_controlnet(config).state_dict().items()}
     names = original_names(expected, config.get("layers_per_block", 2))
     check_fit(str(path), prefix, weights, {names[name]: shape for name, shape in expected.items()})
@@ -110,7 +117,7 @@ def write_controlnet(
     config: Mapping[str, Any],  # diffusers' config.json; it is kept in the header, so that nothing is lost on the way back
 ) -> None:
     """One safetensors file, every name under `control_model.`; ValueError where the layout can't hold what the config says."""
-    if config.get("controlnet_conditioning_channel_order", "rgb") != "rgb":
+    if config.get(BGR, "rgb") != "rgb":
         raise ValueError(
             "this ControlNet takes hints as BGR, which the original layout can't say: programs that read it would swap red and blue"
         )
@@ -121,9 +128,25 @@ def write_controlnet(
     save_file(tensors, path, metadata={CONFIG_KEY: json.dumps(dict(config))})  # one key: safetensors writes several in any order
 
 
+def unfixed(
+    config: Mapping[str, Any],  # diffusers' config.json
+) -> str:  # '' = it has the shapes of SD 1.5 or 2.1
+    """How a network differs from those whose shapes ComfyUI and A1111 build, whatever the file says: they can't load it."""
+    wanted = KNOWN.get(config.get("cross_attention_dim", 0), SD15) | {
+        "conditioning_channels": 3, "conditioning_embedding_out_channels": list(PAPER_WIDTHS), "only_cross_attention": False,
+    }  # fmt: skip
+    said = {key: _plain(config[key]) for key in wanted if key in config and key != "upcast_attention"}  # which changes no shape
+    return ", ".join(f"{key} is {value}, not {wanted[key]}" for key, value in said.items() if value != wanted[key])
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def read_file(
     path: Path,
     prefixes: tuple[str, ...],  # the first that any name begins with is taken; "" = all tensors
+    look: Callable[[Iterable[str]], None] = lambda names: None,  # gets all names of the file, and raises where it is not what is wanted
 ) -> tuple[str, dict[str, Tensor], dict[str, str]]:  # that prefix, the tensors below it by the rest of their names, the header's texts
     """No code in a file is run: safetensors, or torch.load(weights_only=True). Without any of the prefixes there are no tensors."""
     if path.suffix not in SUFFIXES:
@@ -131,6 +154,7 @@ def read_file(
     try:
         if path.suffix == SAFE_SUFFIX:
             with safe_open(path, framework="pt") as file:
+                look(file.keys())
                 prefix, names = _below(file.keys(), prefixes)
                 return prefix, {name: file.get_tensor(prefix + name) for name in names}, file.metadata() or {}
         # Mapped, so that a model of 6 GB around a ControlNet of 1.4 GB is not read whole.
@@ -146,6 +170,7 @@ def read_file(
         stored = stored["state_dict"]
     if not isinstance(stored, dict):
         raise ValueError(f"{path} holds a {type(stored).__name__}, not a state dict")
+    look(name for name in stored if isinstance(name, str))
     tensors = {name: value for name, value in stored.items() if isinstance(name, str) and isinstance(value, Tensor)}
     prefix, names = _below(tensors, prefixes)
     return prefix, {name: tensors[prefix + name] for name in names}, {}
@@ -190,7 +215,9 @@ def _config(path: Path, weights: Mapping[str, Tensor], base_config: Mapping[str,
     # Every second convolution of the encoder widens; the last one, behind them, goes to the base's own width.
     widths = [tensor.shape[0] for name, tensor in sorted(weights.items(), key=_place) if _place((name, tensor)) % 4 == 0]
     shared = {name: base_config[name] for name in SHARED_CONFIG if name in base_config}
-    return shared | {"conditioning_channels": weights[FIRST_HINT].shape[1], "conditioning_embedding_out_channels": widths}
+    # No tensor tells that residuals are pooled: A1111 and ComfyUI go by the name of the file, and so do we.
+    pooled = {POOLED: True} if SHUFFLE in path.name.lower() else {}
+    return shared | pooled | {"conditioning_channels": weights[FIRST_HINT].shape[1], "conditioning_embedding_out_channels": widths}
 
 
 def _place(item: tuple[str, Tensor]) -> int:  # in the hint encoder; -1 = elsewhere, or a bias

@@ -15,7 +15,7 @@ from train.average import folder_to_sample
 from train.base import Base, decode_latents
 from train.batches import draws
 from train.checkpoint import load_controlnet
-from train.controlnet import ControlNet
+from train.controlnet import POOLED, ControlNet
 from train.halves import Residuals, decode_half, encode_half
 
 CONTROL_POINTS = 13  # the twelve skips, then the middle
@@ -54,7 +54,10 @@ def generate(
     start: float = 0.0,  # the share of the steps from which on the ControlNet works
     end: float = 1.0,  # ... and up to which
 ) -> NDArray[np.uint8]:  # NHWC RGB
-    """DDIM without added noise; both branches of the guidance see the hint, as in the released code, unless it is to be guided too."""
+    """DDIM without added noise; both branches of the guidance see the hint, as in the released code, unless it is to be guided too.
+
+    A ControlNet that pools its residuals controls the prompted branch alone, as in diffusers.
+    """
     from diffusers import DDIMScheduler
 
     _check(controlnet, hints, text, seeds, noise_keys, height, width)
@@ -67,8 +70,9 @@ def generate(
     texts = torch.from_numpy(np.array(text)).to(device, dtype)
     if guidance != 1.0:
         texts = torch.cat([torch.from_numpy(np.array(empty_text)).to(device, dtype).expand_as(texts), texts])
-    scales = point_scales(scale, guess)
-    led = len(seeds) if guide_hint or guess else len(texts)  # the last rows of a pass: those that get control
+    pooled = controlnet is not None and bool(controlnet.config.get(POOLED))
+    scales = point_scales(scale, guess and not pooled)
+    led = len(seeds) if guide_hint or guess or pooled else len(texts)  # the last rows of a pass: those that get control
     features = None
     if controlnet is not None and hints is not None:
         controlnet = _as_computed(controlnet, device, dtype)

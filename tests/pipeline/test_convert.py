@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from pipeline.cli import main
 from pipeline.convert import convert
 from train import checkpoint
-from train.controlnet import ControlNet
+from train.controlnet import ControlNet, empty_controlnet
+from train.original import SD15, SD21, unfixed
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -139,7 +140,7 @@ def test_what_would_be_sampled_is_converted_unless_asked_otherwise(
 ) -> None:
     told = run((averaged / place).resolve(), tmp_path / "net.safetensors", "--to", "original", *choice)
     assert told.exit_code == 0, told.output
-    lines = told.output.splitlines()
+    lines = told.stdout.splitlines()
     assert lines[0].endswith(f"original layout, {kind}")
     assert len(lines) == 2 and f"trained together with the base in {(averaged / folder).resolve() / 'unet'}" in lines[1]
     assert run(tmp_path / "net.safetensors", tmp_path / "back", "--to", "diffusers").exit_code == 0
@@ -167,6 +168,51 @@ def test_mistakes_are_one_sentence(net: Path, averaged: Path, tmp_path: Path) ->
         told = run(*words)
         assert told.exit_code == 1 and sentence in told.output and told.output.count("\n") == 1, told.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
+
+
+def test_a_difference_file_is_no_controlnet(net: Path, tmp_path: Path) -> None:
+    run(net, tmp_path / "whole.safetensors", "--to", "original")
+    for name, tensor in (("difference", torch.tensor(1.0)), ("lora_controlnet", torch.zeros(0))):
+        save_file(load_file(tmp_path / "whole.safetensors") | {name: tensor}, tmp_path / "other.safetensors")
+        told = run(tmp_path / "other.safetensors", tmp_path / "net", "--to", "diffusers", "--base-config", base_of(tmp_path))
+        wanted = "is a difference file" if name == "difference" else "Control-LoRA is not read"
+        assert told.exit_code == 1 and wanted in told.output and told.output.count("\n") == 1, told.output
+    assert not (tmp_path / "net").exists()
+
+
+def base_of(tmp_path: Path, **changes: Any) -> Path:
+    unet(**changes).save_config(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_a_controlnet_of_an_inpainting_base_is_refused(net: Path, tmp_path: Path) -> None:
+    run(net, tmp_path / "whole.safetensors", "--to", "original")
+    save_file(load_file(tmp_path / "whole.safetensors"), tmp_path / "bare.safetensors")
+    told = run(tmp_path / "bare.safetensors", tmp_path / "net", "--to", "diffusers", "--base-config", base_of(tmp_path, in_channels=9))
+    assert told.exit_code == 1 and "of an inpainting base (in_channels: 9) is not read" in told.output, told.output
+
+
+def test_a_network_that_fixed_shapes_can_not_hold_is_written_with_a_warning(net: Path, tmp_path: Path) -> None:
+    told = run("train/mini/roots/canny", tmp_path / "canny.safetensors", "--to", "original")
+    assert told.exit_code == 0 and (tmp_path / "canny.safetensors").is_file(), told.output
+    (line,) = told.stderr.splitlines()
+    assert line.startswith(f"warning: {tmp_path / 'canny.safetensors'} will not load in ComfyUI or A1111")
+    assert "block_out_channels is [48, 80, 96, 96], not [320, 640, 1280, 1280]" in line and "in_channels is 8, not 4" in line
+    back = run(tmp_path / "canny.safetensors", tmp_path / "back", "--to", "diffusers")
+    assert back.exit_code == 0 and not back.stderr
+    with torch.device("meta"):
+        for config in (SD15, SD21):
+            plain = json.loads(json.dumps(checkpoint.diffusers_config(empty_controlnet(config))))
+            assert unfixed(plain) == "" and "conditioning_channels is 1, not 3" in unfixed(plain | {"conditioning_channels": 1})
+
+
+def test_pooled_residuals_survive_the_way_from_a_file_called_shuffle(net: Path, tmp_path: Path) -> None:
+    run(net, tmp_path / "net.safetensors", "--to", "original")
+    for name, pooled in (("Shuffle_fp16", True), ("canny", False)):
+        save_file(load_file(tmp_path / "net.safetensors"), tmp_path / f"{name}.safetensors")
+        told = run(tmp_path / f"{name}.safetensors", tmp_path / name, "--to", "diffusers", "--base-config", base_of(tmp_path))
+        assert told.exit_code == 0 and ("pools its residuals" in told.output) is pooled, told.output
+        assert bool(ControlNetModel.from_pretrained(tmp_path / name).config.global_pool_conditions) is pooled
 
 
 def test_the_function_says_what_it_made(net: Path, tmp_path: Path) -> None:

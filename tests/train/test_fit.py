@@ -6,13 +6,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
 from safetensors.torch import load_file
 
-from tests.train.conftest import ToyPairs, tiny_base
+from tests.train.conftest import ToyPairs, tiny_base, tiny_unet
+from train import checkpoint
 from train.batches import Pair
 from train.checkpoint import META, OPTIMIZER, WEIGHTS, Checkpoint, newest
 from train.fit import Options, fit
@@ -171,6 +174,33 @@ def test_warm_start_begins_with_the_other_conditions_weights(tmp_path: Path) -> 
     third = fit(tiny_base(), pairs, ["inverse"], middle, tmp_path / "middle", warm_start={"inverse": first.path / "edges"})
     for name, tensor in load_file(third.path / "inverse" / WEIGHTS).items():  # who samples adds no residual that was not trained with
         assert (not tensor.any()) == ("controlnet_down_blocks" in name), name
+
+
+@pytest.mark.parametrize("settings", [{"controlnet_conditioning_channel_order": "bgr"}, {"global_pool_conditions": True}])
+def test_a_warm_start_keeps_how_its_controlnet_takes_hints_and_gives_residuals(settings: dict[str, Any], tmp_path: Path) -> None:
+    theirs = ControlNetModel.from_unet(tiny_unet(), conditioning_embedding_out_channels=(8, 8, 8, 8))
+    theirs.register_to_config(**settings)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    theirs.save_pretrained(tmp_path / "theirs")
+    pairs = ToyPairs(conditions=("edges", "inverse"))
+    options = Options(images=8, batch=4, lr=1e-3, workers=0, held_out=2, join=True)
+    warm = {"edges": tmp_path / "theirs"}
+    done = fit(tiny_base(), pairs, ["edges", "inverse"], options, tmp_path / "run", warm_start=warm, held_out=pairs)
+    again = ControlNetModel.from_pretrained(done.path / "edges").eval()
+    ours = checkpoint.load_controlnet(done.path / "edges", tiny_unet())
+    assert all(again.config[key] == value for key, value in settings.items())
+    x, t, text, hint = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), torch.randn(2, 5, 8), torch.rand(2, 3, 128, 128)
+    for other, mine in ((theirs, checkpoint.load_controlnet(tmp_path / "theirs")), (again, ours)):
+        plain = ControlNetModel.from_config({**other.config, **dict.fromkeys(settings)}, controlnet_conditioning_channel_order="rgb").eval()
+        plain.load_state_dict(other.state_dict())
+        with torch.no_grad():
+            downs, mid = mine(x, t, text, hint)
+            their_downs, their_mid = other(x, t, text, hint, return_dict=False)
+            assert (plain(x, t, text, hint, return_dict=False)[0][0] - their_downs[0]).abs().max() > 0.1  # the setting matters here
+        for own, expected in zip((*downs, mid), (*their_downs, their_mid), strict=True):
+            torch.testing.assert_close(own, expected.expand_as(own), rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_warm_start_saves_is_told_before_the_first_step_and_once(tmp_path: Path) -> None:

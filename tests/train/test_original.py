@@ -1,17 +1,26 @@
 """The original layout, checked against the list of its tensors as its own repository makes them, and against diffusers' converter."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import (
+    ControlNetModel,
+    ControlNetUnionModel,
+    ControlNetXSAdapter,
+    FluxControlNetModel,
+    SD3ControlNetModel,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.train.conftest import tiny_unet
-from train.checkpoint import diffusers_config, load_controlnet, weights_hash
+from train.checkpoint import diffusers_config, load_controlnet, locate, weights_hash
 from train.controlnet import ControlNet, empty_controlnet
 from train.original import PREFIX, SD15, SD21, original_names, read_controlnet, write_controlnet
 
@@ -192,6 +201,108 @@ def test_what_does_not_fit_is_named_with_what_was_expected(tmp_path: Path) -> No
     )
     with pytest.raises(ValueError, match="belongs to another base"):
         load_controlnet(tmp_path / "good.safetensors", tiny_unet(block_out_channels=(4, 8, 16, 16)))
+
+
+WIDTHS = {"block_out_channels": (4, 8, 12, 12), "cross_attention_dim": 8}
+HINTS = {"conditioning_embedding_out_channels": (4, 4, 8, 8)}
+TRANSFORMER = {"num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 8, "pooled_projection_dim": 8}
+OTHERS: dict[str, Callable[[], Any]] = {  # as diffusers builds them
+    "ControlNet-Union": lambda: ControlNetUnionModel(
+        **WIDTHS, **HINTS, norm_num_groups=2, attention_head_dim=2, addition_time_embed_dim=2, projection_class_embeddings_input_dim=4
+    ),
+    "ControlNet-XS": lambda: ControlNetXSAdapter(
+        **HINTS, block_out_channels=(4, 8, 12, 12), base_block_out_channels=(4, 8, 12, 12), cross_attention_dim=8, num_attention_heads=1,
+        max_norm_num_groups=2,
+    ),
+    "T2I-Adapter": lambda: T2IAdapter(channels=(4, 8, 8, 8), num_res_blocks=1),
+    "A ControlNet of FLUX": lambda: FluxControlNetModel(**TRANSFORMER, in_channels=4, num_single_layers=1, axes_dims_rope=(2, 2, 4)),
+    "A ControlNet of SD 3": lambda: SD3ControlNetModel(**TRANSFORMER, sample_size=8, caption_projection_dim=16),
+    "A ControlNet of SDXL": lambda: ControlNetModel(
+        **WIDTHS, **HINTS, norm_num_groups=2, attention_head_dim=2, addition_embed_type="text_time", addition_time_embed_dim=2,
+        projection_class_embeddings_input_dim=4,
+    ),
+    "A base's UNet": tiny_unet,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_folder_of_another_kind_is_refused_by_its_name(kind: str, tmp_path: Path) -> None:
+    OTHERS[kind]().save_pretrained(tmp_path)
+    for read in (load_controlnet, locate):
+        with pytest.raises(ValueError, match=rf"{tmp_path}: {kind} is not read: ControlMill reads whole ControlNets"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize(
+    ("kind", "tensors"),
+    [
+        (
+            "is a difference file: its tensors are what to add to the encoder of a base, not weights; get the whole",
+            {"difference": torch.tensor(1.0)},
+        ),
+        ("Control-LoRA is not read (it has lora_controlnet)", {"lora_controlnet": torch.zeros(0)}),
+        ("Control-LoRA is not read (it has input_blocks.1.0.emb_layers.1.up)", {"input_blocks.1.0.emb_layers.1.up": torch.zeros(1)}),
+        ("A ControlNet of SDXL is not read (it has control_model.label_emb.0.0.weight)", {f"{PREFIX}label_emb.0.0.weight": torch.zeros(1)}),
+    ],
+)
+def test_a_file_with_all_tensors_of_a_whole_controlnet_is_refused_where_it_says_that_it_is_none(
+    kind: str, tensors: dict[str, Tensor], suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"net{suffix}"
+    stored = write(tmp_path / "whole.safetensors", filled()) | tensors
+    save_file(stored, path) if suffix == ".safetensors" else torch.save(stored, path)
+    for read in (load_controlnet, locate, lambda path: load_controlnet(path, tiny_unet())):
+        with pytest.raises(ValueError) as caught:
+            read(path)
+        assert kind in str(caught.value) and str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("ControlNet-LLLite", "lllite_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q.down.0.weight"),
+        ("ControlNet-XS", "control_model.enc_zero_convs_out.0.0.weight"),
+        ("T2I-Adapter", "body.0.block1.weight"),
+        ("IP-Adapter", "image_proj.proj.weight"),
+        ("A LoRA", "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"),
+        ("A ControlNet of SD 3 or FLUX", "controlnet_blocks.0.weight"),
+        ("A ControlNet of SDXL", "add_embedding.linear_1.weight"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(kind: str, name: str, tmp_path: Path) -> None:
+    save_file({name: torch.zeros(1), "mid.bias": torch.zeros(1)}, tmp_path / "net.safetensors")
+    for read in (read_controlnet, locate):
+        with pytest.raises(ValueError, match=rf"net.safetensors: {kind} is not read \(it has {name}\)"):
+            read(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in OTHERS if kind != "A base's UNet"])
+def test_a_single_file_of_such_a_class_is_refused_by_its_tensors_too(kind: str, tmp_path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in OTHERS[kind]().state_dict().items()}, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"net.safetensors: .* is not read \(it has "):
+        read_controlnet(tmp_path / "net.safetensors")
+
+
+def test_a_file_of_diffusers_names_sends_to_its_folder(tmp_path: Path) -> None:
+    save_file({name: tensor.detach().clone() for name, tensor in filled().state_dict().items()}, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"its names are those of diffusers: name the folder"):
+        read_controlnet(tmp_path / "net.safetensors")
+
+
+def test_a_file_called_shuffle_pools_its_residuals_and_a_config_that_is_none_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "own.safetensors", filled())
+    for name in ("control_v11e_sd15_shuffle", "control_v11p_sd15_canny"):
+        save_file(load_file(tmp_path / "own.safetensors"), tmp_path / f"{name}.safetensors")
+        config = load_controlnet(tmp_path / f"{name}.safetensors", tiny_unet()).config
+        assert config.get("global_pool_conditions", False) is ("shuffle" in name)
+    for told, sentence in (("{", "is no JSON"), ("[]", "holds no object"), ('{"down_block_types": []}', "it lacks block_out_channels"),
+                           ('{"in_channels": 9}', "inpainting"), ('{"class_embed_type": "timestep"}', "has class_embed_type: timestep"),
+                           ('{"controlnet_conditioning_channel_order": "grb"}', "order 'grb'; rgb and bgr are known")):  # fmt: skip
+        (tmp_path / "config.json").write_text(told)
+        (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+        with pytest.raises(ValueError, match=sentence):
+            load_controlnet(tmp_path)
 
 
 def test_a_file_that_is_damaged_or_could_run_code_is_refused(tmp_path: Path) -> None:

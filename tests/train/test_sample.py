@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,30 @@ def test_the_image_of_an_exported_checkpoint_is_that_of_the_diffusers_pipeline(
         ours in ({"guidance": 1.0}, {"guidance": 7.5})
         or np.abs(generate(base, controlnet, **common, **plain).astype(int) - found).max() > 8
     )
+
+
+@pytest.mark.parametrize("guess", [False, True])
+@pytest.mark.parametrize("settings", [{"controlnet_conditioning_channel_order": "bgr"}, {"global_pool_conditions": True}])
+def test_what_a_foreign_controlnet_says_of_its_hints_and_residuals_is_done(
+    base: Base, texts: np.ndarray, controlnet: ControlNet, settings: dict, guess: bool, tmp_path: Path
+) -> None:
+    folder = checkpoint.save(tmp_path, {"edges": controlnet}, {}, {"step": 1, "images": 4}).path / "edges"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    made = StableDiffusionControlNetPipeline(
+        vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer, unet=base.unet,
+        controlnet=ControlNetModel.from_pretrained(folder), scheduler=DDIMScheduler.from_config(base.scheduler),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    made.set_progress_bar_config(disable=True)
+    hint = torch.from_numpy(hints(1)).permute(0, 3, 1, 2) / 255
+    told = {"prompt": "a cat", "num_inference_steps": 3, "guidance_scale": 3.0, "guess_mode": guess}
+    image = made(**told, image=hint, latents=initial_noise([3], None, 64, 64), output_type="np").images
+    common: dict[str, Any] = {"hints": hints(1), "text": texts[:1], "empty_text": texts[3], "seeds": [3], "guidance": 3.0, "guess": guess}
+    _, net = load_trained(folder, base)
+    found = generate(base, net, **common, **SMALL)
+    assert np.abs(np.round(image * 255) - found).max() <= 1
+    assert np.abs(generate(base, controlnet, **common, **SMALL).astype(int) - found).mean() > 0.5
 
 
 def test_guess_mode_follows_the_released_code_from_a_tenth_to_all_of_the_scale() -> None:
