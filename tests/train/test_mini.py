@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from PIL import Image
 from torch import nn
 
 from train import base as bases
@@ -337,8 +339,6 @@ def test_the_card_says_what_is_unfinished_and_what_it_cost(made: tuple[Path, Pat
 
 
 def test_a_grid_shows_pictures_reconstructions_and_samples(made: tuple[Path, Path], unseen: Pictures, tmp_path: Path) -> None:
-    from PIL import Image
-
     grid.write(tmp_path / "grid.png", made[1], unseen, samples=2)
     assert Image.open(tmp_path / "grid.png").size == (6 * 64, 5 * 64 + grid.WORDS)
 
@@ -363,3 +363,35 @@ def test_the_shipped_posterior_is_as_narrow_as_the_unet_was_trained_with() -> No
     pictures_of_noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     _, std = bases.encode_images(shipped, pictures_of_noise)
     assert std * shipped.scaling_factor == pytest.approx(patches.DEVIATION * shipped.scaling_factor, rel=0.05)
+
+
+def picture(pipeline: Any, **more: Any) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    draw = torch.Generator().manual_seed(0)
+    return pipeline("a red cube on the floor", num_inference_steps=2, output_type="np", generator=draw, **more).images[0]
+
+
+def test_diffusers_draws_with_the_shipped_base_and_its_controlnets_as_they_are() -> None:
+    """Without a word about precision: transformers keeps that of the weights unless their config says another, diffusers takes float32."""
+    plain = StableDiffusionPipeline.from_pretrained(mini.BASE)
+    alone = picture(plain)
+    assert alone.shape == (128, 128, 3) and 0.02 < alone.std()
+    hint = Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))
+    for root in sorted(mini.ROOTS.glob("*/config.json")):
+        controlnet = ControlNetModel.from_pretrained(root.parent)
+        pipeline = StableDiffusionControlNetPipeline.from_pretrained(mini.BASE, controlnet=controlnet)
+        parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.controlnet)
+        assert {next(part.parameters()).dtype for part in parts} == {torch.float32}
+        controlled = picture(pipeline, image=hint)
+        assert controlled.shape == (128, 128, 3) and np.abs(controlled - alone).mean() > 0.01
+
+
+def test_a_base_is_written_so_that_diffusers_draws_with_it(made: tuple[Path, Path]) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(made[1])
+    assert next(pipeline.text_encoder.parameters()).dtype == torch.float32
+    assert picture(pipeline).shape == (64, 64, 3)
+
+
+def test_the_shipped_base_kept_its_name_when_its_config_said_float32() -> None:
+    assert bases.fingerprint("mini") == "ce001ffc0f32705b"
+    assert json.loads((mini.BASE / "text_encoder/config.json").read_text())["dtype"] == "float32"

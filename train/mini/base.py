@@ -29,7 +29,7 @@ def write(
     facts: Mapping[str, Any],  # JSON-able; kept in the note
     card: str,
 ) -> None:
-    """A folder that diffusers.StableDiffusionPipeline and train.base load."""
+    """A folder that diffusers.StableDiffusionPipeline and train.base load, all of it as float32, though it is stored in half of that."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     models = {name: nn.Module.to(parts[name], torch.bfloat16) for name in ("vae", "unet", "text_encoder")}
@@ -40,6 +40,8 @@ def write(
     work = dest.with_name(f".tmp-{dest.name}-{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
     pipeline.save_pretrained(work)
+    config = work / "text_encoder/config.json"  # by which transformers loads it; diffusers takes float32 for its parts, whatever is stored
+    config.write_text(config.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
     note = {"random_weights": False, "spent": {name: vars(one) for name, one in spent.items()}, **facts}
     (work / NOTE_FILE).write_text(json.dumps(note, indent=2) + "\n")
     (work / "README.md").write_text(card)
