@@ -153,7 +153,7 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
 
 
 @main.command("sample")
-@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="A ControlNet's folder in the diffusers layout.")
+@click.option("--checkpoint", required=True, help="A run's step-…/CONDITION, mini/canny, or anyone's: a folder, a file, a hub id.")
 @click.option("--image", required=True, type=click.Path(path_type=Path), help="Is annotated, unless --hint says that it is drawn already.")
 @click.option("--prompt", help="What to draw; only --guess does without.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A PNG; the hint is written beside it.")
@@ -161,19 +161,23 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
 @click.option("--base", help="A diffusers folder or hub id; default: the base of the checkpoint's workspace.")
 @click.option("--hint", "is_hint", is_flag=True, help="The image is a drawn condition, not a photograph.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000))
-@click.option("--guidance", default=7.5, show_default=True, type=click.FloatRange(min=0))
-@click.option("--scale", default=1.0, show_default=True, help="Of the ControlNet's residuals.")
-@click.option("--guide-hint", is_flag=True, help="Guidance strengthens the hint too: its unconditional branch gets none.")
+@click.option("--steps", type=click.IntRange(1, 1000), help="Default: as its workspace evaluates it, else 20.")
+@click.option("--guidance", type=click.FloatRange(min=0), help="Default: as its workspace evaluates it, else 7.5.")
+@click.option("--scale", type=float, help="Of the ControlNet's residuals; default: as its workspace evaluates it, else 1.")
+@click.option(
+    "--guide-hint/--no-guide-hint",
+    default=None,
+    help="Guidance strengthens the hint too; default: as its workspace evaluates it, else not.",
+)
 @click.option("--guess", is_flag=True, help="The hint leads instead of the prompt; goes with --guidance 3 to 5.")
 @click.option(
     "--start", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Share of the steps before the ControlNet works."
 )
 @click.option("--end", default=1.0, show_default=True, type=click.FloatRange(0, 1), help="Share of the steps after which it rests.")
-@click.option("--resolution", default=512, show_default=True, type=click.IntRange(64, 4096))
+@click.option("--resolution", type=click.IntRange(64, 4096), help="Default: what it was trained at, else the size of its base.")
 @click.option("--protocol", default="cn10", show_default=True, metavar="cn10|cn11", help="How the hint is drawn.")
 def sample_command(
-    checkpoint: Path, image: Path, prompt: str | None, out: Path, condition: str | None, base: str | None, is_hint: bool, **settings: Any
+    checkpoint: str, image: Path, prompt: str | None, out: Path, condition: str | None, base: str | None, is_hint: bool, **settings: Any
 ) -> None:
     """Draw one image with a ControlNet.
 
@@ -186,7 +190,8 @@ def sample_command(
 
     if prompt is None and not settings["guess"]:
         raise MillError("--prompt is missing: say what to draw; only --guess does without.")
-    made = sample(checkpoint, image, prompt or "", out, condition=condition, base=base, is_hint=is_hint, settings=Settings(**settings))
+    chosen = Settings(**settings)
+    made = sample(checkpoint, image, prompt or "", out, condition=condition, base=base, is_hint=is_hint, settings=chosen, say=_warn)
     for path in made:
         click.echo(str(path))
 

@@ -169,7 +169,7 @@ def missing(plan: Plan) -> list[str]:
         from train import base
 
         try:
-            base.locate(str(plan.manifest.base), download=False)
+            base.check(str(plan.manifest.base))
         except (ValueError, OSError) as error:
             found.append(f"{'train' if plan.manifest.train else 'evaluate'}.base: {error}")
     return found

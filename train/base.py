@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from train import hub, mini, single_file
+from train.batches import NOISE_STEPS
+from train.controlnet import unsupported
+from train.original import check_fit
 from train.random_base import NOTE_FILE
 from train.random_base import build_random as build_random  # `train.base` is the door to everything about bases
 
@@ -23,7 +26,10 @@ WEIGHTS = {
     "text_encoder": "text_encoder/model.safetensors",
 }
 CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
-TOKENIZER = ("tokenizer.json", "vocab.json")  # one of them must be there
+HARMLESS = ("position_ids", "text_projection.weight", "logit_scale")  # in the file of a text encoder, without a part in what it computes
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # names of a VAE of 2022
+TRAINED = "ControlMill trains bases of the topology of Stable Diffusion 1.5 and 2.1"
+INPAINTING = 9  # channels that such a UNet takes: latents, mask, masked latents
 # The shipped base before the config of its text encoder said in which precision others load it: it computes the same, so its runs go on.
 FORMERLY = {"4f09e32709e4c3a8": "ce001ffc0f32705b"}
 
@@ -57,6 +63,7 @@ def load(
     if unknown:
         raise ValueError(f"a base has the parts {', '.join(WEIGHTS)}; it has no {', '.join(sorted(unknown))}")
     folder = locate(spec)
+    _check_configs(f"base {spec}", folder)
     single = folder.is_file()
     loaded: dict[str, Any] = dict.fromkeys(WEIGHTS)
     for part in parts:
@@ -81,6 +88,7 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     from transformers.utils import logging
 
     kinds: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    _check_tensors(folder, part, kinds[part])
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # "Loading weights", in the middle of a run's own lines
     try:
@@ -101,7 +109,14 @@ def _load_tokenizer(folder: Path) -> Any:
 def _config(folder: Path, part: str) -> dict[str, Any]:
     if folder.is_file():
         return single_file.config(folder, part)
-    return json.loads((folder / ("scheduler/scheduler_config.json" if part == "scheduler" else f"{part}/config.json")).read_text())
+    return _json(folder / ("scheduler/scheduler_config.json" if part == "scheduler" else f"{part}/config.json"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no JSON object ({error}): get the file again") from error
 
 
 def locate(spec: str | Path, *, download: bool = True) -> Path:
@@ -113,12 +128,72 @@ def locate(spec: str | Path, *, download: bool = True) -> Path:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(spec)):
             raise FileNotFoundError(f"base {spec}: no such folder, and not a hub id of the form owner/name")
         folder = _from_hub(str(spec), download)
-    missing = [name for name in (*CONFIGS, *WEIGHTS.values()) if not (folder / name).is_file()]
-    if not any((folder / "tokenizer" / name).is_file() for name in TOKENIZER):
-        missing.append("tokenizer/tokenizer.json")
-    if missing:
+    if missing := _lacking(folder):
+        kind = _json(folder / "model_index.json").get("_class_name") if (folder / "model_index.json").is_file() else None
+        if kind and not (folder / "unet/config.json").is_file():
+            raise ValueError(f"base {spec} is a {kind}, without a UNet: {TRAINED}")
         raise FileNotFoundError(f"base {spec}: the folder {folder} lacks {', '.join(missing)}; a base is a complete diffusers folder")
     return folder
+
+
+def _lacking(folder: Path) -> list[str]:
+    missing = [name for name in (*CONFIGS, *WEIGHTS.values()) if not (folder / name).is_file()]
+    if not any(all((folder / "tokenizer" / name).is_file() for name in names) for names in single_file.VOCABULARY):
+        missing.append("tokenizer/" + ("merges.txt" if (folder / "tokenizer/vocab.json").is_file() else "tokenizer.json"))
+    return missing
+
+
+def check(spec: str | Path) -> None:
+    """ValueError or OSError with what a run on this base would meet, as far as its configs tell: nothing is downloaded, no weights are read."""
+    _check_configs(f"base {spec}", locate(spec, download=False))
+
+
+def _check_configs(what: str, folder: Path) -> None:
+    unet, vae, text, scheduler = (_config(folder, part) for part in ("unet", "vae", "text_encoder", "scheduler"))
+    if unet.get("addition_embed_type") == "text_time":
+        raise ValueError(f"{what} is a Stable Diffusion XL: {TRAINED}")
+    if odd := unsupported(unet):
+        raise ValueError(f"{what} has a UNet with {', '.join(odd)}: {TRAINED}")
+    taken, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    taken = single_file.unet_channels(folder, taken) if folder.is_file() else taken
+    if taken != latents or unet.get("out_channels", 4) != latents:
+        kind = "is an inpainting base: its" if taken == INPAINTING else "has a"
+        raise ValueError(f"{what} {kind} UNet takes {taken} channels, and latents of its VAE have {latents}: give the base for text alone")
+    if len(vae.get("block_out_channels", range(4))) != 4 or vae.get("shift_factor"):
+        raise ValueError(f"{what} has a VAE that does not make latents of an eighth of the side, or shifts them: {TRAINED}")
+    if text.get("model_type", "clip_text_model") not in ("clip_text_model", "clip"):
+        raise ValueError(f"{what} has a text encoder of the kind {text['model_type']}, not CLIP's: {TRAINED}")
+    read, written = unet.get("cross_attention_dim"), text.get("hidden_size")
+    if read and written and read != written:
+        raise ValueError(f"{what} has a UNet that reads text {read} wide, and its text encoder gives {written}: the parts are of two bases")
+    levels_of(what, scheduler)
+
+
+def _check_tensors(folder: Path, part: str, kind: Any) -> None:
+    """Before loading, which fills what a file lacks with random numbers, or dies of it: ValueError with the first tensor that does not fit."""
+    from safetensors import SafetensorError, safe_open
+    from transformers import CLIPTextConfig
+
+    path, settings = folder / WEIGHTS[part], _config(folder, part)
+    with torch.device("meta"):
+        model = kind(CLIPTextConfig.from_dict(settings)) if part == "text_encoder" else kind.from_config(settings)
+    expected = {_usual(part, name): tensor.shape for name, tensor in model.state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {_usual(part, name): torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} can't be read: it is damaged ({error}); get it again") from error
+    stored = {name: tensor for name, tensor in shapes.items() if not (part == "text_encoder" and name.endswith(HARMLESS))}
+    check_fit(str(path), "", stored, expected)
+
+
+def _usual(part: str, name: str) -> str:
+    """The name by which a part's loader knows a tensor: libraries took the prefix off, and renamed the attention of a VAE."""
+    if part == "text_encoder":
+        return name.removeprefix("text_model.")
+    if part == "vae" and ".attentions." in name:
+        return ".".join(OLD_ATTENTION.get(word, word) for word in name.split("."))
+    return name
 
 
 def _is_random(folder: Path) -> bool:
@@ -128,7 +203,7 @@ def _is_random(folder: Path) -> bool:
 
 def _from_hub(name: str, download: bool) -> Path:
     wanted = [*CONFIGS, *WEIGHTS.values(), "tokenizer/*", "model_index.json"]
-    return hub.folder(f"base {name}", name, wanted, download, "set `train.base` to its path")
+    return hub.folder(f"base {name}", name, wanted, download, "set `train.base` to its path", _lacking)
 
 
 def fingerprint(spec: str | Path) -> str:  # 16 hex
@@ -192,18 +267,32 @@ def decode_latents(base: Base, latents: Tensor) -> NDArray[np.uint8]:  # [N, 4, 
 
 
 def noise_levels(base: Base) -> Tensor:  # [1000] float32: the share of signal variance left at each timestep (alpha bar)
-    """Float32 throughout, as diffusers computes it, so that training and sampling agree to the last bit."""
-    config = base.scheduler
-    first, last, count = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
-    if config.get("beta_schedule") == "scaled_linear":
-        betas = torch.linspace(first**0.5, last**0.5, count, dtype=torch.float32) ** 2
-    elif config.get("beta_schedule") == "linear":
-        betas = torch.linspace(first, last, count, dtype=torch.float32)
-    else:
-        raise ValueError(f"base {base.name} has the noise schedule {config.get('beta_schedule')!r}; scaled_linear and linear are known")
-    if config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
-        raise ValueError(f"base {base.name} predicts {config['prediction_type']!r}; epsilon and v_prediction are known")
-    return torch.cumprod(1 - betas, dim=0)
+    """Those that samples are drawn by, to the last bit."""
+    return levels_of(f"base {base.name}", base.scheduler)
+
+
+def levels_of(what: str, scheduler: dict[str, Any]) -> Tensor:
+    """By diffusers' own scheduler, so that trained betas and a terminal SNR of zero count here as they do in sampling; ValueError for others."""
+    from diffusers import DDIMScheduler
+
+    predicted = scheduler.get("prediction_type", "epsilon")
+    if predicted not in ("epsilon", "v_prediction"):
+        raise ValueError(f"{what} predicts {predicted!r}; epsilon and v_prediction are known")
+    try:
+        made: Any = DDIMScheduler.from_config(scheduler)
+    except (NotImplementedError, TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{what} has the noise schedule {scheduler.get('beta_schedule')!r}; scaled_linear, linear and trained_betas are known ({error})"
+        ) from error
+    levels: Tensor = made.alphas_cumprod
+    if len(levels) != NOISE_STEPS:
+        raise ValueError(f"{what} has {len(levels)} timesteps; bases of {NOISE_STEPS} are known")
+    if not levels.all() and predicted == "epsilon":
+        raise ValueError(
+            f"{what} leaves no signal at its last timestep (rescale_betas_zero_snr) and predicts the noise, which says nothing of the image "
+            "there: such a base predicts the velocity, prediction_type: v_prediction"
+        )
+    return levels
 
 
 def _part(base: Base, name: str) -> Any:

@@ -144,7 +144,12 @@ def locate(spec: str | Path, *, download: bool = True) -> Path:
             raise FileNotFoundError(f"{spec}: no such ControlNet: neither a folder, nor a file, nor a hub id of the form owner/name")
         _check_kind(here)
         return here
-    return hub.folder(str(spec), str(spec), ["config.json", WEIGHTS], download, "name its path")
+    needed = ["config.json", WEIGHTS]
+    found = hub.folder(
+        str(spec), str(spec), needed, download, "name its path", lambda cached: [name for name in needed if not (cached / name).is_file()]
+    )
+    _check_kind(found)
+    return found
 
 
 def _check_kind(controlnet: Path) -> None:

@@ -224,10 +224,16 @@ def _zero_layer(in_channels: int, out_channels: int, spatial: int) -> nn.Module:
     return _zero(kinds[spatial](in_channels, out_channels, 1))
 
 
-def _check_supported(unet: Any) -> None:
-    odd = [name for name in UNSUPPORTED if unet.config.get(name) is not None]
-    if unet.config.center_input_sample or unet.config.time_embedding_type != "positional":
+def unsupported(
+    config: Mapping[str, Any],  # of a UNet
+) -> list[str]:
+    """What in it is beyond the topology of SD 1.5 and 2.1; empty = nothing."""
+    odd = [name for name in UNSUPPORTED if config.get(name) is not None]
+    if config.get("center_input_sample") or config.get("time_embedding_type", "positional") != "positional":
         odd.append("center_input_sample or time_embedding_type")
-    if odd or unet.mid_block is None:
-        what = ", ".join(odd) or "no middle block"
-        raise ValueError(f"this UNet has {what}: ControlMill trains bases with the topology of SD 1.5 and 2.1")
+    return odd if config.get("mid_block_type", "usual") else [*odd, "no middle block"]
+
+
+def _check_supported(unet: Any) -> None:
+    if odd := unsupported(unet.config):
+        raise ValueError(f"this UNet has {', '.join(odd)}: ControlMill trains bases with the topology of SD 1.5 and 2.1")

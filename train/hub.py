@@ -1,5 +1,6 @@
 """Folders of the Hugging Face hub, by owner/name."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -9,21 +10,34 @@ def folder(
     wanted: list[str],  # files, or patterns of them
     download: bool,  # False = only what is in the cache
     then: str,  # what to do with a copy of the folder
+    lacking: Callable[[Path], list[str]],  # the files that its reader needs and does not find in the folder
 ) -> Path:
-    """The local cache first, so that a run that has its files never waits for a network."""
+    """The local cache first, so that a run that has its files never waits for a network; it may hold others of the folder, such as fp16."""
     from huggingface_hub import snapshot_download
 
+    absent: list[str] = []
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        absent = lacking(cached)
+        if not absent:
+            return cached
+        reason: Exception | None = None
     except OSError as error:  # not in the cache
-        reason: Exception = error
+        reason = error
     try:
         if download:
             return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:
         reason = error
-    includes = " ".join(f"--include '{each}'" for each in wanted)  # or else all precisions and formats come along, tens of GB
+    unreachable = " and the hub can not be reached" if download else ""
+    include, whole = (" ".join(f"--include '{one}'" for one in files) for files in (absent, wanted))
+    if absent:
+        raise FileNotFoundError(
+            f"{what} is not whole in the Hugging Face cache{unreachable}: {', '.join(absent)} are missing; with a network "
+            f"`hf download {name} {include}` completes it; without one copy a folder of `hf download {name} {whole} "
+            f"--local-dir {name.split('/')[1]}` here and {then}"
+        ) from reason
     raise FileNotFoundError(
-        f"{what} is not in the Hugging Face cache{' and the hub can not be reached' if download else ''}: on a machine with a network run "
-        f"`hf download {name} {includes} --local-dir {name.split('/')[1]}`, copy that folder here and {then}"
+        f"{what} is not in the Hugging Face cache{unreachable}: on a machine with a network run "
+        f"`hf download {name} {whole} --local-dir {name.split('/')[1]}`, copy that folder here and {then}"
     ) from reason

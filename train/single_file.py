@@ -17,6 +17,7 @@ from train.original import SAFE_SUFFIX, SD15, SD21, check_fit, original_names, r
 
 SUFFIXES = (SAFE_SUFFIX, ".ckpt")
 UNET, VAE, CLIP, OPEN_CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.", "cond_stage_model.model."
+FIRST_UNET = f"{UNET}input_blocks.0.0.weight"  # [w, channels, 3, 3]
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 VOCABULARY = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either is a whole tokenizer
 
@@ -124,6 +125,15 @@ def load_part(path: Path, part: str, dtype: torch.dtype) -> Any:  # UNet2DCondit
     check_fit(f"base {path}", prefix, weights, {names[name]: shape for name, shape in shapes.items()})
     model.load_state_dict({name: weights[theirs].to(dtype) for name, theirs in names.items()}, assign=True)
     return model
+
+
+def unet_channels(
+    path: Path,
+    usual: int,  # where the file has no such tensor, which is told when it is loaded
+) -> int:
+    """What the first layer of the file's UNet takes: 9 in a base for inpainting, of which its family's config knows nothing."""
+    _, found, _ = read_file(path, (FIRST_UNET,))
+    return next((tensor.shape[1] for tensor in found.values()), usual)
 
 
 def load_tokenizer(path: Path) -> Any:  # CLIPTokenizer

@@ -35,10 +35,16 @@ def export_roots(
         condition = system.condition
         folder = average.folder_to_sample(workspace.root / system.checkpoint)
         checkpoint.write_rounded(folder, dest / condition)
-        facts[condition] = _facts(plan, catalog, system) | {"weights": checkpoint.weights_hash(dest / condition)}
+        facts[condition] = _facts(plan, catalog, system) | _sampling(plan) | {"weights": checkpoint.weights_hash(dest / condition)}
         write_text(dest / condition / NOTE, json.dumps(facts[condition], indent=1) + "\n")
     write_text(dest / "README.md", _card(facts))
     return facts
+
+
+def _sampling(plan: Plan) -> dict[str, Any]:
+    """How it was drawn with when its fidelity was measured: what `controlmill sample` takes where nothing is said."""
+    evaluated = plan.manifest.evaluate
+    return {"sampling": evaluated.benchmark.model_dump(include={"steps", "guidance", "scale", "guide_hint"})} if evaluated else {}
 
 
 def _trained(plan: Plan, catalog: Catalog, wanted: Collection[str]) -> list[System]:

@@ -1,17 +1,20 @@
 """`controlmill sample` beyond a picture from a prompt: guess mode, the ControlNet's window, and what it refuses."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from pipeline.cli import main
-from train import checkpoint
-from train.base import build_random, load
+from train import checkpoint, mini
+from train.base import build_random, fingerprint, load
 from train.controlnet import ControlNet
 
 
@@ -56,3 +59,91 @@ def test_without_a_prompt_or_with_an_empty_window_one_sentence_says_what_to_do(p
         told = run(place, tmp_path / "x.png", *more)
         assert told.exit_code == 1 and sentence in told.output and told.output.count("\n") == 1, told.output
     assert not list(tmp_path.iterdir())
+
+
+MANIFEST = """
+name: small
+workspace: elsewhere
+source: {kind: scenes, count: 4}
+image: {resolution: 192, fit: bucket}
+conditions: {canny: {low: 40, high: 90}, depth_large: {detector: provided}}
+train: {base: mini, runs: [{conditions: [canny], images: 4}]}
+evaluate: {benchmark: {steps: 3, guidance: 2.5, guide_hint: true}, readers: {depth_large: {detector: mini}}}
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """As a run leaves it: the manifest, and a checkpoint with what was trained at 128 pixels."""
+    folder = tmp_path / "ws/checkpoints/canny-1/step-00000001"
+    shutil.copytree(mini.ROOTS / "canny", folder / "canny", ignore=shutil.ignore_patterns("controlmill.json"))
+    meta = {"step": 1, "images": 4, "files": {}, "base": fingerprint("mini"), "base_name": "mini", "sizes": [[128, 128]]}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    (tmp_path / "ws/manifest.yaml").write_text(MANIFEST)
+    draw = np.random.default_rng(0).integers(0, 256, (5, 10, 3), dtype=np.uint8)
+    Image.fromarray(np.kron(draw, np.ones((64, 64, 1), np.uint8))).save(tmp_path / "photo.png")
+    return tmp_path
+
+
+def drawn(place: Path, checkpoint: Any, *more: Any) -> tuple[Result, tuple[int, ...]]:
+    words = ["--checkpoint", checkpoint, "--image", place / "photo.png", "--out", place / "out.png", "--prompt", "a red cube", *more]
+    told = CliRunner().invoke(main, ["sample", *map(str, words)])
+    assert told.exit_code == 0, told.output
+    assert told.stdout.splitlines() == [str(place / "out.png"), str(place / "out.hint.png")]
+    made, hint = (np.asarray(Image.open(place / name)) for name in ("out.png", "out.hint.png"))
+    assert made.shape == hint.shape
+    return told, made.shape
+
+
+def test_a_checkpoint_is_drawn_with_at_the_size_and_by_the_detector_that_it_was_trained_with(workspace: Path) -> None:
+    folder = workspace / "ws/checkpoints/canny-1/step-00000001"
+    told, shape = drawn(workspace, folder / "canny")
+    assert shape == (128, 128, 3)
+    assert told.stderr.splitlines() == ["128 pixels, as it was trained at; 3 steps, guidance 2.5 of the hint too", "canny by the detector opencv-canny"]
+    own = (workspace / "out.hint.png").read_bytes()
+    text = yaml.safe_load(MANIFEST)
+    text["conditions"]["canny"] = {"low": 500, "high": 900}
+    (workspace / "ws/manifest.yaml").write_text(yaml.safe_dump(text))
+    drawn(workspace, folder / "canny")
+    assert (workspace / "out.hint.png").read_bytes() != own
+    told, shape = drawn(workspace, folder / "canny", "--resolution", 64, "--guidance", 1.5, "--no-guide-hint", "--steps", 1)
+    assert shape == (64, 64, 3) and told.stderr.startswith("64 pixels, as you say; 1 steps, guidance 1.5\n")
+
+
+def test_an_older_checkpoint_takes_the_size_of_its_workspace(workspace: Path) -> None:
+    folder = workspace / "ws/checkpoints/canny-1/step-00000001"
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["sizes"]
+    (folder / "meta.json").write_text(json.dumps(meta | {"base": "another"}))
+    told, shape = drawn(workspace, folder / "canny", "--steps", 1)
+    assert shape == (128, 256, 3) and "192 pixels, aspect ratio kept, as its workspace trains at" in told.stderr
+    assert "warning: " in told.stderr and "was trained on the base mini" in told.stderr
+
+
+def test_what_is_read_again_of_maps_that_came_with_the_images_draws_the_hint(workspace: Path) -> None:
+    folder = workspace / "ws/checkpoints/canny-1/step-00000001/canny"
+    told, _ = drawn(workspace, folder, "--condition", "depth_large", "--steps", 1)
+    assert "depth_large by the detector mini" in told.stderr
+
+
+def test_a_shipped_controlnet_needs_no_more_than_its_name(workspace: Path) -> None:
+    told, shape = drawn(workspace, "mini/canny", "--steps", 2)
+    assert shape == (128, 128, 3) and told.stderr.startswith("128 pixels, the size of its base; 2 steps, guidance 3 of the hint too\n")
+    copy = shutil.copytree(mini.ROOTS / "canny", workspace / "canny")
+    assert "name it with --base" in CliRunner().invoke(main, ["sample", "--checkpoint", str(copy), "--image", "x", "--out", "y", "--prompt", ""]).output
+    (copy / "controlmill.json").unlink()
+    told, shape = drawn(workspace, copy, "--base", "mini", "--steps", 1)
+    assert shape == (128, 128, 3) and told.stderr.startswith("128 pixels, the size of its base; 1 steps, guidance 7.5\n")
+
+
+def test_a_run_writes_down_at_which_sizes_it_trained(tmp_path: Path) -> None:
+    from tests.train.conftest import ToyPairs, tiny_base
+    from train.fit import Options, fit
+
+    done = fit(tiny_base(), ToyPairs(wide=(1, 2)), ["edges"], Options(images=4, batch=4, workers=0, held_out=0), tmp_path)
+    assert json.loads((done.path / "meta.json").read_text())["sizes"] == [[128, 128], [128, 256]]
+
+
+def test_a_resolution_that_the_networks_can_not_halve_is_one_sentence(workspace: Path) -> None:
+    told = run(workspace, workspace / "x.png", "--resolution", 100, "--prompt", "")
+    assert told.exit_code == 1 and "--resolution 100 is no multiple of 64" in told.output and told.output.count("\n") == 1
