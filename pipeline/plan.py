@@ -192,7 +192,7 @@ def _lacking_to_evaluate(evaluation: manifest.Evaluate) -> list[str]:
     for it in evaluation.external:
         try:
             checkpoint.locate(it.checkpoint, download=False)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             found.append(f"evaluate.external: {it.name}: {error}")
     try:
         networks.identity(evaluation)

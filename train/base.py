@@ -157,8 +157,8 @@ def _check_configs(what: str, folder: Path) -> None:
     taken, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     taken = single_file.unet_channels(folder, taken) if folder.is_file() else taken
     if taken != latents or unet.get("out_channels", 4) != latents:
-        kind = "is an inpainting base: its" if taken == INPAINTING else "has a"
-        raise ValueError(f"{what} {kind} UNet takes {taken} channels, and latents of its VAE have {latents}: give the base for text alone")
+        kind = "is an inpainting base" if taken == INPAINTING else "is no base for text alone"
+        raise ValueError(f"{what} {kind}: its UNet takes {taken} channels, and latents of its VAE have {latents}; {TRAINED}")
     if len(vae.get("block_out_channels", range(4))) != 4 or vae.get("shift_factor"):
         raise ValueError(f"{what} has a VAE that does not make latents of an eighth of the side, or shifts them: {TRAINED}")
     if text.get("model_type", "clip_text_model") not in ("clip_text_model", "clip"):

@@ -5,17 +5,7 @@ import math
 from typing import Literal
 
 # What a resumed run may change: no weight depends on it.
-OPERATIONAL = {
-    "images",
-    "checkpoint_every",
-    "log_every",
-    "workers",
-    "gradient_checkpointing",
-    "held_out",
-    "watch_every",
-    "grids",
-    "keep_every",
-}
+OPERATIONAL = {"images", "checkpoint_every", "log_every", "workers", "gradient_checkpointing", "held_out", "watch_every", "grids", "keep_every"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

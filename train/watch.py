@@ -69,9 +69,7 @@ class Watch:
                 print(f"no memory is left to draw {self.out / GRIDS} at {row['images']} images: lower grids, or set it to 0")
         return row
 
-    def begin(
-        self, unet: Any, controlnets: Mapping[str, Any]
-    ) -> dict[str, Any] | None:  # the row as it was logged; None = there is one, or no need
+    def begin(self, unet: Any, controlnets: Mapping[str, Any]) -> dict[str, Any] | None:  # the row as it was logged; None = there is one, or no need
         """The loss gap that warm starts bring along, as a row of no images: what the training itself adds is told from there."""
         if self.rows or self.held_out is None:
             return None

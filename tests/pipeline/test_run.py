@@ -336,7 +336,9 @@ def test_what_an_earlier_version_made_is_kept_and_its_catalog_brought_up_to_date
     catalog = tmp_path / "ws/catalog.duckdb"
     catalog.unlink()
     with duckdb.connect(str(catalog)) as connection:
-        connection.execute("CREATE TABLE migrations (version INTEGER, applied TIMESTAMP); INSERT INTO migrations VALUES (1, now()::TIMESTAMP)")
+        connection.execute(
+            "CREATE TABLE migrations (version INTEGER, applied TIMESTAMP); INSERT INTO migrations VALUES (1, now()::TIMESTAMP)"
+        )
         connection.execute(MIGRATIONS[0])
     early = controlmill("verify", "ws")
     assert early.returncode == 1 and "made by an earlier version" in early.stderr and "Traceback" not in early.stderr
@@ -373,7 +375,10 @@ def test_bad_input_is_one_sentence_and_status_1(
 
 def test_a_process_of_its_own_has_no_more_to_say(process: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]) -> None:
     folder(1)
-    for sections, sentence in (({"workspace": "/proc/nowhere"}, "can't be written"), ({"conditions": "{canny: {lo: 3}}"}, "did you mean 'low'?")):
+    for sections, sentence in (
+        ({"workspace": "/proc/nowhere"}, "can't be written"),
+        ({"conditions": "{canny: {lo: 3}}"}, "did you mean 'low'?"),
+    ):
         ran = process("run", manifest(**sections), *STAGES)
         assert ran.returncode == 1 and sentence in ran.stderr and len(ran.stderr.strip().splitlines()) == 1
 
@@ -413,6 +418,29 @@ def test_a_dry_run_touches_nothing(
     folder(2)
     ran = controlmill("run", manifest(conditions="{sketch: {}}"), "--dry-run")
     assert ran.returncode == 0 and "hed" in ran.stdout and not (tmp_path / "ws").exists()
+
+
+def test_a_dry_run_tells_of_files_that_are_no_controlnets_and_of_a_base_that_can_not_be_trained(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from train import mini
+
+    folder(2)
+    for key in ("difference", "lora_controlnet"):
+        save_file({key: torch.zeros(1), "control_model.input_hint_block.0.weight": torch.zeros(1)}, tmp_path / f"{key}.safetensors")
+    shutil.copytree(mini.BASE, tmp_path / "inpainting")
+    config = tmp_path / "inpainting/unet/config.json"
+    config.write_text(config.read_text().replace('"in_channels": 8', '"in_channels": 9'))
+    train = "{base: inpainting, runs: [{conditions: [canny], images: 4, warm_start: difference.safetensors}]}"
+    evaluate = "{external: [{name: theirs, condition: canny, checkpoint: lora_controlnet.safetensors}]}"
+    ran = controlmill("run", manifest(train=train, evaluate=evaluate), "--dry-run")
+    assert ran.returncode == 1 and not (tmp_path / "ws").exists()
+    for told in ("difference.safetensors is a difference file", "evaluate.external: theirs: lora_controlnet.safetensors: Control-LoRA is not read",
+                 "train.base: base inpainting is an inpainting base: its UNet takes 9 channels"):  # fmt: skip
+        assert told in ran.stdout
 
 
 def test_status_and_sql_tell_the_same_numbers(

@@ -1,18 +1,22 @@
+import dataclasses
 import itertools
 import json
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from tests.train.conftest import SCHEDULER, tiny_base
-from train import checkpoint
-from train.base import build_random, decode_latents, encode_images, encode_text, fingerprint, load, noise_levels
+from train import checkpoint, hub, loss
+from train.base import WEIGHTS, build_random, check, decode_latents, encode_images, encode_text, fingerprint, load, locate, noise_levels
 from train.controlnet import ControlNet
 from train.random_base import rectangles
 
@@ -148,3 +152,215 @@ def test_a_part_that_was_not_loaded_is_named(random_base_folder: Path) -> None:
 
 def test_noise_levels_are_those_of_diffusers() -> None:
     assert torch.equal(noise_levels(tiny_base()), DDPMScheduler.from_config(SCHEDULER).alphas_cumprod)
+
+
+ZERO = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+KINDS: list[tuple[Any, dict[str, Any]]] = [
+    (DDPMScheduler, {}), (DDIMScheduler, {}), (PNDMScheduler, {"skip_prk_steps": True}), (DDPMScheduler, {"beta_schedule": "linear"}),
+    (DDPMScheduler, {"beta_schedule": "squaredcos_cap_v2"}), (DDIMScheduler, ZERO), (DDPMScheduler, ZERO),
+    (DDIMScheduler, {"trained_betas": [0.0001 + 0.00002 * i for i in range(1000)]}),
+    (PNDMScheduler, {"trained_betas": [0.0001 + 0.00001 * i for i in range(1000)]}),
+    (EulerDiscreteScheduler, {"beta_schedule": "linear"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "changes"), KINDS)
+def test_noise_levels_are_those_of_diffusers_for_every_kind_of_schedule(kind: Any, changes: dict[str, Any]) -> None:
+    theirs = kind.from_config(SCHEDULER, **changes)
+    base = dataclasses.replace(tiny_base(), scheduler=json.loads(json.dumps(dict(theirs.config))))
+    levels = noise_levels(base)
+    assert torch.equal(levels, theirs.alphas_cumprod) and levels.shape == (1000,)
+    assert torch.equal(levels, DDIMScheduler.from_config(base.scheduler).alphas_cumprod)  # what samples
+    weights = loss.timestep_weights(levels, base.scheduler, 5.0)
+    noisy, target = loss.noisy_and_target(torch.ones(1000, 1, 1, 1), torch.ones(1000, 1, 1, 1), levels, base.scheduler)
+    assert all(bool(torch.isfinite(one).all()) for one in (weights, noisy, target)) and weights.min() >= 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"rescale_betas_zero_snr": True}, "predicts the noise, which says nothing of the image"),
+        ({"num_train_timesteps": 500}, "has 500 timesteps; bases of 1000 are known"),
+        ({"beta_schedule": "sigmoid"}, "has the noise schedule 'sigmoid'"),
+        ({"prediction_type": "sample"}, "predicts 'sample'; epsilon and v_prediction are known"),
+    ],
+)
+def test_a_schedule_that_can_not_be_trained_is_refused_before_anything_loads(
+    changes: dict[str, Any], sentence: str, random_base_folder: Path, tmp_path: Path
+) -> None:
+    folder = copied(random_base_folder, tmp_path, "scheduler/scheduler_config.json", changes)
+    for read in (check, load):
+        with pytest.raises(ValueError, match=sentence):
+            read(folder)
+
+
+def copied(folder: Path, tmp_path: Path, config: str = "", changes: dict[str, Any] | None = None) -> Path:
+    place = tmp_path / "copy"
+    shutil.copytree(folder, place)
+    if config:
+        (place / config).write_text(json.dumps(json.loads((place / config).read_text()) | (changes or {})))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "sentence"),
+    [
+        ("unet/config.json", {"in_channels": 9}, r"is an inpainting base: its UNet takes 9 channels, and latents of its VAE have 4"),
+        ("unet/config.json", {"in_channels": 5}, r"is no base for text alone: its UNet takes 5 channels"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, r"is a Stable Diffusion XL: ControlMill trains bases"),
+        ("unet/config.json", {"class_embed_type": "timestep"}, r"has a UNet with class_embed_type: ControlMill"),
+        ("unet/config.json", {"cross_attention_dim": 768}, r"reads text 768 wide, and its text encoder gives 32"),
+        ("vae/config.json", {"latent_channels": 16}, r"latents of its VAE have 16"),
+        ("vae/config.json", {"shift_factor": 0.1}, r"has a VAE that"),
+        ("text_encoder/config.json", {"model_type": "t5"}, r"has a text encoder of the kind t5"),
+    ],
+)
+def test_what_the_configs_tell_is_said_before_work_on_every_path(
+    config: str, changes: dict[str, Any], sentence: str, random_base_folder: Path, tmp_path: Path
+) -> None:
+    folder = copied(random_base_folder, tmp_path, config, changes)
+    readers: list[Callable[..., Any]] = [check, load, lambda path: load(path, parts=("vae", "text_encoder"))]
+    for read in readers:
+        with pytest.raises(ValueError, match=sentence):
+            read(folder)
+
+
+def test_a_pipeline_without_a_unet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(ValueError, match=r"is a FluxPipeline, without a UNet"):
+        check(tmp_path)
+
+
+def rewritten(folder: Path, part: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+    save_file(change(load_file(folder / WEIGHTS[part])), folder / WEIGHTS[part])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("text_encoder", "encoder.layers.0.mlp.fc2.weight"),
+        ("unet", "mid_block.resnets.0.conv1.weight"),
+        ("vae", "decoder.mid_block.attentions.0.to_q.weight"),
+    ],
+)
+def test_a_tensor_that_is_missing_stray_or_of_another_shape_is_named_with_its_file(
+    part: str, name: str, random_base_folder: Path, tmp_path: Path
+) -> None:
+    def without(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {one: tensor for one, tensor in tensors.items() if not one.endswith(name)}
+
+    cases: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]] = {
+        f"lacks the tensor {name} with the shape": without,
+        "has the tensor stray.weight, which has no place in this network": lambda tensors: tensors | {"stray.weight": torch.zeros(1)},
+        f"belongs to another base: {name} has the shape [3]": lambda tensors: without(tensors) | {name: torch.zeros(3)},
+    }
+    folder = copied(random_base_folder, tmp_path)
+    whole = (folder / WEIGHTS[part]).read_bytes()
+    for sentence, change in cases.items():
+        (folder / WEIGHTS[part]).write_bytes(whole)
+        with pytest.raises(ValueError) as caught:
+            load(rewritten(folder, part, change), parts=(part,))
+        assert str(caught.value).startswith(f"{folder / WEIGHTS[part]} {sentence}"), caught.value
+    (folder / WEIGHTS[part]).write_bytes(whole[:100])
+    with pytest.raises(ValueError, match="can't be read: it is damaged"):
+        load(folder, parts=(part,))
+
+
+def test_the_names_of_published_weights_load_as_before(random_base_folder: Path, tmp_path: Path) -> None:
+    """Half precision, `text_model.`, positions and a projection; the attention of a VAE as it was called in 2022."""
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def published(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        made = {f"text_model.{name.removeprefix('text_model.')}": tensor.half() for name, tensor in tensors.items()}
+        more = {"text_model.embeddings.position_ids": torch.arange(32)[None], "text_projection.weight": torch.zeros(8, 32)}
+        return made | more
+
+    def of_2022(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        for mine, theirs in old.items():
+            tensors = {name.replace(f".{mine}.", f".{theirs}.") if ".attentions." in name else name: it for name, it in tensors.items()}
+        return tensors
+
+    folder = rewritten(rewritten(copied(random_base_folder, tmp_path), "text_encoder", published), "vae", of_2022)
+    plain, again = load(random_base_folder), load(folder)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    np.testing.assert_array_equal(encode_images(again, pixels)[0], encode_images(plain, pixels)[0])
+    np.testing.assert_allclose(encode_text(again, ["a cat"]), encode_text(plain, ["a cat"]), atol=0.02)
+
+
+def test_a_tokenizer_without_its_vocabulary_or_merges_is_named(random_base_folder: Path, tmp_path: Path) -> None:
+    folder = copied(random_base_folder, tmp_path)
+    (folder / "tokenizer/tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks tokenizer/tokenizer.json"):
+        check(folder)
+    (folder / "tokenizer/vocab.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"lacks tokenizer/merges.txt"):
+        check(folder)
+
+
+@pytest.fixture
+def cache(random_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[list[str]]]:
+    """A hub repository as the cache of one who loaded it with variant="fp16" holds it; what a download would be asked for."""
+    snapshot, asked = tmp_path / "models--some--base/snapshots/abc", []
+    shutil.copytree(random_base_folder, snapshot)
+    for name in WEIGHTS.values():
+        (snapshot / name).rename((snapshot / name).with_suffix(".fp16.safetensors"))
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        assert name == "some/base"
+        if not local_files_only:
+            asked.append(allow_patterns)
+            for one in WEIGHTS.values():
+                shutil.copy(random_base_folder / one, snapshot / one)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return snapshot, asked
+
+
+def test_a_partly_cached_base_is_completed_by_what_it_needs(cache: tuple[Path, list[list[str]]]) -> None:
+    snapshot, asked = cache
+    assert locate("some/base") == snapshot and len(asked) == 1
+    assert set(WEIGHTS.values()) < set(asked[0]) and not any("fp16" in one for one in asked[0])
+    assert locate("some/base") == snapshot and len(asked) == 1  # whole now: nothing is asked for again
+    assert load("some/base", parts=("unet",)).unet is not None
+
+
+def test_a_partly_cached_base_names_what_is_missing_and_the_command_where_nothing_may_be_downloaded(
+    cache: tuple[Path, list[list[str]]],
+) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        check("some/base")
+    includes = " ".join(f"--include '{name}'" for name in WEIGHTS.values())
+    assert f"is not whole in the Hugging Face cache: {', '.join(WEIGHTS.values())} are missing" in str(caught.value)
+    assert f"`hf download some/base {includes}` completes it" in str(caught.value) and not cache[1]
+
+
+def test_a_controlnet_that_is_partly_cached_is_completed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train import checkpoint
+
+    (tmp_path / "config.json").write_text(json.dumps({"block_out_channels": [4], "down_block_types": ["DownBlock2D"]}))
+    (tmp_path / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"")
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        if not local_files_only:
+            (tmp_path / checkpoint.WEIGHTS).write_bytes(b"")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(FileNotFoundError, match=rf"--include '{checkpoint.WEIGHTS}'` completes it"):
+        checkpoint.locate("some/net", download=False)
+    assert checkpoint.locate("some/net") == tmp_path and (tmp_path / checkpoint.WEIGHTS).is_file()
+
+
+def test_a_hub_that_can_not_be_reached_says_so_with_what_is_missing(
+    cache: tuple[Path, list[list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        if local_files_only:
+            return str(cache[0])
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(FileNotFoundError, match=r"is not whole in the Hugging Face cache and the hub can not be reached: unet/"):
+        hub.folder("it", "some/base", ["*"], True, "go on", lambda folder: ["unet/x.safetensors"])

@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from tests.train.conftest import tiny_unet
 from train import single_file
-from train.base import encode_images, encode_text, fingerprint, load, locate
+from train.base import check, encode_images, encode_text, fingerprint, load, locate
 from train.original import original_names
 
 CONFIGS = ("unet", "vae", "text_encoder", "scheduler", "tokenizer")
@@ -216,3 +216,14 @@ def test_the_fingerprint_is_of_the_file_and_of_what_lies_beside_it(one: Path, tm
     shutil.copytree(one.with_suffix(""), tmp_path / "other")
     save_file(tensors, tmp_path / "other.safetensors")
     assert fingerprint(tmp_path / "other.safetensors") != fingerprint(one)
+
+
+def test_a_single_file_for_inpainting_is_refused_before_it_is_read(one: Path, tmp_path: Path) -> None:
+    tensors = load_file(one)
+    first = f"{single_file.UNET}input_blocks.0.0.weight"
+    tensors[first] = tensors[first].repeat(1, 3, 1, 1)[:, :9].contiguous()
+    save_file(tensors, tmp_path / "inpainting.safetensors")
+    shutil.copytree(one.with_suffix(""), tmp_path / "inpainting")
+    for read in (check, load, lambda path: load(path, parts=("vae",))):
+        with pytest.raises(ValueError, match="is an inpainting base: its UNet takes 9 channels"):
+            read(tmp_path / "inpainting.safetensors")
