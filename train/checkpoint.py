@@ -1,6 +1,7 @@
 """Atomic checkpoints in the diffusers layout, with everything that an exact resume needs; safetensors and JSON only."""
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -25,6 +26,16 @@ META = "meta.json"  # written last: a folder without it is no checkpoint
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 TEMPORARY = ".tmp-"
+STEP = re.compile(r"step-\d{8,}")
+ASIDE = "damaged-"  # before the name of a checkpoint that a run went on without
+RESUMED = ("conditions", "base", "pairs_hash", "warm_start", "options", "seconds")  # of META: what a run needs to go on
+KINDS: dict[str, Any] = {
+    "conditions": list, "base": str, "pairs_hash": str, "warm_start": dict, "options": dict, "seconds": int | float, "began_with": dict,
+}  # fmt: skip
+
+
+class Damaged(FileNotFoundError):
+    """A checkpoint's files are missing, or are not those that were written."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,12 @@ class Checkpoint:
     images: int  # seen: the one counter everything else follows from
     step: int  # optimizer steps
     meta: dict[str, Any]
+
+
+def began_with(meta: Mapping[str, Any]) -> dict[str, Any]:  # of a checkpoint, or of the run's identity
+    """What of the options may change on the way, as it was at first: a run that was named after it is found again."""
+    options = meta.get("options", {})
+    return dict(meta.get("began_with") or {name: options.get(name) for name in ("micro_batch", "checkpoint_every")})
 
 
 def save(
@@ -64,8 +81,9 @@ def save(
         _discard(final)
     work.rename(final)
     _fsync(out)
+    shutil.rmtree(out / f"{ASIDE}{final.name}", ignore_errors=True)  # made again
     stay = {it.path for it in kept(out)}
-    for old in _folders(out)[:-KEEP]:
+    for old in folders(out)[:-KEEP]:
         if old not in stay:
             _discard(old)
     return Checkpoint(final, meta["images"], meta["step"], meta)
@@ -76,31 +94,55 @@ def name_of(step: int) -> str:
 
 
 def newest(out: Path) -> Checkpoint | None:
-    """The last complete checkpoint; only reads, so that a report may ask while training runs."""
-    for folder in reversed(_folders(out)):
-        try:
+    """The last complete checkpoint by its files' names and sizes: quick enough to ask every second, also while training runs."""
+    for folder in reversed(folders(out)):
+        with contextlib.suppress(Damaged):
             return read(folder)
-        except FileNotFoundError:
-            continue
     return None
+
+
+def newest_whole(
+    out: Path,
+    *,
+    resume: bool = True,  # False = its ControlNets are wanted alone, so damage to the optimizers' states does not matter
+) -> tuple[Checkpoint | None, dict[Path, str]]:  # and those that are newer: folder -> what is wrong with it
+    """The last checkpoint whose files have the sha256 that they were written with; reads all of it."""
+    passed_over: dict[Path, str] = {}
+    for folder in reversed(folders(out)):
+        try:
+            return whole(folder, resume=resume), passed_over
+        except Damaged as error:
+            passed_over[folder] = str(error)
+    return None, passed_over
+
+
+def set_aside(folder: Path) -> Path:
+    """Out of the way of the run, which writes that step again and then deletes this; a person may still want what is whole in it."""
+    aside = folder.with_name(f"{ASIDE}{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return folder.rename(aside)
 
 
 def kept(out: Path) -> list[Checkpoint]:
     """Those that stay for good (Options.keep_every), oldest first."""
     found = []
-    for folder in _folders(out):
-        with contextlib.suppress(FileNotFoundError):
+    for folder in folders(out):
+        with contextlib.suppress(Damaged):
             found.append(read(folder))
     return [it for it in found if it.meta.get("kept")]
 
 
 def take_over(begun: Checkpoint, out: Path) -> Path:  # the folder that it lay in
-    """A longer run goes on from here: the log first, then the checkpoints that stay for good, this one last; their files are shared, not copied."""
+    """A longer run goes on from here: the log first, then the checkpoints that stay for good, this one last; their files are shared, not copied.
+
+    The caller has hashed this one; of the others those that are damaged are left behind.
+    """
     source = begun.path.parent
     out.mkdir(parents=True, exist_ok=True)
     for log in source.glob("*.jsonl"):
         shutil.copy2(log, out / log.name)
-    for folder in [*(it.path for it in kept(source) if it.images < begun.images), begun.path]:
+    stay = [it.path for it in kept(source) if it.images < begun.images and not problems(it.path)]
+    for folder in [*stay, begun.path]:
         work = out / f"{TEMPORARY}{folder.name}"
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(folder, work, copy_function=_link)
@@ -116,16 +158,102 @@ def _link(source: str, target: str) -> None:
 
 
 def read(folder: Path) -> Checkpoint:
-    """A file that is missing or cut short is named, since everything below would fail less clearly."""
-    meta_path = folder / META
-    if not meta_path.is_file():
-        raise FileNotFoundError(f"{folder} is not a complete checkpoint: it has no {META}")
-    meta = json.loads(meta_path.read_text())
-    for name, fact in meta["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != fact["bytes"]:
-            raise FileNotFoundError(f"checkpoint {folder} is damaged: {name} is missing or has the wrong size; delete the folder")
-    return Checkpoint(folder, meta["images"], meta["step"], meta)
+    """By names and sizes. A file that is missing or cut short is named, since everything below would fail less clearly."""
+    if not (folder / META).is_file():
+        raise Damaged(f"{folder} is not a complete checkpoint: it has no {META}")
+    meta = _meta(folder)
+    done = Checkpoint(folder, meta["images"], meta["step"], meta)
+    for name in meta["files"]:
+        if wrong := _wrong(done, name, hashed=False):
+            raise Damaged(f"checkpoint {folder} is damaged: {name} {wrong}")
+    return done
+
+
+def whole(folder: Path, *, resume: bool = True) -> Checkpoint:
+    """As `read`, and every file that is wanted is hashed; those who use it hash it once, those who only tell of it do not."""
+    done = read(folder)
+    lacking = [name for name in RESUMED if resume and name not in done.meta]
+    if lacking:
+        raise Damaged(f"checkpoint {folder} is damaged: {META} lacks {', '.join(lacking)}")
+    for name in done.meta["files"]:
+        if (resume or not name.endswith(OPTIMIZER)) and (wrong := _wrong(done, name)):
+            raise Damaged(f"checkpoint {folder} is damaged: {name} {wrong}")
+    return done
+
+
+def problems(folder: Path) -> list[str]:  # none = it is whole
+    """A sentence for each damaged file."""
+    try:
+        meta = _meta(folder)
+    except Damaged as error:
+        return [str(error)]
+    done = Checkpoint(folder, meta["images"], meta["step"], meta)
+    wrong = {name: _wrong(done, name) for name in meta["files"]}
+    return [f"checkpoint {folder} is damaged: {name} {what}" for name, what in wrong.items() if what]
+
+
+def check_controlnet(controlnet: Path) -> None:
+    """For those who use a ControlNet's folder: hashes its files where it lies in a run's checkpoint, also its average's and its base's.
+
+    Damaged where they are not what was written. A folder from elsewhere has nothing to be compared with.
+    """
+    here = controlnet.resolve()
+    for folder in here.parents[:2]:  # an average lies one deeper
+        if not (folder / META).is_file():
+            continue
+        try:
+            meta = _meta(folder)
+        except Damaged:
+            if STEP.fullmatch(folder.name):
+                raise
+            continue  # somebody's file of the same name
+        done = Checkpoint(folder, meta["images"], meta["step"], meta)
+        below = f"{here.relative_to(folder).as_posix()}/"
+        for name in meta["files"]:
+            if name.startswith(below) and not name.endswith(OPTIMIZER) and (wrong := _wrong(done, name)):
+                raise Damaged(f"checkpoint {folder} is damaged: {name} {wrong}")
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads((folder / META).read_bytes().decode())
+        if _fits(meta, folder):
+            return dict(meta)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Damaged(f"{folder} is not a complete checkpoint: it has no {META}") from error
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        pass  # told below
+    raise Damaged(f"checkpoint {folder} is damaged: {META} is not as it was written")
+
+
+def _fits(meta: Any, folder: Path) -> bool:
+    """Whether what its readers compute with is of the kind that they expect, and agrees with the rest; may raise where it does not."""
+    images, step, room = meta["images"], meta["step"], meta.get("room", {"micro": 1, "join": False})
+    counts = [images, step, room["micro"], *(file["bytes"] for file in meta["files"].values())]
+    batch = meta.get("options", {}).get("batch")
+    return (
+        all(type(count) is int and count >= 0 for count in counts)
+        and all(isinstance(file["sha256"], str) for file in meta["files"].values())
+        and all(isinstance(meta[name], kind) for name, kind in KINDS.items() if name in meta)
+        and type(meta.get("options", {}).get("images", 0)) is int
+        and set(room) == {"micro", "join"} and room["micro"] > 0 and isinstance(room["join"], bool)
+        and (batch is None or images == step * batch)
+        and (not STEP.fullmatch(folder.name) or folder.name == name_of(step))
+    )  # fmt: skip
+
+
+def _wrong(done: Checkpoint, name: str, *, hashed: bool = True) -> str:  # '' = the file is what was written
+    path, fact = done.path / name, done.meta["files"][name]
+    try:
+        if path.stat().st_size != fact["bytes"]:
+            return "is missing or has the wrong size"
+        return "" if not hashed or _sha256(path) == fact["sha256"] else f"has another sha256 than {META} says"
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return "is missing or has the wrong size"
+        if error.errno != errno.EIO:
+            raise
+        return f"can't be read ({error.strerror})"
 
 
 def sweep(out: Path) -> None:
@@ -246,9 +374,9 @@ def diffusers_config(
     return {"_class_name": name, "_diffusers_version": __version__, **facts}
 
 
-def _folders(out: Path) -> list[Path]:
-    """In order of steps, whether complete or not."""
-    return sorted(path for path in out.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+def folders(out: Path) -> list[Path]:
+    """Of a run's checkpoints in order of steps, whether complete or not."""
+    return sorted(path for path in out.glob("step-*") if STEP.fullmatch(path.name))
 
 
 def _discard(folder: Path) -> None:

@@ -15,7 +15,7 @@ from train import checkpoint, learner, meter, precision
 from train.base import Base, noise_levels
 from train.batches import Batch, Pairs, batches
 from train.checkpoint import Checkpoint
-from train.options import OPERATIONAL
+from train.options import OPERATIONAL, ROUNDING
 from train.options import Options as Options  # `train.fit` is the door to training
 from train.ranks import ALONE, Ranks
 from train.step import Network, Room, gradients
@@ -37,14 +37,19 @@ def fit(
     device: str = "cpu",
     ranks: Ranks = ALONE,  # all of them call this with the same arguments
 ) -> Checkpoint:
-    """Trains, or goes on from the newest complete checkpoint in `out`: the result is the same, bit for bit."""
+    """Trains, or goes on from the newest whole checkpoint in `out`: the result is the same, bit for bit.
+
+    Damaged where a warm start is a ControlNet of a run's checkpoint whose files are not what was written.
+    """
     check(base, pairs, conditions, options)
     share = ranks.share(options.batch)
     out.mkdir(parents=True, exist_ok=True)
     if ranks.writes:
         checkpoint.sweep(out)
+    for folder in (warm_start or {}).values():
+        checkpoint.check_controlnet(folder)
     identity = run_identity(base, pairs, conditions, options, warm_start)
-    done = checkpoint.newest(out)
+    done, notes = beginning(out, ranks)
     if done is not None:
         check_same_run(done, identity)
         if done.images >= options.images:
@@ -65,8 +70,7 @@ def fit(
     unet = precision.locked(base.unet, options.precision, device) if unlocked is None else unlocked
     network = Network(unet, cast(Any, controlnets), noise_levels(base).to(device), base.scheduler)
     network = network.compiled() if options.compile else network
-    room = Room(options.micro_batch or options.batch // ranks.count, options.join)
-    room = Room(**done.meta["room"]) if done is not None and "room" in done.meta else room
+    room, note = first_room(options, done, ranks)
     images, step, seconds = (done.images, done.step, float(done.meta["seconds"])) if done is not None else (0, 0, 0.0)
     watcher = (
         Watch(base, unet, held_out, conditions, options, out, images, like=pairs[0], device=device, processes=ranks.count)
@@ -76,10 +80,13 @@ def fit(
 
     if watcher is not None and warm_start and not images and (first := watcher.begin(network.unet, controlnets)):
         log(first)
+    for sentence in (*notes, *note):
+        if watcher is not None and (told := watcher.note(images, sentence)):
+            log(told)
 
     # What the device has computed since the last log row; read back only then, so that no step waits for the host.
     window, clock, result = Window(conditions, ranks), time.monotonic(), done
-    counters = range(images, options.images, options.batch)
+    counters, began = range(images, options.images, options.batch), checkpoint.began_with(done.meta if done is not None else identity)
     pin = device.startswith("cuda")
     for parts in batches(pairs, conditions, counters, options, scaling_factor=base.scaling_factor, share=share, pin=pin):
         losses, room = gradients_in_room(network, parts, options, room, list(learners.values()))
@@ -103,11 +110,33 @@ def fit(
             if save_now:
                 room = min(ranks.all_of(room), key=lambda one: (one.micro, one.join))  # what a resumed run begins with
                 counted: dict[str, Any] = {"images": images, "step": step, "seconds": seconds, "loss": facts["loss"]}
-                counted |= {"room": dataclasses.asdict(room), "kept": keep_now}
+                counted |= {"room": dataclasses.asdict(room), "kept": keep_now, "began_with": began}
                 result = save(out, list(learners.values()), identity | counted | {"ranks": ranks.count, "device": device}, ranks)
             clock = time.monotonic()
     assert result is not None
     return result
+
+
+def beginning(out: Path, ranks: Ranks) -> tuple[Checkpoint | None, list[str]]:  # None = from the first image; what to say of it
+    """Where the run goes on. The first rank decides for all, since each alone could find another; what is damaged is set aside."""
+    found: tuple[Checkpoint | None, list[str]] = (None, [])
+    if ranks.writes:
+        done, damaged = checkpoint.newest_whole(out)
+        now = f"the run goes on from {done.path.name}" if done is not None else "no whole one is left, so the run begins anew"
+        found = done, [f"{what}; {now}, and keeps this one as {checkpoint.set_aside(folder).name}" for folder, what in damaged.items()]
+    return ranks.all_of(found)[0]
+
+
+def first_room(options: Options, done: Checkpoint | None, ranks: Ranks) -> tuple[Room, list[str]]:  # and what to say of it
+    """As the checkpoint was left, unless another micro_batch is asked for now than was then."""
+    room = Room(options.micro_batch or options.batch // ranks.count, options.join)
+    if done is None or "room" not in done.meta:
+        return room, []
+    left = Room(**done.meta["room"])
+    if done.meta["options"].get("micro_batch") == options.micro_batch or room.micro == left.micro:
+        return left, []
+    other = f"goes on with micro_batch {room.micro} instead of {left.micro}"
+    return Room(room.micro, left.join), [f"{other}: the weights are no longer bit-identical to those of an undisturbed run"]
 
 
 def gradients_in_room(
@@ -185,7 +214,7 @@ def check_same_run(done: Checkpoint, identity: dict[str, Any]) -> None:
     """Resuming something else would be a new experiment under an old name."""
     before, now = dict(done.meta), dict(identity)
     changed = [name for name in ("conditions", "base", "pairs_hash", "warm_start") if before[name] != now[name]]
-    settled = [name for name in now["options"] if name not in OPERATIONAL]
+    settled = [name for name in now["options"] if name not in OPERATIONAL | ROUNDING]
     usual = {field.name: field.default for field in dataclasses.fields(Options)}  # of options that are younger than the checkpoint
     changed += [f"options.{name}" for name in settled if before["options"].get(name, usual[name]) != now["options"][name]]
     if changed:

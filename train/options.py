@@ -6,6 +6,8 @@ from typing import Literal
 
 # What a resumed run may change: no weight depends on it.
 OPERATIONAL = {"images", "checkpoint_every", "log_every", "workers", "gradient_checkpointing", "held_out", "watch_every", "grids", "keep_every"}
+# What it may change too, and says: sums are then rounded otherwise, so the weights differ in their last bits.
+ROUNDING = {"micro_batch"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,10 @@ from train import grids, held_out, meter, precision
 from train.base import Base
 from train.batches import Pair, Pairs
 from train.board import Board
+from train.log import LOG as LOG
+from train.log import lines_text, read_log, write_log
 from train.options import Options
 
-LOG = "train.jsonl"
 GRIDS = "grids"
 BOARD = "tensorboard"
 
@@ -37,8 +38,11 @@ class Watch:
     ) -> None:
         self.base, self.pairs, self.options, self.out, self.device = base, pairs, options, out, device
         self.like, self.processes = like, processes
+        damaged = read_log(out / LOG)[1]
         self.rows = truncate(out / LOG, images)
         self.board = Board(out / BOARD, images)
+        if damaged:
+            self.note(images, f"{LOG} was damaged: {lines_text(damaged)} told nothing and {'is' if len(damaged) == 1 else 'are'} left out")
         locked = unet if options.unlock == "none" else precision.locked(base.unet, options.precision, device)
         self.held_out: held_out.HeldOut | None = None
         if pairs is not None and len(pairs) and options.held_out:
@@ -71,10 +75,15 @@ class Watch:
 
     def begin(self, unet: Any, controlnets: Mapping[str, Any]) -> dict[str, Any] | None:  # the row as it was logged; None = there is one, or no need
         """The loss gap that warm starts bring along, as a row of no images: what the training itself adds is told from there."""
-        if self.rows or self.held_out is None:
+        if self.held_out is None or any("note" not in row for row in self.rows):
             return None
         row: dict[str, Any] = {"images": 0, "step": 0, "held_out": self.held_out.measure(unet, controlnets)}
         return self._tell(row)
+
+    def note(self, images: int, sentence: str) -> dict[str, Any] | None:  # the row as it was logged; None = there is one
+        """What a person should know of the run: a row of its own, so that it is said by whoever follows the log, and stays."""
+        row = {"images": images, "step": images // self.options.batch, "note": sentence}
+        return None if row in self.rows else self._tell(row)
 
     def _tell(self, row: dict[str, Any]) -> dict[str, Any]:
         self.rows.append(row)
@@ -108,17 +117,9 @@ def truncate(
     path: Path,
     images: int,  # seen at the checkpoint
 ) -> list[dict[str, Any]]:  # the rows that stay
-    """Rows beyond the checkpoint belong to steps that are now done again; a torn last line goes with them."""
+    """Rows beyond the checkpoint belong to steps that are now done again; a torn last line goes with them, and what is no row."""
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    kept = [row for row in rows if row["images"] <= images]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    temporary.replace(path)
+    kept = [row for row in read_log(path)[0] if row["images"] <= images]
+    write_log(path, kept)
     return kept

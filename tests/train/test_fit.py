@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tests.train.conftest import ToyPairs, tiny_base, tiny_unet
 from train import checkpoint
 from train.batches import Pair
-from train.checkpoint import META, OPTIMIZER, WEIGHTS, Checkpoint, newest
+from train.checkpoint import META, OPTIMIZER, WEIGHTS, Checkpoint, Damaged, newest
 from train.fit import Options, fit
 from train.watch import LOG
 from train.window import NotFinite
@@ -145,6 +145,45 @@ def test_four_micro_batches_of_one_equal_one_of_four(tmp_path: Path) -> None:
     four = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(options, micro_batch=1), tmp_path / "four")
     for name, tensor in load_file(one.path / "edges" / WEIGHTS).items():
         torch.testing.assert_close(tensor, load_file(four.path / "edges" / WEIGHTS)[name], rtol=0, atol=1e-4, msg=name)
+
+
+def test_another_micro_batch_goes_on_and_says_so_and_another_interval_of_checkpoints_changes_nothing(tmp_path: Path) -> None:
+    whole = fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path / "whole")
+    for name, change in (("micro", {"micro_batch": 2}), ("every", {"checkpoint_every": 4})):
+        fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, images=16), tmp_path / name)
+        made = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, **change), tmp_path / name)
+        assert made.images == 32 and made.meta["began_with"] == {"micro_batch": None, "checkpoint_every": 16}
+        assert made.meta["options"] == whole.meta["options"] | change
+        notes = [(row["images"], row["note"]) for row in rows(tmp_path / name) if "note" in row]
+        if name == "every":
+            assert not notes
+            assert_equal(tensors(whole), tensors(made))
+            continue
+        end = "the weights are no longer bit-identical to those of an undisturbed run"
+        assert notes == [(16, f"goes on with micro_batch 2 instead of 4: {end}")]
+        assert [row["micro_batch"] for row in rows(tmp_path / name) if "micro_batch" in row] == [4, 4, 2, 2]
+        for key, tensor in load_file(whole.path / "edges" / WEIGHTS).items():
+            torch.testing.assert_close(tensor, load_file(made.path / "edges" / WEIGHTS)[key], rtol=0, atol=1e-2, msg=key)
+
+
+def test_a_damaged_log_is_read_as_far_as_it_is_one_and_the_run_says_what_is_lost(tmp_path: Path) -> None:
+    fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, images=16), tmp_path)
+    first, second = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
+    (tmp_path / LOG).write_bytes(first[:20] + b"\n" + second + b'[1]\n\x00\xff\xfe\n{"loss": {"edges": 1.0}}\n' + first[:30])
+    fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path)
+    told = rows(tmp_path)
+    assert [row["images"] for row in told] == [16, 16, 24, 32]
+    assert told[1]["note"] == "train.jsonl was damaged: lines 1, 3, 4 and 1 more told nothing and are left out"
+
+
+def test_a_damaged_start_is_named_before_any_work(tmp_path: Path) -> None:
+    pairs = ToyPairs(conditions=("edges", "inverse"))
+    first = fit(tiny_base(), pairs, ["edges"], dataclasses.replace(OPTIONS, images=16), tmp_path / "edges")
+    weights = first.path / "edges" / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(Damaged, match=f"checkpoint {first.path} is damaged: edges/{WEIGHTS} has another sha256 than meta.json says"):
+        fit(tiny_base(), pairs, ["inverse"], OPTIONS, tmp_path / "inverse", warm_start={"inverse": first.path / "edges"})
+    assert not (tmp_path / "inverse" / LOG).exists()
 
 
 def test_two_conditions_together_equal_two_runs_bit_for_bit(tmp_path: Path) -> None:
