@@ -216,10 +216,17 @@ class Run(Section):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the weights. Keys younger than the first release count where they are set, so that runs trained before keep their names."""
+        """What decides the weights. Keys younger than the first release count where they are set, so that runs trained before keep their names.
+
+        Left out: what only says how a run is watched and kept (`held_out`, `watch_every`, `keep_every`, `grids`, and `checkpoint_every`);
+        `gradient_checkpointing`, whose gradients are the same; and `micro_batch`, which changes no more than the weights' last bits, is said
+        where it changes on the way, and is halved anyway where memory runs out. These two once counted, so their default still stands
+        here. `gpus`, `precision`, `compile`, `optimizer` and `join` decide bits, and stay.
+        """
         young = {"connect", "unlock", "unlock_lr", "min_snr", "ema", "precision", "compile", "optimizer", "flip", "join", "gpus"}
         usual = {key for key in young if getattr(self, key) == type(self).model_fields[key].default}
-        return self.model_dump(exclude=usual | {"gradient_checkpointing", "held_out", "watch_every", "keep_every", "grids"})
+        told = self.model_dump(exclude=usual | {"gradient_checkpointing", "held_out", "watch_every", "keep_every", "grids"})
+        return told | {"micro_batch": None, "checkpoint_every": None}
 
     @model_validator(mode="after")
     def _modes_agree(self) -> "Run":

@@ -38,7 +38,7 @@ Members = Callable[[str, str], Mapping[str, PairAddress]]  # condition, split ->
 
 @dataclass(frozen=True)
 class PlannedRun:
-    name: str  # conditions and 8 hex of everything that decides its weights
+    name: str  # conditions and 8 hex of everything that decides its weights; one that was begun under an older name keeps it
     run: Run
     base: str
     base_fingerprint: str
@@ -49,6 +49,10 @@ class PlannedRun:
     def name_with(self, images: int) -> str:
         """The name of the same run, were it so long."""
         return _name({**self.identity, "run": self.identity["run"] | {"images": images}})
+
+    def was(self, name: str, images: int, began_with: Mapping[str, Any]) -> bool:
+        """Whether `name` is a name of the same run, were it so long and begun with these options."""
+        return name in _names({**self.identity, "run": self.identity["run"] | {"images": images}}, began_with)
 
 
 class ShardPairs:
@@ -99,11 +103,12 @@ def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
     key = latent_key(plan, mark)
     latents = dict(catalog.query("SELECT part, path FROM shards WHERE kind = 'latents' AND key = ?", [key]))
     members = functools.cache(lambda condition, split: _members(catalog, condition, split, key, latents))  # runs share conditions
+    begun = [run for (run,) in catalog.query("SELECT run FROM runs ORDER BY run")]
 
     def make(number: int) -> PlannedRun:
         if number not in made:
             sources = {name: make(source).name for name, source in train.waits_for(number).items()}
-            made[number] = _planned(plan, members, train.runs[number], spec, mark, sources)
+            made[number] = _planned(plan, members, train.runs[number], spec, mark, sources, begun)
         return made[number]
 
     return [make(number) for number in range(len(train.runs))]
@@ -116,7 +121,9 @@ def called(name: str) -> str:
     return f"{first}+{len(others)}-{mark}" if len(others) > 2 else name
 
 
-def _planned(plan: Plan, members: Members, run: Run, spec: str, mark: str, sources: Mapping[str, str]) -> PlannedRun:
+def _planned(
+    plan: Plan, members: Members, run: Run, spec: str, mark: str, sources: Mapping[str, str], begun: Sequence[str]
+) -> PlannedRun:
     found = {split: {name: members(name, split) for name in run.conditions} for split in (TRAIN, HELD_OUT)}
     for name in run.conditions:
         if not found[TRAIN][name]:
@@ -149,7 +156,32 @@ def _planned(plan: Plan, members: Members, run: Run, spec: str, mark: str, sourc
     }  # fmt: skip
     if sources:  # the runs of this manifest that it goes on from
         identity["warm_start"] = sources if isinstance(run.warm_start, dict) else next(iter(sources.values()))
-    return PlannedRun(_name(identity), run, spec, mark, addresses[TRAIN], addresses[HELD_OUT], identity)
+    return PlannedRun(name_here(plan.workspace, identity, run, begun), run, spec, mark, addresses[TRAIN], addresses[HELD_OUT], identity)
+
+
+def name_here(
+    workspace: Workspace,
+    identity: Mapping[str, Any],
+    run: Run,
+    begun: Sequence[str],  # names of the runs that the workspace knows
+) -> str:
+    """Until micro_batch and checkpoint_every left the identity they were part of the name: a run that was begun so is found, and keeps it."""
+    from train import checkpoint
+
+    name, *older = _names(identity, {"micro_batch": run.micro_batch, "checkpoint_every": run.checkpoint_every})
+    for known in (*older, name):
+        if known in begun:
+            return known
+    others = (checkpoint.newest(workspace.run(other)) for other in begun if other.rpartition("-")[0] == name.rpartition("-")[0])
+    same = [it for it in others if it and it.path.parent.name in _names(identity, checkpoint.began_with(it.meta))]
+    return max(same, key=lambda it: it.images).path.parent.name if same else name
+
+
+def _names(identity: Mapping[str, Any], began_with: Mapping[str, Any]) -> list[str]:
+    """The name of a run, then those that it had when it was begun with these options; what it is by default was not always told."""
+    micro, every = began_with.get("micro_batch"), began_with.get("checkpoint_every")
+    told = [(None, None), (micro, every), (micro, None)]
+    return [_name({**identity, "run": identity["run"] | {"micro_batch": one, "checkpoint_every": other}}) for one, other in told]
 
 
 def _name(identity: Mapping[str, Any]) -> str:

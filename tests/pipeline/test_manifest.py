@@ -144,7 +144,10 @@ def test_a_key_left_alone_leaves_a_runs_name_alone() -> None:
     assert set(plain.identity) == {
         "conditions", "images", "batch", "micro_batch", "lr", "prompt_drop", "seed", "checkpoint_every", "warm_start"
     }  # fmt: skip
-    for operational in ({"gradient_checkpointing": True}, {"held_out": 8}, {"watch_every": 8}, {"grids": 2}):
+    for operational in (
+        {"gradient_checkpointing": True}, {"held_out": 8}, {"watch_every": 8}, {"grids": 2}, {"keep_every": 8}, {"checkpoint_every": 4},
+        {"micro_batch": 2},
+    ):  # fmt: skip
         assert Run(conditions=["canny"], images=8, **operational).identity == plain.identity
     changes = [
         {"connect": "middle"}, {"unlock": "all"}, {"unlock": "all", "unlock_lr": 1e-6}, {"min_snr": 5}, {"ema": 100}, {"precision": "fp32"},
