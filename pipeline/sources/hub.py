@@ -105,7 +105,7 @@ def _list_stream(source: HuggingFaceSource, spool: Path) -> Iterator[RawImage]:
     record = folder / "stream.json"
     state: dict[str, Any] = told | {"commit": None, "complete": False}
     if record.is_file():
-        state = json.loads(record.read_text(encoding="utf-8"))
+        state = _kept_state(record)
     files, rows = _kept(folder)
     if not state["complete"] and (source.count is None or rows < source.count):
         with _loading(source):
@@ -122,10 +122,28 @@ def _list_stream(source: HuggingFaceSource, spool: Path) -> Iterator[RawImage]:
 
 def _kept(folder: Path) -> tuple[list[Path], int]:
     """The files in the order of their rows, and how many rows they hold; each file is named after its first row."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    files = sorted(folder.glob("rows-*.parquet"))
-    return files, sum(pq.read_metadata(path).num_rows for path in files)
+    files, rows = sorted(folder.glob("rows-*.parquet")), 0
+    for path in files:
+        try:
+            rows += pq.read_metadata(path).num_rows
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise stopping(error) or _damaged(path) from error
+    return files, rows
+
+
+def _kept_state(record: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(record.read_bytes().decode())
+        return {**state, "commit": state["commit"], "complete": state["complete"]}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _damaged(record) from error
+
+
+def _damaged(path: Path) -> MillError:
+    return MillError(f"{path}, kept of a stream, is damaged: delete the folder {path.parent}, and the stream is read again.")
 
 
 def _keep_more(source: HuggingFaceSource, folder: Path, record: Path, state: dict[str, Any], rows: int) -> None:

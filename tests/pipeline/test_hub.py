@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -180,6 +181,19 @@ def test_a_stream_is_kept_once_and_read_on_where_it_ended(home: Path, hub: Any, 
     (home / "data").mkdir()  # nothing is read again of what has ended
     assert dataset(home / "data", spool, streaming=True) == everything
     assert not list(spool.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\x00\xff", b"[]", b'{"commit": null}'])
+@pytest.mark.parametrize("name", ["stream.json", "rows-000000000.parquet"])
+def test_a_stream_whose_copy_is_damaged_says_what_to_delete(home: Path, hub: Any, name: str, garbage: bytes) -> None:
+    parquet_parts(home / "data", hub, 1)
+    dataset(home / "data", home / "spool", streaming=True)
+    (folder,) = (home / "spool").iterdir()
+    (folder / name).write_bytes(garbage)
+    with pytest.raises(MillError, match=f"{name}, kept of a stream, is damaged: delete the folder .*{folder.name}, and the stream is read again"):
+        dataset(home / "data", home / "spool", streaming=True)
+    shutil.rmtree(folder)
+    assert len(dataset(home / "data", home / "spool", streaming=True)) == 4
 
 
 def test_a_stream_that_names_files_keeps_their_bytes(home: Path, hub: Any) -> None:
