@@ -220,7 +220,7 @@ def sql(workspace: Path, query: str, as_json: bool) -> None:
 @click.option("--repair", is_flag=True, help="Remove what is broken, so that the next run makes it again.")
 @click.option("--rescore", default=0, metavar="N", help="Score about N stored samples again, chosen at random, and compare.")
 def verify(workspace: Path, repair: bool, rescore: int) -> None:
-    """Check every shard against its checksums and the catalog, and with --rescore some scores against their pictures.
+    """Check every shard and checkpoint against its checksums and the catalog, and with --rescore some scores against their pictures.
 
     Example: controlmill verify runs/photos --rescore 100
     """

@@ -47,6 +47,7 @@ class Cluster:
 
     def __init__(self, *, workers: int | None = None, address: str | None = None) -> None:
         self.address = address
+        self.say: Callable[[str], None] = print  # for what a person should know before a stage has ended
         self.meanwhile: Callable[[], None] = lambda: None  # called in the driver about every second while jobs are under way
         self._given = workers
         self._ray: Any = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import MillError
-from pipeline.workspace import TEMPORARY, stopping, write_whole
+from pipeline.workspace import DAMAGED_CHECKPOINT, TEMPORARY, stopping, write_whole
 
 LAYOUTS = ("diffusers", "original")
 WEIGHTS = ("average", "trained")
@@ -32,16 +32,18 @@ def convert(
     _must_be_free(dest)
     if to == "original" and dest.suffix != ".safetensors":
         raise MillError(f"{dest}: the original layout is one file; give it a name that ends in .safetensors.")
-    from train import original, unlocked
+    from train import checkpoint, original, unlocked
 
     warn = warn or say
     try:
-        folder, kind = _meant(src, which)
+        folder, kind = _meant(src, which, say)
         weights, config = _read(folder, base_config)
         if to == "original":
             _write_original(dest, weights, config)
         else:
             _write_diffusers(dest, weights, config)
+    except checkpoint.Damaged as error:
+        raise MillError(f"{error}: {DAMAGED_CHECKPOINT}.") from error
     except (FileNotFoundError, ValueError) as error:  # the libraries' sentences
         raise MillError(f"{error}.") from error
     except OSError as error:
@@ -81,13 +83,17 @@ def _read(folder: Path, base_config: Path | None) -> tuple[dict[str, Any], dict[
     return weights, config
 
 
-def _meant(src: Path, which: str | None) -> tuple[Path, str]:  # a ControlNet's folder or file; the end of the sentence that tells of it
+def _meant(
+    src: Path, which: str | None, say: Callable[[str], None]
+) -> tuple[Path, str]:  # a ControlNet's folder or file; the end of the sentence that tells of it
     """What was trained and what is sampled with are two sets of weights where a run kept an average; the same rule as sampling's."""
+    from train import checkpoint
     from train.average import FOLDER, folder_to_sample
 
     if not src.exists():
         raise MillError(f"{src}: there is no such file or folder.")
-    folder = src if src.is_file() else _controlnet_folder(src)
+    folder = src if src.is_file() else _controlnet_folder(src, say)
+    checkpoint.check_controlnet(folder)
     if folder.name == FOLDER and folder.is_dir():
         if which == "trained":
             raise MillError(f"{folder} is an average: the weights that learned are in {folder.parent}.")
@@ -100,12 +106,19 @@ def _meant(src: Path, which: str | None) -> tuple[Path, str]:  # a ControlNet's 
     return (folder, ", the weights that learned") if which == "trained" else (average, ", the average of the weights")
 
 
-def _controlnet_folder(src: Path) -> Path:
-    """A checkpoint holds a folder for each condition it trained; its newest is meant where a whole run is given."""
+def _controlnet_folder(src: Path, say: Callable[[str], None]) -> Path:
+    """A checkpoint holds a folder for each condition it trained; its newest whole one is meant where a whole run is given."""
     from train import checkpoint
 
-    made = checkpoint.newest(src) or (checkpoint.read(src) if (src / checkpoint.META).is_file() else None)
-    if made is None:
+    if checkpoint.folders(src):
+        made, damaged = checkpoint.newest_whole(src, resume=False)
+        for sentence in damaged.values():
+            say(f"{sentence}: {f'{made.path.name} is taken instead' if made else 'passed over'}")
+        if made is None:
+            raise MillError(f"{src} has no whole checkpoint: {DAMAGED_CHECKPOINT}.")
+    elif (src / checkpoint.META).is_file():
+        made = checkpoint.read(src)
+    else:
         return src
     conditions = sorted(path.name for path in made.path.iterdir() if path.is_dir())
     if len(conditions) != 1:

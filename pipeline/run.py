@@ -53,6 +53,7 @@ def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
             say(line)
         with cluster(workers=options.workers, address=options.address) as workers:
             page = Filling(plan, catalog, say)
+            workers.say = say
             workers.meanwhile = page.renew if "report" in options.stages else lambda: None
             for stage, following in zip(options.stages, (*options.stages[1:], None), strict=True):
                 start = time.monotonic()

@@ -21,7 +21,7 @@ from pipeline.plan import Plan
 from pipeline.sources import RawImage
 from pipeline.stages.encode import RANDOM_BASE, device, load_base
 from pipeline.systems import readable
-from pipeline.workspace import write_whole
+from pipeline.workspace import DAMAGED_CHECKPOINT, write_whole
 
 NOTE = "controlmill.json"  # of a ControlNet that is shipped
 
@@ -78,9 +78,12 @@ def sample(
         raise MillError(f"--resolution {settings.resolution} is no multiple of 64: the VAE and the UNet halve a side six times.")
     try:
         folder = checkpoints.locate(checkpoint)
+        checkpoints.check_controlnet(folder)
         known = _known(folder)
         loaded = load_base(base or _recorded_base(checkpoint, known), ("unet", "vae", "text_encoder"), device())
         loaded, net = sampling.load_trained(folder, loaded)
+    except checkpoints.Damaged as error:
+        raise MillError(f"{error}: {DAMAGED_CHECKPOINT}.") from error
     except (OSError, ValueError) as error:
         raise MillError(f"{error}.") from error
     if known.meta.get("base", loaded.fingerprint) != loaded.fingerprint:

@@ -14,7 +14,7 @@ from annotate.conditions import CONDITIONS
 from pipeline import plan as plans
 from pipeline.catalog import Catalog
 from pipeline.progress import duration
-from pipeline.stages.train import follows, read_log
+from pipeline.stages.train import follows, notes, read_log
 from pipeline.workspace import Workspace
 
 PACKAGES = (
@@ -81,7 +81,8 @@ def text(told: dict[str, Any]) -> str:
         begun = "".join(f", {count} {state}" for state, count in counts.items())
         lines.append(f"encode     {told['latents']} ok, {told['images'].get('ok', 0) - told['latents']} to do")
         lines.append(f"train      {states.count('complete')} of {told['runs asked for']} runs complete{begun}")
-    lines += [f"run        {run_text(run)}" for run in told["runs"]]
+    for run in told["runs"]:
+        lines += [f"run        {run_text(run)}", *(f"  {note}" for note in run["notes"])]
     lines += [f"samples    {system}: {count}" for system, count in told["samples"].items()]
     lines += [f"scores     {told['scores']}"]
     if told["reasons"]:
@@ -103,7 +104,7 @@ def _runs(catalog: Catalog) -> list[dict[str, Any]]:
             "run": name, "conditions": conditions, "status": status, "images": last.get("images", images),
             "of": json.loads(options).get("images", images), "steps": last.get("step", steps), "loss": last.get("loss"),
             "images_per_second": last.get("images_per_second"), "seconds_left": last.get("seconds_left"),
-            "alarm": follows(log), "reason": reason,
+            "alarm": follows(log), "reason": reason, "notes": notes(log),
         })  # fmt: skip
     return told
 

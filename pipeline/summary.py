@@ -164,7 +164,7 @@ def _gaps(plan: Plan, system: System, log: list[dict[str, Any]]) -> dict[str, An
         return {}
     (began, first), (_, last) = told[0], told[-1]
     done = checkpoint.newest(plan.workspace.run(system.model))
-    fresh = done is not None and system.condition not in done.meta["warm_start"]
+    fresh = done is not None and system.condition not in done.meta.get("warm_start", {})
     return {
         "gap_before": _gap(first) if began == 0 else Number(value=0.0) if fresh else None, "gap": _gap(last),
         "gap_verdict": "" if began else _gained(first, last), "heard": held_out.heard(last, LEVEL),

@@ -14,7 +14,7 @@ from pipeline.pairs import planned_runs
 from pipeline.plan import Plan
 from pipeline.stages.encode import base_fingerprint, base_spec
 from pipeline.stages.train import warm_folder, warm_starts
-from pipeline.workspace import fingerprint
+from pipeline.workspace import DAMAGED_CHECKPOINT, fingerprint
 
 CONTROL, NO_CONTROL, SHUFFLED, ROUND_TRIP, REAL = "control", "no_control", "shuffled_condition", "vae_round_trip", "real_image"
 BEFORE = "warm_start"  # what a run started from, asked for the same: what its training changed
@@ -155,9 +155,12 @@ def _befores(plan: Plan, catalog: Catalog, models: list[str]) -> dict[tuple[str,
     for number, it in enumerate(runs):
         done = checkpoint.newest(plan.workspace.run(it.name)) if it.name in models and it.run.starts else None
         for condition, (place, _) in warm_starts(plan, catalog, runs, number).items() if done else ():
-            folder = warm_folder(place, it.run.starts[condition])
+            try:
+                folder = warm_folder(place, it.run.starts[condition])
+            except checkpoint.Damaged as error:
+                raise MillError(f"evaluate.baselines: warm_start: {error}: {DAMAGED_CHECKPOINT}.") from error
             weights = hashed(folder)
-            if done and done.meta["warm_start"].get(condition) != weights:
+            if done and done.meta.get("warm_start", {}).get(condition) != weights:
                 raise MillError(
                     f"evaluate.baselines: warm_start: {folder} has other weights than those that {it.name} started from: put them back, "
                     f"delete {done.path.parent} to train it again, or take warm_start out."

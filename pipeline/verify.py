@@ -1,7 +1,8 @@
-"""Does the workspace hold what the catalog says? Every shard read in full, every row counted."""
+"""Does the workspace hold what the catalog says? Every shard and every checkpoint read in full, every row counted."""
 
 import math
 import random
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipeline.workspace import TEMPORARY
 
 
 def problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> list[str]:
-    """One sentence for each problem; with `repair`, broken shards are taken out so that the next run makes them again."""
+    """One sentence for each problem; with `repair`, broken shards and checkpoints are taken out so that the next run makes them again."""
     if repair:
         with catalog.workspace.lock():
             if catalog.path.exists():
@@ -51,13 +52,50 @@ def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> 
             if repair:
                 file.unlink(missing_ok=True)
                 say(f"{workspace.relative(file)}: removed")
+    checkpoints = _checkpoints(catalog, found, repair=repair, say=say)
     for sentence, sql in INVARIANTS.items():
         (count,) = catalog.row(sql)
         if count:
             found.append(f"{count} {sentence}: `controlmill catalog rebuild` makes the catalog again")
             say(found[-1])
-    say(f"{len(listed)} shards checked, {len(found)} problems")
+    also = f" and {checkpoints} checkpoint{'s' if checkpoints > 1 else ''}" if checkpoints else ""
+    say(f"{len(listed)} shards{also} checked, {len(found)} problems")
     return found
+
+
+def _checkpoints(catalog: Catalog, found: list[str], *, repair: bool, say: Callable[[str], None]) -> int:  # how many there are
+    """Adds a sentence for each damaged file of a checkpoint and each line of a run's log that is none."""
+    from train import checkpoint, log
+
+    count = 0
+    for out in sorted(path for path in (catalog.workspace.root / "checkpoints").glob("*/") if not path.name.startswith(TEMPORARY)):
+        steps = checkpoint.folders(out)
+        count += len(steps)
+        for folder in steps:
+            wrong = checkpoint.problems(folder)
+            if wrong and folder.exists():  # a run under way keeps the newest only
+                found += wrong
+                _tell_of_checkpoint(catalog, folder, wrong, newest=folder == steps[-1], repair=repair, say=say)
+        rows, damaged = log.read_log(out / log.LOG)
+        if damaged:
+            place = catalog.workspace.relative(out / log.LOG)
+            found.append(f"{place}: {log.lines_text(damaged)}: damaged, and passed over by whoever reads it")
+            say(found[-1])
+            if repair:
+                log.write_log(out / log.LOG, rows)
+                say(f"{place}: taken out; what stood there is lost, and nothing is made from it but curves")
+    return count
+
+
+def _tell_of_checkpoint(catalog: Catalog, folder: Path, wrong: list[str], *, newest: bool, repair: bool, say: Callable[[str], None]) -> None:
+    for sentence in wrong:
+        say(sentence)
+    if repair:
+        shutil.rmtree(folder)
+        place = catalog.workspace.relative(folder)
+        with catalog.transaction() as connection:
+            connection.execute("UPDATE runs SET status = 'incomplete' WHERE checkpoint = ?", [place])
+        say(f"{place}: removed; {'the next run makes it again' if newest else 'its run goes on without it'}")
 
 
 def _problem(catalog: Catalog, path: str, rows: int, size: int, digest: str) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import MillError
 
 TEMPORARY = ".tmp-"  # every unfinished file or folder carries this prefix; nothing else does
-
+DAMAGED_CHECKPOINT = "`controlmill verify WORKSPACE --repair` takes it out, and the next `controlmill run` trains what is then missing"
 
 OWN_FILES = ("manifest.yaml", "catalog.duckdb", "probe", "rebuild")
 OWN_FOLDERS = ("spool", "shards", "samples", "scores", "checkpoints", "base", "report")

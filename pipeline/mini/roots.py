@@ -15,7 +15,7 @@ from pipeline.catalog import Catalog
 from pipeline.plan import Plan
 from pipeline.stages.train import follows, held_out_rows, read_log
 from pipeline.systems import ALONE, CONTROL, System, systems
-from pipeline.workspace import Workspace, write_text
+from pipeline.workspace import DAMAGED_CHECKPOINT, Workspace, write_text
 
 COLUMNS = 8  # pictures of a row of the grid
 NOTE = "controlmill.json"
@@ -33,6 +33,10 @@ def export_roots(
     facts = {}
     for system in _trained(plan, catalog, wanted):
         condition = system.condition
+        try:
+            checkpoint.check_controlnet(workspace.root / system.checkpoint)
+        except checkpoint.Damaged as error:
+            raise MillError(f"{error}: {DAMAGED_CHECKPOINT}.") from error
         folder = average.folder_to_sample(workspace.root / system.checkpoint)
         checkpoint.write_rounded(folder, dest / condition)
         facts[condition] = _facts(plan, catalog, system) | _sampling(plan) | {"weights": checkpoint.weights_hash(dest / condition)}
@@ -61,10 +65,10 @@ def _facts(plan: Plan, catalog: Catalog, system: System) -> dict[str, Any]:
     run = Path(system.checkpoint).parent.parent.name
     log = read_log(plan.workspace.run(run))
     kept = ("n", "gap", "gap_error", "control", "control_z")
-    curve = [{"images": images, **{key: told[key] for key in kept}} for images, told in held_out_rows(log, system.condition)]
-    (options,) = catalog.row("SELECT options FROM runs WHERE run = ?", [run])
+    curve = [{"images": images, **{key: told.get(key) for key in kept}} for images, told in held_out_rows(log, system.condition)]
+    images, seconds, options = catalog.row("SELECT images, seconds, options FROM runs WHERE run = ?", [run])
     return {
-        "images": log[-1]["images"], "seconds": round(log[-1]["seconds"]), "options": json.loads(options), "curve": curve,
+        "images": images, "seconds": round(seconds), "options": json.loads(options), "curve": curve,
         "follows_since": follows(log).get(system.condition), "fidelity": _fidelity(catalog, system),
     }  # fmt: skip
 

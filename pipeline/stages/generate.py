@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from annotate import maps
-from pipeline import canonical, shards
+from pipeline import MillError, canonical, shards
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
 from pipeline.manifest import Benchmark
@@ -18,7 +18,7 @@ from pipeline.stages.annotate import read_annotation
 from pipeline.stages.encode import base_spec, device, load_base
 from pipeline.stages.parts import make_missing, told
 from pipeline.systems import REAL, ROUND_TRIP, Item, System, systems
-from pipeline.workspace import Workspace
+from pipeline.workspace import DAMAGED_CHECKPOINT, Workspace
 
 PART = 16  # samples of a shard: what a killed run loses at most
 BATCH = {"cpu": 4, "cuda": 16}  # samples that pass the networks together; halved where memory runs out
@@ -70,9 +70,13 @@ def _places(catalog: Catalog, system: System) -> dict[str, tuple[str, int]]:
 
 @functools.cache
 def load_trained(folder: str, base: str) -> Any:
-    """The base and the ControlNet, once a process: a run that unlocked the base has its own."""
-    from train import sample
+    """The base and the ControlNet, read once a process and hashed then: a run that unlocked the base has its own."""
+    from train import checkpoint, sample
 
+    try:
+        checkpoint.check_controlnet(Path(folder))
+    except checkpoint.Damaged as error:
+        raise MillError(f"{error}: {DAMAGED_CHECKPOINT}.") from error
     return sample.load_trained(Path(folder), load_base(base, ("unet", "vae", "text_encoder"), device()))
 
 

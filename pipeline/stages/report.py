@@ -171,7 +171,7 @@ def _contact(plan: Plan, catalog: Catalog) -> Iterator[contents.ContactRow]:
 
 def _gaps(log: list[dict[str, Any]], condition: str) -> tuple[tuple[float, float, float | None], ...]:
     told = held_out_rows(log, condition)
-    return tuple((float(images), one["gap"], one["shuffled_gap"]) for images, one in told if one["gap"] is not None)
+    return tuple((float(images), one["gap"], one.get("shuffled_gap")) for images, one in told if one["gap"] is not None)
 
 
 def _runs(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.Run]:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,8 @@ from pipeline.manifest import Run
 from pipeline.pairs import DRAWN, PlannedRun, ShardPairs, planned_runs
 from pipeline.plan import Plan
 from pipeline.stages.encode import RANDOM_BASE, device, load_base
-from pipeline.workspace import TEMPORARY, Workspace
+from pipeline.workspace import DAMAGED_CHECKPOINT, TEMPORARY, Workspace
+from train import log as logs
 
 READERS = 4  # threads that read pairs ahead for a GPU
 EVERY = 10.0  # seconds between two notes in the catalog of how far a run is
@@ -27,14 +28,28 @@ PARTING = 5.0  # seconds that a run that was stopped waits for the catalog, to s
 def train(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
     runs = planned_runs(plan, catalog)
     done = dict(catalog.query("SELECT run, checkpoint FROM runs WHERE status = 'complete'"))
-    trained = {it.name for it in runs if it.name in done and (plan.workspace.root / done[it.name]).exists()}
+    trained = {name for name in dict.fromkeys(it.name for it in runs) if name in done and _is_whole(plan, done[name], cluster.say)}
     todo = {it.name: it for it in runs if it.name not in trained}
     told = [f"{name} is trained" for name in sorted(trained)]
     if todo:
-        begun = {name: take_shorter(plan.workspace, it) for name, it in todo.items()}
+        begun = {name: take_shorter(plan.workspace, it, cluster.say) for name, it in todo.items()}
         _train_all(plan, catalog, cluster, runs, todo)
         told += [_told(it) + (f", going on from {source.name}" if (source := begun[it.name]) else "") for it in todo.values()]
     return "; ".join(told)
+
+
+def _is_whole(plan: Plan, place: str, say: Callable[[str], None]) -> bool:
+    """Whether the ControlNets of a complete run are what was written; what they were learned with does not matter any more."""
+    from train import checkpoint
+
+    folder = plan.workspace.root / place
+    try:
+        checkpoint.whole(folder, resume=False)
+    except checkpoint.Damaged as error:
+        if folder.exists():
+            say(f"{error}: its run makes it again.")
+        return False
+    return True
 
 
 def _told(it: PlannedRun) -> str:
@@ -56,6 +71,13 @@ def _train_all(plan: Plan, catalog: Catalog, cluster: Cluster, runs: list[Planne
     before = {name: _images_kept(plan, name) for name in todo}
     seen = dict(before)
     spoke = dict.fromkeys(todo, time.monotonic())
+    heard = {(name, note) for name in todo for note in notes(read_log(plan.workspace.run(name)))}
+
+    def tell_notes(name: str, log: list[dict[str, Any]]) -> None:
+        for note in notes(log):
+            if (name, note) not in heard:
+                heard.add((name, note))
+                cluster.say(f"{name}: {note}.")
 
     def note(name: str, state: str, reason: str = "") -> None:
         states[name] = state
@@ -70,6 +92,7 @@ def _train_all(plan: Plan, catalog: Catalog, cluster: Cluster, runs: list[Planne
                 note(name, "running")
             if state == "running":
                 log = read_log(plan.workspace.run(name))
+                tell_notes(name, log)
                 images = int(log[-1]["images"]) if log else 0
                 if images != seen[name] and time.monotonic() - spoke[name] > EVERY:
                     note(name, "running")
@@ -80,6 +103,7 @@ def _train_all(plan: Plan, catalog: Catalog, cluster: Cluster, runs: list[Planne
         _mark(plan, name).unlink(missing_ok=True)
         if state == "complete":
             seen[name] = todo[name].run.images
+        tell_notes(name, read_log(plan.workspace.run(name)))
         note(name, state, reason)
 
     (plan.workspace.root / "checkpoints").mkdir(exist_ok=True)
@@ -105,7 +129,9 @@ def _train_all(plan: Plan, catalog: Catalog, cluster: Cluster, runs: list[Planne
                     finish(name, "incomplete")
 
 
-def take_shorter(workspace: Workspace, it: PlannedRun) -> Path | None:  # the folder of the run that it goes on from
+def take_shorter(
+    workspace: Workspace, it: PlannedRun, say: Callable[[str], None] = print
+) -> Path | None:  # the folder of the run that it goes on from
     """The same run with fewer images is the beginning of this one, bit for bit: where one is there, its checkpoints and its log are taken over."""
     from train import checkpoint
 
@@ -114,12 +140,14 @@ def take_shorter(workspace: Workspace, it: PlannedRun) -> Path | None:  # the fo
         return None
     others = (checkpoint.newest(folder) for folder in (workspace.root / "checkpoints").glob(f"{'+'.join(it.run.conditions)}-*"))
     shorter = [
-        done for done in others if done and done.images <= it.run.images and it.name_with(done.meta["options"]["images"]) == done.path.parent.name
-    ]
-    if not shorter:
-        return None
-    begun = max(shorter, key=lambda done: done.images)
-    return checkpoint.take_over(begun, out)
+        done.path.parent for done in others if done and done.images <= it.run.images
+        and it.was(done.path.parent.name, done.meta.get("options", {}).get("images", 0), checkpoint.began_with(done.meta))
+    ]  # fmt: skip
+    found = [checkpoint.newest_whole(folder) for folder in shorter]
+    begun = max((done for done, _ in found if done), key=lambda done: done.images, default=None)
+    for sentence in (sentence for _, damaged in found for sentence in damaged.values()):
+        say(f"{sentence}: {it.name} goes on from {f'{begun.path.parent.name}, {begun.path.name}' if begun else 'the first image'} instead.")
+    return checkpoint.take_over(begun, out) if begun else None
 
 
 def _job(plan: Plan, catalog: Catalog, runs: list[PlannedRun], number: int, todo: dict[str, PlannedRun]) -> Job:
@@ -197,11 +225,12 @@ def record(
     log = read_log(plan.workspace.run(name))
     last = log[-1] if log and status in ("running", "failed") else {}
     images = newest.images if newest else 0
-    whole = newest is not None and images >= meta["options"].get("images", 0)
+    whole = newest is not None and images >= meta.get("options", {}).get("images", 0)
+    timed = [row["seconds"] for row in log if "seconds" in row]
     catalog.record_run(
         run=name, conditions=meta.get("conditions", []), base=meta.get("base_name", ""), base_fingerprint=meta.get("base", ""),
         random_weights=bool(meta.get("random_weights")), images=last.get("images", images), steps=last.get("step", newest.step if newest else 0),
-        seconds=log[-1].get("seconds", 0.0) if log else 0.0, checkpoint=plan.workspace.relative(newest.path) if newest else "",
+        seconds=timed[-1] if timed else 0.0, checkpoint=plan.workspace.relative(newest.path) if newest else "",
         options=json.dumps(meta.get("options", {})), status=status or ("complete" if whole else "incomplete"), reason=reason,
     )  # fmt: skip
 
@@ -213,15 +242,13 @@ def record_all(plan: Plan, catalog: Catalog) -> None:
 
 
 def read_log(out: Path) -> list[dict[str, Any]]:
-    path = out / "train.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # the last line of a process that was killed while writing it
-    return rows
+    """What a run has told so far, without the lines that are damaged."""
+    return logs.read_log(out / logs.LOG)[0]
+
+
+def notes(log: list[dict[str, Any]]) -> list[str]:
+    """What a person should know of a run: damage that it went on from, an option that changed on its way."""
+    return [row["note"] for row in log if "note" in row]
 
 
 def held_out_rows(log: list[dict[str, Any]], condition: str) -> list[tuple[int, dict[str, Any]]]:
@@ -268,17 +295,20 @@ def train_run(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str
     if ranks.writes:
         out.mkdir(parents=True, exist_ok=True)
         _mark_of(workspace, args["name"]).touch()
-    newest = checkpoint.newest(out)
-    options = options_of(run, where, newest.meta["options"] if newest else {})
+    newest = ranks.all_of(checkpoint.newest(out))[0]  # by its name: what it goes on from is told by the files' hashes, in fit
+    options = options_of(run, where, newest.meta.get("options", {}) if newest else {})
     drawn = ("vae",) if options.grids and args["held_out"] and ranks.writes else ()
     loaded = load_base(args["base"], ("unet", "text_encoder", *drawn), "cpu")  # the network moves what it computes with
     empty = np.asarray(bases.encode_text(loaded, [""])[0])
     loaded = dataclasses.replace(loaded, device=where)  # a vae stays where it is, and takes the GPU's memory only while it draws
     pairs, held_out = (ShardPairs(workspace, args[name], empty) for name in ("pairs", "held_out"))
-    made = fit(
-        loaded, pairs, run.conditions, options, out, held_out=held_out if len(held_out) else None, device=where, ranks=ranks,
-        warm_start={name: warm_folder(place, run.starts[name]) for name, place in args["warm_start"].items()},
-    )  # fmt: skip
+    try:
+        made = fit(
+            loaded, pairs, run.conditions, options, out, held_out=held_out if len(held_out) else None, device=where, ranks=ranks,
+            warm_start={name: warm_folder(place, run.starts[name]) for name, place in args["warm_start"].items()},
+        )  # fmt: skip
+    except checkpoint.Damaged as error:  # of a warm start
+        raise MillError(f"warm_start: {error}: {DAMAGED_CHECKPOINT}.") from error
     return str(made.path)
 
 
@@ -298,5 +328,6 @@ def warm_folder(
     from train import checkpoint
     from train.average import folder_to_sample
 
-    newest = checkpoint.newest(Path(place)) if Path(place).is_dir() else None
+    steps = checkpoint.folders(Path(place))
+    newest = checkpoint.read(steps[-1]) if steps else None  # and no other in its stead
     return folder_to_sample(newest.path / wanted if newest else Path(place))

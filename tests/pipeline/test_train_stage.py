@@ -4,18 +4,23 @@ import importlib.util
 import json
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from pipeline import MillError, status
+from pipeline import MillError, pairs, status
 from pipeline import plan as plans
 from pipeline import run as flow
+from pipeline import verify as verifier
 from pipeline.catalog import Catalog
-from pipeline.manifest import load
+from pipeline.cli import main
+from pipeline.cluster import Job
+from pipeline.manifest import Run, load
 from pipeline.pairs import PairAddress, PlannedRun, ShardPairs, planned_runs
 from pipeline.stages import train as stage
 from pipeline.workspace import Workspace
@@ -179,6 +184,213 @@ def test_a_longer_run_goes_on_from_the_shorter_one_and_ends_with_the_same_bits(
         assert bool((bits[name] == tensor).all()), name
 
 
+class Here:
+    """A cluster of this process: what the stage asks for is done at once, in order."""
+
+    gpus, device, workers = 0, "cpu", 2
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.say = self.told.append
+
+    def run(self, function: Callable[..., Any], jobs: list[Job], done: Callable[..., None], *, watch: Callable[[], int], **more: Any) -> None:
+        for job in jobs:
+            watch()
+            made = function(job.args, job.rows, {}, False)
+            watch()
+            done(job, made)
+
+
+@pytest.fixture
+def alone(made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The workspace of `made` with the run of canny alone, under a manifest with these changes; trains it, and gives its weights' hash."""
+    import torch
+
+    torch.set_num_threads(1)
+    shutil.copytree(made[0], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    text = (made[0] / "manifest.yaml").read_text()
+
+    def trained(change: str = "") -> SimpleNamespace:
+        Path("manifest.yaml").write_text(text[: text.index(" runs:")] + f" runs: [{{{CANNY}{change}}}]\n")
+        plan, here = plans.make(load(Path("manifest.yaml"))), Here()
+        catalog = Catalog(plan.workspace)
+        told = stage.train(plan, catalog, here)  # type: ignore[arg-type]
+        (it,) = planned_runs(plan, catalog)
+        (place, state) = catalog.row("SELECT checkpoint, status FROM runs WHERE run = ?", [it.name])
+        files = {name: it["sha256"] for name, it in json.loads((plan.workspace.root / place / "meta.json").read_text())["files"].items()}
+        return SimpleNamespace(
+            plan=plan, catalog=catalog, name=it.name, it=it, step=plan.workspace.root / place, state=state, files=files, told=told, said=here.told
+        )
+
+    return trained
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 0x40
+    path.write_bytes(bytes(data))
+
+
+WEIGHTS = "canny/diffusion_pytorch_model.safetensors"
+
+
+def test_a_complete_run_whose_checkpoint_is_damaged_trains_the_missing_part_again(alone: Any) -> None:
+    whole = alone()
+    assert whole.told == f"{whole.name} is trained" and not whole.said
+    flip(whole.step / WEIGHTS)
+    again = alone()
+    assert (again.name, again.state, again.files) == (whole.name, "complete", whole.files), "bit for bit"
+    first, second = again.said
+    assert first == f"checkpoint {whole.step} is damaged: {WEIGHTS} has another sha256 than meta.json says: its run makes it again."
+    assert second.startswith(f"{whole.name}: checkpoint {whole.step} is damaged") and "the run goes on from step-00000001" in second
+    told = status.facts(whole.catalog)["runs"]
+    assert [len(run["notes"]) for run in told if run["run"] == whole.name] == [1]
+    assert not alone().said, "once"
+
+
+def test_verify_reports_each_damaged_file_of_a_checkpoint_and_repair_has_it_made_again(alone: Any) -> None:
+    whole = alone()
+    for name in ("canny/optimizer.safetensors", WEIGHTS):
+        flip(whole.step / name)
+    log = whole.step.parent / "train.jsonl"
+    log.write_bytes(b"\x00\xff\n[3]\n" + log.read_bytes())
+    said: list[str] = []
+    found = verifier.problems(whole.catalog, repair=False, say=said.append)
+    damaged = [f"checkpoint {whole.step} is damaged: {name} has another sha256 than meta.json says" for name in sorted(whole.files)[1:]]
+    torn = f"checkpoints/{whole.name}/train.jsonl: lines 1, 2: damaged, and passed over by whoever reads it"
+    assert sorted(found) == sorted([*damaged, torn]) and said[-1].endswith("checkpoints checked, 3 problems")
+    told = CliRunner().invoke(main, ["verify", "ws"])
+    assert told.exit_code == 1 and all(sentence in told.output for sentence in found)
+    assert CliRunner().invoke(main, ["verify", "ws", "--repair"]).exit_code == 0
+    assert not whole.step.exists() and whole.catalog.row("SELECT status FROM runs WHERE run = ?", [whole.name]) == ("incomplete",)
+    assert not verifier.problems(whole.catalog, repair=False, say=said.append)
+    again = alone()
+    assert (again.step, again.state, again.files) == (whole.step, "complete", whole.files) and not again.said
+
+
+def test_what_is_damaged_is_neither_converted_nor_sampled_nor_shipped_nor_started_from(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.mini import roots
+    from pipeline.stages import generate
+    from train import checkpoint
+
+    whole = alone()
+    flip(whole.step / WEIGHTS)
+    sentence = f"checkpoint {whole.step} is damaged: {WEIGHTS} has another sha256 than meta.json says"
+    remedy = "`controlmill verify WORKSPACE --repair` takes it out, and the next `controlmill run` trains what is then missing."
+    photo = str(next(Path("photos").glob("*.png")))
+    for line in (
+        ["convert", whole.step / "canny", "net.safetensors", "--to", "original"],
+        ["sample", "--checkpoint", whole.step / "canny", "--image", photo, "--hint", "--prompt", "", "--out", "x.png", "--resolution", "64"],
+    ):
+        told = CliRunner().invoke(main, list(map(str, line)))
+        assert told.exit_code == 1 and told.output == f"controlmill: {sentence}: {remedy}\n", told.output
+    instead = CliRunner().invoke(main, ["convert", str(whole.step.parent), "net.safetensors", "--to", "original"])
+    assert instead.exit_code == 0 and instead.output.startswith(f"{sentence}: step-00000001 is taken instead\n"), instead.output
+    with pytest.raises(MillError, match=f"{WEIGHTS} has another sha256 .*`controlmill verify WORKSPACE --repair`"):
+        generate.load_trained(str(whole.step / "canny"), "never loaded")
+    shipped = SimpleNamespace(condition="canny", checkpoint=f"{whole.step}/canny")
+    monkeypatch.setattr(roots, "_trained", lambda *_: [shipped])
+    monkeypatch.setattr(plans, "load_saved", lambda workspace: whole.plan)
+    with pytest.raises(MillError, match="is damaged"):
+        roots.export_roots(whole.plan.workspace, (), Path("shipped"))
+    args = stage._job(whole.plan, whole.catalog, [whole.it], 0, {}).args | {"name": "canny-other"}
+    args["run"] |= {"warm_start": "canny", "images": 4}
+    with pytest.raises(MillError, match=r"^warm_start: checkpoint .* is damaged"):
+        stage.train_run(args | {"warm_start": {"canny": str(whole.step.parent)}}, (), {}, False)
+    (whole.step / "meta.json").write_bytes(b"\xff\x00")
+    with pytest.raises(checkpoint.Damaged, match=r"meta.json is not as it was written"):  # and no older one in its stead
+        stage.warm_folder(str(whole.step.parent), "canny")
+
+
+@pytest.mark.parametrize("garbage", [b"\x00\xff garbage", b'{"images": 8}'])
+def test_a_damaged_meta_is_no_traceback_in_status_nor_report_nor_run(alone: Any, garbage: bytes) -> None:
+    from pipeline.stages.report import report
+
+    whole = alone()
+    (whole.step / "meta.json").write_bytes(garbage)
+    log = whole.step.parent / "train.jsonl"
+    log.write_bytes(log.read_bytes() + garbage + b"\n")
+    stage.record_all(whole.plan, whole.catalog)
+    (told,) = [run for run in status.facts(whole.catalog)["runs"] if run["run"] == whole.name]
+    assert (told["status"], told["images"]) == ("incomplete", 4)
+    assert report(whole.plan, whole.catalog).is_file()
+    again = alone()
+    assert again.files == whole.files and "meta.json is not as it was written" in again.said[-1]
+
+
+def test_a_longer_run_goes_on_from_the_last_whole_checkpoint_of_the_shorter_one(alone: Any) -> None:
+    whole = alone()
+    flip(whole.step / "canny/optimizer.safetensors")
+    assert alone().told == f"{whole.name} is trained", "its ControlNet is whole"
+    said: list[str] = []
+    longer = PlannedRun("canny-longer", whole.it.run.model_copy(update={"images": 12}), "", "", [], [], whole.it.identity)
+    assert stage.take_shorter(whole.plan.workspace, longer, said.append) == whole.step.parent
+    assert [path.name for path in whole.plan.workspace.run("canny-longer").glob("step-*")] == ["step-00000001"]
+    assert len(said) == 1 and f"canny-longer goes on from {whole.name}, step-00000001 instead." in said[0]
+
+
+def test_names_are_those_of_the_first_release_and_keys_that_left_them_are_found_under_the_older_ones() -> None:
+    """Golden names: computed by the code before checkpoint_every and micro_batch left the identity."""
+    golden = {
+        "canny-88a4d4f1": [{}, {"watch_every": 4, "keep_every": 8, "grids": 2, "held_out": 3, "gradient_checkpointing": True}],
+        "canny-0a55d282": [{"ema": 20.0, "flip": 0.5}],
+    }
+    older = {
+        "canny-92ebcf24": {"checkpoint_every": 1000}, "canny-65fc09a4": {"micro_batch": 2},
+        "canny-b1bcd2ac": {"micro_batch": 2, "checkpoint_every": 8},
+    }  # fmt: skip
+
+    def identity(run: Run) -> dict[str, Any]:
+        return {"base": "b", "latents": "l", "run": run.identity, "pairs": ["1", "2"], "version": 2, "conditions": {"canny": "f"}}
+
+    for name, options in golden.items():
+        for option in options:
+            assert pairs._name(identity(Run(conditions=["canny"], images=16, batch=4, **option))) == name
+    workspace = Workspace(Path("nowhere"))
+    for name, option in older.items():
+        run = Run(conditions=["canny"], images=16, batch=4, **option)
+        assert pairs.name_here(workspace, identity(run), run, []) == "canny-88a4d4f1", "a new run"
+        assert pairs.name_here(workspace, identity(run), run, [name]) == name, "one that the workspace knows"
+        assert pairs.name_here(workspace, identity(run), run, ["canny-88a4d4f1", name]) == name
+
+
+@pytest.mark.parametrize(("micro", "every"), [(2, 4), (None, 4), (2, None)])
+def test_a_run_that_was_named_after_options_keeps_its_name_also_when_they_change(alone: Any, micro: int | None, every: int | None) -> None:
+    """A workspace as the code before made it: the folder's name, and what the checkpoint recorded."""
+    whole = alone()
+    told = whole.it.identity["run"] | {"micro_batch": micro, "checkpoint_every": every}
+    older = pairs._name({**whole.it.identity, "run": told})
+    whole.step.parent.rename(whole.plan.workspace.run(older))
+    for path in whole.plan.workspace.run(older).glob("step-*/meta.json"):
+        meta = json.loads(path.read_text())
+        meta.pop("began_with", None)
+        path.write_text(json.dumps(meta | {"options": meta["options"] | {"micro_batch": micro, "checkpoint_every": every or 4}}))
+    with whole.catalog.transaction() as connection:
+        connection.execute("DELETE FROM runs WHERE run = ?", [whole.name])
+    stage.record_all(whole.plan, whole.catalog)
+    asked = (f", micro_batch: {micro}" if micro else "") + (f", checkpoint_every: {every}" if every else "")
+    same, other = alone(asked), alone(", micro_batch: 1, checkpoint_every: 8")
+    assert same.told == other.told == f"{older} is trained" and same.files == whole.files
+    if (micro, every) != (2, 4):
+        return
+    shutil.rmtree(same.step)
+    went_on = alone(", micro_batch: 1, checkpoint_every: 8")
+    assert went_on.name == older and went_on.state == "complete"
+    assert alone(", micro_batch: 4").name == older, "also when it is no longer what it was begun with"
+
+
+def test_another_micro_batch_or_interval_of_checkpoints_goes_on_and_the_first_is_said(alone: Any) -> None:
+    whole = alone()
+    shutil.rmtree(whole.step)
+    every = alone(", checkpoint_every: 8")
+    assert (every.name, every.files, every.said) == (whole.name, whole.files, [])
+    shutil.rmtree(whole.step)
+    other = alone(", micro_batch: 2")
+    end = "the weights are no longer bit-identical to those of an undisturbed run"
+    assert other.name == whole.name and other.said == [f"{whole.name}: goes on with micro_batch 2 instead of 4: {end}."]
+
+
 def test_status_tells_of_every_run_in_words_and_as_json(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     root, _ = made
     told = status.facts(Catalog(Workspace(root / "ws")))
@@ -292,6 +504,18 @@ def test_status_shows_the_runs_at_work_and_the_alarm_while_training_goes_on(tmp_
     assert (first["images"], first["of"], first["seconds_left"], first["alarm"]) == (8000, 200000, 4920.0, {"canny": 8000})
 
 
+def test_status_passes_over_the_damaged_lines_of_a_log_and_tells_what_the_run_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog, plan = waiting(tmp_path, monkeypatch)
+    log = plan.workspace.run("canny-1") / "train.jsonl"
+    lines = [json.dumps(row) for row in LOG]
+    note = json.dumps({"images": 4000, "step": 125, "note": "goes on with micro_batch 4 instead of 8"})
+    for garbage in (b"\x00\xff", b"[3]", b'{"loss": 3}'):
+        log.write_bytes(b"\n".join([lines[0].encode(), garbage, note.encode(), lines[1].encode(), garbage, b""]))
+        with plan.workspace.lock():
+            text = status.text(status.facts(catalog))
+        assert "canny-1: running, 8,000 of 200,000 images" in text and "\n  goes on with micro_batch 4 instead of 8\n" in text
+
+
 def test_a_run_whose_driver_was_killed_is_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     catalog, plan = waiting(tmp_path, monkeypatch)
     (plan.workspace.root / ".lock").write_text("999999999")
@@ -299,8 +523,6 @@ def test_a_run_whose_driver_was_killed_is_incomplete(tmp_path: Path, monkeypatch
 
 
 def test_a_run_that_goes_on_elsewhere_keeps_the_precision_that_it_began_with() -> None:
-    from pipeline.manifest import Run
-
     run = Run(conditions=["canny"], images=8)
     here, there = stage.options_of(run, "cpu", {}), stage.options_of(run, "cuda:1", {})
     assert (here.precision, here.compile, here.grids) == ("fp32", False, 0)
@@ -315,8 +537,6 @@ def names(count: int) -> Sequence[PairAddress]:
 
 
 def test_a_run_without_validation_pairs_says_that_there_is_no_loss_gap(tmp_path: Path) -> None:
-    from pipeline.manifest import Run
-
     run = Run(conditions=["canny"], images=8)
     assert stage._told(PlannedRun("canny-1", run, "b", "m", list(names(3)), [])).endswith(
         "; no loss gap: the validation split has no pairs"
