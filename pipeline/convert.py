@@ -65,8 +65,6 @@ def convert(
 
 
 def _read(folder: Path, base_config: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:  # tensors by diffusers' names, config.json
-    from safetensors.torch import load_file
-
     from train import checkpoint, kinds, original
     from train.controlnet import empty_controlnet
 
@@ -76,7 +74,7 @@ def _read(folder: Path, base_config: Path | None) -> tuple[dict[str, Any], dict[
     if not (folder / "config.json").is_file() or not (folder / checkpoint.WEIGHTS).is_file():
         raise MillError(f"{folder} is no ControlNet in the diffusers layout: it needs config.json and {checkpoint.WEIGHTS}.")
     config = kinds.read_config(folder)
-    weights = load_file(folder / checkpoint.WEIGHTS)
+    weights = checkpoint.tensors_of(folder / checkpoint.WEIGHTS)
     kinds.check_names(folder, weights)
     expected = {name: tensor.shape for name, tensor in empty_controlnet(config).state_dict().items()}
     original.check_fit(str(folder / checkpoint.WEIGHTS), "", weights, expected)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn, optim
 
@@ -308,7 +309,7 @@ def load_controlnet(
         if odd:
             raise ValueError(f"the ControlNet in {folder} belongs to another base: {len(odd)} tensors differ in shape, first {odd[0]}")
     # Copies: a file's tensors lie at any address, and products of matrices depend in their last bits on how their operands are aligned.
-    weights = {name: tensor.float().clone() for name, tensor in load_file(folder / WEIGHTS).items()}
+    weights = {name: tensor.float().clone() for name, tensor in tensors_of(folder / WEIGHTS).items()}
     kinds.check_names(folder, weights)
     expected = {name: tensor.shape for name, tensor in controlnet.state_dict().items()}
     wrong = sorted(name for name in expected.keys() | weights.keys() if name not in weights or expected.get(name) != weights[name].shape)
@@ -318,13 +319,21 @@ def load_controlnet(
     return controlnet.requires_grad_(True)
 
 
+def tensors_of(path: Path) -> dict[str, torch.Tensor]:
+    """As they are stored; a damaged file is named, which the library does not do."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} can't be read: it is damaged, or no .safetensors file ({error})") from error
+
+
 def write_rounded(
     folder: Path,  # a ControlNet in the diffusers layout
     dest: Path,
 ) -> None:
     """The same ControlNet in bfloat16: half the bytes, for what is shipped."""
     dest.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.bfloat16().contiguous() for name, tensor in load_file(folder / WEIGHTS).items()}
+    weights = {name: tensor.bfloat16().contiguous() for name, tensor in tensors_of(folder / WEIGHTS).items()}
     save_file(weights, dest / WEIGHTS, metadata={"format": "pt"})
     shutil.copyfile(folder / "config.json", dest / "config.json")
 

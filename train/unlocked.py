@@ -4,9 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
-from train.checkpoint import WEIGHTS
+from train.checkpoint import WEIGHTS, tensors_of
 
 # In the ControlNet's folder: a whole UNet in the diffusers layout. Give diffusers the path of this folder itself: with `subfolder=` it takes
 # the file of the same name in the folder above.
@@ -37,7 +35,7 @@ def load_unet(
 ) -> None:
     """Strict in both directions, as for a ControlNet; ValueError where the weights belong to another base."""
     path = controlnet / FOLDER / WEIGHTS
-    weights = load_file(path)
+    weights = tensors_of(path)
     theirs, ours = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, unet.state_dict()))
     wrong = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
     if wrong:

@@ -148,8 +148,10 @@ def test_what_would_be_sampled_is_converted_unless_asked_otherwise(
 
 
 def test_mistakes_are_one_sentence(net: Path, averaged: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
+    broken, cut = tmp_path / "broken", tmp_path / "cut"
     shutil.copytree(net, broken)
+    shutil.copytree(net, cut)
+    (cut / WEIGHTS).write_bytes((net / WEIGHTS).read_bytes()[:-9])
     tensors = load_file(net / WEIGHTS)
     save_file({name: tensor for name, tensor in tensors.items() if name != "controlnet_mid_block.bias"}, broken / WEIGHTS)
     cases = [
@@ -163,11 +165,12 @@ def test_mistakes_are_one_sentence(net: Path, averaged: Path, tmp_path: Path) ->
         ((net, tmp_path / "x", "--to", "diffusers", "--weights", "average"), "has no average beside its weights"),
         ((averaged / "ema", tmp_path / "x", "--to", "diffusers", "--weights", "trained"), f"the weights that learned are in {averaged}"),
         ((broken, tmp_path / "x.safetensors", "--to", "original"), "lacks the tensor controlnet_mid_block.bias with the shape [12]"),
+        ((cut, tmp_path / "x.safetensors", "--to", "original"), f"{cut / WEIGHTS} can't be read: it is damaged"),
     ]
     for words, sentence in cases:
         told = run(*words)
         assert told.exit_code == 1 and sentence in told.output and told.output.count("\n") == 1, told.output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "cut"]
 
 
 def test_a_difference_file_is_no_controlnet(net: Path, tmp_path: Path) -> None:

@@ -85,6 +85,14 @@ def test_a_folder_that_is_no_controlnet_is_refused(trained: Checkpoint, tmp_path
         load_controlnet(tmp_path / "edges")
 
 
+def test_a_file_that_is_cut_short_is_named_where_no_hash_tells(tmp_path: Path) -> None:
+    ControlNetModel.from_unet(tiny_unet(), conditioning_embedding_out_channels=(4, 4, 8, 8)).save_pretrained(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:-9])
+    for read_it in (load_controlnet, lambda folder: checkpoint.write_rounded(folder, tmp_path / "rounded")):
+        with pytest.raises(ValueError, match=f"{tmp_path / WEIGHTS} can't be read: it is damaged, or no .safetensors file"):
+            read_it(tmp_path)
+
+
 def test_a_file_of_diffusers_loads_here(tmp_path: Path) -> None:
     theirs = ControlNetModel.from_unet(tiny_unet(), conditioning_embedding_out_channels=(4, 4, 8, 8))
     theirs.save_pretrained(tmp_path)
