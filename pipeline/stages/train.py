@@ -71,13 +71,13 @@ def _train_all(plan: Plan, catalog: Catalog, cluster: Cluster, runs: list[Planne
     before = {name: _images_kept(plan, name) for name in todo}
     seen = dict(before)
     spoke = dict.fromkeys(todo, time.monotonic())
-    heard = {(name, note) for name in todo for note in notes(read_log(plan.workspace.run(name)))}
+    heard = {(name, sentence) for name in todo for sentence in notes(read_log(plan.workspace.run(name)))}
 
     def tell_notes(name: str, log: list[dict[str, Any]]) -> None:
-        for note in notes(log):
-            if (name, note) not in heard:
-                heard.add((name, note))
-                cluster.say(f"{name}: {note}.")
+        for sentence in notes(log):
+            if (name, sentence) not in heard:
+                heard.add((name, sentence))
+                cluster.say(f"{name}: {sentence}.")
 
     def note(name: str, state: str, reason: str = "") -> None:
         states[name] = state
