@@ -1,143 +1,134 @@
 """A YAML file as a checked section: every mistake names file, line, key and fix."""
 
 import difflib
-import types
-import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic_core import PydanticCustomError
 
-from pipeline import MillError
+from pipeline import MillError, places, wording
+from pipeline.places import Place
 
-Model = TypeVar("Model", bound=BaseModel)
+OURS = "ours"  # the type of a mistake that a section's own rule finds
+
+
+class Section(BaseModel):
+    """Part of a manifest: its keys and no others. It remembers where it stands in the file that it was read from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    _place: Place = PrivateAttr(default=Place())
+
+    def at(self, *steps: str | int) -> Place:
+        """Where a key below stands: as text, file, line and key, for the beginning of a sentence about it."""
+        return self._place.at(*steps)
+
+
+Model = TypeVar("Model", bound=Section)
 
 
 def read(path: Path, kind: type[Model]) -> Model:
     """MillError has one line for each mistake."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MillError(f"The manifest {path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(text)
-        doubled = next(_doubled_keys(tree), None)
-    except RecursionError:
-        raise MillError(f"{path}: nested too deeply for a manifest.") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise MillError(f"{path}{f':{mark.line + 1}' if mark else ''}: not YAML: {getattr(error, 'problem', error)}.") from error
+    place, value = places.read(path)
     if not isinstance(value, dict):
-        keys = ", ".join(list(kind.model_fields)[:3])
-        raise MillError(f"{path}: a manifest is a mapping of keys ({keys}, …); this file holds {type(value).__name__}.")
-    if doubled:
-        raise MillError(f"{path}:{doubled.start_mark.line + 1}: the key {doubled.value!r} stands twice; keep one.")
+        first = ", ".join(f"`{key}: …`" for key in list(kind.model_fields)[:3])
+        holds = "is empty" if value is None else "holds a list" if isinstance(value, list) else "holds one value"
+        raise MillError(f"{path}:{place.line or 1}: a manifest is a mapping of keys, and this file {holds}: begin with {first}.")
     try:
-        return kind.model_validate(value)
+        made = kind.model_validate(value)
     except ValidationError as error:
-        raise MillError("\n".join(dict.fromkeys(_sentence(path, tree, kind, mistake) for mistake in error.errors()))) from None
+        raise MillError(sentences(error, place, kind)) from None
+    _remember(made, place)
+    return made
 
 
-def _doubled_keys(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                yield key
-            seen.add(key.value)
-            yield from _doubled_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _doubled_keys(item)
+def wrong(sentence: str, *steps: str | int) -> PydanticCustomError:
+    """To be raised by a section's own rule: what is wrong and what to do, and the key below the section that it is about."""
+    return PydanticCustomError(OURS, "{sentence}", {"sentence": sentence, "steps": steps})
 
 
-def _sentence(path: Path, tree: yaml.Node | None, kind: type[BaseModel], mistake: Any) -> str:
-    """One of pydantic's mistakes as `file:line: key: what is wrong, what to do`."""
-    steps: list[str | int] = []
-    node, line = tree, None
-    model: Any = kind
-    for depth, step in enumerate(mistake["loc"], start=1):
-        child = _child(node, step)
-        absent = mistake["type"] == "missing" and depth == len(mistake["loc"])
-        if child is None and not absent and (isinstance(step, int) or step not in getattr(model, "model_fields", {})):
-            continue  # a union's branch or an implied list, which the file does not spell
-        steps.append(step)
-        if child is not None:
-            node, line = child, _key_line(node, step)
-        model = _model_of(model, step)
-    key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".") or "the manifest"
-    where = f"{path}:{line}" if line else f"{path}"
-    given = mistake.get("input")
-    message = mistake["msg"].removeprefix("Value error, ")
+def _remember(section: Any, place: Place) -> None:
+    if isinstance(section, Section):
+        section._place = place
+    values = dict(section) if isinstance(section, BaseModel | dict) else dict(enumerate(section)) if isinstance(section, list) else {}
+    for step, value in values.items():
+        below = place.at(step)
+        if below.node is not None:  # a default is shared by all who leave it out
+            _remember(value, below)
+
+
+def sentences(error: ValidationError, place: Place, kind: Any) -> str:
+    """A line for each mistake; what several members of a union say of one value is one mistake."""
+    found: dict[tuple[str | int, ...], list[Any]] = {}
+    for mistake in error.errors(include_url=False):
+        it = _Found(kind, place, mistake)
+        found.setdefault(it.steps, []).append(it)
+    deepest = [steps for steps in found if not any(other[: len(steps)] == steps and other != steps for other in found)]
+    lines = dict.fromkeys(sentence for steps in deepest for sentence in _told(found[steps]))
+    return "\n".join(lines).encode(errors="backslashreplace").decode()  # a lone surrogate can't be printed
+
+
+class _Found:
+    """One of pydantic's mistakes, with the key that it is about and what may stand there."""
+
+    def __init__(self, kind: Any, place: Place, mistake: Any) -> None:
+        self.mistake, self.parent, self.here, self.place, self.of_key = mistake, None, kind, place, False
+        steps: list[str | int] = []
+        for step in (*mistake["loc"], *mistake.get("ctx", {}).get("steps", ())):
+            members = list(wording.options(self.here))
+            tagged = next((it for it in members if len(members) > 1 and step in wording.tags(it, "kind")), None)
+            if tagged:
+                self.here = tagged  # a union's branch, which the file spells in `kind`
+                continue
+            spelled = place.at(step).node is not None
+            below = wording.below(self.here, step, spelled)
+            self.of_key |= step == "[key]"
+            if below is None and not spelled:
+                continue  # a union's branch or an implied list, which the file does not spell
+            steps.append(step)
+            self.parent, self.here, place = self.here, below, place.at(step)
+        self.steps, self.place = tuple(steps), place
+
+
+def _told(found: list[_Found]) -> Iterator[str]:
+    """What is wrong with one key."""
+    it = found[0]
+    mistake, step = it.mistake, it.steps[-1] if it.steps else ""
+    if mistake["type"] == OURS:
+        for one in found:
+            yield f"{one.place}: {one.mistake['ctx']['sentence']}."
+        return
     match mistake["type"]:
         case "extra_forbidden":
-            parent = _model_at(kind, steps[:-1])
-            known = sorted(parent.model_fields) if parent else []
-            close = difflib.get_close_matches(str(steps[-1]), known, n=1)
+            known = sorted({key for one in wording.options(it.parent) for key in wording.fields(one)})
+            close = difflib.get_close_matches(str(step), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}." if known else "remove it."
-            return f"{where}: {key}: unknown key; {hint}"
+            yield f"{it.place}: unknown key; {hint}"
         case "missing":
-            return f"{where}: {key}: missing; add it."
+            yield f"{it.place}: missing; add it."
         case "value_error":
-            return f"{where}: {key}: {message}." if key != "the manifest" else f"{where}: {message}."
+            yield f"{it.place}: {str(mistake['ctx']['error'])}."
         case "union_tag_invalid" | "union_tag_not_found":
             tag = mistake["ctx"]["discriminator"].strip("'")
-            names = [step for step in steps if isinstance(step, str)]
-            parent = _model_at(kind, list(names[:-1]))
-            tags = _tags(parent.model_fields[names[-1]].annotation, tag) if parent else ()
-            return f"{where}: {key}: `{tag}:` must be one of {', '.join(tags)}."
-    shown = "" if isinstance(given, dict | list) else f" (found {given!r})"
-    return f"{where}: {key}: {message[0].lower()}{message[1:]}{shown}."
+            words = [word for one in wording.options(it.here) for word in wording.tags(one, tag)]
+            yield f"{it.place}: `{tag}:` must be one of {', '.join(words)}."
+        case _:
+            yield _written_wrong(found)
 
 
-def _child(node: yaml.Node | None, step: str | int) -> yaml.Node | None:
-    if isinstance(node, yaml.MappingNode):
-        return next((value for key, value in node.value if key.value == str(step)), None)
-    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-        return node.value[step]
-    return None
-
-
-def _key_line(node: yaml.Node | None, step: str | int) -> int | None:
-    if isinstance(node, yaml.MappingNode):
-        return next((key.start_mark.line + 1 for key, _ in node.value if key.value == str(step)), None)
-    child = _child(node, step)
-    return child.start_mark.line + 1 if child else None
-
-
-def _model_at(kind: type[BaseModel], steps: list[str | int]) -> type[BaseModel] | None:
-    model: Any = kind
-    for step in steps:
-        model = _model_of(model, step)
-    return model
-
-
-def _model_of(model: Any, step: str | int) -> Any:
-    """The section that a key leads to, looking through lists, optional values and unions of one section."""
-    if model is None:
-        return None
-    if isinstance(step, int) or "model_fields" not in dir(model):
-        return model
-    field = model.model_fields.get(step)
-    return _sections(field.annotation) if field else model
-
-
-def _sections(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (list, dict, typing.Union, types.UnionType, Annotated):
-        found = [inner for inner in map(_sections, typing.get_args(annotation)) if inner]
-        return found[0] if found else None
-    return None
-
-
-def _tags(annotation: Any, tag: str) -> Iterator[str]:
-    """What tells the sections of a union apart."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield from typing.get_args(annotation.model_fields[tag].annotation)
-    else:
-        for inner in typing.get_args(annotation):
-            yield from _tags(inner, tag)
+def _written_wrong(found: list[_Found]) -> str:
+    it = found[0]
+    null = ["null"] if it.here is not None and type(None) in wording.options(it.here) else []
+    want = wording.either(list(dict.fromkeys([*(wording.wanted(one.mistake) for one in found), *null])))
+    given = it.mistake["input"]
+    if it.of_key or it.mistake["type"] == "invalid_key":
+        known = want if it.mistake["type"] == "literal_error" else f'"{given}"'
+        return f"{it.place}: unknown key {given!r}: write {known}."
+    examples = (wording.instead(one.mistake["type"], given, it.place.node, it.here) for one in found)
+    example = next(filter(None, examples), "")
+    fields = [wording.fields(one) for one in wording.options(it.parent)]
+    default = next((one[str(it.steps[-1])][1] for one in fields if it.steps and it.steps[-1] in one), ...)
+    told = f"write {want}, not {wording.shown(given, it.place.node)}"
+    absent = "" if null and default is None else wording.left_out(default)
+    return f"{it.place}: {told}{f': {example}' if example else ''}{absent}."

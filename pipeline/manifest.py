@@ -7,14 +7,21 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pipeline import checked
+from pipeline.checked import Section, wrong
+
+
+def _number(given: Any) -> Any:
+    """YAML takes 1e-5 for text, since there is no point in it."""
+    try:
+        return float(given) if isinstance(given, str) else given
+    except ValueError:
+        return given
+
 
 Whole = Annotated[int, Field(strict=True)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_number)]  # no truth value
+Fraction = Annotated[Real, Field(ge=0, lt=1)]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Provided(Section):
@@ -31,12 +38,12 @@ class Provided(Section):
     @model_validator(mode="after")
     def _says_where(self) -> "Provided":
         if (self.path is None) == (self.column is None):
-            raise ValueError("set `path` (folders) or `column` (lists, tables, archives), one of them")
-        for name in filter(None, (self.path, self.mask if self.path else None)):
+            raise wrong("set `path` (folders) or `column` (lists, tables, archives), one of them")
+        for key, name in (("path", self.path), ("mask", self.mask if self.path else None)):
             try:
-                name.format(folder="", stem="", name="")
+                (name or "").format(folder="", stem="", name="")
             except (LookupError, ValueError, AttributeError):
-                raise ValueError(f"{name!r} may name {{folder}}, {{stem}} and {{name}} of the image, nothing else in braces") from None
+                raise wrong(f"{name!r} may name {{folder}}, {{stem}} and {{name}} of the image, nothing else in braces", key) from None
         return self
 
 
@@ -113,8 +120,8 @@ class ScenesSource(Section):
     count: Annotated[Whole, Field(ge=1)]
     seed: Annotated[Whole, Field(ge=0)] = 0
     most_objects: Annotated[Whole, Field(ge=1)] = 4  # in a scene, the figure not counted
-    least_box: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the picture that an object's box has at least
-    least_visible: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of an object that nothing hides, at least
+    least_box: Annotated[Real, Field(ge=0, lt=1)] = 0.0  # share of the picture that an object's box has at least
+    least_visible: Annotated[Real, Field(ge=0, le=1)] = 0.0  # share of an object that nothing hides, at least
 
 
 AnySource = FolderSource | ListSource | WebDatasetSource | Img2DatasetSource | ParquetSource | HuggingFaceSource | ScenesSource
@@ -142,7 +149,7 @@ class Split(Section):
     @model_validator(mode="after")
     def _leaves_something_to_train_on(self) -> "Split":
         if self.validation + self.test >= 1:
-            raise ValueError("validation + test must leave something to train on: set them to sum below 1")
+            raise wrong("validation + test must leave something to train on: set them to sum below 1")
         return self
 
 
@@ -185,21 +192,21 @@ class Run(Section):
     images: Annotated[Whole, Field(ge=1)]
     batch: Annotated[Whole, Field(ge=1)] = 4
     micro_batch: Annotated[Whole, Field(ge=1)] | None = None
-    lr: Annotated[float, Field(gt=0, le=1)] = 1e-5
-    prompt_drop: Annotated[float, Field(ge=0, le=1)] = 0.5
+    lr: Annotated[Real, Field(gt=0, le=1)] = 1e-5
+    prompt_drop: Annotated[Real, Field(ge=0, le=1)] = 0.5
     seed: Annotated[Whole, Field(ge=0)] = 0
     checkpoint_every: Annotated[Whole, Field(ge=1)] | None = None
     warm_start: str | dict[str, str] | None = None  # a condition that another run trains, or a ControlNet: for all conditions, or by condition
     connect: Literal["full", "middle"] = "full"  # middle: the paper's small-scale training, without residuals for the skips
     unlock: Literal["none", "decoder", "all"] = "none"  # of the base; its weights are then saved in unet/ beside the ControlNet's
-    unlock_lr: Annotated[float, Field(gt=0, le=1)] | None = None  # None = lr; the released code's advice is 2e-6
-    min_snr: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # gamma of the min-SNR weighting, usually 5
-    ema: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  # half-life in images of an average of the weights; it samples
+    unlock_lr: Annotated[Real, Field(gt=0, le=1)] | None = None  # None = lr; the released code's advice is 2e-6
+    min_snr: Annotated[Real, Field(gt=0)] | None = None  # gamma of the min-SNR weighting, usually 5
+    ema: Annotated[Real, Field(gt=0)] | None = None  # half-life in images of an average of the weights; it samples
     gradient_checkpointing: bool = False  # less memory for more time
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the passes; auto: bf16 on a GPU, else fp32
     compile: Literal["auto", True, False] = "auto"  # auto: on a GPU
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    flip: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of images seen mirrored, hints and all, where the caption allows it
+    flip: Annotated[Real, Field(ge=0, le=1)] = 0.0  # share of images seen mirrored, hints and all, where the caption allows it
     join: bool = False  # one decoder pass for all conditions: faster while batches are small, more memory
     gpus: Annotated[Whole, Field(ge=1)] = 1  # the batch is cut among them; without a GPU, processes
     held_out: Annotated[Whole, Field(ge=0)] = 64  # pairs of the validation split that the loss gap is measured on; 0 = none
@@ -232,29 +239,29 @@ class Run(Section):
     def _modes_agree(self) -> "Run":
         doubled = sorted({name for name in self.conditions if self.conditions.count(name) > 1})
         if doubled:
-            raise ValueError(f"conditions names {', '.join(doubled)} twice: keep one")
+            raise wrong(f"names {', '.join(doubled)} twice: keep one", "conditions")
         if stray := sorted(set(self.starts) - set(self.conditions)):
-            raise ValueError(f"warm_start names {', '.join(stray)}, which this run does not train: take it out, or add it to conditions")
+            raise wrong(f"names {', '.join(stray)}, which this run does not train: take it out, or add it to conditions", "warm_start")
         if self.unlock != "none" and len(self.conditions) > 1:
-            raise ValueError(
-                f"{' and '.join(self.conditions)} share one locked base: with unlock: {self.unlock} give each a run of its own"
+            raise wrong(
+                f"{' and '.join(self.conditions)} share one locked base: with unlock: {self.unlock} give each a run of its own", "unlock"
             )
         if self.unlock == "none" and self.unlock_lr is not None:
-            raise ValueError("unlock_lr says nothing while unlock is none: remove it, or set unlock to decoder or all")
+            raise wrong("says nothing while unlock is none: remove it, or set unlock to decoder or all", "unlock_lr")
         if self.ema is not None and self.ema < 1:
-            raise ValueError(f"ema is a half-life in images, not a decay per step ({self.ema}): a decay d is batch * ln 2 / -ln d images")
+            raise wrong(f"a half-life in images is wanted, not a decay per step ({self.ema}): a decay d is batch * ln 2 / -ln d images", "ema")
         return self
 
     @model_validator(mode="after")
     def _divides(self) -> "Run":
         if self.images % self.batch:
             enough = -(-self.images // self.batch) * self.batch
-            raise ValueError(f"images ({self.images}) must be a multiple of batch ({self.batch}): set it to {enough}")
+            raise wrong(f"images ({self.images}) must be a multiple of batch ({self.batch}): set it to {enough}", "images")
         if self.micro_batch and self.batch % self.micro_batch:
-            raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
+            raise wrong(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch}): change one of them", "micro_batch")
         if self.batch % self.gpus:
             enough = -(-self.batch // self.gpus) * self.gpus
-            raise ValueError(f"batch ({self.batch}) must be a multiple of gpus ({self.gpus}), which share it: set it to {enough}")
+            raise wrong(f"batch ({self.batch}) must be a multiple of gpus ({self.gpus}), which share it: set it to {enough}", "batch")
         return self
 
 
@@ -271,14 +278,12 @@ class Train(Section):
     @model_validator(mode="after")
     def _warm_starts_end(self) -> "Train":
         for number, run in enumerate(self.runs):
-            place = f"runs[{number}].warm_start"
+            place = ("runs", number, "warm_start")
             for name, wanted in run.starts.items():
                 if wanted in run.conditions and name not in self.waits_for(number):
-                    raise ValueError(
-                        f"{place}: this run trains {wanted!r} itself: name a condition that another run trains, or a ControlNet's folder"
-                    )
+                    raise wrong(f"this run trains {wanted!r} itself: name a condition that another run trains, or a ControlNet's folder", *place)
             if circle := self._circle((number,)):
-                raise ValueError(f"{place}: runs {', '.join(map(str, circle))} wait for each other in a circle: take one warm_start out")
+                raise wrong(f"runs {', '.join(map(str, circle))} wait for each other in a circle: take one warm_start out", *place)
         return self
 
     def _circle(self, seen: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -298,9 +303,9 @@ class Benchmark(Section):
     samples: Annotated[Whole, Field(ge=1)] = 1000  # images of the split, each with every seed
     seeds: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)] = [0]
     steps: Annotated[Whole, Field(ge=1, le=1000)] = 20
-    guidance: Annotated[float, Field(ge=0)] = 7.5
+    guidance: Annotated[Real, Field(ge=0)] = 7.5
     negative: str = ""  # prompt of the unconditional branch
-    scale: Annotated[float, Field(ge=0)] = 1.0
+    scale: Annotated[Real, Field(ge=0)] = 1.0
     guide_hint: bool = False  # guidance strengthens the hint as well as the prompt (paper, 3.5)
 
 
@@ -335,7 +340,7 @@ class Evaluate(Section):
         names = [(it.name, it.condition) for it in self.external]
         doubled = sorted({name for name, condition in names if names.count((name, condition)) > 1})
         if doubled:
-            raise ValueError(f"external names {', '.join(doubled)} twice for one condition: call one of them otherwise")
+            raise wrong(f"names {', '.join(doubled)} twice for one condition: call one of them otherwise", "external")
         return self
 
 
@@ -359,17 +364,17 @@ class Manifest(Section):
         for number, run in enumerate(self.train.runs if self.train else []):
             for name in run.conditions:
                 if name not in self.conditions:
-                    raise ValueError(f"train.runs[{number}] trains {name!r}, which `conditions:` does not make: add it there")
+                    raise wrong(f"trains {name!r}, which `conditions:` does not make: add it there", "train", "runs", number, "conditions")
         if self.evaluate and not self.train and not self.evaluate.base:
-            raise ValueError("`evaluate:` needs a base model to sample from: set evaluate.base, or add a `train:` section")
+            raise wrong("samples need a base model: set evaluate.base, or add a `train:` section", "evaluate")
         if self.evaluate and self.train and self.evaluate.base not in (None, self.train.base):
-            raise ValueError("evaluate.base is another than train.base: the runs belong to theirs; remove evaluate.base")
+            raise wrong("another than train.base, and the runs belong to theirs: remove evaluate.base", "evaluate", "base")
         for number, it in enumerate(self.evaluate.external if self.evaluate else []):
             if it.condition not in self.conditions:
-                raise ValueError(f"evaluate.external[{number}] follows {it.condition!r}, which `conditions:` does not make: add it there")
+                raise wrong(f"follows {it.condition!r}, which `conditions:` does not make: add it there", "evaluate", "external", number, "condition")
         for name in self.evaluate.readers if self.evaluate else ():
             if name not in self.conditions:
-                raise ValueError(f"evaluate.readers reads {name!r}, which `conditions:` does not make: add it there")
+                raise wrong("`conditions:` does not make it: add it there", "evaluate", "readers", name)
         return self
 
     @property

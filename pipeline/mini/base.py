@@ -35,7 +35,7 @@ def make_base(
     plan = load(manifest)
     pictures, held_out = scenes.render(plan.scenes, work)
     go = make.polish if polish else make.train
-    return go(recipe_of(plan, manifest), pictures, held_out, work, older=older, seconds=seconds, device=device)
+    return go(recipe_of(plan), pictures, held_out, work, older=older, seconds=seconds, device=device)
 
 
 def export_base(manifest: Path, work: Path, dest: Path, *, older: Path | None = None, count: int = 500) -> dict[str, Any]:  # its scores
@@ -43,7 +43,7 @@ def export_base(manifest: Path, work: Path, dest: Path, *, older: Path | None = 
     from train.mini import base, card, make, scores
 
     plan = load(manifest)
-    recipe = recipe_of(plan, manifest)
+    recipe = recipe_of(plan)
     pictures, held_out = scenes.render(plan.scenes, work)
     parts = make.load_trained(recipe, pictures, work, older)
     spent = parts.pop("spent")
@@ -89,7 +89,7 @@ def load(path: Path) -> MiniBase:
     return checked.read(path, MiniBase)
 
 
-def recipe_of(plan: MiniBase, path: Path) -> Any:  # train.mini.make.BaseRecipe
+def recipe_of(plan: MiniBase) -> Any:  # train.mini.make.BaseRecipe
     from train.mini.make import BaseRecipe
 
-    return manifests.recipe(plan.recipe, BaseRecipe, path)
+    return manifests.recipe(plan, BaseRecipe)

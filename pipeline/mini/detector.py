@@ -53,8 +53,8 @@ def load(path: Path) -> MiniDetector:
     return checked.read(path, MiniDetector)
 
 
-def recipe_of(plan: MiniDetector, path: Path) -> DetectorRecipe:
-    return manifests.recipe(plan.recipe, DetectorRecipe, path)
+def recipe_of(plan: MiniDetector) -> DetectorRecipe:
+    return manifests.recipe(plan, DetectorRecipe)
 
 
 def words() -> Words:
@@ -84,7 +84,7 @@ def make_detector(
 
     until = time.monotonic() + seconds
     plan = load(manifest)
-    recipe = recipe_of(plan, manifest)
+    recipe = recipe_of(plan)
     training, held_out = render(plan, work)
     with_figure, person = training.figures(), words().number(PERSON)
     with torch.random.fork_rng(devices=[]):
@@ -137,7 +137,7 @@ def export_detector(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  
     from train.mini.card import machine
 
     plan = load(manifest)
-    recipe = recipe_of(plan, manifest)
+    recipe = recipe_of(plan)
     net = network.Detector(words(), recipe.widths)
     spent = learning.spent_of(work / "detector")
     if spent is None or not learning.average_of(work / "detector", net):
@@ -209,7 +209,7 @@ def render(plan: MiniDetector, work: Path) -> tuple[Scenes, Scenes]:  # of train
     """Each part once; pictures through the VAE beside them, for each VAE."""
     facts = {"version": scenes.VERSION, **plan.scenes.model_dump(exclude={"count", "held_out", "seed"})}
     folder = work / "truth" / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-    vae = _vae(plan.base) if plan.base else None
+    vae = _vae(plan) if plan.base else None
     out = []
     for seed, count in ((plan.scenes.seed, plan.scenes.count), (plan.scenes.held_out.seed, plan.scenes.held_out.count)):
         arrays: dict[str, list[np.ndarray]] = {name: [] for name in FIELDS}
@@ -266,14 +266,14 @@ def _truths(plan: MiniScenes, seed: int, indices: range) -> Iterator[dict[str, A
         }  # fmt: skip
 
 
-def _vae(base: str) -> tuple[Any, str]:
+def _vae(plan: MiniDetector) -> tuple[Any, str]:
     """And the identity of all its weights: pictures depend on the decoder too."""
     from train.mini import base as bases
 
-    path = Path(base) / "vae" / bases.VAE_FILE
+    path = Path(str(plan.base)) / "vae" / bases.VAE_FILE
     if not path.is_file():
-        raise MillError(f"base: there is no {path}: make one with `controlmill mini base`, or leave the key out.")
-    return bases.load_vae(Path(base)), hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        raise MillError(f"{plan.at('base')}: there is no {path}: make one with `controlmill mini base`, or leave the key out.")
+    return bases.load_vae(path.parent.parent), hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _returned(stem: Path, images: np.ndarray, vae: tuple[Any, str]) -> np.ndarray:

@@ -6,31 +6,29 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline import MillError
+from pipeline import MillError, checked
+from pipeline.checked import Section
 
 Recipe = TypeVar("Recipe")
 
 
-def recipe(values: dict[str, Any], kind: type[Recipe], path: Path) -> Recipe:
+def recipe(given: Section, kind: type[Recipe]) -> Recipe:
     """A library's own dataclass from the manifest's section `recipe`; what is left out is its default."""
-    _refuse_unknown(values, kind, path, "recipe")
+    values = dict(given)["recipe"]
+    _refuse_unknown(values, kind, given)
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise MillError("\n".join(f"{path}: recipe.{_where(one['loc'])}: {one['msg'].lower()}." for one in error.errors())) from None
+        raise MillError(checked.sentences(error, given.at("recipe"), kind)) from None
 
 
-def _refuse_unknown(value: Any, kind: Any, path: Path, key: str) -> None:
+def _refuse_unknown(value: Any, kind: Any, given: Section, *steps: str) -> None:
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    for name, inner in (value or {}).items():
+    for name, inner in value.items() if isinstance(value, dict) else ():
         if name not in fields:
-            raise MillError(f"{path}: {key}.{name}: unknown key; known keys: {', '.join(fields)}.")
+            raise MillError(f"{given.at('recipe', *steps, name)}: unknown key; known keys: {', '.join(fields)}.")
         if dataclasses.is_dataclass(fields[name].type):
-            _refuse_unknown(inner, fields[name].type, path, f"{key}.{name}")
-
-
-def _where(steps: tuple[Any, ...]) -> str:
-    return ".".join(map(str, steps)) or "the manifest"
+            _refuse_unknown(inner, fields[name].type, given, *steps, name)
 
 
 def not_begun(work: Path) -> MillError:

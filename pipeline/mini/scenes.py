@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline import scenes
-from pipeline.manifest import Section, Whole
+from pipeline.manifest import Real, Section, Whole
 from pipeline.scenes import Limits, words
 
 PART = 1000  # scenes rendered for one file
@@ -31,8 +31,8 @@ class MiniScenes(Section):
     held_out: HeldOut
     resolution: Literal[64, 128, 256] = 128
     most_objects: Annotated[Whole, Field(ge=1)] = 4
-    least_box: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    least_visible: Annotated[float, Field(ge=0, le=1)] = 0.0
+    least_box: Annotated[Real, Field(ge=0, lt=1)] = 0.0
+    least_visible: Annotated[Real, Field(ge=0, le=1)] = 0.0
 
     @property
     def limits(self) -> Limits:

@@ -58,8 +58,8 @@ def load(path: Path) -> MiniScorer:
     return checked.read(path, MiniScorer)
 
 
-def recipe_of(plan: MiniScorer, path: Path) -> ScorerRecipe:
-    return manifests.recipe(plan.recipe, ScorerRecipe, path)
+def recipe_of(plan: MiniScorer) -> ScorerRecipe:
+    return manifests.recipe(plan, ScorerRecipe)
 
 
 def make_scorer(
@@ -80,7 +80,7 @@ def make_scorer(
 
     until = time.monotonic() + seconds
     plan = load(manifest)
-    recipe = recipe_of(plan, manifest)
+    recipe = recipe_of(plan)
     pictures, held_out = scenes.render(plan.scenes, work)
     net = _new(recipe, plan, pictures).to(device)
 
@@ -112,7 +112,7 @@ def export_scorer(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  # 
     from train.mini.card import machine
 
     plan = load(manifest)
-    recipe = recipe_of(plan, manifest)
+    recipe = recipe_of(plan)
     pictures, held_out = scenes.render(plan.scenes, work)
     net = _new(recipe, plan, pictures)
     if not learning.average_of(work / PART, net):

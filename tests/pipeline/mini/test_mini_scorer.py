@@ -39,14 +39,14 @@ def all_changes(caption: str, kind: str) -> set[str]:
 def test_the_shipped_manifest_is_complete_and_asks_for_held_out_scenes_of_another_seed() -> None:
     path = ROOT / "manifests" / "mini" / "scorer.yaml"
     plan = stage.load(path)
-    assert plan.scenes.seed != plan.scenes.held_out.seed and stage.recipe_of(plan, path).images > 0
+    assert plan.scenes.seed != plan.scenes.held_out.seed and stage.recipe_of(plan).images > 0
     assert (plan.scenes.most_objects, plan.scenes.least_box, plan.scenes.least_visible) == (4, 0, 0)
 
 
 def test_a_mistake_in_its_recipe_is_named_by_file_and_key(tmp_path: Path) -> None:
     path = written(tmp_path, TOY.replace("lr:", "rate:"))
     with pytest.raises(MillError, match=r"recipe\.rate: unknown key; known keys: .*lr"):
-        stage.recipe_of(stage.load(path), path)
+        stage.recipe_of(stage.load(path))
 
 
 def test_another_colour_is_one_that_no_object_has_wherever_it_is_said() -> None:
