@@ -14,7 +14,7 @@ from annotate import weights
 from annotate.conditions import CONDITIONS
 from annotate.detectors import DETECTORS, PROVIDED, Adapt, Detector, licence, missing
 from annotate.maps import RawMap, blank, measures
-from annotate.parameters import Values, fill, near
+from annotate.parameters import ParameterError, Values, fill, near
 from annotate.weights import PINNED
 
 __all__ = [
@@ -70,7 +70,7 @@ def resolve(condition: str, detector: str = "auto", params: Values | None = None
     named = (*row.detectors, *row.by_name)
     if detector not in (*named, PROVIDED):
         known = ", ".join(("auto", *named, PROVIDED))
-        raise ValueError(f"{condition} has no detector {detector!r}{near(detector, named)}; it has: {known}")
+        raise ParameterError("detector", f"{condition} has no detector {detector!r}{near(detector, named)}; it has: {known}")
     if detector == PROVIDED:
         fill({}, given, owner=f"{condition} ({detector})")
         return Step(condition, PROVIDED, {})
@@ -98,10 +98,11 @@ def _first(condition: str, here: bool) -> str:
 
 def _weights(built: Detector, weights: Any, here: bool) -> str:
     if not built.weights:
-        raise ValueError(f"{built.name} has no weights to choose")
+        raise ParameterError("weights", f"{built.name} has no weights to choose")
     place = Path(str(weights)).expanduser().resolve()
     if here and not place.exists():
-        raise ValueError(f"{built.name}: weights: {place} does not exist; name a file or a folder, or leave it out for the pinned weights")
+        remedy = "name a file or a folder, or leave it out for the pinned weights"
+        raise ParameterError("weights", f"{built.name}: weights: {place} does not exist; {remedy}")
     return str(place)
 
 

@@ -8,6 +8,14 @@ from typing import Any
 Values = dict[str, Any]  # JSON-able values by name: parameters of a detector, or the draws of one image
 
 
+class ParameterError(ValueError):
+    """Names the parameter, so that whoever knows the file can name its line."""
+
+    def __init__(self, name: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.name = name
+
+
 @dataclass(frozen=True, kw_only=True)
 class Number:
     """A number, or where `span` allows it a pair [min, max] from which each image draws its own."""
@@ -62,8 +70,11 @@ def fill(declared: dict[str, Parameter], given: dict[str, Any] | None, owner: st
     for name in given:
         if name not in declared:
             known = ", ".join(declared) or "none"
-            raise ValueError(f"{owner} has no parameter {name!r}{near(name, declared)}; it has: {known}")
-    return {name: parameter.read(f"{owner}: {name}", given.get(name, parameter.default)) for name, parameter in declared.items()}
+            raise ParameterError(name, f"{owner} has no parameter {name!r}{near(name, declared)}; it has: {known}")
+    try:
+        return {(now := name): parameter.read(f"{owner}: {name}", given.get(name, parameter.default)) for name, parameter in declared.items()}
+    except ValueError as error:
+        raise ParameterError(now, str(error)) from error
 
 
 def near(name: str, known: Any) -> str:

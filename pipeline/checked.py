@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
 from pipeline import MillError, places, wording
@@ -14,18 +14,7 @@ from pipeline.places import Place
 OURS = "ours"  # the type of a mistake that a section's own rule finds
 
 
-class Section(BaseModel):
-    """Part of a manifest: its keys and no others. It remembers where it stands in the file that it was read from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    _place: Place = PrivateAttr(default=Place())
-
-    def at(self, *steps: str | int) -> Place:
-        """Where a key below stands: as text, file, line and key, for the beginning of a sentence about it."""
-        return self._place.at(*steps)
-
-
-Model = TypeVar("Model", bound=Section)
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def read(path: Path, kind: type[Model]) -> Model:
@@ -49,7 +38,8 @@ def wrong(sentence: str, *steps: str | int) -> PydanticCustomError:
 
 
 def _remember(section: Any, place: Place) -> None:
-    if isinstance(section, Section):
+    """Tells every section where it stands (pipeline.manifest.Section)."""
+    if hasattr(section, "_place"):
         section._place = place
     values = dict(section) if isinstance(section, BaseModel | dict) else dict(enumerate(section)) if isinstance(section, list) else {}
     for step, value in values.items():
@@ -108,7 +98,7 @@ def _told(found: list[_Found]) -> Iterator[str]:
         case "missing":
             yield f"{it.place}: missing; add it."
         case "value_error":
-            yield f"{it.place}: {str(mistake['ctx']['error'])}."
+            yield f"{it.place}: {mistake['ctx']['error']!s}."
         case "union_tag_invalid" | "union_tag_not_found":
             tag = mistake["ctx"]["discriminator"].strip("'")
             words = [word for one in wording.options(it.here) for word in wording.tags(one, tag)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pipeline import MillError, __version__, manifest
+from pipeline import MillError, __version__, manifest, preflight
 from pipeline import plan as plans
 from pipeline.catalog import Catalog
 from pipeline.mini.commands import mini
@@ -76,8 +76,9 @@ def run_command(
             raise MillError(f"--stages: unknown stage {stage!r}; the stages are {', '.join(STAGES)}.")
     if dry_run:
         plan = plans.make(given, here=False)
-        absent = plans.missing(plan)
-        click.echo("\n".join([f"{given.name}: would work in {plan.workspace.root}: {', '.join(chosen)}", *plans.lines(plan)]))
+        doubts = preflight.check(plan, chosen, limit)
+        absent = plans.missing(plan, chosen)
+        click.echo("\n".join([f"{given.name}: would work in {plan.workspace.root}: {', '.join(chosen)}", *plans.lines(plan), *doubts]))
         click.echo("\n".join(["missing here:", *(f"  {line}" for line in absent)]) if absent else "Nothing is missing here.")
         sys.exit(NOT_COMPLETE if absent else 0)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -353,3 +354,7 @@ def _check_house() -> None:
                 f"The package {name!r} that Python finds ({spec.origin if spec else 'nowhere'}) is not ControlMill's: another project of that name "
                 "is installed. Give ControlMill an environment of its own (`make setup`)."
             )
+
+
+if __name__ == "__main__":  # python -m pipeline.cli
+    main(prog_name="controlmill")

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from pipeline import checked
-from pipeline.checked import Section, wrong
+from pipeline.checked import wrong
+from pipeline.places import Place
 
 
 def _number(given: Any) -> Any:
@@ -22,6 +23,17 @@ Whole = Annotated[int, Field(strict=True)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_number)]  # no truth value
 Fraction = Annotated[Real, Field(ge=0, lt=1)]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+
+class Section(BaseModel):
+    """Part of a manifest: its keys and no others. It remembers where it stands in the file that it was read from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    _place: Place = PrivateAttr(default=Place())
+
+    def at(self, *steps: str | int) -> Place:
+        """Where a key below stands: as text, file, line and key, for the beginning of a sentence about it."""
+        return self._place.at(*steps)
 
 
 class Provided(Section):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import MillError
-from pipeline.manifest import Evaluate
+from pipeline.manifest import Evaluate, Manifest
 
 
 @functools.cache
@@ -46,6 +46,21 @@ def identity(evaluation: Evaluate) -> list[list[str]]:
         encoder = dual_encoder(asked["clip"], "cpu")
         marks.append(["clip", encoder.name, encoder.version, encoder.sha256])
     return marks
+
+
+def lacking(given: Manifest) -> list[str]:
+    """A sentence for each network of `evaluate:` that can't be loaded here."""
+    asked, found = wanted(given.evaluate) if given.evaluate else {"features": [], "clip": None}, []
+    loads: list[tuple[tuple[str | int, ...], Any, tuple[Any, ...]]] = [
+        (("features", number), extractor, (name, weights, "cpu")) for number, (name, weights) in enumerate(asked["features"])
+    ]
+    loads += [(("clip",), dual_encoder, (asked["clip"], "cpu"))] if asked["clip"] else []
+    for steps, load, arguments in loads:
+        try:
+            load(*arguments)
+        except MillError as error:
+            found.append(f"{given.at('evaluate', *steps)}: {error.__cause__ or error}")
+    return found
 
 
 def _absolute(path: str | None) -> str | None:

@@ -128,14 +128,15 @@ def _planned(
     for name in run.conditions:
         if not found[TRAIN][name]:
             raise MillError(
-                f"train: {name} has no pairs in the train split: `controlmill status {plan.workspace.root}` shows why; "
+                f"{plan.manifest.at('train')}: {name} has no pairs in the train split: `controlmill status {plan.workspace.root}` shows why; "
                 f"loosen conditions.{name}.select, or add images."
             )
     shared = {split: sorted(set.intersection(*(set(rows) for rows in of_condition.values()))) for split, of_condition in found.items()}
     for name, rows in found[TRAIN].items():
         if len(shared[TRAIN]) < SMALLEST_SHARE * len(rows):
             raise MillError(
-                f"train: {' + '.join(run.conditions)} share {len(shared[TRAIN])} pairs, under 90 % of the {len(rows)} of {name}: train them apart."
+                f"{plan.manifest.at('train')}: {' + '.join(run.conditions)} share {len(shared[TRAIN])} pairs, "
+                f"under 90 % of the {len(rows)} of {name}: train them apart."
             )
     first = run.conditions[0]
     addresses = {

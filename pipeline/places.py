@@ -34,9 +34,13 @@ class Place:
             place = Place(place.file, key, marked.start_mark.line + 1 if marked else place.line, child)
         return place
 
+    @property
+    def where(self) -> str:
+        """File and line, for the beginning of a sentence that names the key itself."""
+        return f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
+
     def __str__(self) -> str:
-        where = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
-        return f"{where}{self.key or 'the manifest'}"
+        return f"{self.where}{self.key or 'the manifest'}"
 
 
 def _found(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, yaml.Node] | None:
@@ -93,12 +97,13 @@ def _check_size(path: Path, text: str) -> None:
     sections: list[tuple[str | None, list[int]]] = [(None, [0, 0])]  # that are open: anchor, nodes in it, levels below it
     anchors: dict[str, list[int]] = {}
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        assert event.start_mark is not None
         line = event.start_mark.line + 1
         if isinstance(event, yaml.CollectionStartEvent):
             sections.append((event.anchor, [1, 0]))
         if isinstance(event, yaml.AliasEvent) and any(anchor == event.anchor for anchor, _ in sections):
             raise MillError(f"{path}:{line}: the alias *{event.anchor} stands inside what it stands for: write out what is meant.")
-        below = anchors.get(event.anchor, [1, 0]) if isinstance(event, yaml.AliasEvent) else [1, 0]
+        below = anchors.get(str(event.anchor), [1, 0]) if isinstance(event, yaml.AliasEvent) else [1, 0]
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, below = sections.pop()
             anchors |= {anchor: below} if anchor else {}
@@ -108,7 +113,7 @@ def _check_size(path: Path, text: str) -> None:
         if sections[-1][1][0] > MOST_NODES:
             raise MillError(f"{path}:{line}: aliases make more than {MOST_NODES:,} values of this file: write out what is meant.")
         if len(sections) - 1 + sections[-1][1][1] > DEEPEST:
-            raise MillError(f"{path}:{line}: nested more than {DEEPEST} levels deep, too deeply for a manifest: close the brackets, or mend the indent.")
+            raise MillError(f"{path}:{line}: nested more than {DEEPEST} levels deep: close the brackets, or mend the indent.")
 
 
 def _check_keys(path: Path, node: yaml.Node | None, above: Place | None = None) -> None:

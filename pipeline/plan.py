@@ -1,5 +1,6 @@
 """A manifest made definite: every detector chosen, every parameter filled in, every identity computed. Nothing here does work."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from annotate import annotator, captions
 from annotate.annotator import PROVIDED, Step
 from annotate.conditions import CONDITIONS, MEASURES
 from annotate.detectors import DETECTORS
-from annotate.parameters import near
+from annotate.parameters import ParameterError, near
 from annotate.weights import PINNED
 from pipeline import MillError, manifest, networks, scenes, sources
 from pipeline.manifest import Captions, Condition, Manifest, ScenesSource, Select
@@ -85,10 +86,11 @@ class Plan:
 
     def selections(self) -> dict[str, Selection]:
         """Condition -> what makes its maps pairs."""
+        at = self.manifest.at
         return {
             name: Selection(
-                (("where", self.manifest.where), (f"conditions.{name}.select.where", it.select.where)), it.select.order_by, it.select.limit,
-                f"conditions.{name}.select.order_by",
+                ((str(at("where")), self.manifest.where), (str(at("conditions", name, "select", "where")), it.select.where)), it.select.order_by,
+                it.select.limit, str(at("conditions", name, "select", "order_by")),
             )
             for name, it in self.conditions.items()
         }  # fmt: skip
@@ -106,22 +108,23 @@ def make(given: Manifest, *, here: bool = True) -> Plan:
     try:
         workspace = Workspace(Path(given.workspace).expanduser().resolve())
     except (RuntimeError, ValueError, OSError) as error:
-        raise MillError(f"workspace: {given.workspace!r} is no path: {error}.") from error
+        raise MillError(f"{given.at('workspace')}: {given.workspace!r} is no path: {error}. Write the path of a folder.") from error
     saved = _saved(workspace)
     if saved and saved.name != given.name:
         raise MillError(
-            f"The workspace {workspace.root} belongs to {saved.name!r}, this manifest is {given.name!r}: "
+            f"{given.at('workspace')}: {workspace.root} belongs to {saved.name!r}, this manifest is {given.name!r}: "
             "give this one a `workspace:` of its own (or the same name, to go on with that one)."
         )
     if saved and saved.split != given.split:
         raise MillError(
-            f"split: the workspace {workspace.root} was split with {_short(saved.split)} and a split never changes: "
+            f"{given.at('split')}: the workspace {workspace.root} was split with {_short(saved.split)} and a split never changes: "
             "set it back, or use another `workspace:`."
         )
-    for source in given.source:
+    for number, source in enumerate(given.source):
         for name in getattr(source, "provided", {}):
             if name not in CONDITIONS:
-                raise MillError(f"source.provided: unknown condition {name!r}{near(name, CONDITIONS)}; known: {', '.join(CONDITIONS)}.")
+                place = given.at("source", number, "provided", name)
+                raise MillError(f"{place}: unknown condition {name!r}{near(name, CONDITIONS)}; known: {', '.join(CONDITIONS)}.")
     key = image_key(given)
     chosen: dict[str, Condition] = {}
     planned: dict[str, Planned] = {}
@@ -150,28 +153,36 @@ def provided_by(given: Manifest, condition: str) -> list[Any] | None:
     return settings
 
 
-def missing(plan: Plan) -> list[str]:
-    """A sentence for each thing that the plan needs and this machine does not have: sources, weights, base model."""
-    found = [f"conditions.{it.name}: {it.lack}" for it in plan.conditions.values() if it.lack]
-    found += [f"captions: {plan.captions.lack}"] if plan.captions and plan.captions.lack else []
-    for source in plan.manifest.source:
+def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # None = all stages
+    """A sentence for each thing that the stages need and this machine does not have: sources, weights, base model."""
+    at, evaluation = plan.manifest.at, plan.manifest.evaluate
+
+    def wanted(*names: str) -> bool:
+        return stages is None or any(name in stages for name in names)
+
+    makers = {it.name for it in plan.conditions.values() if wanted("annotate")}
+    makers |= {name for name in plan.conditions if name not in plan.readers} if evaluation and wanted("score") else set()
+    found = [f"{at('conditions', it.name)}: {it.lack}" for it in plan.conditions.values() if it.lack and it.name in makers]
+    found += [f"{at('captions')}: {plan.captions.lack}"] if plan.captions and plan.captions.lack and wanted("caption") else []
+    for number, source in enumerate(plan.manifest.source if wanted("ingest") else []):
         lack = sources.lack(source)
-        found += [f"source: {lack}"] if lack else []
-    for number, run in enumerate(plan.manifest.train.runs if plan.manifest.train else []):
-        for wanted in dict.fromkeys(run.starts.values()):
-            if wanted not in plan.conditions and (why := _absent(wanted)):
+        found += [f"{at('source', number, 'path')}: {lack}"] if lack else []
+    for number, run in enumerate(plan.manifest.train.runs if plan.manifest.train and wanted("train") else []):
+        for start in dict.fromkeys(run.starts.values()):
+            if start not in plan.conditions and (why := _absent(start)):
                 what = "is neither a condition of this manifest nor a ControlNet's folder or file"
-                found.append(f"train.runs[{number}].warm_start: {wanted} {what} ({why})")
-    found += optimizers_lacking(plan)
-    found += [f"evaluate.readers.{it.name}: {it.lack}" for it in plan.readers.values() if it.lack]
-    found += _lacking_to_evaluate(plan.manifest.evaluate) if plan.manifest.evaluate else []
-    if plan.manifest.base not in (None, "random"):
+                found.append(f"{at('train', 'runs', number, 'warm_start')}: {start} {what} ({why})")
+    found += optimizers_lacking(plan) if wanted("train") else []
+    found += [f"{at('evaluate', 'readers', it.name)}: {it.lack}" for it in plan.readers.values() if it.lack and wanted("score")]
+    found += _externals_lacking(plan.manifest) if wanted("generate") else []
+    found += networks.lacking(plan.manifest) if wanted("score") else []
+    if plan.manifest.base not in (None, "random") and wanted("encode", "train", "generate"):
         from train import base
 
         try:
             base.check(str(plan.manifest.base))
         except (ValueError, OSError) as error:
-            found.append(f"{'train' if plan.manifest.train else 'evaluate'}.base: {error}")
+            found.append(f"{at('train' if plan.manifest.train else 'evaluate', 'base')}: {error}")
     return found
 
 
@@ -185,19 +196,15 @@ def _absent(controlnet: str) -> str:  # '' = it is here
     return ""
 
 
-def _lacking_to_evaluate(evaluation: manifest.Evaluate) -> list[str]:
+def _externals_lacking(given: Manifest) -> list[str]:
     from train import checkpoint
 
     found = []
-    for it in evaluation.external:
+    for number, it in enumerate(given.evaluate.external if given.evaluate else []):
         try:
             checkpoint.locate(it.checkpoint, download=False)
         except (OSError, ValueError) as error:
-            found.append(f"evaluate.external: {it.name}: {error}")
-    try:
-        networks.identity(evaluation)
-    except MillError as error:
-        found.append(str(error))
+            found.append(f"{given.at('evaluate', 'external', number, 'checkpoint')}: {it.name}: {error}")
     return found
 
 
@@ -206,7 +213,8 @@ def optimizers_lacking(plan: Plan) -> list[str]:
     from train.optimizer import lacking
 
     lacks = [lacking(run.optimizer) for run in plan.manifest.train.runs] if plan.manifest.train else []
-    return [f"train.runs[{number}].{lack}" for number, lack in enumerate(lacks) if lack]
+    at = plan.manifest.at
+    return [f"{at('train', 'runs', number)}.{lack}" for number, lack in enumerate(lacks) if lack]
 
 
 def load_saved(workspace: Workspace) -> Plan:
@@ -250,7 +258,7 @@ def _plan(
         if step.detector == PROVIDED and provided is None:
             raise ValueError("detector: provided, but not every source has `provided:` maps for it; add them, or name a detector")
     except ValueError as error:
-        raise MillError(f"conditions.{name}: {error}") from error
+        raise _wrong(given, error, "conditions", name) from error
     if step.parent:
         _plan(step.parent, given, saved, key, planned, chosen, here)
     identity = annotator.identity(step) | ({"params": {"sources": provided}} if step.detector == PROVIDED else {})
@@ -273,7 +281,7 @@ def _readers(given: Manifest, saved: Manifest | None, key: str, planned: dict[st
             params = {k: v for k, v in kept.items() if k in _settled(asked.detector)} | asked.params
             step = annotator.resolve(name, asked.detector, params, provided=False, here=here)
         except ValueError as error:
-            raise MillError(f"evaluate.readers.{name}: {error}") from error
+            raise _wrong(given, error, "evaluate", "readers", name) from error
         identity = annotator.identity(step)
         parents = [readers.get(step.parent, planned[step.parent]).fingerprint] if step.parent else []
         mark = fingerprint({"condition": CONDITIONS[name].shares or name, "identity": identity, "image_key": key, "parents": parents})
@@ -288,12 +296,18 @@ def _captions(given: Manifest, key: str, here: bool) -> PlannedCaptions:
     try:
         params = captions.resolve(asked.model, asked.params)
     except ValueError as error:
-        raise MillError(f"captions: {error}") from error
+        raise _wrong(given, error, "captions") from error
     lack = captions.missing(asked.model, params.get("weights", PINNED))
     if lack and here:
-        raise MillError(f"captions: {lack}")
+        raise MillError(f"{given.at('captions')}: {lack}")
     mark = fingerprint({"captions": captions.identity(asked.model, params), "when": asked.when, "image_key": key})
     return PlannedCaptions(asked.model, params, mark, asked.when, lack)
+
+
+def _wrong(given: Manifest, error: ValueError, *steps: str) -> MillError:
+    """With the line of the parameter that a detector complains of, where it says which."""
+    named = (error.name,) if isinstance(error, ParameterError) else ()
+    return MillError(f"{given.at(*steps, *named)}: {str(error).rstrip('.')}.")
 
 
 def _settled(detector: str) -> set[str]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline import MillError, networks, recovery, summary
+from pipeline import MillError, preflight, recovery, summary
 from pipeline import plan as plans
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, cluster
@@ -32,11 +32,10 @@ class Options:
 
 def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
     """Does what the manifest asks for and the workspace lacks; returns the exit status."""
-    plan = plans.make(given)
-    for lack in plans.optimizers_lacking(plan) if "train" in options.stages else ():
-        raise MillError(f"{lack}.")
-    if "score" in options.stages and plan.manifest.evaluate:
-        networks.identity(plan.manifest.evaluate)  # what can't be loaded is told before any work
+    plan = plans.make(given, here=False)
+    doubts = preflight.check(plan, options.stages, options.limit)
+    if absent := plans.missing(plan, options.stages):  # all of it, before any work
+        raise MillError("\n".join(line if line.endswith(".") else f"{line}." for line in absent))
     workspace, catalog = plan.workspace, Catalog(plan.workspace, say=say)
     workspace.create()
     with workspace.lock():
@@ -49,14 +48,17 @@ def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
         settle(plan, catalog)
         plans.save(plan)
         say(f"{plan.manifest.name}: {'going on in' if began else 'starting in'} {workspace.root}")
-        for line in plans.lines(plan):
+        for line in (*plans.lines(plan), *doubts):
             say(line)
+        first = next((stage for stage in options.stages if stage in preflight.USERS), None)
         with cluster(workers=options.workers, address=options.address) as workers:
             page = Filling(plan, catalog, say)
             workers.say = say
             workers.meanwhile = page.renew if "report" in options.stages else lambda: None
             for stage, following in zip(options.stages, (*options.stages[1:], None), strict=True):
                 start = time.monotonic()
+                if stage == first:
+                    preflight.check_pairs(plan, catalog, options.stages)
                 told = STAGE[stage](plan, catalog, workers, options)
                 say(f"{stage:<9} {told}  ({time.monotonic() - start:.1f} s)")
                 if "report" in options.stages and following not in (None, "report"):
@@ -64,6 +66,8 @@ def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
         if "report" in options.stages and plan.manifest.evaluate:
             for line in summary.lines(plan, catalog, plan.workspace.report / "index.html"):
                 say(line)
+        for line in preflight.without_caption(plan, catalog) if "train" in options.stages else ():
+            say(line)
     return exit_status(plan, catalog, options)
 
 
@@ -143,7 +147,8 @@ def _ingest(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) ->
     needed |= {"train"} if plan.manifest.train else set()
     for name in sorted(needed - splits.keys()):
         raise MillError(
-            f"split: no image fell into {name!r} ({tally(splits)}): add images, or raise split.{name} or change split.salt in a new workspace."
+            f"{plan.manifest.at('split')}: no image fell into {name!r} ({tally(splits)}): add images, or raise split.{name} or change "
+            "split.salt in a new workspace."
         )
     doubles = addresses - sum(counts.values())
     return f"{new} new addresses; images: {tally(counts)}; {doubles} exact duplicates; {tally(splits)}"
@@ -162,7 +167,9 @@ def _annotate(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) 
     counts = dict(catalog.query("SELECT status, count(*) FROM annotations GROUP BY status"))
     bare = [name for (name,) in catalog.query(WITHOUT_PAIRS)]
     empty = f"; `where` and `select` leave no pair of {', '.join(bare)}" if bare else ""
-    return f"{f'{made} images to do' if made else 'nothing to do'}; maps: {tally(counts)} in {len(plan.conditions)} conditions{empty}"
+    bare_captions = "".join(f"; {line}" for line in preflight.without_caption(plan, catalog))
+    did = f"{made} images to do" if made else "nothing to do"
+    return f"{did}; maps: {tally(counts)} in {len(plan.conditions)} conditions{empty}{bare_captions}"
 
 
 WITHOUT_PAIRS = """SELECT DISTINCT condition FROM annotations WHERE status = 'ok' AND condition NOT IN (SELECT condition FROM pairs)
@@ -178,7 +185,7 @@ def _encode(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) ->
 def _train(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
     from pipeline.stages.train import train
 
-    return train(plan, catalog, workers)
+    return "; ".join(filter(None, (train(plan, catalog, workers), *preflight.without_caption(plan, catalog))))
 
 
 def _generate(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:

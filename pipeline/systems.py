@@ -8,7 +8,7 @@ from pathlib import Path
 from annotate.annotator import PROVIDED
 from annotate.conditions import CONDITIONS
 from evaluate import fidelity
-from pipeline import MillError, networks
+from pipeline import MillError, networks, preflight
 from pipeline.catalog import Catalog
 from pipeline.pairs import planned_runs
 from pipeline.plan import Plan
@@ -114,11 +114,8 @@ def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple
         [condition, frozen.split],
     )
     items = tuple(sorted((Item(*row) for row in rows), key=lambda item: item.image_id)[: frozen.samples])
-    if len(items) < 2:
-        raise MillError(
-            f"evaluate: {condition} has {len(items)} pairs in the {frozen.split} split and a benchmark needs 2: "
-            "add images, or use another evaluate.benchmark.split."
-        )
+    if len(items) < preflight.LEAST:
+        raise MillError(preflight.few(plan, condition, len(items)))
     common = {"base": base, "items": [(item.image_id, item.caption) for item in items], "sampler": "ddim", "version": 2}
     unsaid = {"samples"} if frozen.guide_hint else {"samples", "guide_hint"}  # a setting that came later: without it benchmarks stay as they were
     identity = {"settings": frozen.model_dump(exclude=unsaid), "detector": plan.conditions[condition].fingerprint}
@@ -175,12 +172,13 @@ def _externals(plan: Plan) -> list[tuple[str, str, str, str]]:
 
     assert plan.manifest.evaluate is not None
     out = []
-    for it in plan.manifest.evaluate.external:
+    for number, it in enumerate(plan.manifest.evaluate.external):
         try:
             folder = checkpoint.locate(it.checkpoint)
             weights = checkpoint.weights_hash(average.folder_to_sample(folder))
         except (OSError, ValueError) as error:
-            raise MillError(f"evaluate.external: {it.name}: {error}") from error
+            place = plan.manifest.at("evaluate", "external", number, "checkpoint")
+            raise MillError(f"{place}: {it.name}: {error}") from error
         out.append((it.name, it.condition, str(Path(folder).resolve()), weights))
     return out
 

@@ -109,7 +109,9 @@ def options(annotation: Any) -> Iterator[Any]:
 def fields(section: Any) -> dict[str, tuple[Any, Any]]:
     """Key -> its annotation and its default (... = it must be there) of a model or a dataclass; empty for everything else."""
     if isinstance(section, type) and issubclass(section, BaseModel):
-        return {name: (it.annotation, ... if it.is_required() else it.get_default(call_default_factory=True, validated_data={})) for name, it in section.model_fields.items()}
+        keys = section.model_fields.items()
+        defaults = {name: it.get_default(call_default_factory=True, validated_data={}) for name, it in keys}
+        return {name: (it.annotation, ... if it.is_required() else defaults[name]) for name, it in keys}
     if isinstance(section, type) and dataclasses.is_dataclass(section):
         hints = typing.get_type_hints(section)
         absent = dataclasses.MISSING

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import MillError, checked
-from pipeline.checked import Section
+from pipeline.manifest import Section
 
 Recipe = TypeVar("Recipe")
 

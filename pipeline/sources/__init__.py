@@ -40,11 +40,14 @@ def listing(sources: Sequence[Any], image: Image, without: Path | None = None, s
     found: dict[str, RawImage] = {}
     for source in sources:
         lister: Callable[..., Iterator[RawImage]] = _function(*LISTERS[source.kind])
-        for raw in lister(source, image, spool=spool) if getattr(source, "streaming", False) else lister(source, image):
-            if without is None or not Path(raw.uri).is_relative_to(without):
-                found.setdefault(raw.uri, raw)
+        try:
+            for raw in lister(source, image, spool=spool) if getattr(source, "streaming", False) else lister(source, image):
+                if without is None or not Path(raw.uri).is_relative_to(without):
+                    found.setdefault(raw.uri, raw)
+        except MillError as error:
+            raise MillError(f"{source.at('path').where}{error}") from error
     if not found:
-        raise MillError(f"No images found in {', '.join(str(source) for source in sources)}: check `source` in the manifest.")
+        raise MillError(f"{sources[0].at().where}No images found in {', '.join(str(source) for source in sources)}: check `source` in the manifest.")
     return list(found.values())
 
 

@@ -65,7 +65,8 @@ def _train_all(plan: Plan, catalog: Catalog, cluster: Cluster, runs: list[Planne
     for number, it in enumerate(runs):
         if gpus and it.run.gpus > gpus:
             raise MillError(
-                f"train.runs[{number}].gpus is {it.run.gpus}, and the cluster has {gpus}: lower it, or join a larger one with --address."
+                f"{plan.manifest.at('train', 'runs', number, 'gpus')}: {it.run.gpus} are asked for, and the cluster has {gpus}: lower it, or join "
+                "a larger one with --address."
             )
     states = dict.fromkeys(todo, "queued")
     before = {name: _images_kept(plan, name) for name in todo}
@@ -180,7 +181,7 @@ def warm_starts(
             out[name] = (str(plan.workspace.run(rows[0][0]) if rows else checkpoint.locate(wanted, download=False).resolve()), "")
         except (OSError, ValueError) as error:
             what = "is neither a condition that a run trains, here or before in this workspace, nor a ControlNet's folder or file"
-            raise MillError(f"train.runs[{number}].warm_start: {wanted!r} {what} ({error}).") from error
+            raise MillError(f"{plan.manifest.at('train', 'runs', number, 'warm_start')}: {wanted!r} {what} ({error}).") from error
     return out
 
 

@@ -428,7 +428,7 @@ def test_an_optimizer_that_is_not_installed_is_told_before_any_work(tmp_path: Pa
     (tmp_path / "m.yaml").write_text(text.replace("RUN", "{conditions: [canny], images: 8, optimizer: adamw8bit}"))
     given = load(tmp_path / "m.yaml")
     lacks = plans.missing(plans.make(given, here=False))
-    assert lacks[-1].startswith("train.runs[0].optimizer: adamw8bit needs the package bitsandbytes: `pip install 'controlmill[lean]'`")
+    assert "m.yaml:5: train.runs[0].optimizer: adamw8bit needs the package bitsandbytes: `pip install 'controlmill[lean]'`" in lacks[-1]
     with pytest.raises(MillError, match="needs the package bitsandbytes"):
         flow.run(given, flow.Options(), print)
     assert not (tmp_path / "ws").exists()
@@ -455,7 +455,7 @@ def test_each_condition_starts_where_its_run_says_and_waits_for_no_more_than_tha
     assert stage.warm_folder(str(tmp_path / "theirs"), "theirs") == tmp_path / "theirs"
     (tmp_path / "theirs").rmdir()
     (lack,) = plans.missing(plan)
-    assert lack.startswith("train.runs[1].warm_start: theirs is neither")
+    assert "m.yaml:5: train.runs[1].warm_start: theirs is neither" in lack
     with pytest.raises(MillError, match=r"train.runs\[1\].warm_start: 'theirs' is neither a condition that a run trains, here or before"):
         stage.warm_starts(plan, catalog, runs, 1)
 
