@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from annotate import inference, pretrained, weights
-from annotate.parameters import Number, Parameter, Values, fill, near
+from annotate.parameters import Number, Parameter, ParameterError, Values, fill, near
 from annotate.weights import PINNED, WeightFile, WeightsError, lacking
 
 PROMPT = "a picture of"  # the network was tuned with it before every caption (BLIP, configs/caption_coco.yaml); it is cut off again
@@ -58,7 +58,7 @@ CAPTIONERS: dict[str, Captioner] = {row.name: row for row in _ROWS}
 def resolve(captioner: str, params: Values | None = None) -> Values:
     """All parameters, checked, `auto` settled; `weights` (the path of a folder) is among them only if given. ValueError with one sentence."""
     if captioner not in CAPTIONERS:
-        raise ValueError(f"unknown captioner {captioner!r}{near(captioner, CAPTIONERS)}; known: {', '.join(CAPTIONERS)}")
+        raise ParameterError("model", f"unknown captioner {captioner!r}{near(captioner, CAPTIONERS)}; known: {', '.join(CAPTIONERS)}")
     given = dict(params or {})
     place = str(given.pop("weights", PINNED))
     complete = inference.settle(fill(CAPTIONERS[captioner].parameters, given, owner=captioner))
