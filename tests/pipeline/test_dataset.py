@@ -1,9 +1,9 @@
 """What a dataset builder relies on: near-duplicates, cleaning, provided maps, shared maps, plans for another machine."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
-import re
 import numpy as np
 import pytest
 from click.testing import CliRunner
