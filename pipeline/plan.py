@@ -265,7 +265,10 @@ def _plan(
     parents = [planned[step.parent].fingerprint] if step.parent else []
     maps = CONDITIONS[name].shares or name
     mark = fingerprint({"condition": maps, "identity": identity, "image_key": key, "parents": parents})
-    planned[name] = Planned(step, identity, mark, asked.select, asked=False, lack=annotator.lack(step))
+    lack = annotator.lack(step)
+    if lack and asked.detector == "auto" and earlier is None:
+        lack = f"{name} can't be made here: {annotator.lacks(name)}"
+    planned[name] = Planned(step, identity, mark, asked.select, asked=False, lack=lack)
     chosen[name] = Condition(detector=step.detector, select=asked.select, **step.params)
 
 
