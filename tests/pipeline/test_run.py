@@ -350,7 +350,7 @@ def test_what_an_earlier_version_made_is_kept_and_its_catalog_brought_up_to_date
 @pytest.mark.parametrize(
     ("sections", "sentence"),
     [
-        ({"source": "{kind: folder, path: nowhere}"}, "the folder"),
+        ({"source": "{kind: folder, path: nowhere}"}, "source.path: nowhere does not exist; put the data there"),
         ({"conditions": "{cany: {}}"}, "unknown condition 'cany'"),
         ({"conditions": "{canny: {detector: sobel}}"}, "no detector 'sobel'"),
         ({"conditions": "{canny: {low: 300, high: 200}}"}, "low"),
