@@ -23,7 +23,7 @@ WORDS = Words(
     ),
     ("none", "red", "blue"), ("box", "cone"),
 )  # fmt: skip
-SIDE = 32
+SIDE, WIDTHS = 32, (16, 24, 24, 24)
 RED_BOX = Wanted((("box", "red"),), False)
 READ_BY_MINI = [name for name, row in CONDITIONS.items() if row.by_name]
 
@@ -50,24 +50,42 @@ def reading(classes: np.ndarray, colours: np.ndarray) -> Reading:
     return Reading(WORDS, np.ones(shape, np.float32), np.zeros((*shape, 3), np.float32), classes, colours, np.zeros((18, 3), np.float32))
 
 
-@pytest.fixture(scope="module")
-def learned() -> Detector:
-    """Sixty steps on four scenes: enough to know them by heart."""
+def by_hand(net: Detector | Figure) -> None:
+    """Of each cell of 2 x 2 pixels, row by row, the three colours go through unchanged; what is made of them is still nothing."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        for k in range(12):
+            net.stem.weight[k, k % 3, 2 + k // 6, 2 + k // 3 % 2] = 1
+            net.up[-1].carry.weight[k, net.widths[1] + k] = 1  # what the first block had, behind what came from below
+
+
+def random_detector() -> Detector:
     torch.manual_seed(0)
-    torch.set_num_threads(1)
-    net = Detector(WORDS, (16, 24, 24, 24))
-    optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
-    for _ in range(60):
-        optimizer.zero_grad()
-        losses.loss(net, truth(), "cpu", bf16=False).backward()
-        optimizer.step()
+    return Detector(WORDS, WIDTHS).eval()
+
+
+@pytest.fixture(scope="module")
+def exact() -> Detector:
+    """Set by hand, so that it is right about `truth` on every processor: class and colour are numbers in red and green."""
+    net = Detector(WORDS, WIDTHS)
+    by_hand(net)
+    number, object_, once = (127.5 / 60, 0), (127.5 / 90, 1), np.log(2)  # factor, and whether of red or of green in -1..1
+    rows = [(object_, once, np.log(0.25)), (object_, 1, 0), (number, 0, 0), (object_, -1, 1)]  # depth; normals: of the box x, else z
+    for source, count in ((number, len(WORDS.classes)), (object_, len(WORDS.colours))):
+        rows += [(source, 40 * k, -20 * k**2) for k in range(count)]  # the nearest number has the highest logit, by 20
+    with torch.no_grad():
+        for row, ((factor, channel), weight, bias) in enumerate(rows):
+            for pixel in range(4):
+                net.dense.weight[4 * row + pixel, 3 * pixel + channel] = weight * factor
+                net.dense.bias[4 * row + pixel] = weight * factor + bias
     return net.eval()
 
 
 @pytest.fixture(scope="module")
-def weights(learned: Detector, tmp_path_factory: pytest.TempPathFactory) -> str:
+def weights(exact: Detector, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("mini") / "detector.safetensors"
-    save(learned, path)
+    save(exact, path)
     return str(path)
 
 
@@ -76,12 +94,31 @@ def small_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detect, "SIDE", SIDE)
 
 
-def test_scenes_are_learned_and_scored_by_every_measure(learned: Detector) -> None:
-    told = scores.measure(learned, truth(), [RED_BOX] * 4)
+def test_scenes_that_are_read_exactly_score_best_by_every_measure(exact: Detector) -> None:
+    told = scores.measure(exact, truth(), [RED_BOX] * 4)
     assert told["n"] == 4 and told["objects"] == 4 and told["joints"] == 4
-    assert told["depth_delta_1.25"][0] > 0.7 and told["normals_mean_angle"][0] < 12 and told["objects_found"][0] == 1
-    lost = scores.measure(learned, truth(), [RED_BOX] * 4, np.zeros((4, SIDE, SIDE, 3), np.uint8))
-    assert lost["objects_found"][0] < 0.5, "of black pictures it reads no boxes"
+    assert told["depth_delta_1.25"][0] == told["objects_found"][0] == told["miou_ade20k_150"] == 1 and told["normals_mean_angle"][0] < 0.1
+    lost = scores.measure(exact, truth(), [RED_BOX] * 4, np.zeros((4, SIDE, SIDE, 3), np.uint8))
+    assert lost["objects_found"][0] == 0, "of black pictures it reads no boxes"
+
+
+def test_who_reads_exactly_has_no_loss_and_learning_lowers_it(exact: Detector) -> None:
+    assert losses.loss(exact, truth(), "cpu", bf16=False).item() < 0.01
+    torch.manual_seed(0)
+    nets, rng = (Detector(WORDS, WIDTHS), Figure((16, 16, 16, 16))), np.random.default_rng(0)
+    loss_of = (
+        lambda: losses.loss(nets[0], truth(), "cpu", bf16=False),
+        lambda: losses.figure_loss(nets[1], losses.figures_of(figures(8), 3, rng), "cpu", bf16=False),
+    )
+    for net, loss in zip(nets, loss_of, strict=True):
+        optimizer, found = torch.optim.AdamW(net.parameters(), lr=5e-3), []
+        for _ in range(11):
+            optimizer.zero_grad()
+            step = loss()
+            step.backward()
+            optimizer.step()
+            found.append(step.item())
+        assert found[-1] < 0.6 * found[0], "measured: 0.38 and 0.03 of it; rounding moves the sixth digit"
 
 
 def test_one_pass_gives_the_map_of_each_condition(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,8 +130,8 @@ def test_one_pass_gives_the_map_of_each_condition(weights: str, monkeypatch: pyt
     assert passes == [1] and len(READ_BY_MINI) == 7
     made = {name: found[0].map for name, found in done.items()}
     depth, normal = made["depth_large"], made["normal"]
-    assert depth.meta["unit"] == "1/m" and np.median(depth.array[10:22, 4:12]) == pytest.approx(0.5, rel=0.2)
-    assert np.allclose(np.linalg.norm(normal.array, axis=-1), 1, atol=1e-3) and normal.array[16, 8, 0] > 0.9
+    assert depth.meta["unit"] == "1/m" and np.allclose(depth.array, truth().depth[0], rtol=0.01), "weights have eight bits"
+    assert np.allclose(normal.array, truth().normals[0] / 127, atol=0.01)
     coco, ade = made["seg_coco"], made["seg_ade20k"]
     assert SPACES["coco_stuff_171"].names[coco.array[16, 8]] == "cardboard" and SPACES["ade20k_150"].names[ade.array[16, 8]] == "box"
     for name in ("pose_openpose", "pose_openpifpaf"):
@@ -123,9 +160,10 @@ def test_auto_never_takes_what_knows_no_photographs(monkeypatch: pytest.MonkeyPa
         resolve("canny", "mini")
 
 
-def test_an_image_has_the_same_map_alone_and_among_others(weights: str) -> None:
+def test_an_image_has_the_same_map_alone_and_among_others(tmp_path: Path) -> None:
     images = [truth().images[1].repeat(3, axis=0).repeat(2, axis=1), truth().images[2]]
-    params = {"weights": weights}
+    save(random_detector(), tmp_path / "random.safetensors")
+    params = {"weights": str(tmp_path / "random.safetensors")}
     both, alone = detect.detect(images, params, [{}, {}], [], "cpu"), detect.detect(images[:1], params, [{}], [], "cpu")
     assert (both[0].array == alone[0].array).all() and both[0].array.shape == images[0].shape[:2]
 
@@ -140,11 +178,13 @@ def test_weights_of_something_else_are_one_sentence(tmp_path: Path) -> None:
             load(tmp_path / f"{name}.safetensors")
 
 
-def test_what_is_shipped_is_what_was_learned_to_eight_bits(learned: Detector, weights: str) -> None:
-    again = load(Path(weights))
+def test_what_is_shipped_is_what_was_learned_to_eight_bits(tmp_path: Path) -> None:
+    learned, weights = random_detector(), tmp_path / "detector.safetensors"
+    save(learned, weights)
+    again = load(weights)
     assert again.words == learned.words and again.widths == learned.widths
     assert all(torch.equal(a.bfloat16().float(), b) for a, b in zip(learned.parameters(), again.parameters(), strict=True))
-    assert Path(weights).stat().st_size < 2 * sum(p.numel() for p in learned.parameters()) + 9000
+    assert weights.stat().st_size < 2 * sum(p.numel() for p in learned.parameters()) + 9000
 
 
 def test_joints_lie_between_cells_and_need_to_be_sure() -> None:
@@ -179,61 +219,58 @@ def test_a_figure_is_cut_out_at_one_size_wherever_it_stands() -> None:
 
 
 def figures(count: int) -> Truth:
-    """People of two colours that hold up one arm; the dark ones look away, so it is the other arm of the same side."""
+    """People who hold up one arm, and let the other one hang: the right wrist is a red pixel, the left one a green pixel."""
     classes = np.zeros((count, SIDE, SIDE), np.uint8)
     images = np.zeros((count, SIDE, SIDE, 3), np.uint8)
     joints = np.zeros((count, 18, 3), np.float32)
     for k in range(count):
-        x, away = 8 + 4 * (k % 4), k % 2
+        x = 8 + 4 * (k % 4)
         classes[k, 6:28, x : x + 8] = 3
-        images[k, 6:28, x : x + 8] = 60 if away else 220
-        joints[k, 7 if away else 4] = (x + 1, 7, 1)
-        joints[k, 4 if away else 7] = (x + 6, 26, 1)
+        images[k, 6:28, x : x + 8] = 60
+        joints[k, 7 if k % 2 else 4] = (x + 1, 7, 1)
+        joints[k, 4 if k % 2 else 7] = (x + 6, 26, 1)
+        for joint, channel in ((4, 0), (7, 1)):
+            column, row = joints[k, joint, :2].astype(int)
+            images[k, row, column, channel] = 255
     blank = np.ones((count, SIDE, SIDE), np.float16)
     return Truth(images, blank, np.zeros((count, SIDE, SIDE, 3), np.int8), classes, np.zeros_like(classes), joints)
 
 
 @pytest.fixture(scope="module")
 def knows_figures() -> Figure:
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    net, rng = Figure((16, 16, 16, 16)), np.random.default_rng(0)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
-    for _ in range(60):
-        optimizer.zero_grad()
-        losses.figure_loss(net, losses.figures_of(figures(8), 3, rng), "cpu", bf16=False).backward()
-        optimizer.step()
+    """Set by hand: how sure a wrist is goes with how red, or how green, its cell is; no other joint is ever seen."""
+    net = Figure((16, 16, 16, 16))
+    by_hand(net)
+    with torch.no_grad():
+        net.joints.bias.fill_(-20)
+        for joint, channel in ((4, 0), (7, 1)):
+            net.joints.bias[joint] = -4
+            net.joints.weight[joint, channel:12:3], net.joints.weight[joint, 1 - channel : 12 : 3] = 1.25, -1.25
     return net.eval()
 
 
-def test_the_joints_of_a_figure_are_told_from_its_looks(learned: Detector, knows_figures: Figure, tmp_path: Path) -> None:
-    truth_of = figures(8)
-    hits = scores.figure_hits(knows_figures, truth_of, 3)
-    assert len(hits) == 16 and np.mean(hits) >= 0.9, "which wrist is up depends on the colour alone"
-    whole = Detector(learned.words, learned.widths)
-    whole.load_state_dict(learned.state_dict())
-    whole.figure = Figure(learned.widths)
+def test_the_joints_of_a_figure_are_told_from_its_looks(knows_figures: Figure, tmp_path: Path) -> None:
+    assert scores.figure_hits(knows_figures, figures(8), 3) == [1] * 16
+    whole = random_detector()
+    whole.figure = Figure(WIDTHS)
     save(whole, tmp_path / "whole.safetensors")
     again = load(tmp_path / "whole.safetensors")
-    assert again.figure is not None and learned.figure is None
+    assert again.figure is not None and random_detector().figure is None
     assert all(torch.equal(a.bfloat16().float(), b) for a, b in zip(whole.figure.parameters(), again.figure.parameters(), strict=True))
 
 
-def test_joints_are_those_of_the_picture_that_was_given(
-    learned: Detector, knows_figures: Figure, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_joints_are_those_of_the_picture_that_was_given(knows_figures: Figure) -> None:
     sizes = {"normals": 3, "classes": 5, "colours": 3}
     made = {name: np.ones((count, SIDE, SIDE)) for name, count in sizes.items()} | {"depth": np.zeros((SIDE, SIDE))}
-    truth_of = figures(1)
+    truth_of, net = figures(1), random_detector()
     made["classes"][3] = np.where(truth_of.classes[0] == 3, 9, -9)
-    monkeypatch.setattr(learned, "figure", None)
-    assert not detect._reading(learned, truth_of.images[0], dict(made), (SIDE, SIDE)).joints.any(), "without a net that reads them there are none"
-    learned.figure = knows_figures
-    same, larger = (detect._reading(learned, truth_of.images[0], dict(made), (side, side)).joints for side in (SIDE, 4 * SIDE))
-    assert same[4, :2] == pytest.approx(truth_of.joints[0, 4, :2], abs=2)
+    assert not detect._reading(net, truth_of.images[0], dict(made), (SIDE, SIDE)).joints.any(), "without a net that reads them there are none"
+    net.figure = knows_figures
+    same, larger = (detect._reading(net, truth_of.images[0], dict(made), (side, side)).joints for side in (SIDE, 4 * SIDE))
+    assert same[[4, 7], :2] == pytest.approx(truth_of.joints[0, [4, 7], :2], abs=0.6), "a cell of the cut is half a pixel of the picture"
     assert larger[4, :2] == pytest.approx(4 * same[4, :2] + 1.5, abs=0.01) and not larger[0].any()
     made["classes"][3] = -9
-    assert not detect._reading(learned, truth_of.images[0], dict(made), (SIDE, SIDE)).joints.any(), "nobody is there"
+    assert not detect._reading(net, truth_of.images[0], dict(made), (SIDE, SIDE)).joints.any(), "nobody is there"
 
 
 def test_a_mirrored_scene_swaps_sides_everywhere() -> None:
