@@ -94,7 +94,7 @@ def test_the_picture_of_midas_normals_is_that_of_controlnet_aux(bg_threshold: fl
     _, wanted = library(image, bg_th=bg_threshold, depth_and_normal=True, detect_resolution=192, image_resolution=192)
     drawn = render(normals.from_depth(raw, **{**RECIPE, "bg_threshold": bg_threshold}), protocol="cn10")
     background = (wanted == [255, 127, 127]).all(axis=2)
-    assert 0.005 < background.mean() < 0.9 and wanted[~background].std(axis=0).min() > 10
+    assert 0.005 < background.mean() < 0.9 and wanted[~background].std(axis=0).min() > 5
     assert np.abs(drawn.astype(int) - wanted).max() <= 1, "unit vectors are rounded once more"
     assert (drawn == wanted).mean() > 0.999
 

@@ -239,7 +239,7 @@ def test_the_fields_table_names_every_channel_once() -> None:
 
 
 def test_the_whole_path_gives_the_librarys_people_with_the_same_weights(small: np.ndarray, weights: Path) -> None:
-    """Up to one pixel of the detection size: a smoothed peak that is nearly flat may move by a pixel with the order of additions."""
+    """Two sums in another order differ by rounding, which may tip a peak: the fields are compared, and the library goes on with ours."""
     import cv2
     from controlnet_aux.util import resize_image
 
@@ -247,13 +247,17 @@ def test_the_whole_path_gives_the_librarys_people_with_the_same_weights(small: n
     found = detect([image], weights)[0]
     large = resize_image(image, 512)
     assert large.shape == (512, 704, 3)
-    wanted = as_array(library().Body(str(weights)), np.ascontiguousarray(large[..., ::-1]))
+    ours = openpose.load("fp32", "cpu", str(weights))(openpose.pad(openpose.shrink(large, 0.5))[None])[0]
+    given = tuple(torch.from_numpy(field)[None] for field in ours[::-1])
+    body = library().Body(str(weights))
+    body.model.register_forward_hook(lambda _, inputs, theirs: torch.testing.assert_close(theirs, given, rtol=0, atol=1e-3) or given)
+    wanted = as_array(body, np.ascontiguousarray(large[..., ::-1]))
     assert found.status == "ok" and found.map.array.shape == wanted.shape and len(wanted) >= 3
     np.testing.assert_array_equal(found.map.array[..., 2] > 0, wanted[..., 2] > 0)
     seen = wanted[..., 2] > 0
-    back = (wanted[..., :2] + 0.5) * (448 / 704, 320 / 512) - 0.5
-    assert np.abs(found.map.array[..., :2] - back)[seen].max() < 0.7
-    np.testing.assert_allclose(found.map.array[..., 2], wanted[..., 2], atol=2e-3)
+    back = ((wanted[..., :2] + 0.5) * (448 / 704, 320 / 512) - 0.5).clip(0, (447, 319))
+    np.testing.assert_allclose(found.map.array[seen][:, :2], back[seen], atol=1e-3)
+    np.testing.assert_allclose(found.map.array[..., 2], wanted[..., 2], atol=1e-5)
     assert found.map.meta == {"size": [320, 448], "layout": "openpose_18"}
 
 
