@@ -22,8 +22,10 @@ scenes: setup                                   ## rendered scenes through all t
 	$(BIN)/controlmill run manifests/scenes.yaml
 
 # Two files at a time, in their order: slow files with few tests would come last and alone.
+# ISA=AVX2, or AVX512_CORE where there is more: as on a processor that knows no more than that, which adds in another order.
+AVX := $(firstword $(subst _, ,$(ISA)))
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(if $(ISA),ONEDNN_MAX_CPU_ISA=$(ISA) MKL_ENABLE_INSTRUCTIONS=$(AVX) ATEN_CPU_CAPABILITY=$(subst AVX,avx,$(AVX)) )$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .

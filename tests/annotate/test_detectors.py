@@ -74,7 +74,7 @@ def test_hed_is_the_published_computation_on_the_same_weights(small: np.ndarray,
         sides.append(interpolate(conv2d(x, *pairs[f"dsn{n}"]), size=wide.shape[:2], mode="bilinear", align_corners=False))
     wanted = 255 * conv2d(torch.cat(sides, 1), *pairs["fuse"]).sigmoid()[0, 0, MARGIN:-MARGIN, MARGIN:-MARGIN].numpy()
     found = only([image], "hed", {"precision": "fp32"})[0].map.array
-    assert np.abs(found - wanted).max() <= 0.51
+    assert np.abs(found - wanted).max() <= 0.51, "half a step of rounding, and a little for another order of additions"
     assert found.std() > 20, "a face has boundaries"
 
 

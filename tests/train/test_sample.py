@@ -78,7 +78,7 @@ def test_the_hint_is_guided_only_where_that_is_asked_for(base: Base, texts: np.n
         generate(base, controlnet, **common | {"guidance": guidance, "guide_hint": guide}).astype(int)
         for guidance, guide in ((1.0, False), (3.0, False), (3.0, True))
     )
-    assert np.abs(on - off).max() <= 1 < np.abs(led - off).mean()
+    assert np.abs(on - off).max() <= 1 < np.abs(led - off).mean(), "rounding tips one value in two thousand"
     without = generate(base, None, **common | {"hints": None, "guidance": 3.0})
     assert np.array_equal(without, generate(base, controlnet, **common | {"guidance": 3.0, "guide_hint": True, "scale": 0.0}))
 
