@@ -1,6 +1,7 @@
 """How networks see images: at which size, how many at a time, in which precision. Shared by all learned detectors."""
 
 import functools
+import os
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 PRECISION = Choice(default="auto", options=("auto", "fp32", "bf16"))
 MOST = 32  # images in one forward pass on a GPU
 SHARE = 0.8  # of the free GPU memory that a batch may take
+FAST = {"avx512_vnni", "avx512_bf16", "amx_bf16"}  # instructions that choose a precision
 
 # uint8 [n, h, w, 3] RGB, all of one size -> one result per image
 Forward = Callable[[np.ndarray], Sequence[Any] | np.ndarray]
@@ -43,12 +45,13 @@ def has_gpu() -> bool:
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
-    """What the kernel says the CPU can do, without importing torch; nothing where it can't be known."""
+    """What the kernel says the CPU can do and oneDNN may use, without importing torch; nothing where it can't be known."""
     info = Path("/proc/cpuinfo")
     if platform.machine() not in ("x86_64", "AMD64") or not info.exists():
         return frozenset()
     with info.open() as file:
-        return frozenset(next((line for line in file if line.startswith("flags")), "").split())
+        flags = frozenset(next((line for line in file if line.startswith("flags")), "").split())
+    return flags - FAST if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ("SSE41", "AVX", "AVX2", "AVX512_CORE") else flags
 
 
 def dtype(precision: str) -> "torch.dtype":
