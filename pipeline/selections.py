@@ -94,7 +94,7 @@ def _problem(connection: Any, kind: str, text: str, unstable: set[str]) -> str |
             return f"is not {what}: {tree['error_message']}" if tree["error_type"] == "parser" else f"must be {what}, not several statements"
     said, beside = _take(alone, kind)
     said_there, beside_there = _take(placed, kind)
-    ends = _take(empty_placed, kind)[0][1:] if kind == "order_by" else []
+    ends = (_take(empty_placed, kind)[0] or [])[1:] if kind == "order_by" else []
     if said is None or said_there != [*said, *ends] or beside != _take(empty, kind)[1] or beside_there != beside:
         return f"must be {what}, and nothing beside it"
     return next(filter(None, (_unsteady(part, unstable) for part in _parts(said))), None)

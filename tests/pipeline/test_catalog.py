@@ -42,6 +42,15 @@ def holding(path: Path, *, read_only: bool) -> Iterator[subprocess.Popen[str]]:
         held.stdin.close()
 
 
+def is_held(it: Catalog) -> bool:
+    try:
+        with it.at_most(0.0):
+            it.gather()
+    except CatalogHeld:
+        return True
+    return False
+
+
 @pytest.fixture
 def said() -> list[str]:
     return []
@@ -211,8 +220,9 @@ def test_what_a_person_asks_has_no_limit_and_can_be_stopped(driver: Catalog, tmp
     words = [sys.executable, "-c", code, "sql", str(tmp_path), ENDLESS]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
         assert asking.stdout and asking.stdout.readline()
+        until(lambda: is_held(driver))
         with pytest.raises(subprocess.TimeoutExpired):
-            asking.wait(timeout=3)
+            asking.wait(timeout=1)
         asking.send_signal(signal.SIGINT)
         told = asking.communicate(timeout=60)[1]
     assert asking.returncode == 1 and told.startswith("controlmill: stopped;"), told

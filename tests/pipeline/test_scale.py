@@ -72,7 +72,7 @@ def big(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(autouse=True)
 def limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A query that waits for ever fails its test."""
-    monkeypatch.setattr(catalog, "QUERY_LIMIT", 60.0)
+    monkeypatch.setattr(catalog, "QUERY_LIMIT", 300.0)
 
 
 def chosen(made: Catalog, condition: str) -> tuple[int, int]:
