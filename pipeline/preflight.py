@@ -8,10 +8,10 @@ from annotate.conditions import CONDITIONS, MEASURES
 from pipeline import MillError
 from pipeline.catalog import Catalog, check_selections
 from pipeline.manifest import Manifest, Provided
+from pipeline.pairs import SMALLEST_SHARE
 from pipeline.plan import Plan
 
 LEAST = 2  # pairs of a benchmark
-SHARED = 0.9  # of each condition's pairs that a joint run must keep
 KEYPOINTS = {"coco_17": "coco", "openpose_18": "openpose"}  # layout of a condition -> its word in a manifest
 MASKED = ("labels", "depth", "normals")  # kinds of map of which a part may be invalid
 USERS = ("encode", "train", "generate", "score")  # stages that work on pairs
@@ -118,7 +118,7 @@ def check_pairs(plan: Plan, catalog: Catalog, stages: Collection[str]) -> None:
         bare = [name for name in run.conditions if not counts.get((name, "train"))]
         found += [_bare(plan, name) for name in bare]
         (shared,) = catalog.row(SHARED_BY_ALL, [run.conditions, len(run.conditions)])
-        poor = [name for name in run.conditions if not bare and shared < SHARED * counts[name, "train"]]
+        poor = [name for name in run.conditions if not bare and shared < SMALLEST_SHARE * counts[name, "train"]]
         if poor:
             place, most = given.at("train", "runs", number, "conditions"), counts[poor[0], "train"]
             found.append(f"{place}: {' + '.join(run.conditions)} share {shared} pairs, under 90 % of the {most} of {poor[0]}: train them apart.")
