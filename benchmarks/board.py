@@ -35,17 +35,19 @@ from annotate.conditions import CONDITIONS  # noqa: E402
 from annotate.maps import RawMap  # noqa: E402
 from benchmarks.annotate import machine  # noqa: E402
 from evaluate import fidelity, measures  # noqa: E402
-from pipeline import canonical, commits, estimates, networks, plan, scenes, shards  # noqa: E402
-from pipeline.catalog import Catalog  # noqa: E402
+from pipeline import plan, scenes  # noqa: E402
+from pipeline.benchmark import estimates, networks  # noqa: E402
+from pipeline.benchmark.systems import CONTROL, NO_CONTROL, REAL, ROUND_TRIP, SHUFFLED, System, score_key, systems  # noqa: E402
+from pipeline.benchmark.tasks import tasks_of  # noqa: E402
+from pipeline.catalog import Catalog, commits  # noqa: E402
+from pipeline.experiment.base import base_fingerprint, base_spec, latent_key  # noqa: E402
+from pipeline.experiment.pairs import planned_runs  # noqa: E402
 from pipeline.manifest import Manifest  # noqa: E402
-from pipeline.pairs import planned_runs  # noqa: E402
 from pipeline.plan import Plan  # noqa: E402
+from pipeline.report import leaderboard_scores  # noqa: E402
 from pipeline.run import settle  # noqa: E402
-from pipeline.stages import leaderboard  # noqa: E402
-from pipeline.stages.encode import base_fingerprint, base_spec, latent_key  # noqa: E402
-from pipeline.stages.generate import tasks_of  # noqa: E402
-from pipeline.systems import CONTROL, NO_CONTROL, REAL, ROUND_TRIP, SHUFFLED, System, score_key, systems  # noqa: E402
-from pipeline.workspace import Workspace  # noqa: E402
+from pipeline.storage import codec, shards  # noqa: E402
+from pipeline.storage.workspace import Workspace  # noqa: E402
 from tests.chromium import PROGRAM, chromium  # noqa: E402
 
 BASE = Path(__file__).resolve().parent.parent / "train" / "mini" / "base"
@@ -163,7 +165,7 @@ def images(made: Plan, pool: list[Seen], samples: int) -> Iterator[Path]:
     """Images, their maps, and latents that nobody reads."""
     workspace, key, latents = made.workspace, made.image_key, latent_key(made, base_fingerprint(base_spec(made)))
     splits = ["test"] * samples + [name for name, count in BESIDE.items() for _ in range(count)]
-    pictures = [canonical.encode(it.picture, "jpeg") for it in pool]
+    pictures = [codec.encode(it.picture, "jpeg") for it in pool]
     stored = {name: [_stored(it.truth[name]) for it in pool] for name in made.conditions}
     ready = {"status": "ok", "reason": ""}
     for part, start in enumerate(range(0, len(splits), PART)):
@@ -219,7 +221,7 @@ def samples_of(made: Plan, system: System, pool: list[Seen], rng: np.random.Gene
         read = scene.read[system.condition][level] if place in shown else None
         common = {"image_id": item.image_id, "seed": seed, "reason": ""}
         picture = np.roll(scene.picture, int(rng.integers(SIDE)), axis=1) if place in shown else scene.picture[:1, :1]
-        samples.append(common | {"status": "ok", "hint_image_id": hint.image_id, "seconds": 1.0, "image": canonical.encode(picture, "png")})
+        samples.append(common | {"status": "ok", "hint_image_id": hint.image_id, "seconds": 1.0, "image": codec.encode(picture, "png")})
         scores.append(common | {
             "values": values[place], "counts": scene.compared[system.condition][level][1],
             "features": [(net, it[place].tobytes()) for net, it in features.items()],
@@ -241,7 +243,7 @@ def _shown(system: System, values: list[list[tuple[str, float]]], failed: np.nda
     told = np.array([dict(it)[telling] for it in values])
     ranked = np.sort(told)
     chosen = np.isin(told, ranked[[0, (len(told) - 1) // 2, len(told) // 2, -1]])  # and all that are tied with them
-    return {*range(leaderboard.SAME), *np.flatnonzero(chosen), *np.flatnonzero(failed)}
+    return {*range(leaderboard_scores.SAME), *np.flatnonzero(chosen), *np.flatnonzero(failed)}
 
 
 # -- the steps, each in a process of its own ---------------------------------------------------------------------------------------------
@@ -299,11 +301,11 @@ def written(root: Path, folder: Path) -> dict[str, Any]:
 
     def work() -> None:
         made = plan.load_saved(Workspace(root / "workspace"))
-        assert leaderboard.write(made, Catalog(made.workspace), folder)
+        assert leaderboard_scores.write(made, Catalog(made.workspace), folder)
 
-    leaderboard.systems = watched("systems", leaderboard.systems)  # type: ignore[assignment]
-    leaderboard.build = watched("build", leaderboard.build)  # type: ignore[assignment]
-    leaderboard.leaderboard.render = watched("render", leaderboard.leaderboard.render)  # type: ignore[assignment]
+    leaderboard_scores.systems = watched("systems", leaderboard_scores.systems)  # type: ignore[assignment]
+    leaderboard_scores.build = watched("build", leaderboard_scores.build)  # type: ignore[assignment]
+    leaderboard_scores.leaderboard.render = watched("render", leaderboard_scores.leaderboard.render)  # type: ignore[assignment]
     first = timed(work)
     peak, of_first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, dict(parts)
     return {"first": first, "parts": of_first, "again": timed(work), "peak_mib": peak}

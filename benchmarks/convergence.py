@@ -26,11 +26,11 @@ from annotate.conditions import CONDITIONS  # noqa: E402
 from evaluate import measures  # noqa: E402
 from evaluate.replicates import Replicated, difference  # noqa: E402
 from pipeline import plan as plans  # noqa: E402
+from pipeline.benchmark.estimates import replicated  # noqa: E402
+from pipeline.benchmark.systems import CONTROL, EARLIER, NO_CONTROL, SHUFFLED, System, systems  # noqa: E402
 from pipeline.catalog import Catalog  # noqa: E402
-from pipeline.estimates import replicated  # noqa: E402
-from pipeline.stages.train import follows, held_out_rows, read_log  # noqa: E402
-from pipeline.systems import CONTROL, EARLIER, NO_CONTROL, SHUFFLED, System, systems  # noqa: E402
-from pipeline.workspace import Workspace  # noqa: E402
+from pipeline.experiment.logs import follows, held_out_rows, read_log  # noqa: E402
+from pipeline.storage.workspace import Workspace  # noqa: E402
 
 LAST = 3  # measures whose mean is the end of a curve
 

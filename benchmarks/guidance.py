@@ -27,16 +27,16 @@ from annotate import annotator, maps  # noqa: E402
 from annotate.conditions import CONDITIONS  # noqa: E402
 from evaluate import alignment, distribution, fidelity, measures  # noqa: E402
 from evaluate.replicates import blocks  # noqa: E402
-from pipeline import evidence, networks  # noqa: E402
 from pipeline import plan as plans  # noqa: E402
+from pipeline.benchmark import evidence, networks  # noqa: E402
+from pipeline.benchmark.scoring import as_map, chain  # noqa: E402
+from pipeline.benchmark.systems import CONTROL, Item, System, systems  # noqa: E402
 from pipeline.catalog import Catalog  # noqa: E402
+from pipeline.dataset.maps import read_annotation  # noqa: E402
+from pipeline.experiment.base import base_spec, load_base  # noqa: E402
 from pipeline.plan import Plan  # noqa: E402
-from pipeline.stages.annotate import read_annotation  # noqa: E402
-from pipeline.stages.encode import base_spec, load_base  # noqa: E402
 from pipeline.stages.generate import BATCH  # noqa: E402
-from pipeline.stages.score import as_map, chain  # noqa: E402
-from pipeline.systems import CONTROL, Item, System, systems  # noqa: E402
-from pipeline.workspace import Workspace  # noqa: E402
+from pipeline.storage.workspace import Workspace  # noqa: E402
 
 SETTINGS: dict[str, dict[str, Any]] = {"prompt": {}, "prompt, scale 2": {"scale": 2.0}, "prompt and hint": {"guide_hint": True}}
 

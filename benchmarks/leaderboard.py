@@ -25,8 +25,8 @@ import numpy as np
 sys.path[:] = [str(Path(__file__).resolve().parent.parent), *(it for it in sys.path if Path(it).resolve() != Path(__file__).resolve().parent)]
 
 from annotate.conditions import CONDITIONS  # noqa: E402
-from pipeline.report.board import Benchmark, Board, Evidence, Metric, Model, Score, Speed, published  # noqa: E402
 from pipeline.report.leaderboard import render  # noqa: E402
+from pipeline.report.leaderboard_data import Benchmark, Board, Evidence, Metric, Model, Score, Speed, published  # noqa: E402
 from tests.chromium import PROGRAM, chromium  # noqa: E402
 
 METRICS = (  # name, title, unit, higher is better, column, level, best, worst

@@ -69,7 +69,7 @@ def crops(pictures: list[np.ndarray], count: int, size: int) -> list[np.ndarray]
 def measure(root: Path, name: str, workers: int, options: argparse.Namespace) -> dict[str, float]:
     """Images per second of the stage, and the share of the workers' time that was not the detector's."""
     from pipeline.catalog import Catalog
-    from pipeline.workspace import Workspace
+    from pipeline.storage.workspace import Workspace
 
     path = root / f"{name}.yaml"
     path.write_text(

@@ -23,7 +23,7 @@ _STATISTICS: dict[str, Prepare] = {name: prepare for room in _ROOMS.values() for
 METRICS: dict[str, Metric] = {metric.name: metric for room in _ROOMS.values() for metric in room.METRICS}
 NAMES: dict[str, tuple[str, ...]] = {kind: tuple(metric.name for metric in room.METRICS) for kind, room in _ROOMS.items()}
 # Measures that were taken out, by kind: name -> last version. Scores stored with them stay valid, so a score's identity
-# (pipeline/systems.py) goes on naming them; they are neither computed nor shown.
+# (pipeline/benchmark/systems.py) goes on naming them; they are neither computed nor shown.
 RETIRED: dict[str, dict[str, str]] = {"edges": {"edge_ms_ssim_uint8": "1"}}
 
 

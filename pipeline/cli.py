@@ -9,12 +9,13 @@ from typing import Any
 
 import click
 
-from pipeline import MillError, __version__, manifest, preflight
+from pipeline import NOT_COMPLETE, MillError, __version__, manifest
 from pipeline import plan as plans
 from pipeline.catalog import Catalog
-from pipeline.mini.commands import mini
-from pipeline.run import NOT_COMPLETE, STAGES, Options, rebuild, run
-from pipeline.workspace import Workspace, stopping
+from pipeline.commands import preflight
+from pipeline.commands.mini import mini
+from pipeline.run import STAGES, Options, rebuild, run
+from pipeline.storage.workspace import Workspace, stopping
 
 HOUSE = ("pipeline", "annotate", "train", "evaluate")
 
@@ -77,7 +78,7 @@ def run_command(
     if dry_run:
         plan = plans.make(given, here=False)
         doubts = preflight.check(plan, chosen, limit)
-        absent = plans.missing(plan, chosen)
+        absent = preflight.missing(plan, chosen)
         click.echo("\n".join([f"{given.name}: would work in {plan.workspace.root}: {', '.join(chosen)}", *plans.lines(plan), *doubts]))
         click.echo("\n".join(["missing here:", *(f"  {line}" for line in absent)]) if absent else "Nothing is missing here.")
         sys.exit(NOT_COMPLETE if absent else 0)
@@ -94,10 +95,11 @@ def status(target: Path, as_json: bool) -> None:
 
     Example: controlmill status runs/photos
     """
-    from pipeline import status as told
+    from pipeline.commands.status import text
+    from pipeline.report.counts import facts
 
-    facts = told.facts(Catalog(_workspace(target)))
-    click.echo(json.dumps(facts, indent=2) if as_json else told.text(facts))
+    told = facts(Catalog(_workspace(target)))
+    click.echo(json.dumps(told, indent=2) if as_json else text(told))
 
 
 @main.command()
@@ -107,7 +109,7 @@ def conditions(as_json: bool) -> None:
 
     Example: controlmill conditions
     """
-    from pipeline import status as told
+    from pipeline.commands import status as told
 
     rows = told.conditions()
     click.echo(json.dumps(rows, indent=2) if as_json else told.conditions_text(rows))
@@ -120,7 +122,7 @@ def doctor(as_json: bool) -> None:
 
     Example: controlmill doctor
     """
-    from pipeline import status as told
+    from pipeline.commands import status as told
 
     facts = told.machine()
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(f"{name:<22} {value}" for name, value in facts.items()))
@@ -139,7 +141,7 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
 
     Example: controlmill detect photo.jpg --condition canny --condition hed --out maps/
     """
-    from pipeline.detect import detect as draw
+    from pipeline.commands.detect import detect as draw
 
     failed = done = 0
     for it in draw(images, names, out, resolution):
@@ -187,7 +189,7 @@ def sample_command(
 
     Example: controlmill sample --checkpoint models/canny --base models/sd15 --image photo.jpg --prompt "a red bird" --out bird.png
     """
-    from pipeline.sample import Settings, sample
+    from pipeline.commands.sample import Settings, sample
 
     if prompt is None and not settings["guess"]:
         raise MillError("--prompt is missing: say what to draw; only --guess does without.")
@@ -211,9 +213,9 @@ def sql(workspace: Path, query: str, as_json: bool) -> None:
         for row in rows:
             click.echo(json.dumps(dict(zip(names, row, strict=True)), default=str, ensure_ascii=False))
     else:
-        from pipeline import status as told
+        from pipeline.report.text import table
 
-        click.echo(told.table(names, rows))
+        click.echo(table(names, rows))
 
 
 @main.command()
@@ -226,7 +228,7 @@ def verify(workspace: Path, repair: bool, rescore: int) -> None:
     Example: controlmill verify runs/photos --rescore 100
     """
     from pipeline import plan as plans
-    from pipeline import verify as verifier
+    from pipeline.commands import verify as verifier
 
     catalog = Catalog(_workspace(workspace))
     problems = verifier.problems(catalog, repair=repair, say=_say)
@@ -253,7 +255,7 @@ def export(workspace: Path, dest: Path, names: tuple[str, ...], to: str, split: 
 
     Example: controlmill export runs/photos exports/canny --condition canny --to huggingface
     """
-    from pipeline import export as exporter
+    from pipeline.commands import export as exporter
 
     catalog = Catalog(_workspace(workspace))
     exporter.export(catalog, dest, to=to, conditions=names, split=split, protocol=protocol, raw=raw, flip=flip, say=_say)
@@ -275,7 +277,7 @@ def convert(src: Path, dest: Path, to: str, base_config: Path | None, weights: s
 
     Example: controlmill convert runs/photos/checkpoints/canny/step-00001000/canny canny.safetensors --to original
     """
-    from pipeline import convert as converter
+    from pipeline.commands import convert as converter
 
     converter.convert(src, dest, to=to, base_config=base_config, which=weights, say=_say, warn=_warn)
 

@@ -1,6 +1,5 @@
 """A manifest made definite: every detector chosen, every parameter filled in, every identity computed. Nothing here does work."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from annotate.conditions import CONDITIONS, MEASURES
 from annotate.detectors import DETECTORS
 from annotate.parameters import ParameterError, near
 from annotate.weights import PINNED
-from pipeline import MillError, manifest, networks, scenes, sources
+from pipeline import MillError, manifest, scenes, sources
+from pipeline.catalog.selections import Selection
 from pipeline.manifest import Captions, Condition, Manifest, ScenesSource, Select
-from pipeline.selections import Selection
 from pipeline.sources import RawImage
-from pipeline.workspace import Workspace, fingerprint, write_text
+from pipeline.storage.workspace import Workspace, fingerprint, write_text
 
 
 @dataclass(frozen=True)
@@ -151,70 +150,6 @@ def provided_by(given: Manifest, condition: str) -> list[Any] | None:
             return None
         settings.append(found)
     return settings
-
-
-def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # None = all stages
-    """A sentence for each thing that the stages need and this machine does not have: sources, weights, base model."""
-    at, evaluation = plan.manifest.at, plan.manifest.evaluate
-
-    def wanted(*names: str) -> bool:
-        return stages is None or any(name in stages for name in names)
-
-    makers = {it.name for it in plan.conditions.values() if wanted("annotate")}
-    makers |= {name for name in plan.conditions if name not in plan.readers} if evaluation and wanted("score") else set()
-    found = [f"{at('conditions', it.name)}: {it.lack}" for it in plan.conditions.values() if it.lack and it.name in makers]
-    found += [f"{at('captions')}: {plan.captions.lack}"] if plan.captions and plan.captions.lack and wanted("caption") else []
-    for number, source in enumerate(plan.manifest.source if wanted("ingest") else []):
-        lack = sources.lack(source)
-        found += [f"{at('source', number, 'path')}: {lack}"] if lack else []
-    for number, run in enumerate(plan.manifest.train.runs if plan.manifest.train and wanted("train") else []):
-        for start in dict.fromkeys(run.starts.values()):
-            if start not in plan.conditions and (why := _absent(start)):
-                what = "is neither a condition of this manifest nor a ControlNet's folder or file"
-                found.append(f"{at('train', 'runs', number, 'warm_start')}: {start} {what} ({why})")
-    found += optimizers_lacking(plan) if wanted("train") else []
-    found += [f"{at('evaluate', 'readers', it.name)}: {it.lack}" for it in plan.readers.values() if it.lack and wanted("score")]
-    found += _externals_lacking(plan.manifest) if wanted("generate") else []
-    found += networks.lacking(plan.manifest) if wanted("score") else []
-    if plan.manifest.base not in (None, "random") and wanted("encode", "train", "generate"):
-        from train import base
-
-        try:
-            base.check(str(plan.manifest.base))
-        except (ValueError, OSError) as error:
-            found.append(f"{at('train' if plan.manifest.train else 'evaluate', 'base')}: {error}")
-    return found
-
-
-def _absent(controlnet: str) -> str:  # '' = it is here
-    from train import checkpoint
-
-    try:
-        checkpoint.locate(controlnet, download=False)
-    except (OSError, ValueError) as error:
-        return str(error)
-    return ""
-
-
-def _externals_lacking(given: Manifest) -> list[str]:
-    from train import checkpoint
-
-    found = []
-    for number, it in enumerate(given.evaluate.external if given.evaluate else []):
-        try:
-            checkpoint.locate(it.checkpoint, download=False)
-        except (OSError, ValueError) as error:
-            found.append(f"{given.at('evaluate', 'external', number, 'checkpoint')}: {it.name}: {error}")
-    return found
-
-
-def optimizers_lacking(plan: Plan) -> list[str]:
-    """A sentence for each run whose optimizer is not installed."""
-    from train.optimizer import lacking
-
-    lacks = [lacking(run.optimizer) for run in plan.manifest.train.runs] if plan.manifest.train else []
-    at = plan.manifest.at
-    return [f"{at('train', 'runs', number)}.{lack}" for number, lack in enumerate(lacks) if lack]
 
 
 def load_saved(workspace: Workspace) -> Plan:

@@ -4,16 +4,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline import MillError, preflight, recovery, summary
+from pipeline import COMPLETE, COMPLETE_WITH_FAILURES, NOT_COMPLETE, MillError
 from pipeline import plan as plans
-from pipeline.catalog import Catalog
+from pipeline.benchmark.estimates import estimate
+from pipeline.catalog import Catalog, recovery
 from pipeline.cluster import Cluster, cluster
-from pipeline.estimates import estimate
+from pipeline.commands import preflight
 from pipeline.manifest import Manifest
 from pipeline.plan import MEASURES, Plan
-from pipeline.status import tally
+from pipeline.report import summary
+from pipeline.report.text import tally
 
-COMPLETE, NOT_COMPLETE, COMPLETE_WITH_FAILURES = 0, 1, 3  # exit statuses
 WORTH_A_REPORT = 15.0  # seconds of work after which the report is brought up to date when a stage ends, so it fills as the job goes on
 RENEWED = 30.0  # seconds between two reports within a stage
 SPENT = 0.05  # of the time, on such reports at most
@@ -34,7 +35,7 @@ def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
     """Does what the manifest asks for and the workspace lacks; returns the exit status."""
     plan = plans.make(given, here=False)
     doubts = preflight.check(plan, options.stages, options.limit)
-    if absent := plans.missing(plan, options.stages):  # all of it, before any work
+    if absent := preflight.missing(plan, options.stages):  # all of it, before any work
         raise MillError("\n".join(line if line.endswith(".") else f"{line}." for line in absent))
     workspace, catalog = plan.workspace, Catalog(plan.workspace, say=say)
     workspace.create()
@@ -205,10 +206,10 @@ def _report(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) ->
 
 
 def write_report(plan: Plan, catalog: Catalog) -> str:
-    from pipeline.stages import leaderboard
+    from pipeline.report import leaderboard_scores
     from pipeline.stages.report import report
 
-    board = leaderboard.write(plan, catalog, plan.workspace.report / "leaderboard") if plan.manifest.evaluate else None
+    board = leaderboard_scores.write(plan, catalog, plan.workspace.report / "leaderboard") if plan.manifest.evaluate else None
     return " and ".join(map(str, filter(None, (report(plan, catalog), board))))
 
 

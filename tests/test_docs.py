@@ -25,9 +25,9 @@ from annotate.label_spaces import SOURCES
 from pipeline import MillError, __version__, manifest, plan
 from pipeline.catalog import Catalog, Selection
 from pipeline.cli import main
-from pipeline.layouts import WRITERS
+from pipeline.dataset.layouts import WRITERS
 from pipeline.manifest import SOURCE_KINDS, Provided
-from pipeline.workspace import Workspace
+from pipeline.storage.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/your-pictures.md")

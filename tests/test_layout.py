@@ -10,13 +10,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 HOUSE = ("pipeline", "annotate", "train", "evaluate")
 ONLY_IN = {  # library -> the files that may import it
-    "ray": ["pipeline/cluster.py"],
-    "duckdb": ["pipeline/catalog.py"],
+    "ray": ["pipeline/cluster/"],
+    "duckdb": ["pipeline/catalog/"],
     "diffusers": ["train/"],
     "controlnet_aux": ["annotate/"],
     "openpifpaf": ["annotate/"],
     "mediapipe": ["annotate/"],
 }
+ROOMS = (  # of pipeline/: imports run down this list only
+    "__main__", "cli", "run", "commands", "stages", "mini", "report", "benchmark", "experiment", "dataset", "plan", "sources", "catalog",
+    "manifest", "cluster", "storage", "scenes",
+)  # fmt: skip
 HEAVY = ("torch", "ray", "diffusers", "transformers", "mediapipe", "controlnet_aux")
 NOT_A_JOB = {"utils", "helpers", "common", "core"}
 
@@ -34,6 +38,54 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names.add(node.module.split(".")[0])
     return names
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports() -> dict[str, set[str]]:
+    """Module of the house -> the modules of the house that it imports, wherever in the file."""
+    known = {dotted(path): path for path in modules()}
+    found: dict[str, set[str]] = {name: set() for name in known}
+    for name, path in known.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    found[name].add(inner if inner in known else node.module)
+            elif isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names}
+    return {name: {other for other in others if other in known and other != name} for name, others in found.items()}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_imports_within_the_pipeline_run_down_the_list_of_its_rooms() -> None:
+    here = {path.stem for path in (ROOT / "pipeline").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert here - {"__init__"} == set(ROOMS)
+    assert len(here - {"__init__", "__main__"}) <= 16
+    inside = {name: {it for it in others if it.count(".")} for name, others in imports().items() if name.startswith("pipeline.")}
+    up = [
+        f"{name} imports {other}" for name, others in inside.items() for other in others
+        if other.startswith("pipeline.") and ROOMS.index(room(other)) < ROOMS.index(room(name))
+    ]  # fmt: skip
+    assert not up
+
+
+def test_nothing_imports_a_stage_but_the_flow() -> None:
+    asking = {name for name, others in imports().items() if any(it.startswith("pipeline.stages") for it in others)}
+    assert {room(name) for name in asking} <= {"run", "stages"}
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    left = imports()
+    while leaves := {name for name, others in left.items() if not others & left.keys()}:
+        left = {name: others for name, others in left.items() if name not in leaves}
+    assert not left, "what stays imports each other, or something that does"
 
 
 @pytest.mark.parametrize("package", ["annotate", "train", "evaluate"])

@@ -15,7 +15,7 @@ from evaluate import fidelity
 from pipeline import manifest
 from pipeline.report import stored
 from pipeline.report.leaderboard import render
-from pipeline.stages.leaderboard import data
+from pipeline.report.leaderboard_scores import data
 from tests.test_docs import ROOT, blocks, text
 
 PAGE = "docs/showcase/README.md"

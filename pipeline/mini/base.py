@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pipeline import checked
-from pipeline.manifest import NAME, Section
+from pipeline.manifest import NAME, Section, yaml_errors
 from pipeline.mini import manifests, scenes
 from pipeline.mini.scenes import MiniScenes
 
@@ -86,7 +85,7 @@ def draw_grid(manifest: Path, work: Path, folder: Path, path: Path) -> None:
 
 
 def load(path: Path) -> MiniBase:
-    return checked.read(path, MiniBase)
+    return yaml_errors.read(path, MiniBase)
 
 
 def recipe_of(plan: MiniBase) -> Any:  # train.mini.make.BaseRecipe

@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import Field
 
 from annotate.mini.words import PERSON, Wanted, Words
-from pipeline import MillError, checked, scenes
-from pipeline.manifest import NAME, Section
+from pipeline import MillError, scenes
+from pipeline.manifest import NAME, Section, yaml_errors
 from pipeline.mini import manifests
 from pipeline.mini.scenes import PART, MiniScenes
 from pipeline.scenes.props import CLASSES, COLOURS, FLOORS, WALLS
@@ -50,7 +50,7 @@ class MiniDetector(Section):
 
 
 def load(path: Path) -> MiniDetector:
-    return checked.read(path, MiniDetector)
+    return yaml_errors.read(path, MiniDetector)
 
 
 def recipe_of(plan: MiniDetector) -> DetectorRecipe:

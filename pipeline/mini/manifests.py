@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline import MillError, checked
-from pipeline.manifest import Section
+from pipeline import MillError
+from pipeline.manifest import Section, yaml_errors
 
 Recipe = TypeVar("Recipe")
 
@@ -19,7 +19,7 @@ def recipe(given: Section, kind: type[Recipe]) -> Recipe:
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise MillError(checked.sentences(error, given.at("recipe"), kind)) from None
+        raise MillError(yaml_errors.sentences(error, given.at("recipe"), kind)) from None
 
 
 def _refuse_unknown(value: Any, kind: Any, given: Section, *steps: str) -> None:

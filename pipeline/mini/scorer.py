@@ -11,8 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from pipeline import checked
-from pipeline.manifest import NAME, Section
+from pipeline.manifest import NAME, Section, yaml_errors
 from pipeline.mini import manifests, scenes
 from pipeline.mini.scenes import MiniScenes
 from pipeline.scenes.bodies import SOLIDS
@@ -55,7 +54,7 @@ class MiniScorer(Section):
 
 
 def load(path: Path) -> MiniScorer:
-    return checked.read(path, MiniScorer)
+    return yaml_errors.read(path, MiniScorer)
 
 
 def recipe_of(plan: MiniScorer) -> ScorerRecipe:

@@ -11,10 +11,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.report import listings
-from pipeline.report.board import Board, Evidence
+from pipeline.report.leaderboard_data import Board, Evidence
+from pipeline.report.leaderboard_view import Group, above, figure, groups, passports, places, ruler, share_text, shared
 from pipeline.report.site import PICTURES, TEMPLATES, Picture, count, number, picture_of, tail
-from pipeline.report.standings import Group, above, figure, groups, passports, places, ruler, share_text, shared
-from pipeline.workspace import write_text
+from pipeline.storage.workspace import write_text
 
 PAGE, EVIDENCE = "leaderboard.html", "evidence-{}.html"
 SHUFFLED_ROWS = 8  # more of them in one table are folded away at first

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from pipeline.report.board import Board, Evidence
-from pipeline.report.standings import Cell, Group, Row, above, figure, places, share_text
+from pipeline.report.leaderboard_data import Board, Evidence
+from pipeline.report.leaderboard_view import Cell, Group, Row, above, figure, places, share_text
 
 VERSION = 2  # of the layout of leaderboard.json
 PICTURES = ("hint", "source", "generated", "reread", "difference")  # fields of Evidence

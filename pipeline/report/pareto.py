@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.report.board import Metric, Score
+from pipeline.report.leaderboard_data import Metric, Score
 from pipeline.report.plots import Axis, axis
 
 DISTANCES = ("fd", "fid", "kd", "kid")  # first words of the names of measures that compare sets of images

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from pipeline.report.board import PROTOCOL, Benchmark, Published
+from pipeline.report.leaderboard_data import PROTOCOL, Benchmark, Published
 
 KNOWN_AS = {  # what this project calls a thing -> what published.json calls it
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "Stable Diffusion 1.5",

@@ -12,9 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from pipeline.report.contents import Number, ReportData, ScoreRow
+from pipeline.report.leaderboard_view import digits
 from pipeline.report.plots import Axis, axis, course_plot, gap_plot, loss_plot
-from pipeline.report.standings import digits
-from pipeline.workspace import write_text, write_whole
+from pipeline.storage.workspace import write_text, write_whole
 
 TEMPLATES = Path(__file__).parent
 PICTURES = "pictures"                      # folder beside index.html

@@ -10,7 +10,7 @@ from typing import Any
 from evaluate import fidelity
 from evaluate.replicates import BY_CHANCE, NO_CEILING, NO_FLOOR, NOT_BETTER, NOT_FINITE, TOO_FEW
 from pipeline import MillError
-from pipeline.report.board import (
+from pipeline.report.leaderboard_data import (
     Benchmark,
     Board,
     Evidence,

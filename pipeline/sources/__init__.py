@@ -8,9 +8,8 @@ from typing import Any
 
 from annotate.flips import may_flip
 from pipeline import MillError
-from pipeline.canonical import Unreadable
 from pipeline.manifest import Image
-from pipeline.sources.raw import RawImage, clean, image_id
+from pipeline.sources.raw import RawImage, Unreadable, clean, image_id
 
 # source kind -> module and the function that lists it: (source, image settings) -> RawImages in a stable order
 LISTERS = {

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline import MillError
-from pipeline.canonical import Unreadable
 from pipeline.manifest import Image, WebDatasetSource
 from pipeline.sources.facts import MAX_TEXT, caption_of, json_facts, matching, nowhere, stamp, text
-from pipeline.sources.raw import MAX_BYTES, RawImage
+from pipeline.sources.raw import MAX_BYTES, RawImage, Unreadable
 
 IMAGES = {"jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "jp2", "tga", "ico"}
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")

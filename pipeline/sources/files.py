@@ -11,9 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from pipeline import MillError
-from pipeline.canonical import Unreadable
 from pipeline.manifest import FolderSource, Image, ListSource
-from pipeline.sources.raw import MAX_BYTES, RawImage, clean
+from pipeline.sources.raw import MAX_BYTES, RawImage, Unreadable, clean
 
 PACKAGE = "package://"  # package://skimage/data/coffee.png: a file that an installed package ships
 SIDECARS = {".txt", ".json"}

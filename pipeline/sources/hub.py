@@ -15,7 +15,7 @@ from pipeline.sources.facts import first_line, stamp
 from pipeline.sources.files import resolve
 from pipeline.sources.raw import RawImage
 from pipeline.sources.tables import arrow, facts, lacks, light, list_rows
-from pipeline.workspace import fingerprint, stopping, write_text, write_whole
+from pipeline.storage.workspace import fingerprint, stopping, write_text, write_whole
 
 SPOOLED_ROWS = 256  # of one Parquet file
 SPOOLED_GROUP = 32

@@ -17,7 +17,7 @@ class RawImage:
     problem: str = ""  # why there is nothing to read, where the listing knows already
     reader: str = "file"  # a key of pipeline.sources.READERS
     place: dict[str, Any] = field(default_factory=dict)  # what the reader needs beside the uri; JSON-able
-    provided: dict[str, dict[str, Any]] = field(default_factory=dict)  # condition -> where its map is and how it reads (pipeline/provided.py)
+    provided: dict[str, dict[str, Any]] = field(default_factory=dict)  # condition -> where its map is and how it reads (pipeline/dataset/provided.py)
 
 
 def image_id(data: bytes) -> str:
@@ -28,3 +28,11 @@ def image_id(data: bytes) -> str:
 def clean(text: str) -> str:
     """Text that any file can hold: lone surrogates, which UTF-8 has no bytes for, become question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+class Unreadable(Exception):
+    """Why a raw file gives no image; `width`, `height` and `format` as far as its header told."""
+
+    def __init__(self, reason: str, width: int | None = None, height: int | None = None, format: str | None = None) -> None:
+        super().__init__(reason)
+        self.width, self.height, self.format = width, height, format

@@ -6,11 +6,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 from annotate.maps import RawMap
-from pipeline import canonical, scenes
-from pipeline.canonical import Unreadable
+from pipeline import scenes
 from pipeline.manifest import Image, ScenesSource
 from pipeline.scenes import Limits
-from pipeline.sources.raw import RawImage
+from pipeline.sources.raw import RawImage, Unreadable
+from pipeline.storage import codec
 
 
 def list_scenes(source: ScenesSource, image: Image) -> Iterator[RawImage]:
@@ -25,7 +25,7 @@ def list_scenes(source: ScenesSource, image: Image) -> Iterator[RawImage]:
 def read_scene(raw: RawImage) -> tuple[bytes, str]:
     """The PNG of the scene, and what is there and where."""
     made = _render(raw)
-    return canonical.encode(made.image, "png"), made.caption
+    return codec.encode(made.image, "png"), made.caption
 
 
 def truth(raw: RawImage, conditions: list[str]) -> dict[str, RawMap | Exception]:

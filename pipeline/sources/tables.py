@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import MillError
-from pipeline.canonical import Unreadable
 from pipeline.manifest import Image, ParquetSource
 from pipeline.sources.facts import caption_of, first_line, matching, nowhere, plain, stamp
 from pipeline.sources.files import read_file
-from pipeline.sources.raw import MAX_BYTES, RawImage
+from pipeline.sources.raw import MAX_BYTES, RawImage, Unreadable
 
 ENDINGS = (".parquet", ".parq", ".pq")
 LIGHT = 1024  # bytes of a cell, on average, up to which a column is kept in the catalog

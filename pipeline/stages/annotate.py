@@ -9,13 +9,14 @@ from typing import Any
 from annotate import annotator, maps
 from annotate.annotator import PROVIDED, Annotation, Step
 from annotate.maps import RawMap
-from pipeline import canonical, provided, shards
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
+from pipeline.dataset import provided
+from pipeline.dataset.maps import annotation
 from pipeline.manifest import Image
 from pipeline.plan import Plan
 from pipeline.sources import RawImage
-from pipeline.workspace import Workspace
+from pipeline.storage import codec, shards
 
 BATCH = 16  # images decoded at a time: bounds a worker's memory whatever the size of a part
 
@@ -109,7 +110,7 @@ def annotate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int,
     for start in range(0, len(wanted), BATCH):
         batch = [row for row in wanted[start : start + BATCH] if row not in deadly]
         taken = pictures.take(batch).to_pylist()
-        images = [canonical.decode(picture["image"]) for picture in taken]
+        images = [codec.decode(picture["image"]) for picture in taken]
         given = {name: [annotation(table.slice(row, 1).to_pylist()[0], name) for row in batch] for name, table in parents.items()}
         made = annotator.annotate(
             images,
@@ -164,17 +165,3 @@ def _row(made: Annotation) -> dict[str, Any]:
         "status": made.status, "reason": made.reason, "seconds": made.seconds, "measures": list(made.measures.items()),
         "meta": json.dumps(made.map.meta if made.map else {}), "draws": json.dumps(made.draws), "map": maps.encode(made.map) if made.map else None,
     }  # fmt: skip
-
-
-def annotation(row: dict[str, Any], condition: str) -> Annotation:
-    """A stored row as the annotator made it."""
-    from annotate.conditions import CONDITIONS
-
-    stored = None if row["map"] is None else maps.decode(CONDITIONS[condition].kind, row["map"], json.loads(row["meta"]))
-    return Annotation(
-        status=row["status"], reason=row["reason"], map=stored, measures=dict(row["measures"]), draws=json.loads(row["draws"]), seconds=row["seconds"]
-    )  # fmt: skip
-
-
-def read_annotation(workspace: Workspace, shard: str, row: int, condition: str) -> Annotation:
-    return annotation(shards.read_row(workspace.root / shard, row, [field.name for field in shards.MAPS]), condition)

@@ -5,13 +5,13 @@ from typing import Any
 
 from annotate import captions
 from annotate.weights import PINNED
-from pipeline import canonical, shards
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
 from pipeline.plan import Plan
+from pipeline.report.text import tally
 from pipeline.stages.parts import make_missing, told
-from pipeline.status import tally
-from pipeline.workspace import fingerprint
+from pipeline.storage import codec, shards
+from pipeline.storage.workspace import fingerprint
 
 BATCH = 16  # images decoded at a time
 
@@ -66,7 +66,7 @@ def caption_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, 
     weights = args["params"].get("weights", PINNED)
     for start in range(0, len(todo), BATCH):
         batch = todo[start : start + BATCH]
-        images = [canonical.decode(one["image"]) for one in pictures.take(batch).to_pylist()]
+        images = [codec.decode(one["image"]) for one in pictures.take(batch).to_pylist()]
         for row, text in zip(batch, _isolated(images, {**params, "weights": weights, "device": args["device"]}), strict=True):
             failed = isinstance(text, Exception)
             table[row] |= {

@@ -8,64 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import MillError, canonical, shards, sources
+from pipeline import sources
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
+from pipeline.experiment.base import base_fingerprint, base_spec, device, flips, latent_key, load_base, pack
 from pipeline.plan import Plan
 from pipeline.stages.parts import make_missing, told
-from pipeline.workspace import fingerprint
+from pipeline.storage import codec, shards
 
 BATCH = {"cpu": 4, "cuda": 8}  # images of one size that pass the VAE together
 LEAST_SHARE = 0.25  # of a GPU: while one job decodes and writes, three others keep it busy; a VAE in bf16 leaves room for that
-RANDOM_BASE = "random"  # `base: random`
-
-
-def base_spec(plan: Plan) -> str:
-    """What train.base.load takes; the random base is made in the workspace when first asked for."""
-    from train import base, mini
-
-    spec = plan.manifest.base
-    assert spec is not None
-    if spec != RANDOM_BASE:
-        here = Path(spec).expanduser()
-        return str(here.resolve()) if spec != mini.NAME and here.exists() else spec  # workers may stand in another folder
-    folder = plan.workspace.root / "base" / RANDOM_BASE
-    if not folder.exists():
-        base.build_random(folder)
-    return str(folder)
-
-
-def base_fingerprint(spec: str) -> str:
-    from train import base
-
-    try:
-        return base.fingerprint(spec)
-    except (ValueError, OSError) as error:
-        raise MillError(f"train.base: {error}") from error
-
-
-def latent_key(
-    plan: Plan,
-    base_mark: str,
-    *,
-    mirrored: bool | None = None,  # whether the shards hold mirror images too; None = as the manifest's runs need
-) -> str:
-    captions = {"captions": [plan.captions.key, plan.captions.when]} if plan.captions else {}
-    both = {"flips": True} if (flips(plan) if mirrored is None else mirrored) else {}
-    return fingerprint({"base": base_mark, "image_key": plan.image_key} | captions | both)
-
-
-def flips(plan: Plan) -> bool:
-    """Whether some run sees mirrored images, whose latents are no mirrored latents."""
-    return plan.manifest.train is not None and any(run.flip > 0 for run in plan.manifest.train.runs)
-
-
-@functools.cache
-def load_base(spec: str, parts: tuple[str, ...], device: str) -> Any:
-    """Once a process: workers keep the networks between their tasks."""
-    from train import base
-
-    return base.load(spec, device=device, parts=parts)
 
 
 @functools.cache
@@ -78,12 +30,6 @@ def load_encoders(spec: str, device: str) -> Any:
         return loaded
     vae = loaded.vae.to(torch.bfloat16, memory_format=torch.channels_last)
     return dataclasses.replace(loaded, vae=vae, dtype=torch.bfloat16)  # a text encoder computes as its own weights are
-
-
-def device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def encode(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
@@ -143,7 +89,7 @@ def _encoded(base: str, taken: list[dict[str, Any]], captions: list[str], *, mir
     from train import base as bases
 
     loaded = load_encoders(base, device())
-    images = np.stack([canonical.decode(one["image"]) for one in taken])
+    images = np.stack([codec.decode(one["image"]) for one in taken])
     texts = [sources.mirrored_caption(one["uri"], caption) if mirror else None for one, caption in zip(taken, captions, strict=True)]
     turned = [number for number, text in enumerate(texts) if text is not None]
     other = [number for number in turned if texts[number] != captions[number]]
@@ -159,19 +105,3 @@ def _encoded(base: str, taken: list[dict[str, Any]], captions: list[str], *, mir
         for number, text in zip(other, bases.encode_text(loaded, [str(texts[number]) for number in other]), strict=True):
             made[number]["text_mirrored"] = text
     return made
-
-
-def pack(array: Any) -> bytes:
-    """float16 .npy bytes of an array or CPU tensor."""
-    import io
-
-    buffer = io.BytesIO()
-    np.save(buffer, np.asarray(array, dtype=np.float16), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def unpack(data: bytes) -> np.ndarray:
-    """float32 array that `pack` stored."""
-    import io
-
-    return np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)

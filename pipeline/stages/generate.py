@@ -9,21 +9,19 @@ from typing import Any
 import numpy as np
 
 from annotate import maps
-from pipeline import MillError, canonical, shards
+from pipeline import MillError
+from pipeline.benchmark.systems import REAL, ROUND_TRIP, Item, System, systems
+from pipeline.benchmark.tasks import PART, Task, tasks_of
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
-from pipeline.manifest import Benchmark
+from pipeline.dataset.maps import read_map
+from pipeline.experiment.base import base_spec, device, load_base
 from pipeline.plan import Plan
-from pipeline.stages.annotate import read_annotation
-from pipeline.stages.encode import base_spec, device, load_base
 from pipeline.stages.parts import make_missing, told
-from pipeline.systems import REAL, ROUND_TRIP, Item, System, systems
-from pipeline.workspace import DAMAGED_CHECKPOINT, Workspace
+from pipeline.storage import codec, shards
+from pipeline.storage.workspace import DAMAGED_CHECKPOINT, Workspace
 
-PART = 16  # samples of a shard: what a killed run loses at most
 BATCH = {"cpu": 4, "cuda": 16}  # samples that pass the networks together; halved where memory runs out
-
-Task = tuple[Item, Item, int]  # what is asked for, whose condition is given, the seed
 
 
 def generate(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
@@ -53,12 +51,6 @@ def generate(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
     rows = make_missing(catalog, cluster, generate_part, todo, label="generate", gpus=1)
     (count,) = catalog.row("SELECT count(*) FROM samples")
     return f"{told(rows, 'samples')}; {count} samples"
-
-
-def tasks_of(system: System, frozen: Benchmark) -> list[Task]:
-    """What a system is asked for, in the order of its shards."""
-    seeds = frozen.seeds if system.seeded else frozen.seeds[:1]
-    return [(item, system.hint_of(number), seed) for number, item in enumerate(system.items) for seed in seeds]
 
 
 def _places(catalog: Catalog, system: System) -> dict[str, tuple[str, int]]:
@@ -140,7 +132,7 @@ def _drawn(args: dict[str, Any], workspace: Workspace, tasks: list[Task]) -> lis
         empty_text=bases.encode_text(loaded, [args["negative"]])[0], seeds=[seed for *_, seed in tasks],
         noise_keys=[item.image_id for item in items], height=height, width=width, **args["settings"],
     )  # fmt: skip
-    return [canonical.encode(image, "png") for image in images]
+    return [codec.encode(image, "png") for image in images]
 
 
 def _real(args: dict[str, Any], workspace: Workspace, tasks: list[Task]) -> list[bytes]:
@@ -156,13 +148,11 @@ def _returned(args: dict[str, Any], workspace: Workspace, tasks: list[Task]) -> 
     from train import base as bases
 
     loaded = load_base(args["base"], ("unet", "vae", "text_encoder"), device())
-    pixels = np.stack([canonical.decode(data) for data in _real(args, workspace, tasks)])
+    pixels = np.stack([codec.decode(data) for data in _real(args, workspace, tasks)])
     mean, _ = bases.encode_images(loaded, pixels)
     images = bases.decode_latents(loaded, torch.from_numpy(mean) * loaded.scaling_factor)
-    return [canonical.encode(image, "png") for image in images]
+    return [codec.encode(image, "png") for image in images]
 
 
 def _hint(workspace: Workspace, item: Item, condition: str, height: int, width: int) -> np.ndarray:
-    made = read_annotation(workspace, item.map_shard, item.row, condition).map
-    assert made is not None  # pairs hold `ok` rows only
-    return maps.render(made, size=(height, width))
+    return maps.render(read_map(workspace, item.map_shard, item.row, condition), size=(height, width))

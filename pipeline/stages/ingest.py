@@ -6,16 +6,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import canonical, looks, shards, sources
-from pipeline.canonical import Unreadable
+from pipeline import sources
 from pipeline.catalog import Catalog
+from pipeline.catalog.commits import ROW_ALIGNED
 from pipeline.cluster import Cluster, Job
-from pipeline.commits import ROW_ALIGNED
+from pipeline.dataset import canonical, quality
 from pipeline.manifest import Image, Split
 from pipeline.plan import Plan
-from pipeline.shards import Shard
 from pipeline.sources import RawImage
-from pipeline.workspace import Workspace, canonical_json
+from pipeline.sources.raw import Unreadable
+from pipeline.storage import shards
+from pipeline.storage.shards import Shard
+from pipeline.storage.workspace import Workspace, canonical_json
 
 
 def ingest(plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | None = None, retry_failed: bool = False) -> int:
@@ -120,7 +122,7 @@ def _row(raw: RawImage, image: Image, split: Split, seen: set[str], deadly: str 
             row |= {"status": "duplicate", "reason": ""}
         else:
             made = canonical.canonical(data, image)
-            row |= looks.measure(made.pixels)
+            row |= quality.measure(made.pixels)
             row |= {"status": "ok", "reason": "", "image": made.encoded, "width": made.width, "height": made.height}
             row |= {"raw_width": made.raw_width, "raw_height": made.raw_height, "raw_format": made.raw_format}
     except Unreadable as error:

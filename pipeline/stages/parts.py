@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline import shards
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
+from pipeline.storage import shards
 
 
 def make_missing(

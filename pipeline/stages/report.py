@@ -14,19 +14,21 @@ from annotate.annotator import lacks
 from annotate.conditions import CONDITIONS
 from evaluate import fidelity
 from evaluate.replicates import difference
-from pipeline import MillError, __version__, canonical, evidence, manifest, shards, status
-from pipeline import summary as summaries
+from pipeline import MillError, __version__, manifest
+from pipeline.benchmark import evidence
+from pipeline.benchmark.estimates import replicated
+from pipeline.benchmark.evidence import Sample, thumbnail
+from pipeline.benchmark.systems import ALONE, BEFORE, CONTROL, EARLIER, REAL, ROUND_TRIP, System, readable, systems
+from pipeline.benchmark.tasks import tasks_of
 from pipeline.catalog import Catalog
-from pipeline.estimates import replicated
-from pipeline.evidence import Sample, thumbnail
-from pipeline.pairs import called
+from pipeline.dataset.maps import read_annotation
+from pipeline.experiment.logs import follows, held_out_rows, read_log
+from pipeline.experiment.pairs import called
 from pipeline.plan import Plan
-from pipeline.report import contents
+from pipeline.report import contents, counts
+from pipeline.report import summary as summaries
 from pipeline.report.site import render
-from pipeline.stages.annotate import read_annotation
-from pipeline.stages.generate import tasks_of
-from pipeline.stages.train import follows, held_out_rows, read_log
-from pipeline.systems import ALONE, BEFORE, CONTROL, EARLIER, REAL, ROUND_TRIP, System, readable, systems
+from pipeline.storage import codec, shards
 
 ROWS, PAIRS = 24, 6  # of the contact sheet and the evidence
 CAPTION = 400  # characters of a caption that the page shows
@@ -34,7 +36,7 @@ CAPTION = 400  # characters of a caption that the page shows
 
 def report(plan: Plan, catalog: Catalog) -> Path:
     """Returns the page's path; its pictures lie beside it."""
-    told = status.facts(catalog)
+    told = counts.facts(catalog)
     made = _systems(plan, catalog)
     runs = tuple(_runs(plan, catalog, made))
     compared = [system for system in made if system.arm != EARLIER]  # those are shown as the course of their run
@@ -163,7 +165,7 @@ def _contact(plan: Plan, catalog: Catalog) -> Iterator[contents.ContactRow]:
         for condition, state, reason, map_shard, map_row in sorted(made_of.get(image, []), key=lambda it: list(CONDITIONS).index(it[0])):
             made = read_annotation(plan.workspace, map_shard, map_row, condition).map if state == "ok" else None
             drawn[condition] = thumbnail(evidence.drawn_small(made)) if made else f"{state}: {reason}"
-        picture = canonical.decode(shards.read_row(plan.workspace.root / shard, row, ["image"])["image"])
+        picture = codec.decode(shards.read_row(plan.workspace.root / shard, row, ["image"])["image"])
         yield contents.ContactRow(
             image_id=image_id, uri=uri, caption=_short(caption or ""), split=split, image=thumbnail(picture, "jpeg"), maps=drawn
         )  # fmt: skip

@@ -13,12 +13,13 @@ import numpy as np
 from pipeline import MillError
 from pipeline.catalog import Catalog, CatalogHeld
 from pipeline.cluster import Cluster, Job, JobsFailed
+from pipeline.experiment.base import RANDOM_BASE, device, load_base
+from pipeline.experiment.logs import notes, read_log
+from pipeline.experiment.pairs import DRAWN, PlannedRun, ShardPairs, planned_runs
+from pipeline.experiment.warm_starts import warm_folder, warm_starts
 from pipeline.manifest import Run
-from pipeline.pairs import DRAWN, PlannedRun, ShardPairs, planned_runs
 from pipeline.plan import Plan
-from pipeline.stages.encode import RANDOM_BASE, device, load_base
-from pipeline.workspace import DAMAGED_CHECKPOINT, TEMPORARY, Workspace
-from train import log as logs
+from pipeline.storage.workspace import DAMAGED_CHECKPOINT, TEMPORARY, Workspace
 
 READERS = 4  # threads that read pairs ahead for a GPU
 EVERY = 10.0  # seconds between two notes in the catalog of how far a run is
@@ -162,29 +163,6 @@ def _job(plan: Plan, catalog: Catalog, runs: list[PlannedRun], number: int, todo
     return Job(f"train {it.name}", args, (), processes=it.run.gpus, scratch=str(plan.workspace.root / "checkpoints"), after=after)
 
 
-def warm_starts(
-    plan: Plan, catalog: Catalog, runs: list[PlannedRun], number: int
-) -> dict[str, tuple[str, str]]:  # by condition: a run's folder of checkpoints or a ControlNet's folder or file; the run here that makes it, or ''
-    """What the conditions of run `number` start from; those that start from the base are left out."""
-    from train import checkpoint
-
-    assert plan.manifest.train is not None
-    sources = plan.manifest.train.waits_for(number)
-    out = {}
-    for name, wanted in runs[number].run.starts.items():
-        if name in sources:
-            source = runs[sources[name]].name
-            out[name] = (str(plan.workspace.run(source)), source)
-            continue
-        rows = catalog.query("SELECT run FROM runs WHERE list_contains(conditions, ?) AND status = 'complete' ORDER BY images DESC, run", [wanted])
-        try:
-            out[name] = (str(plan.workspace.run(rows[0][0]) if rows else checkpoint.locate(wanted, download=False).resolve()), "")
-        except (OSError, ValueError) as error:
-            what = "is neither a condition that a run trains, here or before in this workspace, nor a ControlNet's folder or file"
-            raise MillError(f"{plan.manifest.at('train', 'runs', number, 'warm_start')}: {wanted!r} {what} ({error}).") from error
-    return out
-
-
 def _mark(plan: Plan, name: str) -> Path:
     """Is there from the moment that a worker begins with the run, so that the driver can tell it from one that waits for room."""
     return _mark_of(plan.workspace, name)
@@ -240,26 +218,6 @@ def record_all(plan: Plan, catalog: Catalog) -> None:
     for folder in sorted((plan.workspace.root / "checkpoints").glob("*/")):
         if not folder.name.startswith(TEMPORARY) and any(folder.iterdir()):  # one that failed at its start left nothing
             record(plan, catalog, folder.name)
-
-
-def read_log(out: Path) -> list[dict[str, Any]]:
-    """What a run has told so far, without the lines that are damaged."""
-    return logs.read_log(out / logs.LOG)[0]
-
-
-def notes(log: list[dict[str, Any]]) -> list[str]:
-    """What a person should know of a run: damage that it went on from, an option that changed on its way."""
-    return [row["note"] for row in log if "note" in row]
-
-
-def held_out_rows(log: list[dict[str, Any]], condition: str) -> list[tuple[int, dict[str, Any]]]:
-    """Images seen, and what train.held_out.summary said of the condition's loss gap then."""
-    return [(row["images"], row["held_out"][condition]) for row in log if condition in row.get("held_out", {})]
-
-
-def follows(log: list[dict[str, Any]]) -> dict[str, int]:
-    """Condition -> images seen when it began to follow its hints (train.held_out.alarms), as last told."""
-    return next((row["alarm"] for row in reversed(log) if row.get("alarm")), {})
 
 
 def options_of(
@@ -319,16 +277,3 @@ def _device_of(ranks: int) -> str:
 
     where = device()
     return f"{where}:{torch.cuda.current_device()}" if where == "cuda" and ranks > 1 else where
-
-
-def warm_folder(
-    place: str,  # of `warm_starts`
-    wanted: str,  # the condition, where it is a run's folder of checkpoints
-) -> Path:
-    """The ControlNet to start from, the average where one was kept."""
-    from train import checkpoint
-    from train.average import folder_to_sample
-
-    steps = checkpoint.folders(Path(place))
-    newest = checkpoint.read(steps[-1]) if steps else None  # and no other in its stead
-    return folder_to_sample(newest.path / wanted if newest else Path(place))

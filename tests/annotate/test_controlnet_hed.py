@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from annotate import controlnet_hed, hed, hed_int8
+from annotate import controlnet_hed, hed, hed_float, hed_int8
 from annotate.annotator import Annotation, annotate, resolve
 from annotate.inference import cpu_flags, detection_size, resize
 from annotate.maps import RawMap, render
@@ -114,7 +114,7 @@ def test_measured_ranges_do_as_well_as_the_pinned_ones(astronaut: np.ndarray, ne
         pytest.skip("int8 needs AVX512-VNNI")
     image = np.ascontiguousarray(astronaut[None, :256, 100:356])
     layers = hed.read_layers(find(hed.WEIGHTS))
-    exact = hed.float_network(layers, "cpu", "float32")(image)
+    exact = hed_float.float_network(layers, "cpu", "float32")(image)
     measured = np.abs(hed_int8.int8_network(layers)(image) - exact).mean()
     assert 0 < measured < 1.2 * np.abs(hed_int8.int8_network(hed.read_layers(find(hed.WEIGHTS), hed.LARGEST))(image) - exact).mean()
 

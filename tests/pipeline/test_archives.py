@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import MillError, sources
-from pipeline.canonical import Unreadable
 from pipeline.manifest import Image, Img2DatasetSource, Provided, WebDatasetSource
 from pipeline.sources import RawImage
 from pipeline.sources.archives import read_member
+from pipeline.sources.raw import Unreadable
 
 SIZE = Image(resolution=64)
 Members = Iterable[tuple[str, bytes]]

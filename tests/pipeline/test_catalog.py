@@ -18,14 +18,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import MillError, catalog, shards, status, verify
+from pipeline import MillError, catalog
 from pipeline import plan as plans
 from pipeline import run as flow
 from pipeline.catalog import Catalog, CatalogHeld
+from pipeline.catalog.selections import Selection
+from pipeline.commands import verify
 from pipeline.plan import MEASURES
-from pipeline.selections import Selection
+from pipeline.report import counts
 from pipeline.stages import train
-from pipeline.workspace import Workspace
+from pipeline.storage import shards
+from pipeline.storage.workspace import Workspace
 from tests.conftest import Command
 
 STAGES = ("--stages", "ingest,annotate")
@@ -126,7 +129,7 @@ def test_a_query_of_a_driver_waits_for_who_writes_and_a_readers_gives_up_with_th
 
 
 def test_a_driver_that_waits_can_be_stopped(tmp_path: Path, driver: Catalog) -> None:
-    code = f"""from pathlib import Path; from pipeline import catalog; from pipeline.workspace import Workspace
+    code = f"""from pathlib import Path; from pipeline import catalog; from pipeline.storage.workspace import Workspace
 catalog.FIRST_WORD = 0.1
 catalog.Catalog(Workspace(Path({str(tmp_path)!r}))).forget("nothing")"""
     words = [sys.executable, "-c", code]
@@ -238,7 +241,7 @@ def operations(root: Path) -> dict[str, Callable[[], Any]]:
     shard = shards.verify(plan.maps_of("canny", 0))
     told: list[str] = []
     return {
-        "status": lambda: status.facts(made),
+        "status": lambda: counts.facts(made),
         "sql": lambda: made.table("SELECT * FROM annotations ORDER BY ALL"),
         "pairs": lambda: made.query("SELECT * FROM pairs ORDER BY ALL"),
         "verify": lambda: verify.problems(made, repair=False, say=told.append),

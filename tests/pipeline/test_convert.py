@@ -12,7 +12,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from pipeline.cli import main
-from pipeline.convert import convert
+from pipeline.commands.convert import convert
 from train import checkpoint
 from train.controlnet import ControlNet, empty_controlnet
 from train.original import SD15, SD21, unfixed

@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline import looks
 from pipeline.catalog import Catalog
 from pipeline.cli import main
-from pipeline.workspace import Workspace
+from pipeline.dataset import quality
+from pipeline.storage.workspace import Workspace
 from tests.blip import make
 from tests.conftest import Command
 
@@ -68,7 +68,7 @@ def test_how_images_look_can_be_asked_in_where_and_select(
     assert ran.returncode == 0, ran.stderr
     assert query(tmp_path, "SELECT count(*) FROM pairs") == [(5,)]
     names = {row[0] for row in Catalog(Workspace(tmp_path / "ws")).query("SELECT column_name FROM (DESCRIBE candidates)")}
-    assert {*looks.LOOKS, "n_lines", "keypoint_fraction", "edge_density", "source_caption", "model_caption"} - {"phash"} <= names
+    assert {*quality.MEASURES, "n_lines", "keypoint_fraction", "edge_density", "source_caption", "model_caption"} - {"phash"} <= names
     wrong = controlmill("run", manifest(where='"sharpnes > 1"'), *STAGES)
     assert wrong.returncode == 1 and "where does not work" in wrong.stderr
 
@@ -127,7 +127,7 @@ def test_a_provided_map_is_what_the_renderer_knows(controlmill: Command, manifes
     import numpy as np
 
     from pipeline import scenes
-    from pipeline.stages.annotate import read_annotation
+    from pipeline.dataset.maps import read_annotation
 
     assert controlmill("run", manifest(**SCENES), *STAGES).returncode == 0
     sql = "SELECT uri, a.shard, a.row, caption FROM annotations a JOIN sources USING (image_id) WHERE condition = 'seg_ade20k'"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.catalog import Catalog
-from pipeline.workspace import TEMPORARY, Workspace
+from pipeline.storage.workspace import TEMPORARY, Workspace
 from tests.conftest import Command
 
 STAGES = ("--stages", "ingest,annotate")

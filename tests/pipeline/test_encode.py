@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import canonical, plan, shards
+from pipeline import plan
 from pipeline.manifest import load
 from pipeline.stages import encode
+from pipeline.storage import codec, shards
 
 SIZES = [(64, 64), (64, 128), (64, 64), (128, 64), (64, 64)]
 CAPTIONS = ["a cup", "a red cup on the left", "left-handed", "", "a house"]
@@ -31,7 +32,7 @@ def pixels(number: int) -> np.ndarray:
 
 def encoded(base: str, folder: Path, uris: list[str], *, flips: bool) -> list[dict[str, Any]]:
     rows = [
-        {"image_id": str(i), "status": "ok", "uri": uri, "height": h, "width": w, "image": canonical.encode(pixels(i), "png")}
+        {"image_id": str(i), "status": "ok", "uri": uri, "height": h, "width": w, "image": codec.encode(pixels(i), "png")}
         for i, (uri, (h, w)) in enumerate(zip(uris, SIZES, strict=True))
     ]
     images = shards.write(folder / "images.parquet", rows, shards.IMAGES, {"kind": "images", "key": "k", "part": 0})

@@ -10,9 +10,10 @@ import pytest
 
 from evaluate import fidelity
 from evaluate.replicates import Replicated
-from pipeline import estimates, shards
-from pipeline.estimates import Scored
-from pipeline.systems import CONTROL, NO_CONTROL, REAL, Item, System
+from pipeline.benchmark import estimates
+from pipeline.benchmark.estimates import Scored
+from pipeline.benchmark.systems import CONTROL, NO_CONTROL, REAL, Item, System
+from pipeline.storage import shards
 
 ITEMS = tuple(Item(f"{k:02d}" * 16, f"caption {k}", 64, 64, "", k) for k in range(6))
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import evidence, shards
+from pipeline.benchmark import evidence
+from pipeline.benchmark.systems import CONTROL, REAL, System
 from pipeline.catalog import Catalog
-from pipeline.selections import Selection
-from pipeline.systems import CONTROL, REAL, System
-from pipeline.workspace import Workspace
+from pipeline.catalog.selections import Selection
+from pipeline.storage import shards
+from pipeline.storage.workspace import Workspace
 
 IMAGES = [f"{number:02d}" * 32 for number in range(5)]
 

@@ -23,14 +23,17 @@ from PIL import Image
 from annotate import maps
 from annotate.annotator import Annotation
 from annotate.maps import RawMap
-from pipeline import MillError, export, layouts, shards
+from pipeline import MillError
 from pipeline.catalog import Catalog
-from pipeline.layouts import WRITERS, Hint, Origin, Sample
+from pipeline.commands import export
+from pipeline.dataset import layouts
+from pipeline.dataset.layouts import WRITERS, Hint, Origin, Sample
+from pipeline.dataset.maps import read_annotation
 from pipeline.manifest import Split
 from pipeline.stages import annotate
-from pipeline.stages.annotate import read_annotation
 from pipeline.stages.ingest import split_of
-from pipeline.workspace import TEMPORARY, Workspace
+from pipeline.storage import shards
+from pipeline.storage.workspace import TEMPORARY, Workspace
 from tests.conftest import COMMAND, OPEN, Command
 
 CAPTIONS = ["plain", 'a "quoted" \\ word', "two\nlines\r\nand a tab\t.", "\u2028 ☃ 日本 \U0001f600", "12", ""]
@@ -377,9 +380,9 @@ def test_a_killed_export_leaves_nothing_that_looks_whole_and_the_next_one_clears
     code = """
 import os, signal, sys
 from pathlib import Path
-from pipeline import export
+from pipeline.commands import export
 from pipeline.catalog import Catalog
-from pipeline.workspace import Workspace
+from pipeline.storage.workspace import Workspace
 export.Progress.add = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # when the first samples have been written
 export.export(Catalog(Workspace(Path(sys.argv[1]))), Path("out"), to="diffusers", conditions=("canny",), say=print)
 """

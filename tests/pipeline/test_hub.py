@@ -21,7 +21,7 @@ from pipeline import MillError, sources
 from pipeline.catalog import Catalog
 from pipeline.manifest import HuggingFaceSource, Image, Provided
 from pipeline.sources import RawImage
-from pipeline.workspace import Workspace
+from pipeline.storage.workspace import Workspace
 
 SIZE = Image(resolution=64)
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import MillError
 from pipeline.catalog import Catalog
-from pipeline.workspace import Workspace
+from pipeline.storage.workspace import Workspace
 from tests.conftest import COMMAND, OPEN, Command
 
 IMAGES, CONDITIONS = 40, "{canny: {}, hough: {}, cartoon: {}}"

@@ -21,11 +21,11 @@ from annotate.conditions import CONDITIONS
 from evaluate.replicates import BY_CHANCE, NO_CEILING, NOT_BETTER
 from pipeline import MillError
 from pipeline.report import leaderboard, stored
-from pipeline.report.board import PROTOCOL, Benchmark, Board, Evidence, Metric, Model, Published, Score, Speed, published
 from pipeline.report.leaderboard import render
+from pipeline.report.leaderboard_data import PROTOCOL, Benchmark, Board, Evidence, Metric, Model, Published, Score, Speed, published
+from pipeline.report.leaderboard_view import above, digits, groups, passports, ruler, share_text
 from pipeline.report.pareto import pareto
 from pipeline.report.protocol import differences
-from pipeline.report.standings import above, digits, groups, passports, ruler, share_text
 from tests.chromium import PROGRAM, Page, chromium
 from tests.conftest import Command
 

@@ -15,7 +15,8 @@ import skimage
 import sklearn
 from PIL import Image
 
-from pipeline import looks
+from pipeline.catalog import duplicates
+from pipeline.dataset import quality
 
 SIDE = 512
 SHIPPED = [  # photographs that lie inside installed packages
@@ -65,7 +66,7 @@ def bits(one: int, other: int) -> int:
 
 
 def hashed(pixels: np.ndarray) -> int:
-    return looks.measure(pixels)["phash"]
+    return quality.measure(pixels)["phash"]
 
 
 @pytest.mark.parametrize("change", [lambda p: jpeg(p, 50), half, blur, brighten, without_colour])
@@ -83,7 +84,7 @@ def test_the_hash_is_what_its_docstring_says(photographs: list[np.ndarray]) -> N
         small = np.rint(cv2.cvtColor(each, cv2.COLOR_RGB2GRAY).astype(float).reshape(32, 16, 32, 16).mean((1, 3)))
         table = scipy.fft.dctn(small, norm="ortho")
         low = [table[u, total - u] for total in range(1, 11) for u in range(total + 1)][:64]
-        low = [value if abs(value) >= looks.FAINT else 0 for value in low]
+        low = [value if abs(value) >= quality.FAINT else 0 for value in low]
         expected = sum(1 << (63 - place) for place, value in enumerate(low) if value > np.median(low))
         assert bits(hashed(each), expected) <= 2  # halves are rounded the other way here, which tips a bit at the median
         assert 20 <= expected.bit_count() <= 32  # half of them, less what is faint
@@ -99,22 +100,22 @@ def test_plain_pictures_share_the_hash_zero_and_rounding_makes_no_bits(level: in
 
 def test_sharpness_is_the_variance_of_the_laplacian(photographs: list[np.ndarray]) -> None:
     grey = cv2.cvtColor(photographs[0], cv2.COLOR_RGB2GRAY)
-    assert looks.measure(photographs[0])["sharpness"] == pytest.approx(scipy.ndimage.laplace(grey.astype(float), mode="mirror").var())
+    assert quality.measure(photographs[0])["sharpness"] == pytest.approx(scipy.ndimage.laplace(grey.astype(float), mode="mirror").var())
 
 
 def test_sharpness_falls_with_blur_and_is_the_same_for_a_larger_copy(photographs: list[np.ndarray]) -> None:
     for each in photographs:
-        sharp = looks.measure(each)["sharpness"]
-        assert looks.measure(blur(each))["sharpness"] < 0.8 * sharp
-        doubled = looks.measure(np.kron(each, np.ones((2, 2, 1), np.uint8)))["sharpness"]
+        sharp = quality.measure(each)["sharpness"]
+        assert quality.measure(blur(each))["sharpness"] < 0.8 * sharp
+        doubled = quality.measure(np.kron(each, np.ones((2, 2, 1), np.uint8)))["sharpness"]
         assert doubled == pytest.approx(sharp, rel=0.01)
 
 
 def test_contrast_is_the_spread_of_the_luma() -> None:
     halves = np.zeros((64, 64, 3), np.uint8)
-    assert looks.measure(halves)["contrast"] == 0
+    assert quality.measure(halves)["contrast"] == 0
     halves[:32] = 255
-    assert looks.measure(halves)["contrast"] == pytest.approx(0.5)
+    assert quality.measure(halves)["contrast"] == pytest.approx(0.5)
 
 
 def test_colourfulness_is_the_papers_formula(photographs: list[np.ndarray]) -> None:
@@ -122,19 +123,19 @@ def test_colourfulness_is_the_papers_formula(photographs: list[np.ndarray]) -> N
         red, green, blue = np.moveaxis(each.astype(float), 2, 0)
         rg, yb = red - green, (red + green) / 2 - blue
         expected = math.hypot(rg.std(), yb.std()) + 0.3 * math.hypot(rg.mean(), yb.mean())
-        assert looks.measure(each)["colour"] == pytest.approx(expected, abs=1e-6)
+        assert quality.measure(each)["colour"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_grey_pictures_are_known_as_grey_even_when_stored_as_colour(photographs: list[np.ndarray]) -> None:
     for each in photographs:
         grey = without_colour(each)
-        assert looks.measure(grey)["grey"] and looks.measure(jpeg(grey, 50))["grey"]
+        assert quality.measure(grey)["grey"] and quality.measure(jpeg(grey, 50))["grey"]
         spotted = grey.copy()
         spotted[: SIDE // 8, : SIDE // 4] = (200, 30, 30)  # three percent
-        assert not looks.measure(spotted)["grey"]
+        assert not quality.measure(spotted)["grey"]
     sepia = (without_colour(photographs[0]) * np.array([1.0, 0.85, 0.65])).astype(np.uint8)
-    assert not looks.measure(sepia)["grey"]
-    colourful = {path.stem for path, each in zip(SHIPPED, photographs, strict=True) if not looks.measure(each)["grey"]}
+    assert not quality.measure(sepia)["grey"]
+    colourful = {path.stem for path, each in zip(SHIPPED, photographs, strict=True) if not quality.measure(each)["grey"]}
     assert colourful == {"astronaut", "chelsea", "coffee", "hubble_deep_field", "ihc", "retina", "rocket", "china", "flower"}
 
 
@@ -142,15 +143,15 @@ def test_grey_pictures_are_known_as_grey_even_when_stored_as_colour(photographs:
 def test_every_image_has_finite_measures_in_the_stated_order(size: tuple[int, int]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     for pixels in (noise, noise[:, ::-1], np.zeros_like(noise), np.full_like(noise, 255), noise & 1):
-        found = looks.measure(pixels)
-        assert tuple(found) == looks.LOOKS
-        assert all(math.isfinite(found[name]) and found[name] >= 0 for name in looks.LOOKS)
+        found = quality.measure(pixels)
+        assert tuple(found) == quality.MEASURES
+        assert all(math.isfinite(found[name]) and found[name] >= 0 for name in quality.MEASURES)
         assert 0 <= found["phash"] < 2**64 and isinstance(found["phash"], int) and isinstance(found["grey"], bool)
 
 
 def test_measuring_changes_no_pixel(photographs: list[np.ndarray]) -> None:
     before = photographs[0].copy()
-    looks.measure(photographs[0])
+    quality.measure(photographs[0])
     assert np.array_equal(before, photographs[0])
 
 
@@ -165,29 +166,29 @@ def clustered(count: int, seed: int = 0) -> np.ndarray:
 def test_a_near_duplicate_is_led_by_the_earliest_of_its_kind() -> None:
     known = np.array([0b0000, 0xFF00], np.uint64)
     incoming = np.array([0xFF01, 0xF0F0F0F0, 0xF0F0F0F1, 0b0001], np.uint64)
-    assert looks.leaders(known, incoming, 1).tolist() == [1, -1, 3, 0]  # the second of the incoming is number 3
+    assert duplicates.leaders(known, incoming, 1).tolist() == [1, -1, 3, 0]  # the second of the incoming is number 3
 
 
 def test_an_image_that_follows_another_of_its_batch_has_that_ones_leader() -> None:
     chain = np.array([0b0001, 0b0011, 0b0111], np.uint64)  # each one bit from the next
-    assert looks.leaders(np.array([0b0000], np.uint64), chain, 1).tolist() == [0, 0, 0]
-    assert looks.leaders(np.array([], np.uint64), chain, 1).tolist() == [-1, 0, 0]
+    assert duplicates.leaders(np.array([0b0000], np.uint64), chain, 1).tolist() == [0, 0, 0]
+    assert duplicates.leaders(np.array([], np.uint64), chain, 1).tolist() == [-1, 0, 0]
 
 
 def test_an_image_that_bridges_two_groups_joins_the_earlier() -> None:
     known = np.array([0b0000, 0b1111, 0b1_0000], np.uint64)
-    assert looks.leaders(known, np.array([0b0011], np.uint64), 2).tolist() == [0]
+    assert duplicates.leaders(known, np.array([0b0011], np.uint64), 2).tolist() == [0]
     # The third is of the first's group; the bridge touches only it and the second, which came later than the first.
     led = np.array([0, 1, 0])
-    assert looks.leaders(known, np.array([0b1_0111], np.uint64), 3, led).tolist() == [0]
-    assert looks.leaders(known, np.array([0b1_0111], np.uint64), 3).tolist() == [1]
+    assert duplicates.leaders(known, np.array([0b1_0111], np.uint64), 3, led).tolist() == [0]
+    assert duplicates.leaders(known, np.array([0b1_0111], np.uint64), 3).tolist() == [1]
 
 
 @pytest.mark.parametrize("batch", [1, 7, 60])
 def test_groups_do_not_depend_on_how_the_images_are_batched(batch: int) -> None:
     hashes, led = clustered(60, seed=3), np.array([], np.int64)
     for start in range(0, 60, batch):
-        found = looks.leaders(hashes[:start], hashes[start : start + batch], 6, led)
+        found = duplicates.leaders(hashes[:start], hashes[start : start + batch], 6, led)
         led = np.concatenate([led, np.where(found < 0, np.arange(start, start + len(found)), found)])
     expected: list[int] = []
     for i, one in enumerate(hashes):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.catalog import Catalog
-from pipeline.workspace import Workspace
+from pipeline.storage.workspace import Workspace
 from tests.conftest import COMMAND, OPEN, Command
 
 MODES = "unlock: decoder, unlock_lr: 1.0e-4, ema: 8, min_snr: 5, gradient_checkpointing: true"
@@ -215,7 +215,8 @@ def test_scores_follow_from_the_pictures_and_one_that_does_not_is_named(
     import shutil
 
     from pipeline import plan as plans
-    from pipeline import shards, verify
+    from pipeline.commands import verify
+    from pipeline.storage import shards
 
     root, _ = made
     shutil.copytree(root / "ws", tmp_path / "ws", ignore=shutil.ignore_patterns("checkpoints"))  # nobody can ask for those on the way then
@@ -239,10 +240,11 @@ def test_a_workspace_with_scores_of_a_measure_that_is_gone_is_read_and_does_not_
     import shutil
 
     from pipeline import plan as plans
-    from pipeline import shards, verify
-    from pipeline.estimates import estimate
-    from pipeline.stages import leaderboard
+    from pipeline.benchmark.estimates import estimate
+    from pipeline.commands import verify
+    from pipeline.report import leaderboard_scores
     from pipeline.stages.report import report
+    from pipeline.storage import shards
 
     root, _ = made
     shutil.copytree(root / "ws", tmp_path / "ws", ignore=shutil.ignore_patterns("checkpoints"))
@@ -255,7 +257,7 @@ def test_a_workspace_with_scores_of_a_measure_that_is_gone_is_read_and_does_not_
     with catalog.transaction() as connection:
         connection.execute("""INSERT INTO scores SELECT * REPLACE ('edge_ms_ssim_uint8' AS metric) FROM scores WHERE metric = 'edge_f1'""")
     assert verify.rescored(plan, catalog, 10_000, say=lambda _: None) == []
-    page = leaderboard.write(plan, catalog, tmp_path / "board")
+    page = leaderboard_scores.write(plan, catalog, tmp_path / "board")
     assert page and report(plan, catalog)
     assert all("uint8" not in page.with_suffix(it).read_text(encoding="utf-8") for it in (".html", ".json", ".md", ".csv"))
     assert estimate(plan, catalog) > 0

@@ -13,8 +13,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import core_schema
 
-from pipeline import MillError, checked, places, wording
-from pipeline.manifest import Manifest, Run, dump, load
+from pipeline import MillError
+from pipeline.manifest import Manifest, Run, dump, load, places, wording, yaml_errors
 
 GOOD = """
 name: x
@@ -240,7 +240,7 @@ def test_whatever_stands_where_another_value_is_wanted_is_told_in_plain_words_wi
             Manifest.model_validate(changed(value, steps, wrong))
         except ValidationError as error:
             told += 1
-            for line in checked.sentences(error, place, Manifest).splitlines():
+            for line in yaml_errors.sentences(error, place, Manifest).splitlines():
                 assert not any(phrase in line.lower() for phrase in PYDANTICS), (steps, wrong, line)
                 where, key, sentence = line.split(": ", 2)
                 assert re.fullmatch(rf"{re.escape(str(path))}:[1-9]\d*", where) and key, (steps, wrong, line)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import manifest, provided, sources
+from pipeline import manifest, sources
 from pipeline.catalog import Catalog
-from pipeline.stages.annotate import read_annotation
-from pipeline.workspace import Workspace
+from pipeline.dataset import provided
+from pipeline.dataset.maps import read_annotation
+from pipeline.storage.workspace import Workspace
 from tests.conftest import Command
 
 PAPER = Path(__file__).parents[2] / "manifests" / "paper"

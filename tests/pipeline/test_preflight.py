@@ -13,7 +13,7 @@ from pipeline import MillError, run
 from pipeline.catalog import Catalog
 from pipeline.cli import main
 from pipeline.manifest import load
-from pipeline.workspace import Workspace
+from pipeline.storage.workspace import Workspace
 from tests.conftest import Command
 
 GOOD = """name: x

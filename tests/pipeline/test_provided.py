@@ -11,9 +11,11 @@ import pytest
 from PIL import Image as Pillow
 
 from annotate.maps import RawMap
-from pipeline import canonical, provided, sources
+from pipeline import sources
+from pipeline.dataset import canonical, provided
 from pipeline.manifest import FolderSource, Image, ListSource, Provided
 from pipeline.sources import RawImage
+from pipeline.storage import codec
 
 SIZE = Image(resolution=64)
 WIDE, TALL = 160, 96  # the canonical image is the centre 96 x 96 at 64 x 64
@@ -113,7 +115,7 @@ def test_a_map_lies_where_its_image_lies(tmp_path: Path) -> None:
     (raw,) = sources.listing([source], image)
     Pillow.fromarray(noise).save(tmp_path / "a.png")
     made = provided.read(raw, ["canny"], image)["canny"]
-    seen = canonical.decode(canonical.canonical((tmp_path / "a.png").read_bytes(), image.model_copy(update={"store": "png"})).encoded)
+    seen = codec.decode(canonical.canonical((tmp_path / "a.png").read_bytes(), image.model_copy(update={"store": "png"})).encoded)
     assert isinstance(made, RawMap)
     np.testing.assert_array_equal(made.array, seen[..., 0])
 

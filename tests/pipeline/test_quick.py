@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import manifest
 from pipeline.catalog import Catalog
-from pipeline.workspace import Workspace
+from pipeline.storage.workspace import Workspace
 from tests.conftest import COMMAND, OPEN
 
 QUICK = Path(__file__).parents[2] / "manifests" / "quick.yaml"
@@ -33,7 +33,7 @@ def test_it_ends_with_a_row_for_each_condition_and_the_place_of_the_report(ran: 
 
 def test_what_is_shipped_follows_its_hints(ran: tuple[Path, str]) -> None:
     """Each hint saves more of the loss than another image's: before the short training and after it."""
-    from pipeline.stages.train import read_log
+    from pipeline.experiment.logs import read_log
 
     catalog = Catalog(Workspace(ran[0]))
     seen = {}

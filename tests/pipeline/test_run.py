@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import shards
 from pipeline.catalog import Catalog
-from pipeline.schema import MIGRATIONS
-from pipeline.workspace import Workspace
+from pipeline.catalog.schema import MIGRATIONS
+from pipeline.storage import shards
+from pipeline.storage.workspace import Workspace
 from tests.conftest import Command
 
 STAGES = ("--stages", "ingest,annotate")
@@ -279,7 +279,7 @@ def test_detect_of_a_pose_without_people_and_of_what_is_made_from_an_empty_map(m
         "canny": [Annotation("failed", "ValueError: no")],
     }
     monkeypatch.setattr(annotator, "annotate", lambda *_: given)
-    monkeypatch.setattr("pipeline.detect.chain", lambda name: [annotator.resolve("canny")])
+    monkeypatch.setattr("pipeline.commands.detect.chain", lambda name: [annotator.resolve("canny")])
     photo = tmp_path / "a.png"
     Image.new("RGB", (64, 64), (9, 9, 9)).save(photo)
     asked = [str(photo), "--out", str(tmp_path / "maps"), "--condition", "pose_openpose", "--condition", "normal_extended"]

@@ -7,9 +7,9 @@ import pytest
 from pipeline import catalog, plan, run
 from pipeline import manifest as manifests
 from pipeline.catalog import Catalog
-from pipeline.pairs import planned_runs
+from pipeline.experiment.base import base_fingerprint, base_spec, latent_key
+from pipeline.experiment.pairs import planned_runs
 from pipeline.plan import Plan
-from pipeline.stages.encode import base_fingerprint, base_spec, latent_key
 
 CONDITIONS = ("canny", "hough", "cartoon")
 PART = 256  # images in a shard

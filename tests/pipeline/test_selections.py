@@ -4,8 +4,8 @@ import pytest
 
 from pipeline import MillError
 from pipeline.catalog import check_selections
+from pipeline.catalog.selections import Selection
 from pipeline.plan import MEASURES
-from pipeline.selections import Selection
 
 AGAIN = "every query must choose the same pairs"
 ONE, LIST = "one condition for a WHERE", "one list of columns to sort by"

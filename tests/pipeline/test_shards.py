@@ -5,8 +5,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import MillError, shards
-from pipeline.workspace import TEMPORARY, Workspace, fingerprint, write_text, write_whole
+from pipeline import MillError
+from pipeline.storage import shards
+from pipeline.storage.workspace import TEMPORARY, Workspace, fingerprint, write_text, write_whole
 
 FACTS = {"kind": "maps", "key": "k", "part": 0, "made_from": "inputs"}
 ROWS = [{"image_id": str(n), "status": "ok", "reason": "", "map": bytes([n]) * 1000, "measures": [("density", n / 2)]} for n in range(70)]

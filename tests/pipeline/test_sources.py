@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from pipeline import MillError, canonical, sources
-from pipeline.canonical import Unreadable
+from pipeline import MillError, sources
+from pipeline.dataset import canonical
 from pipeline.manifest import FolderSource, Image, ListSource
 from pipeline.sources import RawImage
+from pipeline.sources.raw import Unreadable
+from pipeline.storage import codec
 
 SIZE = Image(resolution=64, store="png")
 HALVES = np.zeros((80, 80, 3), np.uint8)
@@ -24,7 +26,7 @@ def stored(picture: Pillow.Image, form: str, **options: object) -> np.ndarray:
     """The canonical pixels of a picture saved in some form."""
     buffer = io.BytesIO()
     picture.save(buffer, form, **options)
-    return canonical.decode(canonical.canonical(buffer.getvalue(), SIZE).encoded)
+    return codec.decode(canonical.canonical(buffer.getvalue(), SIZE).encoded)
 
 
 def test_rgb_keeps_its_colours() -> None:
@@ -75,7 +77,7 @@ def test_16_bit_grey_keeps_its_range() -> None:
 def test_jpeg_is_decoded_as_pillow_does(photograph: Callable[..., Pillow.Image]) -> None:
     buffer = io.BytesIO()
     photograph(3, 64, 64).save(buffer, "JPEG", quality=90)
-    made = canonical.decode(canonical.canonical(buffer.getvalue(), SIZE).encoded)
+    made = codec.decode(canonical.canonical(buffer.getvalue(), SIZE).encoded)
     assert abs(made.astype(int) - np.asarray(Pillow.open(buffer)).astype(int)).max() <= 1
 
 
@@ -84,7 +86,7 @@ def test_what_is_stored_is_what_is_decoded(store: str, photograph: Callable[...,
     buffer = io.BytesIO()
     photograph(1).save(buffer, "PNG")
     made = canonical.canonical(buffer.getvalue(), Image(resolution=64, store=store))
-    assert canonical.decode(made.encoded).shape == (made.height, made.width, 3) == (64, 64, 3)
+    assert codec.decode(made.encoded).shape == (made.height, made.width, 3) == (64, 64, 3)
     assert (made.raw_width, made.raw_height, made.raw_format) == (160, 120, "PNG")
 
 

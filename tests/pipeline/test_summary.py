@@ -13,13 +13,13 @@ from scipy import stats
 from annotate.conditions import CONDITIONS
 from evaluate import measures
 from evaluate.replicates import NOT_BETTER, draws, of_means
-from pipeline import summary
+from pipeline.benchmark.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, Item, System
 from pipeline.catalog import Catalog
-from pipeline.pairs import called
+from pipeline.experiment.pairs import called
+from pipeline.report import summary
 from pipeline.report.contents import ReportData
 from pipeline.report.site import render
-from pipeline.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, Item, System
-from pipeline.workspace import Workspace
+from pipeline.storage.workspace import Workspace
 
 PROMPTS = 24
 ITEMS = tuple(Item(f"{k:064d}", "", 64, 64, "", k) for k in range(PROMPTS))

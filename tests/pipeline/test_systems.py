@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from pipeline import MillError, networks
+from pipeline import MillError
 from pipeline import plan as plans
+from pipeline.benchmark import networks
+from pipeline.benchmark.systems import ALONE, BEFORE, EARLIER, System, score_key, systems
+from pipeline.experiment.pairs import PlannedRun
 from pipeline.manifest import load
-from pipeline.pairs import PlannedRun
 from pipeline.plan import Plan
 from pipeline.stages import generate as stage
-from pipeline.systems import ALONE, BEFORE, EARLIER, System, score_key, systems
-from pipeline.workspace import Workspace, fingerprint
+from pipeline.storage.workspace import Workspace, fingerprint
 
 BASELINES = "[no_control, shuffled_condition, vae_round_trip, real_image, warm_start]"
 TEXT = """
@@ -52,9 +53,9 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
     (root / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
     monkeypatch.chdir(tmp_path)
     made = [("one", "canny", "c1", "w1"), ("two", "canny", "c2", "w2"), ("depth", "depth_large", "c3", "w3"), ("pose", "pose_openpose", "c4", "w4")]
-    monkeypatch.setattr("pipeline.systems._runs", lambda plan, catalog: made)
-    monkeypatch.setattr("pipeline.systems.base_spec", lambda plan: "base")
-    monkeypatch.setattr("pipeline.systems.base_fingerprint", lambda spec: "mark")
+    monkeypatch.setattr("pipeline.benchmark.systems._runs", lambda plan, catalog: made)
+    monkeypatch.setattr("pipeline.benchmark.systems.base_spec", lambda plan: "base")
+    monkeypatch.setattr("pipeline.benchmark.systems.base_fingerprint", lambda spec: "mark")
 
     def make(changed: str = TEXT, trained_from: str | None = None) -> tuple[Plan, list[System]]:
         from train import checkpoint
@@ -63,7 +64,7 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
         plan = plans.make(load(tmp_path / "m.yaml"), here=False)
         assert plan.manifest.train
         runs = [PlannedRun(name, run, "", "", [], []) for name, run in zip(("one", "two"), plan.manifest.train.runs, strict=True)]
-        monkeypatch.setattr("pipeline.systems.planned_runs", lambda plan, catalog: runs)
+        monkeypatch.setattr("pipeline.benchmark.systems.planned_runs", lambda plan, catalog: runs)
         meta = {"warm_start": {"canny": trained_from or checkpoint.weights_hash(root)}}
         monkeypatch.setattr(checkpoint, "newest", lambda out: checkpoint.Checkpoint(out / "step", 8, 1, meta) if out.name in ("one", "two") else None)
         return plan, systems(plan, Pairs())  # type: ignore[arg-type]
@@ -188,7 +189,7 @@ def test_a_run_stands_beside_the_checkpoints_that_it_kept_on_its_way(
     compared()
     monkeypatch.setattr(checkpoint, "kept", lambda out: [checkpoint.Checkpoint(out / f"step-{step}", 10 * step, step, {}) for step in (1, 2)])
     made = [("one", "canny", "checkpoints/one/step-2/canny", "w1"), ("theirs", "canny", "/elsewhere", "w2")]
-    monkeypatch.setattr("pipeline.systems._runs", lambda plan, catalog: made)
+    monkeypatch.setattr("pipeline.benchmark.systems._runs", lambda plan, catalog: made)
     _, found = compared(TEXT.replace("BASELINES", "[no_control, earlier]"))
     earlier = [system for system in found if system.arm == EARLIER]
     told = [(it.name, it.checkpoint, it.seen) for it in earlier]

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import MillError, sources
-from pipeline.canonical import Unreadable
 from pipeline.manifest import Image, ParquetSource, Provided
 from pipeline.sources import RawImage, tables
+from pipeline.sources.raw import Unreadable
 from pipeline.sources.tables import read_cell
 
 SIZE = Image(resolution=64)

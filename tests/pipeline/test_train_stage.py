@@ -13,17 +13,20 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pipeline import MillError, pairs, status
+from pipeline import MillError
 from pipeline import plan as plans
 from pipeline import run as flow
-from pipeline import verify as verifier
 from pipeline.catalog import Catalog
 from pipeline.cli import main
 from pipeline.cluster import Job
+from pipeline.commands import preflight, status
+from pipeline.commands import verify as verifier
+from pipeline.experiment import pairs
+from pipeline.experiment.pairs import PairAddress, PlannedRun, ShardPairs, planned_runs
 from pipeline.manifest import Run, load
-from pipeline.pairs import PairAddress, PlannedRun, ShardPairs, planned_runs
+from pipeline.report import counts
 from pipeline.stages import train as stage
-from pipeline.workspace import Workspace
+from pipeline.storage.workspace import Workspace
 from tests.conftest import COMMAND, OPEN
 
 CANNY = "conditions: [canny], images: 8, batch: 4, flip: 0.5, lr: 1.0e-3"
@@ -117,7 +120,7 @@ def test_pairs_tell_their_sizes_unread_and_a_mirrored_pair_is_drawn_from_the_fli
     made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from annotate import flips, maps
-    from pipeline.stages.annotate import read_annotation
+    from pipeline.dataset.maps import read_annotation
 
     root, _ = made
     workspace, it = Workspace(root / "ws"), planned(root, monkeypatch)[0]
@@ -244,7 +247,7 @@ def test_a_complete_run_whose_checkpoint_is_damaged_trains_the_missing_part_agai
     first, second = again.said
     assert first == f"checkpoint {whole.step} is damaged: {WEIGHTS} has another sha256 than meta.json says: its run makes it again."
     assert second.startswith(f"{whole.name}: checkpoint {whole.step} is damaged") and "the run goes on from step-00000001" in second
-    told = status.facts(whole.catalog)["runs"]
+    told = counts.facts(whole.catalog)["runs"]
     assert [len(run["notes"]) for run in told if run["run"] == whole.name] == [1]
     assert not alone().said, "once"
 
@@ -270,7 +273,7 @@ def test_verify_reports_each_damaged_file_of_a_checkpoint_and_repair_has_it_made
 
 
 def test_what_is_damaged_is_neither_converted_nor_sampled_nor_shipped_nor_started_from(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.mini import roots
+    from pipeline.commands import roots
     from pipeline.stages import generate
     from train import checkpoint
 
@@ -312,7 +315,7 @@ def test_a_damaged_meta_is_no_traceback_in_status_nor_report_nor_run(alone: Any,
     log = whole.step.parent / "train.jsonl"
     log.write_bytes(log.read_bytes() + garbage + b"\n")
     stage.record_all(whole.plan, whole.catalog)
-    (told,) = [run for run in status.facts(whole.catalog)["runs"] if run["run"] == whole.name]
+    (told,) = [run for run in counts.facts(whole.catalog)["runs"] if run["run"] == whole.name]
     assert (told["status"], told["images"]) == ("incomplete", 4)
     assert report(whole.plan, whole.catalog).is_file()
     again = alone()
@@ -393,7 +396,7 @@ def test_another_micro_batch_or_interval_of_checkpoints_goes_on_and_the_first_is
 
 def test_status_tells_of_every_run_in_words_and_as_json(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     root, _ = made
-    told = status.facts(Catalog(Workspace(root / "ws")))
+    told = counts.facts(Catalog(Workspace(root / "ws")))
     text = status.text(told)
     assert "train      3 of 5 runs complete, 2 failed" in text
     assert len(told["runs"]) == 5
@@ -427,7 +430,7 @@ def test_an_optimizer_that_is_not_installed_is_told_before_any_work(tmp_path: Pa
     text = "name: x\nworkspace: ws\nsource: {kind: folder, path: .}\nconditions: {canny: {}}\ntrain: {base: random, runs: [RUN]}"
     (tmp_path / "m.yaml").write_text(text.replace("RUN", "{conditions: [canny], images: 8, optimizer: adamw8bit}"))
     given = load(tmp_path / "m.yaml")
-    lacks = plans.missing(plans.make(given, here=False))
+    lacks = preflight.missing(plans.make(given, here=False))
     assert "m.yaml:5: train.runs[0].optimizer: adamw8bit needs the package bitsandbytes: `pip install 'controlmill[lean]'`" in lacks[-1]
     with pytest.raises(MillError, match="needs the package bitsandbytes"):
         flow.run(given, flow.Options(), print)
@@ -445,7 +448,7 @@ def test_each_condition_starts_where_its_run_says_and_waits_for_no_more_than_tha
     plan.workspace.create()
     catalog = Catalog(plan.workspace)
     catalog.create()
-    assert plan.manifest.train and plans.missing(plan) == []
+    assert plan.manifest.train and preflight.missing(plan) == []
     runs = [PlannedRun(name, run, "", "", [], []) for name, run in zip(("first", "second"), plan.manifest.train.runs, strict=True)]
     assert stage.warm_starts(plan, catalog, runs, 0) == {}
     found = stage.warm_starts(plan, catalog, runs, 1)
@@ -454,7 +457,7 @@ def test_each_condition_starts_where_its_run_says_and_waits_for_no_more_than_tha
     assert job.after == ("train first",) and job.args["warm_start"].keys() == {"canny", "hough"}
     assert stage.warm_folder(str(tmp_path / "theirs"), "theirs") == tmp_path / "theirs"
     (tmp_path / "theirs").rmdir()
-    (lack,) = plans.missing(plan)
+    (lack,) = preflight.missing(plan)
     assert "m.yaml:5: train.runs[1].warm_start: theirs is neither" in lack
     with pytest.raises(MillError, match=r"train.runs\[1\].warm_start: 'theirs' is neither a condition that a run trains, here or before"):
         stage.warm_starts(plan, catalog, runs, 1)
@@ -493,7 +496,7 @@ def test_status_shows_the_runs_at_work_and_the_alarm_while_training_goes_on(tmp_
     catalog, plan = waiting(tmp_path, monkeypatch)
     assert catalog.query("SELECT images, steps FROM runs WHERE run = 'canny-1'") == [(8000, 250)]
     with plan.workspace.lock():
-        told = status.facts(catalog)
+        told = counts.facts(catalog)
     text = status.text(told)
     assert "train      0 of 2 runs complete, 1 running, 1 queued" in text
     assert (
@@ -512,14 +515,14 @@ def test_status_passes_over_the_damaged_lines_of_a_log_and_tells_what_the_run_no
     for garbage in (b"\x00\xff", b"[3]", b'{"loss": 3}'):
         log.write_bytes(b"\n".join([lines[0].encode(), garbage, note.encode(), lines[1].encode(), garbage, b""]))
         with plan.workspace.lock():
-            text = status.text(status.facts(catalog))
+            text = status.text(counts.facts(catalog))
         assert "canny-1: running, 8,000 of 200,000 images" in text and "\n  goes on with micro_batch 4 instead of 8\n" in text
 
 
 def test_a_run_whose_driver_was_killed_is_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     catalog, plan = waiting(tmp_path, monkeypatch)
     (plan.workspace.root / ".lock").write_text("999999999")
-    assert [run["status"] for run in status.facts(catalog)["runs"]] == ["incomplete", "incomplete"]
+    assert [run["status"] for run in counts.facts(catalog)["runs"]] == ["incomplete", "incomplete"]
 
 
 def test_a_run_that_goes_on_elsewhere_keeps_the_precision_that_it_began_with() -> None:

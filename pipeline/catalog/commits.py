@@ -1,0 +1,195 @@
+"""What a shard's facts are in the catalog's tables: put in, taken out. Called inside a transaction of `pipeline/catalog/__init__.py`."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.catalog import duplicates
+from pipeline.storage import shards
+from pipeline.storage.shards import Shard
+from pipeline.storage.workspace import Workspace
+
+
+def put(connection: Any, workspace: Workspace, shard: Shard) -> bool:
+    """Puts a shard's facts in, in place of an earlier version of the same shard; False, and nothing in, where it does not fit its images."""
+    facts, path = shard.facts, workspace.relative(shard.path)
+    remove(connection, path)
+    connection.register("incoming", shards.read_light(shard.path))
+    if facts["kind"] in ROW_ALIGNED and not _fits(connection, facts):
+        connection.unregister("incoming")
+        return False
+    (number,) = connection.execute("SELECT coalesce(max(shard), 0) + 1 FROM shards").fetchall()[0]
+    connection.execute(
+        "INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            number,
+            facts["kind"],
+            facts["key"],
+            facts.get("name"),
+            facts.get("image_key"),
+            facts["part"],
+            path,
+            shard.rows,
+            shard.bytes,
+            shard.sha256,
+            datetime.now(UTC).replace(tzinfo=None),
+        ],
+    )
+    if "detector" in facts:
+        record_detector(connection, facts["detector"], current=False)
+    INSERTS[facts["kind"]](connection, number, facts)
+    if facts.get("near") is not None:
+        _group(connection, number, facts)
+    connection.unregister("incoming")
+    return True
+
+
+def _insert_images(connection: Any, shard: int, facts: dict[str, Any]) -> None:
+    """Each image once, at the first address that showed it; each address once; a retry takes the place of what failed before."""
+    same_key = "SELECT shard FROM shards WHERE kind = 'images' AND key = $key"
+    key = {"key": facts["key"]}
+    connection.execute("DELETE FROM lost_rows WHERE key = ? AND part = ?", [facts["key"], facts["part"]])
+    if facts.get("retry"):
+        failed = f"""SELECT image FROM image_rows WHERE status = 'failed' AND shard IN ({same_key}) AND (
+            image_id IN (SELECT image_id FROM incoming)
+            OR image IN (SELECT image FROM source_rows WHERE uri IN (SELECT uri FROM incoming)))"""
+        connection.execute(f"CREATE TEMP TABLE gone AS {failed}", key)
+        connection.execute("DELETE FROM source_rows WHERE image IN (SELECT image FROM gone)")
+        connection.execute("DELETE FROM image_rows WHERE image IN (SELECT image FROM gone)")
+        connection.execute("DROP TABLE gone")
+    connection.execute(
+        f"""INSERT INTO image_rows
+            SELECT (SELECT coalesce(max(image), 0) FROM image_rows) + row_number() OVER (ORDER BY row), image_id, {shard}, row, status,
+                   reason, width, height, raw_width, raw_height, raw_format, raw_bytes, group_id, split,
+                   sharpness, contrast, colour, grey, phash
+            FROM incoming
+            WHERE image_id NOT IN (SELECT image_id FROM image_rows WHERE shard IN ({same_key}))
+            QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY row) = 1""",
+        key,
+    )
+    connection.execute(
+        f"""INSERT INTO source_rows
+            SELECT image_rows.image, {shard}, incoming.row, uri, caption, fields
+            FROM incoming JOIN image_rows USING (image_id)
+            WHERE image_rows.shard IN ({same_key}) AND uri NOT IN (SELECT uri FROM source_rows WHERE shard IN ({same_key}))
+            QUALIFY row_number() OVER (PARTITION BY uri ORDER BY incoming.row) = 1""",
+        key,
+    )
+
+
+def _group(connection: Any, shard: int, facts: dict[str, Any]) -> None:
+    """Near-duplicates take the group and the split of the earliest image they resemble; images of a part come in the source's order."""
+    sql = """SELECT image, phash, min(image) OVER (PARTITION BY group_id) AS first, shard = $shard AS own FROM image_rows
+             WHERE phash IS NOT NULL AND shard IN (SELECT shard FROM shards WHERE kind = 'images' AND key = $key) ORDER BY own, image"""
+    found = connection.execute(sql, {"shard": shard, "key": facts["key"]}).fetchnumpy()
+    images, hashes = found["image"], found["phash"].astype("uint64")
+    own = len(images) - int(found["own"].sum())
+    led = images[:own].searchsorted(found["first"][:own])
+    leaders = duplicates.leaders(hashes[:own], hashes[own:], facts["near"], led)
+    follows = leaders >= 0
+    followers = pa.table({"image": images[own:][follows], "leader": images[leaders[follows]]})
+    connection.register("followers", followers)
+    connection.execute(
+        """UPDATE image_rows SET group_id = l.group_id, split = l.split
+           FROM followers JOIN image_rows l ON l.image = followers.leader WHERE image_rows.image = followers.image"""
+    )
+    connection.unregister("followers")
+
+
+def _image_of(facts: dict[str, Any]) -> str:
+    """The integer key of a row that is aligned with the images shard of the same part."""
+    return f"""JOIN image_rows ON image_rows.row = incoming.row AND image_rows.image_id = incoming.image_id AND image_rows.shard =
+        (SELECT shard FROM shards WHERE kind = 'images' AND key = '{facts["image_key"]}' AND part = {facts["part"]})
+        WHERE incoming.status IS NOT NULL"""
+
+
+def _fits(connection: Any, facts: dict[str, Any]) -> bool:
+    """Whether the shard has exactly one row for each readable image of its part: an orphan of another state of the source has not."""
+    found = connection.execute(
+        f"""SELECT (SELECT count(*) FROM incoming WHERE status IS NOT NULL), (SELECT count(*) FROM incoming {_image_of(facts)}),
+                   (SELECT count(*) FROM image_rows JOIN shards USING (shard)
+                    WHERE kind = 'images' AND key = $key AND part = $part AND image_rows.status = 'ok')""",
+        {"key": facts["image_key"], "part": facts["part"]},
+    ).fetchall()
+    rows, matched, readable = found[0]
+    return bool(rows == matched == readable)
+
+
+def _insert_maps(connection: Any, shard: int, facts: dict[str, Any]) -> None:
+    connection.execute(
+        f"""INSERT INTO annotation_rows SELECT image, {shard}, incoming.row, incoming.status, incoming.reason, seconds, measures
+            FROM incoming {_image_of(facts)}"""
+    )
+
+
+def _insert_latents(connection: Any, shard: int, facts: dict[str, Any]) -> None:
+    connection.execute(
+        f"INSERT INTO latent_rows SELECT image, {shard}, incoming.row, incoming.status, incoming.reason FROM incoming {_image_of(facts)}"
+    )
+
+
+def _insert_captions(connection: Any, shard: int, facts: dict[str, Any]) -> None:
+    connection.execute(
+        f"INSERT INTO caption_rows SELECT image, {shard}, incoming.row, incoming.status, incoming.reason, caption FROM incoming {_image_of(facts)}"
+    )
+
+
+def _insert_samples(connection: Any, shard: int, facts: dict[str, Any]) -> None:
+    connection.execute(f"INSERT INTO sample_rows SELECT {shard}, row, image_id, hint_image_id, seed, status, reason, seconds FROM incoming")
+
+
+def _insert_scores(connection: Any, shard: int, facts: dict[str, Any]) -> None:
+    connection.execute(
+        f"""INSERT INTO score_rows SELECT {shard}, row, image_id, seed, status, reason, entry.key, entry.value
+            FROM (SELECT *, unnest(map_entries("values")) AS entry FROM incoming)"""
+    )
+
+
+INSERTS = {
+    "images": _insert_images, "captions": _insert_captions, "maps": _insert_maps, "latents": _insert_latents, "samples": _insert_samples,
+    "scores": _insert_scores,
+}  # fmt: skip
+ROW_ALIGNED = {"captions", "maps", "latents"}  # with the images shard of the same part
+ROWS_OF = {
+    "images": "image_rows", "captions": "caption_rows", "maps": "annotation_rows", "latents": "latent_rows", "samples": "sample_rows",
+    "scores": "score_rows",
+}  # fmt: skip
+
+
+def remove(connection: Any, path: str) -> None:
+    """Takes a shard's rows out, and those of what was made from it; the addresses of its images are remembered as lost."""
+    found = connection.execute("SELECT shard, kind, key, part FROM shards WHERE path = ?", [path]).fetchall()
+    if not found:
+        return
+    shard, kind, key, part = found[0]
+    if kind == "images":
+        children = "SELECT path FROM shards WHERE kind <> 'images' AND image_key = ? AND part = ?"
+        for (child,) in connection.execute(children, [key, part]).fetchall():
+            remove(connection, child)
+        connection.execute("INSERT INTO lost_rows SELECT ?, ?, row, uri FROM source_rows WHERE shard = ?", [key, part, shard])
+        connection.execute(
+            "DELETE FROM source_rows WHERE shard = ? OR image IN (SELECT image FROM image_rows WHERE shard = ?)", [shard, shard]
+        )
+    connection.execute(f"DELETE FROM {ROWS_OF[kind]} WHERE shard = ?", [shard])
+    connection.execute("DELETE FROM shards WHERE shard = ?", [shard])
+
+
+def record_detector(connection: Any, row: dict[str, Any], *, current: bool) -> None:
+    identity = row["identity"]
+    where = "condition = ? AND fingerprint = ?"
+    key = [row["condition"], row["fingerprint"]]
+    if connection.execute(f"SELECT 1 FROM detectors WHERE {where}", key).fetchall():
+        connection.execute(f"UPDATE detectors SET current = current OR ? WHERE {where}", [current, *key])
+        return
+    connection.execute(
+        "INSERT INTO detectors VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [*key, identity["detector"], str(identity["version"]), identity["weights"], json.dumps(identity["params"]), row["licence"],
+         json.dumps(identity, sort_keys=True), current, row.get("maps", row["condition"])],  # a shard of an earlier version does not tell
+    )  # fmt: skip
+
+
+def insert(connection: Any, table: str, row: dict[str, Any]) -> None:
+    names = ", ".join(row)
+    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' for _ in row)})", list(row.values()))

@@ -1,0 +1,35 @@
+"""The catalog made again from the shards, at any time; the old one stays until the new one is whole."""
+
+import shutil
+from collections.abc import Callable
+
+from pipeline.catalog import Catalog, commits
+from pipeline.storage import shards
+from pipeline.storage.workspace import TEMPORARY, Workspace
+
+
+def rebuild(workspace: Workspace, finish: Callable[[Catalog], None]) -> tuple[int, list[str]]:
+    """Makes the catalog again from the files; returns how many shards went in and which files are broken.
+
+    `finish(catalog)` settles what the manifest decides, on the new catalog, before it takes the old one's place.
+    """
+    found, broken = [], []
+    for path in workspace.all_shards():
+        try:
+            found.append(shards.verify(path))
+        except shards.BROKEN as error:
+            broken.append(f"{workspace.relative(path)}: {error}")
+    found.sort(key=lambda shard: (list(shards.SCHEMAS).index(shard.facts["kind"]), shard.facts["part"], shard.path))
+    temporary = workspace.root / f"{TEMPORARY}rebuild"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a rebuild that was killed
+    temporary.mkdir()
+    fresh = Catalog(workspace, temporary / "catalog.duckdb")
+    fresh.create()
+    with fresh.transaction(limited=False) as connection:  # all shards at once
+        fitting = [shard for shard in found if commits.put(connection, workspace, shard)]
+    finish(fresh)
+    fresh.gather()
+    workspace.catalog.with_suffix(".duckdb.wal").unlink(missing_ok=True)
+    fresh.path.replace(workspace.catalog)
+    temporary.rmdir()
+    return len(fitting), broken

@@ -1,0 +1,243 @@
+"""Paired datasets out: the view `pairs` with its hints drawn, in the layouts that other trainers read."""
+
+import fcntl
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from annotate import flips, maps
+from annotate.annotator import Annotation
+from annotate.conditions import CONDITIONS
+from annotate.drawing import PROTOCOLS
+from annotate.parameters import near
+from pipeline import MillError, sources
+from pipeline.catalog import Catalog
+from pipeline.cluster.progress import Progress
+from pipeline.dataset.layouts import WRITERS, Hint, Origin, Sample
+from pipeline.dataset.maps import annotation
+from pipeline.storage import codec, shards
+from pipeline.storage.workspace import OWN_FOLDERS, TEMPORARY, stopping
+
+SPLITS = ("train", "validation", "test")
+BATCH = 32  # samples drawn at a time
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What goes from one part of the images into one split; shards relative to the workspace."""
+
+    split: str
+    shard: str  # of the images
+    maps: dict[str, str]  # condition -> shard
+    rows: list[int]  # in all those shards
+    images: list[int]  # the catalog's keys, row for row
+
+
+def export(
+    catalog: Catalog,
+    dest: Path,
+    *,
+    to: str,  # a key of WRITERS
+    conditions: tuple[str, ...],  # an image goes along where every one of them has a pair
+    split: str = "all",
+    protocol: str = "cn10",
+    raw: bool = False,  # the stored maps beside their drawings
+    flip: bool = False,  # each pair is followed by its mirror image, where its caption allows
+    say: Callable[[str], None],
+) -> int:
+    """Writes the pairs to the folder `dest`, whole or not at all, in a stable order; returns how many images. MillError where it can't."""
+    names, place, root = list(dict.fromkeys(conditions)), dest.expanduser().resolve(), catalog.workspace.root
+    _check(to, names, split, protocol, raw)
+    if any(place.is_relative_to(root / own) for own in OWN_FOLDERS):
+        raise MillError(
+            f"{dest} belongs to the workspace, which sweeps it: name a folder of your own, such as {root / 'exports' / names[0]}."
+        )
+    splits = SPLITS if split == "all" else (split,)
+    chosen = _choose(catalog, names, splits, say)
+    origins = [_origin(catalog, name, protocol) for name in names]
+    counts = {name: sum(len(it.rows) for it in chosen if it.split == name) for name in splits}
+    try:
+        with _whole_folder(place) as folder, Progress("export", sum(counts.values())) as progress:
+            for name, count in counts.items():
+                if count:
+                    parts = [it for it in chosen if it.split == name]
+                    WRITERS[to](folder, name, _samples(catalog, parts, protocol, progress, flip), origins, raw)
+    except OSError as error:  # pyarrow's too
+        raise stopping(error, str(dest)) or error from error
+    told = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+    say(f"{dest}: {sum(counts.values())} images with {', '.join(names)} ({told})")
+    return sum(counts.values())
+
+
+def _check(to: str, names: list[str], split: str, protocol: str, raw: bool) -> None:
+    for option, value, known in (("--to", to, WRITERS), ("--split", split, (*SPLITS, "all")), ("--protocol", protocol, PROTOCOLS)):
+        if value not in known:
+            raise MillError(f"{option}: {value!r} is unknown{near(value, known)}; set one of {', '.join(known)}.")
+    for name in names:
+        if name not in CONDITIONS:
+            raise MillError(f"--condition: unknown condition {name!r}{near(name, CONDITIONS)}; `controlmill conditions` lists them.")
+    if to == "diffusers" and len(names) > 1:
+        raise MillError(
+            f"--to diffusers holds one condition, not {len(names)}: export each to a folder of its own, or use --to huggingface."
+        )
+    if to == "diffusers" and raw:
+        raise MillError("--to diffusers has no place for --raw maps: leave --raw out, or use --to huggingface or webdataset.")
+
+
+def _choose(catalog: Catalog, names: list[str], splits: tuple[str, ...], say: Callable[[str], None]) -> list[Chosen]:
+    """What goes along, in the order of splits and parts; MillError where that is nothing."""
+    wanted = [list(splits), names]
+    where = "list_contains(?, split) AND list_contains(?, condition)"
+    counts = dict(catalog.query(f"SELECT condition, count(*) FROM pairs WHERE {where} GROUP BY condition", wanted))
+    place = "" if splits == SPLITS else f" in the {splits[0]} split"
+    for name in names:
+        if name not in counts:
+            raise MillError(
+                f"--condition {name} has no pairs{place}: `controlmill status {catalog.workspace.root}` shows which have; "
+                f"add {name} to the manifest's conditions and run it, loosen its select, or export another."
+            )
+    found = catalog.query(
+        f"""SELECT split, part, min(image_shard), list(row ORDER BY row), list(image ORDER BY row)
+            FROM (SELECT split, part, row, image, image_shard FROM pairs WHERE {where}
+                  GROUP BY ALL HAVING count(DISTINCT condition) = {len(names)})
+            GROUP BY split, part""",
+        wanted,
+    )
+    if not found:
+        raise MillError(f"{' + '.join(names)} share no image{place}: export them apart.")
+    if len(names) > 1:
+        sizes = ", ".join(f"{name} {counts[name]}" for name in names)
+        say(f"pairs: {sizes}; {sum(len(images) for *_, images in found)} images have all of them")
+    held: dict[int, dict[str, str]] = {}
+    for condition, part, shard in catalog.query(f"SELECT DISTINCT condition, part, map_shard FROM pairs WHERE {where}", wanted):
+        held.setdefault(part, dict.fromkeys(names, ""))[condition] = shard
+    found.sort(key=lambda it: (SPLITS.index(it[0]), it[1]))
+    return [Chosen(split, shard, held[part], rows, images) for split, part, shard, rows, images in found]
+
+
+def _origin(catalog: Catalog, condition: str, protocol: str) -> Origin:
+    detector, fingerprint, licence = catalog.row(
+        "SELECT detector, fingerprint, licence FROM detectors WHERE condition = ? AND current", [condition]
+    )
+    return Origin(condition, detector, fingerprint, licence, protocol)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------------
+
+
+CAPTIONS = "SELECT image, coalesce(caption, '') FROM captions WHERE image BETWEEN ? AND ?"  # a range reaches the tables' scans
+
+
+def _samples(catalog: Catalog, parts: list[Chosen], protocol: str, progress: Progress, flip: bool) -> Iterator[Sample]:
+    """Holds one part's shards at a time."""
+    root = catalog.workspace.root
+    with ThreadPoolExecutor() as pool:  # drawing and PNG coding mostly run outside Python's lock
+        for part in parts:
+            captions = dict(catalog.query(CAPTIONS, [min(part.images), max(part.images)]))
+            pictures = shards.read(root / part.shard, ["image_id", "uri", "width", "height", "image"])
+            tables = {name: shards.read(root / shard) for name, shard in part.maps.items()}
+            draw = functools.partial(_sample, pictures, tables, captions, protocol)
+            for start in range(0, len(part.rows), BATCH):
+                rows, images = part.rows[start : start + BATCH], part.images[start : start + BATCH]
+                plain = pool.map(draw, rows, images, [False] * len(rows))
+                twins = pool.map(draw, rows, images, [True] * len(rows)) if flip else [None] * len(rows)
+                for sample, twin in zip(plain, twins, strict=True):
+                    yield from (one for one in (sample, twin) if one is not None)
+                progress.add(len(rows))
+
+
+def _sample(
+    pictures: pa.Table, tables: dict[str, pa.Table], captions: dict[int, str], protocol: str, row: int, image: int, mirror: bool
+) -> Sample | None:
+    """One pair or its mirror image; None where the caption would be wrong of that."""
+    picture, text = pictures.slice(row, 1).to_pylist()[0], captions[image]
+    stored = {name: _stored(table.slice(row, 1).to_pylist()[0], name, picture["image_id"]) for name, table in tables.items()}
+    if not mirror:
+        return Sample(**picture, text=text, hints={name: _hint(one, data, protocol) for name, (one, data) in stored.items()})
+    mirrored = sources.mirrored_caption(picture["uri"], text)
+    if mirrored is None:
+        return None
+    pixels = np.ascontiguousarray(codec.decode(picture["image"])[:, ::-1])
+    picture |= {"image_id": f"{picture['image_id']}-mirrored", "image": codec.encode(pixels, "png")}
+    hints = {}
+    for name, (one, _) in stored.items():
+        assert one.map is not None
+        turned = replace(one, map=flips.flip(one.map))
+        hints[name] = _hint(turned, maps.encode(flips.flip(one.map)), protocol)
+    return Sample(**picture, text=mirrored, hints=hints)
+
+
+def _stored(row: dict[str, Any], condition: str, image_id: str) -> tuple[Annotation, bytes]:
+    """An annotation and its map as stored."""
+    if row["image_id"] != image_id or row["map"] is None:
+        raise MillError(
+            f"The maps of {condition} changed while they were exported: wait for the run to end, then run the same command again."
+        )
+    return annotation(row, condition), row["map"]
+
+
+def _hint(made: Annotation, data: bytes, protocol: str) -> Hint:
+    assert made.map is not None
+    png = codec.encode(maps.render(made.map, protocol=protocol), "png")
+    return Hint(png, data, made.map.kind, made.map.meta, dict(made.draws), made.measures)
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _whole_folder(dest: Path) -> Iterator[Path]:
+    """A folder beside `dest` that takes its name when all is in it; what a killed export left there is swept by the next."""
+    _must_be_free(dest)
+    staging = dest.with_name(f"{TEMPORARY}{dest.name}")
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(staging, os.O_RDONLY)
+    except OSError as error:
+        raise stopping(error) or MillError(f"{dest} can't be made ({error.strerror}): name another folder.") from error
+    try:
+        _lock(descriptor, staging, dest)
+        try:
+            _must_be_free(dest)  # another export may have ended meanwhile
+            _empty(staging)
+            yield staging
+            os.sync()  # a power cut must not leave a whole folder of empty files
+            _must_be_free(dest)
+            staging.rename(dest)
+        except BaseException as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            if isinstance(error, KeyboardInterrupt):
+                raise MillError(f"Stopped; nothing is left at {dest}, the same command begins again.") from None
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _must_be_free(dest: Path) -> None:
+    if dest.is_mount() or (dest.exists() and (not dest.is_dir() or any(dest.iterdir()))):
+        raise MillError(f"{dest} is there already, and an export never adds to what is there: name a new folder, or remove it first.")
+
+
+def _lock(descriptor: int, staging: Path, dest: Path) -> None:
+    """One export to a place at a time; the lock dies with its process."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = staging.exists() and os.path.samestat(os.fstat(descriptor), staging.stat())  # else the other has just ended
+    except BlockingIOError:
+        mine = False
+    if not mine:
+        raise MillError(f"Another export is writing {dest}: wait for it, or name another folder.")
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,170 @@
+"""Does the workspace hold what the catalog says? Every shard and every checkpoint read in full, every row counted."""
+
+import math
+import random
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from evaluate import fidelity
+from pipeline.catalog import Catalog
+from pipeline.catalog.commits import ROWS_OF
+from pipeline.plan import Plan
+from pipeline.storage import shards
+from pipeline.storage.workspace import TEMPORARY
+
+
+def problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> list[str]:
+    """One sentence for each problem; with `repair`, broken shards and checkpoints are taken out so that the next run makes them again."""
+    if repair:
+        with catalog.workspace.lock():
+            if catalog.path.exists():
+                catalog.create()  # one of an earlier version is brought up to date
+            return _problems(catalog, repair=True, say=say)
+    return _problems(catalog, repair=False, say=say)
+
+
+def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> list[str]:
+    workspace, found = catalog.workspace, []
+    for (table,) in catalog.query("SELECT table_name FROM duckdb_tables()"):
+        catalog.row(f"SELECT max(hash(it)) FROM {table} it")  # reads every block, and a damaged one is told
+    listed = catalog.query("SELECT path, rows, bytes, sha256 FROM shards ORDER BY path")
+    for path, rows, size, digest in listed:
+        problem = _problem(catalog, path, rows, size, digest)
+        if problem:
+            found.append(f"{path}: {problem}")
+            say(found[-1])
+            if repair:
+                catalog.forget(path)
+                (workspace.root / path).unlink(missing_ok=True)
+                say(f"{path}: removed; the next run makes it again")
+    known = {path for path, *_ in listed}
+    for file in workspace.all_shards():
+        if workspace.relative(file) in known:
+            continue
+        try:
+            shards.verify(file)
+            say(f"{workspace.relative(file)}: complete but not in the catalog (the next run adopts, replaces or removes it)")
+        except shards.BROKEN as error:
+            found.append(f"{workspace.relative(file)}: broken, and not in the catalog: {error}")
+            say(found[-1])
+            if repair:
+                file.unlink(missing_ok=True)
+                say(f"{workspace.relative(file)}: removed")
+    checkpoints = _checkpoints(catalog, found, repair=repair, say=say)
+    for sentence, sql in INVARIANTS.items():
+        (count,) = catalog.row(sql)
+        if count:
+            found.append(f"{count} {sentence}: `controlmill catalog rebuild` makes the catalog again")
+            say(found[-1])
+    also = f" and {checkpoints} checkpoint{'s' if checkpoints > 1 else ''}" if checkpoints else ""
+    say(f"{len(listed)} shards{also} checked, {len(found)} problems")
+    return found
+
+
+def _checkpoints(catalog: Catalog, found: list[str], *, repair: bool, say: Callable[[str], None]) -> int:  # how many there are
+    """Adds a sentence for each damaged file of a checkpoint and each line of a run's log that is none."""
+    from train import checkpoint, log
+
+    count = 0
+    for out in sorted(path for path in (catalog.workspace.root / "checkpoints").glob("*/") if not path.name.startswith(TEMPORARY)):
+        steps = checkpoint.folders(out)
+        count += len(steps)
+        for folder in steps:
+            wrong = checkpoint.problems(folder)
+            if wrong and folder.exists():  # a run under way keeps the newest only
+                found += wrong
+                _tell_of_checkpoint(catalog, folder, wrong, newest=folder == steps[-1], repair=repair, say=say)
+        rows, damaged = log.read_log(out / log.LOG)
+        if damaged:
+            place = catalog.workspace.relative(out / log.LOG)
+            found.append(f"{place}: {log.lines_text(damaged)}: damaged, and passed over by whoever reads it")
+            say(found[-1])
+            if repair:
+                log.write_log(out / log.LOG, rows)
+                say(f"{place}: taken out; what stood there is lost, and nothing is made from it but curves")
+    return count
+
+
+def _tell_of_checkpoint(catalog: Catalog, folder: Path, wrong: list[str], *, newest: bool, repair: bool, say: Callable[[str], None]) -> None:
+    for sentence in wrong:
+        say(sentence)
+    if repair:
+        shutil.rmtree(folder)
+        place = catalog.workspace.relative(folder)
+        with catalog.transaction() as connection:
+            connection.execute("UPDATE runs SET status = 'incomplete' WHERE checkpoint = ?", [place])
+        say(f"{place}: removed; {'the next run makes it again' if newest else 'its run goes on without it'}")
+
+
+def _problem(catalog: Catalog, path: str, rows: int, size: int, digest: str) -> str | None:
+    file = catalog.workspace.root / path
+    if not file.is_file():
+        return "missing"
+    if file.stat().st_size != size:
+        return f"{file.stat().st_size} bytes where the catalog has {size}"
+    try:
+        shard = shards.verify(file)
+    except shards.BROKEN as error:
+        return f"broken: {error}"
+    if shard.sha256 != digest:
+        return "its sha256 is not the one in the catalog"
+    if shard.rows != rows:
+        return f"{shard.rows} rows where the catalog has {rows}"
+    return None
+
+
+INVARIANTS = {
+    "images have several rows": "SELECT count(*) FROM (SELECT image_id FROM images GROUP BY image_id HAVING count(*) > 1)",
+    "addresses have several rows": "SELECT count(*) FROM (SELECT uri FROM sources GROUP BY uri HAVING count(*) > 1)",
+    "images have no address": "SELECT count(*) FROM images WHERE image NOT IN (SELECT image FROM source_rows)",
+    "images have several annotations of one condition and fingerprint": """
+        SELECT count(*) FROM (SELECT image_id FROM annotations GROUP BY image_id, condition, fingerprint HAVING count(*) > 1)""",
+    "shards do not fit their images": """
+        SELECT count(*) FROM shards s WHERE kind = 'maps' AND (SELECT count(*) FROM annotation_rows a WHERE a.shard = s.shard) <>
+            (SELECT count(*) FROM image_rows i JOIN shards p ON p.shard = i.shard
+             WHERE p.kind = 'images' AND p.key = s.image_key AND p.part = s.part AND i.status = 'ok')""",
+    "rows belong to no shard": "SELECT "
+    + " + ".join(f"(SELECT count(*) FROM {rows} WHERE shard NOT IN (SELECT shard FROM shards))" for rows in ROWS_OF.values()),
+}
+
+
+TOLERANCE = 1e-4  # of a score, relative: networks round differently from batch to batch
+
+
+def rescored(
+    plan: Plan,
+    catalog: Catalog,
+    samples: int,  # at least so many are scored again, chosen at random, by whole shards
+    *,
+    seed: int | None = None,  # None = others each time
+    say: Callable[[str], None],
+) -> list[str]:  # a sentence for each number that is not what is stored
+    """Scores stored samples again: what the leaderboard says must follow from the pictures that it shows."""
+    from pipeline.benchmark.scoring import jobs, score_part
+    from pipeline.experiment.base import device
+
+    done = [(path, job) for path, job, there in jobs(plan, catalog, device()) if there]
+    random.Random(seed).shuffle(done)
+    found: list[str] = []
+    count = compared = 0
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=plan.workspace.root) as folder:
+        for path, job in done:
+            if count >= samples:
+                break
+            again = Path(folder) / f"{count}.parquet"
+            score_part(job.args | {"path": str(again)}, job.rows, {}, False)
+            for old, new in zip(*(shards.read(it, ["image_id", "seed", "values"]).to_pylist() for it in (path, again)), strict=True):
+                stored, made = ({name: value for name, value in it["values"] or () if not fidelity.retired(name)} for it in (old, new))
+                compared += len(stored)
+                found += [
+                    f"{job.name}: {name} of {old['image_id'][:12]} seed {old['seed']} is {made.get(name)}, stored is {stored.get(name)}"
+                    for name in sorted(stored.keys() | made.keys())
+                    if name not in stored or name not in made or not math.isclose(stored[name], made[name], rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+                ]
+            count += len(job.rows)
+    for sentence in found:
+        say(sentence)
+    say(f"{count} samples scored again, {compared} numbers compared, {len(found)} differ")
+    return found

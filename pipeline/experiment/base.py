@@ -1,0 +1,83 @@
+"""The locked base of the manifest: where it is, its fingerprint, loaded once a process, and the key of its latents."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import MillError
+from pipeline.plan import Plan
+from pipeline.storage.workspace import fingerprint
+
+RANDOM_BASE = "random"  # `base: random`
+
+
+def base_spec(plan: Plan) -> str:
+    """What train.base.load takes; the random base is made in the workspace when first asked for."""
+    from train import base, mini
+
+    spec = plan.manifest.base
+    assert spec is not None
+    if spec != RANDOM_BASE:
+        here = Path(spec).expanduser()
+        return str(here.resolve()) if spec != mini.NAME and here.exists() else spec  # workers may stand in another folder
+    folder = plan.workspace.root / "base" / RANDOM_BASE
+    if not folder.exists():
+        base.build_random(folder)
+    return str(folder)
+
+
+def base_fingerprint(spec: str) -> str:
+    from train import base
+
+    try:
+        return base.fingerprint(spec)
+    except (ValueError, OSError) as error:
+        raise MillError(f"train.base: {error}") from error
+
+
+def latent_key(
+    plan: Plan,
+    base_mark: str,
+    *,
+    mirrored: bool | None = None,  # whether the shards hold mirror images too; None = as the manifest's runs need
+) -> str:
+    captions = {"captions": [plan.captions.key, plan.captions.when]} if plan.captions else {}
+    both = {"flips": True} if (flips(plan) if mirrored is None else mirrored) else {}
+    return fingerprint({"base": base_mark, "image_key": plan.image_key} | captions | both)
+
+
+def flips(plan: Plan) -> bool:
+    """Whether some run sees mirrored images, whose latents are no mirrored latents."""
+    return plan.manifest.train is not None and any(run.flip > 0 for run in plan.manifest.train.runs)
+
+
+@functools.cache
+def load_base(spec: str, parts: tuple[str, ...], device: str) -> Any:
+    """Once a process: workers keep the networks between their tasks."""
+    from train import base
+
+    return base.load(spec, device=device, parts=parts)
+
+
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pack(array: Any) -> bytes:
+    """float16 .npy bytes of an array or CPU tensor."""
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(array, dtype=np.float16), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes) -> np.ndarray:
+    """float32 array that `pack` stored."""
+    import io
+
+    return np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)

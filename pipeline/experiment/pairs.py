@@ -1,0 +1,202 @@
+"""What a run of the manifest trains on: its pairs, where their pieces lie in the shards, and the name that follows from them."""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline import MillError
+from pipeline.catalog import Catalog
+from pipeline.dataset.maps import read_map
+from pipeline.experiment.base import base_fingerprint, base_spec, latent_key, unpack
+from pipeline.manifest import Run
+from pipeline.plan import Plan
+from pipeline.storage import shards
+from pipeline.storage.workspace import Workspace, fingerprint
+
+SMALLEST_SHARE = 0.9  # of each condition's pairs that a joint run must keep
+DRAWN = 4  # held-out pairs in the grids of a run on a GPU
+TRAIN, HELD_OUT = "train", "validation"  # splits
+
+
+@dataclass(frozen=True, slots=True)  # a run may have millions
+class PairAddress:
+    """Where one pair's pieces lie: shards relative to the workspace; images, maps and latents share the row."""
+
+    image_id: str
+    row: int
+    latents: str
+    maps: dict[str, str]
+    size: tuple[int, int]  # (h, w) of the latents
+
+
+Members = Callable[[str, str], Mapping[str, PairAddress]]  # condition, split -> image id -> where its pieces lie
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    name: str  # conditions and 8 hex of everything that decides its weights; one that was begun under an older name keeps it
+    run: Run
+    base: str
+    base_fingerprint: str
+    pairs: list[PairAddress]
+    held_out: list[PairAddress]  # of the validation split; they never train
+    identity: Mapping[str, Any] = field(default_factory=dict)  # what the name is the fingerprint of
+
+    def name_with(self, images: int) -> str:
+        """The name of the same run, were it so long."""
+        return _name({**self.identity, "run": self.identity["run"] | {"images": images}})
+
+    def was(self, name: str, images: int, began_with: Mapping[str, Any]) -> bool:
+        """Whether `name` is a name of the same run, were it so long and begun with these options."""
+        return name in _names({**self.identity, "run": self.identity["run"] | {"images": images}}, began_with)
+
+
+class ShardPairs:
+    """train.batches.Pairs over shards; drawing a hint happens here, so training reads what the catalog stores."""
+
+    def __init__(self, workspace: Workspace, addresses: Sequence[PairAddress], empty_text: np.ndarray) -> None:
+        self.workspace, self.addresses, self.empty_text = workspace, addresses, empty_text
+        self.ids = [address.image_id for address in addresses]
+        self.sizes = [address.size for address in addresses]
+        self._read = functools.lru_cache(maxsize=512)(self._read_pair)
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._read(index, False)
+
+    def mirrored(self, index: int) -> Any:
+        """The pair of the mirrored image; the pair as it is where its caption would be wrong of that."""
+        return self._read(index, True)
+
+    def _read_pair(self, index: int, mirror: bool) -> Any:
+        from annotate import flips, maps
+        from train.batches import Pair
+
+        address = self.addresses[index]
+        names = ["mean", "std", "text"]
+        wanted = [*names, *shards.MIRRORED] if mirror else names
+        stored = shards.read_row(self.workspace.root / address.latents, address.row, wanted)
+        mirror = mirror and stored["mean_mirrored"] is not None
+        if mirror:
+            stored |= {name: stored[f"{name}_mirrored"] or stored[name] for name in names}
+        hints = {}
+        for condition, shard in address.maps.items():
+            made = read_map(self.workspace, shard, address.row, condition)
+            hints[condition] = maps.render(flips.flip(made) if mirror else made)
+        return Pair(image_id=address.image_id, hints=hints, **{name: unpack(stored[name]) for name in names})
+
+
+def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
+    """The manifest's runs with their pairs and names; MillError where a run has nothing to train on."""
+    if plan.manifest.train is None:
+        return []
+    train, spec = plan.manifest.train, base_spec(plan)
+    mark = base_fingerprint(spec)
+    made: dict[int, PlannedRun] = {}
+    key = latent_key(plan, mark)
+    latents = dict(catalog.query("SELECT part, path FROM shards WHERE kind = 'latents' AND key = ?", [key]))
+    members = functools.cache(lambda condition, split: _members(catalog, condition, split, key, latents))  # runs share conditions
+    begun = [run for (run,) in catalog.query("SELECT run FROM runs ORDER BY run")]
+
+    def make(number: int) -> PlannedRun:
+        if number not in made:
+            sources = {name: make(source).name for name, source in train.waits_for(number).items()}
+            made[number] = _planned(plan, members, train.runs[number], spec, mark, sources, begun)
+        return made[number]
+
+    return [make(number) for number in range(len(train.runs))]
+
+
+def called(name: str) -> str:
+    """A run's name as a page shows it, since one of many conditions has a long one: `canny+12-1a2b3c4d`."""
+    conditions, _, mark = name.rpartition("-")
+    first, *others = conditions.split("+")
+    return f"{first}+{len(others)}-{mark}" if len(others) > 2 else name
+
+
+def _planned(
+    plan: Plan, members: Members, run: Run, spec: str, mark: str, sources: Mapping[str, str], begun: Sequence[str]
+) -> PlannedRun:
+    found = {split: {name: members(name, split) for name in run.conditions} for split in (TRAIN, HELD_OUT)}
+    for name in run.conditions:
+        if not found[TRAIN][name]:
+            raise MillError(
+                f"{plan.manifest.at('train')}: {name} has no pairs in the train split: `controlmill status {plan.workspace.root}` shows why; "
+                f"loosen conditions.{name}.select, or add images."
+            )
+    shared = {split: sorted(set.intersection(*(set(rows) for rows in of_condition.values()))) for split, of_condition in found.items()}
+    for name, rows in found[TRAIN].items():
+        if len(shared[TRAIN]) < SMALLEST_SHARE * len(rows):
+            raise MillError(
+                f"{plan.manifest.at('train')}: {' + '.join(run.conditions)} share {len(shared[TRAIN])} pairs, "
+                f"under 90 % of the {len(rows)} of {name}: train them apart."
+            )
+    first = run.conditions[0]
+    addresses = {
+        split: [
+            dataclasses.replace(
+                found[split][first][image_id], maps={name: found[split][name][image_id].maps[name] for name in run.conditions}
+            )
+            for image_id in image_ids
+        ]
+        for split, image_ids in (
+            (TRAIN, shared[TRAIN]),
+            (HELD_OUT, shared[HELD_OUT][: max(run.held_out, DRAWN if run.grids is None else run.grids)]),
+        )
+    }
+    identity = {
+        "base": mark, "latents": latent_key(plan, mark, mirrored=False), "run": run.identity, "pairs": shared[TRAIN], "version": 2,
+        "conditions": {name: plan.conditions[name].fingerprint for name in run.conditions},
+    }  # fmt: skip
+    if sources:  # the runs of this manifest that it goes on from
+        identity["warm_start"] = sources if isinstance(run.warm_start, dict) else next(iter(sources.values()))
+    return PlannedRun(name_here(plan.workspace, identity, run, begun), run, spec, mark, addresses[TRAIN], addresses[HELD_OUT], identity)
+
+
+def name_here(
+    workspace: Workspace,
+    identity: Mapping[str, Any],
+    run: Run,
+    begun: Sequence[str],  # names of the runs that the workspace knows
+) -> str:
+    """Until micro_batch and checkpoint_every left the identity they were part of the name: a run that was begun so is found, and keeps it."""
+    from train import checkpoint
+
+    name, *older = _names(identity, {"micro_batch": run.micro_batch, "checkpoint_every": run.checkpoint_every})
+    for known in (*older, name):
+        if known in begun:
+            return known
+    others = (checkpoint.newest(workspace.run(other)) for other in begun if other.rpartition("-")[0] == name.rpartition("-")[0])
+    same = [it for it in others if it and it.path.parent.name in _names(identity, checkpoint.began_with(it.meta))]
+    return max(same, key=lambda it: it.images).path.parent.name if same else name
+
+
+def _names(identity: Mapping[str, Any], began_with: Mapping[str, Any]) -> list[str]:
+    """The name of a run, then those that it had when it was begun with these options; what it is by default was not always told."""
+    micro, every = began_with.get("micro_batch"), began_with.get("checkpoint_every")
+    told = [(None, None), (micro, every), (micro, None)]
+    return [_name({**identity, "run": identity["run"] | {"micro_batch": one, "checkpoint_every": other}}) for one, other in told]
+
+
+def _name(identity: Mapping[str, Any]) -> str:
+    return f"{'+'.join(identity['run']['conditions'])}-{fingerprint(identity)[:8]}"
+
+
+def _members(catalog: Catalog, condition: str, split: str, key: str, latents: Mapping[int, str]) -> dict[str, PairAddress]:
+    """The condition's pairs in a split by image id, as far as they are encoded: an image that killed its encoder has no latents."""
+    rows = catalog.query(
+        """SELECT image_id, part, row, map_shard, height, width FROM pairs WHERE condition = ? AND split = ?
+           AND image NOT IN (SELECT image FROM latent_rows JOIN shards USING (shard) WHERE key = ? AND status <> 'ok')""",
+        [condition, split, key],
+    )
+    return {
+        image_id: PairAddress(image_id, row, latents[part], {condition: sys.intern(shard)}, (height // 8, width // 8))
+        for image_id, part, row, shard, height, width in rows if part in latents
+    }  # fmt: skip

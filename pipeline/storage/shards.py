@@ -1,0 +1,172 @@
+"""Parquet shards: written once, checked when read, each naming in its footer what it holds and from what it was made."""
+
+import functools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import MillError
+from pipeline.storage.workspace import fingerprint, sha256_file, stopping, write_whole
+
+FOOTER = b"controlmill"
+BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)  # what reading a damaged file raises
+REMEDY = "`controlmill verify WORKSPACE --repair` takes it out of the catalog, and the next run makes it again."
+GROUP_ROWS, GROUP_BYTES = 32, 2**20  # at most, of a row group: what is read for one row; training reads them in no order
+
+IMAGES = pa.schema([
+    ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()),
+    ("uri", pa.string()), ("caption", pa.string()), ("fields", pa.string()),
+    ("width", pa.int32()), ("height", pa.int32()), ("raw_width", pa.int32()), ("raw_height", pa.int32()),
+    ("raw_format", pa.string()), ("raw_bytes", pa.int64()), ("group_id", pa.string()), ("split", pa.string()),
+    ("sharpness", pa.float64()), ("contrast", pa.float64()), ("colour", pa.float64()), ("grey", pa.bool_()),
+    ("phash", pa.uint64()), ("image", pa.binary()),
+])  # fmt: skip
+CAPTIONS = pa.schema([("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("caption", pa.string())])
+MAPS = pa.schema([
+    ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("seconds", pa.float32()),
+    ("measures", pa.map_(pa.string(), pa.float64())), ("meta", pa.string()), ("draws", pa.string()), ("map", pa.binary()),
+])  # fmt: skip
+LATENTS = pa.schema([
+    ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("caption", pa.string()),
+    ("mean", pa.binary()), ("std", pa.binary()), ("text", pa.binary()),
+])  # fmt: skip
+MIRRORED = ("mean_mirrored", "std_mirrored", "text_mirrored")  # text only where it differs; all null where the caption forbids mirroring
+FLIPPED_LATENTS = pa.schema([*LATENTS, *((name, pa.binary()) for name in MIRRORED)])
+SAMPLES = pa.schema([
+    ("image_id", pa.string()), ("hint_image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()),
+    ("seed", pa.int64()), ("seconds", pa.float32()), ("image", pa.binary()),
+])  # fmt: skip
+SCORES = pa.schema([
+    ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("seed", pa.int64()),
+    ("values", pa.map_(pa.string(), pa.float64())), ("meta", pa.string()), ("map", pa.binary()),
+    ("counts", pa.binary()), ("features", pa.map_(pa.string(), pa.binary())),
+])  # fmt: skip
+# in the order in which they are made
+SCHEMAS = {"images": IMAGES, "captions": CAPTIONS, "maps": MAPS, "latents": LATENTS, "samples": SAMPLES, "scores": SCORES}
+PAYLOADS = {"image", "map", "counts", "features", "mean", "std", "text", *MIRRORED}  # the heavy columns, which the catalog never reads
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A complete, verified file. `facts` is its footer: kind, key, part, what it was made from."""
+
+    path: Path
+    rows: int
+    bytes: int
+    sha256: str
+    facts: dict[str, Any]
+
+
+def write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, facts: dict[str, Any], *, replace: bool = False) -> Path:
+    """Writes rows as one shard unless a shard of that name is there already (its name is its identity)."""
+    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata({FOOTER: json.dumps(facts, sort_keys=True).encode()})
+    light = [field.name for field in schema if field.name not in PAYLOADS]
+
+    def save(temporary: Path) -> None:
+        pq.write_table(
+            table,
+            temporary,
+            row_group_size=max(1, min(GROUP_ROWS, GROUP_BYTES * table.num_rows // max(1, table.nbytes))),
+            compression={field.name: "zstd" if field.name in light else "none" for field in schema},
+            use_dictionary=[name for name in ("status", "reason", "split", "raw_format") if name in schema.names],
+            write_page_checksum=True,
+        )
+
+    write_whole(path, save, replace=replace)
+    return path
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """The footer alone; raises one of BROKEN on a file that is not a whole shard."""
+    metadata = pq.read_metadata(path).metadata or {}
+    if FOOTER not in metadata:
+        raise pa.ArrowInvalid(f"{path.name} is a Parquet file without ControlMill's footer")
+    told = json.loads(metadata[FOOTER])
+    if told["kind"] not in SCHEMAS or not isinstance(told["part"], int) or not isinstance(told["key"], str):
+        raise pa.ArrowInvalid(f"{path.name} has a footer that this version does not know")
+    return told
+
+
+def read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    with _must_be_whole(path):
+        return _read(path, columns)
+
+
+def read_light(path: Path) -> pa.Table:
+    """Every column but the pictures, with the row's number in front."""
+    with _must_be_whole(path):
+        names = [name for name in pq.read_schema(path).names if name not in PAYLOADS]
+        table = _read(path, names)
+        for field in SCHEMAS[facts(path)["kind"]]:  # a shard of an earlier version lacks what later ones tell
+            if field.name not in PAYLOADS and field.name not in names:
+                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.add_column(0, "row", pa.array(range(table.num_rows), pa.int32()))
+
+
+def read_row(path: Path, row: int, columns: list[str]) -> dict[str, Any]:
+    """One row, from the one row group that holds it."""
+    with _must_be_whole(path):
+        told = path.stat()
+        file = pq.ParquetFile(path, metadata=_metadata(path, told.st_ino, told.st_mtime_ns), page_checksum_verification=True)
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            if row < size:
+                return file.read_row_group(group, columns=columns).slice(row, 1).to_pylist()[0]
+            row -= size
+    raise IndexError(f"{path.name} has no row {row}")
+
+
+def verify(path: Path, made_from: str | None = None) -> Shard:
+    """Reads the whole file, every page against its checksum; raises one of BROKEN where it is not whole.
+
+    With `made_from`, the file must come from those inputs: a worker that outlived its driver may have been here first.
+    """
+    table = _read(path)
+    shard = Shard(path, table.num_rows, path.stat().st_size, sha256_file(path), facts(path))
+    if made_from is not None and shard.facts["made_from"] != made_from:
+        raise MillError(f"{path} was written by another process from other inputs: run the same command again.")
+    return shard
+
+
+def adopt(path: Path, made_from: str) -> Shard | None:
+    """A complete shard that a killed driver never committed, if it was made from the same inputs; else the file is removed."""
+    if not path.exists():
+        return None
+    try:
+        return verify(path, made_from)
+    except (*BROKEN, MillError):
+        path.unlink(missing_ok=True)
+        return None
+
+
+def made_from(*parts: Any) -> str:
+    """Identity of a shard's inputs, kept in its footer."""
+    return fingerprint(parts)
+
+
+@functools.lru_cache(256)
+def _metadata(path: Path, inode: int, changed: int) -> pq.FileMetaData:
+    """For those who read one row after another of the same files."""
+    return pq.read_metadata(path)
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    return pq.read_table(path, columns=columns, page_checksum_verification=True, memory_map=False)
+
+
+@contextmanager
+def _must_be_whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MillError(f"The shard {path} is missing: {REMEDY}") from error
+    except BROKEN as error:
+        if stopping(error):
+            raise
+        raise MillError(f"The shard {path} is broken ({str(error).splitlines()[0]}): {REMEDY}") from error
