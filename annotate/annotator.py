@@ -24,6 +24,7 @@ __all__ = [
     "Detector",
     "Step",
     "annotate",
+    "chain",
     "identity",
     "lack",
     "lacks",
@@ -104,6 +105,12 @@ def _weights(built: Detector, weights: Any, here: bool) -> str:
         remedy = "name a file or a folder, or leave it out for the pinned weights"
         raise ParameterError("weights", f"{built.name}: weights: {place} does not exist; {remedy}")
     return str(place)
+
+
+def chain(condition: str, step_of: Callable[[str], Step]) -> list[Step]:
+    """The condition's step after those of the conditions that it is made from."""
+    step = step_of(condition)
+    return [*(chain(step.parent, step_of) if step.parent else []), step]
 
 
 def lack(step: Step) -> str | None:

@@ -29,7 +29,7 @@ from evaluate import alignment, distribution, fidelity, measures  # noqa: E402
 from evaluate.replicates import blocks  # noqa: E402
 from pipeline import plan as plans  # noqa: E402
 from pipeline.benchmark import evidence, networks  # noqa: E402
-from pipeline.benchmark.scoring import as_map, chain  # noqa: E402
+from pipeline.benchmark.scoring import as_map, reader_steps  # noqa: E402
 from pipeline.benchmark.systems import CONTROL, Item, System, systems  # noqa: E402
 from pipeline.catalog import Catalog  # noqa: E402
 from pipeline.dataset.maps import read_annotation  # noqa: E402
@@ -81,7 +81,7 @@ def _measured(plan: Plan, system: System, real: list[np.ndarray], more: dict[str
     images = _drawn(plan, system, [maps.render(truth.map, size=image.shape[:2]) for truth, image in zip(truths, real, strict=True)], more)  # type: ignore[arg-type]
     seconds = (time.perf_counter() - start) / len(images)
     ids, draws = [item.image_id for item in system.items], {system.condition: [truth.draws for truth in truths]}
-    read = annotator.annotate(images, ids, chain(plan, system.condition), draws=draws, device="cpu")[system.condition]
+    read = annotator.annotate(images, ids, reader_steps(plan, system.condition), draws=draws, device="cpu")[system.condition]
     kind = CONDITIONS[system.condition].kind
     compared = [
         fidelity.compare(kind, as_map(truth.map), as_map(again.map) if again.map else None)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ All systems of a benchmark are replicated on the same draws, so any two of them 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -130,6 +130,11 @@ def ranks(
         i, j = pairs[k]
         better[(i, j) if (found[k].value > 0) == higher_is_better else (j, i)] = True
     return [(1 + int(better[:, k].sum()), len(scores) - int(better[k].sum())) for k in range(len(scores))]
+
+
+def best(scores: Iterable[Replicated], higher_is_better: bool) -> Replicated | None:
+    """The best by its value, as of two baselines the better is the floor; None = there are none."""
+    return max(scores, key=lambda it: it.value if higher_is_better else -it.value, default=None)
 
 
 class Share(NamedTuple):

@@ -37,7 +37,7 @@ def jobs(plan: Plan, catalog: Catalog, device: str) -> Iterator[tuple[Path, Job,
         key, tasks = score_key(plan, system), tasks_of(system, evaluation.benchmark)
         common = {
             "root": str(plan.workspace.root), "condition": system.condition, "device": device, "networks": networks.wanted(evaluation),
-            "steps": [asdict(step) for step in chain(plan, system.condition)] if readable(plan, system.condition) else [],
+            "steps": [asdict(step) for step in reader_steps(plan, system.condition)] if readable(plan, system.condition) else [],
         }  # fmt: skip
         for part, samples, rows in sampled.get((system.drawn_as, system.key), ()):
             path = plan.workspace.scores(system.name, key, part)
@@ -48,10 +48,9 @@ def jobs(plan: Plan, catalog: Catalog, device: str) -> Iterator[tuple[Path, Job,
             yield path, Job(f"score {system.name} part {part}", args, tuple(range(rows))), (system.name, key, part) in committed
 
 
-def chain(plan: Plan, condition: str) -> list[Step]:
-    """The reader's step after those of its parents."""
-    step = plan.reader(condition).step
-    return [*(chain(plan, step.parent) if step.parent else []), step]
+def reader_steps(plan: Plan, condition: str) -> list[Step]:
+    """What reads the condition again from a sample: the reader's step after those of its parents."""
+    return annotator.chain(condition, lambda name: plan.reader(name).step)
 
 
 def score_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:

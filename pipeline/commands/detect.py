@@ -56,7 +56,6 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
 def chain(condition: str) -> list[Step]:
     """The condition's step by the detector that `auto` means here, after those of the conditions it is made from."""
     try:
-        step = annotator.resolve(condition)
+        return annotator.chain(condition, annotator.resolve)
     except ValueError as error:
         raise MillError(str(error)) from error
-    return [*(chain(step.parent) if step.parent else []), step]

@@ -150,10 +150,9 @@ def _scores(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[leaderboard_data
 
 def _ends(row: Row, group: list[dict[str, Any]]) -> tuple[Replicated | None, Replicated | None]:
     """The best that can be had without following the condition, and what the image itself scores."""
-    sign = 1 if row["higher_is_better"] else -1
-    floors = [it for it in group if it["arm"] == NO_CONTROL or (it["arm"] == SHUFFLED and it["model"] == row["model"])]
+    floors = (it["score"] for it in group if it["arm"] == NO_CONTROL or (it["arm"] == SHUFFLED and it["model"] == row["model"]))
     ceiling = next((it["score"] for it in group if it["arm"] == REAL), None)
-    return max((it["score"] for it in floors), key=lambda score: sign * score.value, default=None), ceiling
+    return replicates.best(floors, row["higher_is_better"]), ceiling
 
 
 def _passport(plan: Plan, row: Row) -> dict[str, str]:

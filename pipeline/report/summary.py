@@ -8,7 +8,7 @@ import numpy as np
 
 from annotate.conditions import CONDITIONS
 from evaluate import measures
-from evaluate.replicates import LEVEL, Replicated, difference, draws, of_means, quantile, share
+from evaluate.replicates import LEVEL, Replicated, best, difference, draws, of_means, quantile, share
 from pipeline.benchmark.estimates import replicated
 from pipeline.benchmark.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, System, systems
 from pipeline.catalog import Catalog
@@ -146,8 +146,7 @@ def _share(found: Mapping[str, Replicated], higher_is_better: bool) -> dict[str,
 
 def _floor(found: Mapping[str, Replicated], higher_is_better: bool) -> Replicated | None:
     """The better of the baselines that know nothing of the image's own hint."""
-    floors = [found[arm] for arm in (SHUFFLED, NO_CONTROL) if arm in found]
-    return max(floors, key=lambda it: it.value if higher_is_better else -it.value, default=None)
+    return best((found[arm] for arm in (SHUFFLED, NO_CONTROL) if arm in found), higher_is_better)
 
 
 def _number(score: Replicated | None) -> Number | None:

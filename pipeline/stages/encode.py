@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, Job
 from pipeline.experiment.base import base_fingerprint, base_spec, device, flips, latent_key, load_base, pack
 from pipeline.plan import Plan
-from pipeline.stages.parts import make_missing, told
+from pipeline.stages.parts import make_missing, of_one_size, told
 from pipeline.storage import codec, shards
 
 BATCH = {"cpu": 4, "cuda": 8}  # images of one size that pass the VAE together
@@ -62,7 +61,8 @@ def encode_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, s
     """In a worker: posterior mean and standard deviation (unscaled) and text embeddings, as float16; with flips the mirror image's too."""
     pictures = shards.read(Path(args["images"]), ["image_id", "uri", "width", "height", "image"])
     table: list[dict[str, Any]] = [{"image_id": image_id} for image_id in pictures.column("image_id").to_pylist()]
-    for batch in _of_one_size(pictures, [row for row in rows if row not in deadly], BATCH[device()]):
+    sizes = list(zip(pictures.column("height").to_pylist(), pictures.column("width").to_pylist(), strict=True))
+    for batch in of_one_size([row for row in rows if row not in deadly], sizes.__getitem__, BATCH[device()]):
         taken = pictures.take(batch).to_pylist()
         captions = [args["captions"][row] for row in batch]
         for row, caption, made in zip(batch, captions, _encoded(args["base"], taken, captions, mirror=args["flips"]), strict=True):
@@ -72,16 +72,6 @@ def encode_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, s
     if not probe:
         shards.write(Path(args["path"]), table, shards.FLIPPED_LATENTS if args["flips"] else shards.LATENTS, args["facts"])
     return args["path"]
-
-
-def _of_one_size(pictures: Any, rows: list[int], count: int) -> Iterator[list[int]]:
-    """Rows in batches of `count`, the images of each of one size."""
-    by_size: dict[tuple[int, int], list[int]] = {}
-    heights, widths = pictures.column("height").to_pylist(), pictures.column("width").to_pylist()
-    for row in rows:
-        by_size.setdefault((heights[row], widths[row]), []).append(row)
-    for members in by_size.values():
-        yield from (members[start : start + count] for start in range(0, len(members), count))
 
 
 def _encoded(base: str, taken: list[dict[str, Any]], captions: list[str], *, mirror: bool) -> list[dict[str, np.ndarray]]:

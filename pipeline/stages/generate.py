@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipeline.cluster import Cluster, Job
 from pipeline.dataset.maps import read_map
 from pipeline.experiment.base import base_spec, device, load_base
 from pipeline.plan import Plan
-from pipeline.stages.parts import make_missing, told
+from pipeline.stages.parts import make_missing, of_one_size, told
 from pipeline.storage import codec, shards
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, Workspace
 
@@ -82,7 +82,8 @@ def generate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int,
         for row, (item, hint, seed) in enumerate(chunk)
     ]  # fmt: skip
     draw = {REAL: _real, ROUND_TRIP: _returned}.get(args["arm"], _drawn)
-    for members in _of_one_size(chunk, [row for row in rows if row not in deadly]):
+    size = lambda row: (chunk[row][0].height, chunk[row][0].width)
+    for members in of_one_size([row for row in rows if row not in deadly], size, BATCH[device()]):
         start = time.perf_counter()
         encoded = _in_memory(functools.partial(draw, args, workspace), [chunk[row] for row in members])
         each = (time.perf_counter() - start) / len(members)
@@ -91,15 +92,6 @@ def generate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int,
     if not probe:
         shards.write(Path(args["path"]), table, shards.SAMPLES, args["facts"])
     return args["path"]
-
-
-def _of_one_size(chunk: list[Task], rows: list[int]) -> Iterator[list[int]]:
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for row in rows:
-        by_size.setdefault((chunk[row][0].height, chunk[row][0].width), []).append(row)
-    for members in by_size.values():
-        size = BATCH[device()]
-        yield from (members[start : start + size] for start in range(0, len(members), size))
 
 
 def _in_memory(draw: Callable[[list[Task]], list[bytes]], tasks: list[Task]) -> list[bytes]:

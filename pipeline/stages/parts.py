@@ -1,6 +1,6 @@
 """What the stages that make one shard a job share: adopt what a killed run left whole, make the rest, commit each as it ends."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pipeline.catalog import Catalog
@@ -35,6 +35,19 @@ def make_missing(
         share = min(gpus, cluster.gpus)
         cluster.run(function, missing(), done, label=label, total=rows, gpus=share)
     return rows
+
+
+def of_one_size(
+    rows: Iterable[int],
+    size: Callable[[int], tuple[int, int]],  # row -> (height, width) of its picture
+    count: int,
+) -> Iterator[list[int]]:
+    """Rows in batches of at most `count`, the pictures of each of one size."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for row in rows:
+        by_size.setdefault(size(row), []).append(row)
+    for members in by_size.values():
+        yield from (members[start : start + count] for start in range(0, len(members), count))
 
 
 def told(rows: int, unit: str) -> str:

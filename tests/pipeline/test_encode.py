@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline import plan
+from pipeline.experiment.base import latent_key, unpack
 from pipeline.manifest import load
 from pipeline.stages import encode
 from pipeline.storage import codec, shards
@@ -61,7 +62,7 @@ def test_images_of_one_size_pass_the_vae_together_and_each_keeps_its_own_latents
     for number in (0, 1, 2, 4):
         mean, std = (array[0] for array in plain(loaded, pixels(number)[None]))
         for name, expected in (("mean", mean), ("std", std), ("text", bases.encode_text(loaded, [CAPTIONS[number]])[0])):
-            found = encode.unpack(rows[number][name])
+            found = unpack(rows[number][name])
             assert found.shape == expected.shape and np.allclose(found, expected, rtol=2e-3, atol=2e-3)
 
 
@@ -72,12 +73,12 @@ def test_a_mirror_image_has_latents_of_its_own_unless_its_caption_would_be_wrong
     loaded = encode.load_encoders(base, "cpu")
     for number in (0, 1, 4):
         mean, std = (array[0] for array in bases.encode_images(loaded, pixels(number)[None, :, ::-1]))
-        assert np.allclose(encode.unpack(rows[number]["mean_mirrored"]), mean, rtol=2e-3, atol=2e-3)
-        assert np.allclose(encode.unpack(rows[number]["std_mirrored"]), std, rtol=2e-3, atol=2e-3)
-        assert not np.allclose(encode.unpack(rows[number]["mean"]), mean, rtol=2e-2, atol=2e-2)
+        assert np.allclose(unpack(rows[number]["mean_mirrored"]), mean, rtol=2e-3, atol=2e-3)
+        assert np.allclose(unpack(rows[number]["std_mirrored"]), std, rtol=2e-3, atol=2e-3)
+        assert not np.allclose(unpack(rows[number]["mean"]), mean, rtol=2e-2, atol=2e-2)
     assert rows[2]["mean_mirrored"] is None, "left-handed"
     told = bases.encode_text(loaded, ["a red cup on the right"])[0]
-    assert np.allclose(encode.unpack(rows[1]["text_mirrored"]), told, rtol=2e-3, atol=2e-3), "a scene's words are known"
+    assert np.allclose(unpack(rows[1]["text_mirrored"]), told, rtol=2e-3, atol=2e-3), "a scene's words are known"
     assert [row["text_mirrored"] for row in rows if row is not rows[1]] == [None] * 4
 
 
@@ -89,7 +90,7 @@ def test_only_a_run_that_flips_makes_new_latents(tmp_path: Path) -> None:
             f"train: {{base: random, runs: [{{conditions: [canny], images: 8, {run}}}]}}\n"
         )
         made = plan.make(load(path), here=False)
-        assert encode.latent_key(made, "mark", mirrored=False) == "43906d64bebbd294", "as before mirror images were stored"
-        return encode.latent_key(made, "mark")
+        assert latent_key(made, "mark", mirrored=False) == "43906d64bebbd294", "as before mirror images were stored"
+        return latent_key(made, "mark")
 
     assert key("flip: 0.0") == key("seed: 1") != key("flip: 0.5")
