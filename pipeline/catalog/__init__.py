@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +52,7 @@ class Catalog:
         self._say = say
         self._held: duckdb.DuckDBPyConnection | None = None  # while `reading`
         self._hurry: float | None = None  # while `at_most`
+        self._selections: dict[str, Selection] = {}  # that `pairs` is made of, where this process made it
 
     # -- opening ---------------------------------------------------------------------------------------------------------
 
@@ -198,8 +200,11 @@ class Catalog:
         with self._open(read_only=True) as connection:
             try:
                 return self._ask(connection, lambda: connection.execute(sql, given).fetchall(), QUERY_LIMIT)
-            except duckdb.ConversionException as error:  # a `select:` that some row of the data does not agree with
-                raise MillError(f"A `select:` of the manifest fails on the data: {str(error).splitlines()[0]}") from error
+            except (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException) as error:
+                if "pairs" not in sql:
+                    raise
+                _try(connection, self._selections)  # names the key whose SQL some row of the data does not agree with
+                raise MillError(f"A `where` or `select:` of the manifest fails on the data: {str(error).splitlines()[0]}") from error
             except duckdb.CatalogException as error:
                 if is_current(connection):
                     raise
@@ -246,6 +251,20 @@ class Catalog:
             connection.execute(selecting.candidates(measures))
             _try(connection, selections)
             connection.execute(selecting.pairs(selections))
+        self._selections = selections
+
+    def failing(self, selections: dict[str, Selection], measures: Iterable[str], image_key: str) -> list[str]:
+        """A line for each `where` and `order_by` that fails on the rows that there are; writes nothing."""
+        shown = self.query("SELECT value FROM settings WHERE name = 'image_key'")
+        with self._open(read_only=True) as connection, self._limited(connection):
+            if not is_current(connection) or shown != [(image_key,)]:  # other rows than those that will be chosen from
+                return []
+            connection.execute(selecting.candidates(measures, "TEMPORARY VIEW"))
+            try:
+                _try(connection, selections)
+            except MillError as error:
+                return str(error).splitlines()
+        return []
 
     # -- commits: one shard, one transaction ------------------------------------------------------------------------------
 
@@ -297,9 +316,9 @@ def check_selections(selections: dict[str, Selection], measures: Iterable[str]) 
 def _try(connection: duckdb.DuckDBPyConnection, selections: dict[str, Selection]) -> None:
     """Asks for the rows that each condition selects; MillError names the keys whose SQL does not fit the columns or the rows there are."""
     found: dict[str, str] = {}
-    for chosen, key, sql in ((it, *probe) for name, it in selections.items() for probe in selecting.probes(name, it)):
-        if key == chosen.order_key and any(where in found for where, _ in chosen.wheres):
-            continue  # it is tried on the rows that those leave
+    for name, chosen, key, sql in ((name, it, *probe) for name, it in selections.items() for probe in selecting.probes(name, it)):
+        if key == chosen.order_key and any(where in found for where, _ in chosen.wheres):  # the rows that those leave are not known
+            sql = dict(selecting.probes(name, replace(chosen, wheres=(("", "false"),))))[key]
         try:
             connection.execute(sql).fetchall()
         except duckdb.Error as error:

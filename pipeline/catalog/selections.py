@@ -19,7 +19,9 @@ CLOCK = {  # read the clock, and DuckDB does not call them unstable; most are sp
 }  # fmt: skip
 AGAIN = "and every query must choose the same pairs: leave it out"
 FIXED = "(`order_by: image_id` is a random order that stays)"
-TABLES = {"BASE_TABLE", "TABLE_FUNCTION", "SHOW_REF", "PIVOT"}  # of a FROM, in DuckDB's syntax tree
+TABLES = {  # of a FROM, in DuckDB's syntax tree -> what it is called where it has no name
+    "BASE_TABLE": "a table", "TABLE_FUNCTION": "a table function", "SHOW_REF": "DESCRIBE, SHOW or SUMMARIZE", "PIVOT": "PIVOT or UNPIVOT",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,11 @@ class Selection:
     order_key: str = "select.order_by"
 
 
-def candidates(measures: Iterable[str]) -> str:
+def candidates(measures: Iterable[str], kind: str = "VIEW") -> str:
     """The view of everything that could be a pair, which `where` and `order_by` speak of."""
     columns = "".join(f", measures['{name}'] AS {name}" for name in measures)
     return f"""
-        CREATE OR REPLACE VIEW candidates AS
+        CREATE OR REPLACE {kind} candidates AS
         SELECT condition, fingerprint, a.image, a.image_id, caption, source_caption, model_caption, fields, split, group_id, first_of_group,
                width, height, raw_width, raw_height, raw_format, raw_bytes, aspect, sharpness, contrast, colour, grey,
                a.shard AS map_shard, i.shard AS image_shard, i.row, part{columns}
@@ -60,7 +62,7 @@ def choice(conditions: list[str], it: Selection) -> str:
     order = f" ORDER BY {f'{it.order_by}{chr(10)}, ' if it.order_by is not None else ''}{TIE_BREAK}"
     tail = f"{order} LIMIT {it.limit}" if it.limit else ""
     wheres = " AND ".join(f"(\n{where}\n)" for _, where in it.wheres)
-    return f"(SELECT * FROM (SELECT * FROM candidates WHERE condition IN ({names})) WHERE {wheres}{tail})"
+    return f"(SELECT * FROM (SELECT * FROM candidates WHERE condition IN ({names})) candidates WHERE {wheres}{tail})"
 
 
 def probes(condition: str, it: Selection) -> Iterator[tuple[str, str]]:
@@ -92,11 +94,15 @@ def _problem(connection: Any, kind: str, text: str, unstable: set[str]) -> str |
     for tree in (alone, placed):
         if tree["error"]:
             return f"is not {what}: {tree['error_message']}" if tree["error_type"] == "parser" else f"must be {what}, not several statements"
+    if any(part.get("class") == "PARAMETER" for part in _parts(alone)):
+        return "holds a parameter (? or $), which nothing fills in: write the value"
     said, beside = _take(alone, kind)
     said_there, beside_there = _take(placed, kind)
     ends = (_take(empty_placed, kind)[0] or [])[1:] if kind == "order_by" else []
     if said is None or said_there != [*said, *ends] or beside != _take(empty, kind)[1] or beside_there != beside:
         return f"must be {what}, and nothing beside it"
+    if kind == "order_by" and any(part.get("function_name") in ("unnest", "unlist") for part in _parts(said)):
+        return "calls unnest(), which would make several pairs of one row: leave it out"
     return next(filter(None, (_unsteady(part, unstable) for part in _parts(said))), None)
 
 
@@ -147,9 +153,9 @@ def _unsteady(part: dict[str, Any], unstable: set[str]) -> str | None:
     kind = str(part.get("type"))
     if kind in ("LIMIT_MODIFIER", "LIMIT_PERCENT_MODIFIER") or part.get("distinct_on_targets"):
         return f"takes the first rows of a subquery, {AGAIN}, or use min, max or rank"
-    table = str(part.get("table_name") or kind).lower()
+    table = str(part.get("table_name") or "").lower()
     if kind in TABLES and table != "candidates":
-        return f"reads {table.replace('_', ' ')}: a subquery may read `candidates` and nothing else"
+        return f"reads {table or TABLES[kind]}: a subquery may read `candidates` and nothing else"
     return None
 
 

@@ -1,5 +1,6 @@
 """What is known to go wrong before the work that would be lost: from the manifest alone, and from the pairs before they are trained on."""
 
+import os
 from collections.abc import Collection
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.experiment.pairs import SMALLEST_SHARE
 from pipeline.manifest import Manifest, Provided
 from pipeline.plan import Plan
 
+HURRY = 2.0  # seconds to wait for the catalog; who runs waits for it later
 KEYPOINTS = {"coco_17": "coco", "openpose_18": "openpose"}  # layout of a condition -> its word in a manifest
 MASKED = ("labels", "depth", "normals")  # kinds of map of which a part may be invalid
 USERS = ("encode", "train", "generate", "score")  # stages that work on pairs
@@ -32,8 +34,10 @@ def check(plan: Plan, stages: Collection[str], limit: int | None = None) -> list
             found.append(f"{given.at('evaluate', 'benchmark')}: needs {LEAST} images of the {split} split, and there is {most}: take more images")
     try:
         check_selections(plan.selections(), MEASURES)
+        found += [] if new else _failing(plan)
     except MillError as error:
         found += str(error).splitlines()
+    found += _unwritable(plan)
     if found:
         raise MillError("\n".join(line if line.endswith((".", ")")) else f"{line}." for line in found))
     return [*_doubts(given, stages, most), *([] if new else _of_catalog(plan, stages))]
@@ -63,10 +67,30 @@ CAPTIONS = "give the images captions, or add `captions: {model: blip-base}`"
 
 
 def _of_catalog(plan: Plan, stages: Collection[str]) -> list[str]:
+    catalog = Catalog(plan.workspace)
     try:
-        return without_caption(plan, Catalog(plan.workspace)) if "train" in stages else []
-    except MillError:  # an older or a damaged one, which the run itself speaks of
+        with catalog.at_most(HURRY):
+            return without_caption(plan, catalog) if "train" in stages else []
+    except MillError:  # an older, a damaged or a held one, which the run itself speaks of
         return []
+
+
+def _failing(plan: Plan) -> list[str]:
+    catalog = Catalog(plan.workspace)
+    try:
+        with catalog.at_most(HURRY):
+            return catalog.failing(plan.selections(), MEASURES, plan.image_key)
+    except MillError:  # as above
+        return []
+
+
+def _unwritable(plan: Plan) -> list[str]:
+    root = plan.workspace.root
+    above = next(path for path in (root, *root.parents) if path.exists())
+    if above.is_dir() and os.access(above, os.W_OK):
+        return []
+    what = "can't be written" if above.is_dir() else "is a file"
+    return [f"{plan.manifest.at('workspace')}: {above} {what}: set it to a folder that can be made and written"]
 
 
 def _share(given: Manifest, split: str) -> float:

@@ -28,7 +28,8 @@ def refusal(where: str = "true", order_by: str | None = None) -> str:
         "sharpness > 5 -- not blurred\nAND contrast > 0.1", "sharpness > (SELECT median(sharpness) FROM candidates)",
         "raw_format IN (SELECT unnest(['JPEG', 'PNG']))", "image_id IN (VALUES ('a'), ('b'))", "len(list_filter([aspect], lambda x: x > 1)) = 1",
         "\"sharpness\" BETWEEN 1 AND 3 OR (grey AND n_lines >= 1)", "edge_density > 0.01 AND keypoint_fraction >= 0.3",
-        "age(TIMESTAMP '2001-01-01', TIMESTAMP '2000-01-01') > INTERVAL 1 DAY",
+        "age(TIMESTAMP '2001-01-01', TIMESTAMP '2000-01-01') > INTERVAL 1 DAY", "candidates.sharpness > 3",
+        "EXISTS (FROM candidates c WHERE c.group_id = candidates.group_id AND c.sharpness > candidates.sharpness)",
     ],
 )  # fmt: skip
 def test_a_condition_over_the_candidates_is_accepted(where: str) -> None:
@@ -38,7 +39,8 @@ def test_a_condition_over_the_candidates_is_accepted(where: str) -> None:
 @pytest.mark.parametrize(
     "order_by",
     ["sharpness", "sharpness DESC NULLS LAST, caption", "CAST(fields->>'popularity' AS DOUBLE) DESC", "raw_width * raw_height DESC",
-     "md5(image_id)", "rank() OVER (PARTITION BY group_id ORDER BY sharpness DESC)", "caption = 'random()' -- first", "caption COLLATE NOCASE"],
+     "md5(image_id)", "rank() OVER (PARTITION BY group_id ORDER BY sharpness DESC)", "caption = 'random()' -- first", "caption COLLATE NOCASE",
+     "candidates.sharpness DESC"],
 )  # fmt: skip
 def test_a_list_to_sort_by_is_accepted(order_by: str) -> None:
     assert refusal(order_by=order_by) == ""
@@ -67,8 +69,8 @@ def test_what_gives_another_answer_each_time_is_refused_by_the_key_that_holds_it
         ("image IN (SELECT arg_max(image, sharpness) FROM candidates GROUP BY group_id)", "arg_max()"),
         ("image IN (SELECT image FROM candidates QUALIFY row_number() OVER (PARTITION BY group_id ORDER BY sharpness) = 1)", "row_number()"),
         ("image IN (SELECT image FROM images)", "reads images"), ("image IN (FROM pairs SELECT image)", "reads pairs"),
-        ("(SELECT count(*) FROM range(3)) > 2", "reads table function"), ("EXISTS (FROM read_csv('/etc/passwd'))", "reads table function"),
-        ("EXISTS (FROM duckdb_settings())", "reads table function"), ("EXISTS (FROM '/etc/passwd')", "reads /etc/passwd"),
+        ("(SELECT count(*) FROM range(3)) > 2", "reads a table function"), ("EXISTS (FROM read_csv('/etc/passwd'))", "reads a table function"),
+        ("EXISTS (FROM duckdb_settings())", "reads a table function"), ("EXISTS (DESCRIBE candidates)", "reads DESCRIBE, SHOW or"), ("EXISTS (FROM '/etc/passwd')", "reads /etc/passwd"),
     ],
 )  # fmt: skip
 def test_a_subquery_reads_the_candidates_alone_and_takes_no_first_ones(where: str, why: str) -> None:
@@ -96,6 +98,21 @@ def test_what_is_not_one_condition_is_refused(where: str) -> None:
 def test_what_is_not_one_list_to_sort_by_is_refused(order_by: str) -> None:
     told = refusal(order_by=order_by)
     assert told.startswith("conditions.canny.select.order_by ") and LIST in told and len(told.splitlines()) == 1, told
+
+
+@pytest.mark.parametrize("value", ["?", "$1", "$limit"])
+def test_a_parameter_is_refused_by_its_name(value: str) -> None:
+    assert "where holds a parameter (? or $), which nothing fills in" in refusal(f"sharpness > {value}")
+    assert "order_by holds a parameter (? or $), which nothing fills in" in refusal(order_by=f"sharpness + {value}")
+
+
+def test_an_order_that_makes_several_pairs_of_a_row_is_refused() -> None:
+    assert "order_by calls unnest(), which would make several pairs of one row" in refusal(order_by="sharpness, unnest([1, 2])")
+
+
+def test_the_order_is_tried_beside_a_condition_that_does_not_work() -> None:
+    told = refusal("sharpnes > 1", "contrst DESC").splitlines()
+    assert [line.split(" does not work: ")[0] for line in told] == ["conditions.canny.select.where", "conditions.canny.select.order_by"], told
 
 
 def test_every_mistake_is_told_at_once_with_its_key_and_the_column_that_was_meant() -> None:
