@@ -107,7 +107,7 @@ def make(given: Manifest, *, here: bool = True) -> Plan:
     try:
         workspace = Workspace(Path(given.workspace).expanduser().resolve())
     except (RuntimeError, ValueError, OSError) as error:
-        raise MillError(f"{given.at('workspace')}: {given.workspace!r} is no path: {error}. Write the path of a folder.") from error
+        raise MillError(f"{given.at('workspace')}: {given.workspace!r} is no path: {str(error).rstrip('.')}. Write the path of a folder.") from error
     saved = _saved(workspace)
     if saved and saved.name != given.name:
         raise MillError(

@@ -197,7 +197,7 @@ def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # 
     found = [f"{at('conditions', it.name)}: {it.lack}" for it in plan.conditions.values() if it.lack and it.name in makers]
     found += [f"{at('captions')}: {plan.captions.lack}"] if plan.captions and plan.captions.lack and wanted("caption") else []
     for number, source in enumerate(plan.manifest.source if wanted("ingest") else []):
-        lack = sources.lack(source)
+        lack = sources.lack(source, plan.manifest.image)
         found += [f"{at('source', number, 'path')}: {lack}"] if lack else []
     for number, run in enumerate(plan.manifest.train.runs if plan.manifest.train and wanted("train") else []):
         for start in dict.fromkeys(run.starts.values()):

@@ -19,6 +19,7 @@ def _number(given: Any) -> Any:
         return given
 
 
+Text = Annotated[str, Field(min_length=1)]
 Whole = Annotated[int, Field(strict=True)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_number)]  # no truth value
 Fraction = Annotated[Real, Field(ge=0, lt=1)]
@@ -39,8 +40,8 @@ class Section(BaseModel):
 class Provided(Section):
     """Where the map of a condition lies that comes with the images, and how its numbers read (pipeline/dataset/provided.py)."""
 
-    path: str | None = None  # folders: a path below the source's, with {folder}, {stem}, {name} of the image
-    column: str | None = None  # lists, tables: the column; archives: the member's extension, seg.png
+    path: Text | None = None  # folders: a path below the source's, with {folder}, {stem}, {name} of the image
+    column: Text | None = None  # lists, tables: the column; archives: the member's extension, seg.png
     labels: Literal["ade20k_150", "ade20k_png", "coco_stuff_171", "coco_stuff_png", "coco_panoptic_133"] | None = None
     depth: Literal["distance", "inverse"] | None = None  # a distance of 0 is invalid
     normals: Literal["x right, y up, z to the viewer", "x right, y down, z away"] | None = None
@@ -68,7 +69,7 @@ class FolderSource(Section):
     """Every file below a folder. Captions: `sidecar` (photo.txt or photo.json beside photo.jpg) or {template: "a photograph"}."""
 
     kind: Literal["folder"]
-    path: str
+    path: Text
     captions: Literal["sidecar", "none"] | dict[Literal["template"], str] = "sidecar"
     provided: ProvidedMaps = {}
 
@@ -77,7 +78,7 @@ class ListSource(Section):
     """A JSONL or CSV list with a column `image` (a path, or package:// for a file that an installed package ships)."""
 
     kind: Literal["list"]
-    path: str
+    path: Text
     image_column: str = "image"
     captions: dict[Literal["column", "template"], str] = {"column": "caption"}
     provided: ProvidedMaps = {}
@@ -87,7 +88,7 @@ class WebDatasetSource(Section):
     """Tars of samples: a .tar, a folder of them, or a glob. Captions: a member's extension, or a key of the .json member."""
 
     kind: Literal["webdataset"]
-    path: str
+    path: Text
     captions: Member = {"member": "txt"}
     provided: ProvidedMaps = {}
 
@@ -96,7 +97,7 @@ class Img2DatasetSource(Section):
     """What img2dataset wrote, in any of its formats: tars, folders of files, or Parquet."""
 
     kind: Literal["img2dataset"]
-    path: str
+    path: Text
     captions: Member = {"member": "txt"}
 
 
@@ -104,7 +105,7 @@ class ParquetSource(Section):
     """Parquet files: one, a folder of them, or a glob. An image is bytes, a struct with bytes, or a path relative to the file."""
 
     kind: Literal["parquet"]
-    path: str
+    path: Text
     image_column: str = "image"
     captions: Column = {"column": "text"}
     provided: ProvidedMaps = {}
@@ -114,7 +115,7 @@ class HuggingFaceSource(Section):
     """A dataset of the hub or a local one. `streaming` keeps what it has read in the workspace, up to `count` rows."""
 
     kind: Literal["huggingface"]
-    path: str
+    path: Text
     name: str | None = None  # the configuration
     split: str = "train"
     revision: str | None = None
@@ -278,7 +279,7 @@ class Run(Section):
 
 
 class Train(Section):
-    base: str
+    base: Text
     runs: Annotated[list[Run], Field(min_length=1)]
 
     def waits_for(self, number: int) -> dict[str, int]:
@@ -337,7 +338,7 @@ class Features(Section):
 
 
 class Evaluate(Section):
-    base: str | None = None  # None = train.base
+    base: Text | None = None  # None = train.base
     benchmark: Benchmark = Benchmark()
     baselines: list[Literal["no_control", "shuffled_condition", "vae_round_trip", "real_image", "warm_start", "earlier"]] = [
         "no_control", "shuffled_condition", "vae_round_trip", "real_image",
@@ -358,7 +359,7 @@ class Evaluate(Section):
 
 class Manifest(Section):
     name: Annotated[str, Field(pattern=NAME)]
-    workspace: str
+    workspace: Text
     source: Annotated[list[Source], Field(min_length=1), BeforeValidator(lambda given: given if isinstance(given, list) else [given])]
     image: Image = Image()
     split: Split = Split()

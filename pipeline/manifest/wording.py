@@ -19,6 +19,7 @@ LISTS = ("list_type", "tuple_type", "iterable_type")
 # the type of pydantic's error -> what is wanted, filled in from the error's context
 WANTED: dict[str, str] = {
     **dict.fromkeys(TEXTS, "a text"),
+    "string_too_short": "a text that is not empty",
     "string_pattern_mismatch": "a name of letters, digits and any of _ . - (the first one a letter or a digit)",
     **dict.fromkeys(INTEGERS, "a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
@@ -57,7 +58,7 @@ def shown(value: Any, node: yaml.Node | None) -> str:
         return "nothing"
     written = node.value if isinstance(node, yaml.ScalarNode) else str(value)
     written = written if len(written) <= LONGEST else f"{written[:LONGEST]}…"
-    text = repr(written) if isinstance(value, str) else written
+    text = repr(written) if isinstance(value, str) else " ".join(written.split())
     if isinstance(value, bool) and written.lower() not in ("true", "false"):
         return f"{text}, which YAML reads as {str(value).lower()}"
     return text
@@ -70,7 +71,7 @@ def instead(kind: str, value: Any, node: yaml.Node | None, annotation: Any) -> s
         return f'"{written}"'
     if kind in INTEGERS and re.fullmatch(r"[+-]?\d+(\.\d*)?([eE]\+?\d{1,2})?", written) and float(written).is_integer():
         return str(int(float(written)))
-    if kind in LISTS and written:
+    if kind in LISTS and written and value is not None:
         return f"[{written}]"
     if kind in MAPPINGS:
         if isinstance(value, list) and value and all(isinstance(one, str) for one in value) and any(map(_names, options(annotation))):
@@ -88,6 +89,8 @@ def left_out(default: Any) -> str:
         return ""
     if isinstance(default, dict | list | tuple | BaseModel) or dataclasses.is_dataclass(default):
         return "; left out, it has its defaults"
+    if default == "":
+        return "; left out, it is empty"
     return f"; left out, it is {'null' if default is None else str(default).lower() if isinstance(default, bool) else default}"
 
 

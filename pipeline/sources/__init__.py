@@ -46,16 +46,32 @@ def listing(sources: Sequence[Any], image: Image, without: Path | None = None, s
         except MillError as error:
             raise MillError(f"{source.at('path').where}{error}") from error
     if not found:
-        raise MillError(f"{sources[0].at().where}No images found in {', '.join(str(source) for source in sources)}: check `source` in the manifest.")
+        raise MillError(f"{sources[0].at().where}No images found in {', '.join(str(getattr(source, 'path', source.kind)) for source in sources)}: check `source` in the manifest.")
     return list(found.values())
 
 
-def lack(source: Any) -> str | None:
-    """One sentence where a source's files are not there; None also where only the network could tell."""
+def lack(source: Any, image: Image) -> str | None:
+    """One sentence where a source's files or columns are not there; None also where only the network could tell.
+
+    A list is read to its end, since columns may be missing in some rows; of the others the first image tells enough.
+    """
     path = str(getattr(source, "path", ""))
-    if source.kind in ("scenes", "huggingface") or glob.glob(str(Path(path).expanduser())):  # noqa: PTH207 - a pattern may be absolute
+    if source.kind in ("scenes", "huggingface"):
         return None
-    return f"{path} does not exist; put the data there, or set `path`"
+    try:
+        if not glob.glob(str(Path(path).expanduser())):  # noqa: PTH207 - a pattern may be absolute
+            return f"{path} does not exist; put the data there, or set `path`"
+        if source.kind == "folder":
+            _function("files", "folder_of")(source)
+            return None
+        for raw in _function(*LISTERS[source.kind])(source, image):
+            if not raw.problem and source.kind != "list":
+                break
+    except MillError as error:
+        return str(error).removeprefix("source.path: ").rstrip(".")
+    except RuntimeError as error:  # ~ of somebody who has no home
+        return f"{path!r} is no path: {str(error).rstrip('.')}"
+    return None
 
 
 def read(raw: RawImage) -> tuple[bytes, str]:

@@ -15,15 +15,14 @@ from pipeline.manifest import FolderSource, Image, ListSource
 from pipeline.sources.raw import MAX_BYTES, RawImage, Unreadable, clean
 
 PACKAGE = "package://"  # package://skimage/data/coffee.png: a file that an installed package ships
+DEFAULT_CAPTION = "caption"  # column of a list; one without it is a list without captions
 SIDECARS = {".txt", ".json"}
 # files that live beside images and are none: texts, tables, and arrays, which are maps
 NOT_PHOTOGRAPHS = SIDECARS | {".jsonl", ".csv", ".md", ".db", ".parquet", ".npy", ".npz", ".mat", ".pfm", ".exr"}
 
 
 def list_folder(source: FolderSource, image: Image) -> Iterator[RawImage]:
-    root = resolve(source.path)  # an address must mean the same in a worker's folder and in a later run's
-    if not root.is_dir():
-        raise MillError(f"source.path: the folder {root} does not exist: set it to a folder of images.")
+    root = folder_of(source)
     template = source.captions.get("template") if isinstance(source.captions, dict) else None
     fixed = template if template is not None else None if source.captions == "sidecar" else ""
     provided = {name: given.model_dump() for name, given in source.provided.items()}
@@ -35,6 +34,15 @@ def list_folder(source: FolderSource, image: Image) -> Iterator[RawImage]:
         name = os.fsencode(path).decode("utf-8", "backslashreplace")
         problem = "" if name == str(path) else "its name is not UTF-8: rename the file"
         yield RawImage(name, fixed, problem=problem, place={"root": str(root)}, provided=provided)
+
+
+def folder_of(source: FolderSource) -> Path:
+    """Absolute, since an address must mean the same in a worker's folder and in a later run's; MillError where it is no folder."""
+    root = resolve(source.path)
+    if root.is_dir():
+        return root
+    told = f"{root} is a file" if root.exists() else f"the folder {root} does not exist"
+    raise MillError(f"source.path: {told}: set it to a folder of images.")
 
 
 def _is_photograph(path: Path, root: Path) -> bool:
@@ -56,16 +64,17 @@ def beside(template: str, image: Path, root: Path) -> Path:
 def list_table(source: ListSource, image: Image) -> Iterator[RawImage]:
     path = resolve(source.path)
     if not path.is_file():
-        raise MillError(f"source.path: the list {path} does not exist: set it to a .jsonl or .csv file.")
+        told = f"{path} is a folder" if path.is_dir() else f"the list {path} does not exist"
+        raise MillError(f"source.path: {told}: set it to a .jsonl or .csv file.")
     if path.suffix not in (".jsonl", ".csv"):
-        raise MillError(f"source.path: {path} is neither .jsonl nor .csv.")
-    caption_column = source.captions.get("column", "caption")
+        raise MillError(f"source.path: {path} is neither .jsonl nor .csv: set it to a file that is.")
+    caption_column = source.captions.get("column", DEFAULT_CAPTION)
     provided = {name: given.model_dump() for name, given in source.provided.items()}
     columns = {name for it in source.provided.values() for name in (it.column, it.mask) if name}
-    known = False
+    seen: set[Any] = set()
     for number, row in (_csv_rows if path.suffix == ".csv" else _json_rows)(path):
         address = row.get(source.image_column)
-        known |= source.image_column in row
+        seen |= row.keys()
         if not isinstance(address, str) or not address:
             yield RawImage(f"{path}:{number}", "", problem=str(row.get("problem") or f"the row has no {source.image_column!r}"))
             continue
@@ -78,8 +87,13 @@ def list_table(source: ListSource, image: Image) -> Iterator[RawImage]:
             place["cells"] = {name: row.get(name) for name in columns}
             known_of_it = {name: it for name, it in known_of_it.items() if name not in columns or _is_path(it)}
         yield RawImage(clean(uri), clean(caption), known_of_it, place=place, provided=provided)
-    if not known:
+    if source.image_column not in seen:
         raise MillError(f"{path}: no row has {source.image_column!r}: set `source.image_column` to the column that names the image.")
+    mapped = {f"provided.{name}.{key}": at for name, it in provided.items() if it["column"] for key in ("column", "mask") if (at := it[key])}
+    captioned = {"captions.column": caption_column} if caption_column != DEFAULT_CAPTION and "template" not in source.captions else {}
+    for key, column in (captioned | mapped).items():
+        if column not in seen:
+            raise MillError(f"{path}: no row has {column!r}: set `source.{key}` to a column that is there.")
 
 
 def _is_path(cell: Any) -> bool:
@@ -119,7 +133,7 @@ def resolve(path: str) -> Path:
     try:
         return Path(path).expanduser().resolve()
     except (RuntimeError, ValueError, OSError) as error:
-        raise MillError(f"source.path: {path!r} is no path: {error}.") from error
+        raise MillError(f"source.path: {path!r} is no path: {str(error).rstrip('.')}.") from error
 
 
 def read_file(raw: RawImage) -> tuple[bytes, str]:

@@ -57,6 +57,11 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, *options: s
         (GOOD + "split: {test: 0}\n" + RUN + SCORED.replace("base: random, ", ""), "m.yaml:10: evaluate.benchmark.split: asks for the"),
         (GOOD.replace("count: 40", "count: 1") + RUN + SCORED.replace("base: random, ", ""), "needs 2 images of the test split, and there is 1"),
         (GOOD.replace("scenes, count: 40", "folder, path: nowhere") + RUN, "m.yaml:3: source.path: nowhere does not exist"),
+        (GOOD.replace("scenes, count: 40", "folder, path: m.yaml"), "m.yaml:3: source.path: "),
+        (GOOD.replace("scenes, count: 40", "parquet, path: m.yaml"), "m.yaml:3: source.path: m.yaml names no .parquet file"),
+        (GOOD.replace("scenes, count: 40", "list, path: m.yaml"), "m.yaml is neither .jsonl nor .csv"),
+        (GOOD.replace("workspace: ws", "workspace: m.yaml/ws"), "m.yaml:2: workspace: "),
+        (GOOD.replace("workspace: ws", "workspace: ''"), "m.yaml:2: workspace: write a text that is not empty, not ''."),
         (GOOD + RUN.replace("random", "./nowhere"), "m.yaml:8: train.base: "),
         (GOOD + RUN.replace("8}", "8, warm_start: theirs}"), "m.yaml:8: train.runs[0].warm_start: theirs is neither a condition of this"),
     ],
@@ -102,6 +107,42 @@ def test_what_does_not_fit_a_provided_map_is_refused_before_a_row_fails(
     assert expected in told(tmp_path, monkeypatch, text)
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("image_column: picture", "no row has 'picture': set `source.image_column` to the column that names the image"),
+        ("captions: {column: text}", "no row has 'text': set `source.captions.column` to a column that is there"),
+        ("provided: {canny: {column: edges}}", "no row has 'edges': set `source.provided.canny.column` to a column that is there"),
+        ("provided: {depth_small: {column: words, mask: m}}", "no row has 'm': set `source.provided.depth_small.mask` to a column"),
+        ("captions: {column: words}", "Nothing is missing here."),
+        ("captions: {column: caption}", "Nothing is missing here."),
+        ("captions: {template: a photograph}", "Nothing is missing here."),
+    ],
+)
+def test_a_column_that_no_row_of_a_list_has_is_missing(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, settings: str, expected: str
+) -> None:
+    data = tmp_path_factory.mktemp("data") / "list.csv"
+    data.write_text("image,words\na.png,a cat\n")
+    text = GOOD.replace("scenes, count: 40", f"list, path: {data}, {settings}").replace("canny:\n    low: 50", "canny: {}")
+    assert expected in told(tmp_path, monkeypatch, text)
+
+
+def test_what_fails_on_the_rows_alone_is_told_by_its_key_and_then_by_the_dry_run_too(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]
+) -> None:
+    folder(2)
+    where = "chr(-width) = 'a'"
+    expected = r"manifest.yaml:\d+: where does not work: Invalid Input Error: Invalid UTF8"
+    ran = controlmill("run", manifest(where=f'"{where}"'), "--stages", "ingest,annotate")
+    assert ran.returncode == 1 and "ingest " in ran.stdout and re.search(expected, ran.stderr) and "Traceback" not in ran.stderr, ran.stderr
+    for words in (("run", manifest(where=f'"{where}"'), "--dry-run"), ("run", manifest(where=f'"{where}"'), "--stages", "ingest")):
+        ran = controlmill(*words)
+        assert ran.returncode == 1 and "ingest " not in ran.stdout and re.search(expected, ran.stderr), ran.stderr
+    told = controlmill("export", "ws", "out", "--condition", "canny", "--to", "diffusers").stderr
+    assert told.startswith("controlmill: A `where` or `select:` of the manifest fails on the data: Invalid Input Error"), told
+
+
 def test_the_plan_says_what_is_likely_to_disappoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = GOOD + "split: {validation: 0, test: 0.1}\n" + RUN + SCORED.replace("base: random, ", "")
     out = told(tmp_path, monkeypatch, text)
@@ -137,7 +178,7 @@ def test_pairs_without_a_caption_are_counted_before_training_after_it_and_in_the
         (photos / f"{number:03d}.txt").unlink()
     (photos / "001.txt").write_text("  ")
     train = "{base: random, runs: [{conditions: [canny], images: 4, batch: 4, held_out: 0}]}"
-    path = manifest(train=train, split="{validation: 0.1, test: 0, salt: 0}")
+    path = manifest(train=train, split="{validation: 0, test: 0}")  # so that the one caption is trained on
     ran = controlmill("run", path, "--stages", "ingest,annotate,encode,train")
     assert ran.returncode == 0, ran.stderr
     ((bare, count),) = Catalog(Workspace(tmp_path / "ws")).query(
@@ -158,7 +199,7 @@ def test_a_damaged_manifest_of_a_workspace_is_told_with_the_remedy(tmp_path: Pat
     Path("m.yaml").write_text(GOOD)
     Path("ws").mkdir()
     Path("ws/manifest.yaml").write_text("name: [x")
-    with pytest.raises(MillError, match=r"ws/manifest.yaml is damaged; it is the workspace's own copy: delete that file"):
+    with pytest.raises(MillError, match=r"ws/manifest.yaml:1: not YAML(.|\n)*is the workspace's own copy (.|\n)*delete it"):
         run.run(load(Path("m.yaml")), run.Options(), print)
 
 
