@@ -316,7 +316,7 @@ def check_selections(selections: dict[str, Selection], measures: Iterable[str]) 
 def _try(connection: duckdb.DuckDBPyConnection, selections: dict[str, Selection]) -> None:
     """Asks for the rows that each condition selects; MillError names the keys whose SQL does not fit the columns or the rows there are."""
     found: dict[str, str] = {}
-    for name, chosen, key, sql in ((name, it, *probe) for name, it in selections.items() for probe in selecting.probes(name, it)):
+    for name, chosen, key, sql in ((one, it, *probe) for one, it in selections.items() for probe in selecting.probes(one, it)):
         if key == chosen.order_key and any(where in found for where, _ in chosen.wheres):  # the rows that those leave are not known
             sql = dict(selecting.probes(name, replace(chosen, wheres=(("", "false"),))))[key]
         try:

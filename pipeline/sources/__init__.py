@@ -46,7 +46,8 @@ def listing(sources: Sequence[Any], image: Image, without: Path | None = None, s
         except MillError as error:
             raise MillError(f"{source.at('path').where}{error}") from error
     if not found:
-        raise MillError(f"{sources[0].at().where}No images found in {', '.join(str(getattr(source, 'path', source.kind)) for source in sources)}: check `source` in the manifest.")
+        places = ", ".join(str(getattr(source, "path", source.kind)) for source in sources)
+        raise MillError(f"{sources[0].at().where}No images found in {places}: check `source` in the manifest.")
     return list(found.values())
 
 

@@ -70,7 +70,8 @@ def test_what_gives_another_answer_each_time_is_refused_by_the_key_that_holds_it
         ("image IN (SELECT image FROM candidates QUALIFY row_number() OVER (PARTITION BY group_id ORDER BY sharpness) = 1)", "row_number()"),
         ("image IN (SELECT image FROM images)", "reads images"), ("image IN (FROM pairs SELECT image)", "reads pairs"),
         ("(SELECT count(*) FROM range(3)) > 2", "reads a table function"), ("EXISTS (FROM read_csv('/etc/passwd'))", "reads a table function"),
-        ("EXISTS (FROM duckdb_settings())", "reads a table function"), ("EXISTS (DESCRIBE candidates)", "reads DESCRIBE, SHOW or"), ("EXISTS (FROM '/etc/passwd')", "reads /etc/passwd"),
+        ("EXISTS (FROM duckdb_settings())", "reads a table function"), ("EXISTS (DESCRIBE candidates)", "reads DESCRIBE, SHOW or"),
+        ("EXISTS (FROM '/etc/passwd')", "reads /etc/passwd"),
     ],
 )  # fmt: skip
 def test_a_subquery_reads_the_candidates_alone_and_takes_no_first_ones(where: str, why: str) -> None:
