@@ -53,12 +53,15 @@ def _found(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, yaml.Nod
 
 
 class _Loader(yaml.SafeLoader):
-    """With the line of a value that Python can't make, such as the date 2024-13-45 or a number of 5,000 digits."""
+    """With the line of a value that Python can't make, such as the date 2024-13-45, !!bool maybe or a number of 5,000 digits."""
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
-        except (ValueError, OverflowError) as error:
+            value = super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            if isinstance(value, int):
+                float(value)  # OverflowError: no key takes such a number, and it can't even be printed
+            return value
+        except (ValueError, OverflowError, KeyError, AttributeError) as error:
             raise yaml.MarkedYAMLError(problem=f"{UNREADABLE} ({error})", problem_mark=node.start_mark) from error
 
 
@@ -144,6 +147,11 @@ MENDS = (  # PyYAML's words -> what is meant, and what to do
     ("found unhashable key", "a key that is a list or a mapping: write a name; put a value that begins with a bracket in quotes"),
     ("expected <block end>", "a line that does not fit the ones above it: give it their indent, or put the value above it in quotes"),
     ("could not find expected ':'", "a line without `:`: write `key: value`"),
+    ("second occurrence", "an anchor (&) of a name that another has above it: give one of them another name"),
+    ("special characters", "a character that no text has, such as a zero byte: take it out, or name the right file"),
+    ("for merging", "`<<` beside something that is no mapping: write `<<: *name`, where &name marks a mapping"),
+    ("base64", "!!binary, which a manifest does not need: take it out"),
+    ("node, but found", "a tag (!!) that its value does not fit: take it out"),
     ("unexpected end of stream", "a quote that is not closed: close it, on an earlier line"),
     ("expected ',' or", "a bracket that is not closed, or a comma that is missing, before this line: add it"),
 )  # fmt: skip

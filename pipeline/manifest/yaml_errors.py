@@ -109,6 +109,7 @@ def _told(found: list[_Found]) -> Iterator[str]:
 
 
 def _written_wrong(found: list[_Found]) -> str:
+    found = [one for one in found if one.of_key] or found  # of a key that is no key the value says nothing
     it = found[0]
     null = ["null"] if it.here is not None and type(None) in wording.options(it.here) else []
     want = wording.either(list(dict.fromkeys([*(wording.wanted(one.mistake) for one in found), *null])))
