@@ -258,7 +258,7 @@ def _settled(detector: str) -> set[str]:
 
 
 def _saved(workspace: Workspace) -> Manifest | None:
-    return saved(workspace) if workspace.manifest.is_file() else None
+    return saved(workspace) if workspace.manifest.exists() else None
 
 
 def saved(workspace: Workspace) -> Manifest:

@@ -68,6 +68,7 @@ class Catalog:
             temporary.replace(path)
         else:
             with self._open(read_only=False) as connection:
+                self._is_current(connection)  # refuses another program's database before anything is written to it
                 migrate(connection)
 
     def gather(self) -> None:
@@ -139,6 +140,13 @@ class Catalog:
                 raise self._damage(error) from error
             raise
 
+    def _is_current(self, connection: duckdb.DuckDBPyConnection) -> bool:
+        """MillError where the file is another program's database."""
+        try:
+            return is_current(connection)
+        except duckdb.CatalogException as error:
+            raise self._damage(error) from error
+
     def _damage(self, error: Exception) -> MillError:
         return MillError(
             f"The catalog {self.path} is damaged or can't be read ({str(error).splitlines()[0]}): "
@@ -206,7 +214,7 @@ class Catalog:
                 _try(connection, self._selections)  # names the key whose SQL some row of the data does not agree with
                 raise MillError(f"A `where` or `select:` of the manifest fails on the data: {str(error).splitlines()[0]}") from error
             except duckdb.CatalogException as error:
-                if is_current(connection):
+                if self._is_current(connection):
                     raise
                 raise MillError(
                     f"The catalog {self.path} was made by an earlier version: `controlmill run MANIFEST` or `controlmill catalog rebuild` "
@@ -226,6 +234,8 @@ class Catalog:
             except duckdb.Error as error:
                 if _damaged(error):
                     raise
+                if isinstance(error, duckdb.CatalogException):
+                    self._is_current(connection)
                 raise MillError(f"The query failed: {error}") from error
 
     def row(self, sql: str, parameters: Iterable[Any] = ()) -> tuple[Any, ...]:
@@ -255,9 +265,11 @@ class Catalog:
 
     def failing(self, selections: dict[str, Selection], measures: Iterable[str], image_key: str) -> list[str]:
         """A line for each `where` and `order_by` that fails on the rows that there are; writes nothing."""
-        shown = self.query("SELECT value FROM settings WHERE name = 'image_key'")
         with self._open(read_only=True) as connection, self._limited(connection):
-            if not is_current(connection) or shown != [(image_key,)]:  # other rows than those that will be chosen from
+            if not self._is_current(connection):
+                return []
+            shown = connection.execute("SELECT value FROM settings WHERE name = 'image_key'").fetchone()
+            if shown != (image_key,):  # other rows than those that will be chosen from
                 return []
             connection.execute(selecting.candidates(measures, "TEMPORARY VIEW"))
             try:

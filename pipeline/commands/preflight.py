@@ -9,7 +9,7 @@ from annotate.conditions import CONDITIONS, MEASURES
 from pipeline import MillError, sources
 from pipeline.benchmark import networks
 from pipeline.benchmark.systems import LEAST, few
-from pipeline.catalog import Catalog, check_selections
+from pipeline.catalog import Catalog, CatalogHeld, check_selections
 from pipeline.experiment.pairs import SMALLEST_SHARE
 from pipeline.manifest import Manifest, Provided
 from pipeline.plan import Plan
@@ -80,7 +80,7 @@ def _failing(plan: Plan) -> list[str]:
     try:
         with catalog.at_most(HURRY):
             return catalog.failing(plan.selections(), MEASURES, plan.image_key)
-    except MillError:  # as above
+    except CatalogHeld:
         return []
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 from PIL import Image
@@ -290,12 +291,19 @@ def test_a_flipped_bit_gives_the_right_answer_or_a_sentence_that_names_the_file_
     assert sum(bool(names) for names in refused.values()) > len(places) // 2
 
 
-@pytest.mark.parametrize("data", [b"", b"hello\n" * 5000, b"SQLite format 3\0" + bytes(9000), "half", "header", "garbage"])
+@pytest.mark.parametrize("data", [b"", b"hello\n" * 5000, b"SQLite format 3\0" + bytes(9000), "half", "header", "garbage", "another"])
 def test_a_file_that_is_no_catalog_is_one_sentence_and_a_rebuild_mends_it(workspace: Path, ask: Command, data: bytes | str) -> None:
     file = workspace / "ws/catalog.duckdb"
     whole = file.read_bytes()
-    texts = {"half": whole[: len(whole) // 2], "header": whole[:5000], "garbage": random.Random(0).randbytes(20_000)}
-    for command in (("status", "ws"), ("sql", "ws", "FROM annotations"), ("run", "m.yaml", *STAGES), ("verify", "ws"), ("verify", "ws", "--repair")):
+    other = workspace / "other.duckdb"
+    other.unlink(missing_ok=True)
+    with duckdb.connect(str(other)) as connection:
+        connection.execute("CREATE TABLE a (b INTEGER)")
+    texts = {
+        "another": other.read_bytes(), "half": whole[: len(whole) // 2], "header": whole[:5000], "garbage": random.Random(0).randbytes(20_000),
+    }  # fmt: skip
+    asked = (("status", "ws"), ("sql", "ws", "FROM annotations"), ("verify", "ws"), ("verify", "ws", "--repair"))
+    for command in (*asked, ("run", "m.yaml", "--dry-run"), ("run", "m.yaml", *STAGES)):
         file.write_bytes(texts[data] if isinstance(data, str) else data)
         ran = ask(workspace, *command)
         assert ran.returncode == 1 and "Traceback" not in ran.stderr, (command, ran.stderr)
