@@ -68,6 +68,8 @@ def choice(conditions: list[str], it: Selection) -> str:
 def probes(condition: str, it: Selection) -> Iterator[tuple[str, str]]:
     """Key in the manifest -> a query that fails where that key's SQL does not work on the rows that there are."""
     for key, where in it.wheres:
+        if where == "true":  # the default: there may be millions of rows, and 13 conditions
+            continue
         yield key, f"SELECT count(*) FROM {choice([condition], Selection(((key, where),)))}"
     if it.order_by is not None:
         yield it.order_key, f"SELECT count(*) FROM {choice([condition], replace(it, limit=it.limit or 1))}"
