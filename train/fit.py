@@ -202,7 +202,7 @@ def run_identity(base: Base, pairs: Pairs, conditions: list[str], options: Optio
         "base_name": base.name,
         "random_weights": base.random_weights,
         "pairs": len(pairs),
-        "sizes": sorted({(8 * height, 8 * width) for height, width in pairs.sizes}),  # of the images, in pixels
+        "sizes": sorted([8 * height, 8 * width] for height, width in set(pairs.sizes)),  # of the images, in pixels
         "pairs_hash": hashlib.sha256("\n".join(pairs.ids).encode()).hexdigest()[:16],
         "warm_start": {name: checkpoint.weights_hash(folder) for name, folder in sorted((warm_start or {}).items())},
         "options": dataclasses.asdict(options),
