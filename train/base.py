@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train import hub, mini, single_file
+from train import hub, kinds, mini, single_file
 from train.batches import NOISE_STEPS
 from train.controlnet import unsupported
 from train.original import check_fit
@@ -87,12 +87,12 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     from transformers import CLIPTextModel
     from transformers.utils import logging
 
-    kinds: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-    _check_tensors(folder, part, kinds[part])
+    kind: Any = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}[part]
+    _check_tensors(folder, part, kind)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # "Loading weights", in the middle of a run's own lines
     try:
-        return kinds[part].from_pretrained(folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+        return kind.from_pretrained(folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -109,14 +109,7 @@ def _load_tokenizer(folder: Path) -> Any:
 def _config(folder: Path, part: str) -> dict[str, Any]:
     if folder.is_file():
         return single_file.config(folder, part)
-    return _json(folder / ("scheduler/scheduler_config.json" if part == "scheduler" else f"{part}/config.json"))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no JSON object ({error}): get the file again") from error
+    return kinds.read_object(folder / ("scheduler/scheduler_config.json" if part == "scheduler" else f"{part}/config.json"))
 
 
 def locate(spec: str | Path, *, download: bool = True) -> Path:
@@ -129,10 +122,11 @@ def locate(spec: str | Path, *, download: bool = True) -> Path:
             raise FileNotFoundError(f"base {spec}: no such folder, and not a hub id of the form owner/name")
         folder = _from_hub(str(spec), download)
     if missing := _lacking(folder):
-        kind = _json(folder / "model_index.json").get("_class_name") if (folder / "model_index.json").is_file() else None
+        kind = kinds.read_object(folder / "model_index.json").get("_class_name") if (folder / "model_index.json").is_file() else None
         if kind and not (folder / "unet/config.json").is_file():
             raise ValueError(f"base {spec} is a {kind}, without a UNet: {TRAINED}")
-        raise FileNotFoundError(f"base {spec}: the folder {folder} lacks {', '.join(missing)}; a base is a complete diffusers folder")
+        there = "".join(kinds.in_place_of(folder / name) for name in missing)
+        raise FileNotFoundError(f"base {spec}: the folder {folder} lacks {', '.join(missing)}; a base is a complete diffusers folder{there}")
     return folder
 
 
@@ -198,7 +192,7 @@ def _usual(part: str, name: str) -> str:
 
 def _is_random(folder: Path) -> bool:
     note = folder / NOTE_FILE
-    return note.is_file() and bool(json.loads(note.read_text()).get("random_weights"))
+    return note.is_file() and bool(kinds.read_object(note).get("random_weights"))
 
 
 def _from_hub(name: str, download: bool) -> Path:

@@ -27,6 +27,7 @@ META = "meta.json"  # written last: a folder without it is no checkpoint
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 TEMPORARY = ".tmp-"
+SEAL = "sha256"  # of META: that of all else in it; those written before it was added have none
 STEP = re.compile(r"step-\d{8,}")
 ASIDE = "damaged-"  # before the name of a checkpoint that a run went on without
 RESUMED = ("conditions", "base", "pairs_hash", "warm_start", "options", "seconds")  # of META: what a run needs to go on
@@ -75,6 +76,7 @@ def save(
             save_file(optimizer_tensors(model, optimizers[name]), folder / OPTIMIZER)
     files = sorted(path for path in work.rglob("*") if path.is_file())
     meta = meta | {"files": {str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}}
+    meta |= {SEAL: _seal(meta)}
     _write_json(work / META, meta)
     for path in (*files, work / META, *(path for path in work.rglob("*") if path.is_dir()), work):
         _fsync(path)
@@ -162,7 +164,7 @@ def read(folder: Path) -> Checkpoint:
     """By names and sizes. A file that is missing or cut short is named, since everything below would fail less clearly."""
     if not (folder / META).is_file():
         raise Damaged(f"{folder} is not a complete checkpoint: it has no {META}")
-    meta = _meta(folder)
+    meta = meta_of(folder)
     done = Checkpoint(folder, meta["images"], meta["step"], meta)
     for name in meta["files"]:
         if wrong := _wrong(done, name, hashed=False):
@@ -185,7 +187,7 @@ def whole(folder: Path, *, resume: bool = True) -> Checkpoint:
 def problems(folder: Path) -> list[str]:  # none = it is whole
     """A sentence for each damaged file."""
     try:
-        meta = _meta(folder)
+        meta = meta_of(folder)
     except Damaged as error:
         return [str(error)]
     done = Checkpoint(folder, meta["images"], meta["step"], meta)
@@ -203,7 +205,7 @@ def check_controlnet(controlnet: Path) -> None:
         if not (folder / META).is_file():
             continue
         try:
-            meta = _meta(folder)
+            meta = meta_of(folder)
         except Damaged:
             if STEP.fullmatch(folder.name):
                 raise
@@ -215,7 +217,8 @@ def check_controlnet(controlnet: Path) -> None:
                 raise Damaged(f"checkpoint {folder} is damaged: {name} {wrong}")
 
 
-def _meta(folder: Path) -> dict[str, Any]:
+def meta_of(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's META says; Damaged where it is missing, or not what was written."""
     try:
         meta = json.loads((folder / META).read_bytes().decode())
         if _fits(meta, folder):
@@ -240,7 +243,12 @@ def _fits(meta: Any, folder: Path) -> bool:
         and set(room) == {"micro", "join"} and room["micro"] > 0 and isinstance(room["join"], bool)
         and (batch is None or images == step * batch)
         and (not STEP.fullmatch(folder.name) or folder.name == name_of(step))
+        and meta.get(SEAL) in (None, _seal(meta))
     )  # fmt: skip
+
+
+def _seal(meta: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps({name: meta[name] for name in meta if name != SEAL}, sort_keys=True).encode()).hexdigest()
 
 
 def _wrong(done: Checkpoint, name: str, *, hashed: bool = True) -> str:  # '' = the file is what was written
@@ -301,7 +309,7 @@ def load_controlnet(
         return controlnet.requires_grad_(True)
     for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is no ControlNet in the diffusers layout: it has no {name}")
+            raise FileNotFoundError(f"{folder} is no ControlNet in the diffusers layout: it has no {name}{kinds.in_place_of(folder / name)}")
     controlnet = empty_controlnet(kinds.read_config(folder))
     if unet is not None:
         theirs = {name: unet.state_dict()[name].shape for name in unet.state_dict() if name in controlnet.state_dict()}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from train.controlnet import BGR
+from train.controlnet import BGR, empty_controlnet
 
 CLASS = "ControlNetModel"
 READ = "ControlMill reads whole ControlNets of Stable Diffusion 1.5 and 2.1"
@@ -49,10 +49,10 @@ def check_names(
 
 
 def check_config(where: Path, config: Mapping[str, Any]) -> None:
-    """ValueError where a folder's config.json is not that of a whole ControlNet of a known base."""
+    """ValueError where a folder's config.json is not that of a whole ControlNet of a known base, or no network can be built from it."""
     name = config.get("_class_name", CLASS)
     if name != CLASS:
-        raise ValueError(f"{where}: {CLASSES.get(name, name)} is not read: {READ}, diffusers' {CLASS}")
+        raise ValueError(f"{where}: {CLASSES.get(str(name), name)} is not read: {READ}, diffusers' {CLASS}")
     if config.get("addition_embed_type") == "text_time":
         raise ValueError(f"{where}: A ControlNet of SDXL is not read: {READ}")
     if config.get("in_channels") == INPAINTING:
@@ -63,15 +63,38 @@ def check_config(where: Path, config: Mapping[str, Any]) -> None:
         raise ValueError(f"{where} takes hints in the channel order {order!r}; rgb and bgr are known")
     if lacking := [key for key in ("block_out_channels", "down_block_types") if key not in config]:
         raise ValueError(f"{where}: its config.json is not that of a ControlNet: it lacks {', '.join(lacking)}")
+    try:
+        empty_controlnet(dict(config))
+    except Exception as error:  # whatever diffusers and torch make of a value of another kind
+        raise ValueError(f"{where}: its config.json is not that of a ControlNet ({error}): get the file again") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a ControlNet's folder, of the kind that is read."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is no JSON ({error}): get the file again") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder / 'config.json'} holds no object: get the file again")
+    config = read_object(folder / "config.json")
     check_config(folder, config)
     return config
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    return object_of(str(path), path.read_bytes())
+
+
+def object_of(what: str, text: str | bytes) -> dict[str, Any]:
+    """The JSON object that a file should hold; ValueError names the file."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is no JSON ({error}): get the file again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} holds no object: get the file again")
+    return value
+
+
+def in_place_of(path: Path) -> str:
+    """For the end of a sentence that `path` is missing: the same weights in half precision or as a pickle, where they lie beside it; else ''."""
+    half = path.with_name(f"{path.stem}.fp16{path.suffix}")
+    if half.is_file():
+        return f"; {half} has them in half precision: a copy of it called {path.name} is read"
+    pickled = [it for it in path.parent.glob("*.bin") if path.suffix == ".safetensors"]
+    return f"; {pickled[0]} is not read: get {path.name}" if pickled else ""

@@ -160,17 +160,20 @@ def read_file(
         # Mapped, so that a model of 6 GB around a ControlNet of 1.4 GB is not read whole.
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} can't be read: it is damaged, or no {path.suffix} file ({str(error).splitlines()[0][:200]})") from error
+        raise ValueError(f"{path} can't be read: it is damaged, or no {path.suffix} file ({_first_line(error)})") from error
     except pickle.UnpicklingError as error:
+        if not _is_pickle(path):
+            raise ValueError(f"{path} can't be read: it is damaged, or no {path.suffix} file") from error
         raise ValueError(
             f"{path} holds more than tensors, and reading that could run code from the file: get the .safetensors of this model, "
             "or save its state dict alone"
         ) from error
+    outer = stored
     if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
         stored = stored["state_dict"]
     if not isinstance(stored, dict):
         raise ValueError(f"{path} holds a {type(stored).__name__}, not a state dict")
-    look(name for name in stored if isinstance(name, str))
+    look(name for name in (*outer, *stored) if isinstance(name, str))
     tensors = {name: value for name, value in stored.items() if isinstance(name, str) and isinstance(value, Tensor)}
     prefix, names = _below(tensors, prefixes)
     return prefix, {name: tensors[prefix + name] for name in names}, {}
@@ -194,6 +197,16 @@ def check_fit(where: str, prefix: str, weights: Mapping[str, Tensor], expected: 
         raise ValueError(f"{where} has the tensor {prefix}{min(unknown)}, which has no place in this network{_others(unknown)}")
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def _is_pickle(path: Path) -> bool:
+    """By its first byte: a page of a web server, or the pointer that git leaves without LFS, holds text."""
+    with path.open("rb") as file:
+        return zipfile.is_zipfile(path) or file.read(1) == pickle.PROTO
+
+
 def _below(names: Iterable[str], prefixes: tuple[str, ...]) -> tuple[str, list[str]]:
     names = list(names)
     prefix = next((one for one in prefixes if any(name.startswith(one) for name in names)), prefixes[-1])
@@ -203,7 +216,7 @@ def _below(names: Iterable[str], prefixes: tuple[str, ...]) -> tuple[str, list[s
 def _config(path: Path, weights: Mapping[str, Tensor], base_config: Mapping[str, Any] | None, header: dict[str, str]) -> dict[str, Any]:
     """What the tensors say themselves is taken from them: the hint's channels and the widths of its encoder."""
     if base_config is None and CONFIG_KEY in header:
-        return json.loads(header[CONFIG_KEY])
+        return kinds.object_of(f"{CONFIG_KEY} in the header of {path}", header[CONFIG_KEY])
     if base_config is None:
         width = weights[FIRST_TEXT].shape[-1] if FIRST_TEXT in weights else None
         if width not in KNOWN:

@@ -5,7 +5,6 @@ What such a file can't hold is looked up beside it: see `beside`.
 """
 
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from train import kinds
 from train.original import SAFE_SUFFIX, SD15, SD21, check_fit, original_names, read_file
 
 SUFFIXES = (SAFE_SUFFIX, ".ckpt")
@@ -87,7 +87,7 @@ def config(path: Path, part: str) -> dict[str, Any]:
     name = SCHEDULER_CONFIG if part == "scheduler" else f"{part}/config.json"
     for folder in beside(path):
         if (folder / name).is_file():
-            return json.loads((folder / name).read_text())
+            return kinds.read_object(folder / name)
     family = CONFIGS[_family(path)]
     if part not in family:
         raise ValueError(

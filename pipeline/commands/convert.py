@@ -72,7 +72,8 @@ def _read(folder: Path, base_config: Path | None) -> tuple[dict[str, Any], dict[
         weights, config = original.read_controlnet(folder, None if base_config is None else _unet_config(base_config))
         return weights, config if "_class_name" in config else checkpoint.diffusers_config(empty_controlnet(config))
     if not (folder / "config.json").is_file() or not (folder / checkpoint.WEIGHTS).is_file():
-        raise MillError(f"{folder} is no ControlNet in the diffusers layout: it needs config.json and {checkpoint.WEIGHTS}.")
+        there = kinds.in_place_of(folder / checkpoint.WEIGHTS)
+        raise MillError(f"{folder} is no ControlNet in the diffusers layout: it needs config.json and {checkpoint.WEIGHTS}{there}.")
     config = kinds.read_config(folder)
     weights = checkpoint.tensors_of(folder / checkpoint.WEIGHTS)
     kinds.check_names(folder, weights)
@@ -114,7 +115,7 @@ def _controlnet_folder(src: Path, say: Callable[[str], None]) -> Path:
             say(f"{sentence}: {f'{made.path.name} is taken instead' if made else 'passed over'}")
         if made is None:
             raise MillError(f"{src} has no whole checkpoint: {DAMAGED_CHECKPOINT}.")
-    elif (src / checkpoint.META).is_file():
+    elif (src / checkpoint.META).is_file() and not (src / "config.json").is_file():
         made = checkpoint.read(src)
     else:
         return src
@@ -125,9 +126,11 @@ def _controlnet_folder(src: Path, say: Callable[[str], None]) -> Path:
 
 
 def _unet_config(folder: Path) -> dict[str, Any]:
+    from train import kinds
+
     for path in (folder / "config.json", folder / "unet" / "config.json"):
         if path.is_file():
-            config = json.loads(path.read_text())
+            config = kinds.read_object(path)
             if "down_block_types" in config and "cross_attention_dim" in config:
                 return config
     raise MillError(f"--base-config {folder}: neither that folder nor its unet/ has the config.json of a UNet.")

@@ -1,6 +1,6 @@
 """One image from one ControlNet: what a trainer tries first with a checkpoint. What is known of it is not asked for."""
 
-import json
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,7 +89,8 @@ def sample(
     except (OSError, ValueError) as error:
         raise MillError(f"{error}.") from error
     if known.meta.get("base", loaded.fingerprint) != loaded.fingerprint:
-        say(f"warning: {folder} was trained on the base {known.meta['base_name']}, of which {loaded.name} is another version, or quite another base")
+        trained_on = known.meta.get("base_name", known.meta["base"])
+        say(f"warning: {folder} was trained on the base {trained_on}, of which {loaded.name} is another version, or quite another base")
     size, why = _size(known, loaded, settings)
     chosen, told = _chosen(known, settings)
     say(f"{size.resolution} pixels{', aspect ratio kept' if size.fit == 'bucket' else ''}, {why}; {told}")
@@ -108,14 +109,19 @@ def sample(
 def _known(folder: Path) -> Known:
     """Of <workspace>/checkpoints/<run>/step-…/<condition>, also where only the step's folder was taken elsewhere, and of what is shipped."""
     from train import checkpoint as checkpoints
+    from train import kinds
     from train.average import FOLDER
 
     place = folder.resolve()
     place = place.parent if place.name == FOLDER else place
-    meta, note, saved = place.parent / checkpoints.META, place / NOTE, place.parents[min(3, len(place.parents) - 1)] / "manifest.yaml"
-    plan = plans.make(manifest.load(saved).model_copy(update={"workspace": str(saved.parent)}), here=False) if saved.is_file() else None
-    read = {path: json.loads(path.read_text()) if path.is_file() else {} for path in (meta, note)}
-    return Known(place.stem if place.is_file() else place.name, plan, read[meta], read[note])
+    meta: dict[str, Any] = {}
+    with contextlib.suppress(checkpoints.Damaged):  # a run's own was checked before; this is somebody's file of the same name
+        meta = checkpoints.meta_of(place.parent)
+    plan, above = None, list(place.parents)[2:4]
+    if len(above) == 2 and above[0].name == "checkpoints" and (saved := above[1] / "manifest.yaml").is_file():
+        plan = plans.make(manifest.load(saved).model_copy(update={"workspace": str(above[1])}), here=False)
+    note = kinds.read_object(place / NOTE) if (place / NOTE).is_file() else {}
+    return Known(place.stem if place.is_file() else place.name, plan, meta, note)
 
 
 def _recorded_base(checkpoint: str | Path, known: Known) -> str:

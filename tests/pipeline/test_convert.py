@@ -173,6 +173,18 @@ def test_mistakes_are_one_sentence(net: Path, averaged: Path, tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "cut"]
 
 
+def test_a_file_called_meta_json_makes_no_checkpoint_of_a_controlnet(net: Path, tmp_path: Path) -> None:
+    (shutil.copytree(net, tmp_path / "net") / "meta.json").write_text("somebody's own")
+    assert run(tmp_path / "net", tmp_path / "net.safetensors", "--to", "original").exit_code == 0
+
+
+def test_a_base_config_that_is_no_json_is_named(net: Path, tmp_path: Path) -> None:
+    assert run(net, tmp_path / "net.safetensors", "--to", "original").exit_code == 0
+    (tmp_path / "config.json").write_text("{")
+    told = run(tmp_path / "net.safetensors", tmp_path / "x", "--to", "diffusers", "--base-config", tmp_path)
+    assert told.exit_code == 1 and f"{tmp_path / 'config.json'} is no JSON" in told.output
+
+
 def test_a_difference_file_is_no_controlnet(net: Path, tmp_path: Path) -> None:
     run(net, tmp_path / "whole.safetensors", "--to", "original")
     for name, tensor in (("difference", torch.tensor(1.0)), ("lora_controlnet", torch.zeros(0))):

@@ -141,6 +141,18 @@ def test_a_shipped_controlnet_needs_no_more_than_its_name(workspace: Path) -> No
     assert shape == (128, 128, 3) and told.stderr.startswith("128 pixels, the size of its base; 1 steps, guidance 7.5\n")
 
 
+def test_files_of_others_around_a_controlnet_are_no_record_of_it(workspace: Path) -> None:
+    folder = workspace / "some/where/else/canny"
+    shutil.copytree(mini.ROOTS / "canny", folder)
+    (folder.parent / "meta.json").write_text('["of another program"]')
+    (workspace / "manifest.yaml").write_text("apiVersion: v1")
+    told, shape = drawn(workspace, folder, "--base", "mini", "--steps", 1)
+    assert shape == (128, 128, 3) and told.stderr.startswith("128 pixels, the size of its base; 1 steps, guidance 3 of the hint too\n")
+    (folder / "controlmill.json").write_text("{")
+    refused = CliRunner().invoke(main, ["sample", "--checkpoint", str(folder), "--image", "x", "--out", "y", "--prompt", "", "--base", "mini"])
+    assert refused.exit_code == 1 and f"{folder / 'controlmill.json'} is no JSON" in refused.output
+
+
 def test_a_run_writes_down_at_which_sizes_it_trained(tmp_path: Path) -> None:
     from tests.train.conftest import ToyPairs, tiny_base
     from train.fit import Options, fit

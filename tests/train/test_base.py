@@ -87,8 +87,19 @@ def test_a_base_that_is_not_there_or_not_whole_is_named(random_base_folder: Path
         load("models/v1-5.safetensors")
     shutil.copytree(random_base_folder, tmp_path / "part")
     (tmp_path / "part/vae/diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks vae/diffusion_pytorch_model.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"lacks vae/diffusion_pytorch_model.safetensors; a base is a complete diffusers folder$"):
         load(tmp_path / "part")
+    (tmp_path / "part/vae/diffusion_pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"vae/diffusion_pytorch_model.bin is not read: get diffusion_pytorch_model.safetensors$"):
+        load(tmp_path / "part")
+    half = shutil.copy(random_base_folder / WEIGHTS["vae"], tmp_path / "part/vae/diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(FileNotFoundError, match=rf"{half} has them in half precision: a copy of it called diffusion_pytorch_model.safetensors"):
+        load(tmp_path / "part")
+    shutil.copy(half, tmp_path / "part" / WEIGHTS["vae"])
+    assert load(tmp_path / "part", parts=("vae",)).vae is not None
+    (tmp_path / "part/controlmill.json").write_text("{")
+    with pytest.raises(ValueError, match=r"part/controlmill.json is no JSON"):
+        load(tmp_path / "part", parts=())
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=r"hf download somebody/something"):
         load("somebody/something")
@@ -339,7 +350,7 @@ def test_a_partly_cached_base_names_what_is_missing_and_the_command_where_nothin
 def test_a_controlnet_that_is_partly_cached_is_completed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from train import checkpoint
 
-    (tmp_path / "config.json").write_text(json.dumps({"block_out_channels": [4], "down_block_types": ["DownBlock2D"]}))
+    (tmp_path / "config.json").write_text(json.dumps({"block_out_channels": [32] * 4, "down_block_types": ["DownBlock2D"] * 4}))
     (tmp_path / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"")
 
     def snapshot_download(name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:

@@ -11,7 +11,20 @@ from diffusers import ControlNetModel
 
 from tests.train.conftest import ToyPairs, tiny_base, tiny_unet
 from train import checkpoint
-from train.checkpoint import KEEP, META, OPTIMIZER, WEIGHTS, Checkpoint, Damaged, check_controlnet, kept, load_controlnet, newest, read
+from train.checkpoint import (
+    KEEP,
+    META,
+    OPTIMIZER,
+    SEAL,
+    WEIGHTS,
+    Checkpoint,
+    Damaged,
+    check_controlnet,
+    kept,
+    load_controlnet,
+    newest,
+    read,
+)
 from train.controlnet import ControlNet
 from train.fit import Options, beginning, fit
 from train.log import LOG, read_log
@@ -111,14 +124,22 @@ def flip(path: Path) -> None:
 def without(key: str) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         meta = json.loads(path.read_text())
-        del meta[key]
+        del meta[key], meta[SEAL]
         path.write_text(json.dumps(meta))
 
     return change
 
 
 def counted(path: Path) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"images": 25}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"images": 25, SEAL: None}))
+
+
+def retold(before: str, after: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        assert before in path.read_text()
+        path.write_text(path.read_text().replace(before, after))
+
+    return change
 
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
@@ -132,6 +153,8 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "files of no kind": (META, lambda path: path.write_text('{"images": 24, "step": 6, "files": {"x": 3}}'), f"{META} is not as it was written"),
     "no images": (META, without("images"), f"{META} is not as it was written"),
     "no options": (META, without("options"), f"{META} lacks options"),
+    "a bit of an option": (META, retold('"lr": 0.01', '"lr": 0.03'), f"{META} is not as it was written"),
+    "a bit of the base's name": (META, retold('"base_name": "tiny"', '"base_name": "tinx"'), f"{META} is not as it was written"),
     "a wrong count": (META, counted, f"{META} is not as it was written"),
     "no meta": (META, Path.unlink, "it has no meta.json"),
 }
@@ -149,7 +172,7 @@ def test_each_damage_is_found_and_named(
     assert newest(last.parent).step in (4, 6), "and no traceback where names and sizes are all that is asked for"
 
 
-@pytest.mark.parametrize("which", ["a bit of the weights", "a bit of the optimizer's state", "garbage", "no options"])
+@pytest.mark.parametrize("which", ["a bit of the weights", "a bit of the optimizer's state", "garbage", "no options", "a bit of an option"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_made_again(trained: Checkpoint, tmp_path: Path, which: str) -> None:
     name, damage, sentence = DAMAGES[which]
     out = tmp_path / "run"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.train.conftest import ToyPairs, tiny_base, tiny_unet
 from train import checkpoint
 from train.batches import Pair
-from train.checkpoint import META, OPTIMIZER, WEIGHTS, Checkpoint, Damaged, newest
+from train.checkpoint import META, OPTIMIZER, SEAL, WEIGHTS, Checkpoint, Damaged, newest
 from train.fit import Options, fit
 from train.watch import LOG
 from train.window import NotFinite
@@ -130,6 +130,7 @@ def test_a_checkpoint_older_than_an_option_goes_on_with_its_default(tmp_path: Pa
     meta = json.loads((half.path / META).read_text())
     for name in ("min_snr", "ema", "unlock", "unlock_lr", "gradient_checkpointing"):
         del meta["options"][name]
+    del meta[SEAL]
     (half.path / META).write_text(json.dumps(meta))
     with pytest.raises(ValueError, match=r"other options.unlock:"):
         fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, unlock="decoder"), tmp_path)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tests.train.conftest import tiny_unet
 from train.checkpoint import diffusers_config, load_controlnet, locate, weights_hash
 from train.controlnet import ControlNet, empty_controlnet
-from train.original import PREFIX, SD15, SD21, original_names, read_controlnet, write_controlnet
+from train.original import CONFIG_KEY, PREFIX, SD15, SD21, original_names, read_controlnet, write_controlnet
 
 PROJECTION = {"SD 1.5": (768, False), "SD 2.1": (1024, True)}
 CONFIGS: dict[str, dict[str, Any]] = {"SD 1.5": SD15, "SD 2.1": SD21}
@@ -303,6 +303,40 @@ def test_a_file_called_shuffle_pools_its_residuals_and_a_config_that_is_none_is_
         (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")
         with pytest.raises(ValueError, match=sentence):
             load_controlnet(tmp_path)
+
+
+@pytest.mark.parametrize("value", [None, "x"])
+@pytest.mark.parametrize("key", ["block_out_channels", "down_block_types", "conditioning_channels", "conditioning_embedding_out_channels"])
+def test_a_config_that_no_network_can_be_built_from_is_named_before_any_work(key: str, value: Any, tmp_path: Path) -> None:
+    theirs = ControlNetModel.from_unet(tiny_unet(), conditioning_embedding_out_channels=(4, 4, 8, 8))
+    theirs.save_pretrained(tmp_path)
+    assert locate(tmp_path) == tmp_path
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(told | {key: value}))
+    with pytest.raises(ValueError, match=f"{tmp_path}: its config.json is not that of a ControlNet"):
+        locate(tmp_path)
+
+
+@pytest.mark.parametrize(("told", "sentence"), [("{", "is no JSON"), ("[1]", "holds no object"), ("[" * 9999, "is no JSON")])
+def test_a_header_that_holds_no_config_is_named_with_its_file(told: str, sentence: str, tmp_path: Path) -> None:
+    write(tmp_path / "own.safetensors", filled())
+    save_file(load_file(tmp_path / "own.safetensors"), tmp_path / "net.safetensors", metadata={CONFIG_KEY: told})
+    with pytest.raises(ValueError, match=f"{CONFIG_KEY} in the header of {tmp_path / 'net.safetensors'} {sentence}"):
+        read_controlnet(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".bin", ".safetensors"])
+@pytest.mark.parametrize("data", [b"", b"<html>404", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n"])
+def test_what_is_no_file_of_weights_is_not_taken_for_one_with_code(data: bytes, suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"net{suffix}").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"net{suffix} can't be read: it is damaged, or no {suffix} file"):
+        read_controlnet(tmp_path / f"net{suffix}")
+
+
+def test_a_difference_file_is_known_by_what_stands_beside_its_state_dict(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"control_model.x": torch.zeros(1)}, "difference": torch.zeros(1)}, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"net.pth is a difference file"):
+        locate(tmp_path / "net.pth")
 
 
 def test_a_file_that_is_damaged_or_could_run_code_is_refused(tmp_path: Path) -> None:
