@@ -223,7 +223,7 @@ def meta_of(folder: Path) -> dict[str, Any]:
         meta = json.loads((folder / META).read_bytes().decode())
         if _fits(meta, folder):
             return dict(meta)
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise Damaged(f"{folder} is not a complete checkpoint: it has no {META}") from error
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         pass  # told below

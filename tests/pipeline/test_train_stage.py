@@ -368,7 +368,7 @@ def test_a_run_that_was_named_after_options_keeps_its_name_also_when_they_change
     for path in whole.plan.workspace.run(older).glob("step-*/meta.json"):
         meta = json.loads(path.read_text())
         meta.pop("began_with", None)
-        path.write_text(json.dumps(meta | {"options": meta["options"] | {"micro_batch": micro, "checkpoint_every": every or 4}}))
+        path.write_text(json.dumps(meta | {"options": meta["options"] | {"micro_batch": micro, "checkpoint_every": every or 4}, "sha256": None}))
     with whole.catalog.transaction() as connection:
         connection.execute("DELETE FROM runs WHERE run = ?", [whole.name])
     stage.record_all(whole.plan, whole.catalog)

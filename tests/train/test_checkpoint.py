@@ -187,6 +187,16 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_made_again(t
     assert sorted(path.name for path in out.glob("*step-*")) == ["step-00000004", "step-00000006"], "what was set aside is made again"
 
 
+def test_what_took_the_place_of_a_checkpoints_record_is_told_of(trained: Checkpoint, tmp_path: Path) -> None:
+    step = shutil.copytree(trained.path, tmp_path / trained.path.name)
+    assert not checkpoint.problems(step)
+    retold('"seed": 0', '"seed": 1')(step / META)
+    assert checkpoint.problems(step) == [f"checkpoint {step} is damaged: {META} is not as it was written"]
+    (step / META).unlink()
+    (step / META).mkdir()
+    assert checkpoint.problems(step) == [f"{step} is not a complete checkpoint: it has no {META}"]
+
+
 def test_where_no_checkpoint_is_whole_the_run_begins_anew(trained: Checkpoint, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(trained.path.parent, out)
