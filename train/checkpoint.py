@@ -309,7 +309,9 @@ def load_controlnet(
         return controlnet.requires_grad_(True)
     for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is no ControlNet in the diffusers layout: it has no {name}{kinds.in_place_of(folder / name)}")
+            raise FileNotFoundError(
+                f"{folder} is no ControlNet in the diffusers layout: it has no {name}{kinds.in_place_of(folder / name)}"
+            )
     controlnet = empty_controlnet(kinds.read_config(folder))
     if unet is not None:
         theirs = {name: unet.state_dict()[name].shape for name in unet.state_dict() if name in controlnet.state_dict()}
