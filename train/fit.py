@@ -80,7 +80,7 @@ def fit(
 
     if watcher is not None and warm_start and not images and (first := watcher.begin(network.unet, controlnets)):
         log(first)
-    for sentence in (*notes, *note):
+    for sentence in (*notes, *note, *new_interval(options, done)):
         if watcher is not None and (told := watcher.note(images, sentence)):
             log(told)
 
@@ -137,6 +137,15 @@ def first_room(options: Options, done: Checkpoint | None, ranks: Ranks) -> tuple
         return left, []
     other = f"goes on with micro_batch {room.micro} instead of {left.micro}"
     return Room(room.micro, left.join), [f"{other}: the weights are no longer bit-identical to those of an undisturbed run"]
+
+
+def new_interval(options: Options, done: Checkpoint | None) -> list[str]:  # what to say of it
+    """Another checkpoint_every for the same run; in a longer run it may follow from the number of images, and nothing is said."""
+    before = done.meta["options"] if done is not None else {}
+    if before.get("images") != options.images or before["checkpoint_every"] == options.checkpoint_every:
+        return []
+    now = f"writes a checkpoint every {options.checkpoint_every} images instead of {before['checkpoint_every']}"
+    return [f"{now}: no weight depends on it"]
 
 
 def gradients_in_room(

@@ -383,11 +383,12 @@ def test_a_run_that_was_named_after_options_keeps_its_name_also_when_they_change
     assert alone(", micro_batch: 4").name == older, "also when it is no longer what it was begun with"
 
 
-def test_another_micro_batch_or_interval_of_checkpoints_goes_on_and_the_first_is_said(alone: Any) -> None:
+def test_another_micro_batch_or_interval_of_checkpoints_goes_on_and_is_said(alone: Any) -> None:
     whole = alone()
     shutil.rmtree(whole.step)
     every = alone(", checkpoint_every: 8")
-    assert (every.name, every.files, every.said) == (whole.name, whole.files, [])
+    told = f"{whole.name}: writes a checkpoint every 8 images instead of 4: no weight depends on it."
+    assert (every.name, every.files, every.said) == (whole.name, whole.files, [told])
     shutil.rmtree(whole.step)
     other = alone(", micro_batch: 2")
     end = "the weights are no longer bit-identical to those of an undisturbed run"
