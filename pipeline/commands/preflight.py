@@ -89,7 +89,8 @@ def _unwritable(plan: Plan) -> list[str]:
     above = next(path for path in (root, *root.parents) if path.exists())
     if above.is_dir() and os.access(above, os.W_OK):
         return []
-    what = "can't be written" if above.is_dir() else "is a file"
+    read_only = os.statvfs(above).f_flag & os.ST_RDONLY
+    what = "is a file" if not above.is_dir() else "is on a read-only disk" if read_only else "can't be written"
     return [f"{plan.manifest.at('workspace')}: {above} {what}: set it to a folder that can be made and written"]
 
 

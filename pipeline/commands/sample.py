@@ -12,7 +12,7 @@ import numpy as np
 from annotate import annotator, maps
 from annotate.annotator import Step
 from annotate.conditions import CONDITIONS
-from pipeline import MillError, manifest, sources
+from pipeline import MillError, sources
 from pipeline import plan as plans
 from pipeline.benchmark.systems import readable
 from pipeline.commands.detect import chain
@@ -23,7 +23,7 @@ from pipeline.plan import Plan
 from pipeline.sources import RawImage
 from pipeline.sources.raw import Unreadable
 from pipeline.storage import codec
-from pipeline.storage.workspace import DAMAGED_CHECKPOINT, write_whole
+from pipeline.storage.workspace import DAMAGED_CHECKPOINT, Workspace, write_whole
 
 NOTE = "controlmill.json"  # of a ControlNet that is shipped
 
@@ -118,8 +118,9 @@ def _known(folder: Path) -> Known:
     with contextlib.suppress(checkpoints.Damaged):  # a run's own was checked before; this is somebody's file of the same name
         meta = checkpoints.meta_of(place.parent)
     plan, above = None, list(place.parents)[2:4]
-    if len(above) == 2 and above[0].name == "checkpoints" and (saved := above[1] / "manifest.yaml").is_file():
-        plan = plans.make(manifest.load(saved).model_copy(update={"workspace": str(above[1])}), here=False)
+    workspace = Workspace(above[1]) if len(above) == 2 and above[0].name == "checkpoints" else None
+    if workspace is not None and workspace.manifest.is_file():
+        plan = plans.make(plans.saved(workspace).model_copy(update={"workspace": str(workspace.root)}), here=False)
     note = kinds.read_object(place / NOTE) if (place / NOTE).is_file() else {}
     return Known(place.stem if place.is_file() else place.name, plan, meta, note)
 

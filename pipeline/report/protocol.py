@@ -6,7 +6,6 @@ from pipeline.report.leaderboard_data import PROTOCOL, Benchmark, Published
 
 KNOWN_AS = {  # what this project calls a thing -> what published.json calls it
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "Stable Diffusion 1.5",
-    "runwayml/stable-diffusion-v1-5": "Stable Diffusion 1.5",
     "mask2former-ade20k": "Mask2Former Swin-L (ADE20K)",
     "controlnet-hed": "ControlNetHED",
     "clip-vit-base-patch16": "CLIP ViT-B/16",

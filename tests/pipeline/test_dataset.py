@@ -207,7 +207,7 @@ def test_a_captioner_that_is_not_there_is_one_sentence(
 ) -> None:
     folder(1)
     for captions, sentence in (("{model: blipp}", "unknown captioner 'blipp'"), ("{}", "captions: blip-base needs config.json")):
-        ran = controlmill("run", manifest(captions=captions), *STAGES)
+        ran = controlmill("run", manifest(captions=captions), "--stages", "ingest,caption,annotate")
         assert ran.returncode == 1 and sentence in ran.stderr and ran.stderr.count("\n") == 1
 
 

@@ -291,4 +291,4 @@ def test_somebody_elses_checkpoint_is_scored_beside_the_runs(
     lost = (tmp_path / "job" / "manifest.yaml").read_text().replace(f"ws/{checkpoint}/canny", "nowhere")
     (tmp_path / "job" / "manifest.yaml").write_text(lost)
     told = ask(tmp_path / "job", "run", "manifest.yaml", "--stages", "generate")
-    assert told.returncode == 1 and "evaluate.external: theirs: nowhere: no such ControlNet" in told.stderr
+    assert told.returncode == 1 and "evaluate.external[0].checkpoint: theirs: nowhere: no such ControlNet" in told.stderr

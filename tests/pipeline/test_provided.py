@@ -200,9 +200,10 @@ def test_black_in_a_picture_of_normals_is_invalid_and_sixteen_bits_are_kept(give
 def _listed(tmp_path: Path, row: dict[str, Any], images: Path, **settings: Any) -> tuple[RawImage, RawMap | Exception]:
     images.mkdir()
     Pillow.new("RGB", (WIDE, TALL), "red").save(images / "a.png")
-    (tmp_path / "list.jsonl").write_text(json.dumps({"image": str(images / "a.png")} | row))
+    rows = ({"image": str(images / "a.png")} | row, {"image": str(images / "b.png"), "people": PERSON})
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = ListSource(kind="list", path=str(tmp_path / "list.jsonl"), provided={"pose_openpifpaf": Provided(**settings)})
-    (raw,) = sources.listing([source], SIZE)
+    raw, _ = sources.listing([source], SIZE)
     return raw, provided.read(raw, ["pose_openpifpaf"], SIZE)["pose_openpifpaf"]
 
 

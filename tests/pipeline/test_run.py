@@ -438,7 +438,8 @@ def test_a_dry_run_tells_of_files_that_are_no_controlnets_and_of_a_base_that_can
     evaluate = "{external: [{name: theirs, condition: canny, checkpoint: lora_controlnet.safetensors}]}"
     ran = controlmill("run", manifest(train=train, evaluate=evaluate), "--dry-run")
     assert ran.returncode == 1 and not (tmp_path / "ws").exists()
-    for told in ("difference.safetensors is a difference file", "evaluate.external: theirs: lora_controlnet.safetensors: Control-LoRA is not read",
+    for told in ("difference.safetensors is a difference file",
+                 "evaluate.external[0].checkpoint: theirs: lora_controlnet.safetensors: Control-LoRA is not read",
                  "train.base: base inpainting is an inpainting base: its UNet takes 9 channels"):  # fmt: skip
         assert told in ran.stdout
 
