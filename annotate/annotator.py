@@ -1,4 +1,6 @@
-"""Images in, annotations out: steps are resolved once, then run batch by batch; nothing that fails stops the rest."""
+"""Images in, annotations out: steps are resolved once, then run batch by batch; nothing that fails stops the
+rest.
+"""
 
 import hashlib
 import random
@@ -56,14 +58,24 @@ class Annotation:
     seconds: float = 0.0
 
 
-def resolve(condition: str, detector: str = "auto", params: Values | None = None, *, provided: bool = False, here: bool = True) -> Step:
+def resolve(
+    condition: str,
+    detector: str = "auto",
+    params: Values | None = None,
+    *,
+    provided: bool = False,
+    here: bool = True,
+) -> Step:
     """A complete, checked step; ValueError with one sentence where that can't be.
 
-    `auto` is the source's own map where it is `provided`, else the row's first detector that is ready here. With here=False a
-    detector need not be ready, so that a plan for another machine can be made; `lack` says what it misses.
+    `auto` is the source's own map where it is `provided`, else the row's first detector that is ready here.
+    With here=False a detector need not be ready, so that a plan for another machine can be made; `lack` says
+    what it misses.
     """
     if condition not in CONDITIONS:
-        raise ValueError(f"unknown condition {condition!r}{near(condition, CONDITIONS)}; known: {', '.join(CONDITIONS)}")
+        raise ValueError(
+            f"unknown condition {condition!r}{near(condition, CONDITIONS)}; known: {', '.join(CONDITIONS)}"
+        )
     row, given = CONDITIONS[condition], dict(params or {})
     weights = given.pop("weights", PINNED)
     if detector == "auto":
@@ -71,7 +83,9 @@ def resolve(condition: str, detector: str = "auto", params: Values | None = None
     named = (*row.detectors, *row.by_name)
     if detector not in (*named, PROVIDED):
         known = ", ".join(("auto", *named, PROVIDED))
-        raise ParameterError("detector", f"{condition} has no detector {detector!r}{near(detector, named)}; it has: {known}")
+        raise ParameterError(
+            "detector", f"{condition} has no detector {detector!r}{near(detector, named)}; it has: {known}"
+        )
     if detector == PROVIDED:
         fill({}, given, owner=f"{condition} ({detector})")
         return Step(condition, PROVIDED, {})
@@ -125,16 +139,26 @@ def lacks(condition: str) -> str | None:
 
 
 def identity(step: Step) -> dict[str, Any]:
-    """All that decides the map's bytes beside the image and the parents: JSON-able, the same on every call."""
+    """All that decides the map's bytes beside the image and the parents: JSON-able, the same on
+    every call.
+    """
     if step.detector == PROVIDED:
-        return {"detector": PROVIDED, "version": 1, "weights": None, "params": {}, "precision": None, "library": None}
+        return {
+            "detector": PROVIDED,
+            "version": 1,
+            "weights": None,
+            "params": {},
+            "precision": None,
+            "library": None,
+        }
     row = DETECTORS[step.detector]
     library = weights.library(row.distributions)
     return {
         "detector": row.name,
         "version": row.version,
         "weights": weights.identity(row.weights, step.params.get("weights", PINNED)),
-        "params": {name: value for name, value in step.params.items() if name != "weights"},  # where they lie says nothing about a map
+        # where they lie says nothing about a map
+        "params": {name: value for name, value in step.params.items() if name != "weights"},
         "precision": step.params.get("precision"),
         "library": list(library) if library else None,
     }
@@ -145,9 +169,12 @@ def annotate(
     image_ids: list[str],  # seeds of the random draws
     steps: list[Step],  # in any order; a step's parent must be among them or in `given`
     *,
-    draws: dict[str, list[Values | None]] | None = None,  # condition -> stored draws to use again, None = draw
-    given: dict[str, list[Annotation]] | None = None,  # condition -> annotations of these images that are there already
-    provided: dict[str, list[RawMap | Exception]] | None = None,  # condition -> the maps that came with the images, or why there is none
+    # condition -> stored draws to use again, None = draw
+    draws: dict[str, list[Values | None]] | None = None,
+    # condition -> annotations of these images that are there already
+    given: dict[str, list[Annotation]] | None = None,
+    # condition -> the maps that came with the images, or why there is none
+    provided: dict[str, list[RawMap | Exception]] | None = None,
     device: str = "cpu",
 ) -> dict[str, list[Annotation]]:  # condition -> one annotation per image
     """Run the steps, each detector pass once however many conditions it serves."""
@@ -170,8 +197,14 @@ def _passes(steps: list[Step], ready: set[str]) -> list[list[Step]]:
         first = next((step for step in waiting if step.parent is None or step.parent in ready), None)
         if first is None:
             step = waiting[0]
-            raise ValueError(f"{step.condition} is made from {step.parent}: add {step.parent} to the conditions")
-        group = [s for s in waiting if s is first or (replace(s, condition=first.condition) == first and _share(s, first))]
+            raise ValueError(
+                f"{step.condition} is made from {step.parent}: add {step.parent} to the conditions"
+            )
+        group = [
+            s
+            for s in waiting
+            if s is first or (replace(s, condition=first.condition) == first and _share(s, first))
+        ]
         waiting = [s for s in waiting if not any(s is member for member in group)]
         ready = ready | {s.condition for s in group}
         groups.append(group)
@@ -179,7 +212,9 @@ def _passes(steps: list[Step], ready: set[str]) -> list[list[Step]]:
 
 
 def _share(one: Step, other: Step) -> bool:
-    """Whether two conditions that are made alike can be had from one run: the detector fits its find to each, or the maps are the same."""
+    """Whether two conditions that are made alike can be had from one run: the detector fits its find to each,
+    or the maps are the same.
+    """
     names = {CONDITIONS[step.condition].shares or step.condition for step in (one, other)}
     return DETECTORS[one.detector].adapt is not None or len(names) == 1
 
@@ -217,8 +252,13 @@ def _run_pass(
     return results
 
 
-def _isolate(detect: Callable[[list[int]], list[RawMap]], todo: list[int]) -> dict[int, tuple[RawMap | Exception, float]]:
-    """Whole batch first; if that raises, image by image, so that only the bad one fails. Image -> (map or error, seconds)."""
+def _isolate(
+    detect: Callable[[list[int]], list[RawMap]], todo: list[int]
+) -> dict[int, tuple[RawMap | Exception, float]]:
+    """Whole batch first; if that raises, image by image, so that only the bad one fails.
+
+    Image -> (map or error, seconds).
+    """
     if not todo:
         return {}
     try:
@@ -234,14 +274,18 @@ def _isolate(detect: Callable[[list[int]], list[RawMap]], todo: list[int]) -> di
         return {i: outcome for one in todo for i, outcome in _isolate(detect, [one]).items()}
 
 
-def _judge(step: Step, raw: RawMap | Exception, drawn: Values, seconds: float, adapt: Adapt | None = None) -> Annotation:
+def _judge(
+    step: Step, raw: RawMap | Exception, drawn: Values, seconds: float, adapt: Adapt | None = None
+) -> Annotation:
     """A map is ok, or kept and skipped where it holds nothing; what raised is failed."""
     try:
         if isinstance(raw, Exception):
             raise raw
         raw = adapt(raw, CONDITIONS[step.condition], step.params) if adapt else raw
         reason = blank(raw)
-        return Annotation("skipped" if reason else "ok", reason or "", raw, measures(raw), dict(drawn), seconds)
+        return Annotation(
+            "skipped" if reason else "ok", reason or "", raw, measures(raw), dict(drawn), seconds
+        )
     except Exception as error:
         return Annotation("failed", f"{type(error).__name__}: {error}", draws=dict(drawn), seconds=seconds)
 

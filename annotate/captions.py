@@ -1,4 +1,6 @@
-"""Captions by BLIP (Li et al. 2022), which captioned the paper's data sets; a captioner is a row, as a detector is."""
+"""Captions by BLIP (Li et al. 2022), which captioned the paper's data sets; a captioner is a row, as a
+detector is.
+"""
 
 import functools
 import importlib.util
@@ -13,15 +15,24 @@ from annotate import inference, pretrained, weights
 from annotate.parameters import Number, Parameter, ParameterError, Values, fill, near
 from annotate.weights import PINNED, WeightFile, WeightsError, lacking
 
-PROMPT = "a picture of"  # the network was tuned with it before every caption (BLIP, configs/caption_coco.yaml); it is cut off again
+# the network was tuned with it before every caption (BLIP, configs/caption_coco.yaml); it is cut off again
+PROMPT = "a picture of"
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # RGB in 0..1
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
-_pinned = functools.partial(WeightFile, repo="Salesforce/blip-image-captioning-base", revision="82a37760796d32b1411fe092ab5d4e227313294b")
+_pinned = functools.partial(
+    WeightFile,
+    repo="Salesforce/blip-image-captioning-base",
+    revision="82a37760796d32b1411fe092ab5d4e227313294b",
+)
 WEIGHTS = (
     _pinned(name="config.json", sha256="f7846f82f4e2c4a2ccbab9ae8b0e44873540a271a76a1288effd078180c13a82"),
     _pinned(name="tokenizer.json", sha256="d241a60d5e8f04cc1b2b3e9ef7a4921b27bf526d9f6050ab90f9267a1f9e5c66"),
-    _pinned(name="pytorch_model.bin", also="model.safetensors", sha256="d6638651a5526cc2ede56f2b5104d6851b0755816d220e5e046870430180c767"),
+    _pinned(
+        name="pytorch_model.bin",
+        also="model.safetensors",
+        sha256="d6638651a5526cc2ede56f2b5104d6851b0755816d220e5e046870430180c767",
+    ),
 )
 
 
@@ -41,12 +52,14 @@ class Captioner:
 
 _ROWS = (
     Captioner(
-        name="blip-base", title="BLIP (ViT-B, COCO captions)", version=1, licence="BSD-3-Clause (code and weights)",
+        name="blip-base", title="BLIP (ViT-B, COCO captions)", version=1,
+        licence="BSD-3-Clause (code and weights)",
         distributions=("transformers",), modules=("transformers", "tokenizers", "torch"), weights=WEIGHTS,
         parameters={
             "precision": inference.PRECISION,
             "beams": Number(default=3, least=1, most=16, whole=True),  # 1 = greedy
-            # Captions end by themselves after some ten; BLIP's own evaluation cuts them at 16 behind the prompt.
+            # Captions end by themselves after some ten; BLIP's own evaluation cuts them at 16 behind the
+            # prompt.
             "max_tokens": Number(default=40, least=1, most=200, whole=True),
         },
     ),
@@ -56,9 +69,15 @@ CAPTIONERS: dict[str, Captioner] = {row.name: row for row in _ROWS}
 
 
 def resolve(captioner: str, params: Values | None = None) -> Values:
-    """All parameters, checked, `auto` settled; `weights` (the path of a folder) is among them only if given. ValueError with one sentence."""
+    """All parameters, checked, `auto` settled; `weights` (the path of a folder) is among them only if given.
+
+    ValueError with one sentence.
+    """
     if captioner not in CAPTIONERS:
-        raise ParameterError("model", f"unknown captioner {captioner!r}{near(captioner, CAPTIONERS)}; known: {', '.join(CAPTIONERS)}")
+        raise ParameterError(
+            "model",
+            f"unknown captioner {captioner!r}{near(captioner, CAPTIONERS)}; known: {', '.join(CAPTIONERS)}",
+        )
     given = dict(params or {})
     place = str(given.pop("weights", PINNED))
     complete = inference.settle(fill(CAPTIONERS[captioner].parameters, given, owner=captioner))
@@ -66,7 +85,9 @@ def resolve(captioner: str, params: Values | None = None) -> Values:
 
 
 def missing(captioner: str, weights: str = PINNED) -> str | None:
-    """One sentence on what this captioner lacks here, with its pinned weights or those in the folder `weights`; None = it can run."""
+    """One sentence on what this captioner lacks here, with its pinned weights or those in the folder
+    `weights`; None = it can run.
+    """
     row = CAPTIONERS.get(captioner)
     if row is None:
         return f"{captioner} is not built yet"
@@ -78,7 +99,9 @@ def missing(captioner: str, weights: str = PINNED) -> str | None:
 
 
 def identity(captioner: str, params: Values) -> dict[str, Any]:
-    """All that decides the text beside the image, in the form of annotator.identity; `params` as `resolve` gives them."""
+    """All that decides the text beside the image, in the form of annotator.identity; `params` as `resolve`
+    gives them.
+    """
     row, place = CAPTIONERS[captioner], params.get("weights", PINNED)
     library = weights.library(row.distributions)
     return {
@@ -94,14 +117,20 @@ def identity(captioner: str, params: Values) -> dict[str, Any]:
 def caption(
     images: list[np.ndarray],  # uint8 [h, w, 3] RGB, of any sizes
     *,
-    weights: str = PINNED,  # or a folder with config.json, tokenizer.json and the tensors of another BLIP captioner
+    # or a folder with config.json, tokenizer.json and the tensors of another BLIP captioner
+    weights: str = PINNED,
     precision: str = "auto",  # fp32 | bf16
     beams: int = 3,
     max_tokens: int = 40,
     device: str = "cpu",
 ) -> list[str]:
-    """One lower-case English sentence per image, by beam search; each depends on its image alone. WeightsError where files are missing."""
-    params = resolve("blip-base", {"weights": weights, "precision": precision, "beams": beams, "max_tokens": max_tokens})
+    """One lower-case English sentence per image, by beam search; each depends on its image alone.
+
+    WeightsError where files are missing.
+    """
+    params = resolve(
+        "blip-base", {"weights": weights, "precision": precision, "beams": beams, "max_tokens": max_tokens}
+    )
     network = load(params["precision"], device, params.get("weights", PINNED))
     pixels = [prepare(image, network.side) for image in images]
     name = f"blip-base {params['precision']} {beams} {max_tokens}"
@@ -113,15 +142,22 @@ class Network:
     """A captioner that is ready."""
 
     side: int  # pixels of the square that it sees
-    texts: Callable[[np.ndarray, int, int], list[str]]  # float32 [n, 3, side, side] of `prepare`, beams, most tokens -> n texts
+    # float32 [n, 3, side, side] of `prepare`, beams, most tokens -> n texts
+    texts: Callable[[np.ndarray, int, int], list[str]]
 
 
 def prepare(image: np.ndarray, side: int) -> np.ndarray:
-    """uint8 HW3 RGB -> float32 [3, side, side], squeezed to a square by Pillow's bicubic filter as BLIP's evaluation does."""
+    """uint8 HW3 RGB -> float32 [3, side, side], squeezed to a square by Pillow's bicubic filter as BLIP's
+    evaluation does.
+    """
     from PIL import Image
 
-    square = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC), np.float32) / 255
-    return np.ascontiguousarray(((square - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)).transpose(2, 0, 1))
+    square = (
+        np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC), np.float32) / 255
+    )
+    return np.ascontiguousarray(
+        ((square - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)).transpose(2, 0, 1)
+    )
 
 
 @functools.cache
@@ -131,13 +167,22 @@ def load(precision: str, device: str, place: str = PINNED) -> Network:
     import torch
 
     folder = find(WEIGHTS, place)
-    model = pretrained.load("BlipForConditionalGeneration", folder, "blip-base", file=weights.find(WEIGHTS[-1], place))
+    model = pretrained.load(
+        "BlipForConditionalGeneration", folder, "blip-base", file=weights.find(WEIGHTS[-1], place)
+    )
     model = model.to(device, inference.dtype(precision))
     tokens = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    prompt = tokens.encode(PROMPT).ids  # the model makes its start mark of the first and takes the last, the end mark, off
+    # the model makes its start mark of the first and takes the last, the end mark, off
+    prompt = tokens.encode(PROMPT).ids
 
     def texts(pixels: np.ndarray, beams: int, max_tokens: int) -> list[str]:
-        search = {"num_beams": beams, "max_new_tokens": max_tokens, "min_new_tokens": 1, "do_sample": False, "length_penalty": 1.0}
+        search = {
+            "num_beams": beams,
+            "max_new_tokens": max_tokens,
+            "min_new_tokens": 1,
+            "do_sample": False,
+            "length_penalty": 1.0,
+        }
         given = torch.tensor([prompt] * len(pixels), device=device)
         with torch.inference_mode():
             made = model.generate(

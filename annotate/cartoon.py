@@ -1,4 +1,6 @@
-"""Line drawings by the extended difference of Gaussians (Winnemöller 2012), guided along the edges' flow (Kang 2007)."""
+"""Line drawings by the extended difference of Gaussians (Winnemöller 2012), guided along the edges' flow
+(Kang 2007).
+"""
 
 import numpy as np
 
@@ -6,7 +8,9 @@ from annotate.maps import RawMap
 from annotate.parameters import Values
 
 
-def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
+def detect(
+    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+) -> list[RawMap]:
     """uint8 HW3 RGB -> white lines on black, at image size."""
     return [RawMap("edges", line_drawing(image, params)) for image in images]
 
@@ -33,7 +37,9 @@ def line_drawing(image: np.ndarray, params: Values) -> np.ndarray:
 
 
 def flow(light: np.ndarray, sigma: float) -> np.ndarray:
-    """Unit vectors x, y along the edges: the minor eigenvector of the smoothed structure tensor, float32 [h, w, 2]."""
+    """Unit vectors x, y along the edges: the minor eigenvector of the smoothed structure tensor, float32 [h,
+    w, 2].
+    """
     import cv2
 
     gx, gy = (cv2.Sobel(light, cv2.CV_32F, dx, dy, ksize=3) for dx, dy in ((1, 0), (0, 1)))
@@ -54,8 +60,13 @@ def _blur_along(values: np.ndarray, direction: np.ndarray, sigma: float) -> np.n
         weight = float(np.exp(-0.5 * (k * step / sigma) ** 2))
         weights += 2 * weight
         for offset in (k * step, -k * step):
-            at_x, at_y = x + np.float32(offset) * direction[..., 0], y + np.float32(offset) * direction[..., 1]
-            total += weight * cv2.remap(values, at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+            at_x, at_y = (
+                x + np.float32(offset) * direction[..., 0],
+                y + np.float32(offset) * direction[..., 1],
+            )
+            total += weight * cv2.remap(
+                values, at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+            )
     return total / np.float32(weights)
 
 

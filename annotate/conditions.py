@@ -1,4 +1,6 @@
-"""The thirteen conditions of arXiv 2302.05543 v1, one row each; the only place where a condition's facts are written."""
+"""The thirteen conditions of arXiv 2302.05543 v1, one row each; the only place where a condition's facts are
+written.
+"""
 
 from dataclasses import dataclass
 
@@ -23,7 +25,8 @@ class Condition:
     title: str
     kind: str  # a key of MEASURES_OF: the kind of raw map
     detectors: tuple[str, ...]  # in the order `auto` tries them
-    by_name: tuple[str, ...] = ()  # detectors that `auto` never tries, since they know rendered scenes and no photographs
+    # detectors that `auto` never tries, since they know rendered scenes and no photographs
+    by_name: tuple[str, ...] = ()
     parent: str | None = None  # the condition whose raw map this one is computed from
     warm_start: str | None = None  # the condition whose ControlNet the paper starts from
     fidelity: str  # the measure that compares two maps of this condition
@@ -39,38 +42,48 @@ _ROWS = (
         rule="3M internet pairs, Canny with random thresholds",
     ),
     Condition(
-        name="hough", title="Hough lines", kind="lines", detectors=("mlsd", "opencv-lsd"), warm_start="canny", fidelity="line_f1_10",
+        name="hough", title="Hough lines", kind="lines", detectors=("mlsd", "opencv-lsd"), warm_start="canny",
+        fidelity="line_f1_10",
         rule="600k pairs of Places2, learned line segments",
     ),
     Condition(
-        name="hed", title="HED boundaries", kind="soft_edges", detectors=("controlnet-hed", "hed-bsds500"), fidelity="soft_ms_ssim",
+        name="hed", title="HED boundaries", kind="soft_edges", detectors=("controlnet-hed", "hed-bsds500"),
+        fidelity="soft_ms_ssim",
         rule="3M internet pairs",
     ),
     Condition(
-        name="sketch", title="User sketches", kind="edges", detectors=("sketch-hed",), parent="hed", warm_start="canny", fidelity="edge_f1_bsds",
-        rule="500k pairs: HED with random thresholds, random masking of strokes, random morphology, random non-maximum suppression",
+        name="sketch", title="User sketches", kind="edges", detectors=("sketch-hed",), parent="hed",
+        warm_start="canny", fidelity="edge_f1_bsds",
+        rule="500k pairs: HED with random thresholds, random masking of strokes, random morphology, "
+        "random non-maximum suppression",
     ),
     Condition(
-        name="pose_openpifpaf", title="Human pose (OpenPifPaf, COCO keypoints)", kind="people", layout="coco_17",
+        name="pose_openpifpaf", title="Human pose (OpenPifPaf, COCO keypoints)", kind="people",
+        layout="coco_17",
         detectors=("openpifpaf", "mediapipe-pose"), by_name=("mini",), fidelity="people_ap",
         rule="80k pairs: at least 30% of the keypoints of the best person found (keypoint_fraction >= 0.3)",
     ),
     Condition(
-        name="pose_openpose", title="Human pose (OpenPose body keypoints)", kind="people", layout="openpose_18",
+        name="pose_openpose", title="Human pose (OpenPose body keypoints)", kind="people",
+        layout="openpose_18",
         detectors=("openpose", "mediapipe-pose"), by_name=("mini",), fidelity="people_ap",
         rule="200k pairs: at least 30% of the keypoints of the best person found (keypoint_fraction >= 0.3)",
     ),
     Condition(
-        name="seg_coco", title="Segmentation (COCO)", kind="labels", label_spaces=("coco_stuff_171", "coco_panoptic_133"),
-        detectors=("oneformer-coco", "mask2former-coco"), by_name=("mini",), fidelity="miou", rule="164k pairs, COCO-Stuff ground truth",
+        name="seg_coco", title="Segmentation (COCO)", kind="labels",
+        label_spaces=("coco_stuff_171", "coco_panoptic_133"),
+        detectors=("oneformer-coco", "mask2former-coco"), by_name=("mini",), fidelity="miou",
+        rule="164k pairs, COCO-Stuff ground truth",
     ),
     Condition(
         name="seg_ade20k", title="Segmentation (ADE20K)", kind="labels", label_spaces=("ade20k_150",),
-        detectors=("oneformer-ade20k", "mask2former-ade20k", "upernet-ade20k"), by_name=("mini",), fidelity="miou",
+        detectors=("oneformer-ade20k", "mask2former-ade20k", "upernet-ade20k"), by_name=("mini",),
+        fidelity="miou",
         rule="ADE20K ground truth (printed as 164k pairs, more than ADE20K has)",
     ),
     Condition(
-        name="depth_large", title="Depth (large scale)", kind="depth", detectors=("midas-dpt-hybrid", "depth-anything-v2"), by_name=("mini",),
+        name="depth_large", title="Depth (large scale)", kind="depth",
+        detectors=("midas-dpt-hybrid", "depth-anything-v2"), by_name=("mini",),
         fidelity="depth_rmse", rule="3M internet pairs, MiDaS",
     ),
     Condition(
@@ -79,15 +92,19 @@ _ROWS = (
         fidelity="depth_rmse", rule="the 200k pairs of depth_large with the highest resolution",
     ),
     Condition(
-        name="normal", title="Normal maps", kind="normals", detectors=("normal-bae",), by_name=("mini",), fidelity="normal_angle",
+        name="normal", title="Normal maps", kind="normals", detectors=("normal-bae",), by_name=("mini",),
+        fidelity="normal_angle",
         rule="25,452 pairs, DIODE ground truth",
     ),
     Condition(
-        name="normal_extended", title="Normal maps (from depth)", kind="normals", detectors=("normal-from-depth",),
-        parent="depth_large", warm_start="normal", fidelity="normal_angle", rule="normals from MiDaS depth, a = 2 pi, background threshold",
+        name="normal_extended", title="Normal maps (from depth)", kind="normals",
+        detectors=("normal-from-depth",),
+        parent="depth_large", warm_start="normal", fidelity="normal_angle",
+        rule="normals from MiDaS depth, a = 2 pi, background threshold",
     ),
     Condition(
-        name="cartoon", title="Cartoon line drawing", kind="edges", detectors=("anime2sketch", "xdog"), fidelity="edge_f1_bsds",
+        name="cartoon", title="Cartoon line drawing", kind="edges", detectors=("anime2sketch", "xdog"),
+        fidelity="edge_f1_bsds",
         rule="1M cartoon pairs, the top million by popularity",
     ),
 )  # fmt: skip

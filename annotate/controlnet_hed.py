@@ -1,7 +1,8 @@
-"""ControlNet's own HED (annotator/hed in its release): VGG16 with five sides, retrained by its authors and free to use.
+"""ControlNet's own HED (annotator/hed in its release): VGG16 with five sides, retrained by its authors and
+free to use.
 
-The layers run through the networks of annotate/hed.py, here with the published habits: RGB, floor pooling, no margin, the mean of the
-five sides under one logistic function, and truncation to bytes.
+The layers run through the networks of annotate/hed.py, here with the published habits: RGB, floor pooling, no
+margin, the mean of the five sides under one logistic function, and truncation to bytes.
 """
 
 import functools
@@ -25,15 +26,22 @@ WEIGHTS = WeightFile(
 )
 
 
-def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
-    """uint8 HW3 RGB images of any sizes -> soft edges at image size; resolution 0 = seen at image size, to the pixel."""
+def detect(
+    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+) -> list[RawMap]:
+    """uint8 HW3 RGB images of any sizes -> soft edges at image size; resolution 0 = seen at image size, to
+    the pixel.
+    """
     network = load(params["precision"], device, params.get("weights", PINNED))
     short, margin = params["resolution"], params["margin"]
     seen = inference.at_resolution(images, short) if short else images
     framed = [np.pad(image, ((margin, margin), (margin, margin), (0, 0)), "edge") for image in seen]
     strengths = inference.run(framed, network, device, "controlnet-hed")
     inner = [each[margin : each.shape[0] - margin, margin : each.shape[1] - margin] for each in strengths]
-    return [RawMap("soft_edges", fit(_bytes(each), image.shape[:2])) for each, image in zip(inner, images, strict=True)]
+    return [
+        RawMap("soft_edges", fit(_bytes(each), image.shape[:2]))
+        for each, image in zip(inner, images, strict=True)
+    ]
 
 
 @functools.cache
@@ -43,28 +51,40 @@ def load(precision: str, device: str, weights: str = PINNED) -> Network:
 
 
 def read_layers(path: Path) -> Layers:
-    """The released file: norm [1, 3, 1, 1] RGB, block<n>.convs.<i> and block<n>.projection; ValueError if a tensor is absent."""
+    """The released file: norm [1, 3, 1, 1] RGB, block<n>.convs.<i> and block<n>.projection; ValueError if a
+    tensor is absent.
+    """
     import torch
 
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     wanted = [f"block{n}.convs.{i}" for n, depth in enumerate(DEPTHS, 1) for i in range(depth)]
     wanted += [f"block{n}.projection" for n in range(1, len(DEPTHS) + 1)]
-    absent = [name for layer in wanted for name in (f"{layer}.weight", f"{layer}.bias") if name not in tensors]
+    absent = [
+        name for layer in wanted for name in (f"{layer}.weight", f"{layer}.bias") if name not in tensors
+    ]
     if absent or "norm" not in tensors:
         raise ValueError(f"{path} is no ControlNetHED file: it has no {absent[0] if absent else 'norm'}")
 
     def read(layer: str, share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        weight, bias = (tensors[f"{layer}.{part}"].float().numpy() * np.float32(share) for part in ("weight", "bias"))
+        weight, bias = (
+            tensors[f"{layer}.{part}"].float().numpy() * np.float32(share) for part in ("weight", "bias")
+        )
         return weight, bias
 
-    blocks = tuple(tuple(read(f"block{n}.convs.{i}") for i in range(depth)) for n, depth in enumerate(DEPTHS, 1))
+    blocks = tuple(
+        tuple(read(f"block{n}.convs.{i}") for i in range(depth)) for n, depth in enumerate(DEPTHS, 1)
+    )
     sides = tuple(read(f"block{n}.projection", 1 / len(DEPTHS)) for n in range(1, len(DEPTHS) + 1))
     red, green, blue = tensors["norm"].float().flatten().tolist()
     return Layers(blocks, sides, 0.0, (red, green, blue), bgr=False, keeps_odd=False)
 
 
 def _bytes(strength: np.ndarray) -> np.ndarray:
-    """float32 0..1 -> uint8, truncated as in the release, which keeps thirds where ControlNet 1.1's drawing cuts."""
+    """float32 0..1 -> uint8, truncated as in the release, which keeps thirds where ControlNet 1.1's drawing
+    cuts.
+    """
     if not np.isfinite(strength).all():
-        raise ValueError("the network gave values that are not finite: other weights, or precision fp32, may help")
+        raise ValueError(
+            "the network gave values that are not finite: other weights, or precision fp32, may help"
+        )
     return (strength * 255).astype(np.uint8)

@@ -1,4 +1,6 @@
-"""Inverse depth from one picture: MiDaS DPT-Hybrid (Ranftl et al. 2021) and Depth Anything V2 (Yang et al. 2024)."""
+"""Inverse depth from one picture: MiDaS DPT-Hybrid (Ranftl et al. 2021) and Depth Anything V2 (Yang et al.
+2024).
+"""
 
 import functools
 import warnings
@@ -25,9 +27,13 @@ MIDAS = WeightFile(
     repo="lllyasviel/Annotators",
     revision="982e7edaec38759d914a963c48c4726685de7d96",
 )
-MIDAS_SHORT = 384  # trained at 384; the size of ControlNet's gradio_depth2image.py and gradio_normal2image.py too
+# trained at 384; the size of ControlNet's gradio_depth2image.py and gradio_normal2image.py too
+MIDAS_SHORT = 384
 
-_ANYTHING = {"repo": "depth-anything/Depth-Anything-V2-Small-hf", "revision": "5426e4f0f36572d16453bbda7a8389317b1bef99"}
+_ANYTHING = {
+    "repo": "depth-anything/Depth-Anything-V2-Small-hf",
+    "revision": "5426e4f0f36572d16453bbda7a8389317b1bef99",
+}
 ANYTHING = (
     WeightFile(name="config.json", **_ANYTHING),
     WeightFile(
@@ -46,14 +52,20 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Network = Callable[[np.ndarray], np.ndarray]
 
 
-def detect_midas(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
-    """uint8 HW3 RGB images -> what the network gives, at image size; meta `seen` is the [h, w] at which it saw the image."""
+def detect_midas(
+    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+) -> list[RawMap]:
+    """uint8 HW3 RGB images -> what the network gives, at image size; meta `seen` is the [h, w] at which it
+    saw the image.
+    """
     import cv2
 
     network = load_midas(params["precision"], device, params.get("weights", PINNED))
     seen = inference.at_resolution(images, params["resolution"])
     maps = []
-    for image, small, inverse in zip(images, seen, inference.run(seen, network, device, "midas-dpt-hybrid"), strict=True):
+    for image, small, inverse in zip(
+        images, seen, inference.run(seen, network, device, "midas-dpt-hybrid"), strict=True
+    ):
         raw = depth_map(cv2.resize(inverse, image.shape[1::-1], interpolation=cv2.INTER_LINEAR), unit="midas")
         maps.append(replace(raw, meta={**raw.meta, "seen": list(small.shape[:2])}))
     return maps
@@ -85,7 +97,9 @@ def load_midas(precision: str, device: str, weights: str = PINNED) -> Network:
 
 
 def build_midas(path: Path) -> "torch.nn.Module":
-    """controlnet_aux's own network with the weights of `path`, in fp32; every tensor must be there, and no other."""
+    """controlnet_aux's own network with the weights of `path`, in fp32; every tensor must be there, and no
+    other.
+    """
     import torch
 
     with warnings.catch_warnings():
@@ -100,7 +114,9 @@ def build_midas(path: Path) -> "torch.nn.Module":
 
 
 def store_standardised(model: "torch.nn.Module") -> None:
-    """Standardise the weights of timm's StdConv2dSame once, in double precision, where the library does it anew for every image."""
+    """Standardise the weights of timm's StdConv2dSame once, in double precision, where the library does it
+    anew for every image.
+    """
     import torch
     from timm.layers import StdConv2dSame
 
@@ -108,7 +124,9 @@ def store_standardised(model: "torch.nn.Module") -> None:
         if isinstance(layer, StdConv2dSame):
             weight = layer.weight.detach().double()
             variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
-            layer.weight = torch.nn.Parameter(((weight - mean) / (variance + layer.eps).sqrt()).to(layer.weight.dtype))
+            layer.weight = torch.nn.Parameter(
+                ((weight - mean) / (variance + layer.eps).sqrt()).to(layer.weight.dtype)
+            )
             layer.forward = MethodType(_convolve, layer)  # type: ignore[method-assign]
 
 
@@ -117,17 +135,24 @@ def _convolve(layer: "StdConv2dSame", x: "torch.Tensor") -> "torch.Tensor":
     from timm.layers.padding import pad_same
     from torch.nn.functional import conv2d
 
-    x = pad_same(x, list(layer.kernel_size), list(layer.stride), list(layer.dilation)) if layer.same_pad else x
+    x = (
+        pad_same(x, list(layer.kernel_size), list(layer.stride), list(layer.dilation))
+        if layer.same_pad
+        else x
+    )
     return conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 def run_in_fp32(layer: "torch.nn.Module") -> None:
-    """For the last layer of a bf16 network: eight bits of depth would be terraces, which normals made from it would show."""
+    """For the last layer of a bf16 network: eight bits of depth would be terraces, which normals made from it
+    would show.
+    """
     layer.float().register_forward_pre_hook(lambda _, inputs: tuple(each.float() for each in inputs))
 
 
 def _fuse(block: "torch.nn.Module", *features: "torch.Tensor") -> "torch.Tensor":
-    """The library's FeatureFusionBlock_custom with its 1x1 convolution before the enlargement, on a quarter of the pixels.
+    """The library's FeatureFusionBlock_custom with its 1x1 convolution before the enlargement, on a quarter
+    of the pixels.
 
     The two commute: one mixes channels, the other mixes pixels with weights that sum to one.
     """
@@ -138,7 +163,9 @@ def _fuse(block: "torch.nn.Module", *features: "torch.Tensor") -> "torch.Tensor"
     return interpolate(narrow, scale_factor=2, mode="bilinear", align_corners=True)
 
 
-def detect_anything(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
+def detect_anything(
+    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+) -> list[RawMap]:
     """uint8 HW3 RGB images -> inverse depth up to an unknown scale and shift, at image size."""
     network = load_anything(params["precision"], device, params["resolution"], params.get("weights", PINNED))
     found = inference.run(images, network, device, f"depth-anything-v2 {params['resolution']}")
@@ -147,17 +174,22 @@ def detect_anything(images: list[np.ndarray], params: Values, draws: list[Values
 
 @functools.cache
 def load_anything(precision: str, device: str, short: int, weights: str = PINNED) -> Network:
-    """Depth Anything V2, once per process; it scales the short side to `short` and the answer back, both bicubically, as its authors."""
+    """Depth Anything V2, once per process; it scales the short side to `short` and the answer back, both
+    bicubically, as its authors.
+    """
     import torch
     from torch.nn.functional import interpolate
 
     kind = inference.dtype(precision)
     folder = find_folder(ANYTHING, weights)
-    model = pretrained.load("DepthAnythingForDepthEstimation", folder, "depth-anything-v2", file=find(ANYTHING[-1], weights))
+    model = pretrained.load(
+        "DepthAnythingForDepthEstimation", folder, "depth-anything-v2", file=find(ANYTHING[-1], weights)
+    )
     if model.config.depth_estimation_type != "relative":
         raise WeightsError(
-            f"depth-anything-v2: {folder / 'config.json'}: depth_estimation_type is {model.config.depth_estimation_type!r}: this network gives "
-            "metres, which grow with the distance, in place of inverse depth; get a relative one"
+            f"depth-anything-v2: {folder / 'config.json'}: depth_estimation_type is"
+            f" {model.config.depth_estimation_type!r}: this network gives metres, which grow with the"
+            " distance, in place of inverse depth; get a relative one"
         )
     model = model.to(device, kind, memory_format=torch.channels_last)
     run_in_fp32(model.head.conv3)
@@ -168,7 +200,9 @@ def load_anything(precision: str, device: str, short: int, weights: str = PINNED
             height, width = images.shape[1:3]
             size = inference.detection_size(height, width, short, PATCH)
             # in bytes and on the CPU, so that its rounding is the image processor's on every device
-            x = interpolate(torch.from_numpy(images).permute(0, 3, 1, 2), size, mode="bicubic", antialias=True).to(device)
+            x = interpolate(
+                torch.from_numpy(images).permute(0, 3, 1, 2), size, mode="bicubic", antialias=True
+            ).to(device)
             inverse = model(((x / 255 - mean) / deviation).to(kind)).predicted_depth
             return interpolate(inverse[:, None], (height, width), mode="bicubic")[:, 0].cpu().numpy()
 

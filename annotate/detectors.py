@@ -31,14 +31,20 @@ from annotate.mini import detect as mini
 from annotate.parameters import Choice, Number, Parameter, Values
 from annotate.weights import PINNED, WeightFile, identity, lacking
 
-# images uint8 HW3 RGB, parameters, draws of each image, parents' maps (empty without a parent), device -> one map per image
+# images uint8 HW3 RGB, parameters, draws of each image, parents' maps (empty without a parent), device -> one
+# map per image
 Detect = Callable[[list[np.ndarray], Values, list[Values], list[RawMap], str], list[RawMap]]
 
 # what a shared pass found, one of its conditions, parameters -> that condition's map
 Adapt = Callable[[RawMap, Condition, Values], RawMap]
 PROVIDED = "provided"  # in place of a detector: the map that came with the image
 
-OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python")
+OPENCV = (
+    "opencv-python-headless",
+    "opencv-python",
+    "opencv-contrib-python-headless",
+    "opencv-contrib-python",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +55,8 @@ class Detector:
     title: str
     version: int
     licence: str
-    distributions: tuple[str, ...]  # names under which the library that computes may be installed; its version is identity
+    # names under which the library that computes may be installed; its version is identity
+    distributions: tuple[str, ...]
     modules: tuple[str, ...]  # import names that must be there
     detect: Detect
     get: str = ""  # how to install what is missing
@@ -64,7 +71,8 @@ class Detector:
 
 _ROWS = (
     Detector(
-        name="opencv-canny", title="OpenCV Canny", version=1, licence="Apache-2.0", distributions=OPENCV, modules=("cv2",),
+        name="opencv-canny", title="OpenCV Canny", version=1, licence="Apache-2.0", distributions=OPENCV,
+        modules=("cv2",),
         detect=edges.detect, draw=edges.draw, check=edges.check,
         parameters={
             "low": Number(default=100, least=0, most=10_000, whole=True, span=True),
@@ -72,61 +80,78 @@ _ROWS = (
         },
     ),
     Detector(
-        name="opencv-lsd", title="OpenCV line segment detector", version=1, licence="Apache-2.0", distributions=OPENCV, modules=("cv2",),
+        name="opencv-lsd", title="OpenCV line segment detector", version=1, licence="Apache-2.0",
+        distributions=OPENCV, modules=("cv2",),
         detect=lines.detect,
         parameters={
             "min_length": Number(default=20.0, least=0.0, most=10_000.0),  # pixels
-            "min_score": Number(default=1.0, least=-100.0, most=10_000.0),  # -log10 of the number of false alarms
+            # -log10 of the number of false alarms
+            "min_score": Number(default=1.0, least=-100.0, most=10_000.0),
         },
     ),
     Detector(
-        name="mlsd", title="M-LSD large", version=1, licence="Apache-2.0 (code and weights)", distributions=("controlnet-aux",),
-        modules=("torch", "controlnet_aux"), get="pip install controlnet-aux torch", detect=mlsd.detect, settle=inference.settle,
+        name="mlsd", title="M-LSD large", version=1, licence="Apache-2.0 (code and weights)",
+        distributions=("controlnet-aux",),
+        modules=("torch", "controlnet_aux"), get="pip install controlnet-aux torch", detect=mlsd.detect,
+        settle=inference.settle,
         weights=(mlsd.WEIGHTS,),
         parameters={
             "resolution": inference.resolution(512),
             "thr_v": Number(default=0.1, least=0.0, most=1.0),  # probability of a segment's centre
-            "thr_d": Number(default=0.1, least=0.0, most=1000.0),  # length of a segment, in cells of two pixels of what the network sees
+            # length of a segment, in cells of two pixels of what the network sees
+            "thr_d": Number(default=0.1, least=0.0, most=1000.0),
             # not auto: ends are numbers of hundreds of pixels, and bf16 has eight bits of them
             "precision": Choice(default="fp32", options=inference.PRECISION.options),
         },
     ),
     Detector(
-        name="controlnet-hed", title="ControlNet's HED", version=1, licence="Apache-2.0 (code and weights)", distributions=("torch",),
-        modules=("torch",), detect=controlnet_hed.detect, settle=hed.settle, weights=(controlnet_hed.WEIGHTS,),
+        name="controlnet-hed", title="ControlNet's HED", version=1, licence="Apache-2.0 (code and weights)",
+        distributions=("torch",),
+        modules=("torch",), detect=controlnet_hed.detect, settle=hed.settle,
+        weights=(controlnet_hed.WEIGHTS,),
         parameters={
             "resolution": inference.resolution(0),  # other than 0, sides are rounded to 64 as in the release
-            "margin": Number(default=0, least=0, most=64, whole=True),  # repeated pixels: 16 keeps the frame off plain borders; the release has 0
+            # repeated pixels: 16 keeps the frame off plain borders; the release has 0
+            "margin": Number(default=0, least=0, most=64, whole=True),
             "precision": Choice(default="auto", options=("auto", *hed.PRECISIONS)),
         },
     ),
     Detector(
         name="hed-bsds500", title="HED (VGG16, BSDS500)", version=1, licence="MIT", distributions=("torch",),
-        modules=("torch", "h5py"), get="pip install torch h5py", detect=hed.detect, settle=hed.settle, weights=(hed.WEIGHTS,),
+        modules=("torch", "h5py"), get="pip install torch h5py", detect=hed.detect, settle=hed.settle,
+        weights=(hed.WEIGHTS,),
         parameters={"precision": Choice(default="auto", options=("auto", *hed.PRECISIONS))},
     ),
     Detector(
-        name="sketch-hed", title="sketches from HED", version=1, licence="Apache-2.0", distributions=OPENCV, modules=("cv2",),
+        name="sketch-hed", title="sketches from HED", version=1, licence="Apache-2.0", distributions=OPENCV,
+        modules=("cv2",),
         detect=sketch.detect, draw=sketch.draw, reads_parent=True,
         parameters={
-            "threshold": Number(default=(64, 192), least=1, most=254, whole=True, span=True),  # of the soft edges
-            "masked": Number(default=(0.0, 0.5), least=0.0, most=1.0, span=True),  # share of the strokes taken away
+            # of the soft edges
+            "threshold": Number(default=(64, 192), least=1, most=254, whole=True, span=True),
+            # share of the strokes taken away
+            "masked": Number(default=(0.0, 0.5), least=0.0, most=1.0, span=True),
             "thin": Number(default=0.5, least=0.0, most=1.0),  # chance of non-maximum suppression
-            "width": Number(default=(1, 7), least=1, most=24, whole=True, span=True),  # pixels of the morphology at 512
+            # pixels of the morphology at 512
+            "width": Number(default=(1, 7), least=1, most=24, whole=True, span=True),
         },
     ),
     Detector(
-        name="anime2sketch", title="Anime2Sketch", version=1, licence="MIT (code and weights)", distributions=("controlnet-aux",),
-        modules=("torch", "controlnet_aux"), get="pip install controlnet-aux torch", detect=lineart.detect, settle=inference.settle,
+        name="anime2sketch", title="Anime2Sketch", version=1, licence="MIT (code and weights)",
+        distributions=("controlnet-aux",),
+        modules=("torch", "controlnet_aux"), get="pip install controlnet-aux torch", detect=lineart.detect,
+        settle=inference.settle,
         weights=(lineart.WEIGHTS,),
         parameters={
             "resolution": inference.resolution(512),
-            "threshold": Number(default=lineart.THRESHOLD, least=1, most=255, whole=True),  # of the grey lines
+            # of the grey lines
+            "threshold": Number(default=lineart.THRESHOLD, least=1, most=255, whole=True),
             "precision": inference.PRECISION,
         },
     ),
     Detector(
-        name="xdog", title="flow-guided XDoG", version=1, licence="Apache-2.0", distributions=OPENCV, modules=("cv2",),
+        name="xdog", title="flow-guided XDoG", version=1, licence="Apache-2.0", distributions=OPENCV,
+        modules=("cv2",),
         detect=cartoon.detect,
         parameters={
             "sigma": Number(default=1.0, least=0.3, most=10.0),  # half width of a line at 512, pixels
@@ -136,12 +161,15 @@ _ROWS = (
         },
     ),
     Detector(
-        name="openpose", title="OpenPose body", version=1, licence="CMU OpenPose, non-commercial (code and weights)",
-        distributions=("controlnet_aux",), modules=("torch", "controlnet_aux", "scipy"), get="pip install controlnet-aux torch scipy",
+        name="openpose", title="OpenPose body", version=1,
+        licence="CMU OpenPose, non-commercial (code and weights)",
+        distributions=("controlnet_aux",), modules=("torch", "controlnet_aux", "scipy"),
+        get="pip install controlnet-aux torch scipy",
         detect=openpose.detect, settle=inference.settle, weights=(openpose.WEIGHTS,),
         parameters={
             "resolution": inference.resolution(512),  # of the maps in which peaks are sought
-            "scale": Number(default=0.5, least=0.1, most=4.0),  # the network sees 368 rows times this; more finds smaller people
+            # the network sees 368 rows times this; more finds smaller people
+            "scale": Number(default=0.5, least=0.1, most=4.0),
             "peak_threshold": Number(default=0.1, least=0.0, most=1.0),  # of a keypoint's heat, smoothed
             "limb_threshold": Number(default=0.05, least=0.0, most=1.0),  # of the field along a limb
             "min_parts": Number(default=4, least=1, most=18, whole=True),  # of a person
@@ -151,19 +179,25 @@ _ROWS = (
     ),
     Detector(
         name="openpifpaf", title="OpenPifPaf", version=1, licence="AGPL-3.0 (code and weights)",
-        distributions=("openpifpaf-vita", "openpifpaf"), modules=("torch", "openpifpaf", "pysparkling", "matplotlib"),
-        get=openpifpaf.GET, detect=openpifpaf.detect, check=openpifpaf.check, settle=inference.settle, weights=(openpifpaf.WEIGHTS,),
+        distributions=("openpifpaf-vita", "openpifpaf"),
+        modules=("torch", "openpifpaf", "pysparkling", "matplotlib"),
+        get=openpifpaf.GET, detect=openpifpaf.detect, check=openpifpaf.check, settle=inference.settle,
+        weights=(openpifpaf.WEIGHTS,),
         parameters={
-            "long_edge": Number(default=0, least=0, most=4096, whole=True),  # of the image that the network sees; 0 = as it is
-            "seed_threshold": Number(default=0.2, least=0.0, most=1.0),  # of a keypoint from which a person grows
+            # of the image that the network sees; 0 = as it is
+            "long_edge": Number(default=0, least=0, most=4096, whole=True),
+            # of a keypoint from which a person grows
+            "seed_threshold": Number(default=0.2, least=0.0, most=1.0),
             "keypoint_threshold": Number(default=0.15, least=0.0, most=1.0),
             "instance_threshold": Number(default=0.15, least=0.0, most=1.0),  # of a person
             "precision": inference.PRECISION,
         },
     ),
     Detector(
-        name="mediapipe-pose", title="MediaPipe BlazePose (one person)", version=1, licence="Apache-2.0", distributions=("mediapipe",),
-        modules=("mediapipe", "matplotlib", "absl", "google.protobuf"), get="pip install --no-deps mediapipe==0.10.21",
+        name="mediapipe-pose", title="MediaPipe BlazePose (one person)", version=1, licence="Apache-2.0",
+        distributions=("mediapipe",),
+        modules=("mediapipe", "matplotlib", "absl", "google.protobuf"),
+        get="pip install --no-deps mediapipe==0.10.21",
         detect=pose.detect, adapt=pose.adapt, weights=(pose.WEIGHTS,),
         parameters={
             "min_confidence": Number(default=0.5, least=0.0, most=1.0),  # of there being a person
@@ -172,18 +206,22 @@ _ROWS = (
     ),
     *(
         Detector(
-            name=model.name, title=model.title, version=1, licence=model.licence, distributions=("transformers",),
-            modules=("torch", "torchvision", "transformers", "scipy"), get="pip install torch torchvision transformers scipy",
+            name=model.name, title=model.title, version=1, licence=model.licence,
+            distributions=("transformers",),
+            modules=("torch", "torchvision", "transformers", "scipy"),
+            get="pip install torch torchvision transformers scipy",
             detect=functools.partial(segmentation.detect, model), weights=model.files,
             parameters={
                 "resolution": inference.resolution(0),  # 0 = as the model's own preprocessor says
-                "precision": Choice(default="fp32", options=("fp32", "bf16")),  # how many labels bf16 changes with real weights is not known
+                # how many labels bf16 changes with real weights is not known
+                "precision": Choice(default="fp32", options=("fp32", "bf16")),
             },
         )
         for model in segmentation.MODELS.values()
     ),
     Detector(
-        name="midas-dpt-hybrid", title="MiDaS DPT-Hybrid", version=1, licence="MIT (code and weights)", distributions=("controlnet_aux",),
+        name="midas-dpt-hybrid", title="MiDaS DPT-Hybrid", version=1, licence="MIT (code and weights)",
+        distributions=("controlnet_aux",),
         modules=("torch", "timm", "controlnet_aux"), get="pip install controlnet-aux timm torch",
         detect=depth.detect_midas, settle=inference.settle, weights=(depth.MIDAS,),
         parameters={"resolution": inference.resolution(depth.MIDAS_SHORT), "precision": inference.PRECISION},
@@ -193,21 +231,25 @@ _ROWS = (
         licence="Apache-2.0 (code and weights)", distributions=("transformers",),
         modules=("torch", "transformers"), get="pip install transformers torch",
         detect=depth.detect_anything, settle=inference.settle, weights=depth.ANYTHING,
-        parameters={"resolution": inference.resolution(depth.ANYTHING_SHORT), "precision": inference.PRECISION},
+        parameters={"resolution": inference.resolution(depth.ANYTHING_SHORT),
+        "precision": inference.PRECISION},
     ),
     Detector(
         name="normal-bae", title="NormalBae (ScanNet)", version=1,
-        licence="MIT (code and weights; trained on ScanNet, whose terms are non-commercial)", distributions=("controlnet_aux",),
+        licence="MIT (code and weights; trained on ScanNet, whose terms are non-commercial)",
+        distributions=("controlnet_aux",),
         modules=("torch", "controlnet_aux"), get="pip install controlnet-aux torch",
         detect=normals.detect_bae, settle=inference.settle, weights=(normals.BAE,),
         parameters={"resolution": inference.resolution(normals.BAE_SHORT), "precision": inference.PRECISION},
     ),
     Detector(
-        name="normal-from-depth", title="normals from depth (ControlNet 1.0)", version=1, licence="Apache-2.0", distributions=OPENCV,
+        name="normal-from-depth", title="normals from depth (ControlNet 1.0)", version=1,
+        licence="Apache-2.0", distributions=OPENCV,
         modules=("cv2",), detect=normals.detect_from_depth, reads_parent=True, parameters=normals.FROM_DEPTH,
     ),
     Detector(
-        name="mini", title="the mini detector (rendered scenes only)", version=2, licence="Apache-2.0 (code and weights)", distributions=("torch",),
+        name="mini", title="the mini detector (rendered scenes only)", version=2,
+        licence="Apache-2.0 (code and weights)", distributions=("torch",),
         modules=("torch", "cv2", "safetensors"), get="pip install torch opencv-python-headless safetensors",
         detect=mini.detect, adapt=mini.adapt, weights=(mini.WEIGHTS,), parameters={},
     ),
@@ -217,7 +259,9 @@ DETECTORS: dict[str, Detector] = {row.name: row for row in _ROWS}
 
 
 def missing(detector: str, weights: str = PINNED) -> str | None:
-    """One sentence on what this detector lacks here, with its pinned weights or those at the path `weights`; None = it can run."""
+    """One sentence on what this detector lacks here, with its pinned weights or those at the path `weights`;
+    None = it can run.
+    """
     row = DETECTORS.get(detector)
     if row is None:
         return f"{detector} is not built yet"
@@ -229,12 +273,17 @@ def missing(detector: str, weights: str = PINNED) -> str | None:
 
 
 def licence(detector: str, given: str = PINNED) -> str:
-    """Of the detector with its weights, as recorded with every map; a row knows that of its pinned weights, not of others that are `given`."""
+    """Of the detector with its weights, as recorded with every map; a row knows that of its pinned weights,
+    not of others that are `given`.
+    """
     if detector == PROVIDED:
         return "that of the data"
     row = DETECTORS[detector]
-    own = given != PINNED and identity(row.weights, given) != identity(row.weights)  # the pinned bytes may lie anywhere
-    return f"not known: weights of your own; the code: {row.licence.partition(' (')[0]}" if own else row.licence
+    # the pinned bytes may lie anywhere
+    own = given != PINNED and identity(row.weights, given) != identity(row.weights)
+    return (
+        f"not known: weights of your own; the code: {row.licence.partition(' (')[0]}" if own else row.licence
+    )
 
 
 def _installed(module: str) -> bool:

@@ -1,4 +1,6 @@
-"""Draw raw maps as the RGB hints that ControlNets are trained on; one row of PROTOCOLS per published way of drawing."""
+"""Draw raw maps as the RGB hints that ControlNets are trained on; one row of PROTOCOLS per published way of
+drawing.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +15,17 @@ Drawer = Callable[[np.ndarray, dict[str, Any], tuple[int, int]], np.ndarray]
 
 
 def fit(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a map of continuous values: by area when it shrinks, bilinearly when it grows; unchanged at its own size."""
+    """Resize a map of continuous values: by area when it shrinks, bilinearly when it grows; unchanged at its
+    own size.
+    """
     import cv2
 
     if array.shape[:2] == size:
         return array
     shrinks = size[0] * size[1] < array.shape[0] * array.shape[1]
-    return cv2.resize(array, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.resize(
+        array, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
 
 
 def scale_points(xy: np.ndarray, stored: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
@@ -46,7 +52,9 @@ def soft_edges(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -
 
 
 def soft_edges_safe(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """ControlNet 1.1's safe_step(x, 2), so that no grey picture hides in the edges: 0 below 85, 127 below 170, 255 from there on."""
+    """ControlNet 1.1's safe_step(x, 2), so that no grey picture hides in the edges: 0 below 85, 127 below
+    170, 255 from there on.
+    """
     level = np.minimum(fit(array, size) // 85, 2)  # floor(3 x) of x = value / 255
     return _grey((level.astype(np.uint16) * 255 // 2).astype(np.uint8))
 
@@ -74,10 +82,11 @@ def people_drawer(by_layout: dict[str, Callable[..., np.ndarray]]) -> Drawer:
 
 
 def labels(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Each id in the colour of its label space, void black; another size takes the nearest pixel, so that no id is invented.
+    """Each id in the colour of its label space, void black; another size takes the nearest pixel, so that no
+    id is invented.
 
-    Flat, as ControlNet 1.0 drew (annotator/uniformer) and data sets do; the thin off-white outlines that matplotlib put round some
-    classes in ControlNet 1.1 (oneformer/demo/visualizer.py) are left out.
+    Flat, as ControlNet 1.0 drew (annotator/uniformer) and data sets do; the thin off-white outlines that
+    matplotlib put round some classes in ControlNet 1.1 (oneformer/demo/visualizer.py) are left out.
     """
     import cv2
 
@@ -87,7 +96,9 @@ def labels(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np
     colours = SPACES[space].colours
     beyond = array[(array >= len(colours)) & (array != VOID)]
     if beyond.size:
-        raise ValueError(f"{space} has no id {beyond.max()}; its ids are 0 to {len(colours) - 1}, and {VOID} for void")
+        raise ValueError(
+            f"{space} has no id {beyond.max()}; its ids are 0 to {len(colours) - 1}, and {VOID} for void"
+        )
     table = np.zeros((VOID + 1, 3), np.uint8)
     table[: len(colours)] = colours
     if array.shape != size:
@@ -106,13 +117,16 @@ def normals_cn11(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int])
     """Red is left, green is up, blue is to the viewer; an invalid pixel is mid grey."""
     n = fit(array.astype(np.float32), size)
     x, y, z = np.moveaxis(n, 2, 0)
-    length = np.sqrt(x * x + y * y + z * z)[..., None]  # np.linalg.norm along so short an axis takes five times as long
+    # np.linalg.norm along so short an axis takes five times as long
+    length = np.sqrt(x * x + y * y + z * z)[..., None]
     n = np.divide(n, length, out=np.zeros_like(n), where=length > 1e-6)
     return (n * np.array([-127.5, 127.5, 127.5], np.float32) + 127.5).clip(0, 255).astype(np.uint8)
 
 
 def normals_cn10(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """The released normal model was fed its map with red and blue exchanged: red is to the viewer, blue is left."""
+    """The released normal model was fed its map with red and blue exchanged: red is to the viewer, blue is
+    left.
+    """
     return np.ascontiguousarray(normals_cn11(array, meta, size)[..., ::-1])
 
 
@@ -123,7 +137,11 @@ def _grey(array: np.ndarray) -> np.ndarray:
 _SAME = {"edges": edges, "soft_edges": soft_edges, "lines": lines, "labels": labels, "depth": depth}
 
 PROTOCOLS: dict[str, dict[str, Drawer]] = {
-    "cn10": {**_SAME, "normals": normals_cn10, "people": people_drawer({"openpose_18": draw_cn10, "coco_17": draw_lines})},
+    "cn10": {
+        **_SAME,
+        "normals": normals_cn10,
+        "people": people_drawer({"openpose_18": draw_cn10, "coco_17": draw_lines}),
+    },
     "cn11": {
         **_SAME,
         "soft_edges": soft_edges_safe,

@@ -12,11 +12,16 @@ def check(params: Values) -> None:
     """The high threshold must reach above the low one for every draw."""
     (low, low_most), (high, high_most) = _span(params["low"]), _span(params["high"])
     if low > high or low_most > high_most:
-        raise ValueError(f"opencv-canny: low {params['low']} lies above high {params['high']}; set high to {low_most} or more")
+        raise ValueError(
+            f"opencv-canny: low {params['low']} lies above high {params['high']}; set high to {low_most} or"
+            " more"
+        )
 
 
 def draw(params: Values, rng: random.Random) -> Values:
-    """Thresholds of one image where a range is given (the paper: random thresholds); fixed ones are no draw."""
+    """Thresholds of one image where a range is given (the paper: random thresholds); fixed ones
+    are no draw.
+    """
     low_range, high_range = _span(params["low"]), _span(params["high"])
     if low_range[0] == low_range[1] and high_range[0] == high_range[1]:
         return {}
@@ -24,12 +29,17 @@ def draw(params: Values, rng: random.Random) -> Values:
     return {"low": low, "high": rng.randint(max(low, high_range[0]), high_range[1])}
 
 
-def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
+def detect(
+    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+) -> list[RawMap]:
     """cv2.Canny on uint8 RGB, as ControlNet calls it: the strongest channel's gradient counts."""
     import cv2
 
     settings = [{**params, **drawn} for drawn in draws]
-    return [RawMap("edges", cv2.Canny(image, s["low"], s["high"])) for image, s in zip(images, settings, strict=True)]
+    return [
+        RawMap("edges", cv2.Canny(image, s["low"], s["high"]))
+        for image, s in zip(images, settings, strict=True)
+    ]
 
 
 def _span(value: int | list[int]) -> tuple[int, int]:

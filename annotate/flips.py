@@ -1,4 +1,6 @@
-"""Left-right flips for augmentation: what a detector would find in the mirrored picture, and when a caption forbids mirroring."""
+"""Left-right flips for augmentation: what a detector would find in the mirrored picture, and when a caption
+forbids mirroring.
+"""
 
 import re
 from collections.abc import Callable
@@ -9,17 +11,23 @@ import numpy as np
 from annotate.maps import RawMap, resolution
 from annotate.skeletons import SKELETONS
 
-# whole words, also joined ones (left-hand, rightmost, left_side); "copyright" and "bright" say nothing about a side
+# whole words, also joined ones (left-hand, rightmost, left_side); "copyright" and "bright" say nothing about
+# a side
 _SIDES = re.compile(r"(?<![^\W\d_])(left|right)(most|wards?|hand(ed)?|side)?(?![^\W\d_])", re.IGNORECASE)
 
 
 def flip(raw: RawMap) -> RawMap:
-    """The raw map of the mirrored image. A second flip gives the map back, points within a float's rounding."""
+    """The raw map of the mirrored image.
+
+    A second flip gives the map back, points within a float's rounding.
+    """
     return replace(raw, array=_FLIPS[raw.kind](raw))
 
 
 def may_flip(caption: str) -> bool:
-    """Whether the caption stays true of the mirrored image: no English left or right; "all right" counts too, to be safe."""
+    """Whether the caption stays true of the mirrored image: no English left or right; "all right" counts too,
+    to be safe.
+    """
     return _SIDES.search(caption) is None
 
 
@@ -41,7 +49,9 @@ def _people(raw: RawMap) -> np.ndarray:
 
 
 def counterparts(layout: str) -> list[int]:
-    """Index of the keypoint that stands for each one in the mirrored image, by the names left_… and right_…"""
+    """Index of the keypoint that stands for each one in the mirrored image, by the names left_…
+    and right_…
+    """
     names = SKELETONS[layout].names
     other = {"left": "right", "right": "left"}
     return [names.index("_".join(other.get(word, word) for word in name.split("_"))) for name in names]

@@ -16,7 +16,9 @@ Network = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Layers:
-    """Weights as float32 (out, in, 3, 3) and biases; sides are 1x1 with one output, already multiplied by their fusing weight."""
+    """Weights as float32 (out, in, 3, 3) and biases; sides are 1x1 with one output, already multiplied by
+    their fusing weight.
+    """
 
     blocks: tuple[tuple[tuple[np.ndarray, np.ndarray], ...], ...]
     sides: tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -24,11 +26,17 @@ class Layers:
     mean: tuple[float, float, float]  # of the channels in the order the first layer takes them, 0 to 255
     bgr: bool  # that order
     keeps_odd: bool  # pooling keeps an odd last row and column
-    largest: tuple[float, ...] | None = None  # activation after each 3x3 convolution, for int8; None = to be measured
+    # activation after each 3x3 convolution, for int8; None = to be measured
+    largest: tuple[float, ...] | None = None
 
 
-def float_network(layers: Layers, device: str, dtype: str, seen: Callable[[float], object] | None = None) -> Network:
-    """fp32 or bf16, channels last; sides are added up in fp32. `seen` is told the largest activation after each 3x3 convolution."""
+def float_network(
+    layers: Layers, device: str, dtype: str, seen: Callable[[float], object] | None = None
+) -> Network:
+    """fp32 or bf16, channels last; sides are added up in fp32.
+
+    `seen` is told the largest activation after each 3x3 convolution.
+    """
     import torch
     from torch.nn import functional
 
@@ -61,7 +69,9 @@ def float_network(layers: Layers, device: str, dtype: str, seen: Callable[[float
 
 
 def fuse(outputs: list["torch.Tensor"], bias: float) -> np.ndarray:
-    """Sum the weighted sides at the size of the first, then the logistic function: float32 [n, h, w] in 0..1."""
+    """Sum the weighted sides at the size of the first, then the logistic function: float32 [n,
+    h, w] in 0..1.
+    """
     from torch.nn import functional
 
     total = outputs[0]

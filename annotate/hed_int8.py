@@ -1,7 +1,9 @@
-"""HED in 8-bit integers for CPUs with AVX512-VNNI: twice as fast there as bf16, and exact whatever the threads or the batch.
+"""HED in 8-bit integers for CPUs with AVX512-VNNI: twice as fast there as bf16, and exact whatever the
+threads or the batch.
 
-Weights have one scale per output channel, activations one per layer: the largest value that the layer gives. For the
-BSDS500 weights that was measured once, on photographs; for others when they are loaded, on a made-up picture. A larger value saturates.
+Weights have one scale per output channel, activations one per layer: the largest value that the layer gives.
+For the BSDS500 weights that was measured once, on photographs; for others when they are loaded, on a made-up
+picture. A larger value saturates.
 """
 
 from dataclasses import replace
@@ -15,21 +17,30 @@ STRAYS = 4.0  # of 255: further from fp32 than this on the made-up picture, and 
 
 
 def int8_network(layers: Layers) -> Network:
-    """uint8 [n, h, w, 3] RGB -> float32 [n, h, w] in 0..1; ValueError where weights with unknown activations don't stand it."""
+    """uint8 [n, h, w, 3] RGB -> float32 [n, h, w] in 0..1; ValueError where weights with unknown activations
+    don't stand it.
+    """
     if layers.largest is None:
         return _measured(layers)
     import torch
 
     convolve = torch.ops.onednn.qconv_pointwise
     mean, largest = np.array(layers.mean, np.float32), layers.largest
-    border = np.rint(mean).clip(0, 255).astype(np.uint8)  # zero padding of (image - mean) is padding by the mean
+    # zero padding of (image - mean) is padding by the mean
+    border = np.rint(mean).clip(0, 255).astype(np.uint8)
 
-    def prepare(weight: np.ndarray, bias: np.ndarray, scale_in: float, scale_out: float | None, pad: int) -> tuple[Any, ...]:
-        """Arguments of the operator behind its input; scale_out None = float output, otherwise ReLU and uint8."""
+    def prepare(
+        weight: np.ndarray, bias: np.ndarray, scale_in: float, scale_out: float | None, pad: int
+    ) -> tuple[Any, ...]:
+        """Arguments of the operator behind its input; scale_out None = float output, otherwise ReLU and
+        uint8.
+        """
         scales = np.maximum(np.abs(weight).max(axis=(1, 2, 3)), 1e-12) / 127
         quantised = torch.from_numpy(np.rint(weight / scales[:, None, None, None]).astype(np.int8))
         scales = torch.from_numpy(scales.astype(np.float32))
-        packed = torch.ops.onednn.qconv_prepack(quantised, scales, scale_in, 0, [1, 1], [pad, pad], [1, 1], 1, None)
+        packed = torch.ops.onednn.qconv_prepack(
+            quantised, scales, scale_in, 0, [1, 1], [pad, pad], [1, 1], 1, None
+        )
         after = (1.0, 0, torch.float32, "none") if scale_out is None else (scale_out, 0, torch.uint8, "relu")
         zeros = torch.zeros(len(scales), dtype=torch.int64)
         biases = torch.from_numpy(bias.astype(np.float32))
@@ -65,7 +76,9 @@ def int8_network(layers: Layers) -> Network:
 
 
 def _measured(layers: Layers) -> Network:
-    """Ranges from the made-up picture, rounded up to three digits so that every machine gets the same; then a look whether they serve."""
+    """Ranges from the made-up picture, rounded up to three digits so that every machine gets the same; then a
+    look whether they serve.
+    """
     picture = mosaic()[None]
     largest: list[float] = []
     exact = float_network(layers, "cpu", "float32", seen=largest.append)(picture)
@@ -73,7 +86,10 @@ def _measured(layers: Layers) -> Network:
     network = int8_network(replace(layers, largest=tuple(largest)))
     strays = 255 * float(np.abs(network(picture) - exact).mean())
     if not strays <= STRAYS:
-        raise ValueError(f"precision int8 strays {strays:.1f} of 255 from fp32 with these weights; set precision: fp32 or bf16")
+        raise ValueError(
+            f"precision int8 strays {strays:.1f} of 255 from fp32 with these weights; set precision: fp32 or"
+            " bf16"
+        )
     return network
 
 
@@ -83,7 +99,10 @@ def mosaic() -> np.ndarray:
     With the BSDS500 weights it gives 0.7 to 1.3 times the largest activations of six photographs.
     """
     random = np.random.default_rng(0)
-    quarters = [random.integers(0, 256, (128 // side, 128 // side)).repeat(side, 0).repeat(side, 1) for side in (64, 32, 16, 4)]
+    quarters = [
+        random.integers(0, 256, (128 // side, 128 // side)).repeat(side, 0).repeat(side, 1)
+        for side in (64, 32, 16, 4)
+    ]
     grey = np.block([quarters[:2], quarters[2:]]).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
 

@@ -1,4 +1,7 @@
-"""How networks see images: at which size, how many at a time, in which precision. Shared by all learned detectors."""
+"""How networks see images: at which size, how many at a time, in which precision.
+
+Shared by all learned detectors.
+"""
 
 import functools
 import os
@@ -24,13 +27,21 @@ Forward = Callable[[np.ndarray], Sequence[Any] | np.ndarray]
 
 
 def resolution(default: int) -> Number:
-    """The parameter that says how large a network sees an image: its short side in pixels; 0 = as the image is."""
+    """The parameter that says how large a network sees an image: its short side in pixels; 0 = as the image
+    is.
+    """
     return Number(default=default, least=0, most=4096, whole=True)
 
 
 def settle(params: Values) -> Values:
-    """Replace precision `auto` by bf16 where the machine computes it fast, else fp32, so that the choice is on record."""
-    return {**params, "precision": "bf16" if fast_bf16() else "fp32"} if params.get("precision") == "auto" else params
+    """Replace precision `auto` by bf16 where the machine computes it fast, else fp32, so that the choice is
+    on record.
+    """
+    return (
+        {**params, "precision": "bf16" if fast_bf16() else "fp32"}
+        if params.get("precision") == "auto"
+        else params
+    )
 
 
 def fast_bf16() -> bool:
@@ -45,13 +56,19 @@ def has_gpu() -> bool:
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
-    """What the kernel says the CPU can do and oneDNN may use, without importing torch; nothing where it can't be known."""
+    """What the kernel says the CPU can do and oneDNN may use, without importing torch; nothing where it can't
+    be known.
+    """
     info = Path("/proc/cpuinfo")
     if platform.machine() not in ("x86_64", "AMD64") or not info.exists():
         return frozenset()
     with info.open() as file:
         flags = frozenset(next((line for line in file if line.startswith("flags")), "").split())
-    return flags - FAST if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ("SSE41", "AVX", "AVX2", "AVX512_CORE") else flags
+    return (
+        flags - FAST
+        if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ("SSE41", "AVX", "AVX2", "AVX512_CORE")
+        else flags
+    )
 
 
 def dtype(precision: str) -> "torch.dtype":
@@ -62,7 +79,9 @@ def dtype(precision: str) -> "torch.dtype":
 
 
 def detection_size(height: int, width: int, short: int, multiple: int = 64) -> tuple[int, int]:
-    """(height, width) with the short side at `short` and both rounded to `multiple`, as ControlNet's resize_image; 0 = only rounded."""
+    """(height, width) with the short side at `short` and both rounded to `multiple`, as ControlNet's
+    resize_image; 0 = only rounded.
+    """
     scale = short / min(height, width) if short else 1.0
     return tuple(max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))  # type: ignore[return-value]
 
@@ -74,19 +93,26 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.shape[:2] == size:
         return image
     grows = size[0] * size[1] > image.shape[0] * image.shape[1]
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LANCZOS4 if grows else cv2.INTER_AREA)
+    return cv2.resize(
+        image, (size[1], size[0]), interpolation=cv2.INTER_LANCZOS4 if grows else cv2.INTER_AREA
+    )
 
 
 def at_resolution(images: Sequence[np.ndarray], short: int) -> list[np.ndarray]:
-    """uint8 HW3 images at the sizes at which a network sees them: short sides at `short`; 0 = only rounded to multiples of 64."""
+    """uint8 HW3 images at the sizes at which a network sees them: short sides at `short`; 0 = only rounded to
+    multiples of 64.
+    """
     return [resize(image, detection_size(image.shape[0], image.shape[1], short)) for image in images]
 
 
 def run(images: Sequence[np.ndarray], forward: Forward, device: str, name: str) -> list[Any]:
-    """One result per image. Equal sizes run together; a short batch is filled up, so that every pass of a size has the same shape.
+    """One result per image.
 
-    One image a pass on a CPU: as fast as several, and no map depends on its neighbours. On a GPU the batch is as large as the
-    memory that one image took allows (`name` keys what was measured), and is halved when that was too much.
+    Equal sizes run together; a short batch is filled up, so that every pass of a size has the same shape.
+
+    One image a pass on a CPU: as fast as several, and no map depends on its neighbours. On a GPU the batch is
+    as large as the memory that one image took allows (`name` keys what was measured), and is halved when that
+    was too much.
     """
     results: dict[int, Any] = {}
     sizes: dict[tuple[int, ...], list[int]] = {}
@@ -130,7 +156,9 @@ def _micro_batch(name: str, shape: tuple[int, ...], device: str, one: Callable[[
 
 
 def batch_that_fits(free: int, each: int) -> int:
-    """The largest power of two, at most MOST, of images of `each` bytes in SHARE of `free` bytes; at least one."""
+    """The largest power of two, at most MOST, of images of `each` bytes in SHARE of `free` bytes; at least
+    one.
+    """
     fits = int(free * SHARE) // max(each, 1)
     return min(MOST, 1 << max(fits.bit_length() - 1, 0))
 

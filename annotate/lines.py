@@ -8,8 +8,12 @@ from annotate.maps import RawMap
 from annotate.parameters import Values
 
 
-def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
-    """OpenCV's line segment detector (von Gioi 2010); the score is -log10 of the number of false alarms, the best first."""
+def detect(
+    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+) -> list[RawMap]:
+    """OpenCV's line segment detector (von Gioi 2010); the score is -log10 of the number of false alarms, the
+    best first.
+    """
     import cv2
 
     detector = cv2.createLineSegmentDetector(cv2.LSD_REFINE_ADV)

@@ -1,4 +1,6 @@
-"""The kinds of raw map: what a detector knows, stored without loss; a picture of it is drawn only on demand."""
+"""The kinds of raw map: what a detector knows, stored without loss; a picture of it is drawn
+only on demand.
+"""
 
 import functools
 import io
@@ -47,7 +49,8 @@ class RawMap:
 def depth_map(inverse: np.ndarray, unit: str = "relative") -> RawMap:
     """float32 [h, w] inverse depth (near is large), with the scale and shift that use all 16 bits.
 
-    `unit` is what its numbers are: "1/m", "midas" (MiDaS's own scale), or "relative" (up to an unknown scale and shift).
+    `unit` is what its numbers are: "1/m", "midas" (MiDaS's own scale), or "relative" (up to an unknown scale
+    and shift).
     """
     inverse = inverse.astype(np.float32)
     if not np.isfinite(inverse).all():
@@ -67,7 +70,9 @@ def decode(kind: str, data: bytes, meta: dict[str, Any]) -> RawMap:
 
 
 def render(raw: RawMap, size: tuple[int, int] | None = None, protocol: str = "cn10") -> np.ndarray:
-    """uint8 [h, w, 3] RGB hint by a named protocol; size = (h, w), None = the resolution the map was made at."""
+    """uint8 [h, w, 3] RGB hint by a named protocol; size = (h, w), None = the resolution the
+    map was made at.
+    """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown drawing protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[protocol][raw.kind](raw.array, raw.meta, size or resolution(raw))
@@ -237,6 +242,7 @@ _KINDS: dict[str, _Kind] = {
     ),
     "normals": _Kind(
         dtypes=("float32",), ndim=3, encode=_encode_normals, decode=_decode_normals,
-        measure=lambda a, meta: (a.any(axis=2).mean(), a[..., 2].mean()), blank=lambda a: None if a.any() else "no valid normal",
+        measure=lambda a, meta: (a.any(axis=2).mean(), a[..., 2].mean()),
+        blank=lambda a: None if a.any() else "no valid normal",
     ),
 }  # fmt: skip

@@ -1,4 +1,6 @@
-"""Line segments by M-LSD (Gu et al. 2022), the large network that ControlNet's Hough model was trained with."""
+"""Line segments by M-LSD (Gu et al. 2022), the large network that ControlNet's Hough model was
+trained with.
+"""
 
 import contextlib
 import functools
@@ -28,8 +30,12 @@ STRIDE = 2  # network pixels per cell of the field
 MOST = 200  # segments of an image, the surest
 
 
-def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
-    """uint8 HW3 RGB images of any sizes -> segments at image size, the surest first; the score is the probability of the centre."""
+def detect(
+    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+) -> list[RawMap]:
+    """uint8 HW3 RGB images of any sizes -> segments at image size, the surest first; the score is the
+    probability of the centre.
+    """
     forward = load(params["precision"], device, params.get("weights", PINNED))
     seen = inference.at_resolution(images, params["resolution"])
     maps = []
@@ -43,7 +49,9 @@ def detect(images: list[np.ndarray], params: Values, draws: list[Values], parent
 
 @functools.cache
 def load(precision: str, device: str, weights: str = PINNED) -> Callable[[np.ndarray], np.ndarray]:
-    """The network, once per process: uint8 [n, h, w, 3] RGB, sides multiples of 16 -> fields float32 [n, 5, h / 2, w / 2]."""
+    """The network, once per process: uint8 [n, h, w, 3] RGB, sides multiples of 16 -> fields float32 [n, 5, h
+    / 2, w / 2].
+    """
     import torch
 
     kind = inference.dtype(precision)
@@ -52,10 +60,13 @@ def load(precision: str, device: str, weights: str = PINNED) -> Callable[[np.nda
     try:
         network.load_state_dict(torch.load(place, map_location="cpu", weights_only=True), assign=True)
     except RuntimeError as error:
-        raise WeightsError(f"{place} holds no weights of M-LSD large: {' '.join(str(error).split())[:200]}") from error
+        raise WeightsError(
+            f"{place} holds no weights of M-LSD large: {' '.join(str(error).split())[:200]}"
+        ) from error
     network = network.to(device, kind, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     last = network.block23.conv3
-    last.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))  # in bf16 neighbours would tie for the maximum
+    # in bf16 neighbours would tie for the maximum
+    last.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
     def run(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -72,7 +83,8 @@ def build() -> "torch.nn.Module":
     import torch
 
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")  # the library tells what it lacks for detectors that are not used here
+        # the library tells what it lacks for detectors that are not used here
+        warnings.simplefilter("ignore")
         from controlnet_aux.mlsd.models.mbv2_mlsd_large import MobileV2_MLSD_Large
 
         with torch.device("meta"):  # nothing is drawn at random that the file replaces anyway
@@ -80,20 +92,25 @@ def build() -> "torch.nn.Module":
 
 
 def decode(field: np.ndarray, thr_v: float, thr_d: float) -> np.ndarray:
-    """Centre logit and the displacements x0 y0 x1 y1 in cells, float32 [5, h, w] -> float32 [N, 5] in network pixels, the surest first.
+    """Centre logit and the displacements x0 y0 x1 y1 in cells, float32 [5, h, w] -> float32 [N, 5] in network
+    pixels, the surest first.
 
-    The published rules (deccode_output_score_and_ptss, pred_lines): a centre is the maximum of its 3x3 cells, more probable than
-    thr_v, one of the MOST surest; its segment is longer than thr_d cells.
+    The published rules (deccode_output_score_and_ptss, pred_lines): a centre is the maximum of its 3x3 cells,
+    more probable than thr_v, one of the MOST surest; its segment is longer than thr_d cells.
     """
     import cv2
 
     if not np.isfinite(field).all():
-        raise ValueError("the network gave values that are not finite: other weights, or precision fp32, may help")
+        raise ValueError(
+            "the network gave values that are not finite: other weights, or precision fp32, may help"
+        )
     heat = 1 / (1 + np.exp(-field[0].clip(-80, None)))
     y, x = np.nonzero((heat > thr_v) & (heat == cv2.dilate(heat, np.ones((3, 3), np.uint8))))
     best = np.argsort(-heat[y, x], kind="stable")[:MOST]
     y, x = y[best], x[best]
     x0, y0, x1, y1 = field[1:, y, x]
     long_enough = np.hypot(x1 - x0, y1 - y0) > thr_d
-    found = np.stack([STRIDE * (x + x0), STRIDE * (y + y0), STRIDE * (x + x1), STRIDE * (y + y1), heat[y, x]], axis=1)
+    found = np.stack(
+        [STRIDE * (x + x0), STRIDE * (y + y0), STRIDE * (x + x1), STRIDE * (y + y1), heat[y, x]], axis=1
+    )
     return found[long_enough].astype(np.float32)

@@ -28,8 +28,10 @@ FLIP = np.array([-1, 1, 1], np.float32)  # ScanNet's x points left, ours right
 
 FROM_DEPTH: dict[str, Parameter] = {
     "a": Number(default=2 * math.pi, least=0.01, most=1000.0),  # z before normalising: larger is flatter
-    "bg_threshold": Number(default=0.1, least=0.0, most=1.0),  # of min-max depth; what lies behind faces the viewer
-    # range given to depths in other units than MiDaS's; the default is the closest to the true normals of 100 rendered scenes
+    # of min-max depth; what lies behind faces the viewer
+    "bg_threshold": Number(default=0.1, least=0.0, most=1.0),
+    # range given to depths in other units than MiDaS's; the default is the closest to the true normals of 100
+    # rendered scenes
     "spread": Number(default=450.0, least=0.1, most=100_000.0),
 }
 SHORT = 384  # short side at which `spread` counts
@@ -38,13 +40,20 @@ SHORT = 384  # short side at which `spread` counts
 Network = Callable[[np.ndarray], np.ndarray]
 
 
-def detect_bae(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
+def detect_bae(
+    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+) -> list[RawMap]:
     """uint8 HW3 RGB images -> normals at image size."""
     import cv2
 
     network = load_bae(params["precision"], device, params.get("weights", PINNED))
-    found = inference.run(inference.at_resolution(images, params["resolution"]), network, device, "normal-bae")
-    sized = [cv2.resize(n, image.shape[1::-1], interpolation=cv2.INTER_LINEAR) for n, image in zip(found, images, strict=True)]
+    found = inference.run(
+        inference.at_resolution(images, params["resolution"]), network, device, "normal-bae"
+    )
+    sized = [
+        cv2.resize(n, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        for n, image in zip(found, images, strict=True)
+    ]
     return [RawMap("normals", _unit(n)) for n in sized]
 
 
@@ -69,24 +78,32 @@ def load_bae(precision: str, device: str, weights: str = PINNED) -> Network:
     def run(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             # (n, 3, h, w) seen through channels-last memory
-            x = ((torch.from_numpy(images).to(device).float() / 255 - mean) / deviation).to(kind).permute(0, 3, 1, 2)
+            x = (
+                ((torch.from_numpy(images).to(device).float() / 255 - mean) / deviation)
+                .to(kind)
+                .permute(0, 3, 1, 2)
+            )
             finest = model(x)[0][-1]  # x left, y up, z to the viewer, and the network's doubt
             return finest[:, :3].permute(0, 2, 3, 1).cpu().numpy() * FLIP
 
     return run
 
 
-def detect_from_depth(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
+def detect_from_depth(
+    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+) -> list[RawMap]:
     """Inverse depth of each image -> normals at its size."""
     return [from_depth(raw, **params) for raw in parents]
 
 
 def from_depth(raw: RawMap, a: float, bg_threshold: float, spread: float) -> RawMap:
-    """ControlNet 1.0's normals (annotator/midas/__init__.py): (-Sobel x, Sobel y, a) made unit, and 0 0 1 in the background.
+    """ControlNet 1.0's normals (annotator/midas/__init__.py): (-Sobel x, Sobel y, a) made unit, and 0 0 1 in
+    the background.
 
-    The published picture is drawn from (Sobel x, Sobel y, a), which the drawing makes of it again: inverse depth that grows to the
-    right is a wall that faces left. MiDaS depth counts as it is, per pixel of the image that the network saw; of any other depth
-    the map's range counts as `spread`, at a short side of 384, so that the unit and the size of the image don't matter.
+    The published picture is drawn from (Sobel x, Sobel y, a), which the drawing makes of it again: inverse
+    depth that grows to the right is a wall that faces left. MiDaS depth counts as it is, per pixel of the
+    image that the network saw; of any other depth the map's range counts as `spread`, at a short side of 384,
+    so that the unit and the size of the image don't matter.
     """
     import cv2
 
@@ -108,7 +125,9 @@ def from_depth(raw: RawMap, a: float, bg_threshold: float, spread: float) -> Raw
 
 
 def _as_stored(raw: RawMap) -> np.ndarray:
-    """The values that the 16-bit code gives back, so that a depth made just now and one read from a shard have the same normals."""
+    """The values that the 16-bit code gives back, so that a depth made just now and one read from a shard
+    have the same normals.
+    """
     steps = np.rint((raw.array.astype(np.float64) - raw.meta["shift"]) / raw.meta["scale"])
     return (steps.clip(0, 65535) * raw.meta["scale"] + raw.meta["shift"]).astype(np.float32)
 

@@ -1,4 +1,6 @@
-"""OpenPifPaf (Kreiss et al. 2021, composite fields): many people's 17 COCO keypoints, by the networks and the decoder of `openpifpaf-vita`."""
+"""OpenPifPaf (Kreiss et al. 2021, composite fields): many people's 17 COCO keypoints, by the networks and the
+decoder of `openpifpaf-vita`.
+"""
 
 import contextlib
 import functools
@@ -25,55 +27,75 @@ if TYPE_CHECKING:
 RELEASE = "https://github.com/openpifpaf/torchhub/releases/download/v0.13"
 CHECKPOINT = "shufflenetv2k16-210820-232500-cocokp-slurm726069-edge513-o10s-7189450a.pkl"
 CONVERTED = "shufflenetv2k16-cocokp.pt"
-# The official file pickles a whole network: loading it runs what it says. So it is turned into plain tensors once, where that does no harm.
+# The official file pickles a whole network: loading it runs what it says. So it is turned into plain tensors
+# once, where that does no harm.
 CONVERT = (
-    "import torch; from annotate.openpifpaf import package; package(); "
-    f"torch.save(torch.load('{CHECKPOINT}', map_location='cpu', weights_only=False)['model'].state_dict(), '{CONVERTED}')"
+    f"import torch; from annotate.openpifpaf import package; package(); torch.save(torch.load('{CHECKPOINT}',"
+    f" map_location='cpu', weights_only=False)['model'].state_dict(), '{CONVERTED}')"
 )
-RECIPE = f'curl -LO {RELEASE}/{CHECKPOINT}; then once, in a sandbox, because a pickle runs what it says: python -c "{CONVERT}"'
+RECIPE = (
+    f"curl -LO {RELEASE}/{CHECKPOINT}; then once, in a sandbox, because a pickle runs what it says: python -c"
+    f' "{CONVERT}"'
+)
 WEIGHTS = WeightFile(name=CONVERTED, install=RECIPE)  # no hash: what torch.save writes depends on its version
 GET = (
-    'pip install "setuptools<81" wheel ninja; pip install --no-build-isolation --no-deps openpifpaf-vita pysparkling '
-    "(AGPL-3.0; compiles its decoder, which takes minutes)"
+    'pip install "setuptools<81" wheel ninja; pip install --no-build-isolation --no-deps openpifpaf-vita'
+    " pysparkling (AGPL-3.0; compiles its decoder, which takes minutes)"
 )
 LAYOUT = "coco_17"
 # the width of the last layer tells the networks apart whose weights are published for these keypoints
 NETWORKS = {1392: "shufflenetv2k16", 2048: "shufflenetv2k30"}
-MULTIPLE = 16  # the network sees sides of one more than a multiple of this, so that cells lie on the first and the last pixel
+# the network sees sides of one more than a multiple of this, so that cells lie on the first and the last
+# pixel
+MULTIPLE = 16
 GREY = (124, 116, 104)  # fills them up
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in 0..1
 
-Fields = tuple["torch.Tensor", "torch.Tensor"]  # float32 [17, 5, h, w] of the keypoints, [19, 8, h, w] of their connections
+# float32 [17, 5, h, w] of the keypoints, [19, 8, h, w] of their connections
+Fields = tuple["torch.Tensor", "torch.Tensor"]
 
 
-def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
-    """uint8 HW3 RGB images of any sizes -> people [P, 17, 3], the surest first; a keypoint that lies outside the image is missing."""
+def detect(
+    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+) -> list[RawMap]:
+    """uint8 HW3 RGB images of any sizes -> people [P, 17, 3], the surest first; a keypoint that lies outside
+    the image is missing.
+    """
     forward, stride = load(params["precision"], device, params.get("weights", PINNED))
     seen = [shrink(image, params["long_edge"]) for image in images]
-    fields = inference.run([pad(image) for image in seen], forward, device, f"openpifpaf {params['precision']}")
+    fields = inference.run(
+        [pad(image) for image in seen], forward, device, f"openpifpaf {params['precision']}"
+    )
     people = []
     for image, smaller, each in zip(images, seen, fields, strict=True):
         found = decode(each, stride, params)
         left, top = margins(*smaller.shape[:2])
         moved = scale_points(found[..., :2] - (left, top), smaller.shape[:2], image.shape[:2])
         people.append(keep_inside(np.concatenate([moved, found[..., 2:]], axis=-1), image.shape[:2]))
-    return [RawMap("people", found, {"size": list(image.shape[:2]), "layout": LAYOUT}) for found, image in zip(people, images, strict=True)]
+    return [
+        RawMap("people", found, {"size": list(image.shape[:2]), "layout": LAYOUT})
+        for found, image in zip(people, images, strict=True)
+    ]
 
 
 def check(params: Values) -> None:
     """A seed below the keypoints' threshold would be a person without its own seed."""
     if params["seed_threshold"] < params["keypoint_threshold"]:
         raise ValueError(
-            f"openpifpaf: seed_threshold {params['seed_threshold']} is below keypoint_threshold {params['keypoint_threshold']}; "
-            "set it to at least as much"
+            f"openpifpaf: seed_threshold {params['seed_threshold']} is below keypoint_threshold"
+            f" {params['keypoint_threshold']}; set it to at least as much"
         )
 
 
 @functools.cache
-def load(precision: str, device: str, weights: str = PINNED) -> tuple[Callable[[np.ndarray], Sequence[Fields]], int]:
-    """The network, once per process: uint8 [n, h, w, 3] RGB -> the fields of each image; and the pixels per cell of a field.
+def load(
+    precision: str, device: str, weights: str = PINNED
+) -> tuple[Callable[[np.ndarray], Sequence[Fields]], int]:
+    """The network, once per process: uint8 [n, h, w, 3] RGB -> the fields of each image; and the pixels per
+    cell of a field.
 
-    bf16 only in the convolutions below the heads: the fields hold positions, which bf16 would round to whole cells.
+    bf16 only in the convolutions below the heads: the fields hold positions, which bf16 would round to whole
+    cells.
     """
     import torch
 
@@ -92,14 +114,18 @@ def load(precision: str, device: str, weights: str = PINNED) -> tuple[Callable[[
 
 
 def build(place: Path) -> Any:
-    """The package's network in fp32 with the state dict at `place`, whose shapes tell which network; WeightsError where none fits."""
+    """The package's network in fp32 with the state dict at `place`, whose shapes tell which network;
+    WeightsError where none fits.
+    """
     import torch
 
     try:
         stored = torch.load(place, map_location="cpu", weights_only=True)
         width, head = len(stored["base_net.conv5.0.weight"]), len(stored["head_nets.0.conv.weight"])
     except (pickle.UnpicklingError, KeyError, TypeError) as error:
-        raise WeightsError(f"{place} is no state dict of an OpenPifPaf network; make one: {RECIPE}") from error
+        raise WeightsError(
+            f"{place} is no state dict of an OpenPifPaf network; make one: {RECIPE}"
+        ) from error
     package()
     from openpifpaf.network import basenetworks, factory, heads, nets
     from openpifpaf.plugins.coco.cocokp import CocoKp
@@ -112,9 +138,13 @@ def build(place: Path) -> Any:
         base: basenetworks.BaseNetwork = factory.BASE_FACTORIES[NETWORKS[width]]()
         network = nets.Shell(base, [heads.CompositeField4(meta, base.out_features) for meta in metas])
         # a third head connects keypoints that are far apart; the decoder doesn't ask for it
-        network.load_state_dict({name: value for name, value in stored.items() if not name.startswith("head_nets.2.")})
+        network.load_state_dict(
+            {name: value for name, value in stored.items() if not name.startswith("head_nets.2.")}
+        )
     except (KeyError, RuntimeError) as error:
-        raise WeightsError(f"{place} fits neither {' nor '.join(NETWORKS.values())}: {' '.join(str(error).split())}") from error
+        raise WeightsError(
+            f"{place} fits neither {' nor '.join(NETWORKS.values())}: {' '.join(str(error).split())}"
+        ) from error
     nets.model_defaults(network)
     return network.eval()
 
@@ -146,10 +176,11 @@ def pad(image: np.ndarray) -> np.ndarray:
 
 
 def decode(fields: Fields, stride: int, params: Values) -> np.ndarray:
-    """Fields -> people float32 [P, 17, 3] in pixels of the network's input, the surest first; ValueError where one is not finite.
+    """Fields -> people float32 [P, 17, 3] in pixels of the network's input, the surest first; ValueError
+    where one is not finite.
 
-    The package's C++ decoder, a new one for each image: its map of accumulated confidence keeps a count of the images before in
-    the same floats, so that an old decoder gives other bytes than a new one.
+    The package's C++ decoder, a new one for each image: its map of accumulated confidence keeps a count of
+    the images before in the same floats, so that an old decoder gives other bytes than a new one.
     """
     import torch
 
@@ -164,13 +195,17 @@ def decode(fields: Fields, stride: int, params: Values) -> np.ndarray:
     utils.NMSKeypoints.set_instance_threshold(params["instance_threshold"])
     decoder.set_keypoint_threshold(params["keypoint_threshold"])
     cif, caf = (field.contiguous() for field in fields)
-    found, _ = decoder(len(COCO_KEYPOINTS), torch.tensor(COCO_PERSON_SKELETON) - 1).call(cif, stride, caf, stride)
+    found, _ = decoder(len(COCO_KEYPOINTS), torch.tensor(COCO_PERSON_SKELETON) - 1).call(
+        cif, stride, caf, stride
+    )
     people = found.numpy()[..., [1, 2, 0]]  # from confidence, x, y, scale
     return np.where(people[..., 2:] > 0, people, np.float32(0))
 
 
 def keep_inside(people: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """float32 [P, K, 3] without the keypoints that the decoder puts outside an image of `size`, and without people who have none left."""
+    """float32 [P, K, 3] without the keypoints that the decoder puts outside an image of `size`, and without
+    people who have none left.
+    """
     x, y = people[..., 0], people[..., 1]
     inside = (x >= -0.5) & (x <= size[1] - 0.5) & (y >= -0.5) & (y <= size[0] - 0.5) & (people[..., 2] > 0)
     return np.where(inside[..., None], people, 0)[inside.any(axis=1)].astype(np.float32)
@@ -178,7 +213,9 @@ def keep_inside(people: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @functools.cache
 def package() -> None:
-    """Import openpifpaf, once per process and silently: its drawing half asks matplotlib for a function of old."""
+    """Import openpifpaf, once per process and silently: its drawing half asks matplotlib for a function of
+    old.
+    """
     import matplotlib
     import matplotlib.cm
 
@@ -193,6 +230,10 @@ def package() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,6 @@
-"""OpenPose's body keypoints (Cao et al. 2017, part affinity fields) by the network and the rules that ControlNet used."""
+"""OpenPose's body keypoints (Cao et al. 2017, part affinity fields) by the network and the rules that
+ControlNet used.
+"""
 
 import contextlib
 import functools
@@ -27,7 +29,8 @@ PARTS = 18
 # the drawn limbs, then the two that only help to assemble: shoulder to ear on the right and on the left
 LIMBS = (*SKELETONS[LAYOUT].limbs, (2, 16), (5, 17))
 DRAWN = len(SKELETONS[LAYOUT].limbs)
-FIELDS = (12, 20, 14, 16, 22, 24, 0, 2, 4, 6, 8, 10, 28, 30, 34, 32, 36, 18, 26)  # each limb's x component among 38; y is the next
+# each limb's x component among 38; y is the next
+FIELDS = (12, 20, 14, 16, 22, 24, 0, 2, 4, 6, 8, 10, 28, 30, 34, 32, 36, 18, 26)
 STRIDE = 8  # network pixels per cell of a field
 BOX = 368  # rows of the image at scale 1
 GREY = 128  # fills the network's input up to a multiple of STRIDE
@@ -35,11 +38,16 @@ SIGMA = 3.0  # of the smoothing in which peaks are sought, pixels of the detecti
 SAMPLES = 10  # points along a limb where its field is read
 MOST_PEAKS = 127  # of one part, the strongest; OpenPose's own limit of people (POSE_MAX_PEOPLE)
 
-Fields = tuple[np.ndarray, np.ndarray]  # heat float32 [18 or 19, h, w] and affinity float32 [38, h, w], one cell per STRIDE pixels
+# heat float32 [18 or 19, h, w] and affinity float32 [38, h, w], one cell per STRIDE pixels
+Fields = tuple[np.ndarray, np.ndarray]
 
 
-def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
-    """uint8 HW3 RGB images of any sizes -> people [P, 18, 3]; confidence is the height of the heat map at the peak, at most 1."""
+def detect(
+    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+) -> list[RawMap]:
+    """uint8 HW3 RGB images of any sizes -> people [P, 18, 3]; confidence is the height of the heat map at the
+    peak, at most 1.
+    """
     forward = load(params["precision"], device, params.get("weights", PINNED))
     whole = inference.at_resolution(images, params["resolution"])
     sizes = [(each.shape[0], each.shape[1]) for each in whole]
@@ -57,11 +65,14 @@ def detect(images: list[np.ndarray], params: Values, draws: list[Values], parent
 
 @functools.cache
 def load(precision: str, device: str, weights: str = PINNED) -> Callable[[np.ndarray], Sequence[Fields]]:
-    """The network, once per process: uint8 [n, h, w, 3] RGB, sides multiples of STRIDE -> the fields of each image."""
+    """The network, once per process: uint8 [n, h, w, 3] RGB, sides multiples of STRIDE -> the fields of each
+    image.
+    """
     import torch
 
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")  # the library tells what it lacks for detectors that are not used here
+        # the library tells what it lacks for detectors that are not used here
+        warnings.simplefilter("ignore")
         from controlnet_aux.open_pose.model import bodypose_model
 
     kind = inference.dtype(precision)
@@ -73,14 +84,20 @@ def load(precision: str, device: str, weights: str = PINNED) -> Callable[[np.nda
     named = {name: name.split(".", 1)[1] for name in network.state_dict()}
     absent = [inner for inner in named.values() if inner not in stored]
     if absent:
-        raise WeightsError(f"{place} lacks {absent[0]}: it holds no weights of OpenPose's body network; get others")
+        raise WeightsError(
+            f"{place} lacks {absent[0]}: it holds no weights of OpenPose's body network; get others"
+        )
     network.load_state_dict({name: stored[inner] for name, inner in named.items()}, assign=True)
     network = network.to(device, kind, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def forward(images: np.ndarray) -> list[Fields]:
         with torch.inference_mode():
             # BGR of -0.5 to 0.5, (n, 3, h, w) seen through channels-last memory
-            x = (torch.from_numpy(images).to(device).flip(-1).float() / 256 - 0.5).to(kind).permute(0, 3, 1, 2)
+            x = (
+                (torch.from_numpy(images).to(device).flip(-1).float() / 256 - 0.5)
+                .to(kind)
+                .permute(0, 3, 1, 2)
+            )
             affinity, heat = (each.float().cpu().numpy() for each in network(x))
         return list(zip(heat, affinity, strict=True))
 
@@ -100,12 +117,15 @@ def pad(image: np.ndarray) -> np.ndarray:
     return np.pad(image, ((0, -height % STRIDE), (0, -width % STRIDE), (0, 0)), constant_values=GREY)
 
 
-def decode(heat: np.ndarray, affinity: np.ndarray, size: tuple[int, int], network: tuple[int, int], params: Values) -> np.ndarray:
-    """Fields -> people float32 [P, 18, 3] at `size` (h, w); `network` is the size of the network's input before padding.
+def decode(
+    heat: np.ndarray, affinity: np.ndarray, size: tuple[int, int], network: tuple[int, int], params: Values
+) -> np.ndarray:
+    """Fields -> people float32 [P, 18, 3] at `size` (h, w); `network` is the size of the network's input
+    before padding.
 
-    The published rules (controlnet_aux Body.__call__), with two differences: pixels that tie make one peak and not several, and a
-    part has at most MOST_PEAKS peaks. A shoulder that leads to another ear than the nose did still takes that ear, as theirs does.
-    ValueError where a field is not finite.
+    The published rules (controlnet_aux Body.__call__), with two differences: pixels that tie make one peak
+    and not several, and a part has at most MOST_PEAKS peaks. A shoulder that leads to another ear than the
+    nose did still takes that ear, as theirs does. ValueError where a field is not finite.
     """
     if not (np.isfinite(heat).all() and np.isfinite(affinity).all()):
         raise ValueError("the network's fields have values that are not finite")
@@ -124,7 +144,9 @@ def decode(heat: np.ndarray, affinity: np.ndarray, size: tuple[int, int], networ
 
 
 def find_peaks(smooth: np.ndarray, threshold: float) -> list[tuple[np.ndarray, np.ndarray]]:
-    """x and y of the pixels above the threshold that no neighbour of four exceeds, in reading order; float [parts, h, w] -> one pair per part."""
+    """x and y of the pixels above the threshold that no neighbour of four exceeds, in reading order; float
+    [parts, h, w] -> one pair per part.
+    """
     top = smooth > threshold
     # a tie goes to the first in reading order; outside the picture nothing exceeds
     top[:, :, 1:] &= smooth[:, :, 1:] > smooth[:, :, :-1]
@@ -141,10 +163,14 @@ def find_peaks(smooth: np.ndarray, threshold: float) -> list[tuple[np.ndarray, n
     return found
 
 
-def connect(a: np.ndarray, b: np.ndarray, field: np.ndarray, rows: np.ndarray, cols: np.ndarray, threshold: float) -> list[Any]:
-    """Pairs (index in a, index in b, score), surest first, each peak in one pair at most; field float32 [2, h, w] points from a to b.
+def connect(
+    a: np.ndarray, b: np.ndarray, field: np.ndarray, rows: np.ndarray, cols: np.ndarray, threshold: float
+) -> list[Any]:
+    """Pairs (index in a, index in b, score), surest first, each peak in one pair at most; field float32 [2,
+    h, w] points from a to b.
 
-    The score is the field's mean along the line, less what makes a limb longer than half the image's height unlikely.
+    The score is the field's mean along the line, less what makes a limb longer than half the image's height
+    unlikely.
     """
     if not len(a) or not len(b):
         return []
@@ -168,11 +194,14 @@ def connect(a: np.ndarray, b: np.ndarray, field: np.ndarray, rows: np.ndarray, c
 
 
 def assemble(peaks: list[np.ndarray], limbs: list[list[Any]], min_parts: int, min_score: float) -> np.ndarray:
-    """People float32 [P, 18, 3] out of the limbs, in order of their first limb; few parts or a low mean score make no person."""
+    """People float32 [P, 18, 3] out of the limbs, in order of their first limb; few parts or a low mean score
+    make no person.
+    """
     people: list[_Person] = []
     for k, ((a, b), pairs) in enumerate(zip(LIMBS, limbs, strict=True)):
         for i, j, score in pairs:
-            sharing = [person for person in people if person.peaks[a] == i or person.peaks[b] == j]  # two at most
+            # two at most
+            sharing = [person for person in people if person.peaks[a] == i or person.peaks[b] == j]
             if len(sharing) == 2 and not ((sharing[0].peaks >= 0) & (sharing[1].peaks >= 0)).any():
                 first, second = sharing
                 first.peaks = np.maximum(first.peaks, second.peaks)
@@ -180,7 +209,8 @@ def assemble(peaks: list[np.ndarray], limbs: list[list[Any]], min_parts: int, mi
                 first.score += second.score + score
                 people = [person for person in people if person is not second]
             elif sharing:
-                # two that can't be one: the first takes the part; a limb that one person has already adds nothing
+                # two that can't be one: the first takes the part; a limb that one person has already adds
+                # nothing
                 person = sharing[0]
                 if len(sharing) == 2 or person.peaks[b] != j:
                     person.peaks[b] = j
@@ -190,7 +220,9 @@ def assemble(peaks: list[np.ndarray], limbs: list[list[Any]], min_parts: int, mi
                 person = _Person(peaks[a][i, 2] + peaks[b][j, 2] + score)
                 person.peaks[a], person.peaks[b] = i, j
                 people.append(person)
-    kept = [person for person in people if person.parts >= min_parts and person.score / person.parts >= min_score]
+    kept = [
+        person for person in people if person.parts >= min_parts and person.score / person.parts >= min_score
+    ]
     found = np.zeros((len(kept), PARTS, 3), np.float32)
     for n, person in enumerate(kept):
         for part in np.flatnonzero(person.peaks >= 0):
@@ -200,7 +232,9 @@ def assemble(peaks: list[np.ndarray], limbs: list[list[Any]], min_parts: int, mi
 
 
 class _Person:
-    """A growing person: the index of each part's peak or -1, how many parts were added, and the sum of peaks and limbs."""
+    """A growing person: the index of each part's peak or -1, how many parts were added, and the sum of peaks
+    and limbs.
+    """
 
     def __init__(self, score: float) -> None:
         self.peaks = np.full(PARTS, -1)
@@ -210,11 +244,12 @@ class _Person:
 
 @functools.lru_cache(maxsize=256)
 def _enlarging(cells: int, network: int, side: int, shrinks: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Matrices float32 [side, cells] that enlarge one axis of a field as the published code does: alone, and with the smoothing.
+    """Matrices float32 [side, cells] that enlarge one axis of a field as the published code does: alone, and
+    with the smoothing.
 
-    Lanczos to network pixels, off with the padding, Lanczos or area to the image: all of it is linear and separable, and so is the
-    Gaussian, so that one product of small matrices replaces three passes over large maps, and a value that is needed at one
-    point costs one dot product.
+    Lanczos to network pixels, off with the padding, Lanczos or area to the image: all of it is linear and
+    separable, and so is the Gaussian, so that one product of small matrices replaces three passes over large
+    maps, and a value that is needed at one point costs one dot product.
     """
     from scipy.ndimage import gaussian_filter1d
 
@@ -228,4 +263,6 @@ def _resize(array: np.ndarray, size: tuple[int, int], shrinks: bool | None = Non
     import cv2
 
     shrinks = sum(size) < sum(array.shape[:2]) if shrinks is None else shrinks
-    return cv2.resize(array, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4)
+    return cv2.resize(
+        array, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4
+    )

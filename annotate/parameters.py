@@ -30,7 +30,9 @@ class Number:
         """The JSON-able value, or ValueError with one sentence."""
         if isinstance(value, list | tuple) and self.span:
             if len(value) != 2:
-                raise ValueError(f"{name}: a range has two numbers, [min, max], not {len(value)}: {list(value)!r}")
+                raise ValueError(
+                    f"{name}: a range has two numbers, [min, max], not {len(value)}: {list(value)!r}"
+                )
             low, high = (self._one(name, v) for v in value)
             if low > high:
                 raise ValueError(f"{name}: the range [{low}, {high}] is empty; write [{high}, {low}]")
@@ -41,7 +43,9 @@ class Number:
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
         if not numeric or not math.isfinite(value) or (self.whole and value != int(value)):
             wanted = "an integer" if self.whole else "a number"
-            raise ValueError(f"{name}: {wanted}{' or a range [min, max]' if self.span else ''} is wanted, not {value!r}")
+            raise ValueError(
+                f"{name}: {wanted}{' or a range [min, max]' if self.span else ''} is wanted, not {value!r}"
+            )
         if not self.least <= value <= self.most:
             raise ValueError(f"{name}: {value} is out of range; set it between {self.least} and {self.most}")
         return int(value) if self.whole else float(value)
@@ -65,14 +69,21 @@ Parameter = Number | Choice
 
 
 def fill(declared: dict[str, Parameter], given: dict[str, Any] | None, owner: str) -> dict[str, Any]:
-    """All parameters, checked, defaults filled in, JSON-able, in declared order and in a dict of their own."""
+    """All parameters, checked, defaults filled in, JSON-able, in declared order and in a dict
+    of their own.
+    """
     given = dict(given or {})
     for name in given:
         if name not in declared:
             known = ", ".join(declared) or "none"
-            raise ParameterError(name, f"{owner} has no parameter {name!r}{near(name, declared)}; it has: {known}")
+            raise ParameterError(
+                name, f"{owner} has no parameter {name!r}{near(name, declared)}; it has: {known}"
+            )
     try:
-        return {(now := name): parameter.read(f"{owner}: {name}", given.get(name, parameter.default)) for name, parameter in declared.items()}
+        return {
+            (now := name): parameter.read(f"{owner}: {name}", given.get(name, parameter.default))
+            for name, parameter in declared.items()
+        }
     except ValueError as error:
         raise ParameterError(now, str(error)) from error
 

@@ -26,7 +26,8 @@ WEIGHTS = WeightFile(
 
 # BlazePose's 33 landmarks that the two skeletons use; left is the person's left in all three
 LANDMARKS = {
-    "nose": 0, "left_eye": 2, "right_eye": 5, "left_ear": 7, "right_ear": 8, "left_shoulder": 11, "right_shoulder": 12,
+    "nose": 0, "left_eye": 2, "right_eye": 5, "left_ear": 7, "right_ear": 8, "left_shoulder": 11,
+    "right_shoulder": 12,
     "left_elbow": 13, "right_elbow": 14, "left_wrist": 15, "right_wrist": 16, "left_hip": 23, "right_hip": 24,
     "left_knee": 25, "right_knee": 26, "left_ankle": 27, "right_ankle": 28,
 }  # fmt: skip
@@ -38,19 +39,30 @@ class _Model:
     greeted: bool = False  # it has said what it says once
 
 
-def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
-    """uint8 HW3 RGB -> people [0 or 1, 33, 3] with visibility as confidence: BlazePose finds one person in an image, never two."""
+def detect(
+    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+) -> list[RawMap]:
+    """uint8 HW3 RGB -> people [0 or 1, 33, 3] with visibility as confidence: BlazePose finds one person in an
+    image, never two.
+    """
     model = _model(params["min_confidence"])
     return [_landmarks(model, image) for image in images]
 
 
 def adapt(found: RawMap, condition: Condition, params: Values) -> RawMap:
-    """The condition's keypoints out of the 33; points outside the image or hardly visible are missing, the neck is mid-shoulder."""
+    """The condition's keypoints out of the 33; points outside the image or hardly visible are missing, the
+    neck is mid-shoulder.
+    """
     layout = str(condition.layout)
     height, width = found.meta["size"]
     people = []
     for person in found.array:
-        inside = (person[:, 0] >= 0) & (person[:, 0] <= width - 1) & (person[:, 1] >= 0) & (person[:, 1] <= height - 1)
+        inside = (
+            (person[:, 0] >= 0)
+            & (person[:, 0] <= width - 1)
+            & (person[:, 1] >= 0)
+            & (person[:, 1] <= height - 1)
+        )
         seen = np.where((inside & (person[:, 2] >= params["min_visibility"]))[:, None], person, np.float32(0))
         points = {name: seen[index] for name, index in LANDMARKS.items()}
         points["neck"] = _between(points["left_shoulder"], points["right_shoulder"])
@@ -74,7 +86,9 @@ def _landmarks(model: _Model, image: np.ndarray) -> RawMap:
     found = np.zeros((0, 33, 3), np.float32)
     if result.pose_landmarks is not None:
         # normalised to 0..1 over the image's area; pixel centres lie at integers here
-        points = [(p.x * width - 0.5, p.y * height - 0.5, p.visibility) for p in result.pose_landmarks.landmark]
+        points = [
+            (p.x * width - 0.5, p.y * height - 0.5, p.visibility) for p in result.pose_landmarks.landmark
+        ]
         found = np.array([points], np.float32)
     return RawMap("people", found, {"size": [height, width], "layout": "blazepose_33"})
 
@@ -87,12 +101,16 @@ def _model(min_confidence: float) -> _Model:
         from mediapipe.python.solutions.pose import Pose
 
         # the wheel's only model is of complexity 1
-        return _Model(Pose(static_image_mode=True, model_complexity=1, min_detection_confidence=min_confidence))
+        return _Model(
+            Pose(static_image_mode=True, model_complexity=1, min_detection_confidence=min_confidence)
+        )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """MediaPipe's C++ half greets on file descriptor 2 and heeds no setting, the last time for its first person."""
+    """MediaPipe's C++ half greets on file descriptor 2 and heeds no setting, the last time for its first
+    person.
+    """
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -1,4 +1,6 @@
-"""Networks from folders that transformers wrote: local files only, nothing unpickled, nothing silently filled at random."""
+"""Networks from folders that transformers wrote: local files only, nothing unpickled, nothing silently filled
+at random.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,10 +10,11 @@ from annotate.weights import WeightsError
 if TYPE_CHECKING:
     import torch
 
-# Swin's norm behind its last stage. Swin as a backbone gives each stage through a norm of its own and never this one:
-# transformers 4 left it out, so the published files lack it; transformers 5 makes it all the same.
+# Swin's norm behind its last stage. Swin as a backbone gives each stage through a norm of its own and never
+# this one: transformers 4 left it out, so the published files lack it; transformers 5 makes it all the same.
 SWIN_NORM = "model.pixel_level_module.encoder.swin.layernorm."
-# class of transformers -> how the names of the tensors begin that no output depends on; a file may lack these, and no others
+# class of transformers -> how the names of the tensors begin that no output depends on; a file may lack
+# these, and no others
 UNUSED = {
     "Mask2FormerForUniversalSegmentation": (SWIN_NORM, "criterion."),  # the criterion is the loss of training
     "OneFormerForUniversalSegmentation": (SWIN_NORM, "criterion."),
@@ -23,8 +26,8 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 def load(network: str, folder: Path, owner: str, *, file: Path | None = None) -> Any:
     """A class of transformers with the folder's config and weights, in fp32, in evaluation mode.
 
-    `file` holds the tensors; None means the folder's model.safetensors, else its pytorch_model.bin. WeightsError where a tensor is
-    absent or has another shape: the library would draw it at random and go on.
+    `file` holds the tensors; None means the folder's model.safetensors, else its pytorch_model.bin.
+    WeightsError where a tensor is absent or has another shape: the library would draw it at random and go on.
     """
     import torch
     import transformers
@@ -38,19 +41,32 @@ def load(network: str, folder: Path, owner: str, *, file: Path | None = None) ->
     logging.set_verbosity_error()  # a table of absent tensors, which are judged here
     try:
         model, told = kind.from_pretrained(
-            None, config=config, state_dict=tensors, output_loading_info=True, ignore_mismatched_sizes=True,
-            dtype=torch.float32,  # whatever precision the file or its config has, also for buffers that no file holds
-        )  # fmt: skip
+            None,
+            config=config,
+            state_dict=tensors,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            # whatever precision the file or its config has, also for buffers that no file holds
+            dtype=torch.float32,
+        )
     finally:
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
     unused = UNUSED.get(network, ())
-    absent = sorted(it for it in told["missing_keys"] | _untied(model, tensors, path) if not it.startswith(unused))
+    absent = sorted(
+        it for it in told["missing_keys"] | _untied(model, tensors, path) if not it.startswith(unused)
+    )
     if absent or told["mismatched_keys"]:
         shapes = sorted(name for name, *_ in told["mismatched_keys"])
-        which = f"lack {len(absent)} of its tensors, {absent[0]} first" if absent else f"have another shape of {shapes[0]}"
-        raise WeightsError(f"{owner}: the weights in {folder} {which}; they are not of this architecture, get others")
+        which = (
+            f"lack {len(absent)} of its tensors, {absent[0]} first"
+            if absent
+            else f"have another shape of {shapes[0]}"
+        )
+        raise WeightsError(
+            f"{owner}: the weights in {folder} {which}; they are not of this architecture, get others"
+        )
     return model.eval()
 
 

@@ -1,4 +1,6 @@
-"""Label maps by networks of transformers: OneFormer (2211.06220), Mask2Former (2112.01527), UPerNet (1807.10221) on ConvNeXt."""
+"""Label maps by networks of transformers: OneFormer (2211.06220), Mask2Former (2112.01527), UPerNet
+(1807.10221) on ConvNeXt.
+"""
 
 import functools
 from collections.abc import Callable
@@ -37,11 +39,19 @@ class Model:
     prompted: bool = False  # OneFormer: the task is an input, as text
 
 
-def detect(model: Model, images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
+def detect(
+    model: Model,
+    images: list[np.ndarray],
+    params: Values,
+    draws: list[Values],
+    parents: list[RawMap],
+    device: str,
+) -> list[RawMap]:
     """uint8 HW3 RGB images of any sizes -> label maps at image size; equal sizes run together.
 
-    Parameter `resolution`: the short side that the network sees, both sides in multiples of 64 as in ControlNet;
-    0 = as the model's own preprocessor_config.json says, which is how the published figures were made.
+    Parameter `resolution`: the short side that the network sees, both sides in multiples of 64 as in
+    ControlNet; 0 = as the model's own preprocessor_config.json says, which is how the published figures were
+    made.
     """
     prepare, network = load(model, params["precision"], device, params.get("weights", PINNED))
     short = params["resolution"]
@@ -59,17 +69,26 @@ def detect(model: Model, images: list[np.ndarray], params: Values, draws: list[V
 
 @functools.cache
 def load(model: Model, precision: str, device: str, weights: str = PINNED) -> tuple[Prepare, Network]:
-    """Processor and network from local files, once per process; WeightsError where a file is absent or does not fit."""
+    """Processor and network from local files, once per process; WeightsError where a file is absent or does
+    not fit.
+    """
     import transformers
 
     folder = find_folder(model.files, weights)
     network = pretrained.load(model.network, folder, model.name, file=find(model.files[0], weights))
     problem = disagreement(network.config.id2label, model.label_space)
     if problem:
-        raise WeightsError(f"{model.name}: {folder / 'config.json'}: {problem}; its labels would mean something else, get others")
-    processor = getattr(transformers, model.processor).from_pretrained(folder, local_files_only=True, **_local(model))
+        raise WeightsError(
+            f"{model.name}: {folder / 'config.json'}: {problem}; its labels would mean something else, get"
+            " others"
+        )
+    processor = getattr(transformers, model.processor).from_pretrained(
+        folder, local_files_only=True, **_local(model)
+    )
     # autocast, not a network of bf16: the coordinates that deformable attention looks at stay fp32
-    return _prepare(model, processor, folder, network.config), _run(processor, network.eval().to(device), device, precision == "bf16")
+    return _prepare(model, processor, folder, network.config), _run(
+        processor, network.eval().to(device), device, precision == "bf16"
+    )
 
 
 def _local(model: Model) -> dict[str, Any]:
@@ -87,7 +106,9 @@ def _prepare(model: Model, processor: Any, folder: Path, config: Any) -> Prepare
 
     def prepare(images: list[np.ndarray], **options: Any) -> dict[str, "torch.Tensor"]:
         task = {"task_inputs": ["semantic"] * len(images)} if model.prompted else {}
-        return dict(call(images=images, **task, **options, input_data_format="channels_last", return_tensors="pt"))
+        return dict(
+            call(images=images, **task, **options, input_data_format="channels_last", return_tensors="pt")
+        )
 
     return prepare
 
@@ -105,19 +126,26 @@ def _run(processor: Any, network: Any, device: str, bf16: bool) -> Network:
 
 
 def decode(processor: Any, outputs: Any, size: tuple[int, int]) -> np.ndarray:
-    """A network's outputs for n images -> uint8 ids [n, h, w] at size = (h, w), by the library's own rule, in fp32."""
+    """A network's outputs for n images -> uint8 ids [n, h, w] at size = (h, w), by the library's own rule, in
+    fp32.
+    """
     import torch
 
     names = [name for name in ("logits", "class_queries_logits", "masks_queries_logits") if name in outputs]
     for name in names:
         outputs[name] = outputs[name].float()
-    found = processor.post_process_semantic_segmentation(outputs, target_sizes=[size] * len(outputs[names[0]]))
+    found = processor.post_process_semantic_segmentation(
+        outputs, target_sizes=[size] * len(outputs[names[0]])
+    )
     return torch.stack(found).to(torch.uint8).cpu().numpy()
 
 
 def _files(repo: str, revision: str, sha256: dict[str, str | None]) -> tuple[WeightFile, ...]:
     also = {"pytorch_model.bin": "model.safetensors", "model.safetensors": "pytorch_model.bin"}
-    return tuple(WeightFile(name=name, also=also.get(name, ""), sha256=each, repo=repo, revision=revision) for name, each in sha256.items())
+    return tuple(
+        WeightFile(name=name, also=also.get(name, ""), sha256=each, repo=repo, revision=revision)
+        for name, each in sha256.items()
+    )
 
 
 # sha256 as the hub's own listing gave it; None: not known here
@@ -126,7 +154,8 @@ _CONFIG: dict[str, str | None] = {"config.json": None, "preprocessor_config.json
 
 _ROWS = (
     Model(
-        name="oneformer-coco", title="OneFormer (Swin-L, COCO panoptic)", licence="MIT", label_space="coco_panoptic_133",
+        name="oneformer-coco", title="OneFormer (Swin-L, COCO panoptic)", licence="MIT",
+        label_space="coco_panoptic_133",
         network="OneFormerForUniversalSegmentation", processor="OneFormerImageProcessor", prompted=True,
         files=_files("shi-labs/oneformer_coco_swin_large", "3a263017ca5c75adbea145f25f81b118243d4394", {
             "pytorch_model.bin": None, **_CONFIG, **dict.fromkeys(_TOKENIZER),
@@ -146,24 +175,30 @@ _ROWS = (
         }),
     ),
     Model(
-        name="mask2former-coco", title="Mask2Former (Swin-L, COCO panoptic)", licence="MIT", label_space="coco_panoptic_133",
+        name="mask2former-coco", title="Mask2Former (Swin-L, COCO panoptic)", licence="MIT",
+        label_space="coco_panoptic_133",
         network="Mask2FormerForUniversalSegmentation", processor="Mask2FormerImageProcessor",
-        files=_files("facebook/mask2former-swin-large-coco-panoptic", "85b535928a783691eaf27467a573b26d543336ea", {
+        files=_files("facebook/mask2former-swin-large-coco-panoptic",
+        "85b535928a783691eaf27467a573b26d543336ea", {
             "model.safetensors": None, **_CONFIG,
         }),
     ),
     Model(
-        name="mask2former-ade20k", title="Mask2Former (Swin-L, ADE20K)", licence="MIT", label_space="ade20k_150",
+        name="mask2former-ade20k", title="Mask2Former (Swin-L, ADE20K)", licence="MIT",
+        label_space="ade20k_150",
         network="Mask2FormerForUniversalSegmentation", processor="Mask2FormerImageProcessor",
-        files=_files("facebook/mask2former-swin-large-ade-semantic", "aa25c92404a40599614215e76514c79b427c7527", {
-            "model.safetensors": "b143c144341c15b4f20165cc6d2c9305fb1b66792f68a6e0e06d2b20dc063b14", **_CONFIG,
+        files=_files("facebook/mask2former-swin-large-ade-semantic",
+        "aa25c92404a40599614215e76514c79b427c7527", {
+            "model.safetensors": "b143c144341c15b4f20165cc6d2c9305fb1b66792f68a6e0e06d2b20dc063b14",
+            **_CONFIG,
         }),
     ),
     Model(
         name="upernet-ade20k", title="UPerNet (ConvNeXt-S, ADE20K)", licence="MIT", label_space="ade20k_150",
         network="UperNetForSemanticSegmentation", processor="SegformerImageProcessor",
         files=_files("openmmlab/upernet-convnext-small", "main", {
-            "pytorch_model.bin": "76c163aa531ab7edfb3a77bbcc039e340645aa0ffe2b0ffcfc68755f550c76ea", **_CONFIG,
+            "pytorch_model.bin": "76c163aa531ab7edfb3a77bbcc039e340645aa0ffe2b0ffcfc68755f550c76ea",
+            **_CONFIG,
         }),
     ),
 )  # fmt: skip

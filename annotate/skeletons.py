@@ -26,13 +26,44 @@ def _indices(names: tuple[str, ...], limbs: str) -> tuple[tuple[int, int], ...]:
 
 
 _OPENPOSE = (
-    "nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist", "right_hip",
-    "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "right_eye", "left_eye", "right_ear", "left_ear",
-)  # fmt: skip
+    "nose",
+    "neck",
+    "right_shoulder",
+    "right_elbow",
+    "right_wrist",
+    "left_shoulder",
+    "left_elbow",
+    "left_wrist",
+    "right_hip",
+    "right_knee",
+    "right_ankle",
+    "left_hip",
+    "left_knee",
+    "left_ankle",
+    "right_eye",
+    "left_eye",
+    "right_ear",
+    "left_ear",
+)
 _COCO = (
-    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow",
-    "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
-)  # fmt: skip
+    "nose",
+    "left_eye",
+    "right_eye",
+    "left_ear",
+    "right_ear",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+)
 
 SKELETONS: dict[str, Skeleton] = {
     # limbs and colours, 20 degrees of hue apart, in the order of OpenPose and ControlNet
@@ -40,33 +71,55 @@ SKELETONS: dict[str, Skeleton] = {
         names=_OPENPOSE,
         limbs=_indices(
             _OPENPOSE,
-            "neck-right_shoulder neck-left_shoulder right_shoulder-right_elbow right_elbow-right_wrist left_shoulder-left_elbow "
-            "left_elbow-left_wrist neck-right_hip right_hip-right_knee right_knee-right_ankle neck-left_hip left_hip-left_knee "
-            "left_knee-left_ankle neck-nose nose-right_eye right_eye-right_ear nose-left_eye left_eye-left_ear",
+            "neck-right_shoulder neck-left_shoulder right_shoulder-right_elbow right_elbow-right_wrist"
+            " left_shoulder-left_elbow left_elbow-left_wrist neck-right_hip right_hip-right_knee"
+            " right_knee-right_ankle neck-left_hip left_hip-left_knee left_knee-left_ankle neck-nose"
+            " nose-right_eye right_eye-right_ear nose-left_eye left_eye-left_ear",
         ),
         colours=(
-            (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0),
-            (0, 255, 0), (0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255),
-            (0, 0, 255), (85, 0, 255), (170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85),
+            (255, 0, 0),
+            (255, 85, 0),
+            (255, 170, 0),
+            (255, 255, 0),
+            (170, 255, 0),
+            (85, 255, 0),
+            (0, 255, 0),
+            (0, 255, 85),
+            (0, 255, 170),
+            (0, 255, 255),
+            (0, 170, 255),
+            (0, 85, 255),
+            (0, 0, 255),
+            (85, 0, 255),
+            (170, 0, 255),
+            (255, 0, 255),
+            (255, 0, 170),
+            (255, 0, 85),
         ),
     ),
-    # the 19 connections of COCO person keypoints that OpenPifPaf draws; one hue each, evenly spaced (our choice)
+    # the 19 connections of COCO person keypoints that OpenPifPaf draws; one hue each, evenly spaced (our
+    # choice)
     "coco_17": Skeleton(
         names=_COCO,
         limbs=_indices(
             _COCO,
-            "left_ankle-left_knee left_knee-left_hip right_ankle-right_knee right_knee-right_hip left_hip-right_hip left_shoulder-left_hip "
-            "right_shoulder-right_hip left_shoulder-right_shoulder left_shoulder-left_elbow right_shoulder-right_elbow "
-            "left_elbow-left_wrist right_elbow-right_wrist left_eye-right_eye nose-left_eye nose-right_eye left_eye-left_ear "
-            "right_eye-right_ear left_ear-left_shoulder right_ear-right_shoulder",
+            "left_ankle-left_knee left_knee-left_hip right_ankle-right_knee right_knee-right_hip"
+            " left_hip-right_hip left_shoulder-left_hip right_shoulder-right_hip left_shoulder-right_shoulder"
+            " left_shoulder-left_elbow right_shoulder-right_elbow left_elbow-left_wrist"
+            " right_elbow-right_wrist left_eye-right_eye nose-left_eye nose-right_eye left_eye-left_ear"
+            " right_eye-right_ear left_ear-left_shoulder right_ear-right_shoulder",
         ),
-        colours=tuple(tuple(round(255 * v) for v in colorsys.hsv_to_rgb(i / 19, 1.0, 1.0)) for i in range(19)),  # type: ignore[misc]
+        colours=tuple(
+            tuple(round(255 * v) for v in colorsys.hsv_to_rgb(i / 19, 1.0, 1.0)) for i in range(19)
+        ),  # type: ignore[misc]
     ),
-}  # fmt: skip
+}
 
 
 def draw_cn10(people: np.ndarray, skeleton: Skeleton, canvas: np.ndarray) -> np.ndarray:
-    """ControlNet 1.0 on `canvas` uint8 HW3: all joints first, then each limb blended 0.6 over what is there; people float [P, K, 3]."""
+    """ControlNet 1.0 on `canvas` uint8 HW3: all joints first, then each limb blended 0.6 over what is there;
+    people float [P, K, 3].
+    """
     import cv2
 
     canvas = _joints(people, skeleton, canvas)
@@ -91,7 +144,9 @@ def draw_cn11(people: np.ndarray, skeleton: Skeleton, canvas: np.ndarray) -> np.
 
 
 def draw_lines(people: np.ndarray, skeleton: Skeleton, canvas: np.ndarray) -> np.ndarray:
-    """Our drawing of OpenPifPaf's skeleton: 6-pixel lines, one hue per connection, white joints of radius 3 on top."""
+    """Our drawing of OpenPifPaf's skeleton: 6-pixel lines, one hue per connection, white joints of radius 3
+    on top.
+    """
     import cv2
 
     for person in people:
@@ -123,4 +178,8 @@ def _stick(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     dx, dy = float(a[0] - b[0]), float(a[1] - b[1])
     centre = int((a[0] + b[0]) / 2), int((a[1] + b[1]) / 2)
-    return np.asarray(cv2.ellipse2Poly(centre, (int(math.hypot(dx, dy) / 2), STICK), int(math.degrees(math.atan2(dy, dx))), 0, 360, 1))
+    return np.asarray(
+        cv2.ellipse2Poly(
+            centre, (int(math.hypot(dx, dy) / 2), STICK), int(math.degrees(math.atan2(dy, dx))), 0, 360, 1
+        )
+    )

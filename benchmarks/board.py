@@ -1,10 +1,13 @@
-"""From a catalog and its shards to a leaderboard in a browser: what each step takes, for many models, conditions and samples.
+"""From a catalog and its shards to a leaderboard in a browser: what each step takes, for many models,
+conditions and samples.
 
-The workspace is made up, but it is one: a manifest, shards under the keys that the stages would give them, committed by the functions that
-commit them. Held-out images and their maps are rendered scenes. Samples are such scenes, moved aside, at full size where a page may show
-them and a pixel elsewhere. Values and counts are what moved maps score, features are drawn at random. A shard has all samples of a system.
+The workspace is made up, but it is one: a manifest, shards under the keys that the stages would give them,
+committed by the functions that commit them. Held-out images and their maps are rendered scenes. Samples are
+such scenes, moved aside, at full size where a page may show them and a pixel elsewhere. Values and counts are
+what moved maps score, features are drawn at random. A shard has all samples of a system.
 
-Of each kind of map one model and the real images are estimated by the code; the others take those scores, moved by their errors at random.
+Of each kind of map one model and the real images are estimated by the code; the others take those scores,
+moved by their errors at random.
 
     python benchmarks/board.py --models 20 --samples 1000 --out board.json
 """
@@ -28,36 +31,50 @@ import cv2
 import numpy as np
 
 # Python puts this file's folder first, where annotate.py would hide the package of that name
-sys.path[:] = [str(Path(__file__).resolve().parent.parent), *(it for it in sys.path if Path(it).resolve() != Path(__file__).resolve().parent)]
+sys.path[:] = [
+    str(Path(__file__).resolve().parent.parent),
+    *(it for it in sys.path if Path(it).resolve() != Path(__file__).resolve().parent),
+]
 
-from annotate import maps  # noqa: E402
-from annotate.conditions import CONDITIONS  # noqa: E402
-from annotate.maps import RawMap  # noqa: E402
-from benchmarks.annotate import machine  # noqa: E402
-from evaluate import fidelity, measures  # noqa: E402
-from pipeline import plan, scenes  # noqa: E402
-from pipeline.benchmark import estimates, networks  # noqa: E402
-from pipeline.benchmark.systems import CONTROL, NO_CONTROL, REAL, ROUND_TRIP, SHUFFLED, System, score_key, systems  # noqa: E402
-from pipeline.benchmark.tasks import tasks_of  # noqa: E402
-from pipeline.catalog import Catalog, commits  # noqa: E402
-from pipeline.experiment.base import base_fingerprint, base_spec, latent_key  # noqa: E402
-from pipeline.experiment.pairs import planned_runs  # noqa: E402
-from pipeline.manifest import Manifest  # noqa: E402
-from pipeline.plan import Plan  # noqa: E402
-from pipeline.report import leaderboard_scores  # noqa: E402
-from pipeline.run import settle  # noqa: E402
-from pipeline.storage import codec, shards  # noqa: E402
-from pipeline.storage.workspace import Workspace  # noqa: E402
-from tests.chromium import PROGRAM, chromium  # noqa: E402
+from annotate import maps
+from annotate.conditions import CONDITIONS
+from annotate.maps import RawMap
+from benchmarks.annotate import machine
+from evaluate import fidelity, measures
+from pipeline import plan, scenes
+from pipeline.benchmark import estimates, networks
+from pipeline.benchmark.systems import (
+    CONTROL,
+    NO_CONTROL,
+    REAL,
+    ROUND_TRIP,
+    SHUFFLED,
+    System,
+    score_key,
+    systems,
+)
+from pipeline.benchmark.tasks import tasks_of
+from pipeline.catalog import Catalog, commits
+from pipeline.experiment.base import base_fingerprint, base_spec, latent_key
+from pipeline.experiment.pairs import planned_runs
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan
+from pipeline.report import leaderboard_scores
+from pipeline.run import settle
+from pipeline.storage import codec, shards
+from pipeline.storage.workspace import Workspace
+from tests.chromium import PROGRAM, chromium
 
 BASE = Path(__file__).resolve().parent.parent / "train" / "mini" / "base"
 DETECTORS = {"hough": "opencv-lsd", "hed": "hed-bsds500", "cartoon": "xdog"} | dict.fromkeys(
-    ("pose_openpifpaf", "pose_openpose", "seg_coco", "seg_ade20k", "depth_large", "depth_small", "normal"), "mini"
+    ("pose_openpifpaf", "pose_openpose", "seg_coco", "seg_ade20k", "depth_large", "depth_small", "normal"),
+    "mini",
 )  # all that a fresh machine has
 BESIDE = {"train": 64, "validation": 32}  # images beside those of the benchmark
 PART = 256  # images of a shard
 SCENES = 8
-SIDE, DRAWN, SMALL = 512, 256, 128  # of pictures and stored maps; what pictures are rendered at; of the maps that are compared
+# of pictures and stored maps; what pictures are rendered at; of the maps that are compared
+SIDE, DRAWN, SMALL = 512, 256, 128
 FLOOR = {NO_CONTROL: -40, SHUFFLED: -40}  # errors that a score lies below the models'
 LIKENESS = 128  # width of the mini CLIP's embeddings
 MOVED = (0, 1, 2, 4, 8, 16, 32)  # pixels of SMALL: the further a map is moved, the worse it scores
@@ -73,20 +90,37 @@ class Seen:
     compared: dict[str, list[tuple[dict[str, float], bytes]]]  # values and stored counts
 
 
-# -- a workspace ----------------------------------------------------------------------------------------------------------------------
+# -- a workspace ---------------------------------------------------------------------------------------------
 
 
 def manifest(root: Path, models: int, external: int, samples: int) -> Manifest:
     """Each model has all conditions."""
     names = list(CONDITIONS)
-    runs = [{"conditions": names, "images": 8, "batch": 4, "seed": number} for number in range(models - external)]
-    theirs = [{"name": f"theirs-{number}", "condition": name, "checkpoint": str(root / "theirs")} for number in range(external) for name in names]
-    return Manifest.model_validate({
-        "name": "synthetic", "workspace": str(root / "workspace"), "source": {"kind": "folder", "path": str(root / "nothing")},
-        "image": {"resolution": SIDE}, "split": {"near": None}, "conditions": {name: {"detector": DETECTORS.get(name, "auto")} for name in names},
-        "train": {"base": str(BASE), "runs": runs},
-        "evaluate": {"benchmark": {"samples": samples}, "external": theirs, "features": [{"extractor": "mini"}], "clip": "mini"},
-    })  # fmt: skip
+    runs = [
+        {"conditions": names, "images": 8, "batch": 4, "seed": number} for number in range(models - external)
+    ]
+    theirs = [
+        {"name": f"theirs-{number}", "condition": name, "checkpoint": str(root / "theirs")}
+        for number in range(external)
+        for name in names
+    ]
+    return Manifest.model_validate(
+        {
+            "name": "synthetic",
+            "workspace": str(root / "workspace"),
+            "source": {"kind": "folder", "path": str(root / "nothing")},
+            "image": {"resolution": SIDE},
+            "split": {"near": None},
+            "conditions": {name: {"detector": DETECTORS.get(name, "auto")} for name in names},
+            "train": {"base": str(BASE), "runs": runs},
+            "evaluate": {
+                "benchmark": {"samples": samples},
+                "external": theirs,
+                "features": [{"extractor": "mini"}],
+                "clip": "mini",
+            },
+        }
+    )
 
 
 def make(root: Path, models: int, external: int, samples: int) -> None:
@@ -103,11 +137,29 @@ def make(root: Path, models: int, external: int, samples: int) -> None:
     settle(made, catalog)
     for it in planned_runs(made, catalog):
         catalog.record_run(
-            run=it.name, conditions=it.run.conditions, base=it.base, base_fingerprint=it.base_fingerprint, random_weights=False, images=8,
-            steps=2, seconds=1.0, checkpoint=f"checkpoints/{it.name}/step-00000008", options="{}", status="complete", reason="",
-        )  # fmt: skip
+            run=it.name,
+            conditions=it.run.conditions,
+            base=it.base,
+            base_fingerprint=it.base_fingerprint,
+            random_weights=False,
+            images=8,
+            steps=2,
+            seconds=1.0,
+            checkpoint=f"checkpoints/{it.name}/step-00000008",
+            options="{}",
+            status="complete",
+            reason="",
+        )
     every = systems(made, catalog)
-    put(catalog, (path for number, system in enumerate(every) for path in samples_of(made, system, pool, np.random.default_rng(number))))
+    put(
+        catalog,
+        (
+            path
+            for number, system in enumerate(every)
+            for path in samples_of(made, system, pool, np.random.default_rng(number))
+        ),
+    )
+
 
 def put(catalog: Catalog, paths: Iterator[Path]) -> None:
     """In one transaction, as a catalog is rebuilt."""
@@ -124,14 +176,24 @@ def seen(number: int) -> Seen:
     grey = cv2.cvtColor(scene.image, cv2.COLOR_RGB2GRAY)
     lines = np.column_stack([scene.lines, np.linspace(1, 0.5, len(scene.lines))]).astype(np.float32)
     own = {
-        "edges": RawMap("edges", cv2.Canny(grey, 100, 200)), "soft_edges": RawMap("soft_edges", cv2.GaussianBlur(scene.outlines, (9, 9), 0)),
-        "lines": RawMap("lines", lines, {"size": [SMALL, SMALL]}), "normals": scene.maps["normal"],
-    }  # fmt: skip
+        "edges": RawMap("edges", cv2.Canny(grey, 100, 200)),
+        "soft_edges": RawMap("soft_edges", cv2.GaussianBlur(scene.outlines, (9, 9), 0)),
+        "lines": RawMap("lines", lines, {"size": [SMALL, SMALL]}),
+        "normals": scene.maps["normal"],
+    }
     truth = {name: scene.maps.get(name) or own[row.kind] for name, row in CONDITIONS.items()}
     compared: dict[str, list[tuple[dict[str, float], bytes]]] = {}
     for name, raw in truth.items():
-        found = [fidelity.compare(raw.kind, fidelity.Map(raw.array, raw.meta), fidelity.Map(moved(raw, by).array, raw.meta)) for by in MOVED]
-        compared[name] = [(dict(it.values), save({key: np.ascontiguousarray(array) for key, array in it.counts.items()})) for it in found]
+        found = [
+            fidelity.compare(
+                raw.kind, fidelity.Map(raw.array, raw.meta), fidelity.Map(moved(raw, by).array, raw.meta)
+            )
+            for by in MOVED
+        ]
+        compared[name] = [
+            (dict(it.values), save({key: np.ascontiguousarray(array) for key, array in it.counts.items()}))
+            for it in found
+        ]
     read = {name: [enlarged(moved(raw, by)) for by in MOVED] for name, raw in truth.items()}
     picture = scenes.render(0, number, DRAWN).image.repeat(SIDE // DRAWN, 0).repeat(SIDE // DRAWN, 1)
     return Seen(picture, {name: found[0] for name, found in read.items()}, read, compared)
@@ -142,7 +204,7 @@ def moved(raw: RawMap, by: int) -> RawMap:
     if "size" not in raw.meta:
         return replace(raw, array=np.roll(raw.array, by, axis=1))
     shaken = raw.array.copy()
-    shaken[..., :_places(raw)] += np.random.default_rng(by).normal(0, by, shaken[..., :_places(raw)].shape)
+    shaken[..., : _places(raw)] += np.random.default_rng(by).normal(0, by, shaken[..., : _places(raw)].shape)
     return replace(raw, array=shaken)
 
 
@@ -152,7 +214,7 @@ def enlarged(raw: RawMap) -> RawMap:
     if "size" not in raw.meta:
         return replace(raw, array=raw.array.repeat(by, 0).repeat(by, 1))
     larger = raw.array.copy()
-    larger[..., :_places(raw)] *= by
+    larger[..., : _places(raw)] *= by
     return replace(raw, array=larger, meta=raw.meta | {"size": [SIDE, SIDE]})
 
 
@@ -163,7 +225,11 @@ def _places(raw: RawMap) -> int:
 
 def images(made: Plan, pool: list[Seen], samples: int) -> Iterator[Path]:
     """Images, their maps, and latents that nobody reads."""
-    workspace, key, latents = made.workspace, made.image_key, latent_key(made, base_fingerprint(base_spec(made)))
+    workspace, key, latents = (
+        made.workspace,
+        made.image_key,
+        latent_key(made, base_fingerprint(base_spec(made))),
+    )
     splits = ["test"] * samples + [name for name, count in BESIDE.items() for _ in range(count)]
     pictures = [codec.encode(it.picture, "jpeg") for it in pool]
     stored = {name: [_stored(it.truth[name]) for it in pool] for name in made.conditions}
@@ -171,19 +237,53 @@ def images(made: Plan, pool: list[Seen], samples: int) -> Iterator[Path]:
     for part, start in enumerate(range(0, len(splits), PART)):
         numbers = range(start, min(start + PART, len(splits)))
         facts = {"image_key": key, "part": part, "made_from": "synthetic"}
-        yield shards.write(workspace.images(key, part), [
-            ready | {"image_id": image_id(number), "uri": f"{number}.png", "caption": f"a room with {number} things", "fields": "{}", "width": SIDE,
-                     "height": SIDE, "raw_width": SIDE, "raw_height": SIDE, "raw_format": "PNG", "raw_bytes": 1, "group_id": image_id(number),
-                     "split": splits[number], "image": pictures[number % SCENES]}
-            for number in numbers
-        ], shards.IMAGES, facts | {"kind": "images", "key": key, "retry": False, "near": None})  # fmt: skip
+        yield shards.write(
+            workspace.images(key, part),
+            [
+                ready
+                | {
+                    "image_id": image_id(number),
+                    "uri": f"{number}.png",
+                    "caption": f"a room with {number} things",
+                    "fields": "{}",
+                    "width": SIDE,
+                    "height": SIDE,
+                    "raw_width": SIDE,
+                    "raw_height": SIDE,
+                    "raw_format": "PNG",
+                    "raw_bytes": 1,
+                    "group_id": image_id(number),
+                    "split": splits[number],
+                    "image": pictures[number % SCENES],
+                }
+                for number in numbers
+            ],
+            shards.IMAGES,
+            facts | {"kind": "images", "key": key, "retry": False, "near": None},
+        )
         for it in made.conditions.values():
             path = workspace.maps(it.maps, it.fingerprint, part)
             if not path.exists():  # another condition's maps are these
-                rows = [ready | {"image_id": image_id(number)} | stored[it.name][number % SCENES] for number in numbers]
-                yield shards.write(path, rows, shards.MAPS, facts | {"kind": "maps", "key": it.fingerprint, "name": it.maps, "detector": it.record()})
-        rows = [ready | {"image_id": image_id(number), "caption": "", "mean": b"", "std": b"", "text": b""} for number in numbers]
-        yield shards.write(workspace.latents(latents, part), rows, shards.LATENTS, facts | {"kind": "latents", "key": latents})
+                rows = [
+                    ready | {"image_id": image_id(number)} | stored[it.name][number % SCENES]
+                    for number in numbers
+                ]
+                yield shards.write(
+                    path,
+                    rows,
+                    shards.MAPS,
+                    facts | {"kind": "maps", "key": it.fingerprint, "name": it.maps, "detector": it.record()},
+                )
+        rows = [
+            ready | {"image_id": image_id(number), "caption": "", "mean": b"", "std": b"", "text": b""}
+            for number in numbers
+        ]
+        yield shards.write(
+            workspace.latents(latents, part),
+            rows,
+            shards.LATENTS,
+            facts | {"kind": "latents", "key": latents},
+        )
 
 
 def image_id(number: int) -> str:
@@ -192,7 +292,13 @@ def image_id(number: int) -> str:
 
 
 def _stored(raw: RawMap) -> dict[str, Any]:
-    return {"seconds": 0.1, "measures": list(maps.measures(raw).items()), "meta": json.dumps(raw.meta), "draws": "{}", "map": maps.encode(raw)}
+    return {
+        "seconds": 0.1,
+        "measures": list(maps.measures(raw).items()),
+        "meta": json.dumps(raw.meta),
+        "draws": "{}",
+        "map": maps.encode(raw),
+    }
 
 
 def samples_of(made: Plan, system: System, pool: list[Seen], rng: np.random.Generator) -> Iterator[Path]:
@@ -202,17 +308,32 @@ def samples_of(made: Plan, system: System, pool: list[Seen], rng: np.random.Gene
     tasks = tasks_of(system, evaluation.benchmark)
     skill = {REAL: 1.0, ROUND_TRIP: 0.9, CONTROL: 0.3 + 0.5 * rng.random()}.get(system.arm, 0.1)
     spread = 0.0 if system.arm == REAL else 1.0
-    levels = np.clip(rng.normal((len(MOVED) - 1) * (1 - skill), spread, len(tasks)).round(), 0, len(MOVED) - 1).astype(int)
+    levels = np.clip(
+        rng.normal((len(MOVED) - 1) * (1 - skill), spread, len(tasks)).round(), 0, len(MOVED) - 1
+    ).astype(int)
     failed = rng.random(len(tasks)) < 0.002 * spread
-    widths = {"mini": networks.extractor("mini", None, "cpu").dimensions, measures.clip_image(evaluation.clip).name: LIKENESS}
+    widths = {
+        "mini": networks.extractor("mini", None, "cpu").dimensions,
+        measures.clip_image(evaluation.clip).name: LIKENESS,
+    }
     real = np.random.default_rng(0)
-    features = {net: (skill * real.normal(size=(len(tasks), width)) + (1 - skill) * rng.normal(size=(len(tasks), width))).astype(np.float32)
-                for net, width in widths.items()}  # fmt: skip
+    features = {
+        net: (
+            (
+                skill * real.normal(size=(len(tasks), width))
+                + (1 - skill) * rng.normal(size=(len(tasks), width))
+            ).astype(np.float32)
+        )
+        for net, width in widths.items()
+    }
     clip, alike = measures.clip(evaluation.clip).name, 10 * skill + rng.normal(20, 1, len(tasks))
     values, shaken = [], 1 + 0.01 * spread * rng.random(len(tasks))
     for place, level in enumerate(levels):
         found = pool[place % SCENES].compared[system.condition][level][0]
-        own = {name: fidelity.METRICS[name].worst if failed[place] else value * shaken[place] + 1e-9 * place for name, value in found.items()}
+        own = {
+            name: fidelity.METRICS[name].worst if failed[place] else value * shaken[place] + 1e-9 * place
+            for name, value in found.items()
+        }
         values.append([*own.items(), (clip, alike[place])])
     shown = _shown(system, values, failed) if system.arm == CONTROL else set()
     samples, scores = [], []
@@ -220,21 +341,49 @@ def samples_of(made: Plan, system: System, pool: list[Seen], rng: np.random.Gene
         scene = pool[place % SCENES]
         read = scene.read[system.condition][level] if place in shown else None
         common = {"image_id": item.image_id, "seed": seed, "reason": ""}
-        picture = np.roll(scene.picture, int(rng.integers(SIDE)), axis=1) if place in shown else scene.picture[:1, :1]
-        samples.append(common | {"status": "ok", "hint_image_id": hint.image_id, "seconds": 1.0, "image": codec.encode(picture, "png")})
-        scores.append(common | {
-            "values": values[place], "counts": scene.compared[system.condition][level][1],
-            "features": [(net, it[place].tobytes()) for net, it in features.items()],
-            **({"status": "failed", "reason": "nothing found", "meta": "{}", "map": None} if failed[place] else
-               {"status": "ok", "meta": json.dumps(read.meta) if read else "{}", "map": maps.encode(read) if read else b""}),
-        })  # fmt: skip
+        picture = (
+            np.roll(scene.picture, int(rng.integers(SIDE)), axis=1)
+            if place in shown
+            else scene.picture[:1, :1]
+        )
+        samples.append(
+            common
+            | {
+                "status": "ok",
+                "hint_image_id": hint.image_id,
+                "seconds": 1.0,
+                "image": codec.encode(picture, "png"),
+            }
+        )
+        scores.append(
+            common
+            | {
+                "values": values[place],
+                "counts": scene.compared[system.condition][level][1],
+                "features": [(net, it[place].tobytes()) for net, it in features.items()],
+                **(
+                    {"status": "failed", "reason": "nothing found", "meta": "{}", "map": None}
+                    if failed[place]
+                    else {
+                        "status": "ok",
+                        "meta": json.dumps(read.meta) if read else "{}",
+                        "map": maps.encode(read) if read else b"",
+                    }
+                ),
+            }
+        )
     for kind, name, key, rows, folder in (
         ("samples", system.drawn_as, system.key, samples, made.workspace.samples),
         ("scores", system.name, score_key(made, system), scores, made.workspace.scores),
     ):
         path = folder(name, key, 0)
         if not path.exists():  # what several conditions ask for is drawn once
-            yield shards.write(path, rows, shards.SCHEMAS[kind], {"kind": kind, "key": key, "name": name, "part": 0, "made_from": "synthetic"})
+            yield shards.write(
+                path,
+                rows,
+                shards.SCHEMAS[kind],
+                {"kind": kind, "key": key, "name": name, "part": 0, "made_from": "synthetic"},
+            )
 
 
 def _shown(system: System, values: list[list[tuple[str, float]]], failed: np.ndarray) -> set[int]:
@@ -242,11 +391,12 @@ def _shown(system: System, values: list[list[tuple[str, float]]], failed: np.nda
     telling = measures.telling(CONDITIONS[system.condition].kind).name
     told = np.array([dict(it)[telling] for it in values])
     ranked = np.sort(told)
-    chosen = np.isin(told, ranked[[0, (len(told) - 1) // 2, len(told) // 2, -1]])  # and all that are tied with them
+    # and all that are tied with them
+    chosen = np.isin(told, ranked[[0, (len(told) - 1) // 2, len(told) // 2, -1]])
     return {*range(leaderboard_scores.SAME), *np.flatnonzero(chosen), *np.flatnonzero(failed)}
 
 
-# -- the steps, each in a process of its own ---------------------------------------------------------------------------------------------
+# -- the steps, each in a process of its own -----------------------------------------------------------------
 
 
 def timed(work: Callable[[], Any]) -> dict[str, float]:
@@ -275,7 +425,14 @@ def estimated(root: Path) -> dict[str, Any]:
     whole = timed(lambda: estimates.estimate(made, catalog))
     rows, systems_of = catalog.row("SELECT count(*), count(DISTINCT system) FROM scores")
     median = {name: statistics.median(it[name] for it in each) for name in whole}
-    return {"scores": rows, "systems": systems_of, "systems_estimated": len(each), "median_of_a_system": median, "each": each, "whole": whole}
+    return {
+        "scores": rows,
+        "systems": systems_of,
+        "systems_estimated": len(each),
+        "median_of_a_system": median,
+        "each": each,
+        "whole": whole,
+    }
 
 
 def elsewhere(score: Any, by: float, rng: np.random.Generator) -> Any:
@@ -297,6 +454,7 @@ def written(root: Path, folder: Path) -> dict[str, Any]:
                 return function(*given)
             finally:
                 parts[name] = time.perf_counter() - start
+
         return call
 
     def work() -> None:
@@ -324,12 +482,22 @@ def apart(function: Callable[..., Any], *given: Any) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", type=int, default=20)
-    parser.add_argument("--external", type=int, default=4, help="of them somebody else's; the others are runs")
+    parser.add_argument(
+        "--external", type=int, default=4, help="of them somebody else's; the others are runs"
+    )
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--keep", type=Path, help="put the workspace and the pages here and leave them; one that is there already is measured again")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        help=(
+            "put the workspace and the pages here and leave them; one that is there already is measured again"
+        ),
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     cv2.setNumThreads(1)
@@ -339,8 +507,14 @@ def main() -> None:
         if not told_of.exists():
             apart(make, root, args.models, args.external, args.samples)
             told_of.write_text(json.dumps(apart(estimated, root)))
-        found: dict[str, Any] = {name: getattr(args, name) for name in ("models", "external", "samples")} | {"conditions": len(CONDITIONS)}
-        found |= {"estimate": json.loads(told_of.read_text()), "machine": machine("cpu"), "load": [os.getloadavg()[0]]}
+        found: dict[str, Any] = {name: getattr(args, name) for name in ("models", "external", "samples")} | {
+            "conditions": len(CONDITIONS)
+        }
+        found |= {
+            "estimate": json.loads(told_of.read_text()),
+            "machine": machine("cpu"),
+            "load": [os.getloadavg()[0]],
+        }
         runs = []
         for number in range(args.repeats):
             runs.append(apart(written, root, root / f"pages-{number}"))
@@ -348,25 +522,53 @@ def main() -> None:
         pages = root / "pages-0"
         shown = {"leaderboard.html": "page", "evidence-canny.html": "evidence"} if PROGRAM else {}
         opening = {name: [opened(pages / file) for _ in range(args.repeats)] for file, name in shown.items()}
-        found |= {"bytes": {it.name: it.stat().st_size for it in pages.glob("leaderboard.*")}, "pictures": len(list((pages / "pictures").iterdir()))}
-    found["write"] = {name: statistics.median(run[name]["seconds"] for run in runs) for name in ("first", "again")}
-    found["write"] |= {f"{name} cpu": statistics.median(run[name]["cpu"] for run in runs) for name in ("first", "again")}
-    found["write"] |= {name: statistics.median(run["parts"][name] for run in runs) for name in runs[0]["parts"]}
-    found |= {"open": {name: statistics.median(values) for name, values in opening.items()}, "peak_mib": max(run["peak_mib"] for run in runs)}
-    found |= {"runs": runs, "openings": opening, "synthetic": " ".join((__doc__ or "").split("\n\n    ")[0].split())}
+        found |= {
+            "bytes": {it.name: it.stat().st_size for it in pages.glob("leaderboard.*")},
+            "pictures": len(list((pages / "pictures").iterdir())),
+        }
+    found["write"] = {
+        name: statistics.median(run[name]["seconds"] for run in runs) for name in ("first", "again")
+    }
+    found["write"] |= {
+        f"{name} cpu": statistics.median(run[name]["cpu"] for run in runs) for name in ("first", "again")
+    }
+    found["write"] |= {
+        name: statistics.median(run["parts"][name] for run in runs) for name in runs[0]["parts"]
+    }
+    found |= {
+        "open": {name: statistics.median(values) for name, values in opening.items()},
+        "peak_mib": max(run["peak_mib"] for run in runs),
+    }
+    found |= {
+        "runs": runs,
+        "openings": opening,
+        "synthetic": " ".join((__doc__ or "").split("\n\n    ")[0].split()),
+    }
     told(found)
     if args.out:
         args.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def told(found: dict[str, Any]) -> None:
-    text = "{models} models × {conditions} conditions × {samples:,} samples: {systems} systems, {scores:,} scores, {pictures:,} pictures"
+    text = (
+        "{models} models × {conditions} conditions × {samples:,} samples: {systems} systems, {scores:,}"
+        " scores, {pictures:,} pictures"
+    )
     print(text.format(**found, **found["estimate"]))
-    for name, seconds in {**found["write"], **{f"open the {name}": seconds for name, seconds in found["open"].items()}}.items():
+    for name, seconds in {
+        **found["write"],
+        **{f"open the {name}": seconds for name, seconds in found["open"].items()},
+    }.items():
         print(f"  {name:20} {seconds:6.2f} s")
     one = found["estimate"]["median_of_a_system"]
-    print(f"  estimate of a system {one['seconds']:6.2f} s, {one['cpu']:.2f} s of CPU (median of {found['estimate']['systems_estimated']})")
-    print(f"  at most {found['peak_mib']:.0f} MiB; load {', '.join(f'{it:.1f}' for it in found['load'])} on {os.cpu_count()} cores")
+    print(
+        f"  estimate of a system {one['seconds']:6.2f} s, {one['cpu']:.2f} s of CPU (median of"
+        f" {found['estimate']['systems_estimated']})"
+    )
+    print(
+        f"  at most {found['peak_mib']:.0f} MiB; load {', '.join(f'{it:.1f}' for it in found['load'])} on"
+        f" {os.cpu_count()} cores"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Is there a sudden convergence? Of each ControlNet of a workspace: when its alarm went off, how fast its hint came to matter, and since when
-its samples show it.
+"""Is there a sudden convergence? Of each ControlNet of a workspace: when its alarm went off, how fast its
+hint came to matter, and since when its samples show it.
 
-The saving is what an image's own hint takes off the held-out loss more than another's does, in thousandths; the last three measures' mean is
-its end. A sample shows the hint when the checkpoint's fidelity is above both baselines beyond chance, on the same prompts. The workspace
-needs `watch_every` in its runs for the first, `keep_every` and the baseline `earlier` for the second.
+The saving is what an image's own hint takes off the held-out loss more than another's does, in thousandths;
+the last three measures' mean is its end. A sample shows the hint when the checkpoint's fidelity is above both
+baselines beyond chance, on the same prompts. The workspace needs `watch_every` in its runs for the first,
+`keep_every` and the baseline `earlier` for the second.
 
     python benchmarks/convergence.py runs/showcase --out benchmarks/results/convergence.json
 """
@@ -22,36 +23,50 @@ sys.path[:] = [
     *(it for it in sys.path if Path(it).resolve() != Path(__file__).resolve().parent),
 ]
 
-from annotate.conditions import CONDITIONS  # noqa: E402
-from evaluate import measures  # noqa: E402
-from evaluate.replicates import Replicated, difference  # noqa: E402
-from pipeline import plan as plans  # noqa: E402
-from pipeline.benchmark.estimates import replicated  # noqa: E402
-from pipeline.benchmark.systems import CONTROL, EARLIER, NO_CONTROL, SHUFFLED, System, systems  # noqa: E402
-from pipeline.catalog import Catalog  # noqa: E402
-from pipeline.experiment.logs import follows, held_out_rows, read_log  # noqa: E402
-from pipeline.storage.workspace import Workspace  # noqa: E402
+from annotate.conditions import CONDITIONS
+from evaluate import measures
+from evaluate.replicates import Replicated, difference
+from pipeline import plan as plans
+from pipeline.benchmark.estimates import replicated
+from pipeline.benchmark.systems import CONTROL, EARLIER, NO_CONTROL, SHUFFLED, System, systems
+from pipeline.catalog import Catalog
+from pipeline.experiment.logs import follows, held_out_rows, read_log
+from pipeline.storage.workspace import Workspace
 
 LAST = 3  # measures whose mean is the end of a curve
 
 
 def main() -> None:
     """Ask, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("workspace", type=Path)
     parser.add_argument("--out", type=Path, default=None, help="JSON file; nothing is written without it")
     options = parser.parse_args()
     workspace = Workspace(options.workspace.resolve())
     plan, catalog = plans.load_saved(workspace), Catalog(workspace)
     made = systems(plan, catalog)
-    scores = {(name, metric): row for name, metric, *row in catalog.query("SELECT system, metric, value, replicates, method, prompts FROM scores")}
-    found = {
-        it.condition: _saving(read_log(workspace.run(it.model)), it.condition) | _fidelity(it, made, scores) for it in made if it.arm == CONTROL
+    scores = {
+        (name, metric): row
+        for name, metric, *row in catalog.query(
+            "SELECT system, metric, value, replicates, method, prompts FROM scores"
+        )
     }
-    print(f"{'condition':16} {'alarm':>7} {'half':>7} {'largest rise':>13} {'shown':>7}   (images seen; share of the end, between two measures)")
+    found = {
+        it.condition: _saving(read_log(workspace.run(it.model)), it.condition) | _fidelity(it, made, scores)
+        for it in made
+        if it.arm == CONTROL
+    }
+    print(
+        f"{'condition':16} {'alarm':>7} {'half':>7} {'largest rise':>13} {'shown':>7}   (images seen; share"
+        " of the end, between two measures)"
+    )
     for condition in sorted(found, key=list(CONDITIONS).index):
         row = found[condition]
-        alarm, half, shown = ("–" if row[key] is None else f"{row[key]:,}" for key in ("alarm", "half", "shown"))
+        alarm, half, shown = (
+            "–" if row[key] is None else f"{row[key]:,}" for key in ("alarm", "half", "shown")
+        )
         rise = "–" if row["largest_rise"] is None else f"{row['largest_rise']:.0%}"
         print(f"{condition:16} {alarm:>7} {half:>7} {rise:>12} {shown:>8}")
     if options.out:
@@ -67,12 +82,16 @@ def _saving(log: list[dict[str, Any]], condition: str) -> dict[str, Any]:
     rises = [after - before for (_, before), (_, after) in itertools.pairwise(told)]
     saves = end > 0  # else there is nothing to take a half or a share of
     return {
-        "alarm": follows(log).get(condition), "half": next((images for images, value in told if saves and value >= end / 2), None),
-        "largest_rise": round(max(rises) / end, 3) if saves else None, "saving": [(images, round(value, 1)) for images, value in told],
-    }  # fmt: skip
+        "alarm": follows(log).get(condition),
+        "half": next((images for images, value in told if saves and value >= end / 2), None),
+        "largest_rise": round(max(rises) / end, 3) if saves else None,
+        "saving": [(images, round(value, 1)) for images, value in told],
+    }
 
 
-def _fidelity(system: System, made: list[System], scores: Mapping[tuple[str, str], list[Any]]) -> dict[str, Any]:
+def _fidelity(
+    system: System, made: list[System], scores: Mapping[tuple[str, str], list[Any]]
+) -> dict[str, Any]:
     metric = measures.primary(CONDITIONS[system.condition].kind)
 
     def score(of: System) -> Replicated | None:
@@ -81,14 +100,25 @@ def _fidelity(system: System, made: list[System], scores: Mapping[tuple[str, str
 
     beside = [it for it in made if it.condition == system.condition and it.model in (system.model, it.arm)]
     floors = [found for it in beside if it.arm in (NO_CONTROL, SHUFFLED) and (found := score(it))]
-    on_the_way = sorted((it.seen, found) for it in beside if it.arm == EARLIER and it.seen is not None and (found := score(it)))
+    on_the_way = sorted(
+        (it.seen, found)
+        for it in beside
+        if it.arm == EARLIER and it.seen is not None and (found := score(it))
+    )
     end = score(system)
     sign = 1 if metric.higher_is_better else -1
-    above = [images for images, found in on_the_way if all(_beyond(difference(found, floor), sign) for floor in floors)]
+    above = [
+        images
+        for images, found in on_the_way
+        if all(_beyond(difference(found, floor), sign) for floor in floors)
+    ]
     return {
-        "measure": metric.name, "floors": [round(it.value, 4) for it in floors], "shown": above[0] if above else None,
-        "fidelity": [(images, round(found.value, 4)) for images, found in on_the_way], "end": round(end.value, 4) if end else None,
-    }  # fmt: skip
+        "measure": metric.name,
+        "floors": [round(it.value, 4) for it in floors],
+        "shown": above[0] if above else None,
+        "fidelity": [(images, round(found.value, 4)) for images, found in on_the_way],
+        "end": round(end.value, 4) if end else None,
+    }
 
 
 def _beyond(found: Any, sign: int) -> bool:  # evaluate.replicates.Difference

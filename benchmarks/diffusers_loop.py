@@ -1,8 +1,9 @@
 """The baseline: the step of diffusers' `train_controlnet.py`, written out over diffusers' own classes.
 
-It keeps what that script does: float32 ControlNet under autocast, the other networks in the weights' type, contiguous memory, pixels and hints
-as float32 from a loader without workers, VAE and text encoder live, a loss that is read back at every step, gradients set to zero rather
-than dropped, AdamW as PyTorch chooses it. The pictures lie in memory ready for the network, which spares it decoding and resizing.
+It keeps what that script does: float32 ControlNet under autocast, the other networks in the weights' type,
+contiguous memory, pixels and hints as float32 from a loader without workers, VAE and text encoder live, a
+loss that is read back at every step, gradients set to zero rather than dropped, AdamW as PyTorch chooses it.
+The pictures lie in memory ready for the network, which spares it decoding and resizing.
 """
 
 import copy
@@ -71,14 +72,19 @@ def start(
 
     from train.controlnet import widths_for
 
-    widths = widths_for(base.unet.config.block_out_channels[0])  # the same hint encoder as ours: on a narrow base a narrow one
-    controlnet: Any = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=widths).to(device).train()
+    # the same hint encoder as ours: on a narrow base a narrow one
+    widths = widths_for(base.unet.config.block_out_channels[0])
+    controlnet: Any = (
+        ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=widths).to(device).train()
+    )
     unet: Any = copy.deepcopy(base.unet).to(device, dtype)
     vae: Any = copy.deepcopy(base.vae).to(device, dtype) if live else None
     text_encoder: Any = copy.deepcopy(base.text_encoder).to(device, dtype) if live else None
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    scheduler: Any = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
+    scheduler: Any = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+    )
     loader = _live_batches(pairs, shape, batch) if live else _cached_batches(pairs, batch)
 
     def step() -> float:
@@ -95,12 +101,20 @@ def start(
         noisy = scheduler.add_noise(latents.float(), noise.float(), timesteps).to(dtype)
         with torch.autocast(device.partition(":")[0], dtype=dtype, enabled=dtype != torch.float32):
             downs, middle = controlnet(
-                noisy, timesteps, encoder_hidden_states=text, controlnet_cond=fed["hint"].to(dtype), return_dict=False
-            )  # fmt: skip
+                noisy,
+                timesteps,
+                encoder_hidden_states=text,
+                controlnet_cond=fed["hint"].to(dtype),
+                return_dict=False,
+            )
         prediction = unet(
-            noisy, timesteps, encoder_hidden_states=text, down_block_additional_residuals=[down.float().to(dtype) for down in downs],
-            mid_block_additional_residual=middle.float().to(dtype), return_dict=False,
-        )[0]  # fmt: skip
+            noisy,
+            timesteps,
+            encoder_hidden_states=text,
+            down_block_additional_residuals=[down.float().to(dtype) for down in downs],
+            mid_block_additional_residual=middle.float().to(dtype),
+            return_dict=False,
+        )[0]
         loss = functional.mse_loss(prediction.float(), noise.float(), reduction="mean")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(controlnet.parameters(), 1.0)
@@ -139,12 +153,15 @@ def _cached_batches(pairs: RandomPairs, batch: int) -> Any:
     hints = _float_hints(pairs)
     for rows in _shuffled(len(pairs), batch):
         arrays = {"mean": pairs.means, "std": pairs.stds, "text": pairs.texts}
-        yield {name: torch.from_numpy(np.stack([array[i] for i in rows])) for name, array in arrays.items()} | {
-            "hint": torch.stack([hints[i] for i in rows]).to(memory_format=torch.contiguous_format).float()
-        }
+        yield {
+            name: torch.from_numpy(np.stack([array[i] for i in rows])) for name, array in arrays.items()
+        } | {"hint": torch.stack([hints[i] for i in rows]).to(memory_format=torch.contiguous_format).float()}
 
 
 def _float_hints(pairs: RandomPairs) -> Any:  # list of [3, H, W] float32 0..1
     import torch
 
-    return [torch.from_numpy(hint).permute(2, 0, 1).contiguous().float() / 255 for hint in pairs.hints[pairs.conditions[0]]]
+    return [
+        torch.from_numpy(hint).permute(2, 0, 1).contiguous().float() / 255
+        for hint in pairs.hints[pairs.conditions[0]]
+    ]

@@ -1,8 +1,9 @@
-"""Shall guidance strengthen the hint as well as the prompt? Every ControlNet of a workspace drawn with both settings of `guide_hint`, on the
-validation split, which decides the setting so that the test split need not.
+"""Shall guidance strengthen the hint as well as the prompt? Every ControlNet of a workspace drawn with both
+settings of `guide_hint`, on the validation split, which decides the setting so that the test split need not.
 
-For each: the condition's own measure, the Fréchet and kernel distances of its samples to the real images of the split, how well they suit their
-captions, and seconds for a sample. `scale` is the other way to make more of a hint; it is measured beside.
+For each: the condition's own measure, the Fréchet and kernel distances of its samples to the real images of
+the split, how well they suit their captions, and seconds for a sample. `scale` is the other way to make more
+of a hint; it is measured beside.
 
     python benchmarks/guidance.py runs/showcase --out benchmarks/results/guidance.json
 """
@@ -23,43 +24,59 @@ sys.path[:] = [
     *(it for it in sys.path if Path(it).resolve() != Path(__file__).resolve().parent),
 ]
 
-from annotate import annotator, maps  # noqa: E402
-from annotate.conditions import CONDITIONS  # noqa: E402
-from evaluate import alignment, distribution, fidelity, measures  # noqa: E402
-from evaluate.replicates import blocks  # noqa: E402
-from pipeline import plan as plans  # noqa: E402
-from pipeline.benchmark import evidence, networks  # noqa: E402
-from pipeline.benchmark.scoring import as_map, reader_steps  # noqa: E402
-from pipeline.benchmark.systems import CONTROL, Item, System, systems  # noqa: E402
-from pipeline.catalog import Catalog  # noqa: E402
-from pipeline.dataset.maps import read_annotation  # noqa: E402
-from pipeline.experiment.base import base_spec, load_base  # noqa: E402
-from pipeline.plan import Plan  # noqa: E402
-from pipeline.stages.generate import BATCH  # noqa: E402
-from pipeline.storage.workspace import Workspace  # noqa: E402
+from annotate import annotator, maps
+from annotate.conditions import CONDITIONS
+from evaluate import alignment, distribution, fidelity, measures
+from evaluate.replicates import blocks
+from pipeline import plan as plans
+from pipeline.benchmark import evidence, networks
+from pipeline.benchmark.scoring import as_map, reader_steps
+from pipeline.benchmark.systems import CONTROL, Item, System, systems
+from pipeline.catalog import Catalog
+from pipeline.dataset.maps import read_annotation
+from pipeline.experiment.base import base_spec, load_base
+from pipeline.plan import Plan
+from pipeline.stages.generate import BATCH
+from pipeline.storage.workspace import Workspace
 
-SETTINGS: dict[str, dict[str, Any]] = {"prompt": {}, "prompt, scale 2": {"scale": 2.0}, "prompt and hint": {"guide_hint": True}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "prompt": {},
+    "prompt, scale 2": {"scale": 2.0},
+    "prompt and hint": {"guide_hint": True},
+}
 
 
 def main() -> None:
     """Draw, measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("workspace", type=Path)
-    parser.add_argument("--count", type=int, default=96, help="pairs of the validation split, for each condition")
+    parser.add_argument(
+        "--count", type=int, default=96, help="pairs of the validation split, for each condition"
+    )
     parser.add_argument("--out", type=Path, default=None, help="JSON file; nothing is written without it")
     options = parser.parse_args()
     workspace = Workspace(options.workspace.resolve())
     catalog, plan = Catalog(workspace), _on_validation(plans.load_saved(workspace), options.count)
     made = {it.condition: it for it in systems(plan, catalog) if it.arm == CONTROL}
     found: dict[str, Any] = {}
-    print(f"{'condition':16} {'guidance of':16} {'measure':14} {'fidelity':>8} {'fd':>6} {'kd':>6} {'captions':>9} {'s/image':>8}")
+    print(
+        f"{'condition':16} {'guidance of':16} {'measure':14} {'fidelity':>8} {'fd':>6} {'kd':>6}"
+        f" {'captions':>9} {'s/image':>8}"
+    )
     for condition in (name for name in CONDITIONS if name in made):
         wanted = [item.image_id for item in made[condition].items]
         places = evidence.photographs(catalog, wanted)
         real = [evidence.photograph(workspace, places[image_id]) for image_id in wanted]
-        found[condition] = {name: _measured(plan, made[condition], real, more) for name, more in SETTINGS.items()}
+        found[condition] = {
+            name: _measured(plan, made[condition], real, more) for name, more in SETTINGS.items()
+        }
         for name, row in found[condition].items():
-            numbers = f"{row['fidelity']:>8.3f} {row['fd']:>6.1f} {row['kd']:>6.1f} {row['captions']:>9.3f} {row['seconds']:>8.2f}"
+            numbers = (
+                f"{row['fidelity']:>8.3f} {row['fd']:>6.1f} {row['kd']:>6.1f} {row['captions']:>9.3f}"
+                f" {row['seconds']:>8.2f}"
+            )
             print(f"{condition:16} {name:16} {row['measure']:14} {numbers}", flush=True)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -69,19 +86,38 @@ def _on_validation(plan: Plan, count: int) -> Plan:
     evaluation = plan.manifest.evaluate
     if evaluation is None or not evaluation.features or not evaluation.clip:
         raise SystemExit("the workspace's manifest needs evaluate: with features and clip")
-    frozen = evaluation.benchmark.model_copy(update={"split": "validation", "samples": count, "guide_hint": False, "scale": 1.0})
-    return dataclasses.replace(plan, manifest=plan.manifest.model_copy(update={"evaluate": evaluation.model_copy(update={"benchmark": frozen})}))
+    frozen = evaluation.benchmark.model_copy(
+        update={"split": "validation", "samples": count, "guide_hint": False, "scale": 1.0}
+    )
+    return dataclasses.replace(
+        plan,
+        manifest=plan.manifest.model_copy(
+            update={"evaluate": evaluation.model_copy(update={"benchmark": frozen})}
+        ),
+    )
 
 
 def _measured(plan: Plan, system: System, real: list[np.ndarray], more: dict[str, Any]) -> dict[str, Any]:
     evaluation = plan.manifest.evaluate
     assert evaluation is not None and evaluation.clip is not None
-    truths = [read_annotation(plan.workspace, item.map_shard, item.row, system.condition) for item in system.items]
+    truths = [
+        read_annotation(plan.workspace, item.map_shard, item.row, system.condition) for item in system.items
+    ]
     start = time.perf_counter()
-    images = _drawn(plan, system, [maps.render(truth.map, size=image.shape[:2]) for truth, image in zip(truths, real, strict=True)], more)  # type: ignore[arg-type]
+    images = _drawn(
+        plan,
+        system,
+        [maps.render(truth.map, size=image.shape[:2]) for truth, image in zip(truths, real, strict=True)],
+        more,
+    )  # type: ignore[arg-type]
     seconds = (time.perf_counter() - start) / len(images)
-    ids, draws = [item.image_id for item in system.items], {system.condition: [truth.draws for truth in truths]}
-    read = annotator.annotate(images, ids, reader_steps(plan, system.condition), draws=draws, device="cpu")[system.condition]
+    ids, draws = (
+        [item.image_id for item in system.items],
+        {system.condition: [truth.draws for truth in truths]},
+    )
+    read = annotator.annotate(images, ids, reader_steps(plan, system.condition), draws=draws, device="cpu")[
+        system.condition
+    ]
     kind = CONDITIONS[system.condition].kind
     compared = [
         fidelity.compare(kind, as_map(truth.map), as_map(again.map) if again.map else None)  # type: ignore[arg-type]
@@ -96,12 +132,18 @@ def _measured(plan: Plan, system: System, real: list[np.ndarray], more: dict[str
     extractor = networks.extractor(evaluation.features[0].extractor, evaluation.features[0].weights, "cpu")
     made, known = (distribution.Images(extractor(those), prompts) for those in (images, real))
     encoder = networks.dual_encoder(evaluation.clip, "cpu")
-    suits = alignment.similarity(encoder.images(images), encoder.texts([item.caption for item in system.items])).clip(0)
+    suits = alignment.similarity(
+        encoder.images(images), encoder.texts([item.caption for item in system.items])
+    ).clip(0)
     return {
-        "measure": metric.name, "fidelity": round(value, 4), "captions": round(float(suits.mean()), 4), "seconds": round(seconds, 3),
+        "measure": metric.name,
+        "fidelity": round(value, 4),
+        "captions": round(float(suits.mean()), 4),
+        "seconds": round(seconds, 3),
         "fd": round(distribution.frechet(*(distribution.Moments.of(it.features) for it in (made, known))), 2),
-        "kd": round(distribution.kernel_distance_without(made, known, blocks(len(images)))[0], 2), "pairs": len(images),
-    }  # fmt: skip
+        "kd": round(distribution.kernel_distance_without(made, known, blocks(len(images)))[0], 2),
+        "pairs": len(images),
+    }
 
 
 def _drawn(plan: Plan, system: System, hints: list[np.ndarray], more: dict[str, Any]) -> list[np.ndarray]:
@@ -110,20 +152,34 @@ def _drawn(plan: Plan, system: System, hints: list[np.ndarray], more: dict[str, 
 
     assert plan.manifest.evaluate is not None
     frozen = plan.manifest.evaluate.benchmark
-    base, net = sample.load_trained(plan.workspace.root / system.checkpoint, load_base(base_spec(plan), ("unet", "vae", "text_encoder"), "cpu"))
+    base, net = sample.load_trained(
+        plan.workspace.root / system.checkpoint,
+        load_base(base_spec(plan), ("unet", "vae", "text_encoder"), "cpu"),
+    )
     settings = frozen.model_dump(include={"steps", "guidance", "scale", "guide_hint"}) | more
     empty = bases.encode_text(base, [frozen.negative])[0]
 
     def part(items: tuple[Item, ...], shown: list[np.ndarray]) -> np.ndarray:
         return sample.generate(
-            base, net, hints=np.stack(shown), text=bases.encode_text(base, [item.caption for item in items]), empty_text=empty,
-            seeds=[frozen.seeds[0]] * len(items), noise_keys=[item.image_id for item in items], height=shown[0].shape[0], width=shown[0].shape[1],
+            base,
+            net,
+            hints=np.stack(shown),
+            text=bases.encode_text(base, [item.caption for item in items]),
+            empty_text=empty,
+            seeds=[frozen.seeds[0]] * len(items),
+            noise_keys=[item.image_id for item in items],
+            height=shown[0].shape[0],
+            width=shown[0].shape[1],
             **settings,
-        )  # fmt: skip
+        )
 
     size = BATCH["cpu"]
     starts = range(0, len(hints), size)
-    return [image for start in starts for image in part(system.items[start : start + size], hints[start : start + size])]
+    return [
+        image
+        for start in starts
+        for image in part(system.items[start : start + size], hints[start : start + size])
+    ]
 
 
 if __name__ == "__main__":

@@ -22,65 +22,140 @@ import cv2
 import numpy as np
 
 # Python puts this file's folder first, where annotate.py would hide the package of that name
-sys.path[:] = [str(Path(__file__).resolve().parent.parent), *(it for it in sys.path if Path(it).resolve() != Path(__file__).resolve().parent)]
+sys.path[:] = [
+    str(Path(__file__).resolve().parent.parent),
+    *(it for it in sys.path if Path(it).resolve() != Path(__file__).resolve().parent),
+]
 
-from annotate.conditions import CONDITIONS  # noqa: E402
-from pipeline.report.leaderboard import render  # noqa: E402
-from pipeline.report.leaderboard_data import Benchmark, Board, Evidence, Metric, Model, Score, Speed, published  # noqa: E402
-from tests.chromium import PROGRAM, chromium  # noqa: E402
+from annotate.conditions import CONDITIONS
+from pipeline.report.leaderboard import render
+from pipeline.report.leaderboard_data import (
+    Benchmark,
+    Board,
+    Evidence,
+    Metric,
+    Model,
+    Score,
+    Speed,
+    published,
+)
+from tests.chromium import PROGRAM, chromium
 
 METRICS = (  # name, title, unit, higher is better, column, level, best, worst
-    ("edge_f1_tolerant", "Edge F1 within 0.75 % of the diagonal", "", True, "corrected", "sample", 0.92, 0.18),
+    (
+        "edge_f1_tolerant",
+        "Edge F1 within 0.75 % of the diagonal",
+        "",
+        True,
+        "corrected",
+        "sample",
+        0.92,
+        0.18,
+    ),
     ("edge_f1", "Edge F1, exact pixels", "", True, "paper", "sample", 0.42, 0.05),
     ("chamfer", "Chamfer distance", "px", False, "diagnostic", "sample", 1.2, 24.0),
     ("fd (inception)", "Fréchet distance (Inception)", "", False, "corrected", "set", 12.0, 80.0),
     ("kd (inception)", "Kernel distance (Inception)", "", False, "corrected", "set", 0.004, 0.09),
-    ("clip_score (clip-vit-base-patch16)", "CLIP score (ViT-B/16)", "", True, "corrected", "sample", 32.5, 24.0),
+    (
+        "clip_score (clip-vit-base-patch16)",
+        "CLIP score (ViT-B/16)",
+        "",
+        True,
+        "corrected",
+        "sample",
+        32.5,
+        24.0,
+    ),
     ("coverage (inception)", "Coverage (Inception)", "", True, "diagnostic", "set", 0.9, 0.2),
     ("pixel_accuracy", "Agreement of pixels", "%", True, "corrected", "sample", 95.0, 40.0),
 )
 
 PASSPORT = {
-    "benchmark": "4f5e6d7c8b9a0011", "condition made by": "opencv-canny 1 (00ff00ff)", "read again by": "opencv-canny 1 (00ff00ff)",
-    "interval": "95 %, bootstrap over 500 prompts", "sampling": "DDIM, 20 steps, guidance 7.5, scale 1, seeds 0, 1, negative prompt ''",
+    "benchmark": "4f5e6d7c8b9a0011", "condition made by": "opencv-canny 1 (00ff00ff)",
+    "read again by": "opencv-canny 1 (00ff00ff)",
+    "interval": "95 %, bootstrap over 500 prompts",
+    "sampling": "DDIM, 20 steps, guidance 7.5, scale 1, seeds 0, 1, negative prompt ''",
     "software": "controlmill 0.1.0, torch 2.12.1, diffusers 0.35, numpy 2.3",
 }  # fmt: skip
 
 
 def board(models: int, conditions: int, metrics: int, pictures: int, seed: int = 0) -> Board:
-    """`pictures` samples of each model and condition are shown: best, median and worst, then some that all share."""
+    """`pictures` samples of each model and condition are shown: best, median and worst, then some that all
+    share.
+    """
     rng = np.random.default_rng(seed)
     names = [f"{'run' if number % 3 else 'external'}-{number:02d}" for number in range(models)]
     listed = list(CONDITIONS)[:conditions]
     columns = [
-        Metric(name=name, title=title, definition=f"{title}, between the condition and what was read again from the image.", unit=unit,
-               higher_is_better=better, column=column, level=level, version="1", primary=number == 0,  # type: ignore[arg-type]
-               quirks="no tolerance, as the published code has it" if column == "paper" else "")
+        Metric(
+            name=name,
+            title=title,
+            definition=f"{title}, between the condition and what was read again from the image.",
+            unit=unit,
+            higher_is_better=better,
+            column=column,
+            level=level,
+            version="1",
+            primary=number == 0,  # type: ignore[arg-type]
+            quirks="no tolerance, as the published code has it" if column == "paper" else "",
+        )
         for number, (name, title, unit, better, column, level, *_) in enumerate(METRICS[:metrics])
-    ]  # fmt: skip
+    ]
     return Board(
-        name="synthetic", made_at="2026-11-23 10:00 UTC", version="controlmill 0.1.0", machine=platform.machine(),
-        notes=("All numbers on this page are drawn at random: it measures the page, not models.",), metrics=tuple(columns),
-        benchmarks=tuple(_benchmark(name) for name in listed), models=tuple(_models(names)),
-        scores=tuple(score for name in listed for number in range(len(columns)) for score in _scores(rng, names, name, number)),
-        speeds=tuple(Speed(model=name, condition=condition, seconds_per_image=float(rng.uniform(0.4, 4))) for name in names for condition in listed),
-        evidence=tuple(_evidence(rng, names, listed, pictures)), published=published(listed),
-    )  # fmt: skip
+        name="synthetic",
+        made_at="2026-11-23 10:00 UTC",
+        version="controlmill 0.1.0",
+        machine=platform.machine(),
+        notes=("All numbers on this page are drawn at random: it measures the page, not models.",),
+        metrics=tuple(columns),
+        benchmarks=tuple(_benchmark(name) for name in listed),
+        models=tuple(_models(names)),
+        scores=tuple(
+            score
+            for name in listed
+            for number in range(len(columns))
+            for score in _scores(rng, names, name, number)
+        ),
+        speeds=tuple(
+            Speed(model=name, condition=condition, seconds_per_image=float(rng.uniform(0.4, 4)))
+            for name in names
+            for condition in listed
+        ),
+        evidence=tuple(_evidence(rng, names, listed, pictures)),
+        published=published(listed),
+    )
 
 
 def _benchmark(condition: str) -> Benchmark:
     row = CONDITIONS[condition]
     return Benchmark(
-        condition=condition, title=row.title, kind=row.kind, fingerprint="4f5e6d7c8b9a0011", split="test", images=500, samples=1000, seeds=(0, 1),
-        sampler="DDIM, eta 0", steps=20, guidance=7.5, scale=1.0, negative="", base="stable-diffusion-v1-5", detector=f"{row.detectors[0]} 00ff00ff",
+        condition=condition,
+        title=row.title,
+        kind=row.kind,
+        fingerprint="4f5e6d7c8b9a0011",
+        split="test",
+        images=500,
+        samples=1000,
+        seeds=(0, 1),
+        sampler="DDIM, eta 0",
+        steps=20,
+        guidance=7.5,
+        scale=1.0,
+        negative="",
+        base="stable-diffusion-v1-5",
+        detector=f"{row.detectors[0]} 00ff00ff",
         reader=f"{row.detectors[-1]} {'00ff00ff' if len(row.detectors) == 1 else '11aa22bb'}",
-    )  # fmt: skip
+    )
 
 
 def _models(names: list[str]) -> Iterator[Model]:
     for name in names:
-        yield Model(name=name, kind="run" if name.startswith("run") else "external", base="stable-diffusion-v1-5",
-                    checkpoint=f"checkpoints/{name}/step-00004000")  # fmt: skip
+        yield Model(
+            name=name,
+            kind="run" if name.startswith("run") else "external",
+            base="stable-diffusion-v1-5",
+            checkpoint=f"checkpoints/{name}/step-00004000",
+        )
     for arm in ("no_control", "vae_round_trip", "real_image"):
         yield Model(name=arm, kind="baseline", base="stable-diffusion-v1-5")
 
@@ -93,11 +168,27 @@ def _scores(rng: np.random.Generator, names: list[str], condition: str, number: 
     def score(model: str, arm: Any, share: float, **more: Any) -> Score:
         low, high = sorted((worst + (share - 0.03) * scale, worst + (share + 0.03) * scale))
         identity = f"{rng.integers(2**63):016x}"
-        passport = PASSPORT | {"system": f"{model}/{condition}/{arm}", "checkpoint": f"checkpoints/{model}", "scores": identity}
+        passport = PASSPORT | {
+            "system": f"{model}/{condition}/{arm}",
+            "checkpoint": f"checkpoints/{model}",
+            "scores": identity,
+        }
         return Score(
-            model=model, arm=arm, condition=condition, metric=metric, value=worst + share * scale, low=low, high=high, n=1000, passport=passport,
-            n_failed=int(rng.integers(0, 9)) if share < 0.5 else 0, share=share, share_low=share - 0.03, share_high=share + 0.03, **more,
-        )  # fmt: skip
+            model=model,
+            arm=arm,
+            condition=condition,
+            metric=metric,
+            value=worst + share * scale,
+            low=low,
+            high=high,
+            n=1000,
+            passport=passport,
+            n_failed=int(rng.integers(0, 9)) if share < 0.5 else 0,
+            share=share,
+            share_low=share - 0.03,
+            share_high=share + 0.03,
+            **more,
+        )
 
     yield score("real_image", "real_image", 1.0)
     yield score("vae_round_trip", "vae_round_trip", 0.93)
@@ -110,25 +201,41 @@ def _scores(rng: np.random.Generator, names: list[str], condition: str, number: 
         yield score(str(name), "shuffled_condition", float(rng.uniform(-0.1, 0.0)))
 
 
-def _evidence(rng: np.random.Generator, names: list[str], conditions: list[str], pictures: int) -> Iterator[Evidence]:
+def _evidence(
+    rng: np.random.Generator, names: list[str], conditions: list[str], pictures: int
+) -> Iterator[Evidence]:
     from skimage import data
 
-    photographs = [cv2.resize(it(), (512, 512), interpolation=cv2.INTER_AREA) for it in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
+    photographs = [
+        cv2.resize(it(), (512, 512), interpolation=cv2.INTER_AREA)
+        for it in (data.astronaut, data.coffee, data.chelsea, data.rocket)
+    ]
     for condition in conditions:
         for number in range(pictures):
             which: Any = ("best", "median", "worst", "same")[min(number, 3)]
             for place, model in enumerate(names):
-                draw = rng if which != "same" else np.random.default_rng([number, 7])  # what is the same is so for all models
+                # what is the same is so for all models
+                draw = rng if which != "same" else np.random.default_rng([number, 7])
                 photograph, (y, x) = photographs[int(draw.integers(4))], draw.integers(0, 256, 2)
                 source = np.ascontiguousarray(photograph[y : y + 256, x : x + 256])
                 noisy = np.clip(source + rng.normal(0, 4 + 2 * place, source.shape), 0, 255).astype(np.uint8)
                 score = (0.9, 0.6, 0.2, float(rng.uniform(0.2, 0.9)))[min(number, 3)]
                 hint, read = (cv2.Canny(it, 100, 200)[:, :, None].repeat(3, 2) for it in (source, noisy))
                 yield Evidence(
-                    condition=condition, model=model, metric="edge_f1_tolerant", which=which, image_id=f"{int(x):02x}{int(y):02x}" * 16,
-                    prompt="a photograph of the same scene, in soft light", seed=0, score=score, hint=_png(hint),
-                    source=_encode(source, ".jpg"), generated=_encode(noisy, ".jpg"), reread=_png(read), difference=_png(cv2.absdiff(hint, read)),
-                )  # fmt: skip
+                    condition=condition,
+                    model=model,
+                    metric="edge_f1_tolerant",
+                    which=which,
+                    image_id=f"{int(x):02x}{int(y):02x}" * 16,
+                    prompt="a photograph of the same scene, in soft light",
+                    seed=0,
+                    score=score,
+                    hint=_png(hint),
+                    source=_encode(source, ".jpg"),
+                    generated=_encode(noisy, ".jpg"),
+                    reread=_png(read),
+                    difference=_png(cv2.absdiff(hint, read)),
+                )
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -140,7 +247,9 @@ def _encode(pixels: np.ndarray, suffix: str) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", type=int, default=20)
     parser.add_argument("--conditions", type=int, default=13)
     parser.add_argument("--metrics", type=int, default=len(METRICS))
@@ -167,24 +276,47 @@ def main() -> None:
                 for name, file in (("page", page), ("evidence", evidence)):
                     with chromium() as tab:
                         runs[name].append(tab.open(file))
-        sizes = {file.name: file.stat().st_size for file in page.parent.iterdir() if file.is_file() and file.name.startswith("leaderboard")}
+        sizes = {
+            file.name: file.stat().st_size
+            for file in page.parent.iterdir()
+            if file.is_file() and file.name.startswith("leaderboard")
+        }
         pictures = sum(1 for _ in (page.parent / "pictures").glob("*"))
     medians = {name: statistics.median(values) for name, values in runs.items() if values}
     titles = {
-        "first": "render, empty folder", "cpu": "  of it computing", "again": "render again", "page": "open leaderboard.html",
+        "first": "render, empty folder",
+        "cpu": "  of it computing",
+        "again": "render again",
+        "page": "open leaderboard.html",
         "evidence": "open an evidence page",
-    }  # fmt: skip
-    print(f"{args.models} models × {args.conditions} conditions × {args.metrics} measures: {len(made.scores):,} scores, {pictures:,} pictures")
+    }
+    print(
+        f"{args.models} models × {args.conditions} conditions × {args.metrics} measures: {len(made.scores):,}"
+        f" scores, {pictures:,} pictures"
+    )
     for name, value in medians.items():
         print(f"  {titles[name]:24} {value:6.2f} s")
     print("  " + ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in sizes.items()))
     print(f"  load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     if args.out:
-        args.out.write_text(json.dumps({
-            "models": args.models, "conditions": args.conditions, "metrics": args.metrics, "scores": len(made.scores), "pictures": pictures,
-            "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "median_seconds": medians,
-            "bytes": sizes, "runs": runs,
-        }, indent=2))  # fmt: skip
+        args.out.write_text(
+            json.dumps(
+                {
+                    "models": args.models,
+                    "conditions": args.conditions,
+                    "metrics": args.metrics,
+                    "scores": len(made.scores),
+                    "pictures": pictures,
+                    "machine": platform.processor() or platform.machine(),
+                    "cores": os.cpu_count(),
+                    "load": os.getloadavg()[0],
+                    "median_seconds": medians,
+                    "bytes": sizes,
+                    "runs": runs,
+                },
+                indent=2,
+            )
+        )
 
 
 if __name__ == "__main__":

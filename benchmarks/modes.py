@@ -1,10 +1,12 @@
-"""Middle-only against full connection: does the small-scale mode learn as fast, image for image, and what does an image cost?
+"""Middle-only against full connection: does the small-scale mode learn as fast, image for image, and what
+does an image cost?
 
-A narrow base of Stable Diffusion's kind, three levels on 8x8 latents, is first trained on toys: two colours, which the caption tells, in
-sixteen cells, which only the hint tells. Then one ControlNet is trained on it in each mode, from the same start, on the same images,
-noise and timesteps. What is told is the loss gap on held-out pairs with fixed noise: the locked base's loss minus the ControlNet's, with
-the true hint and with another image's. A gap that the true hint opens and the wrong one does not is a hint that is followed. Toys say how
-the modes compare on this task, not how many steps Stable Diffusion needs.
+A narrow base of Stable Diffusion's kind, three levels on 8x8 latents, is first trained on toys: two colours,
+which the caption tells, in sixteen cells, which only the hint tells. Then one ControlNet is trained on it in
+each mode, from the same start, on the same images, noise and timesteps. What is told is the loss gap on
+held-out pairs with fixed noise: the locked base's loss minus the ControlNet's, with the true hint and with
+another image's. A gap that the true hint opens and the wrong one does not is a hint that is followed. Toys
+say how the modes compare on this task, not how many steps Stable Diffusion needs.
 
     python benchmarks/modes.py --out modes.json
 """
@@ -34,14 +36,20 @@ MODES = ("full", "middle")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the base, train both modes, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--base-steps", type=int, default=800, help="of the base, 16 images each")
     parser.add_argument("--images", type=int, default=6400, help="that each mode sees")
     parser.add_argument("--points", type=int, default=8, help="measures on the way")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--widths", type=int, nargs="+", default=[8, 16, 24], help="of the base's levels; multiples of 4")
-    parser.add_argument("--seeds", type=int, default=1, help="repeats with other hint encoders and another order")
+    parser.add_argument(
+        "--widths", type=int, nargs="+", default=[8, 16, 24], help="of the base's levels; multiples of 4"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="repeats with other hint encoders and another order"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None, help="JSON file; nothing is written without it")
     given = parser.parse_args(arguments)
@@ -53,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     began = time.monotonic()
     base, base_loss = toy_base(given.widths, given.base_steps)
-    print(f"base: {given.base_steps} steps in {time.monotonic() - began:.0f} s, loss {base_loss:.3f}\n", flush=True)
+    print(
+        f"base: {given.base_steps} steps in {time.monotonic() - began:.0f} s, loss {base_loss:.3f}\n",
+        flush=True,
+    )
     held_out, curves = Toys(64, first=10**6), []
     print(f"{'mode':<8}{'seed':>5}{'images':>8}{'gap':>9}{'wrong hint':>12}{'images/s':>10}{'peak MiB':>10}")
     for seed in range(given.seeds):
@@ -66,16 +77,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     flush=True,
                 )
     answers = compare(curves)
-    print("\n" + "\n".join(f"{question}: {'never' if answer is None else round(answer, 3)}" for question, answer in answers.items()))
+    print(
+        "\n"
+        + "\n".join(
+            f"{question}: {'never' if answer is None else round(answer, 3)}"
+            for question, answer in answers.items()
+        )
+    )
     if given.out:
         told = {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()}
-        facts = {"machine": machine("cpu"), "torch": torch.__version__, "options": told, "base_loss": base_loss}
+        facts = {
+            "machine": machine("cpu"),
+            "torch": torch.__version__,
+            "options": told,
+            "base_loss": base_loss,
+        }
         seconds = round(time.monotonic() - began, 1)
-        given.out.write_text(json.dumps({**facts, "seconds": seconds, "curves": curves, "answers": answers}, indent=2) + "\n")
+        given.out.write_text(
+            json.dumps({**facts, "seconds": seconds, "curves": curves, "answers": answers}, indent=2) + "\n"
+        )
 
 
 class Toys:
-    """Pairs (train.batches): cells of two colours; the caption names the colours, the hint shows the cells."""
+    """Pairs (train.batches): cells of two colours; the caption names the colours, the hint
+    shows the cells.
+    """
 
     def __init__(self, count: int, *, first: int = 0) -> None:
         self.numbers = range(first, first + count)
@@ -95,17 +121,22 @@ class Toys:
         rng = np.random.default_rng(self.numbers[i])
         under, over = rng.choice(COLOURS, 2, replace=False)
         mask = np.kron(rng.random((CELLS, CELLS)) < 0.5, np.ones((SIDE // CELLS, SIDE // CELLS), bool))
-        mean = np.where(mask, self.colours[over][:, None, None], self.colours[under][:, None, None]).astype(np.float32)
+        mean = np.where(mask, self.colours[over][:, None, None], self.colours[under][:, None, None]).astype(
+            np.float32
+        )
         hint = np.kron(mask, np.ones((8, 8), bool))[..., None].repeat(3, axis=2).astype(np.uint8) * 255
         text = np.stack([self.words[0, under], self.words[1, over]])
-        return Pair(image_id=self.ids[i], mean=mean, std=np.full_like(mean, 0.05), text=text, hints={"cells": hint})
+        return Pair(
+            image_id=self.ids[i], mean=mean, std=np.full_like(mean, 0.05), text=text, hints={"cells": hint}
+        )
 
     def mirrored(self, i: int) -> "Pair":
         """Never asked for: nothing is flipped here."""
         return self[i]
 
 
-def toy_base(widths: Sequence[int], steps: int) -> tuple["Base", float]:  # and its mean loss over the last tenth
+# and its mean loss over the last tenth
+def toy_base(widths: Sequence[int], steps: int) -> tuple["Base", float]:
     """Trained as any base is, with a prompt dropped now and then."""
     import torch
     from diffusers import UNet2DConditionModel
@@ -116,14 +147,27 @@ def toy_base(widths: Sequence[int], steps: int) -> tuple["Base", float]:  # and 
 
     torch.manual_seed(0)
     unet: Any = UNet2DConditionModel(
-        sample_size=SIDE, block_out_channels=tuple(widths), cross_attention_dim=TEXT, norm_num_groups=4, attention_head_dim=2,
+        sample_size=SIDE,
+        block_out_channels=tuple(widths),
+        cross_attention_dim=TEXT,
+        norm_num_groups=4,
+        attention_head_dim=2,
         down_block_types=("CrossAttnDownBlock2D",) * (len(widths) - 1) + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (len(widths) - 1),
-    )  # fmt: skip
+    )
     base = Base(
-        unet=unet, vae=None, text_encoder=None, tokenizer=None, scheduler=SCHEDULER, scaling_factor=1.0, name="toy", fingerprint="0" * 16,
-        random_weights=False, device="cpu", dtype=torch.float32,
-    )  # fmt: skip
+        unet=unet,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        scheduler=SCHEDULER,
+        scaling_factor=1.0,
+        name="toy",
+        fingerprint="0" * 16,
+        random_weights=False,
+        device="cpu",
+        dtype=torch.float32,
+    )
     alphas, toys, losses = noise_levels(base), Toys(100_000, first=10_000), []
     optimizer = torch.optim.AdamW(unet.parameters(), lr=2e-3, fused=True)
     for step in range(steps):
@@ -147,11 +191,19 @@ def stacked(toys: Toys, rows: Sequence[int]) -> "tuple[Tensor, Tensor, Tensor]":
     import torch
 
     pairs = [toys[i] for i in rows]
-    latents, text = (torch.from_numpy(np.stack(arrays)) for arrays in ([pair.mean for pair in pairs], [pair.text for pair in pairs]))
-    return latents, text, torch.from_numpy(np.stack([pair.hints["cells"] for pair in pairs])).permute(0, 3, 1, 2).float() / 255
+    latents, text = (
+        torch.from_numpy(np.stack(arrays))
+        for arrays in ([pair.mean for pair in pairs], [pair.text for pair in pairs])
+    )
+    return (
+        latents,
+        text,
+        torch.from_numpy(np.stack([pair.hints["cells"] for pair in pairs])).permute(0, 3, 1, 2).float() / 255,
+    )
 
 
-def learn(base: "Base", held_out: Toys, mode: Any, seed: int, given: argparse.Namespace) -> Any:  # yields one row a point
+# yields one row a point
+def learn(base: "Base", held_out: Toys, mode: Any, seed: int, given: argparse.Namespace) -> Any:
     """The run stops at each point and goes on from its checkpoint, which changes nothing."""
     from train.checkpoint import load_controlnet
     from train.fit import Options, fit
@@ -162,22 +214,41 @@ def learn(base: "Base", held_out: Toys, mode: Any, seed: int, given: argparse.Na
     with tempfile.TemporaryDirectory() as folder:
         for point in range(1, given.points + 1):
             options = Options(
-                images=point * every, batch=given.batch, lr=given.lr, seed=seed, connect=mode, prompt_drop=0.1, workers=0, held_out=0,
-                checkpoint_every=every, log_every=every,
-            )  # fmt: skip
+                images=point * every,
+                batch=given.batch,
+                lr=given.lr,
+                seed=seed,
+                connect=mode,
+                prompt_drop=0.1,
+                workers=0,
+                held_out=0,
+                checkpoint_every=every,
+                log_every=every,
+            )
             reset_peak("cpu")
             done = fit(
-                base, Toys(4000), ["cells"], options, Path(folder) / "run", log=lambda row: rates.append(float(row["images_per_second"]))
-            )  # fmt: skip
+                base,
+                Toys(4000),
+                ["cells"],
+                options,
+                Path(folder) / "run",
+                log=lambda row: rates.append(float(row["images_per_second"])),
+            )
             peak = peak_memory("cpu")
             gap, wrong = gaps(base, held_out, load_controlnet(done.path / "cells", base.unet), mode)
             yield {
-                "mode": mode, "seed": seed, "images": done.images, "gap": gap, "gap_wrong_hint": wrong,
-                "images_per_s": statistics.median(rates), "peak": peak,
-            }  # fmt: skip
+                "mode": mode,
+                "seed": seed,
+                "images": done.images,
+                "gap": gap,
+                "gap_wrong_hint": wrong,
+                "images_per_s": statistics.median(rates),
+                "peak": peak,
+            }
 
 
-def gaps(base: "Base", held_out: Toys, controlnet: Any, mode: str) -> tuple[float, float]:  # with the true hints and with wrong ones
+# with the true hints and with wrong ones
+def gaps(base: "Base", held_out: Toys, controlnet: Any, mode: str) -> tuple[float, float]:
     """The base's loss minus the ControlNet's; noise and timesteps are the same at every call."""
     import torch
 
@@ -197,7 +268,9 @@ def gaps(base: "Base", held_out: Toys, controlnet: Any, mode: str) -> tuple[floa
             if seen is not None:
                 downs, middle = controlnet(noisy, timesteps, text, seen)
                 residuals = (downs if mode == "full" else None, middle)
-            losses.append(float((decode_half(base.unet, skips, mid, emb, text, residuals) - target).square().mean()))
+            losses.append(
+                float((decode_half(base.unet, skips, mid, emb, text, residuals) - target).square().mean())
+            )
     return losses[0] - losses[1], losses[0] - losses[2]
 
 
@@ -217,7 +290,9 @@ def compare(curves: list[dict[str, Any]]) -> dict[str, float | None]:
     for mode in MODES:
         reached = [row["images"] for row in curves if row["mode"] == mode and row["gap"] >= half]
         images[mode] = min(reached, default=None)
-    answers: dict[str, float | None] = {f"images to half of full's last gap, {mode}": images[mode] for mode in MODES}
+    answers: dict[str, float | None] = {
+        f"images to half of full's last gap, {mode}": images[mode] for mode in MODES
+    }
     return answers | {
         "middle only: last gap against full": found["middle"][0] / found["full"][0],
         "middle only: time of a step against full": found["full"][1] / found["middle"][1],

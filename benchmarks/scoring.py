@@ -1,8 +1,9 @@
-"""What scoring samples costs beside the two networks that look at them: Canny F1 (exact, 1 px), Inception features and a Fréchet
-distance, CLIP scores.
+"""What scoring samples costs beside the two networks that look at them: Canny F1 (exact, 1 px), Inception
+features and a Fréchet distance, CLIP scores.
 
-The networks are random, of the true architectures (Inception of 2015, CLIP ViT-B/16). Both sides see the same pictures in alternating
-rounds: `networks` are the bare passes over prepared tensors, `scoring` is all that lies between pictures and numbers.
+The networks are random, of the true architectures (Inception of 2015, CLIP ViT-B/16). Both sides see the same
+pictures in alternating rounds: `networks` are the bare passes over prepared tensors, `scoring` is all that
+lies between pictures and numbers.
 
     python benchmarks/scoring.py --images 32 --rounds 3 --out scoring.json
 """
@@ -28,12 +29,16 @@ CAPTION = "a photograph of a street with red houses, people who walk their dogs 
 
 def main() -> None:
     """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=32, help="of a round")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tiny", action="store_true", help="a CLIP of some thousand weights, to try the benchmark itself")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a CLIP of some thousand weights, to try the benchmark itself"
+    )
     parser.add_argument("--out", type=Path, default=None, help="JSON file; nothing is written without it")
     options = parser.parse_args()
 
@@ -47,7 +52,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         inception, clip = make_weights(Path(folder), options.tiny)
         extractor, encoder = extractors.load("inception", inception), alignment.load(clip)
-        sides = {"networks": networks(extractor, encoder, options.size), "scoring": scoring(extractor, encoder, options)}
+        sides = {
+            "networks": networks(extractor, encoder, options.size),
+            "scoring": scoring(extractor, encoder, options),
+        }
         for side in sides.values():
             side(BATCH)  # the first pass of each finds its memory
         peaks = [peak()]
@@ -65,27 +73,56 @@ def main() -> None:
         options.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def report(runs: dict[str, list[dict[str, float]]], peaks: list[float], options: argparse.Namespace, machine: str) -> dict[str, Any]:
+def report(
+    runs: dict[str, list[dict[str, float]]], peaks: list[float], options: argparse.Namespace, machine: str
+) -> dict[str, Any]:
     """The distance is made once a set, whatever n is: it stands beside the cost of the images."""
     n = options.images
-    median = {side: {name: statistics.median(run[name] for run in rows) for name in rows[0]} for side, rows in runs.items()}
-    each = {name: 1000 * seconds / n for name, seconds in median["scoring"].items() if name not in ("seconds", "distance")}
-    ratios = [(a["seconds"] - a["distance"]) / b["seconds"] for a, b in zip(runs["scoring"], runs["networks"], strict=True)]
+    median = {
+        side: {name: statistics.median(run[name] for run in rows) for name in rows[0]}
+        for side, rows in runs.items()
+    }
+    each = {
+        name: 1000 * seconds / n
+        for name, seconds in median["scoring"].items()
+        if name not in ("seconds", "distance")
+    }
+    ratios = [
+        (a["seconds"] - a["distance"]) / b["seconds"]
+        for a, b in zip(runs["scoring"], runs["networks"], strict=True)
+    ]
     ratio = statistics.median(ratios)
     distance = median["scoring"]["distance"]
     at_1000 = ratio + distance / (1000 * median["networks"]["seconds"] / n)
-    print(f"{n} pictures of side {options.size}, {options.threads} threads, {options.rounds} rounds: milliseconds a picture\n")
+    print(
+        f"{n} pictures of side {options.size}, {options.threads} threads, {options.rounds} rounds:"
+        " milliseconds a picture\n"
+    )
     print(f"the two networks alone {1000 * median['networks']['seconds'] / n:>10.1f}")
     for name, milliseconds in each.items():
         print(f"  scoring: {name:<14}{milliseconds:>8.1f}")
-    print(f"scoring / networks, for each picture {ratio:.3f}; with one distance ({distance:.1f} s) for 1,000 pictures {at_1000:.3f}")
-    print(f"peak memory (MiB) after {BATCH}, {n} and {4 * n} pictures: {', '.join(f'{it:.0f}' for it in peaks)}")
+    print(
+        f"scoring / networks, for each picture {ratio:.3f}; with one distance ({distance:.1f} s) for 1,000"
+        f" pictures {at_1000:.3f}"
+    )
+    print(
+        f"peak memory (MiB) after {BATCH}, {n} and {4 * n} pictures: {', '.join(f'{it:.0f}' for it in peaks)}"
+    )
     return {
-        "machine": machine, "threads": options.threads, "images": n, "size": options.size, "tiny": options.tiny, "load_before": LOAD,
-        "ratio": round(ratio, 3), "ratio_with_distance_for_1000": round(at_1000, 3), "ms_per_image": {k: round(v, 2) for k, v in each.items()},
-        "networks_ms_per_image": round(1000 * median["networks"]["seconds"] / n, 2), "distance_s": round(distance, 2),
-        "peak_mib": {"pictures": [BATCH, n, 4 * n], "peak": [round(it) for it in peaks]}, "runs": runs,
-    }  # fmt: skip
+        "machine": machine,
+        "threads": options.threads,
+        "images": n,
+        "size": options.size,
+        "tiny": options.tiny,
+        "load_before": LOAD,
+        "ratio": round(ratio, 3),
+        "ratio_with_distance_for_1000": round(at_1000, 3),
+        "ms_per_image": {k: round(v, 2) for k, v in each.items()},
+        "networks_ms_per_image": round(1000 * median["networks"]["seconds"] / n, 2),
+        "distance_s": round(distance, 2),
+        "peak_mib": {"pictures": [BATCH, n, 4 * n], "peak": [round(it) for it in peaks]},
+        "runs": runs,
+    }
 
 
 def networks(extractor: Any, encoder: Any, size: int) -> Callable[[int], dict[str, float]]:
@@ -129,14 +166,24 @@ def scoring(extractor: Any, encoder: Any, options: argparse.Namespace) -> Callab
             return found
 
         for pictures, truths in batches(count, options.size):
-            maps = timed("Canny", lambda pictures=pictures: [cv2.Canny(picture, 100, 200) for picture in pictures])
-            timed("F1 exact, 1 px", lambda maps=maps, truths=truths: scores.extend(
-                f1(edge_counts(truth, made, reach)) for truth, made in zip(truths, maps, strict=True) for reach in (0.0, 1.0)
-            ))  # fmt: skip
+            maps = timed(
+                "Canny", lambda pictures=pictures: [cv2.Canny(picture, 100, 200) for picture in pictures]
+            )
+            timed(
+                "F1 exact, 1 px",
+                lambda maps=maps, truths=truths: scores.extend(
+                    f1(edge_counts(truth, made, reach))
+                    for truth, made in zip(truths, maps, strict=True)
+                    for reach in (0.0, 1.0)
+                ),
+            )
             features.append(timed("features", lambda pictures=pictures: extractor(pictures)))
-            timed("CLIP score", lambda pictures=pictures: scores.extend(
-                similarity(encoder.images(pictures), encoder.texts([CAPTION] * len(pictures))).clip(0)
-            ))  # fmt: skip
+            timed(
+                "CLIP score",
+                lambda pictures=pictures: scores.extend(
+                    similarity(encoder.images(pictures), encoder.texts([CAPTION] * len(pictures))).clip(0)
+                ),
+            )
         timed("distance", lambda: frechet(Moments.of(np.concatenate(features)), reference))
         assert np.isfinite(scores).all()
         return spent

@@ -1,16 +1,18 @@
-"""Training throughput: this project's loop against diffusers' own, on the same weights, pictures, batch and precision, in one run.
+"""Training throughput: this project's loop against diffusers' own, on the same weights, pictures, batch and
+precision, in one run.
 
-`ours` is `train.fit.fit` as users run it, on pairs in memory; its checkpoints lie beyond the end. `live` is the loop of diffusers'
-`train_controlnet.py`, `cached` the same with latents and text encoded before (benchmarks/diffusers_loop.py). Weights are random: the
-arithmetic of a layer does not depend on its numbers. A rate is the median over readings of the clock, each some steps apart and made
-when the device is done; the first ones, in which kernels are compiled and chosen, are left out, and `start` says how long it took to
-the first. One image of K conditions counts K times in `trained/s`, which is what ratios compare: K runs train as much one after the
-other. `share` is the FLOPs of what is trained (2 x multiply-adds; for `live` with its encoders; nothing that is computed twice) as a
-share of a matrix product's rate measured here.
+`ours` is `train.fit.fit` as users run it, on pairs in memory; its checkpoints lie beyond the end. `live` is
+the loop of diffusers' `train_controlnet.py`, `cached` the same with latents and text encoded before
+(benchmarks/diffusers_loop.py). Weights are random: the arithmetic of a layer does not depend on its numbers.
+A rate is the median over readings of the clock, each some steps apart and made when the device is done; the
+first ones, in which kernels are compiled and chosen, are left out, and `start` says how long it took to the
+first. One image of K conditions counts K times in `trained/s`, which is what ratios compare: K runs train as
+much one after the other. `share` is the FLOPs of what is trained (2 x multiply-adds; for `live` with its
+encoders; nothing that is computed twice) as a share of a matrix product's rate measured here.
 
-Rows come in the order of their importance. One that fails says why and stops nothing; one that the budget has no room for says so.
-No Ray, no catalog, no network: torch, torchvision, transformers and diffusers are enough. On a machine that lacks diffusers, bring its
-wheel and `pip install --no-deps` it.
+Rows come in the order of their importance. One that fails says why and stops nothing; one that the budget has
+no room for says so. No Ray, no catalog, no network: torch, torchvision, transformers and diffusers are
+enough. On a machine that lacks diffusers, bring its wheel and `pip install --no-deps` it.
 
     python benchmarks/train.py --shape sd15 --device cuda --out train-h100.json
     python benchmarks/train.py --shape mini --budget 330 --out train-cpu.json
@@ -79,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from benchmarks.shapes import SHAPES, RandomPairs, flops_per_image, random_base
     from train import meter
 
-    diffusers.utils.logging.set_verbosity_error()  # it warns of what is not there whenever a network changes its type
+    # it warns of what is not there whenever a network changes its type
+    diffusers.utils.logging.set_verbosity_error()
     began, shape = time.monotonic(), SHAPES[given.shape]
     device, cuda = given.device, given.device.startswith("cuda")
     threads = given.threads or (torch.get_num_threads() if cuda else shape.threads)
@@ -91,17 +94,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pairs = RandomPairs(shape, [f"condition-{k}" for k in range(most)], 2 * max(row.batch for row in rows))
     base = random_base(given.shape, shape, device)
     rate = meter.matmul_rate(device, dtype)
-    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__}
+    versions = {
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
     report: dict[str, Any] = {
-        "machine": machine(device), "threads": threads, "versions": versions, "shape": {"name": given.shape, **dataclasses.asdict(shape)},
+        "machine": machine(device),
+        "threads": threads,
+        "versions": versions,
+        "shape": {"name": given.shape, **dataclasses.asdict(shape)},
         "options": {name: value for name, value in vars(given).items() if name != "out"},
-        "tf32": cuda, "matmul_tflops": round(rate / 1e12, 4), "rows": [],
-    }  # fmt: skip
-    print(f"{report['machine']}, {given.shape} at {shape.pixels} pixels, {given.precision}, a matrix product: {rate / 1e12:.3g} TFLOP/s")
+        "tf32": cuda,
+        "matmul_tflops": round(rate / 1e12, 4),
+        "rows": [],
+    }
+    print(
+        f"{report['machine']}, {given.shape} at {shape.pixels} pixels, {given.precision}, a matrix product:"
+        f" {rate / 1e12:.3g} TFLOP/s"
+    )
     for row in rows:
-        flops = flops_per_image(base, shape, row.conditions, connect=row.settings.get("connect", "full"), live=row.loop == "live")
+        flops = flops_per_image(
+            base, shape, row.conditions, connect=row.settings.get("connect", "full"), live=row.loop == "live"
+        )
         report["rows"].append(
-            {**dataclasses.asdict(row), "gigaflops_per_image": round(flops / 1e9, 3), "runs": [], "failed": None, "not_run": None}
+            {
+                **dataclasses.asdict(row),
+                "gigaflops_per_image": round(flops / 1e9, 3),
+                "runs": [],
+                "failed": None,
+                "not_run": None,
+            }
         )
     for turn in range(given.repeats):  # contestants alternate, so that a busy machine slows all of them
         for row, told in zip(rows, report["rows"], strict=True):
@@ -116,7 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 run = timed_run(row, base, pairs, shape, given, dtype, deadline=began + given.budget)
                 told["runs"].append(run | {"seconds": round(time.monotonic() - begun, 2)})
             except Exception as error:
-                told["failed"] = f"{type(error).__name__}: {(str(error).splitlines() or ['no word'])[0][:300]}"
+                told["failed"] = (
+                    f"{type(error).__name__}: {(str(error).splitlines() or ['no word'])[0][:300]}"
+                )
             base.unet.to("cpu")  # fit takes it to the device
             summarise(report, rate)
             print(f"  [{time.monotonic() - began:4.0f} s] round {turn + 1}: {line(told)}", flush=True)
@@ -130,21 +155,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Defaults that belong to a shape or a device are filled in here, so that the JSON tells all of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=("sd15", "mini", "tiny"), default="mini")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default=None, help="default: bf16 on CUDA, fp32 on a CPU")
-    parser.add_argument("--compile", choices=("on", "off"), default=None, help="torch.compile in ours; default: on for CUDA")
-    parser.add_argument("--batch", type=int, default=None, help="default: the shape's, 32 for sd15; K = 8 takes half of it")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default=None, help="default: bf16 on CUDA, fp32 on a CPU"
+    )
+    parser.add_argument(
+        "--compile", choices=("on", "off"), default=None, help="torch.compile in ours; default: on for CUDA"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=None, help="default: the shape's, 32 for sd15; K = 8 takes half of it"
+    )
     parser.add_argument("--joined-batch", type=int, default=None, help="default: the shape's, 8 for sd15")
-    parser.add_argument("--threads", type=int, default=None, help="of torch; default: one on a CPU (sd15: 16)")
-    parser.add_argument("--workers", type=int, default=None, help="threads of ours that read ahead; default: 4 for CUDA, none on a CPU")
-    parser.add_argument("--steps", type=int, default=None, help="between two readings of the clock; default: 5 for CUDA, 2 on a CPU")
+    parser.add_argument(
+        "--threads", type=int, default=None, help="of torch; default: one on a CPU (sd15: 16)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=None,
+        help="threads of ours that read ahead; default: 4 for CUDA, none on a CPU",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=None,
+        help="between two readings of the clock; default: 5 for CUDA, 2 on a CPU",
+    )
     parser.add_argument("--readings", type=int, default=3, help="that count, of each run")
-    parser.add_argument("--warm-up", type=int, default=None, help="readings that don't count; default: 2 for CUDA, 1 on a CPU")
-    parser.add_argument("--repeats", type=int, default=None, help="rounds over all rows; default: 1 for CUDA, 3 on a CPU")
+    parser.add_argument(
+        "--warm-up", type=int, default=None, help="readings that don't count; default: 2 for CUDA, 1 on a CPU"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=None, help="rounds over all rows; default: 1 for CUDA, 3 on a CPU"
+    )
     parser.add_argument("--budget", type=float, default=480, help="seconds for everything")
-    parser.add_argument("--only", default=None, help="words of row names, by commas: the rows that have one of them")
+    parser.add_argument(
+        "--only", default=None, help="words of row names, by commas: the rows that have one of them"
+    )
     parser.add_argument("--out", type=Path, default=None, help="JSON file; nothing is written without it")
     given = parser.parse_args(arguments)
     cuda = given.device.startswith("cuda")
@@ -166,7 +217,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def expected_seconds(told: dict[str, Any], all_told: list[dict[str, Any]]) -> float:
-    """What it took before, else what the last row of its kind took: compiled loops are slow to start, diffusers' slow to go on."""
+    """What it took before, else what the last row of its kind took: compiled loops are slow to start,
+    diffusers' slow to go on.
+    """
     kind = told["loop"] == "ours", told["settings"].get("compile")
     alike = [one for one in all_told if (one["loop"] == "ours", one["settings"].get("compile")) == kind]
     known = [run["seconds"] for one in alike for run in one["runs"]]
@@ -201,26 +254,47 @@ def timed_run(
     else:
         live = row.loop == "live"
         facts = diffusers_loop.run(
-            base, pairs, shape, enough, batch=row.batch, live=live, device=given.device, dtype=dtype, steps=given.steps
+            base,
+            pairs,
+            shape,
+            enough,
+            batch=row.batch,
+            live=live,
+            device=given.device,
+            dtype=dtype,
+            steps=given.steps,
         )
-    spans = [after - before for before, after in zip(marks[given.warm_up - 1 :], marks[given.warm_up :], strict=False)]
+    spans = [
+        after - before
+        for before, after in zip(marks[given.warm_up - 1 :], marks[given.warm_up :], strict=False)
+    ]
     found = {
-        "images_per_s": round(facts["batch"] * given.steps / statistics.median(spans), 4), "readings": [round(span, 4) for span in spans],
-        "start": round(marks[0] - start, 2), "peak": meter.peak_memory(given.device), **facts,
-    }  # fmt: skip
+        "images_per_s": round(facts["batch"] * given.steps / statistics.median(spans), 4),
+        "readings": [round(span, 4) for span in spans],
+        "start": round(marks[0] - start, 2),
+        "peak": meter.peak_memory(given.device),
+        **facts,
+    }
     gc.collect()
     return found
 
 
-def run_ours(row: Row, base: Any, pairs: Any, given: argparse.Namespace, enough: Callable[[], bool]) -> dict[str, Any]:
+def run_ours(
+    row: Row, base: Any, pairs: Any, given: argparse.Namespace, enough: Callable[[], bool]
+) -> dict[str, Any]:
     """Log rows are the readings: the loop itself waits for the device there and nowhere else."""
     from train.fit import Options, fit
 
     settings = {"compile": given.compile, "precision": given.precision} | row.settings
     options = Options(
-        images=10_000 * row.batch, batch=row.batch, checkpoint_every=10_000 * row.batch, log_every=given.steps * row.batch,
-        workers=given.workers, held_out=0, **settings,
-    )  # fmt: skip
+        images=10_000 * row.batch,
+        batch=row.batch,
+        checkpoint_every=10_000 * row.batch,
+        log_every=given.steps * row.batch,
+        workers=given.workers,
+        held_out=0,
+        **settings,
+    )
     last: dict[str, Any] = {}
 
     def log(told: dict[str, Any]) -> None:
@@ -229,17 +303,31 @@ def run_ours(row: Row, base: Any, pairs: Any, given: argparse.Namespace, enough:
             raise Measured
 
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Measured):
-        fit(base, pairs, list(pairs.conditions[: row.conditions]), options, Path(folder) / "run", log=log, device=given.device)
+        fit(
+            base,
+            pairs,
+            list(pairs.conditions[: row.conditions]),
+            options,
+            Path(folder) / "run",
+            log=log,
+            device=given.device,
+        )
     return {"batch": row.batch, "micro_batch": last.get("micro_batch")}
 
 
 def summarise(report: dict[str, Any], rate: float) -> None:
-    """What follows from all runs so far, into each row and as answers to the questions that the rows were chosen for."""
+    """What follows from all runs so far, into each row and as answers to the questions that the rows were
+    chosen for.
+    """
     by_name = {told["name"]: told for told in report["rows"]}
     for told in report["rows"]:
         if told["runs"]:
             speed = statistics.median(run["images_per_s"] for run in told["runs"])
-            told |= {"images_per_s": speed, "trained_per_s": speed * told["conditions"], "start": told["runs"][0]["start"]}
+            told |= {
+                "images_per_s": speed,
+                "trained_per_s": speed * told["conditions"],
+                "start": told["runs"][0]["start"],
+            }
             told |= {"share": speed * told["gigaflops_per_image"] * 1e9 / rate}
             told["peak_gib"] = statistics.median(run["peak"] for run in told["runs"]) / GIB
     for told in report["rows"]:
@@ -250,13 +338,17 @@ def summarise(report: dict[str, Any], rate: float) -> None:
     one, answers = by_name.get(ONE, {}), {}
     for told in report["rows"]:
         if told["conditions"] > 1 and "trained_per_s" in told and "trained_per_s" in one:
-            answers[f"{told['name']}, batch {told['batch']}: time against {told['conditions']} separate runs"] = (
-                one["trained_per_s"] / told["trained_per_s"]
-            )
+            answers[
+                f"{told['name']}, batch {told['batch']}: time against {told['conditions']} separate runs"
+            ] = one["trained_per_s"] / told["trained_per_s"]
     for middle, full in ((MIDDLE, ONE), (SMALL, FULL)):
         if "images_per_s" in by_name.get(middle, {}) and "images_per_s" in by_name.get(full, {}):
-            answers[f"{middle}: time of a step against full"] = by_name[full]["images_per_s"] / by_name[middle]["images_per_s"]
-            answers[f"{middle}: peak memory against full"] = by_name[middle]["peak_gib"] / max(by_name[full]["peak_gib"], 1e-9)
+            answers[f"{middle}: time of a step against full"] = (
+                by_name[full]["images_per_s"] / by_name[middle]["images_per_s"]
+            )
+            answers[f"{middle}: peak memory against full"] = by_name[middle]["peak_gib"] / max(
+                by_name[full]["peak_gib"], 1e-9
+            )
     report["answers"] = answers
 
 
@@ -265,19 +357,27 @@ def line(told: dict[str, Any]) -> str:
     if not told["runs"]:
         return f"{told['name']:<50}{told['failed'] or told['not_run']}"
     run = told["runs"][0]
-    size = f"{run['batch']}" if run["micro_batch"] in (None, run["batch"]) else f"{run['batch']}/{run['micro_batch']}"
+    size = (
+        f"{run['batch']}"
+        if run["micro_batch"] in (None, run["batch"])
+        else f"{run['batch']}/{run['micro_batch']}"
+    )
     cells = f"{size:>6}{told['images_per_s']:>10.2f}{told['trained_per_s']:>11.2f}"
     for ratio in ("times_live", "times_cached"):
         cells += f"{told[ratio]:>8.2f}" if ratio in told else f"{'-':>8}"
     failed = f"   then failed: {told['failed']}" if told["failed"] else ""
-    return f"{told['name']:<50}{cells}{told['share']:>8.1%}{told['peak_gib']:>10.2f}{told['start']:>8.1f}{failed}"
+    cells += f"{told['share']:>8.1%}{told['peak_gib']:>10.2f}{told['start']:>8.1f}"
+    return f"{told['name']:<50}{cells}{failed}"
 
 
 def table(report: dict[str, Any]) -> str:
     """Rows and answers as text."""
-    head = f"\n{'':<50}{'batch':>6}{'images/s':>10}{'trained/s':>11}{'x live':>8}{'x cached':>9}{'share':>7}{'peak GiB':>10}{'start s':>8}"
+    head = f"\n{'':<50}{'batch':>6}{'images/s':>10}{'trained/s':>11}{'x live':>8}{'x cached':>9}"
+    head += f"{'share':>7}{'peak GiB':>10}{'start s':>8}"
     answers = [f"{question}: {answer:.3f}" for question, answer in report.get("answers", {}).items()]
-    return "\n".join([head, *map(line, report["rows"]), "", *answers, f"all of it took {report['seconds']:.0f} s"])
+    return "\n".join(
+        [head, *map(line, report["rows"]), "", *answers, f"all of it took {report['seconds']:.0f} s"]
+    )
 
 
 if __name__ == "__main__":

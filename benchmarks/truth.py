@@ -1,11 +1,13 @@
-"""How right the maps are: detectors on rendered scenes against what the renderer knows, one table with n and intervals.
+"""How right the maps are: detectors on rendered scenes against what the renderer knows, one table with n and
+intervals.
 
-Edges are compared with the true outlines: precision is the share of a map's edge pixels that lie within 2 pixels of an outline,
-recall the share of the outlines' pixels that lie within 2 pixels of an edge. Soft edges count from half strength on, thinned to
-one pixel. Texture is no outline, so a good edge detector has a precision below 1 here; "seams too" counts the joints of floor and
-wall, which the renderer knows, as true, but no shadow and no grain. A true line counts as found where its
-pixels lie within 2 pixels and 5 degrees of a detected one. Keypoints are drawn as the fields of OpenPose and OpenPifPaf and
-decoded again: what is measured is the decoder. Scenes of this seed were used for nothing else.
+Edges are compared with the true outlines: precision is the share of a map's edge pixels that lie within 2
+pixels of an outline, recall the share of the outlines' pixels that lie within 2 pixels of an edge. Soft edges
+count from half strength on, thinned to one pixel. Texture is no outline, so a good edge detector has a
+precision below 1 here; "seams too" counts the joints of floor and wall, which the renderer knows, as true,
+but no shadow and no grain. A true line counts as found where its pixels lie within 2 pixels and 5 degrees of
+a detected one. Keypoints are drawn as the fields of OpenPose and OpenPifPaf and decoded again: what is
+measured is the decoder. Scenes of this seed were used for nothing else.
 
     python benchmarks/truth.py --scenes 1000 --out truth.json
 """
@@ -30,7 +32,9 @@ EDGES = ("canny", "hed", "sketch", "cartoon")
 
 def main() -> None:
     """Measure in parallel processes, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--size", type=int, default=256, help="side of the scenes, pixels")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -42,7 +46,9 @@ def main() -> None:
 
     found: dict[str, list[float]] = {}
     with ProcessPoolExecutor(options.workers) as pool:
-        for number, row in enumerate(pool.map(partial(measure, size=options.size), range(options.scenes), chunksize=4), 1):
+        for number, row in enumerate(
+            pool.map(partial(measure, size=options.size), range(options.scenes), chunksize=4), 1
+        ):
             for name, value in row.items():
                 found.setdefault(name, []).append(value)
             if number % 100 == 0:
@@ -55,9 +61,17 @@ def main() -> None:
             continue
         told = of_means(defined, np.arange(len(defined)), draws(len(defined)))
         low, high = told.interval or (0.0, 0.0)
-        rows[name] = {"mean": round(told.value, 4), "low": round(low, 4), "high": round(high, 4), "n": len(defined),
-                      "undefined": len(values) - len(defined)}  # fmt: skip
-    print(f"{options.scenes} scenes of seed {SEED} at {options.size} pixels; mean over scenes and 95 % interval\n")
+        rows[name] = {
+            "mean": round(told.value, 4),
+            "low": round(low, 4),
+            "high": round(high, 4),
+            "n": len(defined),
+            "undefined": len(values) - len(defined),
+        }
+    print(
+        f"{options.scenes} scenes of seed {SEED} at {options.size} pixels; mean over scenes and 95 %"
+        " interval\n"
+    )
     print(f"{'':<44}{'mean':>9}{'from':>9}{'to':>9}{'n':>7}")
     for name, it in rows.items():
         print(f"{name:<44}{it['mean']:>9.3f}{it['low']:>9.3f}{it['high']:>9.3f}{it['n']:>7}")
@@ -92,9 +106,19 @@ def steps() -> list:
     """The conditions that are measured, each by the detector that needs no hub."""
     from annotate.annotator import PROVIDED, Step, resolve
 
-    chosen = {"canny": "opencv-canny", "hough": "opencv-lsd", "hed": "hed-bsds500", "sketch": "sketch-hed", "cartoon": "xdog"}
+    chosen = {
+        "canny": "opencv-canny",
+        "hough": "opencv-lsd",
+        "hed": "hed-bsds500",
+        "sketch": "sketch-hed",
+        "cartoon": "xdog",
+    }
     depth = Step("depth_large", PROVIDED, {})
-    return [*(resolve(name, detector) for name, detector in chosen.items()), depth, resolve("normal_extended", "normal-from-depth")]
+    return [
+        *(resolve(name, detector) for name, detector in chosen.items()),
+        depth,
+        resolve("normal_extended", "normal-from-depth"),
+    ]
 
 
 def identities() -> dict:
@@ -113,7 +137,10 @@ def measure(index: int, size: int) -> dict[str, float]:
     torch.set_num_threads(1)
     scene = scenes.render(SEED, index, size)
     provided = {"depth_large": [scene.maps["depth_large"]]}
-    made = {name: it[0] for name, it in annotate([scene.image], [f"scene {SEED}/{index}"], steps(), provided=provided).items()}
+    made = {
+        name: it[0]
+        for name, it in annotate([scene.image], [f"scene {SEED}/{index}"], steps(), provided=provided).items()
+    }
     row: dict[str, float] = {}
     seams = drawn(scene.lines, size)
     for name in EDGES:
@@ -121,7 +148,11 @@ def measure(index: int, size: int) -> dict[str, float]:
         edges = thin(map_.array) if map_ is not None else np.zeros((size, size), bool)
         precision, recall = agreement(edges, scene.outlines > 0)
         with_seams, _ = agreement(edges, (scene.outlines > 0) | seams)
-        row |= {f"{name}: precision at 2 px": precision, f"{name}: recall at 2 px": recall, f"{name}: precision, seams too": with_seams}
+        row |= {
+            f"{name}: precision at 2 px": precision,
+            f"{name}: recall at 2 px": recall,
+            f"{name}: precision, seams too": with_seams,
+        }
     lines = made["hough"].map
     detected = np.zeros((0, 5)) if lines is None else lines.array
     row["hough: share of true line pixels found"] = line_recall(scene.lines, detected)
@@ -157,7 +188,9 @@ def agreement(edges: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
 
 
 def line_recall(wanted: np.ndarray, found: np.ndarray) -> float:
-    """Share of the pixels of the segments `wanted` [N, 4] that lie within NEAR pixels and ANGLE degrees of one of `found`."""
+    """Share of the pixels of the segments `wanted` [N, 4] that lie within NEAR pixels and ANGLE degrees of
+    one of `found`.
+    """
     if not len(wanted):
         return float("nan")
     hits = total = 0
@@ -183,7 +216,9 @@ def distance(points: np.ndarray, segments: np.ndarray, angle: float) -> np.ndarr
 
 
 def normals(made, scene) -> dict[str, float]:
-    """Mean angle in degrees: everywhere, and away from borders where no recipe over a 3x3 window can be right."""
+    """Mean angle in degrees: everywhere, and away from borders where no recipe over a 3x3 window can be
+    right.
+    """
     from scipy.ndimage import binary_dilation
 
     truth = scene.maps["normal"].array
@@ -213,7 +248,9 @@ def keypoints(scene, size: int) -> dict[str, float]:
     found = openpose.decode(heat, affinity, (size, size), network, params)
     return {
         "keypoints through OpenPose's fields: PCK@0.1": pck(found, truth),
-        "keypoints through OpenPose's fields: people too many or too few": float(abs(len(found) - len(truth))),
+        "keypoints through OpenPose's fields: people too many or too few": float(
+            abs(len(found) - len(truth))
+        ),
     }
 
 
@@ -222,7 +259,10 @@ def pck(found: np.ndarray, truth: np.ndarray) -> float:
     seen = truth[0, :, 2] > 0
     box = truth[0, seen, :2]
     reach = PCK * float(np.hypot(*(box.max(0) - box.min(0))))
-    hits = [((np.hypot(*(person[:, :2] - truth[0, :, :2]).T) <= reach) & (person[:, 2] > 0))[seen].mean() for person in found]
+    hits = [
+        ((np.hypot(*(person[:, :2] - truth[0, :, :2]).T) <= reach) & (person[:, 2] > 0))[seen].mean()
+        for person in found
+    ]
     return float(max(hits, default=0.0))
 
 

@@ -24,7 +24,10 @@ def controlnet_hed() -> dict[str, "torch.Tensor"]:
     for n, block in enumerate(layers.blocks, 1):
         for i, (weight, bias) in enumerate(block):
             flipped = np.ascontiguousarray(weight[:, ::-1]) if (n, i) == (1, 0) else weight
-            tensors |= {f"block{n}.convs.{i}.weight": torch.tensor(flipped), f"block{n}.convs.{i}.bias": torch.tensor(bias)}
+            tensors |= {
+                f"block{n}.convs.{i}.weight": torch.tensor(flipped),
+                f"block{n}.convs.{i}.bias": torch.tensor(bias),
+            }
         weight, bias = layers.sides[n - 1]
         tensors[f"block{n}.projection.weight"] = torch.tensor(5 * weight)
         tensors[f"block{n}.projection.bias"] = torch.tensor(5 * bias + layers.bias)

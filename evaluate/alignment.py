@@ -1,4 +1,6 @@
-"""How well an image fits its caption, or another image, for a network that sees both; a value for each sample."""
+"""How well an image fits its caption, or another image, for a network that sees both; a value for each
+sample.
+"""
 
 import json
 from dataclasses import dataclass
@@ -44,17 +46,24 @@ class Clip:
         pixels = np.stack([crop(image, self.side) for image in images]).astype(np.float32) / 255
         pixels = ((pixels - self.mean) / self.deviation).transpose(0, 3, 1, 2)
         with torch.inference_mode():
-            seen = self.model.vision_model(pixel_values=torch.from_numpy(pixels).contiguous().to(self.device)).pooler_output
+            seen = self.model.vision_model(
+                pixel_values=torch.from_numpy(pixels).contiguous().to(self.device)
+            ).pooler_output
             return _unit(self.model.visual_projection(seen))
 
     def texts(self, texts: list[str]) -> NDArray[np.float32]:
         import torch
 
         with torch.inference_mode():
-            return _unit(self.model.text_projection(self.model.text_model(**self.tokens(texts)).pooler_output))
+            return _unit(
+                self.model.text_projection(self.model.text_model(**self.tokens(texts)).pooler_output)
+            )
 
-    def tokens(self, texts: list[str]) -> dict[str, Any]:  # input_ids and attention_mask, int64 [n, at most the positions]
-        """The tokenizer cuts words and keeps the end-of-text token, where CLIP reads the text; cutting its output loses that token."""
+    # input_ids and attention_mask, int64 [n, at most the positions]
+    def tokens(self, texts: list[str]) -> dict[str, Any]:
+        """The tokenizer cuts words and keeps the end-of-text token, where CLIP reads the text; cutting its
+        output loses that token.
+        """
         positions = self.model.config.text_config.max_position_embeddings
         told = self.tokenizer(texts, padding=True, truncation=True, max_length=positions, return_tensors="pt")
         return {key: told[key].to(self.device) for key in ("input_ids", "attention_mask")}
@@ -70,14 +79,25 @@ def load(spec: str | Path, device: str = "cpu") -> DualEncoder:
 
     folder = Path(spec)
     model = pretrained("CLIPModel", folder, device)
-    if lacking := [name for name in ("preprocessor_config.json", "tokenizer_config.json") if not (folder / name).is_file()]:
+    if lacking := [
+        name
+        for name in ("preprocessor_config.json", "tokenizer_config.json")
+        if not (folder / name).is_file()
+    ]:
         raise ValueError(f"{folder} lacks {' and '.join(lacking)}: get all the files of the model")
     told = json.loads((folder / "preprocessor_config.json").read_text())
     mean, deviation = (np.array(told[key], np.float32) for key in ("image_mean", "image_std"))
     return Clip(
-        name=folder.name, version="1", sha256=folder_sha256(folder), model=model, mean=mean, deviation=deviation, device=device,
-        tokenizer=CLIPTokenizer.from_pretrained(str(folder), local_files_only=True), side=model.config.vision_config.image_size,
-    )  # fmt: skip
+        name=folder.name,
+        version="1",
+        sha256=folder_sha256(folder),
+        model=model,
+        mean=mean,
+        deviation=deviation,
+        device=device,
+        tokenizer=CLIPTokenizer.from_pretrained(str(folder), local_files_only=True),
+        side=model.config.vision_config.image_size,
+    )
 
 
 def crop(
@@ -91,11 +111,20 @@ def crop(
     short = min(height, width)
     size = (side * width // short, side * height // short)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).crop((left, top, left + side, top + side)))
+    return np.asarray(
+        Image.fromarray(image)
+        .resize(size, Image.Resampling.BICUBIC)
+        .crop((left, top, left + side, top + side))
+    )
 
 
-def similarity(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:  # [n, d] of unit length, both -> [n]
-    """100 cos, row by row. Of an image and its caption, negative values count as 0: torchmetrics' CLIPScore, not the 2.5 cos of arXiv 2104.08718."""
+# [n, d] of unit length, both -> [n]
+def similarity(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
+    """100 cos, row by row.
+
+    Of an image and its caption, negative values count as 0: torchmetrics' CLIPScore, not the 2.5 cos of arXiv
+    2104.08718.
+    """
     return 100 * (first.astype(np.float64) * second).sum(1)
 
 

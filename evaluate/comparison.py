@@ -1,4 +1,6 @@
-"""What a measure is, and what comparing two maps gives; the rooms of the kinds (evaluate/edges.py and so on) fill these in."""
+"""What a measure is, and what comparing two maps gives; the rooms of the kinds (evaluate/edges.py and so on)
+fill these in.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,13 +9,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Counts = Mapping[str, np.ndarray]  # sufficient statistics of one sample: small int and float arrays, at least one axis each
+# sufficient statistics of one sample: small int and float arrays, at least one axis each
+Counts = Mapping[str, np.ndarray]
 Statistic = Callable[[NDArray[np.float64]], float]  # weights [n] of the samples -> a score of the whole set
 Prepare = Callable[[Sequence[Counts]], Statistic]
 
 
 class Map(NamedTuple):
-    """A condition map as it is stored: array and meta of annotate.maps.RawMap, which says what each kind holds."""
+    """A condition map as it is stored: array and meta of annotate.maps.RawMap, which says what each kind
+    holds.
+    """
 
     array: np.ndarray
     meta: Mapping[str, Any]
@@ -28,7 +33,9 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What never varies about a measure; `worst` is the score of a sample whose map could not be read again."""
+    """What never varies about a measure; `worst` is the score of a sample whose map could not
+    be read again.
+    """
 
     name: str
     title: str
@@ -47,10 +54,14 @@ class Metric:
 
 
 def worst(metrics: Iterable[Metric]) -> dict[str, float]:
-    """Of every metric of samples: a re-reading that found nothing is counted, so that failing never helps a system."""
+    """Of every metric of samples: a re-reading that found nothing is counted, so that failing never helps a
+    system.
+    """
     return {metric.name: metric.worst for metric in metrics if metric.level == "sample"}
 
 
 def same_size(truth: np.ndarray, made: np.ndarray) -> None:
     if truth.shape != made.shape:
-        raise ValueError(f"maps to compare must have one size, found {truth.shape} and {made.shape} (height, width)")
+        raise ValueError(
+            f"maps to compare must have one size, found {truth.shape} and {made.shape} (height, width)"
+        )

@@ -1,4 +1,6 @@
-"""Depth: known up to scale and shift, so the re-reading is first fitted to the condition by least squares, in inverse depth."""
+"""Depth: known up to scale and shift, so the re-reading is first fitted to the condition by least squares, in
+inverse depth.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,29 +15,64 @@ APART = 0.02  # of the range: pairs of pixels nearer than that in depth have no 
 
 METRICS = (
     Metric(
-        name="depth_rmse", title="Depth RMSE, aligned", kind="depth", unit="of the range", primary=True,
-        higher_is_better=False, worst=0.5, best=0.0,
-        definition="RMSE in inverse depth after the scale (not negative) and shift that fit best, in shares of the condition's range",
+        name="depth_rmse",
+        title="Depth RMSE, aligned",
+        kind="depth",
+        unit="of the range",
+        primary=True,
+        higher_is_better=False,
+        worst=0.5,
+        best=0.0,
+        definition=(
+            "RMSE in inverse depth after the scale (not negative) and shift that fit best, in shares of the"
+            " condition's range"
+        ),
     ),
     Metric(
-        name="depth_rmse_255", title="Depth RMSE, 0-255", kind="depth", unit="of 255", column="paper",
-        higher_is_better=False, worst=255.0, best=0.0,
-        definition="RMSE of the condition, min to max, and the re-reading divided by its maximum, both as 0-255",
-        quirks="A.2, depth: a perfect re-reading has an error, since only the condition loses its minimum; no scale or shift is fitted",
+        name="depth_rmse_255",
+        title="Depth RMSE, 0-255",
+        kind="depth",
+        unit="of 255",
+        column="paper",
+        higher_is_better=False,
+        worst=255.0,
+        best=0.0,
+        definition=(
+            "RMSE of the condition, min to max, and the re-reading divided by its maximum, both as 0-255"
+        ),
+        quirks=(
+            "A.2, depth: a perfect re-reading has an error, since only the condition loses its minimum; no"
+            " scale or shift is fitted"
+        ),
     ),
     Metric(
-        name="depth_absrel", title="AbsRel", kind="depth", higher_is_better=False, worst=FAR - 1, best=0.0,
-        definition="Mean of |z' - z| / z over aligned depths, with the condition's farthest point ten times as far as its nearest",
+        name="depth_absrel",
+        title="AbsRel",
+        kind="depth",
+        higher_is_better=False,
+        worst=FAR - 1,
+        best=0.0,
+        definition=(
+            "Mean of |z' - z| / z over aligned depths, with the condition's farthest point ten times as far"
+            " as its nearest"
+        ),
     ),
     Metric(
-        name="depth_delta1", title="δ < 1.25", kind="depth",
+        name="depth_delta1",
+        title="δ < 1.25",
+        kind="depth",
         definition="Share of pixels where max(z / z', z' / z) < 1.25, of the same aligned depths as AbsRel",
     ),
     Metric(
-        name="depth_ordinal", title="Ordinal agreement", kind="depth",
-        definition="Share of 10,000 fixed pairs of pixels, those at least 2 % of the range apart, with the same one nearer; needs no alignment",
+        name="depth_ordinal",
+        title="Ordinal agreement",
+        kind="depth",
+        definition=(
+            "Share of 10,000 fixed pairs of pixels, those at least 2 % of the range apart, with the same one"
+            " nearer; needs no alignment"
+        ),
     ),
-)  # fmt: skip
+)
 STATISTICS: dict[str, Prepare] = {}
 
 
@@ -48,7 +85,10 @@ def compare(truth: Map, made: Map | None) -> Comparison:
         raise ValueError("depth to compare must be finite everywhere")
     low, high = float(true.min()), float(true.max())
     if low == high:  # nothing to follow: only another flat map keeps it
-        return Comparison({metric.name: metric.best if found.min() == found.max() else metric.worst for metric in METRICS}, {})
+        return Comparison(
+            {metric.name: metric.best if found.min() == found.max() else metric.worst for metric in METRICS},
+            {},
+        )
     t = (true.astype(np.float64) - low) / (high - low)
     fitted = aligned(t, found.astype(np.float64))
     z, again = depths(t), depths(fitted)
@@ -68,7 +108,9 @@ def aligned(
     truth: NDArray[np.float64],  # [h, w] inverse depth
     made: NDArray[np.float64],  # [h, w]
 ) -> NDArray[np.float64]:
-    """argmin over s >= 0 and t of |s made + t - truth|^2: a negative scale would turn near into far and be praised for it."""
+    """argmin over s >= 0 and t of |s made + t - truth|^2: a negative scale would turn near into far and be
+    praised for it.
+    """
     centred = made - made.mean()
     spread = float((centred**2).sum())
     scale = max(float((centred * truth).sum()) / spread, 0.0) if spread else 0.0
@@ -76,7 +118,8 @@ def aligned(
 
 
 def depths(
-    inverse: NDArray[np.float64],  # 0 = the condition's farthest point, 1 = its nearest; what lies beyond is brought there
+    # 0 = the condition's farthest point, 1 = its nearest; what lies beyond is brought there
+    inverse: NDArray[np.float64],
 ) -> NDArray[np.float64]:  # 1 .. FAR
     return 1 / ((1 - 1 / FAR) * inverse.clip(0, 1) + 1 / FAR)
 

@@ -1,4 +1,6 @@
-"""Edges and drawn lines (Canny, sketches, cartoons): pixels matched one to one, exactly and within a tolerance."""
+"""Edges and drawn lines (Canny, sketches, cartoons): pixels matched one to one, exactly and within a
+tolerance.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,86 +17,143 @@ BSDS = 0.0075  # of the diagonal: the tolerance of the Berkeley benchmark, 5.4 p
 
 METRICS = (
     Metric(
-        name="edge_f1_bsds", title="Edge F1", kind="edges", primary=True,
-        definition="F1 of edge pixels matched one to one within 0.75 % of the diagonal (5.4 pixels at 512), as many pairs as possible",
+        name="edge_f1_bsds",
+        title="Edge F1",
+        kind="edges",
+        primary=True,
+        definition=(
+            "F1 of edge pixels matched one to one within 0.75 % of the diagonal (5.4 pixels at 512), as many"
+            " pairs as possible"
+        ),
     ),
     Metric(
-        name="edge_f1", title="Edge F1, exact", kind="edges", column="paper",
+        name="edge_f1",
+        title="Edge F1, exact",
+        kind="edges",
+        column="paper",
         definition="F1 of edge pixels that coincide exactly",
-        quirks="A.2, Canny: no tolerance, so that a perfect image one pixel off scores 0.3; the paper reads both maps with kornia's Canny "
-        "and pools four images of a prompt",
+        quirks=(
+            "A.2, Canny: no tolerance, so that a perfect image one pixel off scores 0.3; the paper reads both"
+            " maps with kornia's Canny and pools four images of a prompt"
+        ),
     ),
     Metric(
-        name="edge_f1_1px", title="Edge F1, 1 px", kind="edges",
-        definition="F1 of edge pixels matched one to one within one pixel (Euclidean), as many pairs as possible",
+        name="edge_f1_1px",
+        title="Edge F1, 1 px",
+        kind="edges",
+        definition=(
+            "F1 of edge pixels matched one to one within one pixel (Euclidean), as many pairs as possible"
+        ),
     ),
     Metric(
-        name="edge_f1_2px", title="Edge F1, 2 px", kind="edges",
-        definition="F1 of edge pixels matched one to one within two pixels (Euclidean), as many pairs as possible",
+        name="edge_f1_2px",
+        title="Edge F1, 2 px",
+        kind="edges",
+        definition=(
+            "F1 of edge pixels matched one to one within two pixels (Euclidean), as many pairs as possible"
+        ),
     ),
     Metric(
-        name="edge_precision", title="Edge precision", kind="edges", column="diagnostic",
+        name="edge_precision",
+        title="Edge precision",
+        kind="edges",
+        column="diagnostic",
         definition="Share of the edge pixels read again that have a partner within 0.75 % of the diagonal",
     ),
     Metric(
-        name="edge_recall", title="Edge recall", kind="edges", column="diagnostic",
+        name="edge_recall",
+        title="Edge recall",
+        kind="edges",
+        column="diagnostic",
         definition="Share of the condition's edge pixels that have a partner within 0.75 % of the diagonal",
     ),
     Metric(
-        name="edge_chamfer", title="Edge Chamfer distance", kind="edges", unit="of the diagonal", column="diagnostic",
-        higher_is_better=False, worst=1.0, best=0.0,
-        definition="Mean distance from an edge pixel to the nearest of the other map, averaged over both directions",
+        name="edge_chamfer",
+        title="Edge Chamfer distance",
+        kind="edges",
+        unit="of the diagonal",
+        column="diagnostic",
+        higher_is_better=False,
+        worst=1.0,
+        best=0.0,
+        definition=(
+            "Mean distance from an edge pixel to the nearest of the other map, averaged over both directions"
+        ),
     ),
     Metric(
-        name="edge_ms_ssim", title="MS-SSIM of drawings", kind="edges", column="diagnostic",
+        name="edge_ms_ssim",
+        title="MS-SSIM of drawings",
+        kind="edges",
+        column="diagnostic",
         definition="MS-SSIM of the two maps, white on black",
     ),
     Metric(
-        name="edge_ssim", title="SSIM of drawings", kind="edges", column="diagnostic",
+        name="edge_ssim",
+        title="SSIM of drawings",
+        kind="edges",
+        column="diagnostic",
         definition="SSIM (11 x 11 Gaussian window) of the two maps, white on black",
     ),
     Metric(
-        name="edge_f1_bsds_pooled", title="Edge F1, pooled", kind="edges", level="set", column="diagnostic",
+        name="edge_f1_bsds_pooled",
+        title="Edge F1, pooled",
+        kind="edges",
+        level="set",
+        column="diagnostic",
         definition="F1 within 0.75 % of the diagonal from the pairs and pixels of all samples together",
     ),
     Metric(
-        name="edge_f1_pooled", title="Edge F1, exact, pooled", kind="edges", level="set", column="diagnostic",
+        name="edge_f1_pooled",
+        title="Edge F1, exact, pooled",
+        kind="edges",
+        level="set",
+        column="diagnostic",
         definition="Exact F1 from the coinciding pixels of all samples together",
     ),
-)  # fmt: skip
+)
 TOLERANCES = ("edge_f1", "edge_f1_1px", "edge_f1_2px", "edge_f1_bsds")  # in the order of counts["matched"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeCounts:
-    """Sufficient statistics of precision, recall and F1; counts of many pairs may be added up and then scored."""
+    """Sufficient statistics of precision, recall and F1; counts of many pairs may be added up and then
+    scored.
+    """
 
     matched: int  # pairs of a true and a made pixel, no pixel in two pairs
     n_truth: int  # edge pixels of the condition
     n_made: int  # edge pixels read from the generated image
 
     def __add__(self, other: "EdgeCounts") -> "EdgeCounts":
-        return EdgeCounts(matched=self.matched + other.matched, n_truth=self.n_truth + other.n_truth, n_made=self.n_made + other.n_made)
+        return EdgeCounts(
+            matched=self.matched + other.matched,
+            n_truth=self.n_truth + other.n_truth,
+            n_made=self.n_made + other.n_made,
+        )
 
 
 def edge_counts(truth: EdgeMap, made: EdgeMap, tolerance: float = 0.0) -> EdgeCounts:
-    """As many one-to-one pairs of edge pixels as there can be within a Euclidean `tolerance` in pixels: 1.0 reaches the four neighbours.
+    """As many one-to-one pairs of edge pixels as there can be within a Euclidean `tolerance` in pixels: 1.0
+    reaches the four neighbours.
 
-    Martin, Fowlkes and Malik (PAMI 2004) match boundaries one to one too, by least cost; a distance transform counts thick or doubled
-    edges more than once, which raises the score of a shuffled condition.
+    Martin, Fowlkes and Malik (PAMI 2004) match boundaries one to one too, by least cost; a distance transform
+    counts thick or doubled edges more than once, which raises the score of a shuffled condition.
     """
     true, found = edges(truth, "truth"), edges(made, "made")
     same_size(true, found)
     if tolerance < 0:
         raise ValueError(f"tolerance is a distance in pixels and can't be negative, found {tolerance}")
     n_truth, n_made = int(true.sum()), int(found.sum())
-    if tolerance < 1 or not n_truth or not n_made:  # centres lie on integers: within less than a pixel there is only the same pixel
+    # centres lie on integers: within less than a pixel there is only the same pixel
+    if tolerance < 1 or not n_truth or not n_made:
         return EdgeCounts(matched=int((true & found).sum()), n_truth=n_truth, n_made=n_made)
     return EdgeCounts(matched=most_pairs(near_pixels(true, found, tolerance)), n_truth=n_truth, n_made=n_made)
 
 
 def f1(counts: EdgeCounts) -> float:
-    """Harmonic mean of precision and recall, in 0..1; two empty maps agree (1), one empty map finds nothing (0)."""
+    """Harmonic mean of precision and recall, in 0..1; two empty maps agree (1), one empty map finds nothing
+    (0).
+    """
     pixels = counts.n_truth + counts.n_made
     return 2 * counts.matched / pixels if pixels else 1.0
 
@@ -108,7 +167,11 @@ def chamfer(truth: EdgeMap, made: EdgeMap) -> float:
         return 0.0 if true.any() == found.any() else 1.0
 
     def away(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-        return float(cv2.distanceTransform((~b).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[a].mean(dtype=np.float64))
+        return float(
+            cv2.distanceTransform((~b).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[a].mean(
+                dtype=np.float64
+            )
+        )
 
     return (away(true, found) + away(found, true)) / 2 / float(np.hypot(*true.shape))
 
@@ -143,14 +206,21 @@ def compare(truth: Map, made: Map | None) -> Comparison:
 
 
 def edges(edge_map: EdgeMap, name: str) -> NDArray[np.bool_]:
-    """The map as bool HW; a map with grey levels is refused, because any threshold chosen here would be a guess."""
+    """The map as bool HW; a map with grey levels is refused, because any threshold chosen here would be a
+    guess.
+    """
     if edge_map.ndim != 2 or edge_map.dtype not in (np.dtype(bool), np.dtype(np.uint8)):
-        raise ValueError(f"{name} must be an edge map, bool or uint8 [height, width], found {edge_map.dtype} {list(edge_map.shape)}")
+        raise ValueError(
+            f"{name} must be an edge map, bool or uint8 [height, width], found {edge_map.dtype}"
+            f" {list(edge_map.shape)}"
+        )
     if edge_map.dtype == bool:
         return edge_map
     found = edge_map != 0
     if edge_map.size and (edge_map[found] != edge_map.max()).any():
-        raise ValueError(f"{name} must be a binary edge map, found grey levels: threshold it where it is made")
+        raise ValueError(
+            f"{name} must be a binary edge map, found grey levels: threshold it where it is made"
+        )
     return found
 
 
@@ -170,4 +240,7 @@ def _pooled(tolerance: str) -> Prepare:
     return prepare
 
 
-STATISTICS: dict[str, Prepare] = {"edge_f1_bsds_pooled": _pooled("edge_f1_bsds"), "edge_f1_pooled": _pooled("edge_f1")}
+STATISTICS: dict[str, Prepare] = {
+    "edge_f1_bsds_pooled": _pooled("edge_f1_bsds"),
+    "edge_f1_pooled": _pooled("edge_f1"),
+}

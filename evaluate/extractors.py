@@ -1,4 +1,5 @@
-"""Networks whose features the distances of sets are measured on: one call, one way to resize, weights from a file with a hash.
+"""Networks whose features the distances of sets are measured on: one call, one way to resize, weights from a
+file with a hash.
 
 Nothing here downloads.
 """
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
-Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]  # RGB, each [h, w, 3], of any sizes; or one array [n, h, w, 3]
+# RGB, each [h, w, 3], of any sizes; or one array [n, h, w, 3]
+Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 Numbers = tuple[float, float, float]  # of red, green and blue
 
 FOLDER_VARIABLE = "CONTROLMILL_WEIGHTS"
@@ -33,7 +35,8 @@ class Extractor(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def version(self) -> str: ...  # part of a score's identity: how images are prepared, and which layer is read
+    # part of a score's identity: how images are prepared, and which layer is read
+    def version(self) -> str: ...
     @property
     def weights_sha256(self) -> str: ...
     @property
@@ -43,7 +46,9 @@ class Extractor(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network behind clean-fid's resizing: the whole image to a square, bicubic, in float, never rounded to 8 bits again."""
+    """A network behind clean-fid's resizing: the whole image to a square, bicubic, in float, never rounded to
+    8 bits again.
+    """
 
     name: str
     version: str
@@ -70,10 +75,13 @@ class Network:
 
 def load(
     name: str,  # a key of EXTRACTORS
-    weights: str | Path | None = None,  # file or folder; None = below $CONTROLMILL_WEIGHTS, or the ones that ship with the code
+    # file or folder; None = below $CONTROLMILL_WEIGHTS, or the ones that ship with the code
+    weights: str | Path | None = None,
     device: str = "cpu",
 ) -> Extractor:
-    """ValueError: no such extractor, or its weights are not there; the message says what to download and where to put it."""
+    """ValueError: no such extractor, or its weights are not there; the message says what to download and
+    where to put it.
+    """
     if name not in EXTRACTORS:
         raise ValueError(f"there is no extractor '{name}': choose one of {', '.join(EXTRACTORS)}")
     return EXTRACTORS[name](weights, device)
@@ -83,10 +91,15 @@ def resize(
     image: NDArray[np.uint8],  # [h, w, 3]
     side: int,
 ) -> NDArray[np.float32]:  # [side, side, 3] in 0..255
-    """clean-fid's (arXiv 2104.11222): each channel in float, since rounding and filters without antialiasing move FIDs by whole points."""
+    """clean-fid's (arXiv 2104.11222): each channel in float, since rounding and filters without antialiasing
+    move FIDs by whole points.
+    """
     from PIL import Image
 
-    channels = [Image.fromarray(image[..., channel].astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC) for channel in range(3)]
+    channels = [
+        Image.fromarray(image[..., channel].astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
+        for channel in range(3)
+    ]
     return np.stack([np.asarray(channel) for channel in channels], axis=2).clip(0, 255)
 
 
@@ -94,7 +107,10 @@ def checked(images: Images) -> Images:
     """Images in 0..1, or with the channels first, would give numbers too, and wrong ones."""
     for number, image in enumerate(images):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"images must be uint8 [height, width, 3], image {number} is {image.dtype} {list(image.shape)}")
+            raise ValueError(
+                f"images must be uint8 [height, width, 3], image {number} is {image.dtype}"
+                f" {list(image.shape)}"
+            )
     return images
 
 
@@ -108,7 +124,9 @@ def together(images: Images, batch: int = BATCH) -> Iterator[NDArray[np.uint8]]:
             yield from (image[None] for image in part)
 
 
-INCEPTION = {  # files of the same weights, ported by different hands, with their sha256; None = read as plain tensors, whatever they hold
+# files of the same weights, ported by different hands, with their sha256; None = read as plain tensors,
+# whatever they hold
+INCEPTION = {
     "inception-2015-12-05.pt": "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
     "pt_inception-2015-12-05-6726825d.pth": None,
     "weights-inception-2015-12-05-6726825d.pth": None,
@@ -119,11 +137,19 @@ def inception(weights: str | Path | None = None, device: str = "cpu") -> Network
     """The 2048 features of FID, normalised as TensorFlow's graph does."""
     import torch
 
-    path = _place("inception", weights, tuple(INCEPTION), "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt")
+    path = _place(
+        "inception",
+        weights,
+        tuple(INCEPTION),
+        "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+    )
     sha256 = _sha256(path)
     if _is_program(path):
         if sha256 not in INCEPTION.values():
-            raise ValueError(f"{path} is a TorchScript program that nobody knows (sha256 {sha256[:12]}…): only the published one is run")
+            raise ValueError(
+                f"{path} is a TorchScript program that nobody knows (sha256 {sha256[:12]}…): only the"
+                " published one is run"
+            )
         layers = torch.jit.load(str(path), map_location=device).eval().layers
         forward: Callable[[torch.Tensor], torch.Tensor] = lambda batch: layers(batch).flatten(1)
     else:
@@ -134,11 +160,21 @@ def inception(weights: str | Path | None = None, device: str = "cpu") -> Network
         try:
             net.load_state_dict({key: value for key, value in tensors.items() if not key.startswith("fc.")})
         except (AttributeError, RuntimeError) as error:
-            raise ValueError(f"{path} does not hold the Inception of 2015: {str(error).splitlines()[-1].strip()}") from error
+            raise ValueError(
+                f"{path} does not hold the Inception of 2015: {str(error).splitlines()[-1].strip()}"
+            ) from error
         forward = net.to(device)
     middle = (128.0, 128.0, 128.0)
     return Network(
-        name="inception", version="1", weights_sha256=sha256, dimensions=2048, side=299, shift=middle, scale=middle, forward=forward, device=device
+        name="inception",
+        version="1",
+        weights_sha256=sha256,
+        dimensions=2048,
+        side=299,
+        shift=middle,
+        scale=middle,
+        forward=forward,
+        device=device,
     )
 
 
@@ -147,7 +183,9 @@ def clip(weights: str | Path | None = None, device: str = "cpu") -> Network:
     folder = _place("clip", weights, ("openai/clip-vit-base-patch16",), _get("openai/clip-vit-base-patch16"))
     model = pretrained("CLIPModel", folder, device)
     forward = lambda batch: model.visual_projection(model.vision_model(pixel_values=batch).pooler_output)
-    return _of_transformers("clip", folder, device, model.config.vision_config.image_size, model.config.projection_dim, forward)
+    return _of_transformers(
+        "clip", folder, device, model.config.vision_config.image_size, model.config.projection_dim, forward
+    )
 
 
 def dinov2(weights: str | Path | None = None, device: str = "cpu") -> Network:
@@ -155,23 +193,42 @@ def dinov2(weights: str | Path | None = None, device: str = "cpu") -> Network:
     folder = _place("dinov2", weights, ("facebook/dinov2-large",), _get("facebook/dinov2-large"))
     model = pretrained("Dinov2Model", folder, device)
     forward = lambda batch: model(pixel_values=batch).pooler_output
-    return _of_transformers("dinov2", folder, device, model.config.image_size, model.config.hidden_size, forward)
+    return _of_transformers(
+        "dinov2", folder, device, model.config.image_size, model.config.hidden_size, forward
+    )
 
 
 def _of_transformers(
-    name: str, folder: Path, device: str, side: int, dimensions: int, forward: Callable[["torch.Tensor"], "torch.Tensor"]
+    name: str,
+    folder: Path,
+    device: str,
+    side: int,
+    dimensions: int,
+    forward: Callable[["torch.Tensor"], "torch.Tensor"],
 ) -> Network:
-    """Side, mean and deviation are the folder's own; its way to resize is not, so that all extractors see one."""
+    """Side, mean and deviation are the folder's own; its way to resize is not, so that all extractors see
+    one.
+    """
     path = folder / "preprocessor_config.json"
     if not path.is_file():
-        raise ValueError(f"{folder} has no preprocessor_config.json, which says how images are normalised: get it with the weights")
+        raise ValueError(
+            f"{folder} has no preprocessor_config.json, which says how images are normalised: get it with the"
+            " weights"
+        )
     told = json.loads(path.read_text())
     crop = told.get("crop_size") or side
     mean, deviation = (tuple(255.0 * value for value in told[key]) for key in ("image_mean", "image_std"))
     return Network(
-        name=name, version="1", weights_sha256=folder_sha256(folder), dimensions=dimensions, forward=forward, device=device,
-        side=crop["height"] if isinstance(crop, dict) else crop, shift=mean, scale=deviation,  # type: ignore[arg-type]
-    )  # fmt: skip
+        name=name,
+        version="1",
+        weights_sha256=folder_sha256(folder),
+        dimensions=dimensions,
+        forward=forward,
+        device=device,
+        side=crop["height"] if isinstance(crop, dict) else crop,
+        shift=mean,
+        scale=deviation,  # type: ignore[arg-type]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +242,9 @@ class Shipped:
     features: Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # uint8 [n, h, w, 3] -> [n, dimensions]
 
     def __call__(self, images: Images) -> NDArray[np.float32]:
-        return np.concatenate([np.empty((0, self.dimensions), np.float32), *map(self.features, together(images))])
+        return np.concatenate(
+            [np.empty((0, self.dimensions), np.float32), *map(self.features, together(images))]
+        )
 
 
 def mini(weights: str | Path | None = None, device: str = "cpu") -> Shipped:
@@ -202,16 +261,28 @@ def _shipped(name: str, weights: str | Path | None, device: str) -> Shipped:
     module = importlib.import_module(f"evaluate.{name}")
     net = module.load(Path(weights), device=device) if weights else module.load(device=device)
     width = net.features(np.zeros((1, 64, 64, 3), np.uint8)).shape[1]
-    return Shipped(name=name, version=str(net.version), weights_sha256=net.sha256, dimensions=width, features=net.features)
+    return Shipped(
+        name=name,
+        version=str(net.version),
+        weights_sha256=net.sha256,
+        dimensions=width,
+        features=net.features,
+    )
 
 
 EXTRACTORS: dict[str, Callable[[str | Path | None, str], Extractor]] = {
-    "inception": inception, "clip": clip, "dinov2": dinov2, "mini": mini, "efficientnet": efficientnet,
-}  # fmt: skip
+    "inception": inception,
+    "clip": clip,
+    "dinov2": dinov2,
+    "mini": mini,
+    "efficientnet": efficientnet,
+}
 
 
 def pretrained(network: str, folder: Path, device: str) -> Any:
-    """A class of transformers from a folder; ValueError where a tensor is absent, since the library would draw it at random and go on."""
+    """A class of transformers from a folder; ValueError where a tensor is absent, since the library would
+    draw it at random and go on.
+    """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no network of transformers: config.json is not there")
     import transformers
@@ -221,7 +292,11 @@ def pretrained(network: str, folder: Path, device: str) -> Any:
     logging.disable_progress_bar()
     try:
         model, told = getattr(transformers, network).from_pretrained(
-            str(folder), local_files_only=True, weights_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+            str(folder),
+            local_files_only=True,
+            weights_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     except OSError as error:
         raise ValueError(f"{folder} holds no weights of a {network}: {str(error).splitlines()[0]}") from error
@@ -229,7 +304,10 @@ def pretrained(network: str, folder: Path, device: str) -> Any:
         if shown:
             logging.enable_progress_bar()
     if wrong := sorted(told["missing_keys"]) + sorted(name for name, *_ in told["mismatched_keys"]):
-        raise ValueError(f"the weights in {folder} are not those of a {network}: {len(wrong)} of its tensors don't fit, {wrong[0]} first")
+        raise ValueError(
+            f"the weights in {folder} are not those of a {network}: {len(wrong)} of its tensors don't fit,"
+            f" {wrong[0]} first"
+        )
     return model.float().eval().to(device)
 
 
@@ -237,7 +315,11 @@ def folder_sha256(folder: Path) -> str:
     """Of the weight file, as the hub shows it; of all of them and their names where there are several."""
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     hashes = {path.name: _sha256(path) for path in files}
-    return next(iter(hashes.values())) if len(hashes) == 1 else hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+    return (
+        next(iter(hashes.values()))
+        if len(hashes) == 1
+        else hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+    )
 
 
 def _get(repo: str) -> str:
@@ -253,8 +335,8 @@ def _place(name: str, weights: str | Path | None, usual: tuple[str, ...], get: s
         return found
     where = f"{places[0]} is not there" if places else "none are named"
     raise ValueError(
-        f"the extractor '{name}' needs weights, and {where}. Download them ({get}), and name them, or put them below the folder "
-        f"that ${FOLDER_VARIABLE} names, as {usual[0]}"
+        f"the extractor '{name}' needs weights, and {where}. Download them ({get}), and name them, or put"
+        f" them below the folder that ${FOLDER_VARIABLE} names, as {usual[0]}"
     )
 
 

@@ -1,6 +1,8 @@
-"""How well a generated image keeps its condition: the map read again from it against the map it was made from, measures for each kind.
+"""How well a generated image keeps its condition: the map read again from it against the map it was made
+from, measures for each kind.
 
-Columns: "corrected" is what we stand for, "paper" what the literature's code computes, bug for bug where it has bugs, "diagnostic" the rest.
+Columns: "corrected" is what we stand for, "paper" what the literature's code computes, bug for bug where it
+has bugs, "diagnostic" the rest.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,19 +13,42 @@ from numpy.typing import NDArray
 from evaluate import depth, edges, labels, lines, normals, people, soft_edges
 from evaluate.comparison import Comparison, Counts, Map, Metric, Prepare, Statistic
 
-__all__ = ["METRICS", "NAMES", "RETIRED", "Comparison", "Counts", "Map", "Metric", "compare", "pooled", "prepared"]
+__all__ = [
+    "METRICS",
+    "NAMES",
+    "RETIRED",
+    "Comparison",
+    "Counts",
+    "Map",
+    "Metric",
+    "compare",
+    "pooled",
+    "prepared",
+]
 
 # kind of map (annotate.conditions) -> where its measures are
 _ROOMS = {
-    "edges": edges, "soft_edges": soft_edges, "lines": lines, "people": people, "labels": labels, "depth": depth, "normals": normals,
-}  # fmt: skip
-_COMPARE: dict[str, Callable[[Map, Map | None], Comparison]] = {kind: room.compare for kind, room in _ROOMS.items()}
-_STATISTICS: dict[str, Prepare] = {name: prepare for room in _ROOMS.values() for name, prepare in room.STATISTICS.items()}
+    "edges": edges,
+    "soft_edges": soft_edges,
+    "lines": lines,
+    "people": people,
+    "labels": labels,
+    "depth": depth,
+    "normals": normals,
+}
+_COMPARE: dict[str, Callable[[Map, Map | None], Comparison]] = {
+    kind: room.compare for kind, room in _ROOMS.items()
+}
+_STATISTICS: dict[str, Prepare] = {
+    name: prepare for room in _ROOMS.values() for name, prepare in room.STATISTICS.items()
+}
 
 METRICS: dict[str, Metric] = {metric.name: metric for room in _ROOMS.values() for metric in room.METRICS}
-NAMES: dict[str, tuple[str, ...]] = {kind: tuple(metric.name for metric in room.METRICS) for kind, room in _ROOMS.items()}
-# Measures that were taken out, by kind: name -> last version. Scores stored with them stay valid, so a score's identity
-# (pipeline/benchmark/systems.py) goes on naming them; they are neither computed nor shown.
+NAMES: dict[str, tuple[str, ...]] = {
+    kind: tuple(metric.name for metric in room.METRICS) for kind, room in _ROOMS.items()
+}
+# Measures that were taken out, by kind: name -> last version. Scores stored with them stay valid, so a
+# score's identity (pipeline/benchmark/systems.py) goes on naming them; they are neither computed nor shown.
 RETIRED: dict[str, dict[str, str]] = {"edges": {"edge_ms_ssim_uint8": "1"}}
 
 
@@ -37,9 +62,13 @@ def compare(
     truth: Map,  # the map the image was generated from
     made: Map | None,  # the map read from the generated image; None = there is none
 ) -> Comparison:
-    """One sample; what can't be read again, or is empty where the condition is not, scores the worst and stays in the set."""
+    """One sample; what can't be read again, or is empty where the condition is not, scores the worst and
+    stays in the set.
+    """
     if kind not in _COMPARE:
-        raise ValueError(f"no fidelity measure for maps of kind '{kind}': there are measures for {', '.join(_COMPARE)}")
+        raise ValueError(
+            f"no fidelity measure for maps of kind '{kind}': there are measures for {', '.join(_COMPARE)}"
+        )
     return _COMPARE[kind](truth, made)
 
 
@@ -59,4 +88,6 @@ def pooled(
     weights: NDArray[np.float64] | None = None,  # [n] how often each sample counts; None = once
 ) -> float:
     """The score of the set."""
-    return prepared(metric, counts)(np.ones(len(counts)) if weights is None else np.asarray(weights, np.float64))
+    return prepared(metric, counts)(
+        np.ones(len(counts)) if weights is None else np.asarray(weights, np.float64)
+    )

@@ -1,4 +1,6 @@
-"""The Inception of 2015 behind published FIDs: torchvision's, with the three poolings in which TensorFlow's graph differs."""
+"""The Inception of 2015 behind published FIDs: torchvision's, with the three poolings in which TensorFlow's
+graph differs.
+"""
 
 from collections import OrderedDict
 
@@ -37,7 +39,8 @@ class InceptionE(blocks.InceptionE):
 
 class LastInceptionE(InceptionE):
     def pooled(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, kernel_size=3, stride=1, padding=1)  # a slip of the graph that the weights were trained with
+        # a slip of the graph that the weights were trained with
+        return F.max_pool2d(x, kernel_size=3, stride=1, padding=1)
 
 
 def inner_mean(x: Tensor) -> Tensor:
@@ -46,8 +49,14 @@ def inner_mean(x: Tensor) -> Tensor:
 
 
 def network() -> nn.Sequential:
-    """N3HW in -1..1 with H = W = 299 -> [N, 2048]; tensors are named as in the files of pytorch-fid and torch-fidelity, but for their `fc`."""
-    layers = dict(Inception3(num_classes=1008, aux_logits=False, transform_input=False, init_weights=False).named_children())
+    """N3HW in -1..1 with H = W = 299 -> [N, 2048]; tensors are named as in the files of pytorch-fid and
+    torch-fidelity, but for their `fc`.
+    """
+    layers = dict(
+        Inception3(
+            num_classes=1008, aux_logits=False, transform_input=False, init_weights=False
+        ).named_children()
+    )
     layers |= {
         name: InceptionA(width, pool_features=pool)
         for name, width, pool in (("Mixed_5b", 192, 32), ("Mixed_5c", 256, 64), ("Mixed_5d", 288, 64))

@@ -1,4 +1,6 @@
-"""Label maps (segmentation): one confusion matrix of the whole set, kept as each image's classes, overlaps and areas."""
+"""Label maps (segmentation): one confusion matrix of the whole set, kept as each image's classes, overlaps
+and areas.
+"""
 
 from collections.abc import Sequence
 
@@ -11,24 +13,43 @@ VOID = 255  # "no class", in 8-bit and in 16-bit maps
 
 METRICS = (
     Metric(
-        name="miou", title="mIoU", kind="labels", level="set", primary=True, column="paper",
-        definition="Intersection over union of each class from the pixels of all images together, averaged over the classes that occur; "
-        "void pixels of the condition are left out",
+        name="miou",
+        title="mIoU",
+        kind="labels",
+        level="set",
+        primary=True,
+        column="paper",
+        definition=(
+            "Intersection over union of each class from the pixels of all images together, averaged over the"
+            " classes that occur; void pixels of the condition are left out"
+        ),
         quirks="none: mmseg's IoUMetric, as ControlNet++ has it, needs no correction",
     ),
     Metric(
-        name="pixel_accuracy", title="Pixel accuracy", kind="labels",
+        name="pixel_accuracy",
+        title="Pixel accuracy",
+        kind="labels",
         definition="Share of an image's pixels with a class that are read again with the same one",
     ),
     Metric(
-        name="pixel_accuracy_pooled", title="Pixel accuracy, pooled", kind="labels", level="set", column="diagnostic",
+        name="pixel_accuracy_pooled",
+        title="Pixel accuracy, pooled",
+        kind="labels",
+        level="set",
+        column="diagnostic",
         definition="Share of all images' pixels with a class that are read again with the same one",
     ),
     Metric(
-        name="miou_sample", title="mIoU by image", kind="labels", column="diagnostic",
-        definition="IoU averaged over the classes of one image, then over images, as ControlNet v3 has it: not comparable with mIoU",
+        name="miou_sample",
+        title="mIoU by image",
+        kind="labels",
+        column="diagnostic",
+        definition=(
+            "IoU averaged over the classes of one image, then over images, as ControlNet v3 has it: not"
+            " comparable with mIoU"
+        ),
     ),
-)  # fmt: skip
+)
 
 
 def compare(truth: Map, made: Map | None) -> Comparison:
@@ -36,7 +57,10 @@ def compare(truth: Map, made: Map | None) -> Comparison:
     found = np.full_like(true, VOID) if made is None else made.array
     same_size(true, found)
     if made is not None and truth.meta.get("label_space") != made.meta.get("label_space"):
-        raise ValueError(f"labels of {made.meta.get('label_space')} can't be compared with those of {truth.meta.get('label_space')}")
+        raise ValueError(
+            f"labels of {made.meta.get('label_space')} can't be compared with those of"
+            f" {truth.meta.get('label_space')}"
+        )
     seen = true != VOID
     t, m = true[seen].astype(np.int64), found[seen].astype(np.int64)
     size = int(max(t.max(initial=0), m.max(initial=0), VOID)) + 1

@@ -1,4 +1,6 @@
-"""Line segments (Hough): structural F1 and sAP of wireframe parsing (Zhou et al. 2019, lcnn), and their pixels."""
+"""Line segments (Hough): structural F1 and sAP of wireframe parsing (Zhou et al. 2019, lcnn), and their
+pixels.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -20,26 +22,45 @@ RASTER = 0.01  # of the diagonal: the tolerance of wireframe parsing's heat maps
 METRICS = (
     *(
         Metric(
-            name=f"line_f1_{reach:g}", title=f"Structural F1 at {reach:g}", kind="lines", primary=reach == PRIMARY,
-            definition=f"F1 of segments matched one to one where the squared distances of both ends, at 128 x 128, sum to less than {reach:g}",
+            name=f"line_f1_{reach:g}",
+            title=f"Structural F1 at {reach:g}",
+            kind="lines",
+            primary=reach == PRIMARY,
+            definition=(
+                "F1 of segments matched one to one where the squared distances of both ends, at 128 x 128,"
+                f" sum to less than {reach:g}"
+            ),
         )
         for reach in REACHES
     ),
     Metric(
-        name="line_raster_f1", title="F1 of lines' pixels", kind="lines", column="diagnostic",
-        definition="F1 of the pixels of both drawings at 128 x 128, matched one to one within 1 % of the diagonal: forgives lines cut in two",
+        name="line_raster_f1",
+        title="F1 of lines' pixels",
+        kind="lines",
+        column="diagnostic",
+        definition=(
+            "F1 of the pixels of both drawings at 128 x 128, matched one to one within 1 % of the diagonal:"
+            " forgives lines cut in two"
+        ),
     ),
     *(
         Metric(
-            name=f"line_sap_{reach:g}", title=f"sAP {reach:g}", kind="lines", level="set",
-            definition="Average precision over all segments ranked by score, each true one found once, where the squared distances of both ends, "
-            f"at 128 x 128, sum to less than {reach:g}",
+            name=f"line_sap_{reach:g}",
+            title=f"sAP {reach:g}",
+            kind="lines",
+            level="set",
+            definition=(
+                "Average precision over all segments ranked by score, each true one found once, where the"
+                f" squared distances of both ends, at 128 x 128, sum to less than {reach:g}"
+            ),
         )
         for reach in REACHES
     ),
-)  # fmt: skip
+)
 STATISTICS: dict[str, Prepare] = {
-    f"line_sap_{reach:g}": partial(average_precision, hits="hits", thresholds=slice(index, index + 1), points=None)
+    f"line_sap_{reach:g}": partial(
+        average_precision, hits="hits", thresholds=slice(index, index + 1), points=None
+    )
     for index, reach in enumerate(REACHES)
 }
 
@@ -80,7 +101,9 @@ def hits(
     score: NDArray[np.float32],  # [m]
     reach: float,
 ) -> NDArray[np.bool_]:  # [m]: true positives as lcnn's msTPFP counts them
-    """The surest first, each to its nearest true segment alone: where that is taken, it is false, whatever else is near."""
+    """The surest first, each to its nearest true segment alone: where that is taken, it is false, whatever
+    else is near.
+    """
     found = np.zeros(len(distance), bool)
     if not distance.size:
         return found
@@ -93,7 +116,10 @@ def hits(
 
 def _segments(given: Map, name: str) -> NDArray[np.float32]:
     if given.array.ndim != 2 or given.array.shape[1] != 5 or "size" not in given.meta:
-        raise ValueError(f"{name} must be segments, float32 [n, 5] with meta size, found {list(given.array.shape)} with {sorted(given.meta)}")
+        raise ValueError(
+            f"{name} must be segments, float32 [n, 5] with meta size, found {list(given.array.shape)} with"
+            f" {sorted(given.meta)}"
+        )
     return given.array.astype(np.float32)
 
 

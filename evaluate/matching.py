@@ -9,9 +9,11 @@ STRIP = 8_000  # rows matched at a time beyond that
 
 
 def most_pairs(near: Near) -> int:
-    """Size of a maximum matching; of more than 600,000 choices, strip by strip, at most 0.4 % smaller on the densest maps tried.
+    """Size of a maximum matching; of more than 600,000 choices, strip by strip, at most 0.4 % smaller on the
+    densest maps tried.
 
-    The strips err to fewer pairs. The edges of the photographs of benchmarks/fidelity.py stay below the limit at every tolerance.
+    The strips err to fewer pairs. The edges of the photographs of benchmarks/fidelity.py stay below the limit
+    at every tolerance.
     """
     if len(near) <= EXACT:
         return len(_matched(near))
@@ -28,9 +30,18 @@ def near_pixels(
     tolerance: float,  # pixels, Euclidean
 ) -> Near:  # pixels of the one and of the other, numbered in reading order
     reach = int(np.floor(tolerance))
-    numbers = np.pad(np.where(found, np.cumsum(found, dtype=np.int32).reshape(found.shape) - 1, np.int32(-1)), reach, constant_values=-1)
+    numbers = np.pad(
+        np.where(found, np.cumsum(found, dtype=np.int32).reshape(found.shape) - 1, np.int32(-1)),
+        reach,
+        constant_values=-1,
+    )
     width = numbers.shape[1]
-    steps = [dy * width + dx for dy in range(-reach, reach + 1) for dx in range(-reach, reach + 1) if dy * dy + dx * dx <= tolerance * tolerance]
+    steps = [
+        dy * width + dx
+        for dy in range(-reach, reach + 1)
+        for dx in range(-reach, reach + 1)
+        if dy * dy + dx * dx <= tolerance * tolerance
+    ]
     y, x = np.nonzero(true)
     places = ((y + reach) * width + x + reach)[:, None] + np.array(steps)
     near = numbers.ravel().take(places)  # [n, steps], -1 = no pixel there
@@ -42,8 +53,9 @@ def near_pixels(
 def _matched(near: Near) -> NDArray[np.int64]:  # columns that are paired
     """A maximum matching, found as a flow source -> row -> column -> sink.
 
-    SciPy's maximum_bipartite_matching finds one too but takes exponential time on thick edges (scipy issue 26147); Dinic's algorithm
-    does not. In reading order it finds most pairs at its first try, in any other it must mend more.
+    SciPy's maximum_bipartite_matching finds one too but takes exponential time on thick edges (scipy issue
+    26147); Dinic's algorithm does not. In reading order it finds most pairs at its first try, in any other it
+    must mend more.
     """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import maximum_flow
@@ -55,8 +67,11 @@ def _matched(near: Near) -> NDArray[np.int64]:  # columns that are paired
     n, m = int(rows.sum()), int(columns.sum())
     sink = n + m + 1
     to = np.concatenate([np.arange(1, n + 1), column + n + 1, np.full(m, sink)]).astype(np.int32)
-    ends = np.concatenate([[0, n], n + np.cumsum(np.bincount(row, minlength=n)), n + len(near) + np.arange(1, m + 1), [len(to)]])
+    ends = np.concatenate(
+        [[0, n], n + np.cumsum(np.bincount(row, minlength=n)), n + len(near) + np.arange(1, m + 1), [len(to)]]
+    )
     graph = csr_array((np.ones(len(to), np.int32), to, ends.astype(np.int32)), shape=(sink + 1, sink + 1))
     flow = maximum_flow(graph, 0, sink, method="dinic").flow
-    into = slice(*flow.indptr[sink : sink + 2])  # the flow is antisymmetric: what the sink's row gives back came from a column
+    # the flow is antisymmetric: what the sink's row gives back came from a column
+    into = slice(*flow.indptr[sink : sink + 2])
     return np.flatnonzero(columns)[flow.indices[into][flow.data[into] != 0] - n - 1]

@@ -1,4 +1,6 @@
-"""Every measure of the leaderboard by name: condition fidelity, alignment with the caption, distance to real images."""
+"""Every measure of the leaderboard by name: condition fidelity, alignment with the caption, distance to real
+images.
+"""
 
 import dataclasses
 import re
@@ -13,54 +15,113 @@ from evaluate.comparison import Metric
 Features = NDArray[np.float32]  # [n, d]
 Prompts = NDArray[np.int64]  # [n]: number of the prompt that a sample belongs to
 Block = NDArray[np.int64]  # [prompts]: the block that a prompt is left out with
-Distance = Callable[[Features, Prompts, Block], tuple[float, NDArray[np.float64]]]  # of all samples, and without each block in turn
+# of all samples, and without each block in turn
+Distance = Callable[[Features, Prompts, Block], tuple[float, NDArray[np.float64]]]
 
 FEW = 20  # images of each side, below which nothing is said of their neighbourhoods, nor of infinitely many
 _NETWORKS = {
     metric.name: metric
     for metric in (
-        Metric(name="clip_score", title="CLIP score", definition="100 cos of image and caption by {network}, not below 0 (torchmetrics)", best=100.0),
         Metric(
-            name="clip_image", title="CLIP image similarity", best=100.0, level="sample",
+            name="clip_score",
+            title="CLIP score",
+            definition="100 cos of image and caption by {network}, not below 0 (torchmetrics)",
+            best=100.0,
+        ),
+        Metric(
+            name="clip_image",
+            title="CLIP image similarity",
+            best=100.0,
+            level="sample",
             definition="100 cos of the generated and the held-out image by {network}",
         ),
         Metric(
-            name="fd", title="Fréchet distance", level="set", higher_is_better=False, worst=float("inf"), best=0.0,
+            name="fd",
+            title="Fréchet distance",
+            level="set",
+            higher_is_better=False,
+            worst=float("inf"),
+            best=0.0,
             definition="Fréchet distance to the held-out images' features by {network}, clean-fid's resizing",
         ),
         Metric(
-            name="fd_infinity", title="Fréchet distance at infinity", level="set", higher_is_better=False, worst=float("inf"), best=0.0,
+            name="fd_infinity",
+            title="Fréchet distance at infinity",
+            level="set",
+            higher_is_better=False,
+            worst=float("inf"),
+            best=0.0,
             column="diagnostic",
-            definition="Fréchet distance of infinitely many prompts, features by {network}: a line in 1/n through the distance of all and of two "
-            "halves, generated against held-out images (after Chong & Forsyth 2020); it may fall below 0",
+            definition=(
+                "Fréchet distance of infinitely many prompts, features by {network}: a line in 1/n through"
+                " the distance of all and of two halves, generated against held-out images (after Chong &"
+                " Forsyth 2020); it may fall below 0"
+            ),
         ),
         Metric(
-            name="kd", title="Kernel distance", version="2", level="set", higher_is_better=False, worst=float("inf"), best=0.0,
-            definition="KID's cubic kernel distance to the held-out images' features by {network}, over all pairs of different prompts; unbiased, "
-            "so it may fall below 0",
+            name="kd",
+            title="Kernel distance",
+            version="2",
+            level="set",
+            higher_is_better=False,
+            worst=float("inf"),
+            best=0.0,
+            definition=(
+                "KID's cubic kernel distance to the held-out images' features by {network}, over all pairs of"
+                " different prompts; unbiased, so it may fall below 0"
+            ),
         ),
         Metric(
-            name="cmmd", title="CMMD", level="set", higher_is_better=False, worst=float("inf"), best=0.0, column="diagnostic",
-            definition="1000 times the squared discrepancy of a Gaussian kernel (sigma 10) between unit features by {network}, biased as published",
+            name="cmmd",
+            title="CMMD",
+            level="set",
+            higher_is_better=False,
+            worst=float("inf"),
+            best=0.0,
+            column="diagnostic",
+            definition=(
+                "1000 times the squared discrepancy of a Gaussian kernel (sigma 10) between unit features by"
+                " {network}, biased as published"
+            ),
         ),
         Metric(
-            name="precision", title="Precision", level="set", column="diagnostic",
-            definition="share of generated images that lie within reach of a real one's 5th neighbour, features by {network}",
+            name="precision",
+            title="Precision",
+            level="set",
+            column="diagnostic",
+            definition=(
+                "share of generated images that lie within reach of a real one's 5th neighbour, features by"
+                " {network}"
+            ),
         ),
         Metric(
-            name="recall", title="Recall", level="set", column="diagnostic",
-            definition="share of real images that lie within reach of a generated one's 5th neighbour, features by {network}",
+            name="recall",
+            title="Recall",
+            level="set",
+            column="diagnostic",
+            definition=(
+                "share of real images that lie within reach of a generated one's 5th neighbour, features by"
+                " {network}"
+            ),
         ),
         Metric(
-            name="density", title="Density", level="set", column="diagnostic",
+            name="density",
+            title="Density",
+            level="set",
+            column="diagnostic",
             definition="real neighbourhoods that a generated image lies in, over 5, features by {network}",
         ),
         Metric(
-            name="coverage", title="Coverage", level="set", column="diagnostic",
-            definition="share of real images with a generated one in their neighbourhood, features by {network}",
+            name="coverage",
+            title="Coverage",
+            level="set",
+            column="diagnostic",
+            definition=(
+                "share of real images with a generated one in their neighbourhood, features by {network}"
+            ),
         ),
     )
-}  # fmt: skip
+}
 
 
 def metric(name: str) -> Metric:
@@ -71,7 +132,12 @@ def metric(name: str) -> Metric:
     if not found or found[1] not in _NETWORKS:
         raise KeyError(name)
     template = _NETWORKS[found[1]]
-    return dataclasses.replace(template, name=name, title=f"{template.title} ({found[2]})", definition=template.definition.format(network=found[2]))
+    return dataclasses.replace(
+        template,
+        name=name,
+        title=f"{template.title} ({found[2]})",
+        definition=template.definition.format(network=found[2]),
+    )
 
 
 def primary(kind: str) -> Metric:  # a kind of map
@@ -84,7 +150,9 @@ def telling(kind: str) -> Metric:
     best = primary(kind)
     if best.level == "sample":
         return best
-    return next(fidelity.METRICS[name] for name in fidelity.NAMES[kind] if fidelity.METRICS[name].level == "sample")
+    return next(
+        fidelity.METRICS[name] for name in fidelity.NAMES[kind] if fidelity.METRICS[name].level == "sample"
+    )
 
 
 def clip(model: str) -> Metric:
@@ -115,24 +183,39 @@ def distances(
     def left_out(distance: Callable[[Features, Features], float]) -> Distance:
         def measured(found: Features, prompt: Prompts, block: Block) -> tuple[float, NDArray[np.float64]]:
             rest = (block != left for left in range(int(block.max()) + 1))
-            return distance(found, reference), np.array([distance(found[kept[prompt]], reference[kept[of_reference]]) for kept in rest])
+            return distance(found, reference), np.array(
+                [distance(found[kept[prompt]], reference[kept[of_reference]]) for kept in rest]
+            )
 
         return measured
 
-    yield named("fd"), lambda found, prompt, block: (
-        distribution.frechet(distribution.Moments.of(found), moments),
-        distribution.frechet_without(Images(found, prompt), real, block),
+    yield (
+        named("fd"),
+        lambda found, prompt, block: (
+            distribution.frechet(distribution.Moments.of(found), moments),
+            distribution.frechet_without(Images(found, prompt), real, block),
+        ),
     )
-    yield named("kd"), lambda found, prompt, block: distribution.kernel_distance_without(Images(found, prompt), real, block)
+    yield (
+        named("kd"),
+        lambda found, prompt, block: distribution.kernel_distance_without(Images(found, prompt), real, block),
+    )
     yield named("cmmd"), left_out(distribution.cmmd)
     if min(len(reference), prompts) < FEW:
         return
     if min(len(reference), prompts) >= distribution.LINE * reference.shape[1]:
-        yield named("fd_infinity"), lambda found, prompt, block: distribution.frechet_infinity(Images(found, prompt), real, block)
+        yield (
+            named("fd_infinity"),
+            lambda found, prompt, block: distribution.frechet_infinity(Images(found, prompt), real, block),
+        )
     for name in ("precision", "recall", "density", "coverage"):
         yield (
             named(name),
-            left_out(lambda found, known, name=name: distribution.prdc(known, found)[name] if min(len(found), len(known)) > 5 else 0.0),  # type: ignore[misc]
+            left_out(
+                lambda found, known, name=name: (
+                    distribution.prdc(known, found)[name] if min(len(found), len(known)) > 5 else 0.0
+                )
+            ),  # type: ignore[misc]
         )
 
 

@@ -9,25 +9,49 @@ WITHIN = (11.25, 22.5, 30.0)  # degrees
 
 METRICS = (
     Metric(
-        name="normal_angle", title="Mean angle", kind="normals", unit="°", primary=True, higher_is_better=False, worst=180.0, best=0.0,
-        definition="Mean angle between normals where the condition has one; a pixel without one in the re-reading counts as 180°",
+        name="normal_angle",
+        title="Mean angle",
+        kind="normals",
+        unit="°",
+        primary=True,
+        higher_is_better=False,
+        worst=180.0,
+        best=0.0,
+        definition=(
+            "Mean angle between normals where the condition has one; a pixel without one in the re-reading"
+            " counts as 180°"
+        ),
     ),
     Metric(
-        name="normal_median", title="Median angle", kind="normals", unit="°", higher_is_better=False, worst=180.0, best=0.0,
+        name="normal_median",
+        title="Median angle",
+        kind="normals",
+        unit="°",
+        higher_is_better=False,
+        worst=180.0,
+        best=0.0,
         definition="Median of an image's angles, averaged over images",
     ),
     Metric(
-        name="normal_rmse", title="RMSE of angles", kind="normals", unit="°", higher_is_better=False, worst=180.0, best=0.0,
+        name="normal_rmse",
+        title="RMSE of angles",
+        kind="normals",
+        unit="°",
+        higher_is_better=False,
+        worst=180.0,
+        best=0.0,
         definition="Root of an image's mean squared angle, averaged over images",
     ),
     *(
         Metric(
-            name=f"normal_within_{limit:g}", title=f"Within {limit:g}°", kind="normals",
+            name=f"normal_within_{limit:g}",
+            title=f"Within {limit:g}°",
+            kind="normals",
             definition=f"Share of the pixels with a normal whose angle is less than {limit:g}°",
         )
         for limit in WITHIN
     ),
-)  # fmt: skip
+)
 STATISTICS: dict[str, Prepare] = {}
 
 
@@ -39,7 +63,9 @@ def compare(truth: Map, made: Map | None) -> Comparison:
     if seen.any() and not given.any():
         return Comparison(worst(METRICS), {})
     if not seen.any():  # nothing to follow
-        return Comparison({metric.name: metric.worst if given.any() else metric.best for metric in METRICS}, {})
+        return Comparison(
+            {metric.name: metric.worst if given.any() else metric.best for metric in METRICS}, {}
+        )
     angle = np.where(given[seen], angles(truth.array[seen], made.array[seen]), np.float32(180))
     return Comparison(
         {

@@ -1,4 +1,5 @@
-"""The published code bug for bug, so that its numbers can stand beside ours; nothing here is how it should be done.
+"""The published code bug for bug, so that its numbers can stand beside ours; nothing here is how it should be
+done.
 
 ControlNet++: liming-ai/ControlNet_Plus_Plus, eval/. HumanSD: IDEA-Research/HumanSD, utils/metrics/.
 """
@@ -13,7 +14,9 @@ def depth_rmse(
     truth: NDArray[np.floating],  # [h, w] inverse depth
     made: NDArray[np.floating],
 ) -> float:  # 0 .. 255
-    """eval.py divides the label by its range and the prediction by its maximum alone; both are cut down to uint8."""
+    """eval.py divides the label by its range and the prediction by its maximum alone; both are cut down to
+    uint8.
+    """
     low, high = float(truth.min()), float(truth.max())
     label = ((truth.astype(np.float64) - low) / ((high - low) or 1.0) * 255).astype(np.uint8)
     top = float(made.max())
@@ -22,7 +25,9 @@ def depth_rmse(
 
 
 def person_area(person: NDArray[np.floating]) -> float:  # [17, 3] x y confidence, 0 0 0 = missing
-    """pose_metrics.py takes the box of all keypoints, so that a missing one stretches it to the corner of the image."""
+    """pose_metrics.py takes the box of all keypoints, so that a missing one stretches it to the corner of the
+    image.
+    """
     x, y = person[:, 0].astype(np.float64), person[:, 1].astype(np.float64)
     return float((x.max() - x.min()) * (y.max() - y.min()))
 
@@ -32,7 +37,9 @@ def cosine(
     made: NDArray[np.floating],  # [17, 3]
     sigmas: NDArray[np.float64],  # [17]
 ) -> float:  # NaN where the true person has no extent: it then matches at every threshold, as it did there
-    """coco_similarity.py, weightedCosineSimilarity: `yd = xd / ...` puts x in the place of the made y, so that height never counts."""
+    """coco_similarity.py, weightedCosineSimilarity: `yd = xd / ...` puts x in the place of the made y, so
+    that height never counts.
+    """
     seen = true[:, 2] > 0
     xg, yg = ((true[:, axis] / sigmas)[seen] for axis in (0, 1))
     xd = (made[:, 0] / sigmas)[seen]

@@ -1,4 +1,6 @@
-"""People's keypoints by COCO's protocol: OKS, average precision over the whole set, PCK, and how many people there are."""
+"""People's keypoints by COCO's protocol: OKS, average precision over the whole set, PCK, and how many people
+there are.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +12,12 @@ from evaluate import paper
 from evaluate.comparison import Comparison, Counts, Map, Metric, Prepare, Statistic
 from evaluate.ranking import average_precision, average_recall
 
-SIGMAS = np.array([0.26, 0.25, 0.25, 0.35, 0.35, 0.79, 0.79, 0.72, 0.72, 0.62, 0.62, 1.07, 1.07, 0.87, 0.87, 0.89, 0.89]) / 10
+SIGMAS = (
+    np.array(
+        [0.26, 0.25, 0.25, 0.35, 0.35, 0.79, 0.79, 0.72, 0.72, 0.62, 0.62, 1.07, 1.07, 0.87, 0.87, 0.89, 0.89]
+    )
+    / 10
+)
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 LEFT_OUT = 2  # in hits: neither right nor wrong
 MOST = 20  # people of an image that count, the surest
@@ -20,73 +27,147 @@ POSITIONS: dict[str, list[int]] = {
     COCO: list(range(17)),
     "openpose_18": [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10],
 }
-# shares of the image that a box has: COCO's 32² and 96² pixels of its usual 640 x 480, which would be half of a small picture
+# shares of the image that a box has: COCO's 32² and 96² pixels of its usual 640 x 480, which would be half of
+# a small picture
 SIZES = {"medium": (32**2 / (640 * 480), 96**2 / (640 * 480)), "large": (96**2 / (640 * 480), np.inf)}
 PCKS = {"people_pck_10": 0.1, "people_pck_20": 0.2}  # of the longer side of the true person's box
 
 METRICS = (
     Metric(
-        name="people_ap", title="OKS-AP", kind="people", level="set", primary=True,
-        definition="COCO's keypoint AP over the whole set, OKS .50 to .95, the 20 surest people of an image; area of the box of visible keypoints",
+        name="people_ap",
+        title="OKS-AP",
+        kind="people",
+        level="set",
+        primary=True,
+        definition=(
+            "COCO's keypoint AP over the whole set, OKS .50 to .95, the 20 surest people of an image; area of"
+            " the box of visible keypoints"
+        ),
     ),
     Metric(
-        name="people_ap50", title="OKS-AP at .50", kind="people", level="set", column="diagnostic",
+        name="people_ap50",
+        title="OKS-AP at .50",
+        kind="people",
+        level="set",
+        column="diagnostic",
         definition="COCO's keypoint AP over the whole set at OKS .50 alone",
     ),
     Metric(
-        name="people_ap75", title="OKS-AP at .75", kind="people", level="set", column="diagnostic",
+        name="people_ap75",
+        title="OKS-AP at .75",
+        kind="people",
+        level="set",
+        column="diagnostic",
         definition="COCO's keypoint AP over the whole set at OKS .75 alone",
     ),
     *(
         Metric(
-            name=f"people_ap_{size}", title=f"OKS-AP, {size}", kind="people", level="set", column="diagnostic",
-            definition=f"COCO's keypoint AP over the whole set of people whose box has {100 * low:.2g} % of the image or more"
-            + (f", up to {100 * high:.2g} %" if high < 1 else "") + "; others neither help nor harm",
-        ) for size, (low, high) in SIZES.items()
+            name=f"people_ap_{size}",
+            title=f"OKS-AP, {size}",
+            kind="people",
+            level="set",
+            column="diagnostic",
+            definition=(
+                f"COCO's keypoint AP over the whole set of people whose box has {100 * low:.2g} % of the"
+                " image or more"
+            )
+            + (f", up to {100 * high:.2g} %" if high < 1 else "")
+            + "; others neither help nor harm",
+        )
+        for size, (low, high) in SIZES.items()
     ),
     Metric(
-        name="people_ar", title="OKS-AR", kind="people", level="set",
-        definition="COCO's keypoint AR over the whole set: share of the people found, averaged over OKS .50 to .95",
+        name="people_ar",
+        title="OKS-AR",
+        kind="people",
+        level="set",
+        definition=(
+            "COCO's keypoint AR over the whole set: share of the people found, averaged over OKS .50 to .95"
+        ),
     ),
     Metric(
-        name="people_ap_batches", title="OKS-AP of batches", kind="people", level="set", column="paper",
+        name="people_ap_batches",
+        title="OKS-AP of batches",
+        kind="people",
+        level="set",
+        column="paper",
         definition="OKS-AP of every ten images on their own, averaged",
-        quirks="A.3, HumanSD: AP per batch instead of over the set; boxes that missing keypoints stretch to the corner of the image",
+        quirks=(
+            "A.3, HumanSD: AP per batch instead of over the set; boxes that missing keypoints stretch to the"
+            " corner of the image"
+        ),
     ),
     Metric(
-        name="people_cap", title="CAP", kind="people", level="set", column="paper",
-        definition="AP of every ten images with the cosine similarity of the keypoints in place of OKS, averaged",
-        quirks="A.3, HumanSD: the made y is overwritten by x (`yd=xd/...`), so that heights never count; AP per batch; a true person without "
-        "extent matches anyone",
+        name="people_cap",
+        title="CAP",
+        kind="people",
+        level="set",
+        column="paper",
+        definition=(
+            "AP of every ten images with the cosine similarity of the keypoints in place of OKS, averaged"
+        ),
+        quirks=(
+            "A.3, HumanSD: the made y is overwritten by x (`yd=xd/...`), so that heights never count; AP per"
+            " batch; a true person without extent matches anyone"
+        ),
     ),
     Metric(
-        name="people_oks", title="Mean OKS", kind="people",
-        definition="OKS of the best one-to-one assignment of people, averaged over an image's true people; one who is missed has 0",
+        name="people_oks",
+        title="Mean OKS",
+        kind="people",
+        definition=(
+            "OKS of the best one-to-one assignment of people, averaged over an image's true people; one who"
+            " is missed has 0"
+        ),
     ),
     Metric(
-        name="people_pck_10", title="PCK@0.1", kind="people",
-        definition="Share of the visible keypoints found within 0.1 of the longer side of the person's box, in the same assignment",
+        name="people_pck_10",
+        title="PCK@0.1",
+        kind="people",
+        definition=(
+            "Share of the visible keypoints found within 0.1 of the longer side of the person's box, in the"
+            " same assignment"
+        ),
     ),
     Metric(
-        name="people_pck_20", title="PCK@0.2", kind="people",
-        definition="Share of the visible keypoints found within 0.2 of the longer side of the person's box, in the same assignment",
+        name="people_pck_20",
+        title="PCK@0.2",
+        kind="people",
+        definition=(
+            "Share of the visible keypoints found within 0.2 of the longer side of the person's box, in the"
+            " same assignment"
+        ),
     ),
     Metric(
-        name="people_pce", title="People count error", kind="people", unit="people", higher_is_better=False, worst=float(MOST), best=0.0,
+        name="people_pce",
+        title="People count error",
+        kind="people",
+        unit="people",
+        higher_is_better=False,
+        worst=float(MOST),
+        best=0.0,
         definition="How many people too many or too few (20 at most); an image that can't be read has nobody",
     ),
-)  # fmt: skip
+)
 
 
 def _of_size(counts: Sequence[Counts], size: str) -> Statistic:
     """AP averages thresholds, and at each of them others are left out."""
     kept = [[it[f"hits_{size}"][:, t] < LEFT_OUT for it in counts] for t in range(len(THRESHOLDS))]
     at = [
-        average_precision([
-            {"scores": it["scores"][own], "hits": it[f"hits_{size}"][own, t : t + 1], "n_truth": it[f"n_truth_{size}"]}
-            for it, own in zip(counts, kept[t], strict=True)
-        ], "hits") for t in range(len(THRESHOLDS))
-    ]  # fmt: skip
+        average_precision(
+            [
+                {
+                    "scores": it["scores"][own],
+                    "hits": it[f"hits_{size}"][own, t : t + 1],
+                    "n_truth": it[f"n_truth_{size}"],
+                }
+                for it, own in zip(counts, kept[t], strict=True)
+            ],
+            "hits",
+        )
+        for t in range(len(THRESHOLDS))
+    ]
     return lambda weights: float(np.mean([statistic(weights) for statistic in at]))
 
 
@@ -108,7 +189,9 @@ def compare(truth: Map, made: Map | None) -> Comparison:
     found = np.empty((0, 17, 3), np.float32)
     if made is not None:
         h, w = made.meta["size"]
-        found = coco(made, "made") * np.array([truth.meta["size"][1] / w, truth.meta["size"][0] / h, 1], np.float32)
+        found = coco(made, "made") * np.array(
+            [truth.meta["size"][1] / w, truth.meta["size"][0] / h, 1], np.float32
+        )
     score = np.array([person[person[:, 2] > 0, 2].mean() for person in found], np.float32)
     order = np.argsort(-score, kind="stable")
     everyone, found, score = len(found), found[order][:MOST], score[order][:MOST]
@@ -117,14 +200,23 @@ def compare(truth: Map, made: Map | None) -> Comparison:
         "scores": score,
         "hits": hits(similar),
         "hits_paper": hits(oks(found, true, np.array([paper.person_area(person) for person in true]))),
-        "hits_cap": hits(np.array([[paper.cosine(t, d, SIGMAS) for t in true] for d in found]).reshape(len(found), len(true))),
+        "hits_cap": hits(
+            np.array([[paper.cosine(t, d, SIGMAS) for t in true] for d in found]).reshape(
+                len(found), len(true)
+            )
+        ),
         "n_truth": np.array([len(true)], np.int32),
     }
     h, w = truth.meta["size"]
     for size, (low, high) in SIZES.items():
-        of_size = [np.array([low <= area(person) / (h * w) < high for person in people], bool) for people in (true, found)]
+        of_size = [
+            np.array([low <= area(person) / (h * w) < high for person in people], bool)
+            for people in (true, found)
+        ]
         matched = hits(similar, of_size[0])
-        counts[f"hits_{size}"] = np.where((matched == 0) & ~of_size[1][:, None], LEFT_OUT, matched).astype(np.uint8)
+        counts[f"hits_{size}"] = np.where((matched == 0) & ~of_size[1][:, None], LEFT_OUT, matched).astype(
+            np.uint8
+        )
         counts[f"n_truth_{size}"] = np.array([of_size[0].sum()], np.int32)
     values = {"people_oks": float(not len(found)), **dict.fromkeys(PCKS, float(not len(found)))}
     if len(true):
@@ -138,15 +230,21 @@ def coco(given: Map, name: str) -> People:
     """COCO's 17 keypoints of the people who have any."""
     layout = given.meta.get("layout", COCO)
     if layout not in POSITIONS:
-        raise ValueError(f"{name} has keypoints of layout '{layout}': people are compared in {' or '.join(POSITIONS)}")
+        raise ValueError(
+            f"{name} has keypoints of layout '{layout}': people are compared in {' or '.join(POSITIONS)}"
+        )
     if given.array.ndim != 3 or given.array.shape[1] < 17:
-        raise ValueError(f"{name} must be people, float32 [p, k, 3] of layout {layout}, found {list(given.array.shape)}")
+        raise ValueError(
+            f"{name} must be people, float32 [p, k, 3] of layout {layout}, found {list(given.array.shape)}"
+        )
     people = given.array[:, POSITIONS[layout]].astype(np.float32)
     return people[(people[..., 2] > 0).any(axis=1)]
 
 
 def area(person: NDArray[np.float32]) -> float:  # [17, 3]
-    """Of the box of the visible keypoints, square pixels; COCO has the area of the person's outline, which a map doesn't know."""
+    """Of the box of the visible keypoints, square pixels; COCO has the area of the person's outline, which a
+    map doesn't know.
+    """
     sides = np.ptp(person[person[:, 2] > 0, :2].astype(np.float64), axis=0)
     return float(sides[0] * sides[1])
 
@@ -156,7 +254,9 @@ def oks(
     true: People,
     areas: NDArray[np.float64],  # of the true people, square pixels
 ) -> NDArray[np.float64]:  # [made, true]
-    """exp(-d^2 / (2 s^2 k^2)) averaged over the true person's visible keypoints, k = 2 sigma (cocoeval); a missing keypoint is infinitely far."""
+    """exp(-d^2 / (2 s^2 k^2)) averaged over the true person's visible keypoints, k = 2 sigma (cocoeval); a
+    missing keypoint is infinitely far.
+    """
     d, t = made.astype(np.float64)[:, None], true.astype(np.float64)[None]
     squared = ((d[..., :2] - t[..., :2]) ** 2).sum(axis=-1)  # [made, true, 17]
     error = squared / (2 * SIGMAS) ** 2 / (areas[None, :, None] + np.spacing(1)) / 2
@@ -170,8 +270,12 @@ def hits(
     asked: NDArray[np.bool_] | None = None,  # [true] who counts; None = everyone
 ) -> NDArray[
     np.uint8
-]:  # [made, 10]: 1 = found a true person at this threshold, LEFT_OUT = one who doesn't count, because none was left who does
-    """cocoeval's greedy matching, the surest first, each to the most similar that is left; NaN is never less than a threshold, as there."""
+    # [made, 10]: 1 = found a true person at this threshold, LEFT_OUT = one who doesn't count, because none
+    # was left who does
+]:
+    """cocoeval's greedy matching, the surest first, each to the most similar that is left; NaN is never less
+    than a threshold, as there.
+    """
     found = np.zeros((len(similar), len(THRESHOLDS)), np.uint8)
     wanted = np.ones(similar.shape[1], bool) if asked is None else asked
     counting, others = np.flatnonzero(wanted).tolist(), np.flatnonzero(~wanted).tolist()
@@ -199,7 +303,9 @@ def _assigned(similar: NDArray[np.float64], made: People, true: People) -> dict[
     visible = true[..., 2] > 0
     pairs = made[i], true[j]
     distance = np.linalg.norm(pairs[0][..., :2].astype(np.float64) - pairs[1][..., :2], axis=-1)
-    side = np.array([np.ptp(person[person[:, 2] > 0, :2], axis=0).max() for person in pairs[1]]).reshape(-1, 1)
+    side = np.array([np.ptp(person[person[:, 2] > 0, :2], axis=0).max() for person in pairs[1]]).reshape(
+        -1, 1
+    )
     both = visible[j] & (pairs[0][..., 2] > 0)
     return {"people_oks": float(similar[i, j].sum() / len(true))} | {
         name: float((both & (distance <= share * side)).sum() / visible.sum()) for name, share in PCKS.items()

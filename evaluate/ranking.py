@@ -1,4 +1,6 @@
-"""Average precision of findings ranked by score, over a weighted set of samples: COCO's for people, wireframe parsing's for lines."""
+"""Average precision of findings ranked by score, over a weighted set of samples: COCO's for people, wireframe
+parsing's for lines.
+"""
 
 from collections.abc import Sequence
 
@@ -11,12 +13,15 @@ RECALLS = np.linspace(0.0, 1.0, 101)  # where COCO reads the precision
 
 
 def average_precision(
-    counts: Sequence[Counts],  # of each sample: scores [d], n_truth [1], and `hits` [d, t] of 0 and 1 at t thresholds
+    # of each sample: scores [d], n_truth [1], and `hits` [d, t] of 0 and 1 at t thresholds
+    counts: Sequence[Counts],
     hits: str,  # key in counts
     *,
     thresholds: slice = slice(None),  # which of the t to average over
-    points: NDArray[np.float64] | None = RECALLS,  # recalls to read the precision at; None = the area below it
-    batch: int | None = None,  # samples that are ranked among themselves alone, then averaged; None = all together
+    # recalls to read the precision at; None = the area below it
+    points: NDArray[np.float64] | None = RECALLS,
+    # samples that are ranked among themselves alone, then averaged; None = all together
+    batch: int | None = None,
 ) -> Statistic:
     """Sorted once; findings of one score enter together, so that the order of the samples doesn't count."""
     group = np.arange(len(counts)) // (batch or max(len(counts), 1))

@@ -1,6 +1,7 @@
 """Scores with their replicates: what each would have been on other draws of the benchmark's prompts.
 
-All systems of a benchmark are replicated on the same draws, so any two of them can be compared later without their samples.
+All systems of a benchmark are replicated on the same draws, so any two of them can be compared later without
+their samples.
 """
 
 import functools
@@ -21,7 +22,10 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Replicated:
-    """One score of one system. Bootstrap: a value for each draw of prompts; jackknife: a value without each block of prompts."""
+    """One score of one system.
+
+    Bootstrap: a value for each draw of prompts; jackknife: a value without each block of prompts.
+    """
 
     value: float
     replicates: NDArray[np.float32]  # [R]; empty where there are too few prompts
@@ -67,7 +71,8 @@ def of_means(
     """The mean over samples; those of one prompt are drawn together."""
     if not np.isfinite(values).all():
         raise ValueError(
-            f"{int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite: a failed sample scores the metric's worst"
+            f"{int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite: a failed sample"
+            " scores the metric's worst"
         )
     size = drawn.shape[1]
     sums, counts = np.bincount(cluster, weights=values, minlength=size), np.bincount(cluster, minlength=size)
@@ -75,7 +80,8 @@ def of_means(
     return Replicated(float(values.mean()), found.astype(np.float32), "bootstrap", size)
 
 
-def blocks(clusters: int) -> NDArray[np.int64]:  # [clusters]: which of at most 20 blocks a prompt is left out with
+# [clusters]: which of at most 20 blocks a prompt is left out with
+def blocks(clusters: int) -> NDArray[np.int64]:
     return np.arange(clusters) % min(BLOCKS, clusters)
 
 
@@ -107,11 +113,15 @@ def difference(a: Replicated, b: Replicated) -> Difference:
 
 
 def detectable(scores: Sequence[Replicated]) -> float | None:
-    """The true difference that a benchmark like this finds in 80 % of repeats, at 5 %, by the median pair's error; None = no two differ."""
+    """The true difference that a benchmark like this finds in 80 % of repeats, at 5 %, by the median pair's
+    error; None = no two differ.
+    """
     errors = [error for a, b in itertools.combinations(scores, 2) if (error := _paired(a, b))]
     if not errors:
         return None
-    return float(np.median(errors)) * sum(quantile(chance, _freedom(scores[0])) for chance in ((1 + LEVEL) / 2, POWER))
+    return float(np.median(errors)) * sum(
+        quantile(chance, _freedom(scores[0])) for chance in ((1 + LEVEL) / 2, POWER)
+    )
 
 
 def ranks(
@@ -119,7 +129,9 @@ def ranks(
     *,
     higher_is_better: bool,
 ) -> list[tuple[int, int]]:  # of each: its best and its worst place that the data allow, from 1
-    """A place is lost only to those that are better beyond chance: all pairs tested, with Holm's correction at 5 %."""
+    """A place is lost only to those that are better beyond chance: all pairs tested, with Holm's correction
+    at 5 %.
+    """
     pairs = [(i, j) for i in range(len(scores)) for j in range(i + 1, len(scores))]
     found = [difference(scores[i], scores[j]) for i, j in pairs]
     chances = [1.0 if it.p is None else it.p for it in found]
@@ -160,8 +172,10 @@ def share(
     *,
     higher_is_better: bool,
 ) -> Share | str:  # a reason where there is no normalized score
-    """Only where the ceiling is better than the floor beyond chance (5 %): the quotient of a distance that may be zero, or that points the
-    other way, can be any number. So its interval is finite too: by Fieller's theorem all shares whose place on the way the score may have."""
+    """Only where the ceiling is better than the floor beyond chance (5 %): the quotient of a distance that
+    may be zero, or that points the other way, can be any number. So its interval is finite too: by Fieller's
+    theorem all shares whose place on the way the score may have.
+    """
     if floor is None or ceiling is None:
         return NO_FLOOR if ceiling is not None else NO_CEILING
     if not all(np.isfinite(it.value) and np.isfinite(it.replicates).all() for it in (score, floor, ceiling)):
@@ -175,7 +189,8 @@ def share(
     way = sign * (score.value - floor.value) + 0.0  # never -0
     moved, apart = (sign * (it.replicates.astype(np.float64) - floor.replicates) for it in (score, ceiling))
     moved_moved, moved_apart, apart_apart = (
-        quantile((1 + LEVEL) / 2, _freedom(score)) ** 2 * _covariance(a, b, score) for a, b in ((moved, moved), (moved, apart), (apart, apart))
+        quantile((1 + LEVEL) / 2, _freedom(score)) ** 2 * _covariance(a, b, score)
+        for a, b in ((moved, moved), (moved, apart), (apart, apart))
     )
     # (way - share * length)^2 = t^2 Var(way - share * length), solved for the share
     square, linear, constant = length**2 - apart_apart, way * length - moved_apart, way**2 - moved_moved
@@ -205,7 +220,11 @@ def _covariance(a: NDArray[np.float64], b: NDArray[np.float64], of: Replicated) 
     """As `_error`, whose square it is where a is b."""
     count = len(a)
     product = float(((a - a.mean()) * (b - b.mean())).sum())
-    return product * (count - 1) / count if of.method == "jackknife" else product / (count - 1) * of.clusters / (of.clusters - 1)
+    return (
+        product * (count - 1) / count
+        if of.method == "jackknife"
+        else product / (count - 1) * of.clusters / (of.clusters - 1)
+    )
 
 
 def _around(value: float, error: float | None, of: Replicated) -> tuple[float, float] | None:
@@ -230,7 +249,9 @@ def _p(value: float, error: float, of: Replicated) -> float:
 
 @functools.cache
 def quantile(chance: float, freedom: int) -> float:
-    """Of Student's t; from scipy.special, since importing scipy.stats takes longer than most that is asked of it."""
+    """Of Student's t; from scipy.special, since importing scipy.stats takes longer than most that is asked of
+    it.
+    """
     from scipy import special
 
     return float(special.stdtrit(freedom, chance))

@@ -11,19 +11,30 @@ STRONG = 128  # of 255: from half strength on a soft edge is an edge
 
 METRICS = (
     Metric(
-        name="soft_ms_ssim", title="MS-SSIM of soft edges", kind="soft_edges", primary=True, column="paper",
+        name="soft_ms_ssim",
+        title="MS-SSIM of soft edges",
+        kind="soft_edges",
+        primary=True,
+        column="paper",
         definition="MS-SSIM (five scales, 11 x 11 Gaussian window) of the two maps",
         quirks="A.2, HED: the paper and its tables call it SSIM, which is a lower number",
     ),
     Metric(
-        name="soft_ssim", title="SSIM of soft edges", kind="soft_edges",
+        name="soft_ssim",
+        title="SSIM of soft edges",
+        kind="soft_edges",
         definition="SSIM (11 x 11 Gaussian window) of the two maps",
     ),
     Metric(
-        name="soft_f1", title="Soft edge F1", kind="soft_edges",
-        definition="F1 of edges of half strength or more, thinned to one pixel, matched one to one within 0.75 % of the diagonal",
+        name="soft_f1",
+        title="Soft edge F1",
+        kind="soft_edges",
+        definition=(
+            "F1 of edges of half strength or more, thinned to one pixel, matched one to one within 0.75 % of"
+            " the diagonal"
+        ),
     ),
-)  # fmt: skip
+)
 STATISTICS: dict[str, Prepare] = {}
 
 
@@ -32,7 +43,10 @@ def compare(truth: Map, made: Map | None) -> Comparison:
     found = np.zeros_like(true) if made is None else _grey(made.array, "made")
     same_size(true, found)
     pairs = edge_counts(_thin(true), _thin(found), BSDS * float(np.hypot(*true.shape)))
-    counts: dict[str, np.ndarray] = {"matched": np.array([pairs.matched], np.int32), "pixels": np.array([pairs.n_truth, pairs.n_made], np.int32)}
+    counts: dict[str, np.ndarray] = {
+        "matched": np.array([pairs.matched], np.int32),
+        "pixels": np.array([pairs.n_truth, pairs.n_made], np.int32),
+    }
     if made is None or (true.any() and not found.any()):
         return Comparison(worst(METRICS), counts)
     alike, alike_at_scales = structure.both(true, found)
@@ -41,7 +55,10 @@ def compare(truth: Map, made: Map | None) -> Comparison:
 
 def _grey(array: np.ndarray, name: str) -> NDArray[np.uint8]:
     if array.ndim != 2 or array.dtype != np.uint8:
-        raise ValueError(f"{name} must be a map of soft edges, uint8 [height, width], found {array.dtype} {list(array.shape)}")
+        raise ValueError(
+            f"{name} must be a map of soft edges, uint8 [height, width], found {array.dtype}"
+            f" {list(array.shape)}"
+        )
     return array
 
 

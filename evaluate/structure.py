@@ -1,4 +1,6 @@
-"""SSIM (Wang et al. 2004) and MS-SSIM (Wang et al. 2003) of grey maps, equal to torchmetrics' to rounding and several times as fast."""
+"""SSIM (Wang et al. 2004) and MS-SSIM (Wang et al. 2003) of grey maps, equal to torchmetrics' to rounding and
+several times as fast.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,8 @@ def ms_ssim(a: Grey, b: Grey) -> float:
 def both(a: Grey, b: Grey) -> tuple[float, float]:
     """SSIM and MS-SSIM, which begins with it.
 
-    Five scales where the shorter side has 176 pixels or more, else those whose side holds a window, with weights that sum to one.
+    Five scales where the shorter side has 176 pixels or more, else those whose side holds a window, with
+    weights that sum to one.
     """
     x, y = _unit(a), _unit(b)
     scales = max(k for k in range(1, len(BETAS) + 1) if k == 1 or min(x.shape) >> (k - 1) >= WIDTH)
@@ -53,7 +56,9 @@ def _terms(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[float, float
     whole = (2 * xy + C1) / (xx + yy + C1) * contrast
     edge = WIDTH // 2
     inner = contrast[edge:-edge, edge:-edge]
-    return float(whole.mean(dtype=np.float64)), float((inner if inner.size else contrast).mean(dtype=np.float64))
+    return float(whole.mean(dtype=np.float64)), float(
+        (inner if inner.size else contrast).mean(dtype=np.float64)
+    )
 
 
 def _unit(image: Grey) -> NDArray[np.float32]:

@@ -6,4 +6,7 @@ COMPLETE, NOT_COMPLETE, COMPLETE_WITH_FAILURES = 0, 1, 3  # exit statuses
 
 
 class MillError(Exception):
-    """A sentence for the person at the keyboard: what is wrong, where, and what to do. Never shown as a traceback."""
+    """A sentence for the person at the keyboard: what is wrong, where, and what to do.
+
+    Never shown as a traceback.
+    """

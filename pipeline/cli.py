@@ -21,7 +21,9 @@ HOUSE = ("pipeline", "annotate", "train", "evaluate")
 
 
 class Mill(click.Group):
-    """Turns what a person can mend into one sentence and exit status 1; anything else is a bug and keeps its traceback."""
+    """Turns what a person can mend into one sentence and exit status 1; anything else is a bug and keeps its
+    traceback.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -37,9 +39,13 @@ class Mill(click.Group):
             click.echo(f"controlmill: {sentence}", err=True)
             ctx.exit(NOT_COMPLETE)
         except (KeyboardInterrupt, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "Query interrupted" not in str(error):  # DuckDB's word for Ctrl-C
+            # DuckDB's word for Ctrl-C
+            if isinstance(error, RuntimeError) and "Query interrupted" not in str(error):
                 raise
-            click.echo("controlmill: stopped; what was committed is kept, the same command goes on from there.", err=True)
+            click.echo(
+                "controlmill: stopped; what was committed is kept, the same command goes on from there.",
+                err=True,
+            )
             ctx.exit(NOT_COMPLETE)
 
 
@@ -61,12 +67,18 @@ def main() -> None:
 @click.option("--retry-failed", is_flag=True, help="Try again what failed in earlier runs.")
 @click.option("--dry-run", is_flag=True, help="Check the manifest and print the plan; touch nothing.")
 def run_command(
-    path: Path, stages: str | None, limit: int | None, workers: int | None, address: str | None, retry_failed: bool, dry_run: bool
+    path: Path,
+    stages: str | None,
+    limit: int | None,
+    workers: int | None,
+    address: str | None,
+    retry_failed: bool,
+    dry_run: bool,
 ) -> None:
     """Do what the manifest asks for and its workspace lacks.
 
-    Exit status 0: complete; 3: complete, with failed rows; 1: not complete. Stopped or killed, the same command goes on
-    where it was.
+    Exit status 0: complete; 3: complete, with failed rows; 1: not complete. Stopped or killed, the same
+    command goes on where it was.
 
     Example: controlmill run manifests/photos.yaml
     """
@@ -79,8 +91,20 @@ def run_command(
         plan = plans.make(given, here=False)
         doubts = preflight.check(plan, chosen, limit)
         absent = preflight.missing(plan, chosen)
-        click.echo("\n".join([f"{given.name}: would work in {plan.workspace.root}: {', '.join(chosen)}", *plans.lines(plan), *doubts]))
-        click.echo("\n".join(["missing here:", *(f"  {line}" for line in absent)]) if absent else "Nothing is missing here.")
+        click.echo(
+            "\n".join(
+                [
+                    f"{given.name}: would work in {plan.workspace.root}: {', '.join(chosen)}",
+                    *plans.lines(plan),
+                    *doubts,
+                ]
+            )
+        )
+        click.echo(
+            "\n".join(["missing here:", *(f"  {line}" for line in absent)])
+            if absent
+            else "Nothing is missing here."
+        )
         sys.exit(NOT_COMPLETE if absent else 0)
     signal.signal(signal.SIGTERM, _interrupt)
     options = Options(chosen, limit=limit, workers=workers, address=address, retry_failed=retry_failed)
@@ -125,19 +149,30 @@ def doctor(as_json: bool) -> None:
     from pipeline.commands import status as told
 
     facts = told.machine()
-    click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(f"{name:<22} {value}" for name, value in facts.items()))
+    click.echo(
+        json.dumps(facts, indent=2)
+        if as_json
+        else "\n".join(f"{name:<22} {value}" for name, value in facts.items())
+    )
 
 
 @main.command()
 @click.argument("images", metavar="IMAGE…", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--condition", "names", required=True, multiple=True, help="A condition's name; may be given several times.")
+@click.option(
+    "--condition",
+    "names",
+    required=True,
+    multiple=True,
+    help="A condition's name; may be given several times.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the rendered maps.")
 @click.option("--resolution", default=512, show_default=True, type=click.IntRange(64, 4096))
 def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resolution: int) -> None:
     """Draw conditions of a few images, without a workspace.
 
-    The files written go to standard output. Standard error names each image that failed, or whose map is empty or flat ("skipped"), and why.
-    Exit status 0: nothing failed; 3: something failed; 1: all of it failed.
+    The files written go to standard output. Standard error names each image that failed, or whose map is
+    empty or flat ("skipped"), and why. Exit status 0: nothing failed; 3: something failed; 1: all of it
+    failed.
 
     Example: controlmill detect photo.jpg --condition canny --condition hed --out maps/
     """
@@ -149,52 +184,109 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
             click.echo(str(it.path))
         if it.status != "ok":
             told = (str(it.image), it.condition, "" if it.status == "failed" else it.status, it.reason)
-            click.echo(f"{': '.join(filter(None, told))}{f'; kept as {it.path}' if it.path else ''}", err=True)
+            click.echo(
+                f"{': '.join(filter(None, told))}{f'; kept as {it.path}' if it.path else ''}", err=True
+            )
         failed += it.status == "failed"
         done += it.status != "failed"
     sys.exit(0 if not failed else 3 if done else NOT_COMPLETE)
 
 
 @main.command("sample")
-@click.option("--checkpoint", required=True, help="A run's step-…/CONDITION, mini/canny, or anyone's: a folder, a file, a hub id.")
-@click.option("--image", required=True, type=click.Path(path_type=Path), help="Is annotated, unless --hint says that it is drawn already.")
+@click.option(
+    "--checkpoint",
+    required=True,
+    help="A run's step-…/CONDITION, mini/canny, or anyone's: a folder, a file, a hub id.",
+)
+@click.option(
+    "--image",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Is annotated, unless --hint says that it is drawn already.",
+)
 @click.option("--prompt", help="What to draw; only --guess does without.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A PNG; the hint is written beside it.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="A PNG; the hint is written beside it."
+)
 @click.option("--condition", help="Default: the name of the checkpoint's folder.")
 @click.option("--base", help="A diffusers folder or hub id; default: the base of the checkpoint's workspace.")
 @click.option("--hint", "is_hint", is_flag=True, help="The image is a drawn condition, not a photograph.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--steps", type=click.IntRange(1, 1000), help="Default: as its workspace evaluates it, else 20.")
-@click.option("--guidance", type=click.FloatRange(min=0), help="Default: as its workspace evaluates it, else 7.5.")
-@click.option("--scale", type=float, help="Of the ControlNet's residuals; default: as its workspace evaluates it, else 1.")
+@click.option(
+    "--steps", type=click.IntRange(1, 1000), help="Default: as its workspace evaluates it, else 20."
+)
+@click.option(
+    "--guidance", type=click.FloatRange(min=0), help="Default: as its workspace evaluates it, else 7.5."
+)
+@click.option(
+    "--scale",
+    type=float,
+    help="Of the ControlNet's residuals; default: as its workspace evaluates it, else 1.",
+)
 @click.option(
     "--guide-hint/--no-guide-hint",
     default=None,
     help="Guidance strengthens the hint too; default: as its workspace evaluates it, else not.",
 )
-@click.option("--guess", is_flag=True, help="The hint leads instead of the prompt; goes with --guidance 3 to 5.")
 @click.option(
-    "--start", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Share of the steps before the ControlNet works."
+    "--guess", is_flag=True, help="The hint leads instead of the prompt; goes with --guidance 3 to 5."
 )
-@click.option("--end", default=1.0, show_default=True, type=click.FloatRange(0, 1), help="Share of the steps after which it rests.")
-@click.option("--resolution", type=click.IntRange(64, 4096), help="Default: what it was trained at, else the size of its base.")
-@click.option("--protocol", default="cn10", show_default=True, metavar="cn10|cn11", help="How the hint is drawn.")
+@click.option(
+    "--start",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Share of the steps before the ControlNet works.",
+)
+@click.option(
+    "--end",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Share of the steps after which it rests.",
+)
+@click.option(
+    "--resolution",
+    type=click.IntRange(64, 4096),
+    help="Default: what it was trained at, else the size of its base.",
+)
+@click.option(
+    "--protocol", default="cn10", show_default=True, metavar="cn10|cn11", help="How the hint is drawn."
+)
 def sample_command(
-    checkpoint: str, image: Path, prompt: str | None, out: Path, condition: str | None, base: str | None, is_hint: bool, **settings: Any
+    checkpoint: str,
+    image: Path,
+    prompt: str | None,
+    out: Path,
+    condition: str | None,
+    base: str | None,
+    is_hint: bool,
+    **settings: Any,
 ) -> None:
     """Draw one image with a ControlNet.
 
-    With --guess --guidance 3 in place of --prompt the ControlNet has to tell from the hint alone what the image shows: the unconditional
-    branch gets no control, and the finer residuals get less.
+    With --guess --guidance 3 in place of --prompt the ControlNet has to tell from the hint alone what the
+    image shows: the unconditional branch gets no control, and the finer residuals get less.
 
-    Example: controlmill sample --checkpoint models/canny --base models/sd15 --image photo.jpg --prompt "a red bird" --out bird.png
+    Example: controlmill sample --checkpoint models/canny --base models/sd15 --image photo.jpg --prompt "a red
+    bird" --out bird.png
     """
     from pipeline.commands.sample import Settings, sample
 
     if prompt is None and not settings["guess"]:
         raise MillError("--prompt is missing: say what to draw; only --guess does without.")
     chosen = Settings(**settings)
-    made = sample(checkpoint, image, prompt or "", out, condition=condition, base=base, is_hint=is_hint, settings=chosen, say=_warn)
+    made = sample(
+        checkpoint,
+        image,
+        prompt or "",
+        out,
+        condition=condition,
+        base=base,
+        is_hint=is_hint,
+        settings=chosen,
+        say=_warn,
+    )
     for path in made:
         click.echo(str(path))
 
@@ -204,7 +296,8 @@ def sample_command(
 @click.argument("query")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a row.")
 def sql(workspace: Path, query: str, as_json: bool) -> None:
-    """Ask the catalog, read-only. Tables: images, sources, annotations, detectors, shards, pairs, runs, samples, scores, sample_scores.
+    """Ask the catalog, read-only. Tables: images, sources, annotations, detectors, shards, pairs, runs,
+    samples, scores, sample_scores.
 
     Example: controlmill sql runs/photos "SELECT condition, status, count(*) FROM annotations GROUP BY ALL"
     """
@@ -221,9 +314,15 @@ def sql(workspace: Path, query: str, as_json: bool) -> None:
 @main.command()
 @click.argument("workspace", type=click.Path(path_type=Path))
 @click.option("--repair", is_flag=True, help="Remove what is broken, so that the next run makes it again.")
-@click.option("--rescore", default=0, metavar="N", help="Score about N stored samples again, chosen at random, and compare.")
+@click.option(
+    "--rescore",
+    default=0,
+    metavar="N",
+    help="Score about N stored samples again, chosen at random, and compare.",
+)
 def verify(workspace: Path, repair: bool, rescore: int) -> None:
-    """Check every shard and checkpoint against its checksums and the catalog, and with --rescore some scores against their pictures.
+    """Check every shard and checkpoint against its checksums and the catalog, and with --rescore some scores
+    against their pictures.
 
     Example: controlmill verify runs/photos --rescore 100
     """
@@ -240,42 +339,87 @@ def verify(workspace: Path, repair: bool, rescore: int) -> None:
 @main.command()
 @click.argument("workspace", type=click.Path(path_type=Path))
 @click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--condition", "names", required=True, multiple=True, help="A condition's name; may be given several times.")
-@click.option("--to", required=True, metavar="huggingface|webdataset|diffusers", help="The layout.")
-@click.option("--split", default="all", show_default=True, metavar="train|validation|test|all", help="Which images.")
 @click.option(
-    "--protocol", default="cn10", show_default=True, metavar="cn10|cn11", help="How hints are drawn: as for ControlNet 1.0 or 1.1."
+    "--condition",
+    "names",
+    required=True,
+    multiple=True,
+    help="A condition's name; may be given several times.",
 )
-@click.option("--raw", is_flag=True, help="Put the stored maps beside their drawings: a drawing does not tell everything.")
-@click.option("--flip", is_flag=True, help="Follow each pair by its mirror image, unless its caption names a side.")
-def export(workspace: Path, dest: Path, names: tuple[str, ...], to: str, split: str, protocol: str, raw: bool, flip: bool) -> None:
+@click.option("--to", required=True, metavar="huggingface|webdataset|diffusers", help="The layout.")
+@click.option(
+    "--split", default="all", show_default=True, metavar="train|validation|test|all", help="Which images."
+)
+@click.option(
+    "--protocol",
+    default="cn10",
+    show_default=True,
+    metavar="cn10|cn11",
+    help="How hints are drawn: as for ControlNet 1.0 or 1.1.",
+)
+@click.option(
+    "--raw",
+    is_flag=True,
+    help="Put the stored maps beside their drawings: a drawing does not tell everything.",
+)
+@click.option(
+    "--flip", is_flag=True, help="Follow each pair by its mirror image, unless its caption names a side."
+)
+def export(
+    workspace: Path,
+    dest: Path,
+    names: tuple[str, ...],
+    to: str,
+    split: str,
+    protocol: str,
+    raw: bool,
+    flip: bool,
+) -> None:
     """Write the pairs as a dataset that other tools load: a new folder DEST, whole or not at all.
 
-    huggingface and diffusers load with datasets.load_dataset(DEST), webdataset also with the package of that name.
+    huggingface and diffusers load with datasets.load_dataset(DEST), webdataset also with the package of that
+    name.
 
     Example: controlmill export runs/photos exports/canny --condition canny --to huggingface
     """
     from pipeline.commands import export as exporter
 
     catalog = Catalog(_workspace(workspace))
-    exporter.export(catalog, dest, to=to, conditions=names, split=split, protocol=protocol, raw=raw, flip=flip, say=_say)
+    exporter.export(
+        catalog, dest, to=to, conditions=names, split=split, protocol=protocol, raw=raw, flip=flip, say=_say
+    )
 
 
 @main.command()
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--to", required=True, metavar="diffusers|original", help="The layout of DEST: a folder, or one .safetensors file.")
 @click.option(
-    "--base-config", metavar="FOLDER", type=click.Path(path_type=Path), help="Config of the base's UNet, where it is not SD 1.5 or 2.1."
+    "--to",
+    required=True,
+    metavar="diffusers|original",
+    help="The layout of DEST: a folder, or one .safetensors file.",
 )
-@click.option("--weights", metavar="average|trained", help="Of a run that kept an average; default: the average, as `sample` does.")
+@click.option(
+    "--base-config",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Config of the base's UNet, where it is not SD 1.5 or 2.1.",
+)
+@click.option(
+    "--weights",
+    metavar="average|trained",
+    help="Of a run that kept an average; default: the average, as `sample` does.",
+)
 def convert(src: Path, dest: Path, to: str, base_config: Path | None, weights: str | None) -> None:
-    """Change a ControlNet's layout, tensor by tensor the same: DEST is written whole or not at all, never over what is there.
+    """Change a ControlNet's layout, tensor by tensor the same: DEST is written whole or not at all, never
+    over what is there.
 
-    SRC is a diffusers folder, a single file of the original layout (.safetensors, .pth, .ckpt), or a run's checkpoint. Where the run kept an
-    average of the weights, that is what is converted; --weights trained takes those that learned.
+    SRC is a diffusers folder, a single file of the original layout (.safetensors, .pth, .ckpt), or a run's
+    checkpoint. Where the run kept an average of the weights, that is what is converted; --weights trained
+    takes those that learned.
 
-    Example: controlmill convert runs/photos/checkpoints/canny/step-00001000/canny canny.safetensors --to original
+    Example: controlmill convert runs/photos/checkpoints/canny/step-00001000/canny canny.safetensors --to
+    original
     """
     from pipeline.commands import convert as converter
 
@@ -291,7 +435,8 @@ def leaderboard_group() -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Another folder; default: the same.")
 def render_command(folder: Path, out: Path | None) -> None:
-    """Write the pages and tables again from leaderboard.json and the pictures beside it; no workspace is needed, nothing is scored.
+    """Write the pages and tables again from leaderboard.json and the pictures beside it; no workspace is
+    needed, nothing is scored.
 
     Example: controlmill leaderboard render runs/photos/report/leaderboard
     """
@@ -325,12 +470,20 @@ def _workspace(target: Path) -> Workspace:
     root = Path(manifest.load(target).workspace).expanduser() if target.is_file() else target
     workspace = Workspace(root.resolve())
     if not workspace.manifest.is_file():
-        raise MillError(f"{root} is no workspace (it has no manifest.yaml): `controlmill run MANIFEST` makes one.")
+        raise MillError(
+            f"{root} is no workspace (it has no manifest.yaml): `controlmill run MANIFEST` makes one."
+        )
     return workspace
 
 
 def _stages_of(given: manifest.Manifest) -> tuple[str, ...]:
-    wanted = {"caption": given.captions, "encode": given.train, "train": given.train, "generate": given.evaluate, "score": given.evaluate}
+    wanted = {
+        "caption": given.captions,
+        "encode": given.train,
+        "train": given.train,
+        "generate": given.evaluate,
+        "score": given.evaluate,
+    }
     return tuple(stage for stage in STAGES if wanted.get(stage, True))
 
 
@@ -353,8 +506,9 @@ def _check_house() -> None:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None or Path(spec.origin).resolve().parent.parent != home:
             raise MillError(
-                f"The package {name!r} that Python finds ({spec.origin if spec else 'nowhere'}) is not ControlMill's: another project of that name "
-                "is installed. Give ControlMill an environment of its own (`make setup`)."
+                f"The package {name!r} that Python finds ({spec.origin if spec else 'nowhere'}) is not"
+                " ControlMill's: another project of that name is installed. Give ControlMill an environment"
+                " of its own (`make setup`)."
             )
 
 

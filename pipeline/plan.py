@@ -1,4 +1,7 @@
-"""A manifest made definite: every detector chosen, every parameter filled in, every identity computed. Nothing here does work."""
+"""A manifest made definite: every detector chosen, every parameter filled in, every identity computed.
+
+Nothing here does work.
+"""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +24,10 @@ from pipeline.storage.workspace import Workspace, fingerprint, write_text
 
 @dataclass(frozen=True)
 class Planned:
-    """One condition to make. `fingerprint` covers detector, weights, parameters, precision, library, image key and parents."""
+    """One condition to make.
+
+    `fingerprint` covers detector, weights, parameters, precision, library, image key and parents.
+    """
 
     step: Step
     identity: dict[str, Any]
@@ -42,7 +48,13 @@ class Planned:
     def record(self) -> dict[str, Any]:
         """What the catalog and the shard's footer keep of the detector."""
         licence = annotator.licence(self.step.detector, self.step.params.get("weights", PINNED))
-        return {"condition": self.name, "maps": self.maps, "fingerprint": self.fingerprint, "identity": self.identity, "licence": licence}
+        return {
+            "condition": self.name,
+            "maps": self.maps,
+            "fingerprint": self.fingerprint,
+            "identity": self.identity,
+            "licence": licence,
+        }
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,8 @@ class Plan:
     image_key: str
     conditions: dict[str, Planned]  # parents before their children
     captions: PlannedCaptions | None = None
-    readers: dict[str, Planned] = field(default_factory=dict)  # what reads a condition again, where it is not what made it
+    # what reads a condition again, where it is not what made it
+    readers: dict[str, Planned] = field(default_factory=dict)
 
     def reader(self, condition: str) -> Planned:
         """What reads the condition from generated images."""
@@ -71,7 +84,9 @@ class Plan:
 
     def raw_images(self) -> list[RawImage]:
         """Every raw image of the sources, in their order."""
-        return sources.listing(self.manifest.source, self.manifest.image, without=self.workspace.root, spool=self.workspace.spool)
+        return sources.listing(
+            self.manifest.source, self.manifest.image, without=self.workspace.root, spool=self.workspace.spool
+        )
 
     def maps_of(self, condition: str, part: int) -> Path:
         """The shard of a condition's maps."""
@@ -80,7 +95,9 @@ class Plan:
 
     def settings(self) -> dict[str, str]:
         """What the catalog's views show: the images, captions and their rule that are in force."""
-        chosen = {"caption_key": self.captions.key, "caption_when": self.captions.when} if self.captions else {}
+        chosen = (
+            {"caption_key": self.captions.key, "caption_when": self.captions.when} if self.captions else {}
+        )
         return {"image_key": self.image_key, **chosen}
 
     def selections(self) -> dict[str, Selection]:
@@ -88,11 +105,16 @@ class Plan:
         at = self.manifest.at
         return {
             name: Selection(
-                ((str(at("where")), self.manifest.where), (str(at("conditions", name, "select", "where")), it.select.where)), it.select.order_by,
-                it.select.limit, str(at("conditions", name, "select", "order_by")),
+                (
+                    (str(at("where")), self.manifest.where),
+                    (str(at("conditions", name, "select", "where")), it.select.where),
+                ),
+                it.select.order_by,
+                it.select.limit,
+                str(at("conditions", name, "select", "order_by")),
             )
             for name, it in self.conditions.items()
-        }  # fmt: skip
+        }
 
 
 def image_key(settings: Manifest) -> str:
@@ -100,30 +122,38 @@ def image_key(settings: Manifest) -> str:
 
 
 def make(given: Manifest, *, here: bool = True) -> Plan:
-    """Resolves the manifest against what its workspace already settled; MillError where the two don't fit or a detector can't run.
+    """Resolves the manifest against what its workspace already settled; MillError where the two don't fit or
+    a detector can't run.
 
     With here=False it is enough that the detectors exist; what they miss on this machine is in Planned.lack.
     """
     try:
         workspace = Workspace(Path(given.workspace).expanduser().resolve())
     except (RuntimeError, ValueError, OSError) as error:
-        raise MillError(f"{given.at('workspace')}: {given.workspace!r} is no path: {str(error).rstrip('.')}. Write the path of a folder.") from error
+        raise MillError(
+            f"{given.at('workspace')}: {given.workspace!r} is no path: {str(error).rstrip('.')}. Write the"
+            " path of a folder."
+        ) from error
     saved = _saved(workspace)
     if saved and saved.name != given.name:
         raise MillError(
-            f"{given.at('workspace')}: {workspace.root} belongs to {saved.name!r}, this manifest is {given.name!r}: "
-            "give this one a `workspace:` of its own (or the same name, to go on with that one)."
+            f"{given.at('workspace')}: {workspace.root} belongs to {saved.name!r}, this manifest is"
+            f" {given.name!r}: give this one a `workspace:` of its own (or the same name, to go on with that"
+            " one)."
         )
     if saved and saved.split != given.split:
         raise MillError(
-            f"{given.at('split')}: the workspace {workspace.root} was split with {_short(saved.split)} and a split never changes: "
-            "set it back, or use another `workspace:`."
+            f"{given.at('split')}: the workspace {workspace.root} was split with {_short(saved.split)} and a"
+            " split never changes: set it back, or use another `workspace:`."
         )
     for number, source in enumerate(given.source):
         for name in getattr(source, "provided", {}):
             if name not in CONDITIONS:
                 place = given.at("source", number, "provided", name)
-                raise MillError(f"{place}: unknown condition {name!r}{near(name, CONDITIONS)}; known: {', '.join(CONDITIONS)}.")
+                raise MillError(
+                    f"{place}: unknown condition {name!r}{near(name, CONDITIONS)}; known:"
+                    f" {', '.join(CONDITIONS)}."
+                )
     key = image_key(given)
     chosen: dict[str, Condition] = {}
     planned: dict[str, Planned] = {}
@@ -132,8 +162,17 @@ def make(given: Manifest, *, here: bool = True) -> Plan:
     for name in given.conditions:
         planned[name] = replace(planned[name], asked=True)
     made = _captions(given, key, here) if given.captions else None
-    settled = {"conditions": chosen} | ({"captions": Captions(model=made.model, when=made.when, **made.params)} if made else {})
-    return Plan(given.model_copy(update=settled), workspace, key, planned, made, _readers(given, saved, key, planned, here))
+    settled = {"conditions": chosen} | (
+        {"captions": Captions(model=made.model, when=made.when, **made.params)} if made else {}
+    )
+    return Plan(
+        given.model_copy(update=settled),
+        workspace,
+        key,
+        planned,
+        made,
+        _readers(given, saved, key, planned, here),
+    )
 
 
 def provided_by(given: Manifest, condition: str) -> list[Any] | None:
@@ -144,7 +183,11 @@ def provided_by(given: Manifest, condition: str) -> list[Any] | None:
             found: Any = {"scenes": scenes.VERSION} if condition in scenes.PROVIDES else None
         else:
             given_maps = getattr(source, "provided", {})
-            found = given_maps.get(condition) or given_maps.get(CONDITIONS[condition].shares) if condition in CONDITIONS else None
+            found = (
+                given_maps.get(condition) or given_maps.get(CONDITIONS[condition].shares)
+                if condition in CONDITIONS
+                else None
+            )
             found = found.model_dump(exclude_none=True) if found else None
         if found is None:
             return None
@@ -156,7 +199,10 @@ def load_saved(workspace: Workspace) -> Plan:
     """The plan of a workspace as its last run left it."""
     saved = _saved(workspace)
     if saved is None:
-        raise MillError(f"{workspace.root} is no workspace: it has no manifest.yaml. `controlmill run MANIFEST` makes one.")
+        raise MillError(
+            f"{workspace.root} is no workspace: it has no manifest.yaml. `controlmill run MANIFEST` makes"
+            " one."
+        )
     return make(saved.model_copy(update={"workspace": str(workspace.root)}))
 
 
@@ -175,13 +221,20 @@ def lines(plan: Plan) -> list[str]:
 
 
 def _plan(
-    name: str, given: Manifest, saved: Manifest | None, key: str, planned: dict[str, Planned], chosen: dict[str, Condition], here: bool
+    name: str,
+    given: Manifest,
+    saved: Manifest | None,
+    key: str,
+    planned: dict[str, Planned],
+    chosen: dict[str, Condition],
+    here: bool,
 ) -> None:
     if name in planned:
         return
     asked = given.conditions.get(name, Condition())
     earlier = saved.conditions.get(name) if saved else None
-    # `auto` is resolved once: a workspace keeps the detector, and what that detector settled by itself, that it began with.
+    # `auto` is resolved once: a workspace keeps the detector, and what that detector settled by itself, that
+    # it began with.
     detector, params = asked.detector, dict(asked.params)
     if detector == "auto" and earlier is not None:
         detector = earlier.detector
@@ -191,12 +244,17 @@ def _plan(
         provided = provided_by(given, name)
         step = annotator.resolve(name, detector, params, provided=provided is not None, here=here)
         if step.detector == PROVIDED and provided is None:
-            raise ValueError("detector: provided, but not every source has `provided:` maps for it; add them, or name a detector")
+            raise ValueError(
+                "detector: provided, but not every source has `provided:` maps for it; add them, or name a"
+                " detector"
+            )
     except ValueError as error:
         raise _wrong(given, error, "conditions", name) from error
     if step.parent:
         _plan(step.parent, given, saved, key, planned, chosen, here)
-    identity = annotator.identity(step) | ({"params": {"sources": provided}} if step.detector == PROVIDED else {})
+    identity = annotator.identity(step) | (
+        {"params": {"sources": provided}} if step.detector == PROVIDED else {}
+    )
     parents = [planned[step.parent].fingerprint] if step.parent else []
     maps = CONDITIONS[name].shares or name
     mark = fingerprint({"condition": maps, "identity": identity, "image_key": key, "parents": parents})
@@ -207,8 +265,12 @@ def _plan(
     chosen[name] = Condition(detector=step.detector, select=asked.select, **step.params)
 
 
-def _readers(given: Manifest, saved: Manifest | None, key: str, planned: dict[str, Planned], here: bool) -> dict[str, Planned]:
-    """The detectors of evaluate.readers; maps that come with the images can't be read from others, so `provided` is refused."""
+def _readers(
+    given: Manifest, saved: Manifest | None, key: str, planned: dict[str, Planned], here: bool
+) -> dict[str, Planned]:
+    """The detectors of evaluate.readers; maps that come with the images can't be read from others, so
+    `provided` is refused.
+    """
     readers: dict[str, Planned] = {}
     for name, asked in given.evaluate.readers.items() if given.evaluate else ():
         earlier = saved.evaluate.readers.get(name) if saved and saved.evaluate else None
@@ -222,7 +284,14 @@ def _readers(given: Manifest, saved: Manifest | None, key: str, planned: dict[st
             raise _wrong(given, error, "evaluate", "readers", name) from error
         identity = annotator.identity(step)
         parents = [readers.get(step.parent, planned[step.parent]).fingerprint] if step.parent else []
-        mark = fingerprint({"condition": CONDITIONS[name].shares or name, "identity": identity, "image_key": key, "parents": parents})
+        mark = fingerprint(
+            {
+                "condition": CONDITIONS[name].shares or name,
+                "identity": identity,
+                "image_key": key,
+                "parents": parents,
+            }
+        )
         readers[name] = Planned(step, identity, mark, asked.select, asked=True, lack=annotator.lack(step))
     return readers
 
@@ -238,7 +307,9 @@ def _captions(given: Manifest, key: str, here: bool) -> PlannedCaptions:
     lack = captions.missing(asked.model, params.get("weights", PINNED))
     if lack and here:
         raise MillError(f"{given.at('captions')}: {lack}")
-    mark = fingerprint({"captions": captions.identity(asked.model, params), "when": asked.when, "image_key": key})
+    mark = fingerprint(
+        {"captions": captions.identity(asked.model, params), "when": asked.when, "image_key": key}
+    )
     return PlannedCaptions(asked.model, params, mark, asked.when, lack)
 
 
@@ -267,8 +338,8 @@ def saved(workspace: Workspace) -> Manifest:
         return manifest.load(workspace.manifest)
     except MillError as error:
         raise MillError(
-            f"{error}\n{workspace.manifest} is the workspace's own copy of the manifest of its last run, and is damaged: delete it, "
-            "then `controlmill run MANIFEST` with yours goes on and writes it again."
+            f"{error}\n{workspace.manifest} is the workspace's own copy of the manifest of its last run, and"
+            " is damaged: delete it, then `controlmill run MANIFEST` with yours goes on and writes it again."
         ) from error
 
 

@@ -1,4 +1,6 @@
-"""The whole flow on one page: sources -> images -> maps -> latents -> checkpoints -> samples -> scores -> report."""
+"""The whole flow on one page: sources -> images -> maps -> latents -> checkpoints -> samples -> scores ->
+report.
+"""
 
 import time
 from collections.abc import Callable
@@ -15,7 +17,9 @@ from pipeline.plan import MEASURES, Plan
 from pipeline.report import summary
 from pipeline.report.text import tally
 
-WORTH_A_REPORT = 15.0  # seconds of work after which the report is brought up to date when a stage ends, so it fills as the job goes on
+# seconds of work after which the report is brought up to date when a stage ends, so it fills as the job goes
+# on
+WORTH_A_REPORT = 15.0
 RENEWED = 30.0  # seconds between two reports within a stage
 SPENT = 0.05  # of the time, on such reports at most
 HURRY = 2.0  # seconds that such a report waits for the catalog; the next one may find it free
@@ -73,7 +77,8 @@ def run(given: Manifest, options: Options, say: Callable[[str], None]) -> int:
 
 
 class Filling:
-    """The report while a job is under way: written again now and then, in the driver, which waits for workers most of the time.
+    """The report while a job is under way: written again now and then, in the driver, which waits for workers
+    most of the time.
 
     Whatever it can't do never stops the work: it is said, and the stage `report` at the end tells it again.
     """
@@ -109,13 +114,16 @@ class Filling:
 
 
 def settle(plan: Plan, catalog: Catalog) -> None:
-    """What of the catalog follows from the manifest: the image key and detectors in force, and the view `pairs`."""
+    """What of the catalog follows from the manifest: the image key and detectors in force, and the view
+    `pairs`.
+    """
     catalog.settle(plan.settings(), [it.record() for it in plan.conditions.values()])
     catalog.define_pairs(plan.selections(), MEASURES)
 
 
 def rebuild(plan: Plan, say: Callable[[str], None]) -> bool:
     """Makes the catalog again from the shards; False where some are broken."""
+
     def finish(fresh: Catalog) -> None:
         from pipeline.stages import train
 
@@ -133,7 +141,7 @@ def rebuild(plan: Plan, say: Callable[[str], None]) -> bool:
     return not broken
 
 
-# -- the stages: each does what is missing and tells what there is now -------------------------------------------------------
+# -- the stages: each does what is missing and tells what there is now ---------------------------------------
 
 
 def _ingest(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) -> str:
@@ -148,8 +156,8 @@ def _ingest(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) ->
     needed |= {"train"} if plan.manifest.train else set()
     for name in sorted(needed - splits.keys()):
         raise MillError(
-            f"{plan.manifest.at('split')}: no image fell into {name!r} ({tally(splits)}): add images, or raise split.{name} or change "
-            "split.salt in a new workspace."
+            f"{plan.manifest.at('split')}: no image fell into {name!r} ({tally(splits)}): add images, or"
+            f" raise split.{name} or change split.salt in a new workspace."
         )
     doubles = addresses - sum(counts.values())
     return f"{new} new addresses; images: {tally(counts)}; {doubles} exact duplicates; {tally(splits)}"
@@ -173,7 +181,8 @@ def _annotate(plan: Plan, catalog: Catalog, workers: Cluster, options: Options) 
     return f"{did}; maps: {tally(counts)} in {len(plan.conditions)} conditions{empty}{bare_captions}"
 
 
-WITHOUT_PAIRS = """SELECT DISTINCT condition FROM annotations WHERE status = 'ok' AND condition NOT IN (SELECT condition FROM pairs)
+WITHOUT_PAIRS = """SELECT DISTINCT condition FROM annotations WHERE status = 'ok' AND condition NOT IN
+                   (SELECT condition FROM pairs)
                    ORDER BY condition"""
 
 
@@ -209,18 +218,25 @@ def write_report(plan: Plan, catalog: Catalog) -> str:
     from pipeline.report import leaderboard_scores
     from pipeline.stages.report import report
 
-    board = leaderboard_scores.write(plan, catalog, plan.workspace.report / "leaderboard") if plan.manifest.evaluate else None
+    board = (
+        leaderboard_scores.write(plan, catalog, plan.workspace.report / "leaderboard")
+        if plan.manifest.evaluate
+        else None
+    )
     return " and ".join(map(str, filter(None, (report(plan, catalog), board))))
 
 
 STAGE: dict[str, Callable[[Plan, Catalog, Cluster, Options], str]] = {
-    "ingest": _ingest, "caption": _caption, "annotate": _annotate, "encode": _encode, "train": _train, "generate": _generate,
+    "ingest": _ingest, "caption": _caption, "annotate": _annotate, "encode": _encode, "train": _train,
+    "generate": _generate,
     "score": _score, "report": _report,
 }  # fmt: skip
 
 
 def exit_status(plan: Plan, catalog: Catalog, options: Options) -> int:
-    readable, failed = catalog.row("SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'failed') FROM images")
+    readable, failed = catalog.row(
+        "SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'failed') FROM images"
+    )
     rows, failed_rows = catalog.row("SELECT count(*), count(*) FILTER (status = 'failed') FROM annotations")
     if "annotate" in options.stages and rows != readable * len(plan.conditions):
         return NOT_COMPLETE
@@ -229,4 +245,5 @@ def exit_status(plan: Plan, catalog: Catalog, options: Options) -> int:
 
 
 WITHOUT_CAPTION = """SELECT count(*) FROM caption_rows JOIN shards USING (shard)
-                     WHERE status = 'failed' AND key = (SELECT value FROM settings WHERE name = 'caption_key')"""
+                     WHERE status = 'failed' AND key = (SELECT value FROM settings WHERE name =
+                     'caption_key')"""

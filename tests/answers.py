@@ -1,7 +1,8 @@
-"""The command, asked many times in one process that stays on Ray: its imports and Ray's workers take longer than most tests.
+"""The command, asked many times in one process that stays on Ray: its imports and Ray's workers take longer
+than most tests.
 
-What a command prints is caught where a process prints it, at the file descriptors. What this can't show, the start and the end of
-a process, is seen by the tests that ask for one of their own (`process` in conftest.py).
+What a command prints is caught where a process prints it, at the file descriptors. What this can't show, the
+start and the end of a process, is seen by the tests that ask for one of their own (`process` in conftest.py).
 """
 
 import json

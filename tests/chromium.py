@@ -1,4 +1,7 @@
-"""A page in headless Chromium, driven over a pipe: no driver to install, no port to open. Only for pages of our own: it has no sandbox."""
+"""A page in headless Chromium, driven over a pipe: no driver to install, no port to open.
+
+Only for pages of our own: it has no sandbox.
+"""
 
 import json
 import os
@@ -12,9 +15,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PROGRAM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-FLAGS = ("--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage",
-         "--hide-scrollbars", "--disable-background-networking", "--disable-component-update", "--no-pings")  # fmt: skip
+PROGRAM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+    None,
+)
+FLAGS = (
+    "--headless=new",
+    "--remote-debugging-pipe",
+    "--no-sandbox",
+    "--no-first-run",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-pings",
+)
 PATIENCE = 60  # seconds for an answer
 
 
@@ -49,7 +65,13 @@ class Page:
         return answer["result"].get("value")
 
     def resize(self, width: int, height: int, scheme: str = "light") -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def picture(self, file: Path) -> None:
@@ -62,7 +84,7 @@ class Page:
             message["sessionId"] = self._session
         data = json.dumps(message).encode() + b"\0"
         while data:
-            data = data[os.write(self._send, data):]
+            data = data[os.write(self._send, data) :]
         until = time.monotonic() + PATIENCE
         while True:
             answer = self._read(until)
@@ -93,7 +115,10 @@ class Page:
             case "Network.requestWillBeSent":
                 self.requests.append(told["request"]["url"])
             case "Runtime.exceptionThrown":
-                self.complaints.append(told["exceptionDetails"].get("exception", {}).get("description") or told["exceptionDetails"]["text"])
+                self.complaints.append(
+                    told["exceptionDetails"].get("exception", {}).get("description")
+                    or told["exceptionDetails"]["text"]
+                )
             case "Runtime.consoleAPICalled" if told["type"] in ("error", "warning", "assert"):
                 self.complaints.append(str([it.get("value") for it in told["args"]]))
             case "Log.entryAdded" if told["entry"]["level"] in ("error", "warning"):
@@ -109,8 +134,21 @@ def chromium() -> Iterator[Page]:
     receive, theirs_out = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "bash", PROGRAM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-            pass_fds=(theirs_in, theirs_out), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [
+                "bash",
+                "-c",
+                f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}',
+                "bash",
+                PROGRAM,
+                *FLAGS,
+                f"--user-data-dir={profile}",
+                "about:blank",
+            ],
+            pass_fds=(theirs_in, theirs_out),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(theirs_in)
         os.close(theirs_out)
         try:

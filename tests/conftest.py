@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-OPEN = os.environ | {"RAY_AUTH_MODE": "disabled"}  # a token made by one process would not be known to the next
+# a token made by one process would not be known to the next
+OPEN = os.environ | {"RAY_AUTH_MODE": "disabled"}
 Command = Callable[..., subprocess.CompletedProcess[str]]
 COMMAND = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 
@@ -55,7 +56,12 @@ ray = Cluster(workers=2).ray
 print(ray.get_runtime_context().gcs_address, flush=True)
 input()"""
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=OPEN
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=OPEN,
     ) as ray:
         assert ray.stdout and ray.stdin
         port = ray.stdout.readline().strip().split(":")[1]
@@ -65,13 +71,22 @@ input()"""
 
 @pytest.fixture(scope="session")
 def ask(address: str) -> Iterator[Command]:
-    """Runs the command in a folder, in one process that stays (tests/answers.py); the result has returncode, stdout and stderr."""
-    command, root = [sys.executable, "-c", "from tests.answers import serve; serve()"], Path(__file__).parents[1]
-    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=OPEN) as answers:
+    """Runs the command in a folder, in one process that stays (tests/answers.py); the result has returncode,
+    stdout and stderr.
+    """
+    command, root = (
+        [sys.executable, "-c", "from tests.answers import serve; serve()"],
+        Path(__file__).parents[1],
+    )
+    with subprocess.Popen(
+        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=OPEN
+    ) as answers:
         questions, told = answers.stdin, answers.stdout
         assert questions and told
 
-        def run(folder: Path, *arguments: str | Path, patience: float = 300) -> subprocess.CompletedProcess[str]:
+        def run(
+            folder: Path, *arguments: str | Path, patience: float = 300
+        ) -> subprocess.CompletedProcess[str]:
             words = [*map(str, arguments), *(["--address", address] if arguments[0] == "run" else [])]
             print(json.dumps({"arguments": words, "folder": str(folder)}), file=questions, flush=True)
             if not select.select([told], [], [], patience)[0]:
@@ -106,9 +121,14 @@ def manifest(tmp_path: Path) -> Callable[..., Path]:
 
     def write(name: str = "tiny", **sections: str) -> Path:
         parts = {
-            "name": name, "workspace": "ws", "source": "{kind: folder, path: photos}", "image": "{resolution: 64}",
-            "split": "{validation: 0.1, test: 0.3, salt: 0}", "shard_images": "4", "conditions": "{canny: {}}",
-        }  # fmt: skip
+            "name": name,
+            "workspace": "ws",
+            "source": "{kind: folder, path: photos}",
+            "image": "{resolution: 64}",
+            "split": "{validation: 0.1, test: 0.3, salt: 0}",
+            "shard_images": "4",
+            "conditions": "{canny: {}}",
+        }
         path = tmp_path / "manifest.yaml"
         path.write_text("\n".join(f"{key}: {value}" for key, value in (parts | sections).items()))
         return path

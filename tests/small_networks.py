@@ -1,4 +1,6 @@
-"""Folders of transformers and files of Inception at random, as their libraries write them: the true layout, the smallest sizes."""
+"""Folders of transformers and files of Inception at random, as their libraries write them: the true layout,
+the smallest sizes.
+"""
 
 import json
 from pathlib import Path
@@ -6,17 +8,33 @@ from pathlib import Path
 
 def words(folder: Path) -> None:
     """A CLIP tokenizer that knows single letters; every letter ends a word."""
-    vocabulary = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz"), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = [
+        *"abcdefghijklmnopqrstuvwxyz",
+        *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz"),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(vocabulary)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     from transformers import CLIPTokenizer
 
-    CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt")).save_pretrained(str(folder))
+    CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt")).save_pretrained(
+        str(folder)
+    )
 
 
 def prepared(folder: Path, side: int) -> None:
-    told = {"image_mean": [0.48, 0.45, 0.4], "image_std": [0.26, 0.25, 0.27], "crop_size": {"height": side, "width": side}}
-    size = {"size": {"shortest_edge": side}, "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "resample": 3}
+    told = {
+        "image_mean": [0.48, 0.45, 0.4],
+        "image_std": [0.26, 0.25, 0.27],
+        "crop_size": {"height": side, "width": side},
+    }
+    size = {
+        "size": {"shortest_edge": side},
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "resample": 3,
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(told | size))
 
 
@@ -26,10 +44,19 @@ def clip(folder: Path, side: int = 32, positions: int = 12, seed: int = 5) -> Pa
 
     torch.manual_seed(seed)
     common = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**common, "vocab_size": 54, "max_position_embeddings": positions, "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
+    text = {
+        **common,
+        "vocab_size": 54,
+        "max_position_embeddings": positions,
+        "bos_token_id": 52,
+        "eos_token_id": 53,
+        "pad_token_id": 53,
+    }
     vision = {**common, "image_size": side, "patch_size": 8}
     folder.mkdir(parents=True)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8, initializer_factor=20.0)).save_pretrained(str(folder))
+    CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=8, initializer_factor=20.0)
+    ).save_pretrained(str(folder))
     words(folder)
     prepared(folder, side)
     return folder
@@ -41,13 +68,17 @@ def dinov2(folder: Path) -> Path:
 
     torch.manual_seed(0)
     folder.mkdir(parents=True)
-    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)).save_pretrained(str(folder))
+    Dinov2Model(
+        Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    ).save_pretrained(str(folder))
     prepared(folder, 28)
     return folder
 
 
 def inception(path: Path) -> Path:
-    """The file of pytorch-fid with the scale of each layer kept, so that the last one still sees the image."""
+    """The file of pytorch-fid with the scale of each layer kept, so that the last one still
+    sees the image.
+    """
     import torch
 
     from evaluate.inception import network

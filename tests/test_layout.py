@@ -18,7 +18,8 @@ ONLY_IN = {  # library -> the files that may import it
     "mediapipe": ["annotate/"],
 }
 ROOMS = (  # of pipeline/: imports run down this list only
-    "__main__", "cli", "run", "commands", "stages", "mini", "report", "benchmark", "experiment", "dataset", "plan", "sources", "catalog",
+    "__main__", "cli", "run", "commands", "stages", "mini", "report", "benchmark", "experiment", "dataset",
+    "plan", "sources", "catalog",
     "manifest", "cluster", "storage", "scenes",
 )  # fmt: skip
 HEAVY = ("torch", "ray", "diffusers", "transformers", "mediapipe", "controlnet_aux")
@@ -57,7 +58,10 @@ def imports() -> dict[str, set[str]]:
                     found[name].add(inner if inner in known else node.module)
             elif isinstance(node, ast.Import):
                 found[name] |= {alias.name for alias in node.names}
-    return {name: {other for other in others if other in known and other != name} for name, others in found.items()}
+    return {
+        name: {other for other in others if other in known and other != name}
+        for name, others in found.items()
+    }
 
 
 def room(module: str) -> str:
@@ -65,19 +69,31 @@ def room(module: str) -> str:
 
 
 def test_imports_within_the_pipeline_run_down_the_list_of_its_rooms() -> None:
-    here = {path.stem for path in (ROOT / "pipeline").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    here = {
+        path.stem
+        for path in (ROOT / "pipeline").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
     assert here - {"__init__"} == set(ROOMS)
     assert len(here - {"__init__", "__main__"}) <= 16
-    inside = {name: {it for it in others if it.count(".")} for name, others in imports().items() if name.startswith("pipeline.")}
+    inside = {
+        name: {it for it in others if it.count(".")}
+        for name, others in imports().items()
+        if name.startswith("pipeline.")
+    }
     up = [
-        f"{name} imports {other}" for name, others in inside.items() for other in others
+        f"{name} imports {other}"
+        for name, others in inside.items()
+        for other in others
         if other.startswith("pipeline.") and ROOMS.index(room(other)) < ROOMS.index(room(name))
-    ]  # fmt: skip
+    ]
     assert not up
 
 
 def test_nothing_imports_a_stage_but_the_flow() -> None:
-    asking = {name for name, others in imports().items() if any(it.startswith("pipeline.stages") for it in others)}
+    asking = {
+        name for name, others in imports().items() if any(it.startswith("pipeline.stages") for it in others)
+    }
     assert {room(name) for name in asking} <= {"run", "stages"}
 
 
@@ -100,7 +116,9 @@ def test_a_heavy_library_is_imported_in_its_own_place_only(library: str) -> None
     for path in modules():
         if library in imported(path):
             place = path.relative_to(ROOT).as_posix()
-            assert any(place.startswith(allowed) for allowed in ONLY_IN[library]), f"{place} imports {library}"
+            assert any(place.startswith(allowed) for allowed in ONLY_IN[library]), (
+                f"{place} imports {library}"
+            )
 
 
 def test_no_module_is_called_by_what_is_no_job() -> None:
@@ -113,19 +131,32 @@ def test_the_conditions_need_only_the_standard_library() -> None:
 
 def test_no_other_file_compares_condition_names() -> None:
     names = {
-        line.split('"')[1] for line in (ROOT / "annotate" / "conditions.py").read_text().splitlines() if line.strip().startswith('name="')
+        line.split('"')[1]
+        for line in (ROOT / "annotate" / "conditions.py").read_text().splitlines()
+        if line.strip().startswith('name="')
     }
     assert len(names) == 13
     for path in modules():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Compare):
                 literals = {
-                    part.value for part in [node.left, *node.comparators] if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                    part.value
+                    for part in [node.left, *node.comparators]
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str)
                 }
-                assert not literals & names, f"{path.relative_to(ROOT)}:{node.lineno} compares a condition's name"
+                assert not literals & names, (
+                    f"{path.relative_to(ROOT)}:{node.lineno} compares a condition's name"
+                )
 
 
-@pytest.mark.parametrize("module", ["pipeline.cli", "pipeline.stages.ingest", "pipeline.stages.annotate", "annotate.annotator"])
+@pytest.mark.parametrize(
+    "module", ["pipeline.cli", "pipeline.stages.ingest", "pipeline.stages.annotate", "annotate.annotator"]
+)
 def test_importing_loads_no_heavy_library(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        ).stdout.strip()
+        == "[]"
+    )

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 RAMP_UP = 0.05  # of the images seen: the longest half-life, so that a young average forgets where it started
-FOLDER = "ema"  # in the ControlNet's folder, itself in the diffusers layout; give diffusers this path, not `subfolder=`
+# in the ControlNet's folder, itself in the diffusers layout; give diffusers this path, not `subfolder=`
+FOLDER = "ema"
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -26,14 +27,22 @@ def follow(
     seen: int,  # images before this step
     batch: int,  # images of this step
 ) -> None:
-    """One step of Karras et al. 2022 (EDM, training_loop.py): a pure function of the counter, so a resume can't change it."""
+    """One step of Karras et al. 2022 (EDM, training_loop.py): a pure function of the counter, so a resume
+    can't change it.
+    """
     decay = 0.5 ** (batch / max(min(half_life, RAMP_UP * seen), 1e-8))
-    pairs = [(mean, now) for mean, now in zip(average.parameters(), model.parameters(), strict=True) if now.requires_grad]
+    pairs = [
+        (mean, now)
+        for mean, now in zip(average.parameters(), model.parameters(), strict=True)
+        if now.requires_grad
+    ]
     torch._foreach_lerp_([mean for mean, _ in pairs], [now for _, now in pairs], 1 - decay)
 
 
 def folder_to_sample(
     controlnet: Path,  # a ControlNet's folder in a checkpoint
 ) -> Path:
-    """The rule for all who use a ControlNet rather than train it further: its average where one was kept, else its weights."""
+    """The rule for all who use a ControlNet rather than train it further: its average where one was kept,
+    else its weights.
+    """
     return controlnet / FOLDER if (controlnet / FOLDER / "config.json").is_file() else controlnet

@@ -18,19 +18,29 @@ from train.batches import NOISE_STEPS
 from train.controlnet import unsupported
 from train.original import check_fit
 from train.random_base import NOTE_FILE
-from train.random_base import build_random as build_random  # `train.base` is the door to everything about bases
+
+# `train.base` is the door to everything about bases
+from train.random_base import build_random as build_random
 
 WEIGHTS = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
     "text_encoder": "text_encoder/model.safetensors",
 }
-CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
-HARMLESS = ("position_ids", "text_projection.weight", "logit_scale")  # in the file of a text encoder, without a part in what it computes
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # names of a VAE of 2022
+CONFIGS = (
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
+)
+# in the file of a text encoder, without a part in what it computes
+HARMLESS = ("position_ids", "text_projection.weight", "logit_scale")
+# names of a VAE of 2022
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 TRAINED = "ControlMill trains bases of the topology of Stable Diffusion 1.5 and 2.1"
 INPAINTING = 9  # channels that such a UNet takes: latents, mask, masked latents
-# The shipped base before the config of its text encoder said in which precision others load it: it computes the same, so its runs go on.
+# The shipped base before the config of its text encoder said in which precision others load it: it computes
+# the same, so its runs go on.
 FORMERLY = {"4f09e32709e4c3a8": "ce001ffc0f32705b"}
 
 
@@ -43,7 +53,8 @@ class Base:
     text_encoder: Any  # transformers CLIPTextModel | None
     tokenizer: Any  # transformers CLIPTokenizer | None
     scheduler: dict[str, Any]  # the diffusers scheduler config: noise schedule and prediction type
-    scaling_factor: float  # latents times this have about unit variance; known also when the vae is not loaded
+    # latents times this have about unit variance; known also when the vae is not loaded
+    scaling_factor: float
     name: str
     fingerprint: str  # 16 hex
     random_weights: bool  # True = nothing this base draws means anything; reports must say so
@@ -52,13 +63,17 @@ class Base:
 
 
 def load(
-    spec: str | Path,  # diffusers folder, a hub id that is in the local cache, or a single .safetensors or .ckpt file
+    # diffusers folder, a hub id that is in the local cache, or a single .safetensors or .ckpt file
+    spec: str | Path,
     *,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-    parts: tuple[str, ...] = ("unet", "vae", "text_encoder"),  # what to read; the fingerprint is always of the whole base
+    # what to read; the fingerprint is always of the whole base
+    parts: tuple[str, ...] = ("unet", "vae", "text_encoder"),
 ) -> Base:
-    """Locked from the start: no caller may forget requires_grad_(False), which would cost 44 % more arithmetic."""
+    """Locked from the start: no caller may forget requires_grad_(False), which would cost 44 % more
+    arithmetic.
+    """
     unknown = set(parts) - set(WEIGHTS)
     if unknown:
         raise ValueError(f"a base has the parts {', '.join(WEIGHTS)}; it has no {', '.join(sorted(unknown))}")
@@ -92,7 +107,9 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # "Loading weights", in the middle of a run's own lines
     try:
-        return kind.from_pretrained(folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+        return kind.from_pretrained(
+            folder / part, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+        )
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -109,11 +126,16 @@ def _load_tokenizer(folder: Path) -> Any:
 def _config(folder: Path, part: str) -> dict[str, Any]:
     if folder.is_file():
         return single_file.config(folder, part)
-    return kinds.read_object(folder / ("scheduler/scheduler_config.json" if part == "scheduler" else f"{part}/config.json"))
+    return kinds.read_object(
+        folder / ("scheduler/scheduler_config.json" if part == "scheduler" else f"{part}/config.json")
+    )
 
 
 def locate(spec: str | Path, *, download: bool = True) -> Path:
-    """The complete diffusers folder, or the single file, behind `spec`; `mini` is the shipped base. What lacks is named before anything loads."""
+    """The complete diffusers folder, or the single file, behind `spec`; `mini` is the shipped base.
+
+    What lacks is named before anything loads.
+    """
     folder = mini.BASE if spec == mini.NAME else Path(spec).expanduser()
     if folder.suffix in single_file.SUFFIXES and not folder.is_dir():
         return single_file.locate(folder)
@@ -122,28 +144,43 @@ def locate(spec: str | Path, *, download: bool = True) -> Path:
             raise FileNotFoundError(f"base {spec}: no such folder, and not a hub id of the form owner/name")
         folder = _from_hub(str(spec), download)
     if missing := _lacking(folder):
-        kind = kinds.read_object(folder / "model_index.json").get("_class_name") if (folder / "model_index.json").is_file() else None
+        kind = (
+            kinds.read_object(folder / "model_index.json").get("_class_name")
+            if (folder / "model_index.json").is_file()
+            else None
+        )
         if kind and not (folder / "unet/config.json").is_file():
             raise ValueError(f"base {spec} is a {kind}, without a UNet: {TRAINED}")
         there = "".join(kinds.in_place_of(folder / name) for name in missing)
-        raise FileNotFoundError(f"base {spec}: the folder {folder} lacks {', '.join(missing)}; a base is a complete diffusers folder{there}")
+        raise FileNotFoundError(
+            f"base {spec}: the folder {folder} lacks {', '.join(missing)}; a base is a complete diffusers"
+            f" folder{there}"
+        )
     return folder
 
 
 def _lacking(folder: Path) -> list[str]:
     missing = [name for name in (*CONFIGS, *WEIGHTS.values()) if not (folder / name).is_file()]
-    if not any(all((folder / "tokenizer" / name).is_file() for name in names) for names in single_file.VOCABULARY):
-        missing.append("tokenizer/" + ("merges.txt" if (folder / "tokenizer/vocab.json").is_file() else "tokenizer.json"))
+    if not any(
+        all((folder / "tokenizer" / name).is_file() for name in names) for names in single_file.VOCABULARY
+    ):
+        missing.append(
+            "tokenizer/" + ("merges.txt" if (folder / "tokenizer/vocab.json").is_file() else "tokenizer.json")
+        )
     return missing
 
 
 def check(spec: str | Path) -> None:
-    """ValueError or OSError with what a run on this base would meet, as far as its configs tell: nothing is downloaded, no weights are read."""
+    """ValueError or OSError with what a run on this base would meet, as far as its configs tell: nothing is
+    downloaded, no weights are read.
+    """
     _check_configs(f"base {spec}", locate(spec, download=False))
 
 
 def _check_configs(what: str, folder: Path) -> None:
-    unet, vae, text, scheduler = (_config(folder, part) for part in ("unet", "vae", "text_encoder", "scheduler"))
+    unet, vae, text, scheduler = (
+        _config(folder, part) for part in ("unet", "vae", "text_encoder", "scheduler")
+    )
     if unet.get("addition_embed_type") == "text_time":
         raise ValueError(f"{what} is a Stable Diffusion XL: {TRAINED}")
     if odd := unsupported(unet):
@@ -152,37 +189,58 @@ def _check_configs(what: str, folder: Path) -> None:
     taken = single_file.unet_channels(folder, taken) if folder.is_file() else taken
     if taken != latents or unet.get("out_channels", 4) != latents:
         kind = "is an inpainting base" if taken == INPAINTING else "is no base for text alone"
-        raise ValueError(f"{what} {kind}: its UNet takes {taken} channels, and latents of its VAE have {latents}; {TRAINED}")
+        raise ValueError(
+            f"{what} {kind}: its UNet takes {taken} channels, and latents of its VAE have {latents};"
+            f" {TRAINED}"
+        )
     if len(vae.get("block_out_channels", range(4))) != 4 or vae.get("shift_factor"):
-        raise ValueError(f"{what} has a VAE that does not make latents of an eighth of the side, or shifts them: {TRAINED}")
+        raise ValueError(
+            f"{what} has a VAE that does not make latents of an eighth of the side, or shifts them: {TRAINED}"
+        )
     if text.get("model_type", "clip_text_model") not in ("clip_text_model", "clip"):
         raise ValueError(f"{what} has a text encoder of the kind {text['model_type']}, not CLIP's: {TRAINED}")
     read, written = unet.get("cross_attention_dim"), text.get("hidden_size")
     if read and written and read != written:
-        raise ValueError(f"{what} has a UNet that reads text {read} wide, and its text encoder gives {written}: the parts are of two bases")
+        raise ValueError(
+            f"{what} has a UNet that reads text {read} wide, and its text encoder gives {written}: the parts"
+            " are of two bases"
+        )
     levels_of(what, scheduler)
 
 
 def _check_tensors(folder: Path, part: str, kind: Any) -> None:
-    """Before loading, which fills what a file lacks with random numbers, or dies of it: ValueError with the first tensor that does not fit."""
+    """Before loading, which fills what a file lacks with random numbers, or dies of it: ValueError with the
+    first tensor that does not fit.
+    """
     from safetensors import SafetensorError, safe_open
     from transformers import CLIPTextConfig
 
     path, settings = folder / WEIGHTS[part], _config(folder, part)
     with torch.device("meta"):
-        model = kind(CLIPTextConfig.from_dict(settings)) if part == "text_encoder" else kind.from_config(settings)
+        model = (
+            kind(CLIPTextConfig.from_dict(settings)) if part == "text_encoder" else kind.from_config(settings)
+        )
     expected = {_usual(part, name): tensor.shape for name, tensor in model.state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:
-            shapes = {_usual(part, name): torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
+            shapes = {
+                _usual(part, name): torch.empty(file.get_slice(name).get_shape(), device="meta")
+                for name in file.keys()
+            }
     except SafetensorError as error:
         raise ValueError(f"{path} can't be read: it is damaged ({error}); get it again") from error
-    stored = {name: tensor for name, tensor in shapes.items() if not (part == "text_encoder" and name.endswith(HARMLESS))}
+    stored = {
+        name: tensor
+        for name, tensor in shapes.items()
+        if not (part == "text_encoder" and name.endswith(HARMLESS))
+    }
     check_fit(str(path), "", stored, expected)
 
 
 def _usual(part: str, name: str) -> str:
-    """The name by which a part's loader knows a tensor: libraries took the prefix off, and renamed the attention of a VAE."""
+    """The name by which a part's loader knows a tensor: libraries took the prefix off, and renamed the
+    attention of a VAE.
+    """
     if part == "text_encoder":
         return name.removeprefix("text_model.")
     if part == "vae" and ".attentions." in name:
@@ -203,7 +261,8 @@ def _from_hub(name: str, download: bool) -> Path:
 def fingerprint(spec: str | Path) -> str:  # 16 hex
     """Of what the base computes: all configs and all weights, whatever its folder is called."""
     folder = locate(spec)
-    if folder.is_file():  # never that of a folder with the same weights: what was made from one is not taken for the other's
+    # never that of a folder with the same weights: what was made from one is not taken for the other's
+    if folder.is_file():
         own = json.dumps(single_file.facts(folder), sort_keys=True)
         content = content_of(folder)
         return hashlib.sha256(f"{content}\n{own}".encode()).hexdigest()[:16]
@@ -233,7 +292,8 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:
 def encode_images(
     base: Base,
     images: NDArray[np.uint8],  # NHWC RGB, sides multiples of 8
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # mean, std: [N, 4, H/8, W/8], before the scaling factor
+    # mean, std: [N, 4, H/8, W/8], before the scaling factor
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The posterior rather than a sample of it, so that each epoch can draw its own."""
     _check_images(images)
     pixels = torch.from_numpy(np.array(images)).to(base.device).permute(0, 3, 1, 2).to(base.dtype) / 127.5 - 1
@@ -246,27 +306,37 @@ def encode_text(base: Base, captions: list[str]) -> NDArray[np.float32]:  # [N, 
     """The last hidden state at the tokenizer's full length, as Stable Diffusion 1.5 was trained with."""
     _part(base, "text_encoder")
     tokens = base.tokenizer(
-        captions, padding="max_length", max_length=base.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        captions,
+        padding="max_length",
+        max_length=base.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
     )
     return base.text_encoder(tokens.input_ids.to(base.device))[0].float().cpu().numpy()
 
 
 @torch.no_grad()
-def decode_latents(base: Base, latents: Tensor) -> NDArray[np.uint8]:  # [N, 4, h, w], scaled to unit variance => NHWC RGB
+# [N, 4, h, w], scaled to unit variance => NHWC RGB
+def decode_latents(base: Base, latents: Tensor) -> NDArray[np.uint8]:
     """One image at a time: the decoder's largest maps are the peak of memory of a whole sampling run."""
     vae = _part(base, "vae")
-    images = [vae.decode(one[None].to(base.device, base.dtype) / base.scaling_factor).sample[0] for one in latents]
+    images = [
+        vae.decode(one[None].to(base.device, base.dtype) / base.scaling_factor).sample[0] for one in latents
+    ]
     pixels = (torch.stack(images).float() * 127.5 + 127.5).round().clamp(0, 255)
     return pixels.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
 
 
-def noise_levels(base: Base) -> Tensor:  # [1000] float32: the share of signal variance left at each timestep (alpha bar)
+# [1000] float32: the share of signal variance left at each timestep (alpha bar)
+def noise_levels(base: Base) -> Tensor:
     """Those that samples are drawn by, to the last bit."""
     return levels_of(f"base {base.name}", base.scheduler)
 
 
 def levels_of(what: str, scheduler: dict[str, Any]) -> Tensor:
-    """By diffusers' own scheduler, so that trained betas and a terminal SNR of zero count here as they do in sampling; ValueError for others."""
+    """By diffusers' own scheduler, so that trained betas and a terminal SNR of zero count here as they do in
+    sampling; ValueError for others.
+    """
     from diffusers import DDIMScheduler
 
     predicted = scheduler.get("prediction_type", "epsilon")
@@ -276,15 +346,17 @@ def levels_of(what: str, scheduler: dict[str, Any]) -> Tensor:
         made: Any = DDIMScheduler.from_config(scheduler)
     except (NotImplementedError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{what} has the noise schedule {scheduler.get('beta_schedule')!r}; scaled_linear, linear and trained_betas are known ({error})"
+            f"{what} has the noise schedule {scheduler.get('beta_schedule')!r}; scaled_linear, linear and"
+            f" trained_betas are known ({error})"
         ) from error
     levels: Tensor = made.alphas_cumprod
     if len(levels) != NOISE_STEPS:
         raise ValueError(f"{what} has {len(levels)} timesteps; bases of {NOISE_STEPS} are known")
     if not levels.all() and predicted == "epsilon":
         raise ValueError(
-            f"{what} leaves no signal at its last timestep (rescale_betas_zero_snr) and predicts the noise, which says nothing of the image "
-            "there: such a base predicts the velocity, prediction_type: v_prediction"
+            f"{what} leaves no signal at its last timestep (rescale_betas_zero_snr) and predicts the noise,"
+            " which says nothing of the image there: such a base predicts the velocity, prediction_type:"
+            " v_prediction"
         )
     return levels
 
@@ -297,5 +369,13 @@ def _part(base: Base, name: str) -> Any:
 
 
 def _check_images(images: NDArray[np.uint8]) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or images.shape[1] % 8 or images.shape[2] % 8:
-        raise ValueError(f"images must be uint8 NHWC RGB with sides in multiples of 8, not {images.dtype} {images.shape}")
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[3] != 3
+        or images.shape[1] % 8
+        or images.shape[2] % 8
+    ):
+        raise ValueError(
+            f"images must be uint8 NHWC RGB with sides in multiples of 8, not {images.dtype} {images.shape}"
+        )

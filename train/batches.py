@@ -1,4 +1,6 @@
-"""A resumable order over pairs, and draws that belong to the sample: both are pure functions of the seed and the counter."""
+"""A resumable order over pairs, and draws that belong to the sample: both are pure functions of the seed and
+the counter.
+"""
 
 import functools
 import hashlib
@@ -25,7 +27,8 @@ class Pair:
     mean: NDArray[np.float32]  # [4, h, w] of the VAE's posterior, before the scaling factor
     std: NDArray[np.float32]  # [4, h, w]
     text: NDArray[np.float32]  # [T, D] of the caption
-    hints: dict[str, NDArray[np.uint8]]  # by condition: HWC, H = 8h; C = 3 (RGB) for all of the thirteen, any other number will do
+    # by condition: HWC, H = 8h; C = 3 (RGB) for all of the thirteen, any other number will do
+    hints: dict[str, NDArray[np.uint8]]
 
 
 class Pairs(Protocol):
@@ -34,12 +37,15 @@ class Pairs(Protocol):
     @property
     def ids(self) -> Sequence[str]: ...  # image ids, in the order of __getitem__
     @property
-    def sizes(self) -> Sequence[tuple[int, int]]: ...  # (h, w) of the latents, in the same order, known without reading them
+    # (h, w) of the latents, in the same order, known without reading them
+    def sizes(self) -> Sequence[tuple[int, int]]: ...
     @property
     def empty_text(self) -> NDArray[np.float32]: ...  # [T, D] of ""
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Pair: ...
-    def mirrored(self, i: int) -> Pair: ...  # of the image seen in a mirror, hints too; asked for only where options.flip is above 0
+
+    # of the image seen in a mirror, hints too; asked for only where options.flip is above 0
+    def mirrored(self, i: int) -> Pair: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,9 @@ class Batch:
         """In memory that a GPU copies from while the host goes on."""
         names = ("latents", "noise", "timesteps", "text")
         pinned: dict[str, Any] = {name: getattr(self, name).pin_memory() for name in names}
-        return replace(self, **pinned, hints={condition: hint.pin_memory() for condition, hint in self.hints.items()})
+        return replace(
+            self, **pinned, hints={condition: hint.pin_memory() for condition, hint in self.hints.items()}
+        )
 
 
 def draws(seed: int, *key: str | int) -> np.random.Generator:
@@ -75,10 +83,12 @@ def order(
     epoch: int,
     batch: int,
 ) -> NDArray[np.int64]:  # [n] indices
-    """Every epoch is its own permutation. Where sizes differ, its whole batches are of one size each, and come in no order of sizes.
+    """Every epoch is its own permutation.
 
-    What each size leaves over fills the mixed batches at the two ends of the epoch: the rest of the batch that the epoch before began,
-    and its own last ones.
+    Where sizes differ, its whole batches are of one size each, and come in no order of sizes.
+
+    What each size leaves over fills the mixed batches at the two ends of the epoch: the rest of the batch
+    that the epoch before began, and its own last ones.
     """
     shuffled = draws(seed, "order", epoch).permutation(len(sizes))
     kinds = {size: kind for kind, size in enumerate(sorted(set(sizes)))}
@@ -95,17 +105,22 @@ def order(
     while len(left) < head:
         left += list(whole.pop())
     between = [whole[i] for i in draws(seed, "batches", epoch).permutation(len(whole))]
-    return np.array([*left[:head], *(index for chunk in between for index in chunk), *left[head:]], dtype=np.int64)
+    return np.array(
+        [*left[:head], *(index for chunk in between for index in chunk), *left[head:]], dtype=np.int64
+    )
 
 
 class Order:
-    """The place of each image in the run: a function of the counter, with the orders of the last epochs kept."""
+    """The place of each image in the run: a function of the counter, with the orders of the
+    last epochs kept.
+    """
 
     def __init__(self, sizes: Sequence[tuple[int, int]], seed: int, batch: int) -> None:
         self.n = len(sizes)
         self._epoch = functools.lru_cache(maxsize=4)(lambda epoch: order(sizes, seed, epoch, batch))
 
-    def __getitem__(self, counter: int) -> tuple[int, int]:  # images seen so far => epoch, index of the next pair
+    # images seen so far => epoch, index of the next pair
+    def __getitem__(self, counter: int) -> tuple[int, int]:
         epoch, offset = divmod(counter, self.n)
         return epoch, int(self._epoch(epoch)[offset])
 
@@ -125,7 +140,13 @@ def batch_at(
     return tuple(_batch(pairs, conditions, members, options, scaling_factor) for members in by_size.values())
 
 
-def _batch(pairs: Pairs, conditions: Sequence[str], places: Sequence[tuple[int, int]], options: Options, scaling_factor: float) -> Batch:
+def _batch(
+    pairs: Pairs,
+    conditions: Sequence[str],
+    places: Sequence[tuple[int, int]],
+    options: Options,
+    scaling_factor: float,
+) -> Batch:
     rows, latents, noise, timesteps, texts, dropped, mirrored = [], [], [], [], [], [], []
     for epoch, index in places:
         key = (options.seed, epoch, pairs.ids[index])
@@ -191,7 +212,13 @@ def _hints(rows: list[Pair], condition: str) -> Tensor:
     for row in rows:
         if condition not in row.hints:
             raise ValueError(f"image {row.image_id} has no hint for {condition}")
-        found, wanted = row.hints[condition], (*(8 * n for n in row.mean.shape[1:]), rows[0].hints[condition].shape[-1])
+        found, wanted = (
+            row.hints[condition],
+            (*(8 * n for n in row.mean.shape[1:]), rows[0].hints[condition].shape[-1]),
+        )
         if found.dtype != np.uint8 or found.shape != wanted:
-            raise ValueError(f"hint {condition} of image {row.image_id} must be uint8 {wanted}, not {found.dtype} {found.shape}")
+            raise ValueError(
+                f"hint {condition} of image {row.image_id} must be uint8 {wanted}, not {found.dtype}"
+                f" {found.shape}"
+            )
     return torch.from_numpy(np.stack([row.hints[condition] for row in rows])).permute(0, 3, 1, 2)

@@ -52,7 +52,9 @@ class Board:
 
 
 def flatten(row: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
-    """Tags such as held_out/canny/gap; what is not a finite number (None, text, lists) has no place on a curve."""
+    """Tags such as held_out/canny/gap; what is not a finite number (None, text, lists) has no place on a
+    curve.
+    """
     for name, value in row.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{above}{name}/")

@@ -1,4 +1,6 @@
-"""Atomic checkpoints in the diffusers layout, with everything that an exact resume needs; safetensors and JSON only."""
+"""Atomic checkpoints in the diffusers layout, with everything that an exact resume needs; safetensors and
+JSON only.
+"""
 
 import contextlib
 import errno
@@ -30,9 +32,11 @@ TEMPORARY = ".tmp-"
 SEAL = "sha256"  # of META: that of all else in it; those written before it was added have none
 STEP = re.compile(r"step-\d{8,}")
 ASIDE = "damaged-"  # before the name of a checkpoint that a run went on without
-RESUMED = ("conditions", "base", "pairs_hash", "warm_start", "options", "seconds")  # of META: what a run needs to go on
+# of META: what a run needs to go on
+RESUMED = ("conditions", "base", "pairs_hash", "warm_start", "options", "seconds")
 KINDS: dict[str, Any] = {
-    "conditions": list, "base": str, "pairs_hash": str, "warm_start": dict, "options": dict, "seconds": int | float, "began_with": dict,
+    "conditions": list, "base": str, "pairs_hash": str, "warm_start": dict, "options": dict,
+    "seconds": int | float, "began_with": dict,
 }  # fmt: skip
 
 
@@ -42,7 +46,9 @@ class Damaged(FileNotFoundError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint; `path / condition`, and `ema` in it, are folders that diffusers.ControlNetModel.from_pretrained loads."""
+    """A complete checkpoint; `path / condition`, and `ema` in it, are folders that
+    diffusers.ControlNetModel.from_pretrained loads.
+    """
 
     path: Path
     images: int  # seen: the one counter everything else follows from
@@ -51,18 +57,25 @@ class Checkpoint:
 
 
 def began_with(meta: Mapping[str, Any]) -> dict[str, Any]:  # of a checkpoint, or of the run's identity
-    """What of the options may change on the way, as it was at first: a run that was named after it is found again."""
+    """What of the options may change on the way, as it was at first: a run that was named after it is found
+    again.
+    """
     options = meta.get("options", {})
-    return dict(meta.get("began_with") or {name: options.get(name) for name in ("micro_batch", "checkpoint_every")})
+    return dict(
+        meta.get("began_with") or {name: options.get(name) for name in ("micro_batch", "checkpoint_every")}
+    )
 
 
 def save(
     out: Path,
-    models: Mapping[str, nn.Module],  # by folder: each condition's ControlNet; its average in <condition>/ema, an unlocked base in .../unet
+    # by folder: each condition's ControlNet; its average in <condition>/ema, an unlocked base in .../unet
+    models: Mapping[str, nn.Module],
     optimizers: dict[str, optim.Optimizer],  # by folder, of the models that train
     meta: dict[str, Any],  # has images and step; this adds the files
 ) -> Checkpoint:
-    """Written under a temporary name, flushed to disk, renamed: a kill at any moment leaves the previous checkpoint whole."""
+    """Written under a temporary name, flushed to disk, renamed: a kill at any moment leaves the previous
+    checkpoint whole.
+    """
     final = out / name_of(meta["step"])
     work = out / f"{TEMPORARY}{final.name}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
@@ -75,7 +88,12 @@ def save(
         if name in optimizers:
             save_file(optimizer_tensors(model, optimizers[name]), folder / OPTIMIZER)
     files = sorted(path for path in work.rglob("*") if path.is_file())
-    meta = meta | {"files": {str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}}
+    meta = meta | {
+        "files": {
+            str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in files
+        }
+    }
     meta |= {SEAL: _seal(meta)}
     _write_json(work / META, meta)
     for path in (*files, work / META, *(path for path in work.rglob("*") if path.is_dir()), work):
@@ -97,7 +115,9 @@ def name_of(step: int) -> str:
 
 
 def newest(out: Path) -> Checkpoint | None:
-    """The last complete checkpoint by its files' names and sizes: quick enough to ask every second, also while training runs."""
+    """The last complete checkpoint by its files' names and sizes: quick enough to ask every second, also
+    while training runs.
+    """
     for folder in reversed(folders(out)):
         with contextlib.suppress(Damaged):
             return read(folder)
@@ -107,7 +127,8 @@ def newest(out: Path) -> Checkpoint | None:
 def newest_whole(
     out: Path,
     *,
-    resume: bool = True,  # False = its ControlNets are wanted alone, so damage to the optimizers' states does not matter
+    # False = its ControlNets are wanted alone, so damage to the optimizers' states does not matter
+    resume: bool = True,
 ) -> tuple[Checkpoint | None, dict[Path, str]]:  # and those that are newer: folder -> what is wrong with it
     """The last checkpoint whose files have the sha256 that they were written with; reads all of it."""
     passed_over: dict[Path, str] = {}
@@ -120,7 +141,9 @@ def newest_whole(
 
 
 def set_aside(folder: Path) -> Path:
-    """Out of the way of the run, which writes that step again and then deletes this; a person may still want what is whole in it."""
+    """Out of the way of the run, which writes that step again and then deletes this; a person may still want
+    what is whole in it.
+    """
     aside = folder.with_name(f"{ASIDE}{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     return folder.rename(aside)
@@ -136,7 +159,8 @@ def kept(out: Path) -> list[Checkpoint]:
 
 
 def take_over(begun: Checkpoint, out: Path) -> Path:  # the folder that it lay in
-    """A longer run goes on from here: the log first, then the checkpoints that stay for good, this one last; their files are shared, not copied.
+    """A longer run goes on from here: the log first, then the checkpoints that stay for good, this one last;
+    their files are shared, not copied.
 
     The caller has hashed this one; of the others those that are damaged are left behind.
     """
@@ -161,7 +185,10 @@ def _link(source: str, target: str) -> None:
 
 
 def read(folder: Path) -> Checkpoint:
-    """By names and sizes. A file that is missing or cut short is named, since everything below would fail less clearly."""
+    """By names and sizes.
+
+    A file that is missing or cut short is named, since everything below would fail less clearly.
+    """
     if not (folder / META).is_file():
         raise Damaged(f"{folder} is not a complete checkpoint: it has no {META}")
     meta = meta_of(folder)
@@ -173,7 +200,9 @@ def read(folder: Path) -> Checkpoint:
 
 
 def whole(folder: Path, *, resume: bool = True) -> Checkpoint:
-    """As `read`, and every file that is wanted is hashed; those who use it hash it once, those who only tell of it do not."""
+    """As `read`, and every file that is wanted is hashed; those who use it hash it once, those who only tell
+    of it do not.
+    """
     done = read(folder)
     lacking = [name for name in RESUMED if resume and name not in done.meta]
     if lacking:
@@ -196,7 +225,8 @@ def problems(folder: Path) -> list[str]:  # none = it is whole
 
 
 def check_controlnet(controlnet: Path) -> None:
-    """For those who use a ControlNet's folder: hashes its files where it lies in a run's checkpoint, also its average's and its base's.
+    """For those who use a ControlNet's folder: hashes its files where it lies in a run's checkpoint, also its
+    average's and its base's.
 
     Damaged where they are not what was written. A folder from elsewhere has nothing to be compared with.
     """
@@ -231,7 +261,9 @@ def meta_of(folder: Path) -> dict[str, Any]:
 
 
 def _fits(meta: Any, folder: Path) -> bool:
-    """Whether what its readers compute with is of the kind that they expect, and agrees with the rest; may raise where it does not."""
+    """Whether what its readers compute with is of the kind that they expect, and agrees with the rest; may
+    raise where it does not.
+    """
     images, step, room = meta["images"], meta["step"], meta.get("room", {"micro": 1, "join": False})
     counts = [images, step, room["micro"], *(file["bytes"] for file in meta["files"].values())]
     batch = meta.get("options", {}).get("batch")
@@ -240,15 +272,19 @@ def _fits(meta: Any, folder: Path) -> bool:
         and all(isinstance(file["sha256"], str) for file in meta["files"].values())
         and all(isinstance(meta[name], kind) for name, kind in KINDS.items() if name in meta)
         and type(meta.get("options", {}).get("images", 0)) is int
-        and set(room) == {"micro", "join"} and room["micro"] > 0 and isinstance(room["join"], bool)
+        and set(room) == {"micro", "join"}
+        and room["micro"] > 0
+        and isinstance(room["join"], bool)
         and (batch is None or images == step * batch)
         and (not STEP.fullmatch(folder.name) or folder.name == name_of(step))
         and meta.get(SEAL) in (None, _seal(meta))
-    )  # fmt: skip
+    )
 
 
 def _seal(meta: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps({name: meta[name] for name in meta if name != SEAL}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps({name: meta[name] for name in meta if name != SEAL}, sort_keys=True).encode()
+    ).hexdigest()
 
 
 def _wrong(done: Checkpoint, name: str, *, hashed: bool = True) -> str:  # '' = the file is what was written
@@ -266,24 +302,36 @@ def _wrong(done: Checkpoint, name: str, *, hashed: bool = True) -> str:  # '' = 
 
 
 def sweep(out: Path) -> None:
-    """Only the process that trains calls this: a temporary name may be another reader's checkpoint in the making."""
+    """Only the process that trains calls this: a temporary name may be another reader's checkpoint in the
+    making.
+    """
     for path in out.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def locate(spec: str | Path, *, download: bool = True) -> Path:
-    """The folder or single file behind `spec`: `mini/canny` and the like, a path, or a hub id owner/name, of which the local cache is asked first."""
+    """The folder or single file behind `spec`: `mini/canny` and the like, a path, or a hub id owner/name, of
+    which the local cache is asked first.
+    """
     if root := mini.root(str(spec)):
         return root
     here = Path(spec).expanduser()
     if here.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(spec)):
         if not here.exists():
-            raise FileNotFoundError(f"{spec}: no such ControlNet: neither a folder, nor a file, nor a hub id of the form owner/name")
+            raise FileNotFoundError(
+                f"{spec}: no such ControlNet: neither a folder, nor a file, nor a hub id of the form"
+                " owner/name"
+            )
         _check_kind(here)
         return here
     needed = ["config.json", WEIGHTS]
     found = hub.folder(
-        str(spec), str(spec), needed, download, "name its path", lambda cached: [name for name in needed if not (cached / name).is_file()]
+        str(spec),
+        str(spec),
+        needed,
+        download,
+        "name its path",
+        lambda cached: [name for name in needed if not (cached / name).is_file()],
     )
     _check_kind(found)
     return found
@@ -292,13 +340,19 @@ def locate(spec: str | Path, *, download: bool = True) -> Path:
 def _check_kind(controlnet: Path) -> None:
     """Before any work: a plan asks, and little but names is read."""
     if controlnet.is_file():
-        original.read_file(controlnet, (original.PREFIX + original.FIRST_HINT,), look=functools.partial(kinds.check_names, controlnet))
+        original.read_file(
+            controlnet,
+            (original.PREFIX + original.FIRST_HINT,),
+            look=functools.partial(kinds.check_names, controlnet),
+        )
     elif (controlnet / "config.json").is_file():
         kinds.read_config(controlnet)
 
 
 def load_controlnet(
-    folder: Path,  # in the diffusers layout: config.json and diffusion_pytorch_model.safetensors; or a single file in the original layout
+    # in the diffusers layout: config.json and diffusion_pytorch_model.safetensors; or a single file in the
+    # original layout
+    folder: Path,
     unet: Any = None,  # a UNet2DConditionModel to check the topology against; None = as config.json says
 ) -> ControlNet:  # float32 on the CPU, trainable
     """Strict in both directions: a ControlNet with a tensor missing would run, and run wrongly."""
@@ -310,21 +364,36 @@ def load_controlnet(
     for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{folder} is no ControlNet in the diffusers layout: it has no {name}{kinds.in_place_of(folder / name)}"
+                f"{folder} is no ControlNet in the diffusers layout: it has no"
+                f" {name}{kinds.in_place_of(folder / name)}"
             )
     controlnet = empty_controlnet(kinds.read_config(folder))
     if unet is not None:
-        theirs = {name: unet.state_dict()[name].shape for name in unet.state_dict() if name in controlnet.state_dict()}
+        theirs = {
+            name: unet.state_dict()[name].shape
+            for name in unet.state_dict()
+            if name in controlnet.state_dict()
+        }
         odd = [name for name, shape in theirs.items() if controlnet.state_dict()[name].shape != shape]
         if odd:
-            raise ValueError(f"the ControlNet in {folder} belongs to another base: {len(odd)} tensors differ in shape, first {odd[0]}")
-    # Copies: a file's tensors lie at any address, and products of matrices depend in their last bits on how their operands are aligned.
+            raise ValueError(
+                f"the ControlNet in {folder} belongs to another base: {len(odd)} tensors differ in shape,"
+                f" first {odd[0]}"
+            )
+    # Copies: a file's tensors lie at any address, and products of matrices depend in their last bits on how
+    # their operands are aligned.
     weights = {name: tensor.float().clone() for name, tensor in tensors_of(folder / WEIGHTS).items()}
     kinds.check_names(folder, weights)
     expected = {name: tensor.shape for name, tensor in controlnet.state_dict().items()}
-    wrong = sorted(name for name in expected.keys() | weights.keys() if name not in weights or expected.get(name) != weights[name].shape)
+    wrong = sorted(
+        name
+        for name in expected.keys() | weights.keys()
+        if name not in weights or expected.get(name) != weights[name].shape
+    )
     if wrong:
-        raise ValueError(f"{folder / WEIGHTS} does not fit its config.json: {len(wrong)} tensors differ, first {wrong[0]}")
+        raise ValueError(
+            f"{folder / WEIGHTS} does not fit its config.json: {len(wrong)} tensors differ, first {wrong[0]}"
+        )
     controlnet.load_state_dict(weights, assign=True)
     return controlnet.requires_grad_(True)
 
@@ -358,9 +427,13 @@ def weights_hash(folder: Path) -> str:  # 16 hex
 
 
 def optimizer_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, torch.Tensor]:
-    """`<parameter>.<state>`, by name, so that no pickle and no parameter order is involved; an int becomes an int64 tensor without axes."""
+    """`<parameter>.<state>`, by name, so that no pickle and no parameter order is involved; an int becomes an
+    int64 tensor without axes.
+    """
     tensors: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()  # what parameters share, such as the code book of an 8-bit optimizer, is written for each: a file can't share
+    # what parameters share, such as the code book of an 8-bit optimizer, is written for each: a file can't
+    # share
+    seen: set[int] = set()
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensor = torch.tensor(value) if isinstance(value, int) else value.contiguous()
@@ -376,7 +449,9 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -
     state: dict[int, dict[str, torch.Tensor | int]] = {}
     for name, tensor in load_file(folder / OPTIMIZER).items():
         parameter, key = name.rsplit(".", 1)
-        state.setdefault(index[parameter], {})[key] = int(tensor) if tensor.ndim == 0 and tensor.dtype == torch.int64 else tensor
+        state.setdefault(index[parameter], {})[key] = (
+            int(tensor) if tensor.ndim == 0 and tensor.dtype == torch.int64 else tensor
+        )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -386,7 +461,11 @@ def diffusers_config(
     """The config.json that diffusers, and so ComfyUI and A1111, reads beside the weights."""
     from diffusers import __version__
 
-    name, settings = ("ControlNetModel", model.config) if isinstance(model, ControlNet) else (type(model).__name__, dict(model.config))
+    name, settings = (
+        ("ControlNetModel", model.config)
+        if isinstance(model, ControlNet)
+        else (type(model).__name__, dict(model.config))
+    )
     facts = {
         key: value for key, value in settings.items() if not key.startswith("_")
     }  # a leading _ is diffusers' own: where a base came from

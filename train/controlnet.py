@@ -1,4 +1,6 @@
-"""The network of the paper (section 3): a trainable copy of the locked encoder, a hint encoder, thirteen zero convolutions."""
+"""The network of the paper (section 3): a trainable copy of the locked encoder, a hint encoder, thirteen zero
+convolutions.
+"""
 
 import copy
 import itertools
@@ -16,17 +18,28 @@ from train.halves import encode_half
 Layer = TypeVar("Layer", bound=nn.Module)
 PAPER_WIDTHS = (16, 32, 96, 256)  # of the hint encoder on a base that is 320 wide
 GAIN = 3.0  # of variance, before a SiLU: 4 keeps what is near zero, 2.8 a standard normal
-ADDED = ("controlnet_cond_embedding.", "controlnet_down_blocks.", "controlnet_mid_block.")  # hint encoder, zero convolutions
+# hint encoder, zero convolutions
+ADDED = ("controlnet_cond_embedding.", "controlnet_down_blocks.", "controlnet_mid_block.")
 # What the copied half of a UNet is built from; the same names stand in diffusers' ControlNetModel config.
 SHARED_CONFIG = (
-    "in_channels", "flip_sin_to_cos", "freq_shift", "down_block_types", "mid_block_type", "only_cross_attention", "block_out_channels",
-    "layers_per_block", "downsample_padding", "mid_block_scale_factor", "act_fn", "norm_num_groups", "norm_eps", "cross_attention_dim",
-    "transformer_layers_per_block", "attention_head_dim", "num_attention_heads", "use_linear_projection", "upcast_attention",
+    "in_channels", "flip_sin_to_cos", "freq_shift", "down_block_types", "mid_block_type",
+    "only_cross_attention", "block_out_channels",
+    "layers_per_block", "downsample_padding", "mid_block_scale_factor", "act_fn", "norm_num_groups",
+    "norm_eps", "cross_attention_dim",
+    "transformer_layers_per_block", "attention_head_dim", "num_attention_heads", "use_linear_projection",
+    "upcast_attention",
     "resnet_time_scale_shift",
 )  # fmt: skip
-# diffusers' names of two settings that change no tensor; they stand in a config only where they are not as usual
+# diffusers' names of two settings that change no tensor; they stand in a config only where they are not as
+# usual
 BGR, POOLED = "controlnet_conditioning_channel_order", "global_pool_conditions"
-UNSUPPORTED = ("encoder_hid_dim_type", "class_embed_type", "num_class_embeds", "addition_embed_type", "time_cond_proj_dim")
+UNSUPPORTED = (
+    "encoder_hid_dim_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "addition_embed_type",
+    "time_cond_proj_dim",
+)
 
 
 @dataclass(frozen=True)
@@ -38,16 +51,22 @@ class Transfer:
 
 
 class ControlledBlock(nn.Module):
-    """Equation 2 of the paper for any block F: y = F(x) + Z(Fc(x + Z(c))), with F locked, Fc its trainable copy and each Z zero at first."""
+    """Equation 2 of the paper for any block F: y = F(x) + Z(Fc(x + Z(c))), with F locked, Fc its trainable
+    copy and each Z zero at first.
+    """
 
     def __init__(
         self,
-        block: nn.Module,  # F: x -> y, both with channels on axis 1, or on the last axis when spatial is 0; it is locked in place
+        # F: x -> y, both with channels on axis 1, or on the last axis when spatial is 0; it is locked in
+        # place
+        block: nn.Module,
         in_channels: int,  # of x
         out_channels: int,  # of y
         *,
         condition_channels: int | None = None,  # of c, which has x's other axes; None = in_channels
-        spatial: int = 2,  # axes behind the channels: 2 for maps [B, C, H, W]; 0 for tokens [B, T, C], whose 1x1 convolution is a linear layer
+        # axes behind the channels: 2 for maps [B, C, H, W]; 0 for tokens [B, T, C], whose 1x1 convolution is
+        # a linear layer
+        spatial: int = 2,
     ) -> None:
         super().__init__()
         self.copy = copy.deepcopy(block).requires_grad_(True)
@@ -58,7 +77,8 @@ class ControlledBlock(nn.Module):
             self.zero_in.to(parameter.device, parameter.dtype)
             self.zero_out.to(parameter.device, parameter.dtype)
 
-    def forward(self, x: Tensor, condition: Tensor, *others: Any) -> Tensor:  # `others` go to F and to its copy alike
+    # `others` go to F and to its copy alike
+    def forward(self, x: Tensor, condition: Tensor, *others: Any) -> Tensor:
         return self.locked(x, *others) + self.zero_out(self.copy(x + self.zero_in(condition), *others))
 
     def train(self, mode: bool = True) -> "ControlledBlock":
@@ -69,9 +89,13 @@ class ControlledBlock(nn.Module):
 
 
 class HintEncoder(nn.Module):
-    """Eight 3x3 convolutions, three of stride 2, the last one zero: the layers of cldm/cldm.py, not of the paper's text."""
+    """Eight 3x3 convolutions, three of stride 2, the last one zero: the layers of cldm/cldm.py, not of the
+    paper's text.
+    """
 
-    def __init__(self, hint_channels: int, widths: tuple[int, ...], out_channels: int, bgr: bool = False) -> None:
+    def __init__(
+        self, hint_channels: int, widths: tuple[int, ...], out_channels: int, bgr: bool = False
+    ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(hint_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
@@ -81,14 +105,16 @@ class HintEncoder(nn.Module):
         self.conv_out = _zero(nn.Conv2d(widths[-1], out_channels, 3, padding=1))
         self.bgr = bgr
         for conv in (self.conv_in, *self.blocks):
-            # Gaussian, as the paper says, and of a spread that SiLU keeps. Under PyTorch's default each layer halves what tells one hint from
-            # another, a thousandth is left behind eight of them, and the network hears nothing of its condition for thousands of steps.
+            # Gaussian, as the paper says, and of a spread that SiLU keeps. Under PyTorch's default each layer
+            # halves what tells one hint from another, a thousandth is left behind eight of them, and the
+            # network hears nothing of its condition for thousands of steps.
             nn.init.normal_(conv.weight, std=(GAIN / conv.weight[0].numel()) ** 0.5)
             nn.init.zeros_(conv.bias)
 
     def forward(self, hint: Tensor) -> Tensor:  # [B, hint_channels, 8h, 8w] float 0..1 => [B, C, h, w]
         hint = hint.flip(1) if self.bgr else hint
-        # Few channels at full resolution: channels_last makes these layers three to four times faster, on a CPU too.
+        # Few channels at full resolution: channels_last makes these layers three to four times faster, on a
+        # CPU too.
         x = functional.silu(self.conv_in(hint.contiguous(memory_format=torch.channels_last)))
         for conv in self.blocks:
             x = functional.silu(conv(x))
@@ -105,7 +131,8 @@ class ControlNet(nn.Module):
         hint_channels: int = 3,
         hint_widths: tuple[int, ...] | None = None,
         bgr: bool = False,  # its weights were made for hints with red and blue swapped
-        pooled: bool = False,  # each residual is its mean over the map, so that only what a hint shows counts, not where
+        # each residual is its mean over the map, so that only what a hint shows counts, not where
+        pooled: bool = False,
     ) -> None:
         super().__init__()
         _check_supported(unet)
@@ -123,7 +150,9 @@ class ControlNet(nn.Module):
         device, dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
         with torch.device(device):
             self.controlnet_cond_embedding = HintEncoder(hint_channels, widths, sides[0], bgr).to(dtype)
-            self.controlnet_down_blocks = nn.ModuleList(_zero(nn.Conv2d(side, side, 1)) for side in sides).to(dtype)
+            self.controlnet_down_blocks = nn.ModuleList(_zero(nn.Conv2d(side, side, 1)) for side in sides).to(
+                dtype
+            )
             self.controlnet_mid_block = _zero(nn.Conv2d(sides[-1], sides[-1], 1)).to(dtype)
         self.requires_grad_(True).train()
 
@@ -153,11 +182,20 @@ class ControlNet(nn.Module):
         return self.residuals(noisy_latents, timesteps, text, features, scale, recompute=recompute)
 
     def residuals(
-        self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor, features: Tensor, scale: float = 1.0, *, recompute: bool = False
+        self,
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        features: Tensor,
+        scale: float = 1.0,
+        *,
+        recompute: bool = False,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Behind the hint encoder, whose features [B, C, h, w] are the same at every step of sampling."""
         skips, mid, _ = encode_half(self, noisy_latents, timesteps, text, features, recompute=recompute)
-        downs = tuple(zero(skip) * scale for zero, skip in zip(self.controlnet_down_blocks, skips, strict=True))
+        downs = tuple(
+            zero(skip) * scale for zero, skip in zip(self.controlnet_down_blocks, skips, strict=True)
+        )
         middle = self.controlnet_mid_block(mid) * scale
         if self.config.get(POOLED):
             pooled = [point.mean(dim=(2, 3), keepdim=True).expand_as(point) for point in (*downs, middle)]
@@ -166,14 +204,25 @@ class ControlNet(nn.Module):
 
 
 @torch.no_grad()
-def transfer_weights(base: Mapping[str, Tensor], controlnet: ControlNet) -> Transfer:  # base: the state dict of a UNet
-    """Copies by name. Anything new but the hint encoder and the zero convolutions would be an untrained layer, so it is an error."""
+# base: the state dict of a UNet
+def transfer_weights(base: Mapping[str, Tensor], controlnet: ControlNet) -> Transfer:
+    """Copies by name.
+
+    Anything new but the hint encoder and the zero convolutions would be an untrained layer, so it is an
+    error.
+    """
     mine = controlnet.state_dict()
-    copied = tuple(name for name in mine if not name.startswith(ADDED) and name in base and base[name].shape == mine[name].shape)
+    copied = tuple(
+        name
+        for name in mine
+        if not name.startswith(ADDED) and name in base and base[name].shape == mine[name].shape
+    )
     new = tuple(name for name in mine if name not in set(copied))
     stray = [name for name in new if not name.startswith(ADDED)]
     if stray:
-        raise ValueError(f"the base has no weights for {len(stray)} tensors of the copy, for example {stray[0]}")
+        raise ValueError(
+            f"the base has no weights for {len(stray)} tensors of the copy, for example {stray[0]}"
+        )
     for name in copied:
         mine[name].copy_(base[name])
     return Transfer(copied, new)
@@ -236,4 +285,6 @@ def unsupported(
 
 def _check_supported(unet: Any) -> None:
     if odd := unsupported(unet.config):
-        raise ValueError(f"this UNet has {', '.join(odd)}: ControlMill trains bases with the topology of SD 1.5 and 2.1")
+        raise ValueError(
+            f"this UNet has {', '.join(odd)}: ControlMill trains bases with the topology of SD 1.5 and 2.1"
+        )

@@ -1,4 +1,6 @@
-"""Validation grids: one picture per condition, always of the same held-out pairs from the same noise, so that two checkpoints compare."""
+"""Validation grids: one picture per condition, always of the same held-out pairs from the same noise, so that
+two checkpoints compare.
+"""
 
 import copy
 import dataclasses
@@ -23,7 +25,8 @@ LINE = 22  # pixels of a line of the label
 def write(
     path: Path,  # .png; replaced as a whole
     base: Base,  # with its vae, in any precision and on any device
-    unet: Any,  # UNet2DConditionModel as it computes, on the device: the base's, or the copy of it that trained along
+    # UNet2DConditionModel as it computes, on the device: the base's, or the copy of it that trained along
+    unet: Any,
     controlnet: ControlNet,  # on the same device; stays as it is
     pairs: Pairs,  # held out
     condition: str,
@@ -34,11 +37,16 @@ def write(
     steps: int = 20,
     guidance: float = 7.5,
 ) -> NDArray[np.uint8]:  # HWC RGB, what was written
-    """Condition, generated, target: the target is what the VAE makes of the pair's mean latents, the best that training could reach."""
+    """Condition, generated, target: the target is what the VAE makes of the pair's mean latents, the best
+    that training could reach.
+    """
     from PIL import Image
 
     sampler, controlnet = as_one(base, unet), for_sampling(controlnet, unet)
-    rows = [row(sampler, controlnet, pairs[i], pairs.empty_text, condition, seed, steps, guidance) for i in choose(pairs.ids, count, seed)]
+    rows = [
+        row(sampler, controlnet, pairs[i], pairs.empty_text, condition, seed, steps, guidance)
+        for i in choose(pairs.ids, count, seed)
+    ]
     note = ", random weights" if base.random_weights else ""
     picture = assemble(rows, f"{condition}, {images} images seen, {base.name}{note}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,24 +57,47 @@ def write(
 
 
 def row(
-    base: Base, controlnet: ControlNet, pair: Pair, empty_text: NDArray[np.float32], condition: str, seed: int, steps: int, guidance: float
+    base: Base,
+    controlnet: ControlNet,
+    pair: Pair,
+    empty_text: NDArray[np.float32],
+    condition: str,
+    seed: int,
+    steps: int,
+    guidance: float,
 ) -> NDArray[np.uint8]:  # [H, 3W, 3]
     """One pair at a time, since they may be of several sizes; its noise belongs to (seed, image id)."""
     hint = pair.hints[condition]
     (generated,) = generate(
-        base, controlnet, hints=hint[None], text=pair.text[None], empty_text=empty_text, seeds=[seed], noise_keys=[pair.image_id],
-        height=hint.shape[0], width=hint.shape[1], steps=steps, guidance=guidance,
-    )  # fmt: skip
+        base,
+        controlnet,
+        hints=hint[None],
+        text=pair.text[None],
+        empty_text=empty_text,
+        seeds=[seed],
+        noise_keys=[pair.image_id],
+        height=hint.shape[0],
+        width=hint.shape[1],
+        steps=steps,
+        guidance=guidance,
+    )
     with torch.no_grad():
         (target,) = decode_latents(base, torch.from_numpy(pair.mean)[None] * base.scaling_factor)
-    shown = hint if hint.shape[-1] == 3 else hint.mean(axis=-1, keepdims=True).astype(np.uint8).repeat(3, axis=-1)
+    shown = (
+        hint if hint.shape[-1] == 3 else hint.mean(axis=-1, keepdims=True).astype(np.uint8).repeat(3, axis=-1)
+    )
     return np.concatenate([shown, generated, target], axis=1)
 
 
 def as_one(base: Base, unet: Any) -> Base:
-    """A base has one device and one dtype: here those of the UNet that trains, and a copy of the VAE where it lies elsewhere."""
+    """A base has one device and one dtype: here those of the UNet that trains, and a copy of the VAE where it
+    lies elsewhere.
+    """
     if base.vae is None:
-        raise ValueError(f"base {base.name} was loaded without its vae, which draws the grids: add it to `parts`, or set grids to 0")
+        raise ValueError(
+            f"base {base.name} was loaded without its vae, which draws the grids: add it to `parts`, or set"
+            " grids to 0"
+        )
     weight, theirs = next(unet.parameters()), next(base.vae.parameters())
     vae = base.vae
     if (theirs.device, theirs.dtype) != (weight.device, weight.dtype):

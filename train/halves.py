@@ -1,4 +1,6 @@
-"""The two halves of a Stable Diffusion UNet, so that K conditions can share one pass of the locked encoder."""
+"""The two halves of a Stable Diffusion UNet, so that K conditions can share one pass of the
+locked encoder.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Residuals = tuple[tuple[Tensor, ...] | None, Tensor]  # for the twelve skips (None = middle only) and for the middle
+# for the twelve skips (None = middle only) and for the middle
+Residuals = tuple[tuple[Tensor, ...] | None, Tensor]
 
 
 def encode_half(
@@ -17,9 +20,12 @@ def encode_half(
     text: Tensor,  # [B, T, D] text embeddings
     hint: Tensor | None = None,  # [B, C, h, w] features added once, behind conv_in; None = the plain base
     *,
-    recompute: bool = False,  # gradient checkpointing: a block's inner maps are computed again for the backward pass, not kept
+    # gradient checkpointing: a block's inner maps are computed again for the backward pass, not kept
+    recompute: bool = False,
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:  # twelve skips, middle, time embedding
-    """The base and its trainable copy run the same lines, so that they can only differ by weights and hint."""
+    """The base and its trainable copy run the same lines, so that they can only differ by
+    weights and hint.
+    """
     emb = trunk.time_embedding(trunk.time_proj(timesteps.expand(x.shape[0])).to(x.dtype))
     x = trunk.conv_in(x)
     if hint is not None:
@@ -28,7 +34,11 @@ def encode_half(
     for block in trunk.down_blocks:
         x, outputs = _run(recompute, block, hidden_states=x, temb=emb, **_text_for(block, text))
         skips += tuple(outputs)
-    return skips, _run(recompute, trunk.mid_block, hidden_states=x, temb=emb, **_text_for(trunk.mid_block, text)), emb
+    return (
+        skips,
+        _run(recompute, trunk.mid_block, hidden_states=x, temb=emb, **_text_for(trunk.mid_block, text)),
+        emb,
+    )
 
 
 def decode_half(
@@ -41,7 +51,9 @@ def decode_half(
     *,
     recompute: bool = False,  # as in encode_half
 ) -> Tensor:  # [B, 4, h, w] prediction
-    """The zero convolutions add to the decoder's inputs only: the middle, and each skip before it is concatenated."""
+    """The zero convolutions add to the decoder's inputs only: the middle, and each skip before it is
+    concatenated.
+    """
     skips, x = tuple(skips), mid
     if residuals is not None:
         downs, middle = residuals
@@ -60,7 +72,11 @@ def decode_half(
 
 
 def _run(recompute: bool, block: Any, **given: Any) -> Any:
-    return checkpoint(block, **given, use_reentrant=False) if recompute and torch.is_grad_enabled() else block(**given)
+    return (
+        checkpoint(block, **given, use_reentrant=False)
+        if recompute and torch.is_grad_enabled()
+        else block(**given)
+    )
 
 
 def _text_for(block: Any, text: Tensor) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
-"""The held-out loss gap: what a ControlNet makes of its condition, on latents, noise and timesteps that never change.
+"""The held-out loss gap: what a ControlNet makes of its condition, on latents, noise and timesteps that never
+change.
 
-The training loss does not show the moment at which a ControlNet begins to follow its condition, since noise and timesteps move it far more.
-Here everything is paired instead: the same inputs without control, with their own hint and with another image's.
+The training loss does not show the moment at which a ControlNet begins to follow its condition, since noise
+and timesteps move it far more. Here everything is paired instead: the same inputs without control, with their
+own hint and with another image's.
 """
 
 import contextlib
@@ -24,8 +26,11 @@ from train.loss import noisy_and_target
 from train.options import Options
 
 BUCKETS = 8  # of timesteps, each with an equal share of the pairs
-BUCKET_NAMES = tuple(f"{b * NOISE_STEPS // BUCKETS:03d}-{(b + 1) * NOISE_STEPS // BUCKETS - 1:03d}" for b in range(BUCKETS))
-BEFORE_TRAINING = -1  # stands for the epoch in the draws, so that no epoch of training repeats the held-out noise
+BUCKET_NAMES = tuple(
+    f"{b * NOISE_STEPS // BUCKETS:03d}-{(b + 1) * NOISE_STEPS // BUCKETS - 1:03d}" for b in range(BUCKETS)
+)
+# stands for the epoch in the draws, so that no epoch of training repeats the held-out noise
+BEFORE_TRAINING = -1
 ALARM = 4.25  # control_z
 IN_A_ROW = 2  # measures
 
@@ -39,11 +44,14 @@ class Group:
     timesteps: Tensor  # [n] int64
     text: Tensor  # [n, T, D] float32 of the captions, never dropped
     hints: dict[str, Tensor]  # by condition: [n, C, 8h, 8w] uint8
-    partner: Tensor | None  # [n] int64: whose hint an image gets in a shuffle; never its own. None = there is one pair only
+    # [n] int64: whose hint an image gets in a shuffle; never its own. None = there is one pair only
+    partner: Tensor | None
 
 
 class HeldOut:
-    """Fixed inputs, and the locked base's losses on them, taken once; 512x512 hints take 0.75 MiB of host memory each."""
+    """Fixed inputs, and the locked base's losses on them, taken once; 512x512 hints take 0.75 MiB of host
+    memory each.
+    """
 
     def __init__(
         self,
@@ -59,25 +67,48 @@ class HeldOut:
         micro_batch: int = 8,
     ) -> None:
         if count < 1 or micro_batch < 1 or not len(pairs):
-            raise ValueError(f"the loss gap needs held-out pairs: {len(pairs)} are there, {count} asked for, {micro_batch} at a time")
+            raise ValueError(
+                f"the loss gap needs held-out pairs: {len(pairs)} are there, {count} asked for, {micro_batch}"
+                " at a time"
+            )
         self.device, self.connect, self.micro_batch = device, connect, micro_batch
         places = choose(pairs.ids, count, seed)
         timesteps = stratified_timesteps([pairs.ids[i] for i in places], seed)
         plain = Options(images=1, batch=1, seed=seed, prompt_drop=0.0)
-        batches = batch_at(pairs, conditions, [(BEFORE_TRAINING, i) for i in places], plain, scaling_factor=base.scaling_factor)
+        batches = batch_at(
+            pairs,
+            conditions,
+            [(BEFORE_TRAINING, i) for i in places],
+            plain,
+            scaling_factor=base.scaling_factor,
+        )
         levels = noise_levels(base)
         self.groups = []
         for batch in batches:
             times = torch.tensor([timesteps[image_id] for image_id in batch.image_ids])
             noisy, target = noisy_and_target(batch.latents, batch.noise, levels[times], base.scheduler)
-            self.groups.append(Group(noisy, target, times, batch.text, batch.hints, derangement(len(times), seed, noisy.shape[2:])))
-        self.buckets = torch.cat([group.timesteps for group in self.groups]).numpy() * BUCKETS // NOISE_STEPS  # [N] of each pair
-        self.shuffled = np.concatenate([np.full(len(group.timesteps), group.partner is not None) for group in self.groups])  # [N] bool
+            self.groups.append(
+                Group(
+                    noisy,
+                    target,
+                    times,
+                    batch.text,
+                    batch.hints,
+                    derangement(len(times), seed, noisy.shape[2:]),
+                )
+            )
+        # [N] of each pair
+        self.buckets = torch.cat([group.timesteps for group in self.groups]).numpy() * BUCKETS // NOISE_STEPS
+        # [N] bool
+        self.shuffled = np.concatenate(
+            [np.full(len(group.timesteps), group.partner is not None) for group in self.groups]
+        )
         self.base_losses = self._losses(unet, {})[0].cpu().double().numpy()  # [N]
 
     def measure(
         self,
-        unet: Any,  # the base, or the copy of it that trained along: the gap is against the locked base in any case
+        # the base, or the copy of it that trained along: the gap is against the locked base in any case
+        unet: Any,
         controlnets: Mapping[str, ControlNet],  # by condition, on the device, in any precision
     ) -> dict[str, dict[str, Any]]:  # by condition: the numbers of `summary`, ready for JSON
         losses = self._losses(unet, controlnets).cpu().double().numpy()  # the one wait for the device
@@ -90,7 +121,9 @@ class HeldOut:
     def _losses(
         self, unet: Any, controlnets: Mapping[str, ControlNet]
     ) -> Tensor:  # [2K, N] float32: true and shuffled hints of each; [1, N] of the base
-        """With fewer at a time where memory runs out: what fits while it trains may not fit here, and a measure must not end the run."""
+        """With fewer at a time where memory runs out: what fits while it trains may not fit here, and a
+        measure must not end the run.
+        """
         while True:
             with contextlib.suppress(torch.OutOfMemoryError):  # as in fit
                 return self._in_parts(unet, controlnets)
@@ -106,22 +139,31 @@ class HeldOut:
                 columns.append(self._part(unet, controlnets, group, slice(start, start + self.micro_batch)))
         return torch.cat(columns, dim=1)
 
-    def _part(self, unet: Any, controlnets: Mapping[str, ControlNet], group: Group, rows: slice) -> Tensor:  # [2K or 1, b]
+    # [2K or 1, b]
+    def _part(self, unet: Any, controlnets: Mapping[str, ControlNet], group: Group, rows: slice) -> Tensor:
         noisy, target, timesteps, text = (
-            tensor[rows].to(self.device) for tensor in (group.noisy, group.target, group.timesteps, group.text)
+            tensor[rows].to(self.device)
+            for tensor in (group.noisy, group.target, group.timesteps, group.text)
         )
         dtype = next(unet.parameters()).dtype
         half = encode_half(unet, noisy.to(dtype), timesteps, text.to(dtype))
 
         def loss(residuals: Residuals | None) -> Tensor:  # [b]
-            return (decode_half(unet, *half, text.to(dtype), residuals).float() - target).square().mean(dim=(1, 2, 3))
+            return (
+                (decode_half(unet, *half, text.to(dtype), residuals).float() - target)
+                .square()
+                .mean(dim=(1, 2, 3))
+            )
 
         if not controlnets:
             return loss(None)[None]
         losses: list[Tensor] = []
         for condition, controlnet in controlnets.items():
             own = next(controlnet.parameters()).dtype
-            for chosen in (group.hints[condition][rows], None if group.partner is None else group.hints[condition][group.partner[rows]]):
+            for chosen in (
+                group.hints[condition][rows],
+                None if group.partner is None else group.hints[condition][group.partner[rows]],
+            ):
                 if chosen is None:
                     losses.append(torch.full_like(losses[-1], math.nan))
                     continue
@@ -148,7 +190,8 @@ def stratified_timesteps(
     """Every bucket of timesteps gets its share, or a few unlucky draws would decide what the mean says."""
     width = NOISE_STEPS // BUCKETS
     return {
-        image_id: i % BUCKETS * width + int(draws(seed, image_id, "held-out timestep").integers(width)) for i, image_id in enumerate(ids)
+        image_id: i % BUCKETS * width + int(draws(seed, image_id, "held-out timestep").integers(width))
+        for i, image_id in enumerate(ids)
     }
 
 
@@ -171,10 +214,11 @@ def summary(
 ) -> dict[str, Any]:
     """Plain numbers, None where there is none.
 
-    `gap` is what the ControlNet saves in all, knowing the images' kind too; `control` only what it saves by its own hint over another's.
-    `losses` are those of the pairs, so that two measures of a run can be compared pair by pair. `control_z` is Wilcoxon's signed-rank
-    statistic of those savings as shares of the base's loss, which differs a hundredfold between timesteps: near a standard normal while the
-    hints say nothing to the network, at most 7 with 64 pairs.
+    `gap` is what the ControlNet saves in all, knowing the images' kind too; `control` only what it saves by
+    its own hint over another's. `losses` are those of the pairs, so that two measures of a run can be
+    compared pair by pair. `control_z` is Wilcoxon's signed-rank statistic of those savings as shares of the
+    base's loss, which differs a hundredfold between timesteps: near a standard normal while the hints say
+    nothing to the network, at most 7 with 64 pairs.
     """
     share = (shuffled[has] - true[has]) / base[has]
     gap, without = base - true, base - shuffled
@@ -189,7 +233,8 @@ def summary(
         "base_loss": _mean(base),
         "losses": [_number(round(value, 7)) for value in true],
         "gap": _mean(gap),
-        "gap_error": _number(np.std(gap, ddof=1) / math.sqrt(len(gap))) if len(gap) > 1 else None,  # standard error of the mean
+        # standard error of the mean
+        "gap_error": _number(np.std(gap, ddof=1) / math.sqrt(len(gap))) if len(gap) > 1 else None,
         "gap_by_timestep": by_timestep(gap, np.ones_like(has)),
         "shuffled_gap": _mean(without[has]),
         "shuffled_gap_by_timestep": by_timestep(without, has),
@@ -199,21 +244,28 @@ def summary(
 
 
 def alarms(
-    rows: Sequence[Mapping[str, Any]],  # of train.jsonl, in any number; those without `held_out` are passed over
-) -> dict[str, int]:  # condition -> images at which it began to follow its hints; conditions that do not yet are missing
-    """The sudden convergence: control_z of at least 4.25 at two measures in a row, of which the first is the answer.
+    # of train.jsonl, in any number; those without `held_out` are passed over
+    rows: Sequence[Mapping[str, Any]],
+    # condition -> images at which it began to follow its hints; conditions that do not yet are missing
+) -> dict[str, int]:
+    """The sudden convergence: control_z of at least 4.25 at two measures in a row, of which the first is the
+    answer.
 
-    While hints say nothing, the sign of each pair's saving is a coin's, whatever its size, and a sum of signs is beyond z at most 3.2 times
-    as often as a normal variable (Bentkus and Dzindzalieta 2015): in 100 measures of 13 conditions one is, by chance, in at most 5 % of the
-    runs, however the measures of a run hang together (about 1 %, were it normal). The second measure is for a single odd step. A jump
-    that helps three quarters of 64 pairs is known one measure after it; fewer than 24 pairs can't be told from chance so surely.
+    While hints say nothing, the sign of each pair's saving is a coin's, whatever its size, and a sum of signs
+    is beyond z at most 3.2 times as often as a normal variable (Bentkus and Dzindzalieta 2015): in 100
+    measures of 13 conditions one is, by chance, in at most 5 % of the runs, however the measures of a run
+    hang together (about 1 %, were it normal). The second measure is for a single odd step. A jump that helps
+    three quarters of 64 pairs is known one measure after it; fewer than 24 pairs can't be told from chance so
+    surely.
     """
     found: dict[str, int] = {}
     streak: dict[str, list[int]] = {}
     for row in rows:
         for condition, numbers in (row.get("held_out") or {}).items():
             z = numbers.get("control_z")
-            streak[condition] = [*streak.get(condition, []), row["images"]] if z is not None and z >= ALARM else []
+            streak[condition] = (
+                [*streak.get(condition, []), row["images"]] if z is not None and z >= ALARM else []
+            )
             if len(streak[condition]) == IN_A_ROW:
                 found.setdefault(condition, streak[condition][0])
     return found

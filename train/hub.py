@@ -12,7 +12,9 @@ def folder(
     then: str,  # what to do with a copy of the folder
     lacking: Callable[[Path], list[str]],  # the files that its reader needs and does not find in the folder
 ) -> Path:
-    """The local cache first, so that a run that has its files never waits for a network; it may hold others of the folder, such as fp16."""
+    """The local cache first, so that a run that has its files never waits for a network; it may hold others
+    of the folder, such as fp16.
+    """
     from huggingface_hub import snapshot_download
 
     absent: list[str] = []
@@ -33,9 +35,9 @@ def folder(
     include, whole = (" ".join(f"--include '{one}'" for one in files) for files in (absent, wanted))
     if absent:
         raise FileNotFoundError(
-            f"{what} is not whole in the Hugging Face cache{unreachable}: {', '.join(absent)} are missing; with a network "
-            f"`hf download {name} {include}` completes it; without one copy a folder of `hf download {name} {whole} "
-            f"--local-dir {name.split('/')[1]}` here and {then}"
+            f"{what} is not whole in the Hugging Face cache{unreachable}: {', '.join(absent)} are missing;"
+            f" with a network `hf download {name} {include}` completes it; without one copy a folder of `hf"
+            f" download {name} {whole} --local-dir {name.split('/')[1]}` here and {then}"
         ) from reason
     raise FileNotFoundError(
         f"{what} is not in the Hugging Face cache{unreachable}: on a machine with a network run "

@@ -1,4 +1,6 @@
-"""All that learns for one condition: its ControlNet, the base where it is unlocked, their optimizers and averages."""
+"""All that learns for one condition: its ControlNet, the base where it is unlocked, their optimizers and
+averages.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,9 @@ from train.ranks import ALONE, Ranks
 
 @dataclass(frozen=True)
 class Learner:
-    """Keys are folders of a checkpoint: `<condition>`, `<condition>/unet`, and for averages `<condition>/ema` and `<condition>/ema/unet`."""
+    """Keys are folders of a checkpoint: `<condition>`, `<condition>/unet`, and for averages `<condition>/ema`
+    and `<condition>/ema/unet`.
+    """
 
     models: dict[str, nn.Module]  # float32: those that learn
     compute: dict[str, nn.Module]  # what runs for each of `models`: itself, or its bf16 twin
@@ -38,7 +42,8 @@ def build(
     """As the run began, or exactly as its checkpoint was left."""
     folder = done.path / condition if done is not None else warm
     controlnet = initial_controlnet(unet, condition, options.seed, warm, hint_channels)
-    if options.connect == "middle":  # also after a warm start from a full one, so that what samples adds what was trained and no more
+    # also after a warm start from a full one, so that what samples adds what was trained and no more
+    if options.connect == "middle":
         for parameter in controlnet.controlnet_down_blocks.parameters():
             nn.init.zeros_(parameter)
     if done is not None:
@@ -51,8 +56,8 @@ def build(
         models[f"{condition}/{unlocked.FOLDER}"] = unet
     elif warm is not None and unlocked.has_unet(warm):
         raise ValueError(
-            f"warm_start {warm} was trained with an unlocked base, {warm / unlocked.FOLDER}, which this run would ignore: set unlock to decoder "
-            "or all to go on from both"
+            f"warm_start {warm} was trained with an unlocked base, {warm / unlocked.FOLDER}, which this run"
+            " would ignore: set unlock to decoder or all to go on from both"
         )
     models = {name: model.to(device) for name, model in models.items()}
     optimizers: dict[str, optim.Optimizer] = {}
@@ -71,13 +76,20 @@ def build(
     return Learner(models, compute, optimizers, averages)
 
 
-def initial_controlnet(unet: Any, condition: str, seed: int, warm: Path | None, hint_channels: int = 3) -> ControlNet:
-    """The hint encoder's first weights belong to (seed, condition), so that K joint runs start as K separate ones."""
+def initial_controlnet(
+    unet: Any, condition: str, seed: int, warm: Path | None, hint_channels: int = 3
+) -> ControlNet:
+    """The hint encoder's first weights belong to (seed, condition), so that K joint runs start as K separate
+    ones.
+    """
     if warm is not None:
         controlnet = checkpoint.load_controlnet(warm, unet)
         if controlnet.config["conditioning_channels"] != hint_channels:
             expected = controlnet.config["conditioning_channels"]
-            raise ValueError(f"warm_start {warm} reads hints of {expected} channels, and those of {condition} have {hint_channels}")
+            raise ValueError(
+                f"warm_start {warm} reads hints of {expected} channels, and those of {condition} have"
+                f" {hint_channels}"
+            )
         return controlnet
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(draws(seed, condition, "hint encoder").integers(2**63)))

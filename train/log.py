@@ -1,4 +1,6 @@
-"""train.jsonl, a JSON line for each thing that a run tells: whoever reads it back passes over lines that are no longer what was written."""
+"""train.jsonl, a JSON line for each thing that a run tells: whoever reads it back passes over lines that are
+no longer what was written.
+"""
 
 import json
 import math
@@ -10,8 +12,11 @@ LOG = "train.jsonl"
 ASKED = ("n", "gap", "gap_error")  # of train.held_out.summary: what its readers can't do without
 
 
-def read_log(path: Path) -> tuple[list[dict[str, Any]], list[int]]:  # the rows; the numbers, from 1, of lines that are none
-    """What stands behind the last line break is a row in the making, or was when its process was killed: no row, and no damage."""
+# the rows; the numbers, from 1, of lines that are none
+def read_log(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """What stands behind the last line break is a row in the making, or was when its process was killed: no
+    row, and no damage.
+    """
     rows, damaged = [], []
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
     for number, line in enumerate(lines, 1):
@@ -47,12 +52,20 @@ def _row(line: bytes) -> dict[str, Any] | None:
 def _fits(row: dict[str, Any]) -> bool:
     """Whether the values are of the kinds that readers compute with."""
     counts = type(row.get("images")) is int and type(row.get("step", 0)) is int
-    speeds = all(_is_number(row[name]) for name in ("seconds", "seconds_left", "images_per_second") if row.get(name) is not None)
+    speeds = all(
+        _is_number(row[name])
+        for name in ("seconds", "seconds_left", "images_per_second")
+        if row.get(name) is not None
+    )
     tables: list[Any] = [row.get(name, {}) for name in ("loss", "alarm", "held_out")]
     if not counts or not speeds or not all(isinstance(table, dict) for table in tables):
         return False
     numbers = (*tables[0].values(), *tables[1].values())
-    return all(map(_is_number, numbers)) and all(map(_is_measured, tables[2].values())) and isinstance(row.get("note", ""), str)
+    return (
+        all(map(_is_number, numbers))
+        and all(map(_is_measured, tables[2].values()))
+        and isinstance(row.get("note", ""), str)
+    )
 
 
 def _is_measured(told: Any) -> bool:

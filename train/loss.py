@@ -23,12 +23,15 @@ def timestep_weights(
     scheduler: dict[str, Any],
     gamma: float,
 ) -> Tensor:  # [B]
-    """Min-SNR-gamma (Hang et al. 2023, section 3.4): an error of the clean image counts min(SNR, gamma) at each timestep.
+    """Min-SNR-gamma (Hang et al. 2023, section 3.4): an error of the clean image counts min(SNR, gamma) at
+    each timestep.
 
-    Squared errors of epsilon are those of the image times SNR, and those of v times SNR + 1, so the weight is divided by that.
+    Squared errors of epsilon are those of the image times SNR, and those of v times SNR + 1, so the weight is
+    divided by that.
     """
     if predicts_epsilon(scheduler):
-        return (gamma * (1 - level) / level).clamp(max=1)  # min(SNR, gamma) / SNR, also where no signal is left
+        # min(SNR, gamma) / SNR, also where no signal is left
+        return (gamma * (1 - level) / level).clamp(max=1)
     return torch.minimum(level, gamma * (1 - level))  # min(SNR, gamma) / (SNR + 1)
 
 

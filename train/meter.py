@@ -1,4 +1,6 @@
-"""What a training step costs, what this machine can give, and what was taken: FLOPs, a matrix product's rate, memory."""
+"""What a training step costs, what this machine can give, and what was taken: FLOPs, a matrix product's rate,
+memory.
+"""
 
 import ctypes
 import functools
@@ -17,7 +19,8 @@ from train.controlnet import ControlNet
 from train.halves import decode_half, encode_half
 from train.unlocked import unlocked_copy
 
-SIDES = {"cuda": 8192, "cpu": 1024}  # of the square matrices: large enough that starting a kernel costs nothing
+# of the square matrices: large enough that starting a kernel costs nothing
+SIDES = {"cuda": 8192, "cpu": 1024}
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _at_reset: dict[str, int] = {}  # device -> bytes resident when its peak was last reset
 
@@ -36,12 +39,26 @@ def flops_per_image(
     """Counted on the meta device over the lines that train, so that no formula can drift from the network."""
     shape = height, width, tokens
     kind: Any = type(unet)
-    return _flops(kind, json.dumps(dict(unet.config), sort_keys=True, default=str), tuple(hint_channels), shape, connect, unlock, recompute)
+    return _flops(
+        kind,
+        json.dumps(dict(unet.config), sort_keys=True, default=str),
+        tuple(hint_channels),
+        shape,
+        connect,
+        unlock,
+        recompute,
+    )
 
 
 @functools.lru_cache(maxsize=64)
 def _flops(
-    kind: Any, config: str, hint_channels: tuple[int, ...], shape: tuple[int, int, int], connect: str, unlock: str, recompute: bool
+    kind: Any,
+    config: str,
+    hint_channels: tuple[int, ...],
+    shape: tuple[int, int, int],
+    connect: str,
+    unlock: str,
+    recompute: bool,
 ) -> float:
     """Takes a second, so it is done once for each network and mode."""
     height, width, tokens = shape
@@ -49,7 +66,10 @@ def _flops(
         base = kind.from_config(json.loads(config)).requires_grad_(False)
         base = base if unlock == "none" else unlocked_copy(base, unlock)
         latents = torch.empty(1, base.config.in_channels, height, width)
-        timesteps, text = torch.empty(1, dtype=torch.int64), torch.empty(1, tokens, base.config.cross_attention_dim)
+        timesteps, text = (
+            torch.empty(1, dtype=torch.int64),
+            torch.empty(1, tokens, base.config.cross_attention_dim),
+        )
 
     def encode() -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         with torch.set_grad_enabled(unlock == "all"):
@@ -67,7 +87,8 @@ def _flops(
     return shared + sum(each[channels] for channels in hint_channels)
 
 
-def counted(run: Callable[[], Any]) -> tuple[float, Any]:  # FLOPs of the call and of its backward pass where it makes one; its result
+# FLOPs of the call and of its backward pass where it makes one; its result
+def counted(run: Callable[[], Any]) -> tuple[float, Any]:
     """Only matrix products and convolutions count, as everywhere where a share of the peak is told."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -83,7 +104,9 @@ def matmul_rate(
     dtype: torch.dtype,
     repeats: int = 9,
 ) -> float:  # FLOP/s of one large square matrix product
-    """The yardstick of every share of the peak: measured here, since what a data sheet promises is not what a card gives."""
+    """The yardstick of every share of the peak: measured here, since what a data sheet promises is not what a
+    card gives.
+    """
     side = SIDES["cuda" if device.startswith("cuda") else "cpu"]
     a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
     seconds = []
@@ -104,7 +127,9 @@ def wait(device: str) -> None:
 
 
 def reset_peak(device: str) -> None:
-    """From here on peak_memory counts; on a CPU, what is free already goes back to the system first, or it would be taken again unseen."""
+    """From here on peak_memory counts; on a CPU, what is free already goes back to the system first, or it
+    would be taken again unseen.
+    """
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
@@ -121,7 +146,10 @@ def reset_peak(device: str) -> None:
 
 
 def peak_memory(device: str) -> int:  # bytes
-    """CUDA: the most that tensors held at once since reset_peak. CPU: by how much the process grew since then, at its largest."""
+    """CUDA: the most that tensors held at once since reset_peak.
+
+    CPU: by how much the process grew since then, at its largest.
+    """
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(device))
     return max(0, _resident("VmHWM") - _at_reset.get(device, 0))

@@ -1,7 +1,8 @@
 """ControlNets in the layout of the original repository: one file, tensors under `control_model.`, no config.
 
-Names follow lllyasviel/ControlNet (cldm/cldm.py, and ldm/modules/diffusionmodules/openaimodel.py below it). Between this layout and that of
-diffusers only names differ: no tensor is reshaped, cast or dropped, so both directions are exact.
+Names follow lllyasviel/ControlNet (cldm/cldm.py, and ldm/modules/diffusionmodules/openaimodel.py below it).
+Between this layout and that of diffusers only names differ: no tensor is reshaped, cast or dropped, so both
+directions are exact.
 """
 
 import functools
@@ -21,7 +22,8 @@ from train import kinds
 from train.controlnet import BGR, PAPER_WIDTHS, POOLED, SHARED_CONFIG, empty_controlnet
 
 PREFIX = "control_model."
-CONFIG_KEY = "controlnet_config"  # in the header of files written here: diffusers' config.json, which other files of this layout lack
+# in the header of files written here: diffusers' config.json, which other files of this layout lack
+CONFIG_KEY = "controlnet_config"
 SAFE_SUFFIX = ".safetensors"
 SUFFIXES = (SAFE_SUFFIX, ".ckpt", ".pth", ".pt", ".bin")
 SHUFFLE = "shuffle"  # in the name of a file: control_v11e_sd15_shuffle
@@ -31,12 +33,18 @@ FIRST_TEXT = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"  # [C, te
 
 SD15: dict[str, Any] = {  # models/cldm_v15.yaml
     "in_channels": 4, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2,
-    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D",
+    "DownBlock2D"],
     "cross_attention_dim": 768, "attention_head_dim": 8,  # diffusers' name for num_heads
 }  # fmt: skip
-SD21 = SD15 | {  # models/cldm_v21.yaml: num_head_channels 64; attention in float32, without which 2.1 overflows in half precision
-    "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True, "upcast_attention": True,
-}  # fmt: skip
+# models/cldm_v21.yaml: num_head_channels 64; attention in float32, without which 2.1 overflows in half
+# precision
+SD21 = SD15 | {
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+    "upcast_attention": True,
+}
 KNOWN = {768: SD15, 1024: SD21}  # by the width of the text
 
 RESNET = {
@@ -46,15 +54,23 @@ RESNET = {
 
 
 def original_names(names: Iterable[str], layers: int) -> dict[str, str]:
-    """The name, without a prefix, in the original layout of each tensor of a diffusers UNet or ControlNet with so many layers a block."""
+    """The name, without a prefix, in the original layout of each tensor of a diffusers UNet or ControlNet
+    with so many layers a block.
+    """
     names = list(names)
-    attended = {name.split(".")[1] for name in names if name.startswith("up_blocks.") and ".attentions." in name}
-    hints = len({name.split(".")[2] for name in names if name.startswith("controlnet_cond_embedding.blocks.")})
+    attended = {
+        name.split(".")[1] for name in names if name.startswith("up_blocks.") and ".attentions." in name
+    }
+    hints = len(
+        {name.split(".")[2] for name in names if name.startswith("controlnet_cond_embedding.blocks.")}
+    )
     return {name: _original_name(name, layers + 1, hints, attended) for name in names}
 
 
 def _original_name(name: str, stride: int, hints: int, attended: set[str]) -> str:
-    """input_blocks counts conv_in, then each layer and downsampler; output_blocks puts an upsampler behind the last layer of its level."""
+    """input_blocks counts conv_in, then each layer and downsampler; output_blocks puts an upsampler behind
+    the last layer of its level.
+    """
     match name.split("."):
         case ["conv_in", leaf]:
             return f"input_blocks.0.0.{leaf}"
@@ -88,21 +104,32 @@ def _original_name(name: str, stride: int, hints: int, attended: set[str]) -> st
             return f"zero_convs.{i}.0.{leaf}"
         case ["controlnet_mid_block", leaf]:
             return f"middle_block_out.0.{leaf}"
-    raise ValueError(f"the tensor {name} has no place in the original layout, which holds networks of the topology of SD 1.5 and 2.1")
+    raise ValueError(
+        f"the tensor {name} has no place in the original layout, which holds networks of the topology of SD"
+        " 1.5 and 2.1"
+    )
 
 
 def read_controlnet(
-    path: Path,  # .safetensors, or a file of torch.save: a ControlNet alone, with or without the prefix, or a whole model around one
-    base_config: Mapping[str, Any]
-    | None = None,  # of the UNet it belongs to; None = as the file says, else SD 1.5 or 2.1 by its text width
-) -> tuple[dict[str, Tensor], dict[str, Any]]:  # weights by diffusers' names, in the file's own dtype; the config
-    """Every tensor must be there, have its shape, and be known; ValueError names the first that isn't, and other kinds of files."""
+    # .safetensors, or a file of torch.save: a ControlNet alone, with or without the prefix, or a whole model
+    # around one
+    path: Path,
+    base_config: (
+        Mapping[str, Any] | None
+    ) = None,  # of the UNet it belongs to; None = as the file says, else SD 1.5 or 2.1 by its text width
+    # weights by diffusers' names, in the file's own dtype; the config
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Every tensor must be there, have its shape, and be known; ValueError names the first that isn't, and
+    other kinds of files.
+    """
     prefix, weights, header = read_file(path, (PREFIX, ""), look=functools.partial(kinds.check_names, path))
     if FIRST_HINT not in weights:
         found = f"its first tensor is {min(weights)}" if weights else "it has no tensors"
         if DIFFUSERS_HINT in weights:
             found = "its names are those of diffusers: name the folder that it lies in, with its config.json"
-        raise ValueError(f"{path} holds no ControlNet in the original layout: it lacks {PREFIX}{FIRST_HINT}, and {found}")
+        raise ValueError(
+            f"{path} holds no ControlNet in the original layout: it lacks {PREFIX}{FIRST_HINT}, and {found}"
+        )
     config = _config(path, weights, base_config, header)
     kinds.check_config(path, config)
     expected = {name: tensor.shape for name, tensor in empty_controlnet(config).state_dict().items()}
@@ -114,29 +141,41 @@ def read_controlnet(
 def write_controlnet(
     path: Path,
     weights: Mapping[str, Tensor],  # by diffusers' names; their dtype is kept
-    config: Mapping[str, Any],  # diffusers' config.json; it is kept in the header, so that nothing is lost on the way back
+    # diffusers' config.json; it is kept in the header, so that nothing is lost on the way back
+    config: Mapping[str, Any],
 ) -> None:
-    """One safetensors file, every name under `control_model.`; ValueError where the layout can't hold what the config says."""
+    """One safetensors file, every name under `control_model.`; ValueError where the layout can't hold what
+    the config says.
+    """
     if config.get(BGR, "rgb") != "rgb":
         raise ValueError(
-            "this ControlNet takes hints as BGR, which the original layout can't say: programs that read it would swap red and blue"
+            "this ControlNet takes hints as BGR, which the original layout can't say: programs that read it"
+            " would swap red and blue"
         )
     expected = {name: tensor.shape for name, tensor in empty_controlnet(dict(config)).state_dict().items()}
     check_fit("the ControlNet", "", weights, expected)
     names = original_names(expected, config.get("layers_per_block", 2))
     tensors = {PREFIX + names[name]: tensor.contiguous() for name, tensor in weights.items()}
-    save_file(tensors, path, metadata={CONFIG_KEY: json.dumps(dict(config))})  # one key: safetensors writes several in any order
+    # one key: safetensors writes several in any order
+    save_file(tensors, path, metadata={CONFIG_KEY: json.dumps(dict(config))})
 
 
 def unfixed(
     config: Mapping[str, Any],  # diffusers' config.json
 ) -> str:  # '' = it has the shapes of SD 1.5 or 2.1
-    """How a network differs from those whose shapes ComfyUI and A1111 build, whatever the file says: they can't load it."""
+    """How a network differs from those whose shapes ComfyUI and A1111 build, whatever the file says: they
+    can't load it.
+    """
     wanted = KNOWN.get(config.get("cross_attention_dim", 0), SD15) | {
-        "conditioning_channels": 3, "conditioning_embedding_out_channels": list(PAPER_WIDTHS), "only_cross_attention": False,
-    }  # fmt: skip
-    said = {key: _plain(config[key]) for key in wanted if key in config and key != "upcast_attention"}  # which changes no shape
-    return ", ".join(f"{key} is {value}, not {wanted[key]}" for key, value in said.items() if value != wanted[key])
+        "conditioning_channels": 3,
+        "conditioning_embedding_out_channels": list(PAPER_WIDTHS),
+        "only_cross_attention": False,
+    }
+    # which changes no shape
+    said = {key: _plain(config[key]) for key in wanted if key in config and key != "upcast_attention"}
+    return ", ".join(
+        f"{key} is {value}, not {wanted[key]}" for key, value in said.items() if value != wanted[key]
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -146,9 +185,14 @@ def _plain(value: Any) -> Any:
 def read_file(
     path: Path,
     prefixes: tuple[str, ...],  # the first that any name begins with is taken; "" = all tensors
-    look: Callable[[Iterable[str]], None] = lambda names: None,  # gets all names of the file, and raises where it is not what is wanted
-) -> tuple[str, dict[str, Tensor], dict[str, str]]:  # that prefix, the tensors below it by the rest of their names, the header's texts
-    """No code in a file is run: safetensors, or torch.load(weights_only=True). Without any of the prefixes there are no tensors."""
+    # gets all names of the file, and raises where it is not what is wanted
+    look: Callable[[Iterable[str]], None] = lambda names: None,
+    # that prefix, the tensors below it by the rest of their names, the header's texts
+) -> tuple[str, dict[str, Tensor], dict[str, str]]:
+    """No code in a file is run: safetensors, or torch.load(weights_only=True).
+
+    Without any of the prefixes there are no tensors.
+    """
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no file of weights: its name should end in {', '.join(SUFFIXES)}")
     try:
@@ -160,13 +204,15 @@ def read_file(
         # Mapped, so that a model of 6 GB around a ControlNet of 1.4 GB is not read whole.
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} can't be read: it is damaged, or no {path.suffix} file ({_first_line(error)})") from error
+        raise ValueError(
+            f"{path} can't be read: it is damaged, or no {path.suffix} file ({_first_line(error)})"
+        ) from error
     except pickle.UnpicklingError as error:
         if not _is_pickle(path):
             raise ValueError(f"{path} can't be read: it is damaged, or no {path.suffix} file") from error
         raise ValueError(
-            f"{path} holds more than tensors, and reading that could run code from the file: get the .safetensors of this model, "
-            "or save its state dict alone"
+            f"{path} holds more than tensors, and reading that could run code from the file: get the"
+            " .safetensors of this model, or save its state dict alone"
         ) from error
     outer = stored
     if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
@@ -174,17 +220,22 @@ def read_file(
     if not isinstance(stored, dict):
         raise ValueError(f"{path} holds a {type(stored).__name__}, not a state dict")
     look(name for name in (*outer, *stored) if isinstance(name, str))
-    tensors = {name: value for name, value in stored.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {
+        name: value for name, value in stored.items() if isinstance(name, str) and isinstance(value, Tensor)
+    }
     prefix, names = _below(tensors, prefixes)
     return prefix, {name: tensors[prefix + name] for name in names}, {}
 
 
 def check_fit(where: str, prefix: str, weights: Mapping[str, Tensor], expected: Mapping[str, Size]) -> None:
-    """ValueError with the first name that is missing, of another shape, or unknown, and what was expected of it."""
+    """ValueError with the first name that is missing, of another shape, or unknown, and what was expected of
+    it.
+    """
     for name, shape in expected.items():
         if name not in weights:
             raise ValueError(
-                f"{where} lacks the tensor {prefix}{name} with the shape {list(shape)}{_others(expected.keys() - weights.keys())}"
+                f"{where} lacks the tensor {prefix}{name} with the shape"
+                f" {list(shape)}{_others(expected.keys() - weights.keys())}"
             )
         if weights[name].shape != shape:
             differ = {one for one in expected.keys() & weights.keys() if weights[one].shape != expected[one]}
@@ -194,7 +245,10 @@ def check_fit(where: str, prefix: str, weights: Mapping[str, Tensor], expected: 
             )
     unknown = weights.keys() - expected.keys()
     if unknown:
-        raise ValueError(f"{where} has the tensor {prefix}{min(unknown)}, which has no place in this network{_others(unknown)}")
+        raise ValueError(
+            f"{where} has the tensor {prefix}{min(unknown)}, which has no place in this"
+            f" network{_others(unknown)}"
+        )
 
 
 def _first_line(error: Exception) -> str:
@@ -213,24 +267,40 @@ def _below(names: Iterable[str], prefixes: tuple[str, ...]) -> tuple[str, list[s
     return prefix, [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
-def _config(path: Path, weights: Mapping[str, Tensor], base_config: Mapping[str, Any] | None, header: dict[str, str]) -> dict[str, Any]:
-    """What the tensors say themselves is taken from them: the hint's channels and the widths of its encoder."""
+def _config(
+    path: Path, weights: Mapping[str, Tensor], base_config: Mapping[str, Any] | None, header: dict[str, str]
+) -> dict[str, Any]:
+    """What the tensors say themselves is taken from them: the hint's channels and the widths of
+    its encoder.
+    """
     if base_config is None and CONFIG_KEY in header:
         return kinds.object_of(f"{CONFIG_KEY} in the header of {path}", header[CONFIG_KEY])
     if base_config is None:
         width = weights[FIRST_TEXT].shape[-1] if FIRST_TEXT in weights else None
         if width not in KNOWN:
             raise ValueError(
-                f"{path} does not say which base it belongs to: its text is {width or 'not'} wide, SD 1.5 has "
-                f"{' and SD 2.1 '.join(map(str, KNOWN))}; give the config of that base's UNet (`--base-config FOLDER`)"
+                f"{path} does not say which base it belongs to: its text is {width or 'not'} wide, SD 1.5 has"
+                f" {' and SD 2.1 '.join(map(str, KNOWN))}; give the config of that base's UNet"
+                " (`--base-config FOLDER`)"
             )
         base_config = KNOWN[width]
     # Every second convolution of the encoder widens; the last one, behind them, goes to the base's own width.
-    widths = [tensor.shape[0] for name, tensor in sorted(weights.items(), key=_place) if _place((name, tensor)) % 4 == 0]
+    widths = [
+        tensor.shape[0]
+        for name, tensor in sorted(weights.items(), key=_place)
+        if _place((name, tensor)) % 4 == 0
+    ]
     shared = {name: base_config[name] for name in SHARED_CONFIG if name in base_config}
     # No tensor tells that residuals are pooled: A1111 and ComfyUI go by the name of the file, and so do we.
     pooled = {POOLED: True} if SHUFFLE in path.name.lower() else {}
-    return shared | pooled | {"conditioning_channels": weights[FIRST_HINT].shape[1], "conditioning_embedding_out_channels": widths}
+    return (
+        shared
+        | pooled
+        | {
+            "conditioning_channels": weights[FIRST_HINT].shape[1],
+            "conditioning_embedding_out_channels": widths,
+        }
+    )
 
 
 def _place(item: tuple[str, Tensor]) -> int:  # in the hint encoder; -1 = elsewhere, or a bias

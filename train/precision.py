@@ -1,4 +1,6 @@
-"""What computes and what learns: bf16 passes over a locked base in bf16, float32 masters for everything that trains."""
+"""What computes and what learns: bf16 passes over a locked base in bf16, float32 masters for everything that
+trains.
+"""
 
 import copy
 from typing import Any, TypeVar
@@ -14,7 +16,10 @@ def locked(
     precision: str,  # fp32 | bf16
     device: str,
 ) -> Model:
-    """The base as it computes. In bf16 it takes half the memory, and channels_last is the layout that its convolutions are fast in."""
+    """The base as it computes.
+
+    In bf16 it takes half the memory, and channels_last is the layout that its convolutions are fast in.
+    """
     if precision == "fp32" and next(unet.parameters()).device.type == torch.device(device).type:
         return unet
     return _copy(unet, precision, device)
@@ -24,7 +29,10 @@ def twin(
     master: Model,  # float32 on the device
     precision: str,
 ) -> Model:
-    """The module that computes for `master`: itself in fp32. In bf16 a copy, whose gradients are handed over to the master's as they come."""
+    """The module that computes for `master`: itself in fp32.
+
+    In bf16 a copy, whose gradients are handed over to the master's as they come.
+    """
     if precision == "fp32":
         return master
     made = _copy(master, precision)
@@ -36,10 +44,16 @@ def twin(
 
 @torch.no_grad()
 def refresh(compute: nn.Module, master: nn.Module) -> None:
-    """After each step of the optimizer the twin is the rounded master again; nothing to do where they are one."""
+    """After each step of the optimizer the twin is the rounded master again; nothing to do where they are
+    one.
+    """
     if compute is master:
         return
-    pairs = [(low, high) for low, high in zip(compute.parameters(), master.parameters(), strict=True) if high.requires_grad]
+    pairs = [
+        (low, high)
+        for low, high in zip(compute.parameters(), master.parameters(), strict=True)
+        if high.requires_grad
+    ]
     torch._foreach_copy_([low for low, _ in pairs], [high for _, high in pairs])
 
 

@@ -1,4 +1,6 @@
-"""Data parallel training: every rank takes its slice of each logical batch, gradients are summed, weights are compared at each checkpoint."""
+"""Data parallel training: every rank takes its slice of each logical batch, gradients are summed, weights are
+compared at each checkpoint.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ BUCKET = 2**26  # bytes of gradients that travel in one message
 
 
 class Diverged(RuntimeError):
-    """The ranks no longer hold the same weights: they train different models, of which only one would be saved."""
+    """The ranks no longer hold the same weights: they train different models, of which only one would be
+    saved.
+    """
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,11 @@ class Ranks:
     @classmethod
     def here(cls) -> "Ranks":
         """As torch.distributed was initialised, else alone."""
-        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else ALONE
+        return (
+            cls(dist.get_rank(), dist.get_world_size())
+            if dist.is_available() and dist.is_initialized()
+            else ALONE
+        )
 
     @property
     def writes(self) -> bool:
@@ -35,22 +43,29 @@ class Ranks:
     def share(self, batch: int) -> slice:
         """This rank's rows of a logical batch, which must divide evenly."""
         if batch % self.count:
-            raise ValueError(f"batch ({batch}) must be a multiple of the {self.count} processes that train: change either")
+            raise ValueError(
+                f"batch ({batch}) must be a multiple of the {self.count} processes that train: change either"
+            )
         rows = batch // self.count
         return slice(self.rank * rows, (self.rank + 1) * rows)
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """The loss is a sum over the logical batch, so its gradient is the sum over ranks; the same bits arrive everywhere."""
+        """The loss is a sum over the logical batch, so its gradient is the sum over ranks; the same bits
+        arrive everywhere.
+        """
         if self.count == 1:
             return
         for gradients in _buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
             dist.all_reduce(flat)
             parts = flat.split([gradient.numel() for gradient in gradients])
-            torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
+            torch._foreach_copy_(
+                gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+            )
 
-    def gather(self, values: Tensor) -> Tensor:  # [S, b] => [S, count * b], the slices in the order of the logical batch
+    # [S, b] => [S, count * b], the slices in the order of the logical batch
+    def gather(self, values: Tensor) -> Tensor:
         if self.count == 1:
             return values
         parts = [torch.empty_like(values) for _ in range(self.count)]
@@ -67,7 +82,9 @@ class Ranks:
 
     @torch.no_grad()
     def check_equal(self, models: Mapping[str, nn.Module], images: int) -> None:
-        """Compares every tensor's bits over the ranks; the missing step of trainers whose ranks drift apart silently."""
+        """Compares every tensor's bits over the ranks; the missing step of trainers whose ranks drift apart
+        silently.
+        """
         if self.count == 1:
             return
         names, sums = [], []
@@ -82,7 +99,10 @@ class Ranks:
         odd = (lowest != highest).nonzero().flatten().tolist()
         if odd:
             what = names[odd[0]] if odd[0] < len(names) else "the count of images seen"
-            raise Diverged(f"the {self.count} ranks differ in {len(odd)} tensors after {images} images, first {what}: nothing was saved")
+            raise Diverged(
+                f"the {self.count} ranks differ in {len(odd)} tensors after {images} images, first {what}:"
+                " nothing was saved"
+            )
 
     def wait(self) -> None:
         if self.count > 1:
@@ -96,7 +116,8 @@ def _checksum(tensor: Tensor) -> Tensor:  # scalar int64
     """Of the bits, each weighed by its place, so that neither a changed nor a swapped number goes unseen."""
     words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     bits = tensor.detach().contiguous().view(-1).view(words).to(torch.int64)
-    return (bits * torch.arange(1, 2 * len(bits), 2, device=bits.device)).sum()  # odd weights: wrapping around loses nothing
+    # odd weights: wrapping around loses nothing
+    return (bits * torch.arange(1, 2 * len(bits), 2, device=bits.device)).sum()
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from train.checkpoint import WEIGHTS, tensors_of
 
-# In the ControlNet's folder: a whole UNet in the diffusers layout. Give diffusers the path of this folder itself: with `subfolder=` it takes
-# the file of the same name in the folder above.
+# In the ControlNet's folder: a whole UNet in the diffusers layout. Give diffusers the path of this folder
+# itself: with `subfolder=` it takes the file of the same name in the folder above.
 FOLDER = "unet"
 DECODER = ("up_blocks.", "conv_norm_out.", "conv_out.")  # what cldm.py calls output_blocks and out
 
@@ -16,7 +16,9 @@ def unlocked_copy(
     unet: Any,  # UNet2DConditionModel
     unlock: str,  # decoder | all
 ) -> Any:
-    """A copy, since the caller's base may serve other runs; parameters that train are those that require a gradient."""
+    """A copy, since the caller's base may serve other runs; parameters that train are those that require a
+    gradient.
+    """
     made = copy.deepcopy(unet).requires_grad_(False)
     for name, parameter in made.named_parameters():
         parameter.requires_grad_(unlock == "all" or name.startswith(DECODER))
@@ -36,7 +38,9 @@ def load_unet(
     """Strict in both directions, as for a ControlNet; ValueError where the weights belong to another base."""
     path = controlnet / FOLDER / WEIGHTS
     weights = tensors_of(path)
-    theirs, ours = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, unet.state_dict()))
+    theirs, ours = (
+        {name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, unet.state_dict())
+    )
     wrong = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
     if wrong:
         raise ValueError(f"{path} belongs to another base: {len(wrong)} tensors differ, first {wrong[0]}")

@@ -1,4 +1,6 @@
-"""What a run tells while it trains: one JSON line per log, the loss gap and its alarm, grids of samples, TensorBoard."""
+"""What a run tells while it trains: one JSON line per log, the loss gap and its alarm, grids of samples,
+TensorBoard.
+"""
 
 import json
 from collections.abc import Mapping
@@ -42,12 +44,23 @@ class Watch:
         self.rows = truncate(out / LOG, images)
         self.board = Board(out / BOARD, images)
         if damaged:
-            self.note(images, f"{LOG} was damaged: {lines_text(damaged)} told nothing and {'is' if len(damaged) == 1 else 'are'} left out")
+            self.note(
+                images,
+                f"{LOG} was damaged: {lines_text(damaged)} told nothing and"
+                f" {'is' if len(damaged) == 1 else 'are'} left out",
+            )
         locked = unet if options.unlock == "none" else precision.locked(base.unet, options.precision, device)
         self.held_out: held_out.HeldOut | None = None
         if pairs is not None and len(pairs) and options.held_out:
             self.held_out = held_out.HeldOut(
-                base, locked, pairs, conditions, count=options.held_out, seed=options.seed, device=device, connect=options.connect
+                base,
+                locked,
+                pairs,
+                conditions,
+                count=options.held_out,
+                seed=options.seed,
+                device=device,
+                connect=options.connect,
             )
         self.flops: float | None = None
 
@@ -70,18 +83,27 @@ class Watch:
             try:
                 self._draw(row["images"], unet, controlnets)
             except torch.OutOfMemoryError:  # the checkpoint comes next, and matters more
-                print(f"no memory is left to draw {self.out / GRIDS} at {row['images']} images: lower grids, or set it to 0")
+                print(
+                    f"no memory is left to draw {self.out / GRIDS} at {row['images']} images: lower grids, or"
+                    " set it to 0"
+                )
         return row
 
-    def begin(self, unet: Any, controlnets: Mapping[str, Any]) -> dict[str, Any] | None:  # the row as it was logged; None = there is one, or no need
-        """The loss gap that warm starts bring along, as a row of no images: what the training itself adds is told from there."""
+    # the row as it was logged; None = there is one, or no need
+    def begin(self, unet: Any, controlnets: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The loss gap that warm starts bring along, as a row of no images: what the training itself adds is
+        told from there.
+        """
         if self.held_out is None or any("note" not in row for row in self.rows):
             return None
         row: dict[str, Any] = {"images": 0, "step": 0, "held_out": self.held_out.measure(unet, controlnets)}
         return self._tell(row)
 
-    def note(self, images: int, sentence: str) -> dict[str, Any] | None:  # the row as it was logged; None = there is one
-        """What a person should know of the run: a row of its own, so that it is said by whoever follows the log, and stays."""
+    # the row as it was logged; None = there is one
+    def note(self, images: int, sentence: str) -> dict[str, Any] | None:
+        """What a person should know of the run: a row of its own, so that it is said by whoever follows the
+        log, and stays.
+        """
         row = {"images": images, "step": images // self.options.batch, "note": sentence}
         return None if row in self.rows else self._tell(row)
 
@@ -96,9 +118,16 @@ class Watch:
         assert self.pairs is not None
         for condition, controlnet in controlnets.items():
             picture = grids.write(
-                self.out / GRIDS / condition / f"images-{images:09d}.png", self.base, unet, controlnet, self.pairs, condition,
-                count=self.options.grids, seed=self.options.seed, images=images,
-            )  # fmt: skip
+                self.out / GRIDS / condition / f"images-{images:09d}.png",
+                self.base,
+                unet,
+                controlnet,
+                self.pairs,
+                condition,
+                count=self.options.grids,
+                seed=self.options.seed,
+                images=images,
+            )
             self.board.picture(f"grid/{condition}", picture, images)
 
     def _utilisation(self, unet: Any, controlnets: Mapping[str, Any], speed: float) -> float:
@@ -107,17 +136,29 @@ class Watch:
             channels = [net.config["conditioning_channels"] for net in controlnets.values()]
             height, width = self.like.mean.shape[1:]
             self.flops = meter.flops_per_image(
-                unet, channels, height=height, width=width, tokens=len(self.like.text), connect=self.options.connect,
+                unet,
+                channels,
+                height=height,
+                width=width,
+                tokens=len(self.like.text),
+                connect=self.options.connect,
                 unlock=self.options.unlock,
-            )  # fmt: skip
-        return self.flops * speed / self.processes / meter.matmul_rate(self.device, precision.dtype_of(self.options.precision))
+            )
+        return (
+            self.flops
+            * speed
+            / self.processes
+            / meter.matmul_rate(self.device, precision.dtype_of(self.options.precision))
+        )
 
 
 def truncate(
     path: Path,
     images: int,  # seen at the checkpoint
 ) -> list[dict[str, Any]]:  # the rows that stay
-    """Rows beyond the checkpoint belong to steps that are now done again; a torn last line goes with them, and what is no row."""
+    """Rows beyond the checkpoint belong to steps that are now done again; a torn last line goes with them,
+    and what is no row.
+    """
     if not path.exists():
         return []
     kept = [row for row in read_log(path)[0] if row["images"] <= images]

@@ -1,4 +1,6 @@
-"""What the device computed since the last log row, read back only then: no training step waits for the host."""
+"""What the device computed since the last log row, read back only then: no training step waits
+for the host.
+"""
 
 import itertools
 from collections.abc import Mapping
@@ -17,8 +19,10 @@ class Window:
     """Numbers still on the device, with the images they came from."""
 
     def __init__(self, conditions: list[str], ranks: Ranks = ALONE) -> None:
-        self.losses: dict[str, list[Tensor]] = {condition: [] for condition in conditions}  # one [b] per step: this rank's images
-        self.norms: dict[str, list[Tensor]] = {condition: [] for condition in conditions}  # one scalar per step, of all ranks
+        # one [b] per step: this rank's images
+        self.losses: dict[str, list[Tensor]] = {condition: [] for condition in conditions}
+        # one scalar per step, of all ranks
+        self.norms: dict[str, list[Tensor]] = {condition: [] for condition in conditions}
         self.images: list[tuple[str, ...]] = []  # ids of each step's images
         self.ranks = ranks
 
@@ -29,7 +33,9 @@ class Window:
             self.norms[condition].append(norms[condition])
 
     def read(self, step: int) -> dict[str, dict[str, float]]:
-        """Means of the window over all ranks; a number that is not finite is traced to its step and its images."""
+        """Means of the window over all ranks; a number that is not finite is traced to its step and its
+        images.
+        """
         mine = {condition: torch.stack(parts) for condition, parts in self.losses.items()}
         losses = {condition: self.ranks.gather(values).double().cpu() for condition, values in mine.items()}
         norms = {condition: torch.stack(parts).double().cpu() for condition, parts in self.norms.items()}
@@ -41,10 +47,13 @@ class Window:
                 what = "loss" if bad.any() else "gradient"
                 # All ranks come here together, and any of them may be the one that is heard.
                 everyone = itertools.chain(*self.ranks.all_of(images))
-                names = [name for name, wrong in zip(everyone, bad.tolist(), strict=True) if wrong or not bad.any()]
+                names = [
+                    name for name, wrong in zip(everyone, bad.tolist(), strict=True) if wrong or not bad.any()
+                ]
                 raise NotFinite(
-                    f"the {what} of {condition} is not finite at step {step - len(self.images) + i + 1}, images {', '.join(names)}: "
-                    f"look at these pairs, or lower lr; the checkpoints already written are good"
+                    f"the {what} of {condition} is not finite at step {step - len(self.images) + i + 1},"
+                    f" images {', '.join(names)}: look at these pairs, or lower lr; the checkpoints already"
+                    " written are good"
                 )
         return {
             "loss": {condition: float(values.mean()) for condition, values in losses.items()},

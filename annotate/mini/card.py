@@ -14,12 +14,24 @@ TARGETS = {
     "scenes_with_all_found": "scenes in which everything named is found",
 }
 WEAKNESSES = (
-    "It knows rendered scenes and what a model draws in their place. What it says of photographs means nothing, so `auto` never takes it.",
+    (
+        "It knows rendered scenes and what a model draws in their place. What it says of photographs means"
+        " nothing, so `auto` never takes it."
+    ),
     "One figure at most. Joints behind something are guesses.",
-    "What is everywhere was learned beside the joints in the whole picture, a task that its recipe no longer has: it told left from right in three "
-    "figures of four, and the network of the figure alone does better.",
-    "Two objects of one colour that touch in the picture count as one, and one that is cut in two by another counts as two.",
-    "It was trained at one size; other pictures are scaled to it and the maps back, so their fine detail is lost.",
+    (
+        "What is everywhere was learned beside the joints in the whole picture, a task that its recipe no"
+        " longer has: it told left from right in three figures of four, and the network of the figure alone"
+        " does better."
+    ),
+    (
+        "Two objects of one colour that touch in the picture count as one, and one that is cut in two by"
+        " another counts as two."
+    ),
+    (
+        "It was trained at one size; other pictures are scaled to it and the maps back, so their fine detail"
+        " is lost."
+    ),
 )
 
 
@@ -39,29 +51,62 @@ def write(
     first = next(iter(scores.values()))
     done = spent["images"], spent_on_figures["images"]
     lacks = " and ".join(
-        f"{seen:,} of {asked:,} {what}" for seen, asked, what in zip(done, wanted, ("images", "figures"), strict=True) if seen < asked
+        f"{seen:,} of {asked:,} {what}"
+        for seen, asked, what in zip(done, wanted, ("images", "figures"), strict=True)
+        if seen < asked
     )
     state = f"unfinished: {lacks}" if lacks else "complete"
     minutes = (spent["cpu_seconds"] + spent_on_figures["cpu_seconds"]) / 60
-    through = f", and {returned:.0%} of them have been through the mini base's VAE" if returned is not None else ""
+    through = (
+        f", and {returned:.0%} of them have been through the mini base's VAE" if returned is not None else ""
+    )
     lines = [
-        "# ControlMill's mini detector", "",
-        "Reads rendered scenes, and what a model draws in their place: depth, normals, labels of COCO-Stuff and of ADE20K, the joints of one "
-        "figure, and each object's shape and colour. Scores that rest on it must say so.", "",
-        f"**Training is {state}.** {done[0]:,} images, then {done[1]:,} figures, {minutes:.0f} CPU minutes of {machine}, one thread, rendering "
-        "apart.", "",
-        f"**Network.** A convolutional U for what is everywhere, and one for the joints of a figure that is cut out and scaled to one size: "
-        f"{parameters / 1e6:.2f} M parameters (`annotate/mini/network.py`, `annotate/mini/figure.py`), shipped in bfloat16; sha256 "
-        f"`{sha256}`.", "",
-        f"**Data.** {data} Their truth is the renderer's. Pictures are spoiled by blur, noise, other light and JPEG{through}.", "",
-        f"**Scores** on {first['n']} held-out scenes with {first['objects']} objects and persons and {first['joints']} joints in sight, with "
-        "95 % intervals:", "",
-        f"| | {' | '.join(scores)} |", f"|---|{'---|' * len(scores)}",
-        *(f"| {text} | {' | '.join(_shown(one[name]) for one in scores.values())} |" for name, text in TARGETS.items()), "",
-        "mIoU is of the pixels of all scenes together and has no interval.", "",
-        "**Weaknesses.**", "", *(f"- {line}" for line in WEAKNESSES), "",
-        "**Licence.** Apache-2.0. The weights were made by `manifests/mini/detector.yaml` alone.", "",
-    ]  # fmt: skip
+        "# ControlMill's mini detector",
+        "",
+        (
+            "Reads rendered scenes, and what a model draws in their place: depth, normals, labels of"
+            " COCO-Stuff and of ADE20K, the joints of one figure, and each object's shape and colour. Scores"
+            " that rest on it must say so."
+        ),
+        "",
+        (
+            f"**Training is {state}.** {done[0]:,} images, then {done[1]:,} figures, {minutes:.0f} CPU"
+            f" minutes of {machine}, one thread, rendering apart."
+        ),
+        "",
+        (
+            "**Network.** A convolutional U for what is everywhere, and one for the joints of a figure that"
+            f" is cut out and scaled to one size: {parameters / 1e6:.2f} M parameters"
+            " (`annotate/mini/network.py`, `annotate/mini/figure.py`), shipped in bfloat16; sha256"
+            f" `{sha256}`."
+        ),
+        "",
+        (
+            f"**Data.** {data} Their truth is the renderer's. Pictures are spoiled by blur, noise, other"
+            f" light and JPEG{through}."
+        ),
+        "",
+        (
+            f"**Scores** on {first['n']} held-out scenes with {first['objects']} objects and persons and"
+            f" {first['joints']} joints in sight, with 95 % intervals:"
+        ),
+        "",
+        f"| | {' | '.join(scores)} |",
+        f"|---|{'---|' * len(scores)}",
+        *(
+            f"| {text} | {' | '.join(_shown(one[name]) for one in scores.values())} |"
+            for name, text in TARGETS.items()
+        ),
+        "",
+        "mIoU is of the pixels of all scenes together and has no interval.",
+        "",
+        "**Weaknesses.**",
+        "",
+        *(f"- {line}" for line in WEAKNESSES),
+        "",
+        "**Licence.** Apache-2.0. The weights were made by `manifests/mini/detector.yaml` alone.",
+        "",
+    ]
     return "\n".join(lines)
 
 

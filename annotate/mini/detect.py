@@ -1,4 +1,6 @@
-"""Rendered or generated scenes -> every condition that needs knowledge of them, and the objects that are seen."""
+"""Rendered or generated scenes -> every condition that needs knowledge of them, and the objects that are
+seen.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -27,7 +29,8 @@ WEIGHTS = WeightFile(
 )
 SIDE = 128  # of the scenes it has learned from
 STEP = 16  # sides that the network can halve as often as it does
-LEAST_OBJECT, LEAST_PERSON = 0.01, 0.02  # shares of the picture: about half of the smallest in rendered scenes
+# shares of the picture: about half of the smallest in rendered scenes
+LEAST_OBJECT, LEAST_PERSON = 0.01, 0.02
 LAYOUT = "openpose_18"
 
 
@@ -48,7 +51,8 @@ class Reading:
     normals: np.ndarray  # float32 [h, w, 3] unit
     classes: np.ndarray  # uint8 [h, w]: of words.classes
     colours: np.ndarray  # uint8 [h, w]: of words.colours
-    joints: np.ndarray  # float32 [18, 3]: x y confidence; all 0 where there is no person, or no net that reads one
+    # float32 [18, 3]: x y confidence; all 0 where there is no person, or no net that reads one
+    joints: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +62,16 @@ class Scene(RawMap):
     reading: Reading
 
 
-def detect(images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str) -> list[RawMap]:
+def detect(
+    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+) -> list[RawMap]:
     """uint8 HW3 RGB images of any sizes; one pass serves all conditions."""
     readings = read(load(params.get("weights", PINNED), device), images)
     depths = [depth_map(one.depth, "1/m") for one in readings]
-    return [Scene(depth.kind, depth.array, depth.meta, reading=one) for depth, one in zip(depths, readings, strict=True)]
+    return [
+        Scene(depth.kind, depth.array, depth.meta, reading=one)
+        for depth, one in zip(depths, readings, strict=True)
+    ]
 
 
 def adapt(found: RawMap, condition: Condition, params: Values) -> RawMap:
@@ -103,7 +112,11 @@ def read(net: "Detector", images: Sequence[np.ndarray]) -> list[Reading]:  # uin
         if size != (width, height):
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
         with torch.inference_mode():
-            pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(device).float() / 127.5 - 1
+            pixels = (
+                torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(device).float()
+                / 127.5
+                - 1
+            )
             made = {name: value[0].float().cpu().numpy() for name, value in net(pixels).items()}
         out.append(_reading(net, image, made, (width, height)))
     return out
@@ -112,7 +125,8 @@ def read(net: "Detector", images: Sequence[np.ndarray]) -> list[Reading]:  # uin
 def objects(reading: Reading) -> list[Seen]:
     """Connected areas of one colour where objects are, each of the shape that most of it has.
 
-    Not areas of a shape: an object that is half taken for a cone and half for a pyramid would be two guesses at one thing.
+    Not areas of a shape: an object that is half taken for a cone and half for a pyramid would be two guesses
+    at one thing.
     """
     import cv2
 
@@ -121,7 +135,9 @@ def objects(reading: Reading) -> list[Seen]:
     numbers = [words.number(shape) for shape in words.shapes]
     anything = np.isin(reading.classes, numbers)
     for colour, name in enumerate(words.colours[1:], 1):
-        count, areas, stats, _ = cv2.connectedComponentsWithStats((anything & (reading.colours == colour)).astype(np.uint8))
+        count, areas, stats, _ = cv2.connectedComponentsWithStats(
+            (anything & (reading.colours == colour)).astype(np.uint8)
+        )
         for area in range(1, count):
             x, y, w, h, size = stats[area].tolist()
             if size < LEAST_OBJECT * height * width:
@@ -136,9 +152,17 @@ def has_person(reading: Reading) -> bool:
     return bool((reading.classes == reading.words.number(PERSON)).mean() >= LEAST_PERSON)
 
 
-def _reading(net: "Detector", image: np.ndarray, made: dict[str, np.ndarray], size: tuple[int, int]) -> Reading:  # size: width, height
-    """Logits are scaled, so that a border of classes stays sharp. `image` is what the network saw, and the figure is cut out of that."""
-    scaled = {name: _scaled(made[name].transpose(1, 2, 0), size) for name in ("normals", "classes", "colours")}
+# size: width, height
+def _reading(
+    net: "Detector", image: np.ndarray, made: dict[str, np.ndarray], size: tuple[int, int]
+) -> Reading:
+    """Logits are scaled, so that a border of classes stays sharp.
+
+    `image` is what the network saw, and the figure is cut out of that.
+    """
+    scaled = {
+        name: _scaled(made[name].transpose(1, 2, 0), size) for name in ("normals", "classes", "colours")
+    }
     normals = scaled["normals"] / np.maximum(np.linalg.norm(scaled["normals"], axis=-1, keepdims=True), 1e-6)
     classes, colours = (scaled[name].argmax(axis=-1).astype(np.uint8) for name in ("classes", "colours"))
     joints = np.zeros((len(SKELETONS[LAYOUT].names), 3), np.float32)
@@ -146,11 +170,17 @@ def _reading(net: "Detector", image: np.ndarray, made: dict[str, np.ndarray], si
     mask = made["classes"].argmax(axis=0) == net.words.number(PERSON)
     if net.figure is not None and has_person(found) and mask.any():
         joints[:] = figure.read(net.figure, image, mask)
-        joints[:, :2] = np.where(joints[:, 2:] > 0, (joints[:, :2] + 0.5) * np.array(size) / image.shape[1::-1] - 0.5, 0)
+        joints[:, :2] = np.where(
+            joints[:, 2:] > 0, (joints[:, :2] + 0.5) * np.array(size) / image.shape[1::-1] - 0.5, 0
+        )
     return found
 
 
 def _scaled(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     import cv2
 
-    return array if array.shape[1::-1] == size else cv2.resize(np.ascontiguousarray(array), size, interpolation=cv2.INTER_LINEAR)
+    return (
+        array
+        if array.shape[1::-1] == size
+        else cv2.resize(np.ascontiguousarray(array), size, interpolation=cv2.INTER_LINEAR)
+    )

@@ -38,26 +38,40 @@ def cut(
     mask: np.ndarray,  # bool [h, w]: where the figure is; somewhere it must be
     *,
     fill: float = FILL,
-    aside: tuple[float, float] = (0.0, 0.0),  # x, y by which it lies beside the middle, in shares of its longer side
+    # x, y by which it lies beside the middle, in shares of its longer side
+    aside: tuple[float, float] = (0.0, 0.0),
 ) -> Cut:
     """Beyond the frame its last pixels are repeated."""
     import cv2
 
-    (top, bottom), (left, right) = ((found[0], found[-1]) for found in (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)))
+    (top, bottom), (left, right) = (
+        (found[0], found[-1]) for found in (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    )
     longer = max(right - left, bottom - top) + 1
     scale = SIDE * fill / longer
     middle = np.array([(left + right) / 2 + aside[0] * longer, (top + bottom) / 2 + aside[1] * longer])
     shift = (SIDE - 1) / 2 - scale * middle
     matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
-    return Cut(cv2.warpAffine(picture, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), float(scale), shift)
+    return Cut(
+        cv2.warpAffine(
+            picture, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        ),
+        float(scale),
+        shift,
+    )
 
 
-def read(net: "Figure", picture: np.ndarray, mask: np.ndarray) -> np.ndarray:  # float32 [18, 3]: x, y in pixels of the picture, confidence
+# float32 [18, 3]: x, y in pixels of the picture, confidence
+def read(net: "Figure", picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     import torch
 
     one = cut(picture, mask)
     with torch.inference_mode():
-        pixels = torch.from_numpy(one.picture).permute(2, 0, 1)[None].to(next(net.parameters()).device).float() / 127.5 - 1
+        pixels = (
+            torch.from_numpy(one.picture).permute(2, 0, 1)[None].to(next(net.parameters()).device).float()
+            / 127.5
+            - 1
+        )
         spots = torch.sigmoid(net(pixels)[0].float()).cpu().numpy()
     return one.returned(find_joints(spots, (SIDE, SIDE)))
 

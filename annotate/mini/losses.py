@@ -1,4 +1,6 @@
-"""What the mini detector learns from: exact truth of rendered scenes, and pictures spoiled as a generator would spoil them."""
+"""What the mini detector learns from: exact truth of rendered scenes, and pictures spoiled as a generator
+would spoil them.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -33,14 +35,19 @@ def mirrored(truth: Truth, which: NDArray[np.bool_]) -> Truth:  # which: [B]
     """Left becomes right, in the picture and in the names of joints."""
     flip = which[:, None, None]
     side = truth.images.shape[2]
-    normals = np.where(flip[..., None], truth.normals[:, :, ::-1] * np.array([-1, 1, 1], np.int8), truth.normals)
+    normals = np.where(
+        flip[..., None], truth.normals[:, :, ::-1] * np.array([-1, 1, 1], np.int8), truth.normals
+    )
     joints = truth.joints[:, counterparts("openpose_18")].copy()
     joints[..., 0] = np.where(joints[..., 2] > 0, side - 1 - joints[..., 0], 0)
     return Truth(
-        np.where(flip[..., None], truth.images[:, :, ::-1], truth.images), np.where(flip, truth.depth[:, :, ::-1], truth.depth), normals,
-        np.where(flip, truth.classes[:, :, ::-1], truth.classes), np.where(flip, truth.colours[:, :, ::-1], truth.colours),
+        np.where(flip[..., None], truth.images[:, :, ::-1], truth.images),
+        np.where(flip, truth.depth[:, :, ::-1], truth.depth),
+        normals,
+        np.where(flip, truth.classes[:, :, ::-1], truth.classes),
+        np.where(flip, truth.colours[:, :, ::-1], truth.colours),
         np.where(flip, joints, truth.joints),
-    )  # fmt: skip
+    )
 
 
 def spoiled(images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -56,7 +63,10 @@ def spoiled(images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
             x = x + rng.normal(0, rng.uniform(0, 10), x.shape)
         x = x.clip(0, 255).astype(np.uint8)
         if rng.random() < 0.3:
-            x = cv2.imdecode(cv2.imencode(".jpg", x, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 95))])[1], cv2.IMREAD_COLOR)
+            x = cv2.imdecode(
+                cv2.imencode(".jpg", x, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 95))])[1],
+                cv2.IMREAD_COLOR,
+            )
         into[:] = x
     return out
 
@@ -71,7 +81,9 @@ def loss(net: Detector, truth: Truth, device: str, *, bf16: bool) -> Tensor:
         made = net(to_tensor(truth.images).to(device))
     depth = torch.from_numpy(truth.depth.astype(np.float32)).to(device).log()
     normals = torch.from_numpy(truth.normals.astype(np.float32)).to(device).permute(0, 3, 1, 2) / 127
-    classes, colours = (torch.from_numpy(labels.astype(np.int64)).to(device) for labels in (truth.classes, truth.colours))
+    classes, colours = (
+        torch.from_numpy(labels.astype(np.int64)).to(device) for labels in (truth.classes, truth.colours)
+    )
     return (
         2 * (made["depth"].float() - depth).abs().mean()
         + (1 - (made["normals"] * normals).sum(dim=1)).mean()
@@ -80,8 +92,12 @@ def loss(net: Detector, truth: Truth, device: str, *, bf16: bool) -> Tensor:
     )
 
 
-def figure_loss(net: Figure, figures: tuple[NDArray[np.uint8], NDArray[np.float32]], device: str, *, bf16: bool) -> Tensor:
-    """Of figures that were cut out, with their joints; near 1 at the start, when a hundred cells hold no joint for one that does."""
+def figure_loss(
+    net: Figure, figures: tuple[NDArray[np.uint8], NDArray[np.float32]], device: str, *, bf16: bool
+) -> Tensor:
+    """Of figures that were cut out, with their joints; near 1 at the start, when a hundred cells hold no
+    joint for one that does.
+    """
     pictures, joints = figures
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
         made = net(to_tensor(pictures).to(device))
@@ -94,12 +110,18 @@ def figures_of(
     person: int,  # the class
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:  # [B, SIDE, SIDE, 3]; joints in them [B, 18, 3]
-    """Each scene's figure, cut out a little larger or smaller and beside the middle, as a mask that is not quite right would have it."""
+    """Each scene's figure, cut out a little larger or smaller and beside the middle, as a mask that is not
+    quite right would have it.
+    """
     cuts = [
-        figure.cut(picture, classes == person, fill=rng.uniform(0.7, 0.95), aside=tuple(rng.uniform(-0.06, 0.06, 2)))
+        figure.cut(
+            picture, classes == person, fill=rng.uniform(0.7, 0.95), aside=tuple(rng.uniform(-0.06, 0.06, 2))
+        )
         for picture, classes in zip(truth.images, truth.classes, strict=True)
     ]
-    return np.stack([one.picture for one in cuts]), np.stack([one.moved(joints) for one, joints in zip(cuts, truth.joints, strict=True)])
+    return np.stack([one.picture for one in cuts]), np.stack(
+        [one.moved(joints) for one, joints in zip(cuts, truth.joints, strict=True)]
+    )
 
 
 def spots_of(joints: NDArray[np.float32], side: int) -> NDArray[np.float32]:  # [B, 18, side, side] in 0..1

@@ -1,4 +1,6 @@
-"""The networks of the mini detector: a convolutional U whose last layer says everything at every pixel, and one for the joints of a figure."""
+"""The networks of the mini detector: a convolutional U whose last layer says everything at every pixel, and
+one for the joints of a figure.
+"""
 
 import json
 from pathlib import Path
@@ -41,7 +43,8 @@ class _U(nn.Module):
 class Figure(_U):
     """A figure, cut out and scaled to one size [B, 3, s, s] => logits of its joints [B, 18, s / 2, s / 2].
 
-    Read from the whole picture, which way a figure looks, and so which arm is the left one, was right of three in four.
+    Read from the whole picture, which way a figure looks, and so which arm is the left one, was right of
+    three in four.
     """
 
     def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
@@ -64,8 +67,15 @@ class Detector(_U):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """depth: log of inverse metres [B, H, W]; normals [B, 3, H, W] unit; classes, colours: logits."""
-        depth, normals, classes, colours = functional.pixel_shuffle(self.dense(self.everywhere(images)), 2).split(self.sizes, dim=1)
-        return {"depth": depth[:, 0], "normals": functional.normalize(normals.float(), dim=1), "classes": classes, "colours": colours}
+        depth, normals, classes, colours = functional.pixel_shuffle(
+            self.dense(self.everywhere(images)), 2
+        ).split(self.sizes, dim=1)
+        return {
+            "depth": depth[:, 0],
+            "normals": functional.normalize(normals.float(), dim=1),
+            "classes": classes,
+            "colours": colours,
+        }
 
 
 class _Block(nn.Module):
@@ -75,8 +85,11 @@ class _Block(nn.Module):
         super().__init__()
         self.carry = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
         self.body = nn.Sequential(
-            nn.GroupNorm(8, before), nn.Conv2d(before, after, 3, padding=1), nn.SiLU(), nn.Conv2d(after, after, 3, padding=1),
-        )  # fmt: skip
+            nn.GroupNorm(8, before),
+            nn.Conv2d(before, after, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(after, after, 3, padding=1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.carry(x) + self.body(x)
@@ -87,7 +100,10 @@ def save(net: Detector, path: Path) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in net.state_dict().items()}
+    weights = {
+        name: value.detach().to("cpu", torch.bfloat16).contiguous()
+        for name, value in net.state_dict().items()
+    }
     save_file(weights, path, {"words": meaning.to_text(net.words), "widths": json.dumps(net.widths)})
 
 
@@ -98,11 +114,13 @@ def load(path: Path) -> Detector:
     try:
         with safe_open(path, "pt") as file:
             told = file.metadata() or {}
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}
         net = Detector(meaning.from_text(told["words"]), tuple(json.loads(told["widths"])))
         if any(name.startswith("figure.") for name in weights):
             net.figure = Figure(net.widths)
         net.load_state_dict(weights)
     except (SafetensorError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"{path} holds no mini detector: take annotate/mini/detector.safetensors, or make one") from error
+        raise WeightsError(
+            f"{path} holds no mini detector: take annotate/mini/detector.safetensors, or make one"
+        ) from error
     return net.eval().requires_grad_(False)

@@ -22,9 +22,12 @@ def measure(
     net: Detector,
     truth: Truth,
     wanted: Sequence[Wanted],  # of each scene
-    images: NDArray[np.uint8] | None = None,  # other pictures of the same scenes, such as a VAE's; None = truth's own
+    # other pictures of the same scenes, such as a VAE's; None = truth's own
+    images: NDArray[np.uint8] | None = None,
 ) -> dict[str, Any]:
-    """Means with half the width of their 95 % intervals, over scenes, or over joints and objects; mIoU over classes, of all pixels."""
+    """Means with half the width of their 95 % intervals, over scenes, or over joints and objects; mIoU over
+    classes, of all pixels.
+    """
     readings = read(net, list(truth.images if images is None else images))
     rows = range(len(readings))
     ratios = [one.depth / truth.depth[row].astype(np.float32) for row, one in enumerate(readings)]
@@ -34,16 +37,25 @@ def measure(
     named = [hit for row in rows for hit in _named(readings[row], wanted[row])]
     made = np.stack([one.classes for one in readings])
     return {
-        "n": len(readings), "joints": len(joints), "objects": len(things),
-        "depth_delta_1.25": interval([float((np.maximum(ratio, 1 / ratio) < CLOSE).mean()) for ratio in ratios]),
-        "normals_mean_angle": interval([_angle(one.normals, truth.normals[row]) for row, one in enumerate(readings)]),
+        "n": len(readings),
+        "joints": len(joints),
+        "objects": len(things),
+        "depth_delta_1.25": interval(
+            [float((np.maximum(ratio, 1 / ratio) < CLOSE).mean()) for ratio in ratios]
+        ),
+        "normals_mean_angle": interval(
+            [_angle(one.normals, truth.normals[row]) for row, one in enumerate(readings)]
+        ),
         **{f"miou_{space}": round(miou(net.words, space, made, truth.classes), 4) for space in SPACES},
-        "pck_0.1": interval(joints), "objects_found": interval(things), "objects_that_are_named": interval(named),
+        "pck_0.1": interval(joints),
+        "objects_found": interval(things),
+        "objects_that_are_named": interval(named),
         "scenes_with_all_found": interval([min(hits, default=1.0) for hits in finds]),
-    }  # fmt: skip
+    }
 
 
-def figure_hits(net: Figure, truth: Truth, person: int) -> list[float]:  # as `near`, of figures that are cut out where they truly are
+# as `near`, of figures that are cut out where they truly are
+def figure_hits(net: Figure, truth: Truth, person: int) -> list[float]:
     seen = zip(truth.images, truth.classes == person, truth.joints, strict=True)
     return [hit for picture, mask, joints in seen for hit in near(figure.read(net, picture, mask), joints)]
 
@@ -69,15 +81,19 @@ def _take(pair: tuple[str, str], left: list[tuple[str, str]]) -> bool:
     return True
 
 
-def miou(words: Words, space: str, made: NDArray[np.uint8], true: NDArray[np.uint8]) -> float:  # own classes [N, h, w]
+# own classes [N, h, w]
+def miou(words: Words, space: str, made: NDArray[np.uint8], true: NDArray[np.uint8]) -> float:
     """Over the classes of a label space that are there, of all pixels together."""
     ids, numbers = np.unique(words.ids(space), return_inverse=True)
-    counts = np.bincount(numbers[made].ravel() * len(ids) + numbers[true].ravel(), minlength=len(ids) ** 2).reshape(len(ids), len(ids))
+    counts = np.bincount(
+        numbers[made].ravel() * len(ids) + numbers[true].ravel(), minlength=len(ids) ** 2
+    ).reshape(len(ids), len(ids))
     union = counts.sum(axis=0) + counts.sum(axis=1) - counts.diagonal()
     return float((counts.diagonal()[union > 0] / union[union > 0]).mean())
 
 
-def near(made: NDArray[np.float32], true: NDArray[np.float32]) -> list[float]:  # [18, 3] both: of each joint in sight, 1 = near
+# [18, 3] both: of each joint in sight, 1 = near
+def near(made: NDArray[np.float32], true: NDArray[np.float32]) -> list[float]:
     """A joint that was not found is not near."""
     there = true[:, 2] > 0
     if not there.any():
@@ -96,4 +112,7 @@ def interval(values: Sequence[float]) -> list[float] | None:  # mean, half the w
     """Normal; None where there are not two values."""
     if len(values) < 2:
         return None
-    return [round(float(np.mean(values)), 4), round(1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values)), 4)]
+    return [
+        round(float(np.mean(values)), 4),
+        round(1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values)), 4),
+    ]

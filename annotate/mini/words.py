@@ -24,7 +24,8 @@ class Wanted(NamedTuple):
 class Words:
     """Stored with the weights, since they know no others."""
 
-    classes: tuple[tuple[str, str, str], ...]  # own name (a floor, a wall, a shape, "person"), class of COCO-Stuff, class of ADE20K
+    # own name (a floor, a wall, a shape, "person"), class of COCO-Stuff, class of ADE20K
+    classes: tuple[tuple[str, str, str], ...]
     colours: tuple[str, ...]  # of objects; 0 = none
     shapes: tuple[str, ...]  # the classes that are objects
 

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent  # of the shipped weights
 
 
-def load(path: Path = FOLDER, device: str = "cpu") -> "MiniClip":  # path: a folder with scorer.safetensors and scorer.json
+# path: a folder with scorer.safetensors and scorer.json
+def load(path: Path = FOLDER, device: str = "cpu") -> "MiniClip":
     """ValueError where the weights are not those that their note describes."""
     from evaluate.mini.clip import read
 

@@ -7,13 +7,24 @@ from evaluate.mini.scores import AMONG, BEFORE, Share
 
 HARDLY = 0.6  # share of captions before a changed one, where half are by chance
 WEAKNESSES = (
-    "It knows rendered scenes and the words of their captions, nothing else. Of a photograph it tells nothing. "
-    "`known` gives the share of a caption's words that it has learned; a word that it has not is one and the same unknown to it.",
-    "It judges the picture as a whole: a caption with one wrong word lies near the right one (see the table). "
-    "A mean over many pictures ranks models; one picture's score is a weak judgement.",
-    "It learned from the same renderer that it judges, so it may like what looks rendered. Its scores compare with no published CLIP score.",
-    "The features are means over cells: they notice what there is and how it looks, and little of where it stands. "
-    "They have learned to overlook what the training pictures were spoiled by: blur of about a pixel, faint noise, other light, JPEG.",
+    (
+        "It knows rendered scenes and the words of their captions, nothing else. Of a photograph it tells"
+        " nothing. `known` gives the share of a caption's words that it has learned; a word that it has not"
+        " is one and the same unknown to it."
+    ),
+    (
+        "It judges the picture as a whole: a caption with one wrong word lies near the right one (see the"
+        " table). A mean over many pictures ranks models; one picture's score is a weak judgement."
+    ),
+    (
+        "It learned from the same renderer that it judges, so it may like what looks rendered. Its scores"
+        " compare with no published CLIP score."
+    ),
+    (
+        "The features are means over cells: they notice what there is and how it looks, and little of where"
+        " it stands. They have learned to overlook what the training pictures were spoiled by: blur of about"
+        " a pixel, faint noise, other light, JPEG."
+    ),
 )
 
 
@@ -31,27 +42,61 @@ def write(
     seen = int(spent["images"])
     done = "complete" if seen >= wanted else f"unfinished: {seen:,} of {wanted:,} images"
     rows = [
-        f"| {name} | {100 * round(one.value, 4):.1f} % | {100 * round(one.low, 4):.1f} to {100 * round(one.high, 4):.1f} % | {one.n:,} |"
+        f"| {name} | {100 * round(one.value, 4):.1f} % | {100 * round(one.low, 4):.1f} to"
+        f" {100 * round(one.high, 4):.1f} % | {one.n:,} |"
         for name, one in scores.items()  # rounded as in the note
     ]
     blind = [name for name, one in scores.items() if one.low < HARDLY and name.startswith(BEFORE)]
     weaknesses: tuple[str, ...] = WEAKNESSES
     if blind:
-        weaknesses = (f"**Hardly better than chance: {'; '.join(blind)}.** It can't judge whether a model drew that right.", *WEAKNESSES)
+        weaknesses = (
+            (
+                f"**Hardly better than chance: {'; '.join(blind)}.** It can't judge whether a model drew that"
+                " right."
+            ),
+            *WEAKNESSES,
+        )
     lines = [
-        "# ControlMill's mini scorer", "",
-        f"A contrastive image-text encoder of {sum(p.numel() for p in scorer.net.parameters()) / 1e6:.2f} M parameters: a convolutional net for "
-        f"{sizes.side}x{sizes.side} pictures, a transformer of {sizes.text_layers} layers over {len(scorer.net.words)} words, "
-        f"embeddings of {sizes.width} dimensions, image features of {sizes.features}. "
-        "For `clip_score (mini-clip)` and `fd (mini features)`, in runs without a hub.", "",
-        f"**Training is {done}.** {spent['cpu_seconds'] / 60:.1f} CPU minutes, {spent['seconds'] / 60:.0f} minutes by the clock, "
-        f"{seen:,} images seen; {machine}, one thread.", "",
-        f"**Data.** {data} Spoiled by blur, noise, other light and JPEG. No picture of anyone, no downloaded file.", "",
-        f"**Scores** on held-out scenes, with Wilson's 95 % intervals. By chance {100 / AMONG:.1f} % are first of {AMONG} "
-        "(31 others drawn for each scene), and half of the captions stand before a changed one.", "",
-        "| | share | interval | scenes |", "|---|---|---|---|", *rows, "",
-        "**Weaknesses.**", "", *(f"- {line}" for line in weaknesses), "",
-        f"**Identity.** `{scorer.name}`, version {VERSION}, sha256 `{scorer.sha256}`. bfloat16, read as float32.", "",
-        "**Licence.** Apache-2.0. The weights were made by `manifests/mini/scorer.yaml` alone.", "",
-    ]  # fmt: skip
+        "# ControlMill's mini scorer",
+        "",
+        (
+            f"A contrastive image-text encoder of {sum(p.numel() for p in scorer.net.parameters()) / 1e6:.2f}"
+            f" M parameters: a convolutional net for {sizes.side}x{sizes.side} pictures, a transformer of"
+            f" {sizes.text_layers} layers over {len(scorer.net.words)} words, embeddings of {sizes.width}"
+            f" dimensions, image features of {sizes.features}. For `clip_score (mini-clip)` and `fd (mini"
+            " features)`, in runs without a hub."
+        ),
+        "",
+        (
+            f"**Training is {done}.** {spent['cpu_seconds'] / 60:.1f} CPU minutes,"
+            f" {spent['seconds'] / 60:.0f} minutes by the clock, {seen:,} images seen; {machine}, one thread."
+        ),
+        "",
+        (
+            f"**Data.** {data} Spoiled by blur, noise, other light and JPEG. No picture of anyone, no"
+            " downloaded file."
+        ),
+        "",
+        (
+            f"**Scores** on held-out scenes, with Wilson's 95 % intervals. By chance {100 / AMONG:.1f} % are"
+            f" first of {AMONG} (31 others drawn for each scene), and half of the captions stand before a"
+            " changed one."
+        ),
+        "",
+        "| | share | interval | scenes |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        "**Weaknesses.**",
+        "",
+        *(f"- {line}" for line in weaknesses),
+        "",
+        (
+            f"**Identity.** `{scorer.name}`, version {VERSION}, sha256 `{scorer.sha256}`. bfloat16, read as"
+            " float32."
+        ),
+        "",
+        "**Licence.** Apache-2.0. The weights were made by `manifests/mini/scorer.yaml` alone.",
+        "",
+    ]
     return "\n".join(lines)

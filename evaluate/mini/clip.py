@@ -35,15 +35,24 @@ class MiniClip:
         return self._pictured(images, self.net.of_cells, self.net.sizes.width)
 
     def features(self, images: Images) -> NDArray[np.float32]:  # RGB, of any sizes => [N, f]
-        """Means of the last map over its cells, as FID takes Inception's: what a picture shows, hardly where."""
+        """Means of the last map over its cells, as FID takes Inception's: what a picture shows,
+        hardly where.
+        """
         return self._pictured(images, lambda cells: cells.mean((2, 3)), self.net.sizes.features)
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:  # [N, d] unit length
         """ValueError for a caption without words or with too many."""
-        return batched(self.net.numbered(texts, self.net.sizes.length), self.net.of_texts, self.device, self.net.sizes.width)
+        return batched(
+            self.net.numbered(texts, self.net.sizes.length),
+            self.net.of_texts,
+            self.device,
+            self.net.sizes.width,
+        )
 
     def known(self, texts: Sequence[str]) -> NDArray[np.float64]:  # [N]
-        """Share of each caption's words that it has learned; a score of a caption that has few of them says nothing."""
+        """Share of each caption's words that it has learned; a score of a caption that has few of them says
+        nothing.
+        """
         numbers = self.net.numbered(texts).numpy()
         return (numbers > UNKNOWN).sum(1) / (numbers > NOTHING).sum(1)
 
@@ -76,7 +85,9 @@ def batched(
     device: str,
     width: int,  # of what comes out, which no rows must tell too
 ) -> NDArray[np.float32]:  # [N, width]
-    """ValueError for pictures in floats or with their channels first, which would give numbers too, and wrong ones."""
+    """ValueError for pictures in floats or with their channels first, which would give numbers too, and wrong
+    ones.
+    """
     if isinstance(rows, np.ndarray) and (rows.dtype != np.uint8 or rows.ndim != 4 or rows.shape[-1] != 3):
         raise ValueError(f"images must be uint8 [N, h, w, 3], found {rows.dtype} {list(rows.shape)}")
     out = [np.zeros((0, width), np.float32)]
@@ -91,11 +102,16 @@ def write(
     folder: Path,
     facts: Mapping[str, Any],  # JSON-able: how it was made, what it scores
 ) -> None:
-    """bfloat16 weights; the note beside them has their hash, so the two can't be taken from different trainings."""
+    """bfloat16 weights; the note beside them has their hash, so the two can't be taken from different
+    trainings.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.to(torch.bfloat16).contiguous() for name, value in net.state_dict().items()}, folder / WEIGHTS)
+    save_file(
+        {name: value.to(torch.bfloat16).contiguous() for name, value in net.state_dict().items()},
+        folder / WEIGHTS,
+    )
     note = {"sha256": _sha256(folder), "sizes": asdict(net.sizes), "words": net.words, **facts}
     (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n")
 
@@ -110,7 +126,8 @@ def read(folder: Path, device: str = "cpu") -> MiniClip:
     note, found = json.loads((folder / NOTE).read_text()), _sha256(folder)
     if note["sha256"] != found:
         raise ValueError(
-            f"{folder / WEIGHTS} has sha256 {found[:12]}…, {NOTE} beside it says {note['sha256'][:12]}…: take both from one training"
+            f"{folder / WEIGHTS} has sha256 {found[:12]}…, {NOTE} beside it says {note['sha256'][:12]}…: take"
+            " both from one training"
         )
     net = Scorer(note["words"], Sizes(**{**note["sizes"], "widths": tuple(note["sizes"]["widths"])}))
     net.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})

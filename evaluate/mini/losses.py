@@ -20,7 +20,9 @@ def loss(
     *,
     bf16: bool = False,
 ) -> Tensor:
-    """InfoNCE in both directions (arXiv 2103.00020, figure 3); each picture must also tell its caption from its false one."""
+    """InfoNCE in both directions (arXiv 2103.00020, figure 3); each picture must also tell its caption from
+    its false one.
+    """
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         seen = net.of_cells(net.cells(images.permute(0, 3, 1, 2).float() / 127.5 - 1))
         said = net.of_texts(net.numbered([*captions, *false]).to(images.device))
@@ -36,4 +38,7 @@ def contrast(
     factor = scale.clamp(max=SHARPEST).exp()
     right = torch.arange(len(seen), device=seen.device)
     of_images = torch.cat([seen @ said.T, (seen * false).sum(1, keepdim=True)], dim=1)
-    return (functional.cross_entropy(factor * of_images, right) + functional.cross_entropy(factor * said @ seen.T, right)) / 2
+    return (
+        functional.cross_entropy(factor * of_images, right)
+        + functional.cross_entropy(factor * said @ seen.T, right)
+    ) / 2

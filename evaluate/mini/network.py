@@ -1,4 +1,6 @@
-"""The two towers of the mini scorer, contrastive as CLIP's (arXiv 2103.00020), and the words that it reads."""
+"""The two towers of the mini scorer, contrastive as CLIP's (arXiv 2103.00020), and the words
+that it reads.
+"""
 
 import itertools
 import math
@@ -18,7 +20,8 @@ class Sizes:
     """What the weights fit."""
 
     side: int = 128  # pixels; a multiple of 32
-    widths: tuple[int, ...] = (24, 48, 96, 128, 160)  # of the convolutions, at a half, a quarter, ... of the side
+    # of the convolutions, at a half, a quarter, ... of the side
+    widths: tuple[int, ...] = (24, 48, 96, 128, 160)
     features: int = 64  # few, so that 640 images are enough for a Frechet distance
     text_width: int = 96
     text_layers: int = 2
@@ -33,7 +36,9 @@ def words_of(captions: Iterable[str]) -> tuple[str, ...]:
 
 
 class Scorer(nn.Module):
-    """Pictures and captions => points on one sphere; near each other where a caption tells what a picture shows."""
+    """Pictures and captions => points on one sphere; near each other where a caption tells what a picture
+    shows.
+    """
 
     def __init__(self, words: Sequence[str], sizes: Sizes) -> None:
         super().__init__()
@@ -49,9 +54,17 @@ class Scorer(nn.Module):
         self.word = nn.Embedding(UNKNOWN + 1 + len(words), sizes.text_width, padding_idx=NOTHING)
         self.place = nn.Parameter(0.02 * torch.randn(sizes.length, sizes.text_width))
         layer = nn.TransformerEncoderLayer(
-            sizes.text_width, sizes.heads, 4 * sizes.text_width, 0.0, "gelu", batch_first=True, norm_first=True
-        )  # fmt: skip
-        self.reader = nn.TransformerEncoder(layer, sizes.text_layers, nn.LayerNorm(sizes.text_width), enable_nested_tensor=False)
+            sizes.text_width,
+            sizes.heads,
+            4 * sizes.text_width,
+            0.0,
+            "gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.reader = nn.TransformerEncoder(
+            layer, sizes.text_layers, nn.LayerNorm(sizes.text_width), enable_nested_tensor=False
+        )
         self.text = nn.Linear(sizes.text_width, sizes.width)
         nn.init.normal_(self.word.weight, std=0.02)
 
@@ -79,11 +92,19 @@ class Scorer(nn.Module):
         captions: Sequence[str],
         length: int | None = None,  # of each row; None = of the longest caption
     ) -> Tensor:  # [N, T] int64
-        """ValueError where a caption has no words or too many, because it would then be scored for what it does not say."""
-        found = [[self.numbers.get(word, UNKNOWN) for word in WORD.findall(caption.lower())] for caption in captions]
+        """ValueError where a caption has no words or too many, because it would then be scored for what it
+        does not say.
+        """
+        found = [
+            [self.numbers.get(word, UNKNOWN) for word in WORD.findall(caption.lower())]
+            for caption in captions
+        ]
         for caption, row in zip(captions, found, strict=True):
             if not 0 < len(row) <= self.sizes.length:
-                raise ValueError(f"the caption {caption!r} has {len(row)} words: the mini scorer reads from 1 to {self.sizes.length}")
+                raise ValueError(
+                    f"the caption {caption!r} has {len(row)} words: the mini scorer reads from 1 to"
+                    f" {self.sizes.length}"
+                )
         length = length or max(map(len, found))
         return torch.tensor([row + [NOTHING] * (length - len(row)) for row in found], dtype=torch.int64)
 
@@ -95,8 +116,11 @@ class _Block(nn.Module):
         super().__init__()
         self.carry = nn.Conv2d(before, after, 1)
         self.body = nn.Sequential(
-            nn.GroupNorm(8, before), nn.Conv2d(before, after, 3, padding=1), nn.SiLU(), nn.Conv2d(after, after, 3, padding=1),
-        )  # fmt: skip
+            nn.GroupNorm(8, before),
+            nn.Conv2d(before, after, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(after, after, 3, padding=1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.max_pool2d(x, 2)

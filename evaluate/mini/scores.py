@@ -1,4 +1,6 @@
-"""How often the mini scorer tells the right caption of a held-out scene from others, and the right scene of a caption."""
+"""How often the mini scorer tells the right caption of a held-out scene from others, and the right scene of a
+caption.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,7 +27,10 @@ class Share(NamedTuple):
     @classmethod
     def of(cls, hits: NDArray[np.bool_]) -> "Share":
         n, p = len(hits), float(hits.mean())
-        centre, half = (p + Z**2 / (2 * n)) / (1 + Z**2 / n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
+        centre, half = (
+            (p + Z**2 / (2 * n)) / (1 + Z**2 / n),
+            Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n),
+        )
         return cls(p, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
@@ -33,7 +38,8 @@ def measure(
     scorer: MiniClip,
     images: NDArray[np.uint8],  # [N, s, s, 3]
     captions: Sequence[str],
-    false: Mapping[str, Sequence[str | None]],  # kind of change -> for each scene its caption with one such change; None = it has none
+    # kind of change -> for each scene its caption with one such change; None = it has none
+    false: Mapping[str, Sequence[str | None]],
     *,
     seed: int = 0,
 ) -> dict[str, Share]:
@@ -54,13 +60,17 @@ def measure(
     return out
 
 
-def drawn(captions: Sequence[str], seed: int) -> NDArray[np.int64]:  # [N, 31]: rows of other scenes, whose captions are not the same
+# [N, 31]: rows of other scenes, whose captions are not the same
+def drawn(captions: Sequence[str], seed: int) -> NDArray[np.int64]:
     """Drawn for each scene alone; ValueError where there are too few others."""
     out = np.empty((len(captions), AMONG - 1), np.int64)
     texts = np.array(captions)
     for row, caption in enumerate(captions):
         others = np.flatnonzero(texts != caption)
         if len(others) < AMONG - 1:
-            raise ValueError(f"scene {row} can be told from {len(others)} others only, {AMONG - 1} are needed: hold out more scenes")
+            raise ValueError(
+                f"scene {row} can be told from {len(others)} others only, {AMONG - 1} are needed: hold out"
+                " more scenes"
+            )
         out[row] = np.random.default_rng([seed, row]).choice(others, AMONG - 1, replace=False)
     return out

@@ -1,4 +1,7 @@
-"""Samples' scores -> each system's: value, interval, replicates, n and failures. What has not changed is not computed again."""
+"""Samples' scores -> each system's: value, interval, replicates, n and failures.
+
+What has not changed is not computed again.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -36,7 +39,11 @@ class Scored:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:  # image_id, status, values
-        return [row for path in self.paths for row in shards.read(self.root / path, ["image_id", "status", "values"]).to_pylist()]
+        return [
+            row
+            for path in self.paths
+            for row in shards.read(self.root / path, ["image_id", "status", "values"]).to_pylist()
+        ]
 
     @cached_property
     def cluster(self) -> NDArray[np.int64]:  # [n]: number of each sample's prompt in the benchmark
@@ -48,16 +55,27 @@ class Scored:
         return sum(row["status"] != "ok" for row in self.rows)
 
     def values(self, metric: Metric) -> NDArray[np.float64]:  # [n]; the worst where there is none
-        return np.array([dict(row["values"] or ()).get(metric.name, metric.worst) for row in self.rows], np.float64)
+        return np.array(
+            [dict(row["values"] or ()).get(metric.name, metric.worst) for row in self.rows], np.float64
+        )
 
     @cached_property
     def counts(self) -> list[dict[str, NDArray[Any]]]:  # of each sample
         from safetensors.numpy import load
 
-        return [load(data) for path in self.paths for data in shards.read(self.root / path, ["counts"]).column("counts").to_pylist()]
+        return [
+            load(data)
+            for path in self.paths
+            for data in shards.read(self.root / path, ["counts"]).column("counts").to_pylist()
+        ]
 
-    def features(self, network: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:  # [m, d], [m]: of the samples that have an image
-        found = [row for path in self.paths for row in shards.read(self.root / path, ["features"]).column("features").to_pylist()]
+    # [m, d], [m]: of the samples that have an image
+    def features(self, network: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        found = [
+            row
+            for path in self.paths
+            for row in shards.read(self.root / path, ["features"]).column("features").to_pylist()
+        ]
         there = [number for number, row in enumerate(found) if row]
         rows = [np.frombuffer(dict(found[number])[network], np.float32) for number in there]
         return np.array(rows) if rows else np.empty((0, 0), np.float32), np.array(there, np.int64)
@@ -68,7 +86,9 @@ def scored(plan: Plan, catalog: Catalog) -> list[Scored]:
     if plan.manifest.evaluate is None:
         return []
     found: dict[tuple[str, str], list[tuple[str, str, int]]] = {}
-    for name, key, path, sha256, count in catalog.query("SELECT name, key, path, sha256, rows FROM shards WHERE kind = 'scores' ORDER BY part"):
+    for name, key, path, sha256, count in catalog.query(
+        "SELECT name, key, path, sha256, rows FROM shards WHERE kind = 'scores' ORDER BY part"
+    ):
         found.setdefault((name, key), []).append((path, sha256, count))
     out = []
     for system in systems(plan, catalog):
@@ -97,25 +117,51 @@ def estimate(plan: Plan, catalog: Catalog) -> int:
         for metric, score in _scores(plan, it, real, weights):
             interval = score.interval
             marks = measures.marks(metric, len(it.rows))
-            rows.append({
-                "system": it.system.name, "model": it.system.model, "arm": it.system.arm, "condition": it.system.condition, "metric": metric.name,
-                "metric_version": metric.version, "value": score.value, "low": interval and interval[0], "high": interval and interval[1],
-                "n": len(it.rows), "n_failed": it.failed, "prompts": size, "method": score.method, "replicates": score.replicates.tobytes(),
-                "higher_is_better": metric.higher_is_better, "benchmark": it.system.benchmark,
-                "reader": plan.reader(it.system.condition).fingerprint, "checkpoint": it.system.checkpoint, "identity": it.key, "mark": mark,
-                "marks": json.dumps(marks),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "system": it.system.name,
+                    "model": it.system.model,
+                    "arm": it.system.arm,
+                    "condition": it.system.condition,
+                    "metric": metric.name,
+                    "metric_version": metric.version,
+                    "value": score.value,
+                    "low": interval and interval[0],
+                    "high": interval and interval[1],
+                    "n": len(it.rows),
+                    "n_failed": it.failed,
+                    "prompts": size,
+                    "method": score.method,
+                    "replicates": score.replicates.tobytes(),
+                    "higher_is_better": metric.higher_is_better,
+                    "benchmark": it.system.benchmark,
+                    "reader": plan.reader(it.system.condition).fingerprint,
+                    "checkpoint": it.system.checkpoint,
+                    "identity": it.key,
+                    "mark": mark,
+                    "marks": json.dumps(marks),
+                }
+            )
     catalog.record_scores(rows, [it.system.name for it in found])
     return int(catalog.row("SELECT count(*) FROM scores")[0])
 
 
-def _scores(plan: Plan, it: Scored, real: Scored | None, drawn: NDArray[np.float32]) -> Iterator[tuple[Metric, Replicated]]:
+def _scores(
+    plan: Plan, it: Scored, real: Scored | None, drawn: NDArray[np.float32]
+) -> Iterator[tuple[Metric, Replicated]]:
     evaluation = plan.manifest.evaluate
     assert evaluation is not None
     if readable(plan, it.system.condition):
         for name in fidelity.NAMES[CONDITIONS[it.system.condition].kind]:
             metric = fidelity.METRICS[name]
-            yield metric, of_means(it.values(metric), it.cluster, drawn) if metric.level == "sample" else _of_set(it, metric, drawn)
+            yield (
+                metric,
+                (
+                    of_means(it.values(metric), it.cluster, drawn)
+                    if metric.level == "sample"
+                    else _of_set(it, metric, drawn)
+                ),
+            )
     if evaluation.clip:
         metric = measures.clip(evaluation.clip)
         yield metric, of_means(it.values(metric), it.cluster, drawn)
@@ -126,7 +172,9 @@ def _scores(plan: Plan, it: Scored, real: Scored | None, drawn: NDArray[np.float
             yield from _distances(it, real, wanted.extractor)
 
 
-def _likeness(it: Scored, real: Scored, metric: Metric, drawn: NDArray[np.float32]) -> tuple[Metric, Replicated]:
+def _likeness(
+    it: Scored, real: Scored, metric: Metric, drawn: NDArray[np.float32]
+) -> tuple[Metric, Replicated]:
     """Of each sample with the held-out image of its prompt."""
     own, rows = it.features(metric.name)
     theirs, others = real.features(metric.name)
@@ -159,4 +207,6 @@ def _distances(it: Scored, real: Scored, extractor: str) -> Iterator[tuple[Metri
 
 def replicated(row: Mapping[str, Any]) -> Replicated:
     """A row of the table `scores` as it was estimated."""
-    return Replicated(row["value"], np.frombuffer(row["replicates"], np.float32), row["method"], row["prompts"])
+    return Replicated(
+        row["value"], np.frombuffer(row["replicates"], np.float32), row["method"], row["prompts"]
+    )

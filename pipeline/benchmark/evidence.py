@@ -1,4 +1,6 @@
-"""Held-out pairs and what was made of them, as the pages show them: where it lies, what it scores, its pictures."""
+"""Held-out pairs and what was made of them, as the pages show them: where it lies, what it scores, its
+pictures.
+"""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,7 +49,9 @@ def samples(
     out: dict[str, list[Sample]] = {name: [] for name in by_name}
     where = "WHERE image_id IN (SELECT unnest($images))" if images is not None else ""
     given = _asked(plan, by_name) | ({"images": images} if images is not None else {})
-    for name, *row in catalog.query(f"{MADE} SELECT system, {COLUMNS} FROM made {where} ORDER BY image_id, seed", given):
+    for name, *row in catalog.query(
+        f"{MADE} SELECT system, {COLUMNS} FROM made {where} ORDER BY image_id, seed", given
+    ):
         out[name].append(_sample(by_name[name], row))
     return out
 
@@ -57,14 +61,19 @@ def telling(
     catalog: Catalog,
     systems: Iterable[System],
     same: int,  # images of the first seed that every system is shown on
-) -> list[tuple[str, Sample]]:  # in the order of the systems: best, median, worst, then same in the order of images
-    """Of each system the samples that say most, by its telling measure; of equal ones the first image is best and the last is worst.
+    # in the order of the systems: best, median, worst, then same in the order of images
+) -> list[tuple[str, Sample]]:
+    """Of each system the samples that say most, by its telling measure; of equal ones the first image is best
+    and the last is worst.
 
     The catalog chooses: a benchmark may have a thousand samples for each row that comes back.
     """
     by_name = {system.name: system for system in systems}
     found: dict[str, list[tuple[str, Sample]]] = {name: [] for name in by_name}
-    sql = f"{MADE}, {CHOSEN} SELECT system, which, {COLUMNS} FROM chosen WHERE told ORDER BY list_position({list(WHICH)}, which), image_id"
+    sql = (
+        f"{MADE}, {CHOSEN} SELECT system, which, {COLUMNS} FROM chosen WHERE told ORDER BY"
+        f" list_position({list(WHICH)}, which), image_id"
+    )
     for name, which, *row in catalog.query(sql, _asked(plan, by_name) | {"same": same}):
         found[name].append((which, _sample(by_name[name], row)))
     return [it for chosen in found.values() for it in chosen]
@@ -73,19 +82,25 @@ def telling(
 WHICH = ("best", "median", "worst", "same")
 COLUMNS = "image_id, seed, picture, picture_row, shard, row, reason, metric, value"  # as `_sample` takes them
 MADE = """
-    WITH asked AS (SELECT unnest($system) AS system, unnest($drawn_as) AS drawn_as, unnest($key) AS key, unnest($score_key) AS score_key,
+    WITH asked AS (SELECT unnest($system) AS system, unnest($drawn_as) AS drawn_as, unnest($key) AS key,
+    unnest($score_key) AS score_key,
                           unnest($metric) AS metric, unnest($sign) AS sign),
-    made AS (SELECT asked.system, sign, p.image_id, p.seed, p.shard AS picture, p.row AS picture_row, s.shard, s.row, s.reason, s.metric, s.value
+    made AS (SELECT asked.system, sign, p.image_id, p.seed, p.shard AS picture, p.row AS picture_row,
+    s.shard, s.row, s.reason, s.metric, s.value
              FROM asked JOIN samples p ON p.system = drawn_as AND p.benchmark = key AND p.status = 'ok'
-             LEFT JOIN sample_scores s ON s.system = asked.system AND s.benchmark = score_key AND s.metric = asked.metric
+             LEFT JOIN sample_scores s ON s.system = asked.system AND s.benchmark = score_key AND s.metric =
+             asked.metric
                                       AND s.image_id = p.image_id AND s.seed = p.seed)"""
 CHOSEN = f"""
-    placed AS (SELECT *, row_number() OVER (PARTITION BY system ORDER BY sign * value DESC, image_id, seed) AS place,
-                      count(*) OVER (PARTITION BY system) AS n, row_number() OVER (PARTITION BY system, seed ORDER BY image_id) AS number,
+    placed AS (SELECT *, row_number() OVER (PARTITION BY system ORDER BY sign * value DESC, image_id, seed)
+    AS place,
+                      count(*) OVER (PARTITION BY system) AS n, row_number() OVER (PARTITION BY system, seed
+                      ORDER BY image_id) AS number,
                       first_value(seed) OVER (PARTITION BY system ORDER BY image_id, seed) AS first_seed
                FROM made WHERE value IS NOT NULL),
     chosen AS (SELECT *, unnest({list(WHICH)}) AS which,
-                      unnest([place = 1, place = n // 2 + 1, place = n, seed = first_seed AND number <= $same]) AS told
+                      unnest([place = 1, place = n // 2 + 1, place = n, seed = first_seed AND number <=
+                      $same]) AS told
                FROM placed)"""
 
 
@@ -94,10 +109,13 @@ def _asked(plan: Plan, by_name: Mapping[str, System]) -> dict[str, list[Any]]:
     systems = list(by_name.values())
     metrics = [measures.telling(CONDITIONS[system.condition].kind) for system in systems]
     return {
-        "system": list(by_name), "drawn_as": [system.drawn_as for system in systems], "key": [system.key for system in systems],
-        "score_key": [score_key(plan, system) for system in systems], "metric": [metric.name for metric in metrics],
+        "system": list(by_name),
+        "drawn_as": [system.drawn_as for system in systems],
+        "key": [system.key for system in systems],
+        "score_key": [score_key(plan, system) for system in systems],
+        "metric": [metric.name for metric in metrics],
         "sign": [1 if metric.higher_is_better else -1 for metric in metrics],
-    }  # fmt: skip
+    }
 
 
 def _sample(system: System, row: Sequence[Any]) -> Sample:
@@ -107,7 +125,9 @@ def _sample(system: System, row: Sequence[Any]) -> Sample:
 
 
 def drawn(workspace: Workspace, sample: Sample) -> np.ndarray:  # uint8 HW3
-    return codec.decode(shards.read_row(workspace.root / sample.picture[0], sample.picture[1], ["image"])["image"])
+    return codec.decode(
+        shards.read_row(workspace.root / sample.picture[0], sample.picture[1], ["image"])["image"]
+    )
 
 
 def reread(workspace: Workspace, sample: Sample) -> RawMap | str:
@@ -122,7 +142,9 @@ def reread(workspace: Workspace, sample: Sample) -> RawMap | str:
 
 def photographs(catalog: Catalog, images: list[str]) -> dict[str, Place]:
     """Where held-out images lie."""
-    found = catalog.query("SELECT image_id, shard, row FROM images WHERE image_id IN (SELECT unnest(?))", [images])
+    found = catalog.query(
+        "SELECT image_id, shard, row FROM images WHERE image_id IN (SELECT unnest(?))", [images]
+    )
     return {image_id: (shard, row) for image_id, shard, row in found}
 
 
@@ -137,12 +159,16 @@ def truth(workspace: Workspace, system: System, item: Item) -> RawMap:
 
 
 def drawn_small(raw: RawMap, like: RawMap | None = None) -> np.ndarray:  # uint8 HW3
-    """The hint at the size of a thumbnail, or at that of another map's: lines stay lines, and nothing is drawn larger than it is shown."""
+    """The hint at the size of a thumbnail, or at that of another map's: lines stay lines, and nothing is
+    drawn larger than it is shown.
+    """
     return maps.render(raw, _small(maps.resolution(like or raw)))
 
 
 def thumbnail(pixels: np.ndarray, store: str = "png") -> bytes:
-    """uint8 HWC RGB, scaled down to SIDE at its long side; most maps are grey, and a grey PNG costs a third."""
+    """uint8 HWC RGB, scaled down to SIDE at its long side; most maps are grey, and a grey PNG
+    costs a third.
+    """
     import cv2
 
     red, green, blue = np.moveaxis(pixels, 2, 0)

@@ -52,7 +52,8 @@ def lacking(given: Manifest) -> list[str]:
     """A sentence for each network of `evaluate:` that can't be loaded here."""
     asked, found = wanted(given.evaluate) if given.evaluate else {"features": [], "clip": None}, []
     loads: list[tuple[tuple[str | int, ...], Any, tuple[Any, ...]]] = [
-        (("features", number), extractor, (name, weights, "cpu")) for number, (name, weights) in enumerate(asked["features"])
+        (("features", number), extractor, (name, weights, "cpu"))
+        for number, (name, weights) in enumerate(asked["features"])
     ]
     loads += [(("clip",), dual_encoder, (asked["clip"], "cpu"))] if asked["clip"] else []
     for steps, load, arguments in loads:

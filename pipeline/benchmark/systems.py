@@ -1,4 +1,6 @@
-"""Who is compared: each condition's frozen benchmark, and everything that makes an image of each of its held-out pairs."""
+"""Who is compared: each condition's frozen benchmark, and everything that makes an image of each of its
+held-out pairs.
+"""
 
 import functools
 from collections.abc import Collection
@@ -19,7 +21,13 @@ from pipeline.storage.workspace import DAMAGED_CHECKPOINT, fingerprint
 
 LEAST = 2  # pairs of a benchmark
 
-CONTROL, NO_CONTROL, SHUFFLED, ROUND_TRIP, REAL = "control", "no_control", "shuffled_condition", "vae_round_trip", "real_image"
+CONTROL, NO_CONTROL, SHUFFLED, ROUND_TRIP, REAL = (
+    "control",
+    "no_control",
+    "shuffled_condition",
+    "vae_round_trip",
+    "real_image",
+)
 BEFORE = "warm_start"  # what a run started from, asked for the same: what its training changed
 EARLIER = "earlier"  # a checkpoint on the way, which the run kept: the course of its training
 ALONE = (NO_CONTROL, ROUND_TRIP, REAL)  # belong to the benchmark, not to a model; they know no condition
@@ -43,8 +51,11 @@ class System:
 
     model: str  # a run, an external checkpoint, or the baseline's own name
     condition: str
-    arm: str  # control | warm_start | earlier | shuffled_condition: its ControlNet, another's hint | no_control | vae_round_trip | real_image
-    checkpoint: str  # of the ControlNet: below the workspace, or the absolute path of an external one; '' = none
+    # control | warm_start | earlier | shuffled_condition: its ControlNet, another's hint | no_control |
+    # vae_round_trip | real_image
+    arm: str
+    # of the ControlNet: below the workspace, or the absolute path of an external one; '' = none
+    checkpoint: str
     weights: str  # identity of the checkpoint; '' = none
     benchmark: str  # fingerprint of everything but the weights
     items: tuple[Item, ...]
@@ -60,8 +71,18 @@ class System:
 
     @property
     def drawn_as(self) -> str:
-        """Where its samples lie. Those that can't differ are drawn once: without a ControlNet of all conditions that ask for the same images."""
-        return self.arm if self.arm in ALONE else f"{self.arm}/{self.condition}" if self.arm == BEFORE else self.name
+        """Where its samples lie.
+
+        Those that can't differ are drawn once: without a ControlNet of all conditions that ask for the same
+        images.
+        """
+        return (
+            self.arm
+            if self.arm in ALONE
+            else f"{self.arm}/{self.condition}"
+            if self.arm == BEFORE
+            else self.name
+        )
 
     @property
     def key(self) -> str:
@@ -74,7 +95,9 @@ class System:
         return self.arm not in (ROUND_TRIP, REAL)
 
     def hint_of(self, number: int) -> Item:
-        """The condition that item `number` is generated from: its own, or for the shuffled baseline the next one's."""
+        """The condition that item `number` is generated from: its own, or for the shuffled baseline the next
+        one's.
+        """
         return self.items[(number + (self.arm == SHUFFLED)) % len(self.items)]
 
 
@@ -105,29 +128,57 @@ def systems(plan: Plan, catalog: Catalog) -> list[System]:
                     out.append(System(model, condition, BEFORE, *before[model, condition], benchmark, items))
                 for step, seen in course.get(model, []):
                     if (place := f"{step}/{condition}") != checkpoint:
-                        out.append(System(model, condition, EARLIER, place, fingerprint([model, step]), benchmark, items, seen=seen))
+                        out.append(
+                            System(
+                                model,
+                                condition,
+                                EARLIER,
+                                place,
+                                fingerprint([model, step]),
+                                benchmark,
+                                items,
+                                seen=seen,
+                            )
+                        )
     return out
 
 
-def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple[tuple[Item, ...], str, str]:  # items, fingerprint, System.asked
+# items, fingerprint, System.asked
+def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple[tuple[Item, ...], str, str]:
     assert plan.manifest.evaluate is not None
     frozen = plan.manifest.evaluate.benchmark
     rows = catalog.query(
-        "SELECT image_id, coalesce(caption, ''), height, width, map_shard, row FROM pairs WHERE condition = ? AND split = ?",
+        "SELECT image_id, coalesce(caption, ''), height, width, map_shard, row FROM pairs WHERE condition = ?"
+        " AND split = ?",
         [condition, frozen.split],
     )
     items = tuple(sorted((Item(*row) for row in rows), key=lambda item: item.image_id)[: frozen.samples])
     if len(items) < LEAST:
         raise MillError(few(plan, condition, len(items)))
-    common = {"base": base, "items": [(item.image_id, item.caption) for item in items], "sampler": "ddim", "version": 2}
-    unsaid = {"samples"} if frozen.guide_hint else {"samples", "guide_hint"}  # a setting that came later: without it benchmarks stay as they were
-    identity = {"settings": frozen.model_dump(exclude=unsaid), "detector": plan.conditions[condition].fingerprint}
-    asked = {"settings": frozen.model_dump(exclude={"samples", "split", "scale", "guide_hint"}), "images": plan.image_key}
+    common = {
+        "base": base,
+        "items": [(item.image_id, item.caption) for item in items],
+        "sampler": "ddim",
+        "version": 2,
+    }
+    # a setting that came later: without it benchmarks stay as they were
+    unsaid = {"samples"} if frozen.guide_hint else {"samples", "guide_hint"}
+    identity = {
+        "settings": frozen.model_dump(exclude=unsaid),
+        "detector": plan.conditions[condition].fingerprint,
+    }
+    asked = {
+        "settings": frozen.model_dump(exclude={"samples", "split", "scale", "guide_hint"}),
+        "images": plan.image_key,
+    }
     return items, fingerprint(common | identity), fingerprint(common | asked)
 
 
-def _runs(plan: Plan, catalog: Catalog) -> list[tuple[str, str, str, str]]:  # model, condition, checkpoint, weights
-    done = catalog.query("SELECT run, conditions, checkpoint FROM runs WHERE status = 'complete' ORDER BY run")
+# model, condition, checkpoint, weights
+def _runs(plan: Plan, catalog: Catalog) -> list[tuple[str, str, str, str]]:
+    done = catalog.query(
+        "SELECT run, conditions, checkpoint FROM runs WHERE status = 'complete' ORDER BY run"
+    )
     named = {planned.name for planned in planned_runs(plan, catalog)} if done else set()
     # a run of an earlier manifest is left out: its conditions were made otherwise
     return [
@@ -143,15 +194,21 @@ def _courses(plan: Plan, models: Collection[str]) -> dict[str, list[tuple[str, i
     from train import checkpoint
 
     kept = {model: checkpoint.kept(plan.workspace.run(model)) for model in models}
-    return {model: [(plan.workspace.relative(it.path), it.images) for it in found] for model, found in kept.items()}
+    return {
+        model: [(plan.workspace.relative(it.path), it.images) for it in found]
+        for model, found in kept.items()
+    }
 
 
 def _befores(plan: Plan, catalog: Catalog, models: list[str]) -> dict[tuple[str, str], tuple[str, str]]:
-    """Run and condition -> the ControlNet that it started from, and its weights; a run that began with the base alone has none."""
+    """Run and condition -> the ControlNet that it started from, and its weights; a run that began with the
+    base alone has none.
+    """
     from train import checkpoint
 
     out = {}
-    runs, hashed = planned_runs(plan, catalog), functools.cache(checkpoint.weights_hash)  # several conditions may share a start
+    # several conditions may share a start
+    runs, hashed = planned_runs(plan, catalog), functools.cache(checkpoint.weights_hash)
     for number, it in enumerate(runs):
         done = checkpoint.newest(plan.workspace.run(it.name)) if it.name in models and it.run.starts else None
         for condition, (place, _) in warm_starts(plan, catalog, runs, number).items() if done else ():
@@ -162,8 +219,9 @@ def _befores(plan: Plan, catalog: Catalog, models: list[str]) -> dict[tuple[str,
             weights = hashed(folder)
             if done and done.meta.get("warm_start", {}).get(condition) != weights:
                 raise MillError(
-                    f"evaluate.baselines: warm_start: {folder} has other weights than those that {it.name} started from: put them back, "
-                    f"delete {done.path.parent} to train it again, or take warm_start out."
+                    f"evaluate.baselines: warm_start: {folder} has other weights than those that {it.name}"
+                    f" started from: put them back, delete {done.path.parent} to train it again, or take"
+                    " warm_start out."
                 )
             below = folder.is_relative_to(plan.workspace.root)
             out[it.name, condition] = (plan.workspace.relative(folder) if below else str(folder), weights)
@@ -187,7 +245,9 @@ def _externals(plan: Plan) -> list[tuple[str, str, str, str]]:
 
 
 def readable(plan: Plan, condition: str) -> bool:
-    """Whether a detector can read the condition from a sample; maps that come with the images can't be, unless evaluate.readers names one."""
+    """Whether a detector can read the condition from a sample; maps that come with the images can't be,
+    unless evaluate.readers names one.
+    """
     step = plan.reader(condition).step
     return step.detector != PROVIDED and (step.parent is None or readable(plan, step.parent))
 
@@ -196,16 +256,27 @@ def score_key(plan: Plan, system: System) -> str:
     evaluation = plan.manifest.evaluate
     assert evaluation is not None
     kind = CONDITIONS[system.condition].kind
-    own = {name: fidelity.METRICS[name].version for name in fidelity.NAMES[kind]} | fidelity.RETIRED.get(kind, {})
+    own = {name: fidelity.METRICS[name].version for name in fidelity.NAMES[kind]} | fidelity.RETIRED.get(
+        kind, {}
+    )
     versions = own if readable(plan, system.condition) else {}
-    return fingerprint({
-        "samples": system.key, "maker": plan.conditions[system.condition].fingerprint, "reader": plan.reader(system.condition).fingerprint,
-        "metrics": versions, "networks": networks.identity(evaluation), "version": 2,
-    })  # fmt: skip
+    return fingerprint(
+        {
+            "samples": system.key,
+            "maker": plan.conditions[system.condition].fingerprint,
+            "reader": plan.reader(system.condition).fingerprint,
+            "metrics": versions,
+            "networks": networks.identity(evaluation),
+            "version": 2,
+        }
+    )
 
 
 def few(plan: Plan, condition: str, count: int) -> str:
     """The sentence for a benchmark that is too small."""
     assert plan.manifest.evaluate is not None
     place, split = plan.manifest.at("evaluate", "benchmark", "split"), plan.manifest.evaluate.benchmark.split
-    return f"{place}: {condition} has {count} pairs in the {split} split and a benchmark needs {LEAST}: add images, or use another split."
+    return (
+        f"{place}: {condition} has {count} pairs in the {split} split and a benchmark needs {LEAST}: add"
+        " images, or use another split."
+    )

@@ -10,4 +10,6 @@ Task = tuple[Item, Item, int]  # what is asked for, whose condition is given, th
 def tasks_of(system: System, frozen: Benchmark) -> list[Task]:
     """What a system is asked for, in the order of its shards."""
     seeds = frozen.seeds if system.seeded else frozen.seeds[:1]
-    return [(item, system.hint_of(number), seed) for number, item in enumerate(system.items) for seed in seeds]
+    return [
+        (item, system.hint_of(number), seed) for number, item in enumerate(system.items) for seed in seeds
+    ]

@@ -1,8 +1,9 @@
 """The DuckDB catalog, opened and asked: facts about shards, each shard in one transaction.
 
-DuckDB lets nobody read while another process has the file open for writing, and the reverse. So nothing keeps it open:
-the driver opens it for one commit, readers for one query, and both wait for each other's lock. The driver waits as long as it takes and
-says who holds the file, since hours of work may hang on a notebook that somebody left open; readers give up.
+DuckDB lets nobody read while another process has the file open for writing, and the reverse. So nothing keeps
+it open: the driver opens it for one commit, readers for one query, and both wait for each other's lock. The
+driver waits as long as it takes and says who holds the file, since hours of work may hang on a notebook that
+somebody left open; readers give up.
 """
 
 import functools
@@ -30,8 +31,10 @@ from pipeline.storage.shards import Shard
 from pipeline.storage.workspace import TEMPORARY, Workspace, stopping
 
 LOCK_PATIENCE = 60.0  # seconds that a reader waits for the lock
-FIRST_WORD, NEXT_WORD = 5.0, 60.0  # seconds after which a driver that waits says who holds the catalog, and says it again
-QUERY_LIMIT = 600.0  # seconds for a query or a commit of the driver; what a person asks with `controlmill sql` may take any time
+# seconds after which a driver that waits says who holds the catalog, and says it again
+FIRST_WORD, NEXT_WORD = 5.0, 60.0
+# seconds for a query or a commit of the driver; what a person asks with `controlmill sql` may take any time
+QUERY_LIMIT = 600.0
 CHECKPOINT = "CHECKPOINT"
 Rows = TypeVar("Rows")
 
@@ -45,7 +48,8 @@ class Catalog:
         self,
         workspace: Workspace,
         path: Path | None = None,
-        say: Callable[[str], None] | None = None,  # of a driver: it waits for the lock without end, and says who holds it
+        # of a driver: it waits for the lock without end, and says who holds it
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.workspace = workspace
         self.path = path or workspace.catalog
@@ -54,7 +58,7 @@ class Catalog:
         self._hurry: float | None = None  # while `at_most`
         self._selections: dict[str, Selection] = {}  # that `pairs` is made of, where this process made it
 
-    # -- opening ---------------------------------------------------------------------------------------------------------
+    # -- opening ---------------------------------------------------------------------------------------------
 
     def create(self) -> None:
         """Makes the file if it is missing, whole or not at all, and brings an older one up to date."""
@@ -68,17 +72,22 @@ class Catalog:
             temporary.replace(path)
         else:
             with self._open(read_only=False) as connection:
-                self._is_current(connection)  # refuses another program's database before anything is written to it
+                # refuses another program's database before anything is written to it
+                self._is_current(connection)
                 migrate(connection)
 
     def gather(self) -> None:
-        """Puts all of it into the one file, which can then be renamed; closing on a full disk leaves some in the log and says nothing."""
+        """Puts all of it into the one file, which can then be renamed; closing on a full disk leaves some in
+        the log and says nothing.
+        """
         with self._open(read_only=False) as connection:
             connection.execute(CHECKPOINT)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Keeps the file open for many queries of this thread, since opening it costs more than most of them; others can't write until then."""
+        """Keeps the file open for many queries of this thread, since opening it costs more than most of them;
+        others can't write until then.
+        """
         with self._open(read_only=True) as connection:
             self._held = connection
             try:
@@ -94,9 +103,11 @@ class Catalog:
             return
         if not path.exists():
             raise MillError(
-                f"There is no catalog at {path}: `controlmill run MANIFEST` makes it, `controlmill catalog rebuild` remakes it."
+                f"There is no catalog at {path}: `controlmill run MANIFEST` makes it, `controlmill catalog"
+                " rebuild` remakes it."
             )
-        with self._sentences(), self._connect(read_only) as connection:  # closing writes too: DuckDB's checkpoint
+        # closing writes too: DuckDB's checkpoint
+        with self._sentences(), self._connect(read_only) as connection:
             yield connection
 
     @contextmanager
@@ -109,8 +120,16 @@ class Catalog:
             self._hurry = before
 
     def _connect(self, read_only: bool) -> duckdb.DuckDBPyConnection:
-        """Waits for the lock of another process: a reader for a minute, who writes and every query of a driver without end."""
-        patience = self._hurry if self._hurry is not None else LOCK_PATIENCE if read_only and self._say is None else None
+        """Waits for the lock of another process: a reader for a minute, who writes and every query of a
+        driver without end.
+        """
+        patience = (
+            self._hurry
+            if self._hurry is not None
+            else LOCK_PATIENCE
+            if read_only and self._say is None
+            else None
+        )
         began = time.monotonic()
         word = began + FIRST_WORD
         while True:
@@ -121,16 +140,24 @@ class Catalog:
                     raise stopping(error, str(self.path)) or self._damage(error) from error
                 now, holder = time.monotonic(), _holder(error)
                 if patience is not None and now - began >= patience:
-                    raise CatalogHeld(f"The catalog {self.path} is open in {holder}: close it there, then run the same command again.") from error
+                    raise CatalogHeld(
+                        f"The catalog {self.path} is open in {holder}: close it there, then run the same"
+                        " command again."
+                    ) from error
                 if now >= word:
                     say = self._say or (lambda line: print(line, file=sys.stderr, flush=True))
-                    say(f"The catalog is held by {holder}: waiting, this goes on when it is closed there ({self.path}).")
+                    say(
+                        f"The catalog is held by {holder}: waiting, this goes on when it is closed there"
+                        f" ({self.path})."
+                    )
                     word = now + NEXT_WORD
                 time.sleep(0.02 if now - began < FIRST_WORD else 0.2)
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:
-        """DuckDB's words for a full or read-only disk and for a damaged file, as sentences that name the remedy."""
+        """DuckDB's words for a full or read-only disk and for a damaged file, as sentences that name the
+        remedy.
+        """
         try:
             yield
         except duckdb.Error as error:
@@ -155,7 +182,9 @@ class Catalog:
 
     @contextmanager
     def _limited(self, connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """Stops what takes too long; a driver that waits for ever, without a line, is worse than one that ends."""
+        """Stops what takes too long; a driver that waits for ever, without a line, is worse than one that
+        ends.
+        """
         began, limit = time.monotonic(), QUERY_LIMIT
         timer = threading.Timer(limit, connection.interrupt)
         timer.daemon = True
@@ -171,12 +200,17 @@ class Catalog:
 
     def _too_long(self, limit: float) -> MillError:
         return MillError(
-            f"A query of the catalog {self.path} did not end within {duration(limit)} and was stopped; everything committed is kept. "
-            "Simplify `where` and `order_by` in the manifest where they hold heavy SQL, then run the same command again."
+            f"A query of the catalog {self.path} did not end within {duration(limit)} and was stopped;"
+            " everything committed is kept. Simplify `where` and `order_by` in the manifest where they hold"
+            " heavy SQL, then run the same command again."
         )
 
-    def _ask(self, connection: duckdb.DuckDBPyConnection, ask: Callable[[], Rows], limit: float | None = None) -> Rows:
-        """In a thread of its own, so that Ctrl-C and a time limit in seconds reach it: DuckDB itself does not look for them in every query."""
+    def _ask(
+        self, connection: duckdb.DuckDBPyConnection, ask: Callable[[], Rows], limit: float | None = None
+    ) -> Rows:
+        """In a thread of its own, so that Ctrl-C and a time limit in seconds reach it: DuckDB itself does not
+        look for them in every query.
+        """
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(ask)
             try:
@@ -192,7 +226,10 @@ class Catalog:
     @contextmanager
     def transaction(self, *, limited: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
         """All of it or nothing of it."""
-        with self._open(read_only=False) as connection, self._limited(connection) if limited else nullcontext():
+        with (
+            self._open(read_only=False) as connection,
+            self._limited(connection) if limited else nullcontext(),
+        ):
             connection.begin()
             try:
                 yield connection
@@ -208,17 +245,24 @@ class Catalog:
         with self._open(read_only=True) as connection:
             try:
                 return self._ask(connection, lambda: connection.execute(sql, given).fetchall(), QUERY_LIMIT)
-            except (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException) as error:
+            except (
+                duckdb.ConversionException,
+                duckdb.InvalidInputException,
+                duckdb.OutOfRangeException,
+            ) as error:
                 if "pairs" not in sql:
                     raise
-                _try(connection, self._selections)  # names the key whose SQL some row of the data does not agree with
-                raise MillError(f"A `where` or `select:` of the manifest fails on the data: {str(error).splitlines()[0]}") from error
+                # names the key whose SQL some row of the data does not agree with
+                _try(connection, self._selections)
+                raise MillError(
+                    f"A `where` or `select:` of the manifest fails on the data: {str(error).splitlines()[0]}"
+                ) from error
             except duckdb.CatalogException as error:
                 if self._is_current(connection):
                     raise
                 raise MillError(
-                    f"The catalog {self.path} was made by an earlier version: `controlmill run MANIFEST` or `controlmill catalog rebuild` "
-                    "brings it up to date."
+                    f"The catalog {self.path} was made by an earlier version: `controlmill run MANIFEST` or"
+                    " `controlmill catalog rebuild` brings it up to date."
                 ) from error
 
     def table(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -227,7 +271,11 @@ class Catalog:
 
             def ask() -> tuple[list[str], list[tuple[Any, ...]]]:
                 result = connection.execute(sql)
-                return ([column[0] for column in result.description or []], result.fetchall()) if result else ([], [])
+                return (
+                    ([column[0] for column in result.description or []], result.fetchall())
+                    if result
+                    else ([], [])
+                )
 
             try:
                 return self._ask(connection, ask)
@@ -241,10 +289,12 @@ class Catalog:
     def row(self, sql: str, parameters: Iterable[Any] = ()) -> tuple[Any, ...]:
         return self.query(sql, parameters)[0]
 
-    # -- settings and plans ----------------------------------------------------------------------------------------------
+    # -- settings and plans ----------------------------------------------------------------------------------
 
     def settle(self, settings: dict[str, str], detectors: list[dict[str, Any]]) -> None:
-        """Records which image key, captions and detectors the views show: those of the manifest now in force."""
+        """Records which image key, captions and detectors the views show: those of the manifest
+        now in force.
+        """
         with self.transaction() as connection:
             connection.execute("DELETE FROM settings")
             for name, value in settings.items():
@@ -254,7 +304,9 @@ class Catalog:
                 commits.record_detector(connection, detector, current=True)
 
     def define_pairs(self, selections: dict[str, Selection], measures: Iterable[str]) -> None:
-        """Makes the view `pairs`: for each condition its `ok` rows that the manifest's where, order_by and limit select."""
+        """Makes the view `pairs`: for each condition its `ok` rows that the manifest's where, order_by and
+        limit select.
+        """
         measures = list(measures)
         check_selections(selections, measures)
         with self._open(read_only=False) as connection, self._limited(connection):
@@ -278,21 +330,34 @@ class Catalog:
                 return str(error).splitlines()
         return []
 
-    # -- commits: one shard, one transaction ------------------------------------------------------------------------------
+    # -- commits: one shard, one transaction -----------------------------------------------------------------
 
     def commit(self, shard: Shard) -> None:
         with self.transaction() as connection:
             if not commits.put(connection, self.workspace, shard):
-                raise MillError(f"The shard {shard.path} does not fit its images: run the same command again.")
+                raise MillError(
+                    f"The shard {shard.path} does not fit its images: run the same command again."
+                )
 
     def committed(self, kind: str, key: str, name: str | None = None) -> set[int]:
         """Part numbers of the shards that are in."""
-        rows = self.query("SELECT part FROM shards WHERE kind = ? AND key = ? AND name IS NOT DISTINCT FROM ?", [kind, key, name])
+        rows = self.query(
+            "SELECT part FROM shards WHERE kind = ? AND key = ? AND name IS NOT DISTINCT FROM ?",
+            [kind, key, name],
+        )
         return {part for (part,) in rows}
 
     def lost(self, key: str) -> dict[int, list[str]]:
-        """Part number -> addresses, in their order, of the images that were taken out and are not made again yet."""
-        return dict(self.query("SELECT part, list(uri ORDER BY row) FROM lost_rows WHERE key = ? GROUP BY part ORDER BY part", [key]))
+        """Part number -> addresses, in their order, of the images that were taken out and are not made again
+        yet.
+        """
+        return dict(
+            self.query(
+                "SELECT part, list(uri ORDER BY row) FROM lost_rows WHERE key = ? GROUP BY part ORDER BY"
+                " part",
+                [key],
+            )
+        )
 
     def forget(self, path: str) -> None:
         """Takes a shard and all its rows out; what was made from it is taken out with its images."""
@@ -305,10 +370,14 @@ class Catalog:
             commits.insert(connection, "runs", row)
 
     def record_scores(self, rows: list[dict[str, Any]], systems: list[str]) -> None:
-        """The scores of the systems in force; those that `rows` say nothing of keep theirs, and others lose them."""
+        """The scores of the systems in force; those that `rows` say nothing of keep theirs, and others lose
+        them.
+        """
         with self.transaction() as connection:
-            connection.execute("DELETE FROM scores WHERE system NOT IN (SELECT unnest(?)) OR system IN (SELECT unnest(?))",
-                               [systems, sorted({row["system"] for row in rows})])  # fmt: skip
+            connection.execute(
+                "DELETE FROM scores WHERE system NOT IN (SELECT unnest(?)) OR system IN (SELECT unnest(?))",
+                [systems, sorted({row["system"] for row in rows})],
+            )
             if rows:
                 connection.register("incoming", pa.Table.from_pylist(rows))
                 connection.execute("INSERT INTO scores BY NAME SELECT * FROM incoming")
@@ -316,7 +385,9 @@ class Catalog:
 
 
 def check_selections(selections: dict[str, Selection], measures: Iterable[str]) -> None:
-    """MillError has a line for each `where` and `order_by` that does not work or would choose others each time; needs no workspace."""
+    """MillError has a line for each `where` and `order_by` that does not work or would choose others each
+    time; needs no workspace.
+    """
     with duckdb.connect(config=_config()) as connection:
         if found := selecting.mistakes(connection, selections, _unstable()):
             raise MillError("\n".join(found))
@@ -326,10 +397,15 @@ def check_selections(selections: dict[str, Selection], measures: Iterable[str]) 
 
 
 def _try(connection: duckdb.DuckDBPyConnection, selections: dict[str, Selection]) -> None:
-    """Asks for the rows that each condition selects; MillError names the keys whose SQL does not fit the columns or the rows there are."""
+    """Asks for the rows that each condition selects; MillError names the keys whose SQL does not fit the
+    columns or the rows there are.
+    """
     found: dict[str, str] = {}
-    for name, chosen, key, sql in ((one, it, *probe) for one, it in selections.items() for probe in selecting.probes(one, it)):
-        if key == chosen.order_key and any(where in found for where, _ in chosen.wheres):  # the rows that those leave are not known
+    for name, chosen, key, sql in (
+        (one, it, *probe) for one, it in selections.items() for probe in selecting.probes(one, it)
+    ):
+        # the rows that those leave are not known
+        if key == chosen.order_key and any(where in found for where, _ in chosen.wheres):
             sql = dict(selecting.probes(name, replace(chosen, wheres=(("", "false"),))))[key]
         try:
             connection.execute(sql).fetchall()
@@ -354,8 +430,8 @@ def _config() -> dict[str, Any]:
     """Of every connection: no file but the catalog can be reached."""
     with duckdb.connect() as connection:
         known = {name for (name,) in connection.execute("SELECT * FROM duckdb_optimizers()").fetchall()}
-    # DuckDB 2.0 waits for ever in this one where a UNION's branch has a LIMIT and another has none (seen from 500,000 images on);
-    # versions before it do not know its name, and would refuse it.
+    # DuckDB 2.0 waits for ever in this one where a UNION's branch has a LIMIT and another has none (seen from
+    # 500,000 images on); versions before it do not know its name, and would refuse it.
     off = {"disabled_optimizers": "common_subplan"} if "common_subplan" in known else {}
     return {"enable_external_access": "false", "lock_configuration": "true", "threads": "2", **off}
 
@@ -367,5 +443,9 @@ def _holder(error: Exception) -> str:
 
 
 def _damaged(error: Exception) -> bool:
-    """Whether it is the file's fault and not that of the SQL; a checksum that is wrong raises the base class."""
-    return type(error) is duckdb.Error or isinstance(error, duckdb.IOException | duckdb.FatalException | duckdb.SerializationException)
+    """Whether it is the file's fault and not that of the SQL; a checksum that is wrong raises
+    the base class.
+    """
+    return type(error) is duckdb.Error or isinstance(
+        error, duckdb.IOException | duckdb.FatalException | duckdb.SerializationException
+    )

@@ -1,4 +1,7 @@
-"""What a shard's facts are in the catalog's tables: put in, taken out. Called inside a transaction of `pipeline/catalog/__init__.py`."""
+"""What a shard's facts are in the catalog's tables: put in, taken out.
+
+Called inside a transaction of `pipeline/catalog/__init__.py`.
+"""
 
 import json
 from datetime import UTC, datetime
@@ -13,7 +16,9 @@ from pipeline.storage.workspace import Workspace
 
 
 def put(connection: Any, workspace: Workspace, shard: Shard) -> bool:
-    """Puts a shard's facts in, in place of an earlier version of the same shard; False, and nothing in, where it does not fit its images."""
+    """Puts a shard's facts in, in place of an earlier version of the same shard; False, and nothing in, where
+    it does not fit its images.
+    """
     facts, path = shard.facts, workspace.relative(shard.path)
     remove(connection, path)
     connection.register("incoming", shards.read_light(shard.path))
@@ -47,7 +52,9 @@ def put(connection: Any, workspace: Workspace, shard: Shard) -> bool:
 
 
 def _insert_images(connection: Any, shard: int, facts: dict[str, Any]) -> None:
-    """Each image once, at the first address that showed it; each address once; a retry takes the place of what failed before."""
+    """Each image once, at the first address that showed it; each address once; a retry takes the place of
+    what failed before.
+    """
     same_key = "SELECT shard FROM shards WHERE kind = 'images' AND key = $key"
     key = {"key": facts["key"]}
     connection.execute("DELETE FROM lost_rows WHERE key = ? AND part = ?", [facts["key"], facts["part"]])
@@ -61,7 +68,8 @@ def _insert_images(connection: Any, shard: int, facts: dict[str, Any]) -> None:
         connection.execute("DROP TABLE gone")
     connection.execute(
         f"""INSERT INTO image_rows
-            SELECT (SELECT coalesce(max(image), 0) FROM image_rows) + row_number() OVER (ORDER BY row), image_id, {shard}, row, status,
+            SELECT (SELECT coalesce(max(image), 0) FROM image_rows) + row_number() OVER (ORDER BY row),
+            image_id, {shard}, row, status,
                    reason, width, height, raw_width, raw_height, raw_format, raw_bytes, group_id, split,
                    sharpness, contrast, colour, grey, phash
             FROM incoming
@@ -73,16 +81,21 @@ def _insert_images(connection: Any, shard: int, facts: dict[str, Any]) -> None:
         f"""INSERT INTO source_rows
             SELECT image_rows.image, {shard}, incoming.row, uri, caption, fields
             FROM incoming JOIN image_rows USING (image_id)
-            WHERE image_rows.shard IN ({same_key}) AND uri NOT IN (SELECT uri FROM source_rows WHERE shard IN ({same_key}))
+            WHERE image_rows.shard IN ({same_key}) AND uri NOT IN (SELECT uri FROM source_rows WHERE shard IN
+            ({same_key}))
             QUALIFY row_number() OVER (PARTITION BY uri ORDER BY incoming.row) = 1""",
         key,
     )
 
 
 def _group(connection: Any, shard: int, facts: dict[str, Any]) -> None:
-    """Near-duplicates take the group and the split of the earliest image they resemble; images of a part come in the source's order."""
-    sql = """SELECT image, phash, min(image) OVER (PARTITION BY group_id) AS first, shard = $shard AS own FROM image_rows
-             WHERE phash IS NOT NULL AND shard IN (SELECT shard FROM shards WHERE kind = 'images' AND key = $key) ORDER BY own, image"""
+    """Near-duplicates take the group and the split of the earliest image they resemble; images of a part come
+    in the source's order.
+    """
+    sql = """SELECT image, phash, min(image) OVER (PARTITION BY group_id) AS first, shard = $shard AS own
+             FROM image_rows
+             WHERE phash IS NOT NULL AND shard IN (SELECT shard FROM shards WHERE kind = 'images' AND key =
+             $key) ORDER BY own, image"""
     found = connection.execute(sql, {"shard": shard, "key": facts["key"]}).fetchnumpy()
     images, hashes = found["image"], found["phash"].astype("uint64")
     own = len(images) - int(found["own"].sum())
@@ -91,24 +104,28 @@ def _group(connection: Any, shard: int, facts: dict[str, Any]) -> None:
     follows = leaders >= 0
     followers = pa.table({"image": images[own:][follows], "leader": images[leaders[follows]]})
     connection.register("followers", followers)
-    connection.execute(
-        """UPDATE image_rows SET group_id = l.group_id, split = l.split
-           FROM followers JOIN image_rows l ON l.image = followers.leader WHERE image_rows.image = followers.image"""
-    )
+    connection.execute("""UPDATE image_rows SET group_id = l.group_id, split = l.split
+           FROM followers JOIN image_rows l ON l.image = followers.leader WHERE image_rows.image =
+           followers.image""")
     connection.unregister("followers")
 
 
 def _image_of(facts: dict[str, Any]) -> str:
     """The integer key of a row that is aligned with the images shard of the same part."""
-    return f"""JOIN image_rows ON image_rows.row = incoming.row AND image_rows.image_id = incoming.image_id AND image_rows.shard =
-        (SELECT shard FROM shards WHERE kind = 'images' AND key = '{facts["image_key"]}' AND part = {facts["part"]})
+    return f"""JOIN image_rows ON image_rows.row = incoming.row AND image_rows.image_id = incoming.image_id
+        AND image_rows.shard =
+        (SELECT shard FROM shards WHERE kind = 'images' AND key = '{facts["image_key"]}' AND part =
+        {facts["part"]})
         WHERE incoming.status IS NOT NULL"""
 
 
 def _fits(connection: Any, facts: dict[str, Any]) -> bool:
-    """Whether the shard has exactly one row for each readable image of its part: an orphan of another state of the source has not."""
+    """Whether the shard has exactly one row for each readable image of its part: an orphan of another state
+    of the source has not.
+    """
     found = connection.execute(
-        f"""SELECT (SELECT count(*) FROM incoming WHERE status IS NOT NULL), (SELECT count(*) FROM incoming {_image_of(facts)}),
+        f"""SELECT (SELECT count(*) FROM incoming WHERE status IS NOT NULL), (SELECT count(*) FROM incoming
+                   {_image_of(facts)}),
                    (SELECT count(*) FROM image_rows JOIN shards USING (shard)
                     WHERE kind = 'images' AND key = $key AND part = $part AND image_rows.status = 'ok')""",
         {"key": facts["image_key"], "part": facts["part"]},
@@ -118,26 +135,30 @@ def _fits(connection: Any, facts: dict[str, Any]) -> bool:
 
 
 def _insert_maps(connection: Any, shard: int, facts: dict[str, Any]) -> None:
-    connection.execute(
-        f"""INSERT INTO annotation_rows SELECT image, {shard}, incoming.row, incoming.status, incoming.reason, seconds, measures
-            FROM incoming {_image_of(facts)}"""
-    )
+    connection.execute(f"""INSERT INTO annotation_rows SELECT image, {shard}, incoming.row, incoming.status,
+            incoming.reason, seconds, measures
+            FROM incoming {_image_of(facts)}""")
 
 
 def _insert_latents(connection: Any, shard: int, facts: dict[str, Any]) -> None:
     connection.execute(
-        f"INSERT INTO latent_rows SELECT image, {shard}, incoming.row, incoming.status, incoming.reason FROM incoming {_image_of(facts)}"
+        f"INSERT INTO latent_rows SELECT image, {shard}, incoming.row, incoming.status, incoming.reason FROM"
+        f" incoming {_image_of(facts)}"
     )
 
 
 def _insert_captions(connection: Any, shard: int, facts: dict[str, Any]) -> None:
     connection.execute(
-        f"INSERT INTO caption_rows SELECT image, {shard}, incoming.row, incoming.status, incoming.reason, caption FROM incoming {_image_of(facts)}"
+        f"INSERT INTO caption_rows SELECT image, {shard}, incoming.row, incoming.status, incoming.reason,"
+        f" caption FROM incoming {_image_of(facts)}"
     )
 
 
 def _insert_samples(connection: Any, shard: int, facts: dict[str, Any]) -> None:
-    connection.execute(f"INSERT INTO sample_rows SELECT {shard}, row, image_id, hint_image_id, seed, status, reason, seconds FROM incoming")
+    connection.execute(
+        f"INSERT INTO sample_rows SELECT {shard}, row, image_id, hint_image_id, seed, status, reason, seconds"
+        " FROM incoming"
+    )
 
 
 def _insert_scores(connection: Any, shard: int, facts: dict[str, Any]) -> None:
@@ -148,18 +169,22 @@ def _insert_scores(connection: Any, shard: int, facts: dict[str, Any]) -> None:
 
 
 INSERTS = {
-    "images": _insert_images, "captions": _insert_captions, "maps": _insert_maps, "latents": _insert_latents, "samples": _insert_samples,
+    "images": _insert_images, "captions": _insert_captions, "maps": _insert_maps, "latents": _insert_latents,
+    "samples": _insert_samples,
     "scores": _insert_scores,
 }  # fmt: skip
 ROW_ALIGNED = {"captions", "maps", "latents"}  # with the images shard of the same part
 ROWS_OF = {
-    "images": "image_rows", "captions": "caption_rows", "maps": "annotation_rows", "latents": "latent_rows", "samples": "sample_rows",
+    "images": "image_rows", "captions": "caption_rows", "maps": "annotation_rows", "latents": "latent_rows",
+    "samples": "sample_rows",
     "scores": "score_rows",
 }  # fmt: skip
 
 
 def remove(connection: Any, path: str) -> None:
-    """Takes a shard's rows out, and those of what was made from it; the addresses of its images are remembered as lost."""
+    """Takes a shard's rows out, and those of what was made from it; the addresses of its images are
+    remembered as lost.
+    """
     found = connection.execute("SELECT shard, kind, key, part FROM shards WHERE path = ?", [path]).fetchall()
     if not found:
         return
@@ -168,9 +193,13 @@ def remove(connection: Any, path: str) -> None:
         children = "SELECT path FROM shards WHERE kind <> 'images' AND image_key = ? AND part = ?"
         for (child,) in connection.execute(children, [key, part]).fetchall():
             remove(connection, child)
-        connection.execute("INSERT INTO lost_rows SELECT ?, ?, row, uri FROM source_rows WHERE shard = ?", [key, part, shard])
         connection.execute(
-            "DELETE FROM source_rows WHERE shard = ? OR image IN (SELECT image FROM image_rows WHERE shard = ?)", [shard, shard]
+            "INSERT INTO lost_rows SELECT ?, ?, row, uri FROM source_rows WHERE shard = ?", [key, part, shard]
+        )
+        connection.execute(
+            "DELETE FROM source_rows WHERE shard = ? OR image IN (SELECT image FROM image_rows WHERE shard"
+            " = ?)",
+            [shard, shard],
         )
     connection.execute(f"DELETE FROM {ROWS_OF[kind]} WHERE shard = ?", [shard])
     connection.execute("DELETE FROM shards WHERE shard = ?", [shard])
@@ -185,11 +214,23 @@ def record_detector(connection: Any, row: dict[str, Any], *, current: bool) -> N
         return
     connection.execute(
         "INSERT INTO detectors VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [*key, identity["detector"], str(identity["version"]), identity["weights"], json.dumps(identity["params"]), row["licence"],
-         json.dumps(identity, sort_keys=True), current, row.get("maps", row["condition"])],  # a shard of an earlier version does not tell
-    )  # fmt: skip
+        [
+            *key,
+            identity["detector"],
+            str(identity["version"]),
+            identity["weights"],
+            json.dumps(identity["params"]),
+            row["licence"],
+            # a shard of an earlier version does not tell
+            json.dumps(identity, sort_keys=True),
+            current,
+            row.get("maps", row["condition"]),
+        ],
+    )
 
 
 def insert(connection: Any, table: str, row: dict[str, Any]) -> None:
     names = ", ".join(row)
-    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' for _ in row)})", list(row.values()))
+    connection.execute(
+        f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' for _ in row)})", list(row.values())
+    )

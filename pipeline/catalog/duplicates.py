@@ -8,9 +8,12 @@ def leaders(
     known: NDArray[np.uint64],  # [n] hashes in the order of their commits
     incoming: NDArray[np.uint64],  # [m] in the order in which they are to be committed
     distance: int,  # bits
-    led: NDArray[np.int64] | None = None,  # [n] the leader of each known image, itself where it has none; None = each leads itself
+    # [n] the leader of each known image, itself where it has none; None = each leads itself
+    led: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:  # [m] index of the leader, incoming counted from n on; -1 = none: it leads itself
-    """The earliest leader among an image's near-duplicates; an image that bridges two groups joins the earlier, and they stay two."""
+    """The earliest leader among an image's near-duplicates; an image that bridges two groups joins the
+    earlier, and they stay two.
+    """
     n = len(known)
     own = np.arange(n, dtype=np.int64) if led is None else led
     result = np.full(len(incoming), -1, np.int64)

@@ -11,7 +11,8 @@ from pipeline.storage.workspace import TEMPORARY, Workspace
 def rebuild(workspace: Workspace, finish: Callable[[Catalog], None]) -> tuple[int, list[str]]:
     """Makes the catalog again from the files; returns how many shards went in and which files are broken.
 
-    `finish(catalog)` settles what the manifest decides, on the new catalog, before it takes the old one's place.
+    `finish(catalog)` settles what the manifest decides, on the new catalog, before it takes the old one's
+    place.
     """
     found, broken = [], []
     for path in workspace.all_shards():
@@ -19,7 +20,9 @@ def rebuild(workspace: Workspace, finish: Callable[[Catalog], None]) -> tuple[in
             found.append(shards.verify(path))
         except shards.BROKEN as error:
             broken.append(f"{workspace.relative(path)}: {error}")
-    found.sort(key=lambda shard: (list(shards.SCHEMAS).index(shard.facts["kind"]), shard.facts["part"], shard.path))
+    found.sort(
+        key=lambda shard: (list(shards.SCHEMAS).index(shard.facts["kind"]), shard.facts["part"], shard.path)
+    )
     temporary = workspace.root / f"{TEMPORARY}rebuild"
     shutil.rmtree(temporary, ignore_errors=True)  # of a rebuild that was killed
     temporary.mkdir()

@@ -1,6 +1,9 @@
-"""A manifest's `where` and `order_by`: what they may say, and the view `pairs` that they make. Called with a connection of the catalog.
+"""A manifest's `where` and `order_by`: what they may say, and the view `pairs` that they make.
 
-Which rows become pairs decides a run's name and what resumes, so that every query has to choose the same ones.
+Called with a connection of the catalog.
+
+Which rows become pairs decides a run's name and what resumes, so that every query has to choose the same
+ones.
 """
 
 import json
@@ -10,23 +13,30 @@ from typing import Any
 
 TIE_BREAK = "part, row"  # no two rows of a condition are equal in these, so that every order ends with them
 ROW_ORDER = {  # functions whose answer depends on the order in which rows come
-    "any_value", "approx_quantile", "approx_top_k", "arbitrary", "arg_max", "arg_max_null", "arg_max_nulls_last", "arg_min", "arg_min_null",
-    "arg_min_nulls_last", "argmax", "argmin", "array_agg", "fill", "first", "first_value", "group_concat", "lag", "last", "last_value", "lead",
-    "list", "listagg", "lttb", "max_by", "min_by", "mode", "nth_value", "ntile", "reservoir_quantile", "row_number", "string_agg",
+    "any_value", "approx_quantile", "approx_top_k", "arbitrary", "arg_max", "arg_max_null",
+    "arg_max_nulls_last", "arg_min", "arg_min_null",
+    "arg_min_nulls_last", "argmax", "argmin", "array_agg", "fill", "first", "first_value", "group_concat",
+    "lag", "last", "last_value", "lead",
+    "list", "listagg", "lttb", "max_by", "min_by", "mode", "nth_value", "ntile", "reservoir_quantile",
+    "row_number", "string_agg",
 }  # fmt: skip
 CLOCK = {  # read the clock, and DuckDB does not call them unstable; most are spelled without brackets
-    "current_date", "current_localtime", "current_localtimestamp", "current_time", "current_timestamp", "localtime", "localtimestamp",
+    "current_date", "current_localtime", "current_localtimestamp", "current_time", "current_timestamp",
+    "localtime", "localtimestamp",
 }  # fmt: skip
 AGAIN = "and every query must choose the same pairs: leave it out"
 FIXED = "(`order_by: image_id` is a random order that stays)"
 TABLES = {  # of a FROM, in DuckDB's syntax tree -> what it is called where it has no name
-    "BASE_TABLE": "a table", "TABLE_FUNCTION": "a table function", "SHOW_REF": "DESCRIBE, SHOW or SUMMARIZE", "PIVOT": "PIVOT or UNPIVOT",
+    "BASE_TABLE": "a table", "TABLE_FUNCTION": "a table function", "SHOW_REF": "DESCRIBE, SHOW or SUMMARIZE",
+    "PIVOT": "PIVOT or UNPIVOT",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The rows of a condition that become pairs: all these conditions hold; each is named by its key in the manifest."""
+    """The rows of a condition that become pairs: all these conditions hold; each is named by its key in the
+    manifest.
+    """
 
     wheres: tuple[tuple[str, str], ...]
     order_by: str | None = None
@@ -39,34 +49,47 @@ def candidates(measures: Iterable[str], kind: str = "VIEW") -> str:
     columns = "".join(f", measures['{name}'] AS {name}" for name in measures)
     return f"""
         CREATE OR REPLACE {kind} candidates AS
-        SELECT condition, fingerprint, a.image, a.image_id, caption, source_caption, model_caption, fields, split, group_id, first_of_group,
-               width, height, raw_width, raw_height, raw_format, raw_bytes, aspect, sharpness, contrast, colour, grey,
+        SELECT condition, fingerprint, a.image, a.image_id, caption, source_caption, model_caption, fields,
+        split, group_id, first_of_group,
+               width, height, raw_width, raw_height, raw_format, raw_bytes, aspect, sharpness, contrast,
+               colour, grey,
                a.shard AS map_shard, i.shard AS image_shard, i.row, part{columns}
         FROM annotations a JOIN images i USING (image) LEFT JOIN captions c USING (image)
         WHERE a.status = 'ok' AND i.status = 'ok'"""
 
 
 def pairs(selections: dict[str, Selection]) -> str:
-    """The view of the pairs; conditions that ask for the same share a branch, since views are planned anew for each query."""
+    """The view of the pairs; conditions that ask for the same share a branch, since views are planned anew
+    for each query.
+    """
     alike: dict[tuple[str, ...], list[str]] = {}
     for condition, it in selections.items():
         alone = condition if it.limit else ""  # the first so many are those of one condition
         alike.setdefault((alone, *(where for _, where in it.wheres)), []).append(condition)
-    branches = " UNION ALL ".join(choice(conditions, selections[conditions[0]]) for conditions in alike.values())
+    branches = " UNION ALL ".join(
+        choice(conditions, selections[conditions[0]]) for conditions in alike.values()
+    )
     return f"CREATE OR REPLACE VIEW pairs AS {branches}"
 
 
 def choice(conditions: list[str], it: Selection) -> str:
-    """The person's words stand alone inside their brackets, on lines of their own: neither a bracket nor a comment gets out."""
+    """The person's words stand alone inside their brackets, on lines of their own: neither a bracket nor a
+    comment gets out.
+    """
     names = ", ".join(f"'{name}'" for name in conditions)
     order = f" ORDER BY {f'{it.order_by}{chr(10)}, ' if it.order_by is not None else ''}{TIE_BREAK}"
     tail = f"{order} LIMIT {it.limit}" if it.limit else ""
     wheres = " AND ".join(f"(\n{where}\n)" for _, where in it.wheres)
-    return f"(SELECT * FROM (SELECT * FROM candidates WHERE condition IN ({names})) candidates WHERE {wheres}{tail})"
+    return (
+        f"(SELECT * FROM (SELECT * FROM candidates WHERE condition IN ({names})) candidates WHERE"
+        f" {wheres}{tail})"
+    )
 
 
 def probes(condition: str, it: Selection) -> Iterator[tuple[str, str]]:
-    """Key in the manifest -> a query that fails where that key's SQL does not work on the rows that there are."""
+    """Key in the manifest -> a query that fails where that key's SQL does not work on the rows that there
+    are.
+    """
     for key, where in it.wheres:
         if where == "true":  # the default: there may be millions of rows, and 13 conditions
             continue
@@ -76,32 +99,56 @@ def probes(condition: str, it: Selection) -> Iterator[tuple[str, str]]:
 
 
 def mistakes(
-    connection: Any, selections: dict[str, Selection], unstable: set[str]
-) -> list[str]:  # a sentence for each text that is not one condition or one list to sort by, or whose answer is not always the same
+    connection: Any,
+    selections: dict[str, Selection],
+    unstable: set[str],
+    # a sentence for each text that is not one condition or one list to sort by, or whose answer is not always
+    # the same
+) -> list[str]:
     texts = {(key, "where", where) for it in selections.values() for key, where in it.wheres}
-    texts |= {(it.order_key, "order_by", it.order_by) for it in selections.values() if it.order_by is not None}
-    found = [f"{key} {problem}." for key, kind, text in sorted(texts) if (problem := _problem(connection, kind, text, unstable))]
+    texts |= {
+        (it.order_key, "order_by", it.order_by) for it in selections.values() if it.order_by is not None
+    }
+    found = [
+        f"{key} {problem}."
+        for key, kind, text in sorted(texts)
+        if (problem := _problem(connection, kind, text, unstable))
+    ]
     return sorted(set(found))
 
 
 def _problem(connection: Any, kind: str, text: str, unstable: set[str]) -> str | None:
-    """What is wrong with it as a whole: it is read alone and in its place, and both must say the same, and nothing beside it."""
+    """What is wrong with it as a whole: it is read alone and in its place, and both must say the same, and
+    nothing beside it.
+    """
     what = "one condition for a WHERE" if kind == "where" else "one list of columns to sort by"
     if not text.strip():
         return f"is empty: write {what}, or leave the key out"
-    before, inside, after, plain = ("WHERE", "(\n", "\n)", "true") if kind == "where" else ("ORDER BY", "\n", f"\n, {TIE_BREAK}", "part")
+    before, inside, after, plain = (
+        ("WHERE", "(\n", "\n)", "true") if kind == "where" else ("ORDER BY", "\n", f"\n, {TIE_BREAK}", "part")
+    )
     alone, placed, empty, empty_placed = (
-        _tree(connection, f"FROM candidates {before} {words}") for words in (text, inside + text + after, plain, inside + plain + after)
+        _tree(connection, f"FROM candidates {before} {words}")
+        for words in (text, inside + text + after, plain, inside + plain + after)
     )
     for tree in (alone, placed):
         if tree["error"]:
-            return f"is not {what}: {tree['error_message']}" if tree["error_type"] == "parser" else f"must be {what}, not several statements"
+            return (
+                f"is not {what}: {tree['error_message']}"
+                if tree["error_type"] == "parser"
+                else f"must be {what}, not several statements"
+            )
     if any(part.get("class") == "PARAMETER" for part in _parts(alone)):
         return "holds a parameter (? or $), which nothing fills in: write the value"
     said, beside = _take(alone, kind)
     said_there, beside_there = _take(placed, kind)
     ends = (_take(empty_placed, kind)[0] or [])[1:] if kind == "order_by" else []
-    if said is None or said_there != [*said, *ends] or beside != _take(empty, kind)[1] or beside_there != beside:
+    if (
+        said is None
+        or said_there != [*said, *ends]
+        or beside != _take(empty, kind)[1]
+        or beside_there != beside
+    ):
         return f"must be {what}, and nothing beside it"
     if kind == "order_by" and any(part.get("function_name") in ("unnest", "unlist") for part in _parts(said)):
         return "calls unnest(), which would make several pairs of one row: leave it out"
@@ -110,12 +157,16 @@ def _problem(connection: Any, kind: str, text: str, unstable: set[str]) -> str |
 
 def _tree(connection: Any, sql: str) -> Any:
     """DuckDB's own syntax tree of it, without places in the text."""
-    return _without_places(json.loads(connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()[0]))
+    return _without_places(
+        json.loads(connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()[0])
+    )
 
 
 def _without_places(tree: Any) -> Any:
     if isinstance(tree, dict):
-        return {key: _without_places(value) for key, value in tree.items() if not key.startswith("query_location")}
+        return {
+            key: _without_places(value) for key, value in tree.items() if not key.startswith("query_location")
+        }
     return [_without_places(value) for value in tree] if isinstance(tree, list) else tree
 
 
@@ -163,7 +214,9 @@ def _unsteady(part: dict[str, Any], unstable: set[str]) -> str | None:
 
 def unstable(connection: Any) -> set[str]:
     """The functions that DuckDB calls unstable, and the macros made of them; reading them takes a moment."""
-    tree = "CASE WHEN macro_definition <> '' THEN json_serialize_sql('SELECT (' || macro_definition || ')') END"
+    tree = (
+        "CASE WHEN macro_definition <> '' THEN json_serialize_sql('SELECT (' || macro_definition || ')') END"
+    )
     rows = connection.execute(f"SELECT function_name, stability, {tree} FROM duckdb_functions()").fetchall()
     found = {name for name, stability, _ in rows if stability not in (None, "CONSISTENT")}
     macros = [(name, list(_parts(json.loads(text)))) for name, _, text in rows if text]

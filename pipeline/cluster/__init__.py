@@ -1,7 +1,9 @@
-"""Plain functions on Ray: bounded in flight, retried, bisected to the one row that kills its worker, failures named at the end.
+"""Plain functions on Ray: bounded in flight, retried, bisected to the one row that kills its worker, failures
+named at the end.
 
 A job's function has the signature `function(args, rows, deadly, probe)`:
-    rows: which rows of its part to do;  deadly: {row: reason} of rows known to kill a worker, to be recorded as failed;
+    rows: which rows of its part to do;
+    deadly: {row: reason} of rows known to kill a worker, to be recorded as failed;
     probe: True means do the work and write nothing (used only to find deadly rows).
 It catches what a single bad image raises; what it does raise is a failure of the whole job.
 """
@@ -22,19 +24,25 @@ from pipeline.storage.workspace import TEMPORARY, stopping
 
 DEATH = "killed its worker every time it was tried ({})"
 DEATHS_RETRIED = 2  # Ray tries a job whose worker died this often again, before it is split
-SLEEP = ("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin where cores are short slow each other down twentyfold (measured)
-LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "/gloo/")  # what ranks say of one that is gone
+# threads that spin where cores are short slow each other down twentyfold (measured)
+SLEEP = ("OMP_WAIT_POLICY", "PASSIVE")
+# what ranks say of one that is gone
+LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "/gloo/")
 
 
 @dataclass(frozen=True)
 class Job:
     name: str
     args: dict[str, Any]
-    rows: tuple[int, ...]  # () = it can't be split, so that losing its worker every time is a failure of it alone
+    # () = it can't be split, so that losing its worker every time is a failure of it alone
+    rows: tuple[int, ...]
     deadly: dict[int, str] = field(default_factory=dict)
     deaths: int = 0  # how often the whole job lost its worker and no single row was to blame
-    processes: int = 1  # more than one: ranks of torch.distributed, each with the job's cores and GPUs; their function has no rows
-    scratch: str | None = None  # of a job with several processes: a folder that all machines see; None = this machine's
+    # more than one: ranks of torch.distributed, each with the job's cores and GPUs; their function has no
+    # rows
+    processes: int = 1
+    # of a job with several processes: a folder that all machines see; None = this machine's
+    scratch: str | None = None
     after: tuple[str, ...] = ()  # names of jobs that must be done before; if one fails, so does this
 
 
@@ -48,14 +56,19 @@ class Cluster:
     def __init__(self, *, workers: int | None = None, address: str | None = None) -> None:
         self.address = address
         self.say: Callable[[str], None] = print  # for what a person should know before a stage has ended
-        self.meanwhile: Callable[[], None] = lambda: None  # called in the driver about every second while jobs are under way
+        # called in the driver about every second while jobs are under way
+        self.meanwhile: Callable[[], None] = lambda: None
         self._given = workers
         self._ray: Any = None
 
     @cached_property
     def workers(self) -> int:
         """As many as were asked for, else every core, of all machines."""
-        everywhere = int(self.ray.cluster_resources().get("CPU", 0)) if self.address and not self._given else os.cpu_count()
+        everywhere = (
+            int(self.ray.cluster_resources().get("CPU", 0))
+            if self.address and not self._given
+            else os.cpu_count()
+        )
         return self._given or everywhere or 1
 
     @property
@@ -82,16 +95,27 @@ class Cluster:
 
             import ray
 
-            where: dict[str, Any] = {"address": self.address} if self.address else {
-                "address": "local", "num_cpus": self.workers, "object_store_memory": 128 * 2**20, "include_dashboard": False,
-                "_node_ip_address": "127.0.0.1",
-            }  # fmt: skip
+            where: dict[str, Any] = (
+                {"address": self.address}
+                if self.address
+                else {
+                    "address": "local",
+                    "num_cpus": self.workers,
+                    "object_store_memory": 128 * 2**20,
+                    "include_dashboard": False,
+                    "_node_ip_address": "127.0.0.1",
+                }
+            )
             on_terminate = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=True)
             except ConnectionError as error:
-                raise MillError(f"No Ray cluster answers at {self.address}: check --address, or leave it out to start one here.") from error
-            signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place, which ends without a word
+                raise MillError(
+                    f"No Ray cluster answers at {self.address}: check --address, or leave it out to start one"
+                    " here."
+                ) from error
+            # Ray puts its own in place, which ends without a word
+            signal.signal(signal.SIGTERM, on_terminate)
             self._ray = ray
         return self._ray
 
@@ -111,10 +135,14 @@ class Cluster:
         total: int,  # rows in all jobs, for the progress line
         cpus: int = 1,  # of one process, as are gpus
         gpus: float = 0,
-        watch: Callable[[], int] | None = None,  # rows done so far, asked every second: for jobs that take long
-        failed: Callable[[Job, str], None] | None = None,  # called in the driver as a job fails, with the reason
+        # rows done so far, asked every second: for jobs that take long
+        watch: Callable[[], int] | None = None,
+        # called in the driver as a job fails, with the reason
+        failed: Callable[[Job, str], None] | None = None,
     ) -> None:
-        """Raises JobsFailed at the end, naming each job that raised and why; MillError at once where going on is pointless."""
+        """Raises JobsFailed at the end, naming each job that raised and why; MillError at once where going on
+        is pointless.
+        """
         waiting, flying = iter(jobs), {}  # type: ignore[var-annotated]
         blocked: list[Job] = []
         ended: dict[str, bool] = {}  # by name: whether it was done
@@ -164,8 +192,18 @@ class Cluster:
                     except self.ray.exceptions.RayTaskError as error:
                         cause = error.cause if isinstance(error.cause, Exception) else error
                         _stop_if_hopeless(cause, alone=failed is not None)
-                        fail(job, str(cause) if isinstance(cause, MillError) else f"{type(cause).__name__}: {cause}")
-                    except (self.ray.exceptions.WorkerCrashedError, self.ray.exceptions.OutOfMemoryError) as error:
+                        fail(
+                            job,
+                            (
+                                str(cause)
+                                if isinstance(cause, MillError)
+                                else f"{type(cause).__name__}: {cause}"
+                            ),
+                        )
+                    except (
+                        self.ray.exceptions.WorkerCrashedError,
+                        self.ray.exceptions.OutOfMemoryError,
+                    ) as error:
                         if not job.rows:
                             fail(job, DEATH.format(type(error).__name__))
                             continue
@@ -173,7 +211,8 @@ class Cluster:
                         flying[self._submit(function, job, cpus, gpus)] = job
         if failures:
             raise JobsFailed(
-                f"{len(failures)} of the {label} jobs failed; run the same command again to retry them:\n  " + "\n  ".join(failures)
+                f"{len(failures)} of the {label} jobs failed; run the same command again to retry them:\n  "
+                + "\n  ".join(failures)
             )
 
     @contextmanager
@@ -184,25 +223,40 @@ class Cluster:
         except Exception as error:
             if self._ray is None or not isinstance(error, self._ray.exceptions.RayError):
                 raise
-            raise MillError(f"Ray itself failed ({type(error).__name__}: {error}); run the same command again.") from error
+            raise MillError(
+                f"Ray itself failed ({type(error).__name__}: {error}); run the same command again."
+            ) from error
 
-    def _submit(self, function: Callable[..., Any], job: Job, cpus: int, gpus: float, *, probe: bool = False) -> Any:
+    def _submit(
+        self, function: Callable[..., Any], job: Job, cpus: int, gpus: float, *, probe: bool = False
+    ) -> Any:
         if job.processes > 1:
             cores = min(cpus, self.workers / job.processes)  # more processes than cores share them
-            launch = self.ray.remote(num_cpus=0, max_calls=1)(_call_ranks).options(max_retries=DEATHS_RETRIED, name=job.name)
+            launch = self.ray.remote(num_cpus=0, max_calls=1)(_call_ranks).options(
+                max_retries=DEATHS_RETRIED, name=job.name
+            )
             return launch.remote(function, job.args, job.processes, cores, gpus, job.scratch)
-        calls = 1 if gpus and not job.rows else 0  # a long job's process ends with it and gives its GPU's memory back; 0 = no limit
-        task = self.ray.remote(max_calls=calls)(_call).options(num_cpus=cpus, num_gpus=gpus, max_retries=DEATHS_RETRIED, name=job.name)
+        # a long job's process ends with it and gives its GPU's memory back; 0 = no limit
+        calls = 1 if gpus and not job.rows else 0
+        task = self.ray.remote(max_calls=calls)(_call).options(
+            num_cpus=cpus, num_gpus=gpus, max_retries=DEATHS_RETRIED, name=job.name
+        )
         return task.remote(function, job.args, job.rows, job.deadly, probe, cpus)
 
-    def _without_deadly_rows(self, function: Callable[..., Any], job: Job, cpus: int, gpus: float, death: str) -> Job:
-        """Halves the rows until the ones that kill a worker stand alone; each was tried DEATHS_RETRIED + 1 times."""
+    def _without_deadly_rows(
+        self, function: Callable[..., Any], job: Job, cpus: int, gpus: float, death: str
+    ) -> Job:
+        """Halves the rows until the ones that kill a worker stand alone; each was tried DEATHS_RETRIED + 1
+        times.
+        """
         deadly: dict[int, str] = {}
         suspects = [tuple(row for row in job.rows if row not in job.deadly)]
         while suspects:
             rows = suspects.pop()
             try:
-                self.ray.get(self._submit(function, replace(job, rows=rows, deadly={}), cpus, gpus, probe=True))
+                self.ray.get(
+                    self._submit(function, replace(job, rows=rows, deadly={}), cpus, gpus, probe=True)
+                )
             except (self.ray.exceptions.WorkerCrashedError, self.ray.exceptions.OutOfMemoryError):
                 if len(rows) == 1:
                     deadly[rows[0]] = DEATH.format(death)
@@ -212,7 +266,8 @@ class Cluster:
                 pass  # it lived; what it raised is told when the whole job runs
         if not deadly and job.deaths:
             raise MillError(
-                f"{job.name} keeps losing its worker ({death}) although no single row does: give it more memory or fewer --workers."
+                f"{job.name} keeps losing its worker ({death}) although no single row does: give it more"
+                " memory or fewer --workers."
             )
         return replace(job, deadly=job.deadly | deadly, deaths=job.deaths + (not deadly))
 
@@ -227,7 +282,12 @@ def cluster(*, workers: int | None = None, address: str | None = None) -> Iterat
 
 
 def _call(
-    function: Callable[..., Any], args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool, threads: int
+    function: Callable[..., Any],
+    args: dict[str, Any],
+    rows: tuple[int, ...],
+    deadly: dict[int, str],
+    probe: bool,
+    threads: int,
 ) -> Any:
     """In the worker: as many threads as the job was given cores, and no more."""
     import cv2
@@ -240,15 +300,26 @@ def _call(
     return function(args, rows, deadly, probe)
 
 
-def _call_ranks(function: Callable[..., Any], args: dict[str, Any], processes: int, cpus: float, gpus: float, scratch: str | None) -> None:
-    """In a task that takes no core of its own: Ray Train starts the ranks when there is room for all, and again if one dies.
+def _call_ranks(
+    function: Callable[..., Any],
+    args: dict[str, Any],
+    processes: int,
+    cpus: float,
+    gpus: float,
+    scratch: str | None,
+) -> None:
+    """In a task that takes no core of its own: Ray Train starts the ranks when there is room for all, and
+    again if one dies.
 
-    What they make is on disk, so its own checkpoints and results are not used; its folder for them is thrown away.
+    What they make is on disk, so its own checkpoints and results are not used; its folder for them is thrown
+    away.
     """
     os.environ |= {
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1e9",  # waiting for room is no failure
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_METRICS_ENABLED": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    }  # fmt: skip
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    }
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -259,10 +330,15 @@ def _call_ranks(function: Callable[..., Any], args: dict[str, Any], processes: i
     for left in reversed(range(DEATHS_RETRIED + 1)):
         with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=scratch) as folder:
             trainer = TorchTrainer(
-                rank, torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-                scaling_config=ScalingConfig(num_workers=processes, use_gpu=gpus > 0, resources_per_worker=each),
-                run_config=RunConfig(name="run", storage_path=folder, failure_config=FailureConfig(max_failures=0)),
-            )  # fmt: skip
+                rank,
+                torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+                scaling_config=ScalingConfig(
+                    num_workers=processes, use_gpu=gpus > 0, resources_per_worker=each
+                ),
+                run_config=RunConfig(
+                    name="run", storage_path=folder, failure_config=FailureConfig(max_failures=0)
+                ),
+            )
             try:
                 trainer.fit()
                 return

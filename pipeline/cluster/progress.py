@@ -28,12 +28,18 @@ class Progress:
             self.spoke = now
             rate = self.count / (now - self.start)
             ahead = f", {rate:.1f}/s, {duration((self.total - self.count) / rate)} left" if rate > 0 else ""
-            print(f"{self.label:<9} {self.count} of {self.total} {self.unit}{ahead}", file=sys.stderr, flush=True)
+            print(
+                f"{self.label:<9} {self.count} of {self.total} {self.unit}{ahead}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.close()
 

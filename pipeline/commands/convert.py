@@ -19,12 +19,17 @@ def convert(
     dest: Path,  # must not exist; a .safetensors file where `to` is original, else a folder
     *,
     to: str,  # one of LAYOUTS
-    base_config: Path | None = None,  # folder with the config.json of the base's UNet; None = the file says, or SD 1.5 or 2.1
-    which: str | None = None,  # one of WEIGHTS; None = those that are sampled with: the average where a run kept one
+    # folder with the config.json of the base's UNet; None = the file says, or SD 1.5 or 2.1
+    base_config: Path | None = None,
+    # one of WEIGHTS; None = those that are sampled with: the average where a run kept one
+    which: str | None = None,
     say: Callable[[str], None],
     warn: Callable[[str], None] | None = None,  # what will disappoint, though DEST is written; None = say
 ) -> None:
-    """Tensors keep their values and dtype. DEST appears whole or not at all, and nothing is written over; MillError where it can't."""
+    """Tensors keep their values and dtype.
+
+    DEST appears whole or not at all, and nothing is written over; MillError where it can't.
+    """
     if to not in LAYOUTS:
         raise MillError(f"--to: {to!r} is unknown; set one of {', '.join(LAYOUTS)}.")
     if which not in (None, *WEIGHTS):
@@ -47,33 +52,54 @@ def convert(
     except (FileNotFoundError, ValueError) as error:  # the libraries' sentences
         raise MillError(f"{error}.") from error
     except OSError as error:
-        raise stopping(error, str(dest)) or MillError(f"{dest} can't be written ({error.strerror}): name another place.") from error
-    say(f"{dest}: {len(weights)} tensors, {sum(tensor.numel() for tensor in weights.values()):,} parameters, {to} layout{kind}")
+        raise stopping(error, str(dest)) or MillError(
+            f"{dest} can't be written ({error.strerror}): name another place."
+        ) from error
+    say(
+        f"{dest}: {len(weights)} tensors, {sum(tensor.numel() for tensor in weights.values()):,} parameters,"
+        f" {to} layout{kind}"
+    )
     if unlocked.has_unet(folder):
         say(
-            f"{dest}: it was trained together with the base in {folder / unlocked.FOLDER}, which is not in this file: sample it on that base"
+            f"{dest}: it was trained together with the base in {folder / unlocked.FOLDER}, which is not in"
+            " this file: sample it on that base"
         )
     if to == "original" and (odd := original.unfixed(config)):
         warn(
-            f"warning: {dest} will not load in ComfyUI or A1111, which build the network from the fixed shapes of SD 1.5 and 2.1: {odd}; "
-            "ControlMill and diffusers' ControlNetModel.from_single_file (with config=) read it"
+            f"warning: {dest} will not load in ComfyUI or A1111, which build the network from the fixed"
+            f" shapes of SD 1.5 and 2.1: {odd}; ControlMill and diffusers' ControlNetModel.from_single_file"
+            " (with config=) read it"
         )
     if to == "diffusers" and src.is_file() and config.get("global_pool_conditions"):
-        say(f"{dest}: this ControlNet pools its residuals (global_pool_conditions in its config.json), as its file says or is called")
+        say(
+            f"{dest}: this ControlNet pools its residuals (global_pool_conditions in its config.json), as its"
+            " file says or is called"
+        )
     if to == "original" and config.get("global_pool_conditions"):
-        say(f"{dest}: this ControlNet pools its residuals; programs that read this layout know that only from `shuffle` in the file's name")
+        say(
+            f"{dest}: this ControlNet pools its residuals; programs that read this layout know that only from"
+            " `shuffle` in the file's name"
+        )
 
 
-def _read(folder: Path, base_config: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:  # tensors by diffusers' names, config.json
+# tensors by diffusers' names, config.json
+def _read(folder: Path, base_config: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     from train import checkpoint, kinds, original
     from train.controlnet import empty_controlnet
 
     if folder.is_file():
-        weights, config = original.read_controlnet(folder, None if base_config is None else _unet_config(base_config))
-        return weights, config if "_class_name" in config else checkpoint.diffusers_config(empty_controlnet(config))
+        weights, config = original.read_controlnet(
+            folder, None if base_config is None else _unet_config(base_config)
+        )
+        return weights, (
+            config if "_class_name" in config else checkpoint.diffusers_config(empty_controlnet(config))
+        )
     if not (folder / "config.json").is_file() or not (folder / checkpoint.WEIGHTS).is_file():
         there = kinds.in_place_of(folder / checkpoint.WEIGHTS)
-        raise MillError(f"{folder} is no ControlNet in the diffusers layout: it needs config.json and {checkpoint.WEIGHTS}{there}.")
+        raise MillError(
+            f"{folder} is no ControlNet in the diffusers layout: it needs config.json and"
+            f" {checkpoint.WEIGHTS}{there}."
+        )
     config = kinds.read_config(folder)
     weights = checkpoint.tensors_of(folder / checkpoint.WEIGHTS)
     kinds.check_names(folder, weights)
@@ -85,7 +111,9 @@ def _read(folder: Path, base_config: Path | None) -> tuple[dict[str, Any], dict[
 def _meant(
     src: Path, which: str | None, say: Callable[[str], None]
 ) -> tuple[Path, str]:  # a ControlNet's folder or file; the end of the sentence that tells of it
-    """What was trained and what is sampled with are two sets of weights where a run kept an average; the same rule as sampling's."""
+    """What was trained and what is sampled with are two sets of weights where a run kept an average; the same
+    rule as sampling's.
+    """
     from train import checkpoint
     from train.average import FOLDER, folder_to_sample
 
@@ -102,11 +130,17 @@ def _meant(
         if which == "average":
             raise MillError(f"{folder} has no average beside its weights: leave --weights out.")
         return folder, ""
-    return (folder, ", the weights that learned") if which == "trained" else (average, ", the average of the weights")
+    return (
+        (folder, ", the weights that learned")
+        if which == "trained"
+        else (average, ", the average of the weights")
+    )
 
 
 def _controlnet_folder(src: Path, say: Callable[[str], None]) -> Path:
-    """A checkpoint holds a folder for each condition it trained; its newest whole one is meant where a whole run is given."""
+    """A checkpoint holds a folder for each condition it trained; its newest whole one is meant where a whole
+    run is given.
+    """
     from train import checkpoint
 
     if checkpoint.folders(src):
@@ -121,7 +155,10 @@ def _controlnet_folder(src: Path, say: Callable[[str], None]) -> Path:
         return src
     conditions = sorted(path.name for path in made.path.iterdir() if path.is_dir())
     if len(conditions) != 1:
-        raise MillError(f"{made.path} holds {', '.join(conditions)}: name one of them, such as {made.path / conditions[0]}.")
+        raise MillError(
+            f"{made.path} holds {', '.join(conditions)}: name one of them, such as"
+            f" {made.path / conditions[0]}."
+        )
     return made.path / conditions[0]
 
 
@@ -133,7 +170,9 @@ def _unet_config(folder: Path) -> dict[str, Any]:
             config = kinds.read_object(path)
             if "down_block_types" in config and "cross_attention_dim" in config:
                 return config
-    raise MillError(f"--base-config {folder}: neither that folder nor its unet/ has the config.json of a UNet.")
+    raise MillError(
+        f"--base-config {folder}: neither that folder nor its unet/ has the config.json of a UNet."
+    )
 
 
 def _write_original(dest: Path, weights: dict[str, Any], config: dict[str, Any]) -> None:
@@ -153,7 +192,11 @@ def _write_diffusers(dest: Path, weights: dict[str, Any], config: dict[str, Any]
     try:
         work.mkdir(parents=True)
         (work / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, work / checkpoint.WEIGHTS, metadata={"format": "pt"})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in weights.items()},
+            work / checkpoint.WEIGHTS,
+            metadata={"format": "pt"},
+        )
         os.sync()  # a power cut must not leave a whole folder of empty files
         _must_be_free(dest)
         work.rename(dest)
@@ -163,4 +206,6 @@ def _write_diffusers(dest: Path, weights: dict[str, Any], config: dict[str, Any]
 
 def _must_be_free(dest: Path) -> None:
     if dest.exists() or dest.is_symlink():
-        raise MillError(f"{dest} is there already, and nothing is written over: name another place, or remove it first.")
+        raise MillError(
+            f"{dest} is there already, and nothing is written over: name another place, or remove it first."
+        )

@@ -54,7 +54,9 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
 
 
 def chain(condition: str) -> list[Step]:
-    """The condition's step by the detector that `auto` means here, after those of the conditions it is made from."""
+    """The condition's step by the detector that `auto` means here, after those of the conditions it is made
+    from.
+    """
     try:
         return annotator.chain(condition, annotator.resolve)
     except ValueError as error:

@@ -54,12 +54,15 @@ def export(
     flip: bool = False,  # each pair is followed by its mirror image, where its caption allows
     say: Callable[[str], None],
 ) -> int:
-    """Writes the pairs to the folder `dest`, whole or not at all, in a stable order; returns how many images. MillError where it can't."""
+    """Writes the pairs to the folder `dest`, whole or not at all, in a stable order; returns how many images.
+    MillError where it can't.
+    """
     names, place, root = list(dict.fromkeys(conditions)), dest.expanduser().resolve(), catalog.workspace.root
     _check(to, names, split, protocol, raw)
     if any(place.is_relative_to(root / own) for own in OWN_FOLDERS):
         raise MillError(
-            f"{dest} belongs to the workspace, which sweeps it: name a folder of your own, such as {root / 'exports' / names[0]}."
+            f"{dest} belongs to the workspace, which sweeps it: name a folder of your own, such as"
+            f" {root / 'exports' / names[0]}."
         )
     splits = SPLITS if split == "all" else (split,)
     chosen = _choose(catalog, names, splits, say)
@@ -70,7 +73,9 @@ def export(
             for name, count in counts.items():
                 if count:
                     parts = [it for it in chosen if it.split == name]
-                    WRITERS[to](folder, name, _samples(catalog, parts, protocol, progress, flip), origins, raw)
+                    WRITERS[to](
+                        folder, name, _samples(catalog, parts, protocol, progress, flip), origins, raw
+                    )
     except OSError as error:  # pyarrow's too
         raise stopping(error, str(dest)) or error from error
     told = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
@@ -79,31 +84,49 @@ def export(
 
 
 def _check(to: str, names: list[str], split: str, protocol: str, raw: bool) -> None:
-    for option, value, known in (("--to", to, WRITERS), ("--split", split, (*SPLITS, "all")), ("--protocol", protocol, PROTOCOLS)):
+    for option, value, known in (
+        ("--to", to, WRITERS),
+        ("--split", split, (*SPLITS, "all")),
+        ("--protocol", protocol, PROTOCOLS),
+    ):
         if value not in known:
-            raise MillError(f"{option}: {value!r} is unknown{near(value, known)}; set one of {', '.join(known)}.")
+            raise MillError(
+                f"{option}: {value!r} is unknown{near(value, known)}; set one of {', '.join(known)}."
+            )
     for name in names:
         if name not in CONDITIONS:
-            raise MillError(f"--condition: unknown condition {name!r}{near(name, CONDITIONS)}; `controlmill conditions` lists them.")
+            raise MillError(
+                f"--condition: unknown condition {name!r}{near(name, CONDITIONS)}; `controlmill conditions`"
+                " lists them."
+            )
     if to == "diffusers" and len(names) > 1:
         raise MillError(
-            f"--to diffusers holds one condition, not {len(names)}: export each to a folder of its own, or use --to huggingface."
+            f"--to diffusers holds one condition, not {len(names)}: export each to a folder of its own, or"
+            " use --to huggingface."
         )
     if to == "diffusers" and raw:
-        raise MillError("--to diffusers has no place for --raw maps: leave --raw out, or use --to huggingface or webdataset.")
+        raise MillError(
+            "--to diffusers has no place for --raw maps: leave --raw out, or use --to huggingface or"
+            " webdataset."
+        )
 
 
-def _choose(catalog: Catalog, names: list[str], splits: tuple[str, ...], say: Callable[[str], None]) -> list[Chosen]:
+def _choose(
+    catalog: Catalog, names: list[str], splits: tuple[str, ...], say: Callable[[str], None]
+) -> list[Chosen]:
     """What goes along, in the order of splits and parts; MillError where that is nothing."""
     wanted = [list(splits), names]
     where = "list_contains(?, split) AND list_contains(?, condition)"
-    counts = dict(catalog.query(f"SELECT condition, count(*) FROM pairs WHERE {where} GROUP BY condition", wanted))
+    counts = dict(
+        catalog.query(f"SELECT condition, count(*) FROM pairs WHERE {where} GROUP BY condition", wanted)
+    )
     place = "" if splits == SPLITS else f" in the {splits[0]} split"
     for name in names:
         if name not in counts:
             raise MillError(
-                f"--condition {name} has no pairs{place}: `controlmill status {catalog.workspace.root}` shows which have; "
-                f"add {name} to the manifest's conditions and run it, loosen its select, or export another."
+                f"--condition {name} has no pairs{place}: `controlmill status {catalog.workspace.root}` shows"
+                f" which have; add {name} to the manifest's conditions and run it, loosen its select, or"
+                " export another."
             )
     found = catalog.query(
         f"""SELECT split, part, min(image_shard), list(row ORDER BY row), list(image ORDER BY row)
@@ -118,7 +141,9 @@ def _choose(catalog: Catalog, names: list[str], splits: tuple[str, ...], say: Ca
         sizes = ", ".join(f"{name} {counts[name]}" for name in names)
         say(f"pairs: {sizes}; {sum(len(images) for *_, images in found)} images have all of them")
     held: dict[int, dict[str, str]] = {}
-    for condition, part, shard in catalog.query(f"SELECT DISTINCT condition, part, map_shard FROM pairs WHERE {where}", wanted):
+    for condition, part, shard in catalog.query(
+        f"SELECT DISTINCT condition, part, map_shard FROM pairs WHERE {where}", wanted
+    ):
         held.setdefault(part, dict.fromkeys(names, ""))[condition] = shard
     found.sort(key=lambda it: (SPLITS.index(it[0]), it[1]))
     return [Chosen(split, shard, held[part], rows, images) for split, part, shard, rows, images in found]
@@ -131,13 +156,16 @@ def _origin(catalog: Catalog, condition: str, protocol: str) -> Origin:
     return Origin(condition, detector, fingerprint, licence, protocol)
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------
 
 
-CAPTIONS = "SELECT image, coalesce(caption, '') FROM captions WHERE image BETWEEN ? AND ?"  # a range reaches the tables' scans
+# a range reaches the tables' scans
+CAPTIONS = "SELECT image, coalesce(caption, '') FROM captions WHERE image BETWEEN ? AND ?"
 
 
-def _samples(catalog: Catalog, parts: list[Chosen], protocol: str, progress: Progress, flip: bool) -> Iterator[Sample]:
+def _samples(
+    catalog: Catalog, parts: list[Chosen], protocol: str, progress: Progress, flip: bool
+) -> Iterator[Sample]:
     """Holds one part's shards at a time."""
     root = catalog.workspace.root
     with ThreadPoolExecutor() as pool:  # drawing and PNG coding mostly run outside Python's lock
@@ -156,13 +184,26 @@ def _samples(catalog: Catalog, parts: list[Chosen], protocol: str, progress: Pro
 
 
 def _sample(
-    pictures: pa.Table, tables: dict[str, pa.Table], captions: dict[int, str], protocol: str, row: int, image: int, mirror: bool
+    pictures: pa.Table,
+    tables: dict[str, pa.Table],
+    captions: dict[int, str],
+    protocol: str,
+    row: int,
+    image: int,
+    mirror: bool,
 ) -> Sample | None:
     """One pair or its mirror image; None where the caption would be wrong of that."""
     picture, text = pictures.slice(row, 1).to_pylist()[0], captions[image]
-    stored = {name: _stored(table.slice(row, 1).to_pylist()[0], name, picture["image_id"]) for name, table in tables.items()}
+    stored = {
+        name: _stored(table.slice(row, 1).to_pylist()[0], name, picture["image_id"])
+        for name, table in tables.items()
+    }
     if not mirror:
-        return Sample(**picture, text=text, hints={name: _hint(one, data, protocol) for name, (one, data) in stored.items()})
+        return Sample(
+            **picture,
+            text=text,
+            hints={name: _hint(one, data, protocol) for name, (one, data) in stored.items()},
+        )
     mirrored = sources.mirrored_caption(picture["uri"], text)
     if mirrored is None:
         return None
@@ -180,7 +221,8 @@ def _stored(row: dict[str, Any], condition: str, image_id: str) -> tuple[Annotat
     """An annotation and its map as stored."""
     if row["image_id"] != image_id or row["map"] is None:
         raise MillError(
-            f"The maps of {condition} changed while they were exported: wait for the run to end, then run the same command again."
+            f"The maps of {condition} changed while they were exported: wait for the run to end, then run the"
+            " same command again."
         )
     return annotation(row, condition), row["map"]
 
@@ -191,19 +233,23 @@ def _hint(made: Annotation, data: bytes, protocol: str) -> Hint:
     return Hint(png, data, made.map.kind, made.map.meta, dict(made.draws), made.measures)
 
 
-# -- writing ---------------------------------------------------------------------------------------------------------------
+# -- writing -------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _whole_folder(dest: Path) -> Iterator[Path]:
-    """A folder beside `dest` that takes its name when all is in it; what a killed export left there is swept by the next."""
+    """A folder beside `dest` that takes its name when all is in it; what a killed export left there is swept
+    by the next.
+    """
     _must_be_free(dest)
     staging = dest.with_name(f"{TEMPORARY}{dest.name}")
     try:
         staging.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(staging, os.O_RDONLY)
     except OSError as error:
-        raise stopping(error) or MillError(f"{dest} can't be made ({error.strerror}): name another folder.") from error
+        raise stopping(error) or MillError(
+            f"{dest} can't be made ({error.strerror}): name another folder."
+        ) from error
     try:
         _lock(descriptor, staging, dest)
         try:
@@ -216,7 +262,9 @@ def _whole_folder(dest: Path) -> Iterator[Path]:
         except BaseException as error:
             shutil.rmtree(staging, ignore_errors=True)
             if isinstance(error, KeyboardInterrupt):
-                raise MillError(f"Stopped; nothing is left at {dest}, the same command begins again.") from None
+                raise MillError(
+                    f"Stopped; nothing is left at {dest}, the same command begins again."
+                ) from None
             raise
     finally:
         os.close(descriptor)
@@ -224,14 +272,18 @@ def _whole_folder(dest: Path) -> Iterator[Path]:
 
 def _must_be_free(dest: Path) -> None:
     if dest.is_mount() or (dest.exists() and (not dest.is_dir() or any(dest.iterdir()))):
-        raise MillError(f"{dest} is there already, and an export never adds to what is there: name a new folder, or remove it first.")
+        raise MillError(
+            f"{dest} is there already, and an export never adds to what is there: name a new folder, or"
+            " remove it first."
+        )
 
 
 def _lock(descriptor: int, staging: Path, dest: Path) -> None:
     """One export to a place at a time; the lock dies with its process."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mine = staging.exists() and os.path.samestat(os.fstat(descriptor), staging.stat())  # else the other has just ended
+        # else the other has just ended
+        mine = staging.exists() and os.path.samestat(os.fstat(descriptor), staging.stat())
     except BlockingIOError:
         mine = False
     if not mine:

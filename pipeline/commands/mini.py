@@ -19,12 +19,26 @@ def mini() -> None:
 
 
 def _trained(command: Callable[..., bool | None]) -> Callable[..., None]:
-    """What trainings have in common; the command says whether all is done, or None when it has only written the model."""
+    """What trainings have in common; the command says whether all is done, or None when it has only written
+    the model.
+    """
 
     @click.argument("given", metavar="MANIFEST", type=click.Path(path_type=Path))
-    @click.option("--work", type=click.Path(path_type=Path), required=True, help="Where scenes, states and log.jsonl lie.")
-    @click.option("--seconds", type=float, default=float("inf"), help="Stop after so long, with everything saved.")
-    @click.option("--export", "dest", type=click.Path(path_type=Path), help="Write the model as it is now to this folder, and train nothing.")
+    @click.option(
+        "--work",
+        type=click.Path(path_type=Path),
+        required=True,
+        help="Where scenes, states and log.jsonl lie.",
+    )
+    @click.option(
+        "--seconds", type=float, default=float("inf"), help="Stop after so long, with everything saved."
+    )
+    @click.option(
+        "--export",
+        "dest",
+        type=click.Path(path_type=Path),
+        help="Write the model as it is now to this folder, and train nothing.",
+    )
     @click.option("--threads", default=1, show_default=True)
     @functools.wraps(command)
     def trained(*, threads: int, **given: Any) -> None:
@@ -33,7 +47,11 @@ def _trained(command: Callable[..., bool | None]) -> Callable[..., None]:
         torch.set_num_threads(threads)
         done = command(**given)
         if done is not None:
-            click.echo("The training is complete." if done else "The training is not complete; the same command goes on.")
+            click.echo(
+                "The training is complete."
+                if done
+                else "The training is not complete; the same command goes on."
+            )
             sys.exit(0 if done else NOT_COMPLETE)
 
     return trained
@@ -41,10 +59,22 @@ def _trained(command: Callable[..., bool | None]) -> Callable[..., None]:
 
 @mini.command("base")
 @_trained
-@click.option("--older", type=click.Path(path_type=Path), help="A base to go on from where --work has no state.")
+@click.option(
+    "--older", type=click.Path(path_type=Path), help="A base to go on from where --work has no state."
+)
 @click.option("--polish", is_flag=True, help="Train the decoder of the VAE alone; may run beside the other.")
-@click.option("--grid", type=click.Path(path_type=Path), help="With --export: a PNG of reconstructions and samples.")
-def mini_base(given: Path, work: Path, seconds: float, dest: Path | None, older: Path | None, polish: bool, grid: Path | None) -> bool | None:
+@click.option(
+    "--grid", type=click.Path(path_type=Path), help="With --export: a PNG of reconstructions and samples."
+)
+def mini_base(
+    given: Path,
+    work: Path,
+    seconds: float,
+    dest: Path | None,
+    older: Path | None,
+    polish: bool,
+    grid: Path | None,
+) -> bool | None:
     """Train the mini base on rendered scenes. Stop it at any time: the same command goes on.
 
     Example: controlmill mini base manifests/mini/base.yaml --work runs/mini-base --seconds 3600
@@ -91,11 +121,20 @@ def mini_scorer(given: Path, work: Path, seconds: float, dest: Path | None) -> b
 
 @mini.command("roots")
 @click.argument("root", metavar="WORKSPACE", type=click.Path(path_type=Path))
-@click.option("--condition", "wanted", multiple=True, metavar="NAME", help="Only this one; may be repeated. Without it, all that are trained.")
-@click.option("--export", "dest", type=click.Path(path_type=Path), required=True, help="The folder to write them to.")
+@click.option(
+    "--condition",
+    "wanted",
+    multiple=True,
+    metavar="NAME",
+    help="Only this one; may be repeated. Without it, all that are trained.",
+)
+@click.option(
+    "--export", "dest", type=click.Path(path_type=Path), required=True, help="The folder to write them to."
+)
 @click.option("--grid", type=click.Path(path_type=Path), help="A JPEG or PNG of hints, samples and pictures.")
 def mini_roots(root: Path, wanted: tuple[str, ...], dest: Path, grid: Path | None) -> None:
-    """Take a workspace's trained ControlNets out, to be shipped beside the mini base: small, with a card of what they do.
+    """Take a workspace's trained ControlNets out, to be shipped beside the mini base: small, with a card of
+    what they do.
 
     Example: controlmill mini roots runs/showcase --condition canny --export train/mini/roots
     """

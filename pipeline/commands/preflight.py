@@ -1,4 +1,6 @@
-"""What is known to go wrong before the work that would be lost: from the manifest alone, and from the pairs before they are trained on."""
+"""What is known to go wrong before the work that would be lost: from the manifest alone, and from the pairs
+before they are trained on.
+"""
 
 import os
 from collections.abc import Collection
@@ -23,15 +25,28 @@ USERS = ("encode", "train", "generate", "score")  # stages that work on pairs
 def check(plan: Plan, stages: Collection[str], limit: int | None = None) -> list[str]:
     """MillError names all that can't work; returns what is likely to disappoint. Nothing is touched."""
     given = plan.manifest
-    found = [sentence for number, source in enumerate(given.source) for sentence in _provided(given, number, source)]
-    split, new = given.evaluate.benchmark.split if given.evaluate else "train", not plan.workspace.catalog.exists()
+    found = [
+        sentence
+        for number, source in enumerate(given.source)
+        for sentence in _provided(given, number, source)
+    ]
+    split, new = (
+        given.evaluate.benchmark.split if given.evaluate else "train",
+        not plan.workspace.catalog.exists(),
+    )
     most = _most_images(given, limit) if new else None
     if given.evaluate and {"generate", "score"} & set(stages):
         if _share(given, split) == 0:
             place = given.at("evaluate", "benchmark", "split")
-            found.append(f"{place}: asks for the {split} split, and split.{split} is 0: raise it, or name another split")
+            found.append(
+                f"{place}: asks for the {split} split, and split.{split} is 0: raise it, or name another"
+                " split"
+            )
         elif most is not None and most < LEAST:
-            found.append(f"{given.at('evaluate', 'benchmark')}: needs {LEAST} images of the {split} split, and there is {most}: take more images")
+            found.append(
+                f"{given.at('evaluate', 'benchmark')}: needs {LEAST} images of the {split} split, and there"
+                f" is {most}: take more images"
+            )
     try:
         check_selections(plan.selections(), MEASURES)
         found += [] if new else _failing(plan)
@@ -52,14 +67,24 @@ def _doubts(given: Manifest, stages: Collection[str], most: int | None) -> list[
         if expected < asked:
             about = f"about {expected:.0f} of {most} images fall into the {frozen.split} split"
             place = given.at("evaluate", "benchmark", "samples")
-            out.append(f"{place}: {about}, and {asked} are asked for: take more images, or raise split.{frozen.split}.")
+            out.append(
+                f"{place}: {about}, and {asked} are asked for: take more images, or raise"
+                f" split.{frozen.split}."
+            )
     watching = [number for number, run in enumerate(given.train.runs if given.train else []) if run.held_out]
     if watching and given.split.validation == 0 and "train" in stages:
         place = given.at("train", "runs", watching[0], "held_out")
-        out.append(f"{place}: split.validation is 0, so no loss gap is measured: raise it, or set held_out: 0.")
-    uncaptioned = [getattr(source, "captions", "own") in ("none", {"template": ""}) for source in given.source]
+        out.append(
+            f"{place}: split.validation is 0, so no loss gap is measured: raise it, or set held_out: 0."
+        )
+    uncaptioned = [
+        getattr(source, "captions", "own") in ("none", {"template": ""}) for source in given.source
+    ]
     if given.train and not given.captions and all(uncaptioned) and "train" in stages:
-        out.append(f"{given.at('source', 0, 'captions')}: no pair will have a caption, and training sees an empty prompt: {CAPTIONS}.")
+        out.append(
+            f"{given.at('source', 0, 'captions')}: no pair will have a caption, and training sees an empty"
+            f" prompt: {CAPTIONS}."
+        )
     return out
 
 
@@ -90,8 +115,12 @@ def _unwritable(plan: Plan) -> list[str]:
     if above.is_dir() and os.access(above, os.W_OK):
         return []
     read_only = os.statvfs(above).f_flag & os.ST_RDONLY
-    what = "is a file" if not above.is_dir() else "is on a read-only disk" if read_only else "can't be written"
-    return [f"{plan.manifest.at('workspace')}: {above} {what}: set it to a folder that can be made and written"]
+    what = (
+        "is a file" if not above.is_dir() else "is on a read-only disk" if read_only else "can't be written"
+    )
+    return [
+        f"{plan.manifest.at('workspace')}: {above} {what}: set it to a folder that can be made and written"
+    ]
 
 
 def _share(given: Manifest, split: str) -> float:
@@ -112,63 +141,102 @@ def _provided(given: Manifest, number: int, source: Any) -> list[str]:
     maps: dict[str, Provided] = getattr(source, "provided", {})
     for name, it in maps.items():
         row, place = CONDITIONS[name], given.at("source", number, "provided", name)
-        for key, kinds in (("labels", ("labels",)), ("depth", ("depth",)), ("normals", ("normals",)), ("keypoints", ("people",)), ("mask", MASKED)):
+        for key, kinds in (
+            ("labels", ("labels",)),
+            ("depth", ("depth",)),
+            ("normals", ("normals",)),
+            ("keypoints", ("people",)),
+            ("mask", MASKED),
+        ):
             if getattr(it, key) is not None and row.kind not in kinds:
                 out.append(f"{place.at(key)}: {name} is no map of {' or '.join(kinds)}: take it out")
         if row.kind == "labels":
             fitting = [coding for coding, space in label_spaces.SOURCES.items() if space in row.label_spaces]
             if it.labels is None:
-                out.append(f"{place}: `labels:` is missing, which says what the numbers mean: add one of {', '.join(fitting)}")
+                out.append(
+                    f"{place}: `labels:` is missing, which says what the numbers mean: add one of"
+                    f" {', '.join(fitting)}"
+                )
             elif it.labels not in fitting:
                 takes = f"{name} takes labels of {' or '.join(row.label_spaces)}, not of {it.labels}"
                 out.append(f"{place.at('labels')}: {takes}: set one of {', '.join(fitting)}")
         layout = KEYPOINTS.get(row.layout or "")
         if row.kind == "people" and it.keypoints not in (None, layout):
-            out.append(f"{place.at('keypoints')}: {name} takes keypoints as {layout} counts them, not {it.keypoints}: set it to {layout}")
+            out.append(
+                f"{place.at('keypoints')}: {name} takes keypoints as {layout} counts them, not"
+                f" {it.keypoints}: set it to {layout}"
+            )
         if source.kind == "folder" and it.column is not None:
             out.append(f"{place.at('column')}: the files of a folder have no columns: write `path:` instead")
         if source.kind in ("webdataset", "parquet", "huggingface") and it.path is not None:
-            out.append(f"{place.at('path')}: nothing lies beside the rows of a {source.kind} source: write `column:` instead")
+            out.append(
+                f"{place.at('path')}: nothing lies beside the rows of a {source.kind} source: write `column:`"
+                " instead"
+            )
     return out
 
 
-# -- when the maps are made ---------------------------------------------------------------------------------------------------
+# -- when the maps are made ----------------------------------------------------------------------------------
 
 
 def check_pairs(plan: Plan, catalog: Catalog, stages: Collection[str]) -> None:
-    """Before the first stage that works on pairs: MillError where one of those asked for has too few of them."""
+    """Before the first stage that works on pairs: MillError where one of those asked for has
+    too few of them.
+    """
     given, found = plan.manifest, []
-    counts = {(name, split): n for name, split, n in catalog.query("SELECT condition, split, count(*) FROM pairs GROUP BY ALL")}
+    counts = {
+        (name, split): n
+        for name, split, n in catalog.query("SELECT condition, split, count(*) FROM pairs GROUP BY ALL")
+    }
     runs = given.train.runs if given.train and {"encode", "train"} & set(stages) else []
     for number, run in enumerate(runs):
         bare = [name for name in run.conditions if not counts.get((name, "train"))]
         found += [_bare(plan, name) for name in bare]
         (shared,) = catalog.row(SHARED_BY_ALL, [run.conditions, len(run.conditions)])
-        poor = [name for name in run.conditions if not bare and shared < SMALLEST_SHARE * counts[name, "train"]]
+        poor = [
+            name for name in run.conditions if not bare and shared < SMALLEST_SHARE * counts[name, "train"]
+        ]
         if poor:
             place, most = given.at("train", "runs", number, "conditions"), counts[poor[0], "train"]
-            found.append(f"{place}: {' + '.join(run.conditions)} share {shared} pairs, under 90 % of the {most} of {poor[0]}: train them apart.")
+            found.append(
+                f"{place}: {' + '.join(run.conditions)} share {shared} pairs, under 90 % of the {most} of"
+                f" {poor[0]}: train them apart."
+            )
     if given.evaluate and {"generate", "score"} & set(stages):
         split = given.evaluate.benchmark.split
-        compared = dict.fromkeys([*(name for run in (given.train.runs if given.train else []) for name in run.conditions),
-                                  *(it.condition for it in given.evaluate.external)])  # fmt: skip
+        compared = dict.fromkeys(
+            [
+                *(name for run in (given.train.runs if given.train else []) for name in run.conditions),
+                *(it.condition for it in given.evaluate.external),
+            ]
+        )
         found += [few(plan, name, n) for name in compared if (n := counts.get((name, split), 0)) < LEAST]
     if found:
         raise MillError("\n".join(dict.fromkeys(found)))
 
 
-SHARED_BY_ALL = """SELECT count(*) FROM (SELECT image_id FROM pairs WHERE split = 'train' AND condition IN (SELECT unnest(?))
+SHARED_BY_ALL = """SELECT count(*) FROM (SELECT image_id FROM pairs WHERE split = 'train' AND condition IN
+                                        (SELECT unnest(?))
                                         GROUP BY image_id HAVING count(*) = ?)"""
 
 
 def _bare(plan: Plan, name: str) -> str:
     place = plan.manifest.at("conditions", name, "select")
-    return f"{place}: {name} has no pairs in the train split: `controlmill status {plan.workspace.root}` shows why; loosen it, or add images."
+    return (
+        f"{place}: {name} has no pairs in the train split: `controlmill status {plan.workspace.root}` shows"
+        " why; loosen it, or add images."
+    )
 
 
 def without_caption(plan: Plan, catalog: Catalog) -> list[str]:
-    """A sentence for the conditions that train on pairs without a caption: how many there are, and what to do."""
-    trained = sorted({name for run in plan.manifest.train.runs for name in run.conditions}) if plan.manifest.train else []
+    """A sentence for the conditions that train on pairs without a caption: how many there are, and what to
+    do.
+    """
+    trained = (
+        sorted({name for run in plan.manifest.train.runs for name in run.conditions})
+        if plan.manifest.train
+        else []
+    )
     rows = catalog.query(
         """SELECT condition, count(*) FILTER (trim(coalesce(caption, '')) = ''), count(*) FROM pairs
            WHERE split = 'train' AND condition IN (SELECT unnest(?)) GROUP BY condition ORDER BY condition""",
@@ -178,25 +246,41 @@ def without_caption(plan: Plan, catalog: Catalog) -> list[str]:
     for name, bare, count in rows:
         alike.setdefault((bare, count), []).append(name)
     return [
-        f"{bare:,} of {count:,} pairs of {', '.join(names)} have no caption and train with an empty prompt: {CAPTIONS}"
-        for (bare, count), names in alike.items() if bare
-    ]  # fmt: skip
+        f"{bare:,} of {count:,} pairs of {', '.join(names)} have no caption and train with an empty prompt:"
+        f" {CAPTIONS}"
+        for (bare, count), names in alike.items()
+        if bare
+    ]
 
 
-# -- what this machine lacks ------------------------------------------------------------------------------------------------
+# -- what this machine lacks ---------------------------------------------------------------------------------
 
 
 def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # None = all stages
-    """A sentence for each thing that the stages need and this machine does not have: sources, weights, base model."""
+    """A sentence for each thing that the stages need and this machine does not have: sources, weights, base
+    model.
+    """
     at, evaluation = plan.manifest.at, plan.manifest.evaluate
 
     def wanted(*names: str) -> bool:
         return stages is None or any(name in stages for name in names)
 
     makers = {it.name for it in plan.conditions.values() if wanted("annotate")}
-    makers |= {name for name in plan.conditions if name not in plan.readers} if evaluation and wanted("score") else set()
-    found = [f"{at('conditions', it.name)}: {it.lack}" for it in plan.conditions.values() if it.lack and it.name in makers]
-    found += [f"{at('captions')}: {plan.captions.lack}"] if plan.captions and plan.captions.lack and wanted("caption") else []
+    makers |= (
+        {name for name in plan.conditions if name not in plan.readers}
+        if evaluation and wanted("score")
+        else set()
+    )
+    found = [
+        f"{at('conditions', it.name)}: {it.lack}"
+        for it in plan.conditions.values()
+        if it.lack and it.name in makers
+    ]
+    found += (
+        [f"{at('captions')}: {plan.captions.lack}"]
+        if plan.captions and plan.captions.lack and wanted("caption")
+        else []
+    )
     for number, source in enumerate(plan.manifest.source if wanted("ingest") else []):
         lack = sources.lack(source, plan.manifest.image)
         found += [f"{at('source', number, 'path')}: {lack}"] if lack else []
@@ -206,7 +290,11 @@ def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # 
                 what = "is neither a condition of this manifest nor a ControlNet's folder or file"
                 found.append(f"{at('train', 'runs', number, 'warm_start')}: {start} {what} ({why})")
     found += optimizers_lacking(plan) if wanted("train") else []
-    found += [f"{at('evaluate', 'readers', it.name)}: {it.lack}" for it in plan.readers.values() if it.lack and wanted("score")]
+    found += [
+        f"{at('evaluate', 'readers', it.name)}: {it.lack}"
+        for it in plan.readers.values()
+        if it.lack and wanted("score")
+    ]
     found += _externals_lacking(plan.manifest) if wanted("generate") else []
     found += networks.lacking(plan.manifest) if wanted("score") else []
     if plan.manifest.base not in (None, "random") and wanted("encode", "train", "generate"):

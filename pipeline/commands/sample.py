@@ -1,4 +1,7 @@
-"""One image from one ControlNet: what a trainer tries first with a checkpoint. What is known of it is not asked for."""
+"""One image from one ControlNet: what a trainer tries first with a checkpoint.
+
+What is known of it is not asked for.
+"""
 
 import contextlib
 import math
@@ -30,7 +33,10 @@ NOTE = "controlmill.json"  # of a ControlNet that is shipped
 
 @dataclass(frozen=True)
 class Settings:
-    """How to sample; the same settings and seed give the same image on the same device. None = as the checkpoint is known to, else usual."""
+    """How to sample; the same settings and seed give the same image on the same device.
+
+    None = as the checkpoint is known to, else usual.
+    """
 
     seed: int = 0
     steps: int | None = None
@@ -58,7 +64,9 @@ class Known:
 
 
 def sample(
-    checkpoint: str | Path,  # mini/canny, a folder in the diffusers layout (step-…/<condition> of a run, or anyone's), a file, a hub id
+    # mini/canny, a folder in the diffusers layout (step-…/<condition> of a run, or anyone's), a file, a hub
+    # id
+    checkpoint: str | Path,
     image: Path,
     prompt: str,  # "" with settings.guess: then the hint alone says what to draw
     out: Path,  # a PNG; the hint is written beside it
@@ -69,20 +77,30 @@ def sample(
     settings: Settings,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
-    """Annotates the image, samples, and returns what was written; MillError with one sentence where that can't be."""
+    """Annotates the image, samples, and returns what was written; MillError with one sentence where that
+    can't be.
+    """
     from train import base as bases
     from train import checkpoint as checkpoints
     from train import sample as sampling
 
     if not 0 <= settings.start < settings.end <= 1:
-        raise MillError(f"--start and --end are shares of the steps, 0 <= start < end <= 1, not {settings.start} and {settings.end}.")
+        raise MillError(
+            f"--start and --end are shares of the steps, 0 <= start < end <= 1, not {settings.start} and"
+            f" {settings.end}."
+        )
     if settings.resolution is not None and settings.resolution % 64:
-        raise MillError(f"--resolution {settings.resolution} is no multiple of 64: the VAE and the UNet halve a side six times.")
+        raise MillError(
+            f"--resolution {settings.resolution} is no multiple of 64: the VAE and the UNet halve a side six"
+            " times."
+        )
     try:
         folder = checkpoints.locate(checkpoint)
         checkpoints.check_controlnet(folder)
         known = _known(folder)
-        loaded = load_base(base or _recorded_base(checkpoint, known), ("unet", "vae", "text_encoder"), device())
+        loaded = load_base(
+            base or _recorded_base(checkpoint, known), ("unet", "vae", "text_encoder"), device()
+        )
         loaded, net = sampling.load_trained(folder, loaded)
     except checkpoints.Damaged as error:
         raise MillError(f"{error}: {DAMAGED_CHECKPOINT}.") from error
@@ -90,15 +108,28 @@ def sample(
         raise MillError(f"{error}.") from error
     if known.meta.get("base", loaded.fingerprint) != loaded.fingerprint:
         trained_on = known.meta.get("base_name", known.meta["base"])
-        say(f"warning: {folder} was trained on the base {trained_on}, of which {loaded.name} is another version, or quite another base")
+        say(
+            f"warning: {folder} was trained on the base {trained_on}, of which {loaded.name} is another"
+            " version, or quite another base"
+        )
     size, why = _size(known, loaded, settings)
     chosen, told = _chosen(known, settings)
     say(f"{size.resolution} pixels{', aspect ratio kept' if size.fit == 'bucket' else ''}, {why}; {told}")
     hint = _hint(image, condition, known, is_hint, size, settings.protocol, say)
     made = sampling.generate(
-        loaded, net, hints=hint[None], text=bases.encode_text(loaded, [prompt]), empty_text=bases.encode_text(loaded, [""])[0],
-        seeds=[settings.seed], height=hint.shape[0], width=hint.shape[1], guess=settings.guess, start=settings.start, end=settings.end, **chosen,
-    )[0]  # fmt: skip
+        loaded,
+        net,
+        hints=hint[None],
+        text=bases.encode_text(loaded, [prompt]),
+        empty_text=bases.encode_text(loaded, [""])[0],
+        seeds=[settings.seed],
+        height=hint.shape[0],
+        width=hint.shape[1],
+        guess=settings.guess,
+        start=settings.start,
+        end=settings.end,
+        **chosen,
+    )[0]
     beside = out.with_name(f"{out.stem}.hint.png")
     for path, pixels in ((out, made), (beside, hint)):
         data = codec.encode(pixels, "png")
@@ -107,7 +138,9 @@ def sample(
 
 
 def _known(folder: Path) -> Known:
-    """Of <workspace>/checkpoints/<run>/step-…/<condition>, also where only the step's folder was taken elsewhere, and of what is shipped."""
+    """Of <workspace>/checkpoints/<run>/step-…/<condition>, also where only the step's folder was taken
+    elsewhere, and of what is shipped.
+    """
     from train import checkpoint as checkpoints
     from train import kinds
     from train.average import FOLDER
@@ -115,12 +148,15 @@ def _known(folder: Path) -> Known:
     place = folder.resolve()
     place = place.parent if place.name == FOLDER else place
     meta: dict[str, Any] = {}
-    with contextlib.suppress(checkpoints.Damaged):  # a run's own was checked before; this is somebody's file of the same name
+    # a run's own was checked before; this is somebody's file of the same name
+    with contextlib.suppress(checkpoints.Damaged):
         meta = checkpoints.meta_of(place.parent)
     plan, above = None, list(place.parents)[2:4]
     workspace = Workspace(above[1]) if len(above) == 2 and above[0].name == "checkpoints" else None
     if workspace is not None and workspace.manifest.is_file():
-        plan = plans.make(plans.saved(workspace).model_copy(update={"workspace": str(workspace.root)}), here=False)
+        plan = plans.make(
+            plans.saved(workspace).model_copy(update={"workspace": str(workspace.root)}), here=False
+        )
     note = kinds.read_object(place / NOTE) if (place / NOTE).is_file() else {}
     return Known(place.stem if place.is_file() else place.name, plan, meta, note)
 
@@ -132,15 +168,19 @@ def _recorded_base(checkpoint: str | Path, known: Known) -> str:
     if mini.root(str(checkpoint)):
         return mini.NAME
     if known.plan is None or known.plan.manifest.train is None:
-        raise MillError(f"{checkpoint} lies in no workspace that says on which base it was trained: name it with --base.")
+        raise MillError(
+            f"{checkpoint} lies in no workspace that says on which base it was trained: name it with --base."
+        )
     base = known.plan.manifest.train.base
     return str(known.plan.workspace.root / "base" / RANDOM_BASE) if base == RANDOM_BASE else base
 
 
-def _size(known: Known, base: Any, settings: Settings) -> tuple[Image, str]:  # how images are scaled and cropped, and why so
+# how images are scaled and cropped, and why so
+def _size(known: Known, base: Any, settings: Settings) -> tuple[Image, str]:
     """The size that was trained at: at others a small network draws blobs."""
     sizes, fit = known.meta.get("sizes"), "bucket"
-    if sizes:  # all buckets have at most the area of a square of the resolution, and the largest has nearly that
+    # all buckets have at most the area of a square of the resolution, and the largest has nearly that
+    if sizes:
         largest = -(-math.sqrt(max(height * width for height, width in sizes)) // 64) * 64
         fit, side, why = "crop" if len(sizes) == 1 else fit, int(largest), "as it was trained at"
     elif known.plan is not None:
@@ -156,18 +196,32 @@ def _size(known: Known, base: Any, settings: Settings) -> tuple[Image, str]:  # 
     return Image(resolution=side, fit=fit, store="png"), why  # type: ignore[arg-type]
 
 
-def _chosen(known: Known, settings: Settings) -> tuple[dict[str, Any], str]:  # for generate; the same in words
-    """As its workspace evaluates it, since that is what its scores are of; as its maker advises, where it is shipped."""
+# for generate; the same in words
+def _chosen(known: Known, settings: Settings) -> tuple[dict[str, Any], str]:
+    """As its workspace evaluates it, since that is what its scores are of; as its maker advises, where it is
+    shipped.
+    """
     evaluated = known.plan.manifest.evaluate if known.plan is not None else None
-    advice = evaluated.benchmark.model_dump(include=set(USUAL)) if evaluated else known.note.get("sampling", {})
+    advice = (
+        evaluated.benchmark.model_dump(include=set(USUAL)) if evaluated else known.note.get("sampling", {})
+    )
     given = {name: getattr(settings, name) for name in USUAL if getattr(settings, name) is not None}
     chosen = USUAL | advice | given
-    told = f"{chosen['steps']} steps, guidance {chosen['guidance']:g}{' of the hint too' if chosen['guide_hint'] else ''}"
+    told = (
+        f"{chosen['steps']} steps, guidance"
+        f" {chosen['guidance']:g}{' of the hint too' if chosen['guide_hint'] else ''}"
+    )
     return chosen, told + (f", scale {chosen['scale']:g}" if chosen["scale"] != 1 else "")
 
 
 def _hint(
-    image: Path, condition: str | None, known: Known, is_hint: bool, size: Image, protocol: str, say: Callable[[str], None]
+    image: Path,
+    condition: str | None,
+    known: Known,
+    is_hint: bool,
+    size: Image,
+    protocol: str,
+    say: Callable[[str], None],
 ) -> np.ndarray:
     condition = condition or known.condition
     try:
@@ -179,7 +233,8 @@ def _hint(
         return pixels
     if condition not in CONDITIONS:
         raise MillError(
-            f"The checkpoint's folder {condition!r} is no condition's name: say which it is with --condition, or give a --hint."
+            f"The checkpoint's folder {condition!r} is no condition's name: say which it is with --condition,"
+            " or give a --hint."
         )
     steps = _steps(condition, known.plan)
     say(f"{condition} by the detector {steps[-1].detector}")
@@ -190,7 +245,9 @@ def _hint(
 
 
 def _steps(condition: str, plan: Plan | None) -> list[Step]:  # parents first
-    """What made the hints that it was trained on; maps that came with their images are drawn by what reads them again, else by `auto`."""
+    """What made the hints that it was trained on; maps that came with their images are drawn by what reads
+    them again, else by `auto`.
+    """
     if plan is None or condition not in plan.conditions or not readable(plan, condition):
         return chain(condition)
     planned = plan.reader(condition)

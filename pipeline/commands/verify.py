@@ -1,4 +1,6 @@
-"""Does the workspace hold what the catalog says? Every shard and every checkpoint read in full, every row counted."""
+"""Does the workspace hold what the catalog says? Every shard and every checkpoint read in full, every row
+counted.
+"""
 
 import math
 import random
@@ -16,7 +18,9 @@ from pipeline.storage.workspace import TEMPORARY
 
 
 def problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> list[str]:
-    """One sentence for each problem; with `repair`, broken shards and checkpoints are taken out so that the next run makes them again."""
+    """One sentence for each problem; with `repair`, broken shards and checkpoints are taken out so that the
+    next run makes them again.
+    """
     if repair:
         with catalog.workspace.lock():
             if catalog.path.exists():
@@ -45,7 +49,10 @@ def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> 
             continue
         try:
             shards.verify(file)
-            say(f"{workspace.relative(file)}: complete but not in the catalog (the next run adopts, replaces or removes it)")
+            say(
+                f"{workspace.relative(file)}: complete but not in the catalog (the next run adopts, replaces"
+                " or removes it)"
+            )
         except shards.BROKEN as error:
             found.append(f"{workspace.relative(file)}: broken, and not in the catalog: {error}")
             say(found[-1])
@@ -63,19 +70,26 @@ def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> 
     return found
 
 
-def _checkpoints(catalog: Catalog, found: list[str], *, repair: bool, say: Callable[[str], None]) -> int:  # how many there are
+# how many there are
+def _checkpoints(catalog: Catalog, found: list[str], *, repair: bool, say: Callable[[str], None]) -> int:
     """Adds a sentence for each damaged file of a checkpoint and each line of a run's log that is none."""
     from train import checkpoint, log
 
     count = 0
-    for out in sorted(path for path in (catalog.workspace.root / "checkpoints").glob("*/") if not path.name.startswith(TEMPORARY)):
+    for out in sorted(
+        path
+        for path in (catalog.workspace.root / "checkpoints").glob("*/")
+        if not path.name.startswith(TEMPORARY)
+    ):
         steps = checkpoint.folders(out)
         count += len(steps)
         for folder in steps:
             wrong = checkpoint.problems(folder)
             if wrong and folder.exists():  # a run under way keeps the newest only
                 found += wrong
-                _tell_of_checkpoint(catalog, folder, wrong, newest=folder == steps[-1], repair=repair, say=say)
+                _tell_of_checkpoint(
+                    catalog, folder, wrong, newest=folder == steps[-1], repair=repair, say=say
+                )
         rows, damaged = log.read_log(out / log.LOG)
         if damaged:
             place = catalog.workspace.relative(out / log.LOG)
@@ -87,7 +101,15 @@ def _checkpoints(catalog: Catalog, found: list[str], *, repair: bool, say: Calla
     return count
 
 
-def _tell_of_checkpoint(catalog: Catalog, folder: Path, wrong: list[str], *, newest: bool, repair: bool, say: Callable[[str], None]) -> None:
+def _tell_of_checkpoint(
+    catalog: Catalog,
+    folder: Path,
+    wrong: list[str],
+    *,
+    newest: bool,
+    repair: bool,
+    say: Callable[[str], None],
+) -> None:
     for sentence in wrong:
         say(sentence)
     if repair:
@@ -116,17 +138,34 @@ def _problem(catalog: Catalog, path: str, rows: int, size: int, digest: str) -> 
 
 
 INVARIANTS = {
-    "images have several rows": "SELECT count(*) FROM (SELECT image_id FROM images GROUP BY image_id HAVING count(*) > 1)",
-    "addresses have several rows": "SELECT count(*) FROM (SELECT uri FROM sources GROUP BY uri HAVING count(*) > 1)",
-    "images have no address": "SELECT count(*) FROM images WHERE image NOT IN (SELECT image FROM source_rows)",
-    "images have several annotations of one condition and fingerprint": """
-        SELECT count(*) FROM (SELECT image_id FROM annotations GROUP BY image_id, condition, fingerprint HAVING count(*) > 1)""",
-    "shards do not fit their images": """
-        SELECT count(*) FROM shards s WHERE kind = 'maps' AND (SELECT count(*) FROM annotation_rows a WHERE a.shard = s.shard) <>
+    "images have several rows": (
+        "SELECT count(*) FROM (SELECT image_id FROM images GROUP BY image_id HAVING count(*) > 1)"
+    ),
+    "addresses have several rows": (
+        "SELECT count(*) FROM (SELECT uri FROM sources GROUP BY uri HAVING count(*) > 1)"
+    ),
+    "images have no address": (
+        "SELECT count(*) FROM images WHERE image NOT IN (SELECT image FROM source_rows)"
+    ),
+    "images have several annotations of one condition and fingerprint": (
+        """
+        SELECT count(*) FROM (SELECT image_id FROM annotations GROUP BY image_id, condition, fingerprint
+        HAVING count(*) > 1)"""
+    ),
+    "shards do not fit their images": (
+        """
+        SELECT count(*) FROM shards s WHERE kind = 'maps' AND (SELECT count(*) FROM annotation_rows a WHERE
+        a.shard = s.shard) <>
             (SELECT count(*) FROM image_rows i JOIN shards p ON p.shard = i.shard
-             WHERE p.kind = 'images' AND p.key = s.image_key AND p.part = s.part AND i.status = 'ok')""",
-    "rows belong to no shard": "SELECT "
-    + " + ".join(f"(SELECT count(*) FROM {rows} WHERE shard NOT IN (SELECT shard FROM shards))" for rows in ROWS_OF.values()),
+             WHERE p.kind = 'images' AND p.key = s.image_key AND p.part = s.part AND i.status = 'ok')"""
+    ),
+    "rows belong to no shard": (
+        "SELECT "
+        + " + ".join(
+            f"(SELECT count(*) FROM {rows} WHERE shard NOT IN (SELECT shard FROM shards))"
+            for rows in ROWS_OF.values()
+        )
+    ),
 }
 
 
@@ -155,13 +194,22 @@ def rescored(
                 break
             again = Path(folder) / f"{count}.parquet"
             score_part(job.args | {"path": str(again)}, job.rows, {}, False)
-            for old, new in zip(*(shards.read(it, ["image_id", "seed", "values"]).to_pylist() for it in (path, again)), strict=True):
-                stored, made = ({name: value for name, value in it["values"] or () if not fidelity.retired(name)} for it in (old, new))
+            for old, new in zip(
+                *(shards.read(it, ["image_id", "seed", "values"]).to_pylist() for it in (path, again)),
+                strict=True,
+            ):
+                stored, made = (
+                    {name: value for name, value in it["values"] or () if not fidelity.retired(name)}
+                    for it in (old, new)
+                )
                 compared += len(stored)
                 found += [
-                    f"{job.name}: {name} of {old['image_id'][:12]} seed {old['seed']} is {made.get(name)}, stored is {stored.get(name)}"
+                    f"{job.name}: {name} of {old['image_id'][:12]} seed {old['seed']} is {made.get(name)},"
+                    f" stored is {stored.get(name)}"
                     for name in sorted(stored.keys() | made.keys())
-                    if name not in stored or name not in made or not math.isclose(stored[name], made[name], rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+                    if name not in stored
+                    or name not in made
+                    or not math.isclose(stored[name], made[name], rel_tol=TOLERANCE, abs_tol=TOLERANCE)
                 ]
             count += len(job.rows)
     for sentence in found:

@@ -1,4 +1,6 @@
-"""The canonical image: what every detector reads, and how anything that lies on the raw image is carried over to it."""
+"""The canonical image: what every detector reads, and how anything that lies on the raw image is carried over
+to it.
+"""
 
 import io
 import warnings
@@ -42,17 +44,27 @@ class Placement:
 
 
 def canonical(data: bytes, image: Image) -> Canonical:
-    """EXIF applied, RGB, alpha on white, scaled and cropped as the manifest says, encoded; raises Unreadable."""
+    """EXIF applied, RGB, alpha on white, scaled and cropped as the manifest says, encoded;
+    raises Unreadable.
+    """
     from PIL import Image as Pillow
     from PIL import ImageOps
 
     width = height = kind = None
     try:
-        with warnings.catch_warnings(action="ignore"), Pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Pillow.open(io.BytesIO(data), formats=FORMATS) as picture,
+        ):
             (width, height), kind = picture.size, picture.format
             if width * height > image.max_pixels:
                 raise Unreadable(
-                    f"too large: {width}×{height} is over image.max_pixels ({image.max_pixels:,})".replace(",", " "), width, height, kind
+                    f"too large: {width}×{height} is over image.max_pixels ({image.max_pixels:,})".replace(
+                        ",", " "
+                    ),
+                    width,
+                    height,
+                    kind,
                 )
             turned = picture.getexif().get(ORIENTATION, 1) != 1
             pixels = None if turned else _plain_jpeg(data, picture)
@@ -66,9 +78,13 @@ def canonical(data: bytes, image: Image) -> Canonical:
     except Pillow.UnidentifiedImageError as error:
         raise Unreadable("not an image of a known format") from error
     except Exception as error:  # decoders raise whatever they like on broken data; the file becomes a row
-        raise Unreadable(f"broken image: {str(error) or type(error).__name__}", width, height, kind) from error
+        raise Unreadable(
+            f"broken image: {str(error) or type(error).__name__}", width, height, kind
+        ) from error
     small = fit(pixels, image)
-    return Canonical(codec.encode(small, image.store), small.shape[1], small.shape[0], width, height, kind or "", small)
+    return Canonical(
+        codec.encode(small, image.store), small.shape[1], small.shape[0], width, height, kind or "", small
+    )
 
 
 def _plain_jpeg(data: bytes, picture: Any) -> np.ndarray | None:
@@ -103,7 +119,10 @@ def _rgb(picture: Any) -> np.ndarray:
 
 
 def canonical_size(height: int, width: int, image: Image) -> tuple[int, int]:
-    """(height, width) of the canonical image. Buckets: sides in multiples of 64, area at most R², nearest aspect ratio."""
+    """(height, width) of the canonical image.
+
+    Buckets: sides in multiples of 64, area at most R², nearest aspect ratio.
+    """
     side = image.resolution
     if image.fit == "crop":
         return side, side
@@ -121,11 +140,15 @@ def place(height: int, width: int, image: Image) -> Placement:
     tall, wide = canonical_size(height, width, image)
     scale = max(tall / height, wide / width)
     inner_h, inner_w = min(height, round(tall / scale)), min(width, round(wide / scale))
-    return Placement((height, width), (height - inner_h) // 2, (width - inner_w) // 2, inner_h, inner_w, (tall, wide))
+    return Placement(
+        (height, width), (height - inner_h) // 2, (width - inner_w) // 2, inner_h, inner_w, (tall, wide)
+    )
 
 
 def fit(pixels: np.ndarray, image: Image) -> np.ndarray:
-    """Scales uint8 HWC RGB to cover the canonical size (area filter down, Lanczos up) and takes the centre."""
+    """Scales uint8 HWC RGB to cover the canonical size (area filter down, Lanczos up) and takes
+    the centre.
+    """
     import cv2
 
     to = place(pixels.shape[0], pixels.shape[1], image)

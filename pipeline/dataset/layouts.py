@@ -1,4 +1,6 @@
-"""The layouts of exported datasets: each writer takes one split's samples as they come and holds few of them."""
+"""The layouts of exported datasets: each writer takes one split's samples as they come and
+holds few of them.
+"""
 
 import io
 import json
@@ -69,8 +71,12 @@ def suffix_of(data: bytes) -> str:
 Writer = Callable[[Path, str, Iterator[Sample], list[Origin], bool], None]
 
 
-def write_parquet(folder: Path, split: str, samples: Iterator[Sample], origins: list[Origin], raw: bool) -> None:
-    """data/<split>-00000-of-00001.parquet with Hugging Face's features in the schema, so that pictures load as pictures."""
+def write_parquet(
+    folder: Path, split: str, samples: Iterator[Sample], origins: list[Origin], raw: bool
+) -> None:
+    """data/<split>-00000-of-00001.parquet with Hugging Face's features in the schema, so that pictures load
+    as pictures.
+    """
     schema = _schema(origins, raw)
     (folder / "data").mkdir(exist_ok=True)
     files = []
@@ -92,20 +98,38 @@ def _schema(origins: list[Origin], raw: bool) -> pa.Schema:
         features[f"conditioning_image{end}"] = datasets.Image()
     features |= {"text": text, "image_id": text, "width": whole, "height": whole}
     for end, _ in _endings(origins):
-        features |= {f"{name}{end}": text for name in ("detector", "fingerprint", "licence", "protocol", "draws")}
-        features |= {f"raw{end}": datasets.Value("binary"), f"raw_kind{end}": text, f"raw_meta{end}": text} if raw else {}
+        features |= {
+            f"{name}{end}": text for name in ("detector", "fingerprint", "licence", "protocol", "draws")
+        }
+        features |= (
+            {f"raw{end}": datasets.Value("binary"), f"raw_kind{end}": text, f"raw_meta{end}": text}
+            if raw
+            else {}
+        )
     return datasets.Features(features).arrow_schema
 
 
 def _record(sample: Sample, origins: list[Origin], raw: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {"image": {"bytes": sample.image, "path": f"{sample.image_id}.{suffix_of(sample.image)}"}}
+    row: dict[str, Any] = {
+        "image": {"bytes": sample.image, "path": f"{sample.image_id}.{suffix_of(sample.image)}"}
+    }
     row |= {"text": sample.text} | {name: getattr(sample, name) for name in ("image_id", "width", "height")}
     for end, origin in _endings(origins):
         hint = sample.hints[origin.condition]
-        row[f"conditioning_image{end}"] = {"bytes": hint.png, "path": f"{sample.image_id}.{origin.condition}.png"}
-        row |= {f"{name}{end}": getattr(origin, name) for name in ("detector", "fingerprint", "licence", "protocol")}
+        row[f"conditioning_image{end}"] = {
+            "bytes": hint.png,
+            "path": f"{sample.image_id}.{origin.condition}.png",
+        }
+        row |= {
+            f"{name}{end}": getattr(origin, name)
+            for name in ("detector", "fingerprint", "licence", "protocol")
+        }
         row[f"draws{end}"] = _json(hint.draws)
-        row |= {f"raw{end}": hint.raw, f"raw_kind{end}": hint.kind, f"raw_meta{end}": _json(hint.meta)} if raw else {}
+        row |= (
+            {f"raw{end}": hint.raw, f"raw_kind{end}": hint.kind, f"raw_meta{end}": _json(hint.meta)}
+            if raw
+            else {}
+        )
     return row
 
 
@@ -142,30 +166,47 @@ def _members(sample: Sample, split: str, origins: list[Origin], raw: bool) -> It
     yield "json", _json(told).encode()
 
 
-def write_folder(folder: Path, split: str, samples: Iterator[Sample], origins: list[Origin], raw: bool) -> None:
-    """<split>/metadata.jsonl and the pictures that it names: the image-folder layout of `datasets`, columns image, text, conditioning_image."""
+def write_folder(
+    folder: Path, split: str, samples: Iterator[Sample], origins: list[Origin], raw: bool
+) -> None:
+    """<split>/metadata.jsonl and the pictures that it names: the image-folder layout of `datasets`, columns
+    image, text, conditioning_image.
+    """
     place = folder / split
     for name in ("images", "conditioning_images"):
         (place / name).mkdir(parents=True)
     with (place / "metadata.jsonl").open("w", encoding="utf-8") as index:
         for sample in samples:
-            image, hint = f"images/{sample.image_id}.{suffix_of(sample.image)}", f"conditioning_images/{sample.image_id}.png"
+            image, hint = (
+                f"images/{sample.image_id}.{suffix_of(sample.image)}",
+                f"conditioning_images/{sample.image_id}.png",
+            )
             (place / image).write_bytes(sample.image)
             (place / hint).write_bytes(sample.hints[origins[0].condition].png)
-            index.write(_json({"file_name": image, "text": sample.text, "conditioning_image_file_name": hint}) + "\n")
+            index.write(
+                _json({"file_name": image, "text": sample.text, "conditioning_image_file_name": hint}) + "\n"
+            )
     with (place / "metadata.jsonl").open("rb") as index:
         head = index.read(HEAD) + index.readline()
-    if not pa.types.is_string(read_json(io.BytesIO(head)).schema.field("text").type):  # "2024-01-31" and the like, in every line
+    # "2024-01-31" and the like, in every line
+    if not pa.types.is_string(read_json(io.BytesIO(head)).schema.field("text").type):
         raise MillError(
-            f"`datasets` would read the captions of the {split} split as dates: use --to huggingface, which the trainer reads too."
+            f"`datasets` would read the captions of the {split} split as dates: use --to huggingface, which"
+            " the trainer reads too."
         )
 
 
-WRITERS: dict[str, Writer] = {"huggingface": write_parquet, "webdataset": write_tars, "diffusers": write_folder}
+WRITERS: dict[str, Writer] = {
+    "huggingface": write_parquet,
+    "webdataset": write_tars,
+    "diffusers": write_folder,
+}
 
 
 def _packs(samples: Iterator[Sample]) -> Iterator[Iterator[Sample]]:
-    """The samples of one file after the other; each pack must be read to its end before the next is asked for."""
+    """The samples of one file after the other; each pack must be read to its end before the next is asked
+    for.
+    """
     waiting = list(islice(samples, 1))
 
     def pack() -> Iterator[Sample]:

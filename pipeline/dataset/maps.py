@@ -14,20 +14,34 @@ from pipeline.storage.workspace import Workspace
 
 def annotation(row: dict[str, Any], condition: str) -> Annotation:
     """A stored row as the annotator made it."""
-    stored = None if row["map"] is None else maps.decode(CONDITIONS[condition].kind, row["map"], json.loads(row["meta"]))
+    stored = (
+        None
+        if row["map"] is None
+        else maps.decode(CONDITIONS[condition].kind, row["map"], json.loads(row["meta"]))
+    )
     return Annotation(
-        status=row["status"], reason=row["reason"], map=stored, measures=dict(row["measures"]), draws=json.loads(row["draws"]), seconds=row["seconds"]
-    )  # fmt: skip
+        status=row["status"],
+        reason=row["reason"],
+        map=stored,
+        measures=dict(row["measures"]),
+        draws=json.loads(row["draws"]),
+        seconds=row["seconds"],
+    )
 
 
 def read_annotation(workspace: Workspace, shard: str, row: int, condition: str) -> Annotation:
     """The row of a shard of maps; `shard` is relative to the workspace."""
-    return annotation(shards.read_row(workspace.root / shard, row, [field.name for field in shards.MAPS]), condition)
+    return annotation(
+        shards.read_row(workspace.root / shard, row, [field.name for field in shards.MAPS]), condition
+    )
 
 
 def read_map(workspace: Workspace, shard: str, row: int, condition: str) -> RawMap:
     """The map of a row that is `ok`, as those of pairs are; MillError where the row holds none."""
     made = read_annotation(workspace, shard, row, condition)
     if made.map is None:
-        raise MillError(f"{shard}, row {row}: {condition} is {made.status} and holds no map ({made.reason}): run the same command again.")
+        raise MillError(
+            f"{shard}, row {row}: {condition} is {made.status} and holds no map ({made.reason}): run the same"
+            " command again."
+        )
     return made.map

@@ -1,4 +1,6 @@
-"""Maps that come with the images: read from where the source keeps them, and carried over to the canonical image."""
+"""Maps that come with the images: read from where the source keeps them, and carried over to the canonical
+image.
+"""
 
 import io
 import json
@@ -60,12 +62,18 @@ def _fetch(raw: RawImage, name: str) -> Any:
         cell = raw.place["cells"][name]
         if cell is None:
             raise Unreadable(f"no map came with this image: its row has no {name!r}")
-        return _file(_beside(raw, cell)) if isinstance(cell, str) and cell.lstrip()[:1] not in ("[", "{") else cell
+        return (
+            _file(_beside(raw, cell))
+            if isinstance(cell, str) and cell.lstrip()[:1] not in ("[", "{")
+            else cell
+        )
     path = PurePath(raw.uri)
     root = Path(raw.place["root"])
     inside = path.parent.is_relative_to(root)
     if "{folder}" in name and not inside:
-        raise Unreadable(f"provided: {name!r} asks for the image's folder below {root}, but the image lies elsewhere")
+        raise Unreadable(
+            f"provided: {name!r} asks for the image's folder below {root}, but the image lies elsewhere"
+        )
     folder = path.parent.relative_to(root).as_posix() if inside else ""
     inner = name.format(folder=folder, stem=path.stem, name=path.name)
     if PurePosixPath(inner).is_absolute():
@@ -73,7 +81,11 @@ def _fetch(raw: RawImage, name: str) -> Any:
     return _file(root / inner)
 
 
-LOOKUPS = {"tar": ("archives", "read_member"), "parquet": ("tables", "read_cell"), "huggingface": ("tables", "read_cell")}
+LOOKUPS = {
+    "tar": ("archives", "read_member"),
+    "parquet": ("tables", "read_cell"),
+    "huggingface": ("tables", "read_cell"),
+}
 
 
 def _beside(raw: RawImage, cell: str) -> Path:
@@ -89,7 +101,9 @@ def _file(path: Path) -> bytes:
 
 
 def _pixels(data: Any) -> np.ndarray:
-    """An array from .npy or picture bytes (as stored: 8 or 16 bit, palette indices kept), or from nested numbers."""
+    """An array from .npy or picture bytes (as stored: 8 or 16 bit, palette indices kept), or from nested
+    numbers.
+    """
     if not isinstance(data, bytes):
         return np.asarray(json.loads(data) if isinstance(data, str) else data)
     if data[:6] == b"\x93NUMPY":
@@ -103,7 +117,8 @@ def _pixels(data: Any) -> np.ndarray:
     with opened as picture:
         if picture.width * picture.height > 2**28:
             raise Unreadable(f"a map of {picture.width}×{picture.height} pixels is too large")
-        if data[:4] == b"\x89PNG" and data[24:26] in (b"\x10\x02", b"\x10\x06"):  # Pillow cuts 16-bit colours down to 8
+        # Pillow cuts 16-bit colours down to 8
+        if data[:4] == b"\x89PNG" and data[24:26] in (b"\x10\x02", b"\x10\x06"):
             import cv2
 
             deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -114,20 +129,33 @@ def _pixels(data: Any) -> np.ndarray:
 
 
 def _plane(data: Any, to: Placement, channels: int = 1) -> np.ndarray:
-    """The canonical part of a map that covers the raw image, nearest neighbour: no label and no depth is ever blended."""
+    """The canonical part of a map that covers the raw image, nearest neighbour: no label and no depth is ever
+    blended.
+    """
     import cv2
 
     array = _pixels(data)
-    array = array.reshape(array.shape[:2]) if channels == 1 and array.ndim == 3 and array.shape[2] == 1 else array
+    array = (
+        array.reshape(array.shape[:2]) if channels == 1 and array.ndim == 3 and array.shape[2] == 1 else array
+    )
     if array.ndim != (2 if channels == 1 else 3) or (channels > 1 and array.shape[2] < channels):
-        raise ValueError(f"a map of shape {array.shape} where {channels} channel{'s are' if channels > 1 else ' is'} wanted")
+        raise ValueError(
+            f"a map of shape {array.shape} where {channels} channel{'s are' if channels > 1 else ' is'}"
+            " wanted"
+        )
     height, width = array.shape[:2]
-    if abs(height * to.raw[1] - width * to.raw[0]) > max(height, width, *to.raw):  # another aspect ratio by more than a pixel
-        raise ValueError(f"the map has {width}×{height} pixels, its image {to.raw[1]}×{to.raw[0]}: they don't cover the same")
+    # another aspect ratio by more than a pixel
+    if abs(height * to.raw[1] - width * to.raw[0]) > max(height, width, *to.raw):
+        raise ValueError(
+            f"the map has {width}×{height} pixels, its image {to.raw[1]}×{to.raw[0]}: they don't cover the"
+            " same"
+        )
     y, x = height / to.raw[0], width / to.raw[1]
     rows = slice(round(to.top * y), round((to.top + to.height) * y))
     columns = slice(round(to.left * x), round((to.left + to.width) * x))
-    array = np.ascontiguousarray(array[rows, columns][..., :channels] if channels > 1 else array[rows, columns])
+    array = np.ascontiguousarray(
+        array[rows, columns][..., :channels] if channels > 1 else array[rows, columns]
+    )
     if array.shape[:2] == to.size:
         return array
     wide = array.astype(np.float32) if array.dtype not in (np.uint8, np.uint16, np.float32) else array
@@ -141,9 +169,14 @@ def _valid(mask: np.ndarray | None, to: Placement) -> np.ndarray:
 def _labels(value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
     if not settings["labels"]:
         raise ValueError(f"provided.{condition}: set `labels` to what the numbers mean")
-    array, space = label_spaces.translate(_plane(value, to), settings["labels"]), label_spaces.SOURCES[settings["labels"]]
+    array, space = (
+        label_spaces.translate(_plane(value, to), settings["labels"]),
+        label_spaces.SOURCES[settings["labels"]],
+    )
     if space not in CONDITIONS[condition].label_spaces:
-        raise ValueError(f"{condition} takes labels of {' or '.join(CONDITIONS[condition].label_spaces)}, not of {space}")
+        raise ValueError(
+            f"{condition} takes labels of {' or '.join(CONDITIONS[condition].label_spaces)}, not of {space}"
+        )
     array = np.where(_valid(mask, to), array, label_spaces.VOID).astype(array.dtype)
     return RawMap("labels", array, {"label_space": space})
 
@@ -158,24 +191,37 @@ def _depth(value: Any, settings: Settings, to: Placement, mask: np.ndarray | Non
     return depth_map(np.divide(1, plane, out=np.zeros_like(plane), where=valid), unit="1/m")
 
 
-def _normals(value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
+def _normals(
+    value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str
+) -> RawMap:
     """What is 0 0 0 is invalid: black in a picture of normals too, which no unit vector gives."""
     array = _plane(value, to, channels=3)
     told = array.any(axis=2)
     if array.dtype.kind == "u":  # a picture of them
         array = array.astype(np.float32) / np.iinfo(array.dtype).max * 2 - 1
-    array = array.astype(np.float32) * (1 if settings["normals"] != "x right, y down, z away" else np.array([1, -1, -1], np.float32))
+    array = array.astype(np.float32) * (
+        1 if settings["normals"] != "x right, y down, z away" else np.array([1, -1, -1], np.float32)
+    )
     length = np.linalg.norm(array, axis=2, keepdims=True)
     valid = told & (length[..., 0] > 0.5) & np.isfinite(array).all(axis=2) & _valid(mask, to)
-    return RawMap("normals", np.where(valid[..., None], array / np.where(length > 0, length, 1), 0).astype(np.float32))
+    return RawMap(
+        "normals", np.where(valid[..., None], array / np.where(length > 0, length, 1), 0).astype(np.float32)
+    )
 
 
 def _people(value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
-    """COCO's annotations of one image ([{keypoints: [x, y, v, …]}, …]) or OpenPose's JSON ({people: [{pose_keypoints_2d: …}]})."""
+    """COCO's annotations of one image ([{keypoints: [x, y, v, …]}, …]) or OpenPose's JSON ({people:
+    [{pose_keypoints_2d: …}]}).
+    """
     told = json.loads(value) if isinstance(value, bytes | str) else value
     people = told.get("people", told.get("annotations", [])) if isinstance(told, dict) else told
     lists = (
-        [] if people is None else [one.get("keypoints") or one.get("pose_keypoints_2d") if isinstance(one, dict) else one for one in people]
+        []
+        if people is None
+        else [
+            one.get("keypoints") or one.get("pose_keypoints_2d") if isinstance(one, dict) else one
+            for one in people
+        ]
     )
     layout = CONDITIONS[condition].layout
     count = {"coco_17": COCO_KEYPOINTS, "openpose_18": OPENPOSE_KEYPOINTS}[str(layout)]
@@ -189,7 +235,12 @@ def _people(value: Any, settings: Settings, to: Placement, mask: np.ndarray | No
     y, x = to.size[0] / to.height, to.size[1] / to.width
     found[..., 0] = (found[..., 0] - to.left + 0.5) * x - 0.5
     found[..., 1] = (found[..., 1] - to.top + 0.5) * y - 0.5
-    inside = (found[..., 0] >= 0) & (found[..., 0] < to.size[1]) & (found[..., 1] >= 0) & (found[..., 1] < to.size[0])
+    inside = (
+        (found[..., 0] >= 0)
+        & (found[..., 0] < to.size[1])
+        & (found[..., 1] >= 0)
+        & (found[..., 1] < to.size[0])
+    )
     found[~(inside & (found[..., 2] > 0))] = 0
     return RawMap("people", found[found[..., 2].any(axis=1)], {"size": list(to.size), "layout": layout})
 
@@ -198,12 +249,16 @@ def _edges(value: Any, settings: Settings, to: Placement, mask: np.ndarray | Non
     return RawMap("edges", np.where(_grey(value, to, small=1) > 127, np.uint8(255), np.uint8(0)))
 
 
-def _soft_edges(value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
+def _soft_edges(
+    value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str
+) -> RawMap:
     return RawMap("soft_edges", _grey(value, to))
 
 
 def _grey(value: Any, to: Placement, small: int = 0) -> np.ndarray:
-    """uint8 from 8 or 16 bit, from truth values or fractions; integers that go up to `small` at most are truth values."""
+    """uint8 from 8 or 16 bit, from truth values or fractions; integers that go up to `small` at most are
+    truth values.
+    """
     array = _plane(value, to)
     least, most = array.min(), array.max()
     top = 65535 if array.dtype == np.uint16 else 255
@@ -217,7 +272,9 @@ def _lines(value: Any, settings: Settings, to: Placement, mask: np.ndarray | Non
     """float [N, 4 or 5]: x0 y0 x1 y1 and a score, on the raw image."""
     given = np.asarray(_pixels(value), np.float32)
     y, x = to.size[0] / to.height, to.size[1] / to.width
-    found = np.concatenate([given[:, :4], given[:, 4:5] if given.shape[1] > 4 else np.ones((len(given), 1), np.float32)], axis=1)
+    found = np.concatenate(
+        [given[:, :4], given[:, 4:5] if given.shape[1] > 4 else np.ones((len(given), 1), np.float32)], axis=1
+    )
     found[:, [0, 2]] = (found[:, [0, 2]] - to.left + 0.5) * x - 0.5
     found[:, [1, 3]] = (found[:, [1, 3]] - to.top + 0.5) * y - 0.5
     return RawMap("lines", found, {"size": list(to.size)})

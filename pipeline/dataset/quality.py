@@ -1,7 +1,7 @@
 """How a canonical image looks, in a few numbers that a manifest's `select:` can ask for.
 
-A measure of JPEG blocks is left out on purpose: canonical images are scaled, so that a raw file's 8 x 8 grid no longer lies where
-it could be looked for, and our own JPEG of quality 95 would be measured in its place.
+A measure of JPEG blocks is left out on purpose: canonical images are scaled, so that a raw file's 8 x 8 grid
+no longer lies where it could be looked for, and our own JPEG of quality 95 would be measured in its place.
 """
 
 import math
@@ -12,20 +12,36 @@ import numpy as np
 SHARP_SIDE = 512  # pixels: sharpness is a number per pixel, so larger images are measured at this short side
 HASH_SIDE = 32
 HASH_BITS = 64
-# A coefficient of 2 is a wave of an eighth of a grey level, which rounding alone can make; less is nothing, so that plain images have no bits.
+# A coefficient of 2 is a wave of an eighth of a grey level, which rounding alone can make; less is nothing,
+# so that plain images have no bits.
 FAINT = 2.0
-GREY_CHROMA = 10  # of 255 between a pixel's largest and smallest channel: JPEG noise and faint tints of scans stay below
+# of 255 between a pixel's largest and smallest channel: JPEG noise and faint tints of scans stay below
+GREY_CHROMA = 10
 GREY_SHARE = 0.99  # of the pixels of a grey image
 
-TYPES = {"sharpness": "DOUBLE", "contrast": "DOUBLE", "colour": "DOUBLE", "phash": "UBIGINT", "grey": "BOOLEAN"}  # of SQL
+# of SQL
+TYPES = {
+    "sharpness": "DOUBLE",
+    "contrast": "DOUBLE",
+    "colour": "DOUBLE",
+    "phash": "UBIGINT",
+    "grey": "BOOLEAN",
+}
 MEASURES: tuple[str, ...] = tuple(TYPES)
 
 # (row, column) in the DCT of the 64 lowest frequencies but the mean: by row + column, then row
-_FREQUENCIES = np.array(sorted(((u, v) for u in range(11) for v in range(11) if u + v), key=lambda at: (sum(at), at[0]))[:HASH_BITS]).T
+_FREQUENCIES = np.array(
+    sorted(((u, v) for u in range(11) for v in range(11) if u + v), key=lambda at: (sum(at), at[0]))[
+        :HASH_BITS
+    ]
+).T
 
 
 def measure(pixels: np.ndarray) -> dict[str, Any]:  # uint8 [h, w, 3] RGB -> MEASURES in their order
-    """The measures of one image; about 2 ms at 512 x 512 on one core. Finite for every image, flat and tiny ones too."""
+    """The measures of one image; about 2 ms at 512 x 512 on one core.
+
+    Finite for every image, flat and tiny ones too.
+    """
     import cv2
 
     pixels = np.ascontiguousarray(pixels)
@@ -40,9 +56,11 @@ def measure(pixels: np.ndarray) -> dict[str, Any]:  # uint8 [h, w, 3] RGB -> MEA
 
 
 def sharpness(grey: np.ndarray) -> float:  # uint8 [h, w]
-    """Variance of the Laplacian (Pech-Pacheco et al. 2000) in grey levels², at a short side of at most 512; small means blurred.
+    """Variance of the Laplacian (Pech-Pacheco et al. 2000) in grey levels², at a short side of at most 512;
+    small means blurred.
 
-    Smaller images are measured as they are: enlarging would add a blur that is not theirs. Noise and JPEG artefacts count as sharp.
+    Smaller images are measured as they are: enlarging would add a blur that is not theirs. Noise and JPEG
+    artefacts count as sharp.
     """
     import cv2
 
@@ -54,12 +72,15 @@ def sharpness(grey: np.ndarray) -> float:  # uint8 [h, w]
 
 
 def colourfulness(pixels: np.ndarray) -> float:  # uint8 [h, w, 3] RGB
-    """Hasler and Süsstrunk (2003), section 7: 0 for grey, about 15 slightly, 45 averagely, 110 extremely colourful."""
+    """Hasler and Süsstrunk (2003), section 7: 0 for grey, about 15 slightly, 45 averagely, 110 extremely
+    colourful.
+    """
     import cv2
 
     red, green, blue = cv2.split(pixels)
     red_green = cv2.subtract(red, green, dtype=cv2.CV_16S)
-    yellow_blue = cv2.subtract(cv2.add(red, green, dtype=cv2.CV_16S), cv2.add(blue, blue, dtype=cv2.CV_16S))  # twice the paper's
+    # twice the paper's
+    yellow_blue = cv2.subtract(cv2.add(red, green, dtype=cv2.CV_16S), cv2.add(blue, blue, dtype=cv2.CV_16S))
     (rg_mean, rg_spread), (yb_mean, yb_spread) = (
         (mean.item() / twice, spread.item() / twice)
         for twice, (mean, spread) in ((1, cv2.meanStdDev(red_green)), (2, cv2.meanStdDev(yellow_blue)))
@@ -68,10 +89,11 @@ def colourfulness(pixels: np.ndarray) -> float:  # uint8 [h, w, 3] RGB
 
 
 def phash(grey: np.ndarray) -> int:  # uint8 [h, w] -> 64 bits, unsigned
-    """Perceptual hash: area to 32 x 32, orthonormal DCT, its 64 lowest frequencies without the mean; a bit says: above their median.
+    """Perceptual hash: area to 32 x 32, orthonormal DCT, its 64 lowest frequencies without the mean; a bit
+    says: above their median.
 
-    The lowest frequency is the highest bit. A plain image has 0. Pictures re-coded, scaled, blurred or brightened differ in a few
-    bits, different ones in about 32; mirrored and cropped ones count as different.
+    The lowest frequency is the highest bit. A plain image has 0. Pictures re-coded, scaled, blurred or
+    brightened differ in a few bits, different ones in about 32; mirrored and cropped ones count as different.
     """
     import cv2
 

@@ -1,4 +1,6 @@
-"""The locked base of the manifest: where it is, its fingerprint, loaded once a process, and the key of its latents."""
+"""The locked base of the manifest: where it is, its fingerprint, loaded once a process, and the key of its
+latents.
+"""
 
 import functools
 from pathlib import Path
@@ -21,7 +23,8 @@ def base_spec(plan: Plan) -> str:
     assert spec is not None
     if spec != RANDOM_BASE:
         here = Path(spec).expanduser()
-        return str(here.resolve()) if spec != mini.NAME and here.exists() else spec  # workers may stand in another folder
+        # workers may stand in another folder
+        return str(here.resolve()) if spec != mini.NAME and here.exists() else spec
     folder = plan.workspace.root / "base" / RANDOM_BASE
     if not folder.exists():
         base.build_random(folder)
@@ -41,7 +44,8 @@ def latent_key(
     plan: Plan,
     base_mark: str,
     *,
-    mirrored: bool | None = None,  # whether the shards hold mirror images too; None = as the manifest's runs need
+    # whether the shards hold mirror images too; None = as the manifest's runs need
+    mirrored: bool | None = None,
 ) -> str:
     captions = {"captions": [plan.captions.key, plan.captions.when]} if plan.captions else {}
     both = {"flips": True} if (flips(plan) if mirrored is None else mirrored) else {}

@@ -18,7 +18,9 @@ def notes(log: list[dict[str, Any]]) -> list[str]:
 
 def held_out_rows(log: list[dict[str, Any]], condition: str) -> list[tuple[int, dict[str, Any]]]:
     """Images seen, and what train.held_out.summary said of the condition's loss gap then."""
-    return [(row["images"], row["held_out"][condition]) for row in log if condition in row.get("held_out", {})]
+    return [
+        (row["images"], row["held_out"][condition]) for row in log if condition in row.get("held_out", {})
+    ]
 
 
 def follows(log: list[dict[str, Any]]) -> dict[str, int]:

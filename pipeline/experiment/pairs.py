@@ -1,4 +1,6 @@
-"""What a run of the manifest trains on: its pairs, where their pieces lie in the shards, and the name that follows from them."""
+"""What a run of the manifest trains on: its pairs, where their pieces lie in the shards, and the name that
+follows from them.
+"""
 
 import dataclasses
 import functools
@@ -25,7 +27,9 @@ TRAIN, HELD_OUT = "train", "validation"  # splits
 
 @dataclass(frozen=True, slots=True)  # a run may have millions
 class PairAddress:
-    """Where one pair's pieces lie: shards relative to the workspace; images, maps and latents share the row."""
+    """Where one pair's pieces lie: shards relative to the workspace; images, maps and latents
+    share the row.
+    """
 
     image_id: str
     row: int
@@ -34,12 +38,15 @@ class PairAddress:
     size: tuple[int, int]  # (h, w) of the latents
 
 
-Members = Callable[[str, str], Mapping[str, PairAddress]]  # condition, split -> image id -> where its pieces lie
+# condition, split -> image id -> where its pieces lie
+Members = Callable[[str, str], Mapping[str, PairAddress]]
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    name: str  # conditions and 8 hex of everything that decides its weights; one that was begun under an older name keeps it
+    # conditions and 8 hex of everything that decides its weights; one that was begun under an older name
+    # keeps it
+    name: str
     run: Run
     base: str
     base_fingerprint: str
@@ -57,9 +64,13 @@ class PlannedRun:
 
 
 class ShardPairs:
-    """train.batches.Pairs over shards; drawing a hint happens here, so training reads what the catalog stores."""
+    """train.batches.Pairs over shards; drawing a hint happens here, so training reads what the catalog
+    stores.
+    """
 
-    def __init__(self, workspace: Workspace, addresses: Sequence[PairAddress], empty_text: np.ndarray) -> None:
+    def __init__(
+        self, workspace: Workspace, addresses: Sequence[PairAddress], empty_text: np.ndarray
+    ) -> None:
         self.workspace, self.addresses, self.empty_text = workspace, addresses, empty_text
         self.ids = [address.image_id for address in addresses]
         self.sizes = [address.size for address in addresses]
@@ -102,7 +113,8 @@ def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
     made: dict[int, PlannedRun] = {}
     key = latent_key(plan, mark)
     latents = dict(catalog.query("SELECT part, path FROM shards WHERE kind = 'latents' AND key = ?", [key]))
-    members = functools.cache(lambda condition, split: _members(catalog, condition, split, key, latents))  # runs share conditions
+    # runs share conditions
+    members = functools.cache(lambda condition, split: _members(catalog, condition, split, key, latents))
     begun = [run for (run,) in catalog.query("SELECT run FROM runs ORDER BY run")]
 
     def make(number: int) -> PlannedRun:
@@ -122,27 +134,37 @@ def called(name: str) -> str:
 
 
 def _planned(
-    plan: Plan, members: Members, run: Run, spec: str, mark: str, sources: Mapping[str, str], begun: Sequence[str]
+    plan: Plan,
+    members: Members,
+    run: Run,
+    spec: str,
+    mark: str,
+    sources: Mapping[str, str],
+    begun: Sequence[str],
 ) -> PlannedRun:
     found = {split: {name: members(name, split) for name in run.conditions} for split in (TRAIN, HELD_OUT)}
     for name in run.conditions:
         if not found[TRAIN][name]:
             raise MillError(
-                f"{plan.manifest.at('train')}: {name} has no pairs in the train split: `controlmill status {plan.workspace.root}` shows why; "
-                f"loosen conditions.{name}.select, or add images."
+                f"{plan.manifest.at('train')}: {name} has no pairs in the train split: `controlmill status"
+                f" {plan.workspace.root}` shows why; loosen conditions.{name}.select, or add images."
             )
-    shared = {split: sorted(set.intersection(*(set(rows) for rows in of_condition.values()))) for split, of_condition in found.items()}
+    shared = {
+        split: sorted(set.intersection(*(set(rows) for rows in of_condition.values())))
+        for split, of_condition in found.items()
+    }
     for name, rows in found[TRAIN].items():
         if len(shared[TRAIN]) < SMALLEST_SHARE * len(rows):
             raise MillError(
-                f"{plan.manifest.at('train')}: {' + '.join(run.conditions)} share {len(shared[TRAIN])} pairs, "
-                f"under 90 % of the {len(rows)} of {name}: train them apart."
+                f"{plan.manifest.at('train')}: {' + '.join(run.conditions)} share {len(shared[TRAIN])} pairs,"
+                f" under 90 % of the {len(rows)} of {name}: train them apart."
             )
     first = run.conditions[0]
     addresses = {
         split: [
             dataclasses.replace(
-                found[split][first][image_id], maps={name: found[split][name][image_id].maps[name] for name in run.conditions}
+                found[split][first][image_id],
+                maps={name: found[split][name][image_id].maps[name] for name in run.conditions},
             )
             for image_id in image_ids
         ]
@@ -152,12 +174,24 @@ def _planned(
         )
     }
     identity = {
-        "base": mark, "latents": latent_key(plan, mark, mirrored=False), "run": run.identity, "pairs": shared[TRAIN], "version": 2,
+        "base": mark,
+        "latents": latent_key(plan, mark, mirrored=False),
+        "run": run.identity,
+        "pairs": shared[TRAIN],
+        "version": 2,
         "conditions": {name: plan.conditions[name].fingerprint for name in run.conditions},
-    }  # fmt: skip
+    }
     if sources:  # the runs of this manifest that it goes on from
         identity["warm_start"] = sources if isinstance(run.warm_start, dict) else next(iter(sources.values()))
-    return PlannedRun(name_here(plan.workspace, identity, run, begun), run, spec, mark, addresses[TRAIN], addresses[HELD_OUT], identity)
+    return PlannedRun(
+        name_here(plan.workspace, identity, run, begun),
+        run,
+        spec,
+        mark,
+        addresses[TRAIN],
+        addresses[HELD_OUT],
+        identity,
+    )
 
 
 def name_here(
@@ -166,37 +200,60 @@ def name_here(
     run: Run,
     begun: Sequence[str],  # names of the runs that the workspace knows
 ) -> str:
-    """Until micro_batch and checkpoint_every left the identity they were part of the name: a run that was begun so is found, and keeps it."""
+    """Until micro_batch and checkpoint_every left the identity they were part of the name: a run that was
+    begun so is found, and keeps it.
+    """
     from train import checkpoint
 
-    name, *older = _names(identity, {"micro_batch": run.micro_batch, "checkpoint_every": run.checkpoint_every})
+    name, *older = _names(
+        identity, {"micro_batch": run.micro_batch, "checkpoint_every": run.checkpoint_every}
+    )
     for known in (*older, name):
         if known in begun:
             return known
-    others = (checkpoint.newest(workspace.run(other)) for other in begun if other.rpartition("-")[0] == name.rpartition("-")[0])
-    same = [it for it in others if it and it.path.parent.name in _names(identity, checkpoint.began_with(it.meta))]
+    others = (
+        checkpoint.newest(workspace.run(other))
+        for other in begun
+        if other.rpartition("-")[0] == name.rpartition("-")[0]
+    )
+    same = [
+        it for it in others if it and it.path.parent.name in _names(identity, checkpoint.began_with(it.meta))
+    ]
     return max(same, key=lambda it: it.images).path.parent.name if same else name
 
 
 def _names(identity: Mapping[str, Any], began_with: Mapping[str, Any]) -> list[str]:
-    """The name of a run, then those that it had when it was begun with these options; what it is by default was not always told."""
+    """The name of a run, then those that it had when it was begun with these options; what it is by default
+    was not always told.
+    """
     micro, every = began_with.get("micro_batch"), began_with.get("checkpoint_every")
     told = [(None, None), (micro, every), (micro, None)]
-    return [_name({**identity, "run": identity["run"] | {"micro_batch": one, "checkpoint_every": other}}) for one, other in told]
+    return [
+        _name({**identity, "run": identity["run"] | {"micro_batch": one, "checkpoint_every": other}})
+        for one, other in told
+    ]
 
 
 def _name(identity: Mapping[str, Any]) -> str:
     return f"{'+'.join(identity['run']['conditions'])}-{fingerprint(identity)[:8]}"
 
 
-def _members(catalog: Catalog, condition: str, split: str, key: str, latents: Mapping[int, str]) -> dict[str, PairAddress]:
-    """The condition's pairs in a split by image id, as far as they are encoded: an image that killed its encoder has no latents."""
+def _members(
+    catalog: Catalog, condition: str, split: str, key: str, latents: Mapping[int, str]
+) -> dict[str, PairAddress]:
+    """The condition's pairs in a split by image id, as far as they are encoded: an image that killed its
+    encoder has no latents.
+    """
     rows = catalog.query(
         """SELECT image_id, part, row, map_shard, height, width FROM pairs WHERE condition = ? AND split = ?
-           AND image NOT IN (SELECT image FROM latent_rows JOIN shards USING (shard) WHERE key = ? AND status <> 'ok')""",
+           AND image NOT IN (SELECT image FROM latent_rows JOIN shards USING (shard) WHERE key = ? AND status
+           <> 'ok')""",
         [condition, split, key],
     )
     return {
-        image_id: PairAddress(image_id, row, latents[part], {condition: sys.intern(shard)}, (height // 8, width // 8))
-        for image_id, part, row, shard, height, width in rows if part in latents
-    }  # fmt: skip
+        image_id: PairAddress(
+            image_id, row, latents[part], {condition: sys.intern(shard)}, (height // 8, width // 8)
+        )
+        for image_id, part, row, shard, height, width in rows
+        if part in latents
+    }

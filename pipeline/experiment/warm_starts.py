@@ -9,8 +9,13 @@ from pipeline.plan import Plan
 
 
 def warm_starts(
-    plan: Plan, catalog: Catalog, runs: list[PlannedRun], number: int
-) -> dict[str, tuple[str, str]]:  # by condition: a run's folder of checkpoints or a ControlNet's folder or file; the run here that makes it, or ''
+    plan: Plan,
+    catalog: Catalog,
+    runs: list[PlannedRun],
+    number: int,
+    # by condition: a run's folder of checkpoints or a ControlNet's folder or file; the run here that makes
+    # it, or ''
+) -> dict[str, tuple[str, str]]:
     """What the conditions of run `number` start from; those that start from the base are left out."""
     from train import checkpoint
 
@@ -22,12 +27,28 @@ def warm_starts(
             source = runs[sources[name]].name
             out[name] = (str(plan.workspace.run(source)), source)
             continue
-        rows = catalog.query("SELECT run FROM runs WHERE list_contains(conditions, ?) AND status = 'complete' ORDER BY images DESC, run", [wanted])
+        rows = catalog.query(
+            "SELECT run FROM runs WHERE list_contains(conditions, ?) AND status = 'complete' ORDER BY images"
+            " DESC, run",
+            [wanted],
+        )
         try:
-            out[name] = (str(plan.workspace.run(rows[0][0]) if rows else checkpoint.locate(wanted, download=False).resolve()), "")
+            out[name] = (
+                str(
+                    plan.workspace.run(rows[0][0])
+                    if rows
+                    else checkpoint.locate(wanted, download=False).resolve()
+                ),
+                "",
+            )
         except (OSError, ValueError) as error:
-            what = "is neither a condition that a run trains, here or before in this workspace, nor a ControlNet's folder or file"
-            raise MillError(f"{plan.manifest.at('train', 'runs', number, 'warm_start')}: {wanted!r} {what} ({error}).") from error
+            what = (
+                "is neither a condition that a run trains, here or before in this workspace, nor a"
+                " ControlNet's folder or file"
+            )
+            raise MillError(
+                f"{plan.manifest.at('train', 'runs', number, 'warm_start')}: {wanted!r} {what} ({error})."
+            ) from error
     return out
 
 

@@ -27,7 +27,10 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
 class Section(BaseModel):
-    """Part of a manifest: its keys and no others. It remembers where it stands in the file that it was read from."""
+    """Part of a manifest: its keys and no others.
+
+    It remembers where it stands in the file that it was read from.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     _place: Place = PrivateAttr(default=Place())
@@ -38,11 +41,15 @@ class Section(BaseModel):
 
 
 class Provided(Section):
-    """Where the map of a condition lies that comes with the images, and how its numbers read (pipeline/dataset/provided.py)."""
+    """Where the map of a condition lies that comes with the images, and how its numbers read
+    (pipeline/dataset/provided.py).
+    """
 
     path: Text | None = None  # folders: a path below the source's, with {folder}, {stem}, {name} of the image
     column: Text | None = None  # lists, tables: the column; archives: the member's extension, seg.png
-    labels: Literal["ade20k_150", "ade20k_png", "coco_stuff_171", "coco_stuff_png", "coco_panoptic_133"] | None = None
+    labels: (
+        Literal["ade20k_150", "ade20k_png", "coco_stuff_171", "coco_stuff_png", "coco_panoptic_133"] | None
+    ) = None
     depth: Literal["distance", "inverse"] | None = None  # a distance of 0 is invalid
     normals: Literal["x right, y up, z to the viewer", "x right, y down, z away"] | None = None
     keypoints: Literal["coco", "openpose"] | None = None
@@ -56,7 +63,11 @@ class Provided(Section):
             try:
                 (name or "").format(folder="", stem="", name="")
             except (LookupError, ValueError, AttributeError):
-                raise wrong(f"{name!r} may name {{folder}}, {{stem}} and {{name}} of the image, nothing else in braces", key) from None
+                raise wrong(
+                    f"{name!r} may name {{folder}}, {{stem}} and {{name}} of the image, nothing else in"
+                    " braces",
+                    key,
+                ) from None
         return self
 
 
@@ -66,7 +77,10 @@ Member = Literal["none"] | dict[Literal["member", "json", "template"], str]
 
 
 class FolderSource(Section):
-    """Every file below a folder. Captions: `sidecar` (photo.txt or photo.json beside photo.jpg) or {template: "a photograph"}."""
+    """Every file below a folder.
+
+    Captions: `sidecar` (photo.txt or photo.json beside photo.jpg) or {template: "a photograph"}.
+    """
 
     kind: Literal["folder"]
     path: Text
@@ -75,7 +89,9 @@ class FolderSource(Section):
 
 
 class ListSource(Section):
-    """A JSONL or CSV list with a column `image` (a path, or package:// for a file that an installed package ships)."""
+    """A JSONL or CSV list with a column `image` (a path, or package:// for a file that an installed package
+    ships).
+    """
 
     kind: Literal["list"]
     path: Text
@@ -85,7 +101,10 @@ class ListSource(Section):
 
 
 class WebDatasetSource(Section):
-    """Tars of samples: a .tar, a folder of them, or a glob. Captions: a member's extension, or a key of the .json member."""
+    """Tars of samples: a .tar, a folder of them, or a glob.
+
+    Captions: a member's extension, or a key of the .json member.
+    """
 
     kind: Literal["webdataset"]
     path: Text
@@ -102,7 +121,10 @@ class Img2DatasetSource(Section):
 
 
 class ParquetSource(Section):
-    """Parquet files: one, a folder of them, or a glob. An image is bytes, a struct with bytes, or a path relative to the file."""
+    """Parquet files: one, a folder of them, or a glob.
+
+    An image is bytes, a struct with bytes, or a path relative to the file.
+    """
 
     kind: Literal["parquet"]
     path: Text
@@ -112,7 +134,10 @@ class ParquetSource(Section):
 
 
 class HuggingFaceSource(Section):
-    """A dataset of the hub or a local one. `streaming` keeps what it has read in the workspace, up to `count` rows."""
+    """A dataset of the hub or a local one.
+
+    `streaming` keeps what it has read in the workspace, up to `count` rows.
+    """
 
     kind: Literal["huggingface"]
     path: Text
@@ -133,11 +158,20 @@ class ScenesSource(Section):
     count: Annotated[Whole, Field(ge=1)]
     seed: Annotated[Whole, Field(ge=0)] = 0
     most_objects: Annotated[Whole, Field(ge=1)] = 4  # in a scene, the figure not counted
-    least_box: Annotated[Real, Field(ge=0, lt=1)] = 0.0  # share of the picture that an object's box has at least
+    # share of the picture that an object's box has at least
+    least_box: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     least_visible: Annotated[Real, Field(ge=0, le=1)] = 0.0  # share of an object that nothing hides, at least
 
 
-AnySource = FolderSource | ListSource | WebDatasetSource | Img2DatasetSource | ParquetSource | HuggingFaceSource | ScenesSource
+AnySource = (
+    FolderSource
+    | ListSource
+    | WebDatasetSource
+    | Img2DatasetSource
+    | ParquetSource
+    | HuggingFaceSource
+    | ScenesSource
+)
 Source = Annotated[AnySource, Field(discriminator="kind")]
 SOURCE_KINDS = tuple(get_args(section.model_fields["kind"].annotation)[0] for section in get_args(AnySource))
 
@@ -152,7 +186,10 @@ class Image(Section):
 
 
 class Split(Section):
-    """A function of salt and group. Near-duplicates share a group: images whose 64-bit perceptual hashes differ in `near` bits at most."""
+    """A function of salt and group.
+
+    Near-duplicates share a group: images whose 64-bit perceptual hashes differ in `near` bits at most.
+    """
 
     validation: Fraction = 0.05
     test: Fraction = 0.05
@@ -175,7 +212,9 @@ class Select(Section):
 
 
 class Captions(BaseModel):
-    """Captions by a network, for the images that came without one, or for all; every further key is a parameter of the captioner."""
+    """Captions by a network, for the images that came without one, or for all; every further key is a
+    parameter of the captioner.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     model: str = "blip-base"
@@ -209,23 +248,33 @@ class Run(Section):
     prompt_drop: Annotated[Real, Field(ge=0, le=1)] = 0.5
     seed: Annotated[Whole, Field(ge=0)] = 0
     checkpoint_every: Annotated[Whole, Field(ge=1)] | None = None
-    warm_start: str | dict[str, str] | None = None  # a condition that another run trains, or a ControlNet: for all conditions, or by condition
-    connect: Literal["full", "middle"] = "full"  # middle: the paper's small-scale training, without residuals for the skips
-    unlock: Literal["none", "decoder", "all"] = "none"  # of the base; its weights are then saved in unet/ beside the ControlNet's
-    unlock_lr: Annotated[Real, Field(gt=0, le=1)] | None = None  # None = lr; the released code's advice is 2e-6
+    # a condition that another run trains, or a ControlNet: for all conditions, or by condition
+    warm_start: str | dict[str, str] | None = None
+    # middle: the paper's small-scale training, without residuals for the skips
+    connect: Literal["full", "middle"] = "full"
+    # of the base; its weights are then saved in unet/ beside the ControlNet's
+    unlock: Literal["none", "decoder", "all"] = "none"
+    # None = lr; the released code's advice is 2e-6
+    unlock_lr: Annotated[Real, Field(gt=0, le=1)] | None = None
     min_snr: Annotated[Real, Field(gt=0)] | None = None  # gamma of the min-SNR weighting, usually 5
-    ema: Annotated[Real, Field(gt=0)] | None = None  # half-life in images of an average of the weights; it samples
+    # half-life in images of an average of the weights; it samples
+    ema: Annotated[Real, Field(gt=0)] | None = None
     gradient_checkpointing: bool = False  # less memory for more time
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the passes; auto: bf16 on a GPU, else fp32
     compile: Literal["auto", True, False] = "auto"  # auto: on a GPU
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    flip: Annotated[Real, Field(ge=0, le=1)] = 0.0  # share of images seen mirrored, hints and all, where the caption allows it
+    # share of images seen mirrored, hints and all, where the caption allows it
+    flip: Annotated[Real, Field(ge=0, le=1)] = 0.0
     join: bool = False  # one decoder pass for all conditions: faster while batches are small, more memory
     gpus: Annotated[Whole, Field(ge=1)] = 1  # the batch is cut among them; without a GPU, processes
-    held_out: Annotated[Whole, Field(ge=0)] = 64  # pairs of the validation split that the loss gap is measured on; 0 = none
-    watch_every: Annotated[Whole, Field(ge=1)] | None = None  # images between two such measures; None = as checkpoint_every
-    keep_every: Annotated[Whole, Field(ge=1)] | None = None  # images between checkpoints that stay for good; None = the newest stay
-    grids: Annotated[Whole, Field(ge=0)] | None = None  # held-out pairs that are drawn at each checkpoint; None = 4 on a GPU, else 0
+    # pairs of the validation split that the loss gap is measured on; 0 = none
+    held_out: Annotated[Whole, Field(ge=0)] = 64
+    # images between two such measures; None = as checkpoint_every
+    watch_every: Annotated[Whole, Field(ge=1)] | None = None
+    # images between checkpoints that stay for good; None = the newest stay
+    keep_every: Annotated[Whole, Field(ge=1)] | None = None
+    # held-out pairs that are drawn at each checkpoint; None = 4 on a GPU, else 0
+    grids: Annotated[Whole, Field(ge=0)] | None = None
 
     @property
     def starts(self) -> dict[str, str]:
@@ -236,16 +285,34 @@ class Run(Section):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the weights. Keys younger than the first release count where they are set, so that runs trained before keep their names.
+        """What decides the weights.
 
-        Left out: what only says how a run is watched and kept (`held_out`, `watch_every`, `keep_every`, `grids`, and `checkpoint_every`);
-        `gradient_checkpointing`, whose gradients are the same; and `micro_batch`, which changes no more than the weights' last bits, is said
-        where it changes on the way, and is halved anyway where memory runs out. These two once counted, so their default still stands
+        Keys younger than the first release count where they are set, so that runs trained before keep their
+        names.
+
+        Left out: what only says how a run is watched and kept (`held_out`, `watch_every`, `keep_every`,
+        `grids`, and `checkpoint_every`); `gradient_checkpointing`, whose gradients are the same; and
+        `micro_batch`, which changes no more than the weights' last bits, is said where it changes on the way,
+        and is halved anyway where memory runs out. These two once counted, so their default still stands
         here. `gpus`, `precision`, `compile`, `optimizer` and `join` decide bits, and stay.
         """
-        young = {"connect", "unlock", "unlock_lr", "min_snr", "ema", "precision", "compile", "optimizer", "flip", "join", "gpus"}
+        young = {
+            "connect",
+            "unlock",
+            "unlock_lr",
+            "min_snr",
+            "ema",
+            "precision",
+            "compile",
+            "optimizer",
+            "flip",
+            "join",
+            "gpus",
+        }
         usual = {key for key in young if getattr(self, key) == type(self).model_fields[key].default}
-        told = self.model_dump(exclude=usual | {"gradient_checkpointing", "held_out", "watch_every", "keep_every", "grids"})
+        told = self.model_dump(
+            exclude=usual | {"gradient_checkpointing", "held_out", "watch_every", "keep_every", "grids"}
+        )
         return told | {"micro_batch": None, "checkpoint_every": None}
 
     @model_validator(mode="after")
@@ -254,27 +321,50 @@ class Run(Section):
         if doubled:
             raise wrong(f"names {', '.join(doubled)} twice: keep one", "conditions")
         if stray := sorted(set(self.starts) - set(self.conditions)):
-            raise wrong(f"names {', '.join(stray)}, which this run does not train: take it out, or add it to conditions", "warm_start")
+            raise wrong(
+                f"names {', '.join(stray)}, which this run does not train: take it out, or add it to"
+                " conditions",
+                "warm_start",
+            )
         if self.unlock != "none" and len(self.conditions) > 1:
             raise wrong(
-                f"{' and '.join(self.conditions)} share one locked base: with unlock: {self.unlock} give each a run of its own", "unlock"
+                f"{' and '.join(self.conditions)} share one locked base: with unlock: {self.unlock} give each"
+                " a run of its own",
+                "unlock",
             )
         if self.unlock == "none" and self.unlock_lr is not None:
-            raise wrong("says nothing while unlock is none: remove it, or set unlock to decoder or all", "unlock_lr")
+            raise wrong(
+                "says nothing while unlock is none: remove it, or set unlock to decoder or all", "unlock_lr"
+            )
         if self.ema is not None and self.ema < 1:
-            raise wrong(f"a half-life in images is wanted, not a decay per step ({self.ema}): a decay d is batch * ln 2 / -ln d images", "ema")
+            raise wrong(
+                f"a half-life in images is wanted, not a decay per step ({self.ema}): a decay d is batch * ln"
+                " 2 / -ln d images",
+                "ema",
+            )
         return self
 
     @model_validator(mode="after")
     def _divides(self) -> "Run":
         if self.images % self.batch:
             enough = -(-self.images // self.batch) * self.batch
-            raise wrong(f"images ({self.images}) must be a multiple of batch ({self.batch}): set it to {enough}", "images")
+            raise wrong(
+                f"images ({self.images}) must be a multiple of batch ({self.batch}): set it to {enough}",
+                "images",
+            )
         if self.micro_batch and self.batch % self.micro_batch:
-            raise wrong(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch}): change one of them", "micro_batch")
+            raise wrong(
+                f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch}): change one of"
+                " them",
+                "micro_batch",
+            )
         if self.batch % self.gpus:
             enough = -(-self.batch // self.gpus) * self.gpus
-            raise wrong(f"batch ({self.batch}) must be a multiple of gpus ({self.gpus}), which share it: set it to {enough}", "batch")
+            raise wrong(
+                f"batch ({self.batch}) must be a multiple of gpus ({self.gpus}), which share it: set it to"
+                f" {enough}",
+                "batch",
+            )
         return self
 
 
@@ -283,9 +373,14 @@ class Train(Section):
     runs: Annotated[list[Run], Field(min_length=1)]
 
     def waits_for(self, number: int) -> dict[str, int]:
-        """Condition of run `number` -> the run that it starts from: the nearest above that trains what is wanted, else the first below."""
+        """Condition of run `number` -> the run that it starts from: the nearest above that trains what is
+        wanted, else the first below.
+        """
         others = [*range(number - 1, -1, -1), *range(number + 1, len(self.runs))]
-        found = {name: [it for it in others if wanted in self.runs[it].conditions] for name, wanted in self.runs[number].starts.items()}
+        found = {
+            name: [it for it in others if wanted in self.runs[it].conditions]
+            for name, wanted in self.runs[number].starts.items()
+        }
         return {name: makers[0] for name, makers in found.items() if makers}
 
     @model_validator(mode="after")
@@ -294,9 +389,17 @@ class Train(Section):
             place = ("runs", number, "warm_start")
             for name, wanted in run.starts.items():
                 if wanted in run.conditions and name not in self.waits_for(number):
-                    raise wrong(f"this run trains {wanted!r} itself: name a condition that another run trains, or a ControlNet's folder", *place)
+                    raise wrong(
+                        f"this run trains {wanted!r} itself: name a condition that another run trains, or a"
+                        " ControlNet's folder",
+                        *place,
+                    )
             if circle := self._circle((number,)):
-                raise wrong(f"runs {', '.join(map(str, circle))} wait for each other in a circle: take one warm_start out", *place)
+                raise wrong(
+                    f"runs {', '.join(map(str, circle))} wait for each other in a circle: take one"
+                    " warm_start out",
+                    *place,
+                )
         return self
 
     def _circle(self, seen: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -340,11 +443,17 @@ class Features(Section):
 class Evaluate(Section):
     base: Text | None = None  # None = train.base
     benchmark: Benchmark = Benchmark()
-    baselines: list[Literal["no_control", "shuffled_condition", "vae_round_trip", "real_image", "warm_start", "earlier"]] = [
-        "no_control", "shuffled_condition", "vae_round_trip", "real_image",
-    ]  # fmt: skip
+    baselines: list[
+        Literal["no_control", "shuffled_condition", "vae_round_trip", "real_image", "warm_start", "earlier"]
+    ] = [
+        "no_control",
+        "shuffled_condition",
+        "vae_round_trip",
+        "real_image",
+    ]
     external: list[External] = []
-    readers: dict[str, Condition] = {}  # another detector to read a condition again from what was generated; else the one that made it
+    # another detector to read a condition again from what was generated; else the one that made it
+    readers: dict[str, Condition] = {}
     features: list[Features] = []
     clip: str | None = None  # `mini`, or the folder of a CLIP in transformers' layout
 
@@ -353,21 +462,28 @@ class Evaluate(Section):
         names = [(it.name, it.condition) for it in self.external]
         doubled = sorted({name for name, condition in names if names.count((name, condition)) > 1})
         if doubled:
-            raise wrong(f"names {', '.join(doubled)} twice for one condition: call one of them otherwise", "external")
+            raise wrong(
+                f"names {', '.join(doubled)} twice for one condition: call one of them otherwise", "external"
+            )
         return self
 
 
 class Manifest(Section):
     name: Annotated[str, Field(pattern=NAME)]
     workspace: Text
-    source: Annotated[list[Source], Field(min_length=1), BeforeValidator(lambda given: given if isinstance(given, list) else [given])]
+    source: Annotated[
+        list[Source],
+        Field(min_length=1),
+        BeforeValidator(lambda given: given if isinstance(given, list) else [given]),
+    ]
     image: Image = Image()
     split: Split = Split()
     shard_images: Annotated[Whole, Field(ge=1, le=10_000)] = 256
     captions: Captions | None = None
     where: str = "true"  # of every condition's `select:`; SQL over the view `candidates`
     conditions: Annotated[
-        dict[str, Annotated[Condition, BeforeValidator(lambda given: {} if given is None else given)]], Field(min_length=1)
+        dict[str, Annotated[Condition, BeforeValidator(lambda given: {} if given is None else given)]],
+        Field(min_length=1),
     ]
     train: Train | None = None
     evaluate: Evaluate | None = None
@@ -377,14 +493,30 @@ class Manifest(Section):
         for number, run in enumerate(self.train.runs if self.train else []):
             for name in run.conditions:
                 if name not in self.conditions:
-                    raise wrong(f"trains {name!r}, which `conditions:` does not make: add it there", "train", "runs", number, "conditions")
+                    raise wrong(
+                        f"trains {name!r}, which `conditions:` does not make: add it there",
+                        "train",
+                        "runs",
+                        number,
+                        "conditions",
+                    )
         if self.evaluate and not self.train and not self.evaluate.base:
             raise wrong("samples need a base model: set evaluate.base, or add a `train:` section", "evaluate")
         if self.evaluate and self.train and self.evaluate.base not in (None, self.train.base):
-            raise wrong("another than train.base, and the runs belong to theirs: remove evaluate.base", "evaluate", "base")
+            raise wrong(
+                "another than train.base, and the runs belong to theirs: remove evaluate.base",
+                "evaluate",
+                "base",
+            )
         for number, it in enumerate(self.evaluate.external if self.evaluate else []):
             if it.condition not in self.conditions:
-                raise wrong(f"follows {it.condition!r}, which `conditions:` does not make: add it there", "evaluate", "external", number, "condition")
+                raise wrong(
+                    f"follows {it.condition!r}, which `conditions:` does not make: add it there",
+                    "evaluate",
+                    "external",
+                    number,
+                    "condition",
+                )
         for name in self.evaluate.readers if self.evaluate else ():
             if name not in self.conditions:
                 raise wrong("`conditions:` does not make it: add it there", "evaluate", "readers", name)
@@ -402,4 +534,5 @@ def load(path: Path) -> Manifest:
 
 
 def dump(manifest: Manifest) -> str:
-    return yaml.safe_dump(manifest.model_dump(), sort_keys=False, allow_unicode=True)  # nulls too: `near: null` is not its default
+    # nulls too: `near: null` is not its default
+    return yaml.safe_dump(manifest.model_dump(), sort_keys=False, allow_unicode=True)

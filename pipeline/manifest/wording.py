@@ -13,14 +13,23 @@ from pydantic import BaseModel
 LONGEST = 60  # characters of a value that are shown
 TEXTS = ("string_type", "string_unicode")
 INTEGERS = ("int_type", "int_parsing", "int_parsing_size", "int_from_float")
-MAPPINGS = ("model_type", "model_attributes_type", "dataclass_type", "dataclass_exact_type", "dict_type", "mapping_type")
+MAPPINGS = (
+    "model_type",
+    "model_attributes_type",
+    "dataclass_type",
+    "dataclass_exact_type",
+    "dict_type",
+    "mapping_type",
+)
 LISTS = ("list_type", "tuple_type", "iterable_type")
 
 # the type of pydantic's error -> what is wanted, filled in from the error's context
 WANTED: dict[str, str] = {
     **dict.fromkeys(TEXTS, "a text"),
     "string_too_short": "a text that is not empty",
-    "string_pattern_mismatch": "a name of letters, digits and any of _ . - (the first one a letter or a digit)",
+    "string_pattern_mismatch": (
+        "a name of letters, digits and any of _ . - (the first one a letter or a digit)"
+    ),
     **dict.fromkeys(INTEGERS, "a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
     "finite_number": "a finite number",
@@ -41,7 +50,10 @@ WANTED: dict[str, str] = {
 def wanted(mistake: Mapping[str, Any]) -> str:
     """What should stand there, by one of pydantic's errors."""
     context = dict(mistake.get("ctx", {}))
-    words = [word or other.lower() for word, other in re.findall(r"'([^']*)'|\b(True|False|\d+)\b", str(context.get("expected", "")))]
+    words = [
+        word or other.lower()
+        for word, other in re.findall(r"'([^']*)'|\b(True|False|\d+)\b", str(context.get("expected", "")))
+    ]
     return WANTED.get(mistake["type"], "another value").format_map(context | {"words": either(words)})
 
 
@@ -69,12 +81,21 @@ def instead(kind: str, value: Any, node: yaml.Node | None, annotation: Any) -> s
     written = node.value if isinstance(node, yaml.ScalarNode) else ""
     if kind == "string_type" and written and value is not None:
         return f'"{written}"'
-    if kind in INTEGERS and re.fullmatch(r"[+-]?\d+(\.\d*)?([eE]\+?\d{1,2})?", written) and float(written).is_integer():
+    if (
+        kind in INTEGERS
+        and re.fullmatch(r"[+-]?\d+(\.\d*)?([eE]\+?\d{1,2})?", written)
+        and float(written).is_integer()
+    ):
         return str(int(float(written)))
     if kind in LISTS and written and value is not None:
         return f"[{written}]"
     if kind in MAPPINGS:
-        if isinstance(value, list) and value and all(isinstance(one, str) for one in value) and any(map(_names, options(annotation))):
+        if (
+            isinstance(value, list)
+            and value
+            and all(isinstance(one, str) for one in value)
+            and any(map(_names, options(annotation)))
+        ):
             return "{" + ", ".join(f"{one}: {{}}" for one in value) + "}"
         section = next(filter(fields, options(annotation)), None)
         needed = [name for name, (_, default) in fields(section).items() if default is ...]
@@ -91,10 +112,13 @@ def left_out(default: Any) -> str:
         return "; left out, it has its defaults"
     if default == "":
         return "; left out, it is empty"
-    return f"; left out, it is {'null' if default is None else str(default).lower() if isinstance(default, bool) else default}"
+    return (
+        "; left out, it is"
+        f" {'null' if default is None else str(default).lower() if isinstance(default, bool) else default}"
+    )
 
 
-# -- what a model's annotation says --------------------------------------------------------------------------------------------
+# -- what a model's annotation says --------------------------------------------------------------------------
 
 
 def options(annotation: Any) -> Iterator[Any]:
@@ -110,7 +134,9 @@ def options(annotation: Any) -> Iterator[Any]:
 
 
 def fields(section: Any) -> dict[str, tuple[Any, Any]]:
-    """Key -> its annotation and its default (... = it must be there) of a model or a dataclass; empty for everything else."""
+    """Key -> its annotation and its default (... = it must be there) of a model or a dataclass; empty for
+    everything else.
+    """
     if isinstance(section, type) and issubclass(section, BaseModel):
         keys = section.model_fields.items()
         defaults = {name: it.get_default(call_default_factory=True, validated_data={}) for name, it in keys}
@@ -118,8 +144,13 @@ def fields(section: Any) -> dict[str, tuple[Any, Any]]:
     if isinstance(section, type) and dataclasses.is_dataclass(section):
         hints = typing.get_type_hints(section)
         absent = dataclasses.MISSING
-        defaults = {it.name: it.default_factory() if it.default_factory is not absent else it.default for it in dataclasses.fields(section)}
-        return {name: (hints[name], ... if default is absent else default) for name, default in defaults.items()}
+        defaults = {
+            it.name: it.default_factory() if it.default_factory is not absent else it.default
+            for it in dataclasses.fields(section)
+        }
+        return {
+            name: (hints[name], ... if default is absent else default) for name, default in defaults.items()
+        }
     return {}
 
 
@@ -130,7 +161,9 @@ def tags(section: Any, key: str) -> tuple[Any, ...]:
 
 
 def below(annotation: Any, step: str | int, spelled: bool) -> Any:
-    """The annotation of what a key leads to, None = no such key; `spelled`: the file has it, so it is no name of a union's branch."""
+    """The annotation of what a key leads to, None = no such key; `spelled`: the file has it, so it is no name
+    of a union's branch.
+    """
     for one in options(annotation):
         if step in fields(one):
             return fields(one)[str(step)][0]

@@ -23,8 +23,13 @@ def read(path: Path, kind: type[Model]) -> Model:
     place, value = places.read(path)
     if not isinstance(value, dict):
         first = ", ".join(f"`{key}: …`" for key in list(kind.model_fields)[:3])
-        holds = "is empty" if value is None else "holds a list" if isinstance(value, list) else "holds one value"
-        raise MillError(f"{path}:{place.line or 1}: a manifest is a mapping of keys, and this file {holds}: begin with {first}.")
+        holds = (
+            "is empty" if value is None else "holds a list" if isinstance(value, list) else "holds one value"
+        )
+        raise MillError(
+            f"{path}:{place.line or 1}: a manifest is a mapping of keys, and this file {holds}: begin with"
+            f" {first}."
+        )
     try:
         made = kind.model_validate(value)
     except ValidationError as error:
@@ -34,7 +39,9 @@ def read(path: Path, kind: type[Model]) -> Model:
 
 
 def wrong(sentence: str, *steps: str | int) -> PydanticCustomError:
-    """To be raised by a section's own rule: what is wrong and what to do, and the key below the section that it is about."""
+    """To be raised by a section's own rule: what is wrong and what to do, and the key below the section that
+    it is about.
+    """
     return PydanticCustomError(OURS, "{sentence}", {"sentence": sentence, "steps": steps})
 
 
@@ -42,7 +49,13 @@ def _remember(section: Any, place: Place) -> None:
     """Tells every section where it stands (pipeline.manifest.Section)."""
     if hasattr(section, "_place"):
         section._place = place
-    values = dict(section) if isinstance(section, BaseModel | dict) else dict(enumerate(section)) if isinstance(section, list) else {}
+    values = (
+        dict(section)
+        if isinstance(section, BaseModel | dict)
+        else dict(enumerate(section))
+        if isinstance(section, list)
+        else {}
+    )
     for step, value in values.items():
         below = place.at(step)
         if below.node is not None:  # a default is shared by all who leave it out
@@ -55,7 +68,11 @@ def sentences(error: ValidationError, place: Place, kind: Any) -> str:
     for mistake in error.errors(include_url=False):
         it = _Found(kind, place, mistake)
         found.setdefault(it.steps, []).append(it)
-    deepest = [steps for steps in found if not any(other[: len(steps)] == steps and other != steps for other in found)]
+    deepest = [
+        steps
+        for steps in found
+        if not any(other[: len(steps)] == steps and other != steps for other in found)
+    ]
     lines = dict.fromkeys(sentence for steps in deepest for sentence in _told(found[steps]))
     return "\n".join(lines).encode(errors="backslashreplace").decode()  # a lone surrogate can't be printed
 
@@ -68,7 +85,9 @@ class _Found:
         steps: list[str | int] = []
         for step in (*mistake["loc"], *mistake.get("ctx", {}).get("steps", ())):
             members = list(wording.options(self.here))
-            tagged = next((it for it in members if len(members) > 1 and step in wording.tags(it, "kind")), None)
+            tagged = next(
+                (it for it in members if len(members) > 1 and step in wording.tags(it, "kind")), None
+            )
             if tagged:
                 self.here = tagged  # a union's branch, which the file spells in `kind`
                 continue
@@ -94,7 +113,13 @@ def _told(found: list[_Found]) -> Iterator[str]:
         case "extra_forbidden":
             known = sorted({key for one in wording.options(it.parent) for key in wording.fields(one)})
             close = difflib.get_close_matches(str(step), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}." if known else "remove it."
+            hint = (
+                f"did you mean {close[0]!r}?"
+                if close
+                else f"known keys: {', '.join(known)}."
+                if known
+                else "remove it."
+            )
             yield f"{it.place}: unknown key; {hint}"
         case "missing":
             yield f"{it.place}: missing; add it."

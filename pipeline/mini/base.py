@@ -1,4 +1,6 @@
-"""Makes the mini base from rendered scenes: renders what is missing, then hands arrays to the library that trains."""
+"""Makes the mini base from rendered scenes: renders what is missing, then hands arrays to the library that
+trains.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +18,8 @@ class MiniBase(Section):
 
     name: Annotated[str, Field(pattern=NAME)]
     scenes: MiniScenes
-    recipe: Annotated[dict[str, Any], Field(default_factory=dict)]  # of train/mini/make.py; what is left out is its default
+    # of train/mini/make.py; what is left out is its default
+    recipe: Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
 def make_base(
@@ -37,7 +40,10 @@ def make_base(
     return go(recipe_of(plan), pictures, held_out, work, older=older, seconds=seconds, device=device)
 
 
-def export_base(manifest: Path, work: Path, dest: Path, *, older: Path | None = None, count: int = 500) -> dict[str, Any]:  # its scores
+# its scores
+def export_base(
+    manifest: Path, work: Path, dest: Path, *, older: Path | None = None, count: int = 500
+) -> dict[str, Any]:
     """Writes what has been made so far as a diffusers folder with its card; training may go on meanwhile."""
     from train.mini import base, card, make, scores
 
@@ -49,17 +55,34 @@ def export_base(manifest: Path, work: Path, dest: Path, *, older: Path | None = 
     for name in ("vae", "unet", "text_encoder"):
         base.rounded(parts[name])  # scored as it is shipped
     found = scores.measure(parts, held_out, count=count)
-    wanted = {"vae": recipe.autoencoder.images, "decoder": recipe.autoencoder.polish, "denoiser": recipe.denoiser.images}
+    wanted = {
+        "vae": recipe.autoencoder.images,
+        "decoder": recipe.autoencoder.polish,
+        "denoiser": recipe.denoiser.images,
+    }
     base.write(dest, parts, spent, {}, "")  # sampled as it is shipped
     found |= objects_found(dest, held_out, count)
-    text = card.write(parts=parts, spent=spent, scores=found, data=scenes.sentence(plan.scenes, len(pictures.captions)), wanted=wanted)
-    facts = {"scenes": plan.scenes.model_dump(), "recipe": dataclasses.asdict(recipe), "scores": found, "machine": card.machine()}
+    text = card.write(
+        parts=parts,
+        spent=spent,
+        scores=found,
+        data=scenes.sentence(plan.scenes, len(pictures.captions)),
+        wanted=wanted,
+    )
+    facts = {
+        "scenes": plan.scenes.model_dump(),
+        "recipe": dataclasses.asdict(recipe),
+        "scores": found,
+        "machine": card.machine(),
+    }
     base.write(dest, parts, spent, facts, text)
     return found
 
 
 def objects_found(folder: Path, held_out: Any, count: int) -> dict[str, Any]:
-    """How much of what captions name the mini detector finds in samples of the base, and in the scenes themselves; nothing without a detector."""
+    """How much of what captions name the mini detector finds in samples of the base, and in the scenes
+    themselves; nothing without a detector.
+    """
     from annotate.mini import detect
     from annotate.mini.scores import found, interval
     from train.mini import scores
@@ -70,9 +93,18 @@ def objects_found(folder: Path, held_out: Any, count: int) -> dict[str, Any]:
         return {}
     captions = [held_out.caption(i) for i in range(min(count, len(held_out.captions)))]
     told = {}
-    for name, images in (("objects_found", scores.draw(folder, captions)), ("objects_found_in_scenes", held_out.images(range(len(captions))))):
+    for name, images in (
+        ("objects_found", scores.draw(folder, captions)),
+        ("objects_found_in_scenes", held_out.images(range(len(captions)))),
+    ):
         wanted = [net.words.wanted(caption) for caption in captions]
-        share = interval([one for reading, it in zip(detect.read(net, list(images)), wanted, strict=True) for one in found(reading, it)])
+        share = interval(
+            [
+                one
+                for reading, it in zip(detect.read(net, list(images)), wanted, strict=True)
+                for one in found(reading, it)
+            ]
+        )
         told[name] = share or [0.0, 0.0]
     return told | {"samples": len(captions)}
 

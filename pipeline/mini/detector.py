@@ -1,4 +1,6 @@
-"""Makes the mini detector from rendered scenes: renders them with their truth, trains, measures, and writes what is shipped."""
+"""Makes the mini detector from rendered scenes: renders them with their truth, trains, measures, and writes
+what is shipped.
+"""
 
 import dataclasses
 import hashlib
@@ -72,7 +74,10 @@ def make_detector(
     seconds: float = float("inf"),
     device: str = "cpu",
 ) -> bool:  # whether the recipe's images have all been seen
-    """First what is everywhere, then the joints of figures. Stops after `seconds` or at SIGTERM; the same call goes on."""
+    """First what is everywhere, then the joints of figures.
+
+    Stops after `seconds` or at SIGTERM; the same call goes on.
+    """
     import time
 
     import torch
@@ -92,7 +97,9 @@ def make_detector(
         net, figure = Detector(words(), recipe.widths).to(device), Figure(recipe.widths).to(device)
 
     def batch(part: str, rows: list[int], seen: int) -> tuple[Any, np.random.Generator]:
-        """Of losses.Truth: some of the pictures through the VAE, half of them mirrored, all of them spoiled."""
+        """Of losses.Truth: some of the pictures through the VAE, half of them mirrored, all of
+        them spoiled.
+        """
         rng = draws(recipe.seed, part, seen)
         places = [rows[learning.place(len(rows), recipe.seed, seen + i)] for i in range(recipe.batch)]
         truth = training.truth(places, returned=rng.random(recipe.batch) < recipe.returned)
@@ -100,7 +107,9 @@ def make_detector(
         return losses.replace_images(truth, losses.spoiled(truth.images, rng)), rng
 
     def loss_at(net: Any, seen: int) -> Any:
-        return losses.loss(net, batch("detector", list(range(len(training))), seen)[0], device, bf16=recipe.bf16)
+        return losses.loss(
+            net, batch("detector", list(range(len(training))), seen)[0], device, bf16=recipe.bf16
+        )
 
     def figure_loss_at(net: Any, seen: int) -> Any:
         truth, rng = batch("figure", with_figure, seen)
@@ -109,20 +118,32 @@ def make_detector(
     def measure(mean: Any) -> dict[str, float]:
         rows = list(range(min(64, len(held_out))))
         told = scores.measure(mean, held_out.truth(rows), [held_out.wanted[row] for row in rows])
-        return {name: value[0] if isinstance(value, list) else value for name, value in told.items() if value is not None}
+        return {
+            name: value[0] if isinstance(value, list) else value
+            for name, value in told.items()
+            if value is not None
+        }
 
     def measure_joints(mean: Any) -> dict[str, float]:
         found = scores.figure_hits(mean, held_out.truth(held_out.figures()[:64]), person)
         return {"pck_0.1": float(np.mean(found))} if found else {}
 
     def learn(part: str, net: Any, images: int, loss_at: Any, measure: Any) -> tuple[Any, Any, bool]:
-        loop = learning.Loop(part=part, images=images, batch=recipe.batch, half_life=min(recipe.half_life, images / 8), measure_every=16_000)
+        loop = learning.Loop(
+            part=part,
+            images=images,
+            batch=recipe.batch,
+            half_life=min(recipe.half_life, images / 8),
+            measure_every=16_000,
+        )
         groups = [{"params": list(net.parameters()), "lr": 1.0}]
 
         def rate(seen: int) -> float:
             return recipe.lr * 0.5 * (1 + math.cos(math.pi * min(seen / images, 1)))
 
-        return learning.learn(net, groups, loss_at, rate, measure, loop, work / part, spent=learning.Spent(), until=until)
+        return learning.learn(
+            net, groups, loss_at, rate, measure, loop, work / part, spent=learning.Spent(), until=until
+        )
 
     if not learn("detector", net, recipe.images, loss_at, measure)[2]:
         return False
@@ -130,7 +151,9 @@ def make_detector(
 
 
 def export_detector(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  # its scores
-    """Writes the detector as it is now, with its card; scored as it is shipped, on scenes and on a VAE's pictures of them."""
+    """Writes the detector as it is now, with its card; scored as it is shipped, on scenes and on a VAE's
+    pictures of them.
+    """
     from annotate.mini import card, network, scores
     from annotate.mini.detect import WEIGHTS
     from train.mini import learning
@@ -154,15 +177,27 @@ def export_detector(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  
     if held_out.returned is not None:
         found["after the VAE"] = scores.measure(net, truth, held_out.wanted, held_out.returned)
     facts: dict[str, Any] = {
-        "parameters": sum(p.numel() for p in net.parameters()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "scores": found,
-        "spent": vars(spent), "spent_on_figures": vars(spent_on_figures or learning.Spent()), "machine": machine(),
-    }  # fmt: skip
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "scores": found,
+        "spent": vars(spent),
+        "spent_on_figures": vars(spent_on_figures or learning.Spent()),
+        "machine": machine(),
+    }
     made_from = {**plan.model_dump(exclude={"base", "recipe"}), "recipe": dataclasses.asdict(recipe)}
     path.with_suffix(".json").write_text(json.dumps({**facts, "made_from": made_from}, indent=1) + "\n")
     returned = recipe.returned if plan.base else None
-    data = f"{len(training):,} rendered scenes (seed {plan.scenes.seed}, {plan.scenes.resolution}x{plan.scenes.resolution}) with at most "
-    data += f"{plan.scenes.most_objects} objects, and their mirror images; held out: seed {plan.scenes.held_out.seed}."
-    (dest / "README.md").write_text(card.write(**facts, wanted=(recipe.images, recipe.figures), data=data, returned=returned))
+    data = (
+        f"{len(training):,} rendered scenes (seed {plan.scenes.seed},"
+        f" {plan.scenes.resolution}x{plan.scenes.resolution}) with at most "
+    )
+    data += (
+        f"{plan.scenes.most_objects} objects, and their mirror images; held out: seed"
+        f" {plan.scenes.held_out.seed}."
+    )
+    (dest / "README.md").write_text(
+        card.write(**facts, wanted=(recipe.images, recipe.figures), data=data, returned=returned)
+    )
     return found
 
 
@@ -187,7 +222,8 @@ class Scenes:
         parts = [(part == person).any(axis=(1, 2)) for part in self.arrays["classes"]]
         return np.flatnonzero(np.concatenate(parts)).tolist()
 
-    def truth(self, rows: list[int], *, returned: np.ndarray | None = None) -> Any:  # annotate.mini.losses.Truth
+    # annotate.mini.losses.Truth
+    def truth(self, rows: list[int], *, returned: np.ndarray | None = None) -> Any:
         """Copies; where `returned` says so, the picture is the one that has been through the VAE."""
         from annotate.mini.losses import Truth
 
@@ -211,7 +247,10 @@ def render(plan: MiniDetector, work: Path) -> tuple[Scenes, Scenes]:  # of train
     folder = work / "truth" / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     vae = _vae(plan) if plan.base else None
     out = []
-    for seed, count in ((plan.scenes.seed, plan.scenes.count), (plan.scenes.held_out.seed, plan.scenes.held_out.count)):
+    for seed, count in (
+        (plan.scenes.seed, plan.scenes.count),
+        (plan.scenes.held_out.seed, plan.scenes.held_out.count),
+    ):
         arrays: dict[str, list[np.ndarray]] = {name: [] for name in FIELDS}
         wanted: list[Wanted] = []
         returned: list[np.ndarray] = []
@@ -222,7 +261,10 @@ def render(plan: MiniDetector, work: Path) -> tuple[Scenes, Scenes]:  # of train
             for name in FIELDS:
                 arrays[name].append(np.load(f"{stem}-{name}.npy", mmap_mode="r"))
             rows = json.loads(stem.with_suffix(".json").read_text())
-            wanted += [Wanted(tuple((shape, colour) for shape, colour in row["objects"]), row["person"]) for row in rows]
+            wanted += [
+                Wanted(tuple((shape, colour) for shape, colour in row["objects"]), row["person"])
+                for row in rows
+            ]
             if vae is not None:
                 returned.append(_returned(stem, arrays["images"][-1], vae))
         out.append(Scenes(arrays, wanted, returned or None))
@@ -249,7 +291,10 @@ def _truths(plan: MiniScenes, seed: int, indices: range) -> Iterator[dict[str, A
             continue
         drawn = scenes.draw_plan(seed, index)
         table, colours = np.zeros(256, np.uint8), np.zeros(256, np.uint8)
-        table[FLOOR], table[WALL] = names.index(f"{drawn.floor[0]} floor"), names.index(f"{drawn.wall[0]} wall")
+        table[FLOOR], table[WALL] = (
+            names.index(f"{drawn.floor[0]} floor"),
+            names.index(f"{drawn.wall[0]} wall"),
+        )
         for one in scene.facts["objects"]:
             table[one["instance"]] = names.index(one["shape"])
             colours[one["instance"]] = meaning.colours.index(one["colour"])
@@ -257,13 +302,17 @@ def _truths(plan: MiniScenes, seed: int, indices: range) -> Iterator[dict[str, A
             table[scene.facts["figure"]["instance"]] = names.index(PERSON)
         people = scene.maps["pose_openpose"].array
         yield {
-            "images": scene.image, "depth": scene.maps["depth_large"].array.astype(np.float16),
-            "normals": (scene.maps["normal"].array * 127).round().astype(np.int8), "classes": table[scene.instances],
-            "colours": colours[scene.instances], "joints": people[0] if len(people) else np.zeros((18, 3), np.float32),
+            "images": scene.image,
+            "depth": scene.maps["depth_large"].array.astype(np.float16),
+            "normals": (scene.maps["normal"].array * 127).round().astype(np.int8),
+            "classes": table[scene.instances],
+            "colours": colours[scene.instances],
+            "joints": people[0] if len(people) else np.zeros((18, 3), np.float32),
             "wanted": {
-                "objects": [[one["shape"], one["colour"]] for one in scene.facts["objects"]], "person": scene.facts["figure"] is not None,
+                "objects": [[one["shape"], one["colour"]] for one in scene.facts["objects"]],
+                "person": scene.facts["figure"] is not None,
             },
-        }  # fmt: skip
+        }
 
 
 def _vae(plan: MiniDetector) -> tuple[Any, str]:
@@ -272,7 +321,10 @@ def _vae(plan: MiniDetector) -> tuple[Any, str]:
 
     path = Path(str(plan.base)) / "vae" / bases.VAE_FILE
     if not path.is_file():
-        raise MillError(f"{plan.at('base')}: there is no {path}: make one with `controlmill mini base`, or leave the key out.")
+        raise MillError(
+            f"{plan.at('base')}: there is no {path}: make one with `controlmill mini base`, or leave the key"
+            " out."
+        )
     return bases.load_vae(path.parent.parent), hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 

@@ -26,7 +26,9 @@ def _refuse_unknown(value: Any, kind: Any, given: Section, *steps: str) -> None:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name, inner in value.items() if isinstance(value, dict) else ():
         if name not in fields:
-            raise MillError(f"{given.at('recipe', *steps, name)}: unknown key; known keys: {', '.join(fields)}.")
+            raise MillError(
+                f"{given.at('recipe', *steps, name)}: unknown key; known keys: {', '.join(fields)}."
+            )
         if dataclasses.is_dataclass(fields[name].type):
             _refuse_unknown(inner, fields[name].type, given, *steps, name)
 

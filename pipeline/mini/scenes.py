@@ -39,7 +39,8 @@ class MiniScenes(Section):
         return Limits(self.most_objects, self.least_box, self.least_visible)
 
 
-def render(plan: MiniScenes, work: Path) -> tuple[Any, Any]:  # train.mini.pictures.Pictures of training and held out
+# train.mini.pictures.Pictures of training and held out
+def render(plan: MiniScenes, work: Path) -> tuple[Any, Any]:
     """Each part once; another section of the manifest has a folder of its own."""
     from train.mini import pictures
 
@@ -66,7 +67,8 @@ def _kept(plan: MiniScenes, seed: int, indices: range) -> Iterator[tuple[np.ndar
 def sentence(plan: MiniScenes, kept: int) -> str:
     """For a model's card."""
     return (
-        f"{kept:,} of {plan.count:,} rendered scenes (seed {plan.seed}, {plan.resolution}x{plan.resolution}) with at most {plan.most_objects} "
-        f"objects of at least {plan.least_box:.0%} of the picture, {plan.least_visible:.0%} of each in sight, and their mirror images; "
-        f"held out: seed {plan.held_out.seed}."
+        f"{kept:,} of {plan.count:,} rendered scenes (seed {plan.seed}, {plan.resolution}x{plan.resolution})"
+        f" with at most {plan.most_objects} objects of at least {plan.least_box:.0%} of the picture,"
+        f" {plan.least_visible:.0%} of each in sight, and their mirror images; held out: seed"
+        f" {plan.held_out.seed}."
     )

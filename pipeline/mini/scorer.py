@@ -1,4 +1,6 @@
-"""Makes the mini scorer from rendered scenes: renders what is missing, trains, measures, and writes what is shipped."""
+"""Makes the mini scorer from rendered scenes: renders what is missing, trains, measures, and writes what is
+shipped.
+"""
 
 import math
 import re
@@ -22,7 +24,10 @@ PART = "scorer"  # in the log and in the work folder
 WATCHED = 256  # held-out scenes that it is measured on as it trains
 SHAPES = tuple(name for name in CLASSES if name != "person")
 CHANGES = ("another colour", "another shape", "another place", "two colours exchanged")
-THING = re.compile(rf"\b(an?|the) ({'|'.join(COLOURS)})(?: ({'|'.join(MATERIALS)}))? ({'|'.join(SHAPES)})(?: ({'|'.join(PLACES)}))?")
+THING = re.compile(
+    rf"\b(an?|the) ({'|'.join(COLOURS)})(?: ({'|'.join(MATERIALS)}))? ({'|'.join(SHAPES)})(?:"
+    rf" ({'|'.join(PLACES)}))?"
+)
 
 
 class Look(NamedTuple):
@@ -50,7 +55,8 @@ class MiniScorer(Section):
 
     name: Annotated[str, Field(pattern=NAME)]
     scenes: MiniScenes
-    recipe: Annotated[dict[str, Any], Field(default_factory=dict)]  # ScorerRecipe; what is left out is its default
+    # ScorerRecipe; what is left out is its default
+    recipe: Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
 def load(path: Path) -> MiniScorer:
@@ -87,7 +93,10 @@ def make_scorer(
         rng = draws(recipe.seed, PART, seen)
         rows = [learning.place(len(pictures), recipe.seed, seen + i) for i in range(recipe.batch)]
         captions = [pictures.caption(row) for row in rows]
-        false = [changed(caption, CHANGES[rng.integers(len(CHANGES))], rng) or changed(caption, CHANGES[0], rng) for caption in captions]
+        false = [
+            changed(caption, CHANGES[rng.integers(len(CHANGES))], rng) or changed(caption, CHANGES[0], rng)
+            for caption in captions
+        ]
         images = torch.from_numpy(spoiled(pictures.images(rows), rng)).to(device)
         return losses.loss(net, images, captions, [str(text) for text in false], bf16=recipe.bf16)
 
@@ -95,13 +104,25 @@ def make_scorer(
         return recipe.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(seen / recipe.images, 1))))
 
     def measure(mean: Any) -> dict[str, float]:
-        return {name: one.value for name, one in scores.measure(MiniClip(mean, "", device), *_examination(held_out, WATCHED)).items()}
+        return {
+            name: one.value
+            for name, one in scores.measure(
+                MiniClip(mean, "", device), *_examination(held_out, WATCHED)
+            ).items()
+        }
 
     loop = learning.Loop(
-        part=PART, images=recipe.images, batch=recipe.batch, half_life=recipe.half_life, measure_every=16_000, log_every=1_600
+        part=PART,
+        images=recipe.images,
+        batch=recipe.batch,
+        half_life=recipe.half_life,
+        measure_every=16_000,
+        log_every=1_600,
     )
     groups = [{"params": list(net.parameters()), "lr": 1.0}]
-    return learning.learn(net, groups, loss_at, rate, measure, loop, work / PART, spent=learning.Spent(), until=until)[2]
+    return learning.learn(
+        net, groups, loss_at, rate, measure, loop, work / PART, spent=learning.Spent(), until=until
+    )[2]
 
 
 def export_scorer(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  # its scores
@@ -121,21 +142,32 @@ def export_scorer(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  # 
     clip.write(net, dest, facts)
     shipped = clip.read(dest)
     found = scores.measure(shipped, *_examination(held_out, len(held_out.captions)))
-    told = {name: {key: round(value, 4) for key, value in one._asdict().items()} for name, one in found.items()}
+    told = {
+        name: {key: round(value, 4) for key, value in one._asdict().items()} for name, one in found.items()
+    }
     clip.write(shipped.net, dest, {**facts, "scores": told})
     data = scenes.sentence(plan.scenes, len(pictures.captions))
-    text = card.write(scorer=shipped, spent=spent, scores=found, data=data, machine=machine(), wanted=recipe.images)
+    text = card.write(
+        scorer=shipped, spent=spent, scores=found, data=data, machine=machine(), wanted=recipe.images
+    )
     (dest / "README.md").write_text(text)
     return told
 
 
 def changed(caption: str, kind: str, rng: np.random.Generator) -> str | None:
-    """The caption with one thing changed wherever it is said, to what the renderer could draw too; None = it has nothing to change so."""
-    things = {colour: Look(material, shape, place) for _, colour, material, shape, place in THING.findall(caption.split(";")[0])}
+    """The caption with one thing changed wherever it is said, to what the renderer could draw too; None = it
+    has nothing to change so.
+    """
+    things = {
+        colour: Look(material, shape, place)
+        for _, colour, material, shape, place in THING.findall(caption.split(";")[0])
+    }
     options: list[dict[str, tuple[str, Look]]] = []  # colour of an object => its new colour and look
     for colour, look in things.items():
         if kind == "another colour":
-            options += [{colour: (one, look)} for one in COLOURS if one not in things and _possible(one, look)]
+            options += [
+                {colour: (one, look)} for one in COLOURS if one not in things and _possible(one, look)
+            ]
         elif kind == "another shape":
             looks = [look._replace(shape=one) for one in SHAPES if one != look.shape]
             options += [{colour: (colour, one)} for one in looks if _possible(colour, one)]
@@ -144,7 +176,9 @@ def changed(caption: str, kind: str, rng: np.random.Generator) -> str | None:
         elif kind == "two colours exchanged":
             others = [(one, other) for one, other in things.items() if one > colour and other != look]
             options += [
-                {colour: (one, look), one: (colour, other)} for one, other in others if _possible(one, look) and _possible(colour, other)
+                {colour: (one, look), one: (colour, other)}
+                for one, other in others
+                if _possible(one, look) and _possible(colour, other)
             ]
         else:
             raise ValueError(f"{kind} is no change, known ones are {', '.join(CHANGES)}")
@@ -159,17 +193,22 @@ def _retold(caption: str, changes: Mapping[str, tuple[str, Look]]) -> str:
         colour, look = changes[before]
         if article != "the":
             article = "an" if colour[0] in "aeiou" else "a"
-        return " ".join(word for word in (article, colour, material, look.shape, place and look.place) if word)
+        return " ".join(
+            word for word in (article, colour, material, look.shape, place and look.place) if word
+        )
 
     return THING.sub(told, caption)
 
 
 def _possible(colour: str, look: Look) -> bool:
     """As pipeline/scenes/props.py draws them: no pattern on white, no gloss on flat faces."""
-    return not (colour == "white" and look.material in PATTERNED) and not (look.material == "glossy" and look.shape in SOLIDS)
+    return not (colour == "white" and look.material in PATTERNED) and not (
+        look.material == "glossy" and look.shape in SOLIDS
+    )
 
 
-def _new(recipe: ScorerRecipe, plan: MiniScorer, pictures: Any) -> Any:  # pictures: train.mini.pictures.Pictures
+# pictures: train.mini.pictures.Pictures
+def _new(recipe: ScorerRecipe, plan: MiniScorer, pictures: Any) -> Any:
     import torch
 
     from evaluate.mini.network import Scorer, Sizes, words_of
@@ -183,6 +222,11 @@ def _examination(held_out: Any, count: int) -> tuple[np.ndarray, list[str], dict
     """Pictures, their captions, and each caption changed in each way; the same in every call."""
     rows = range(min(count, len(held_out.captions)))
     captions = [held_out.captions[row] for row in rows]
-    false = {kind: [changed(caption, kind, np.random.default_rng([row, number])) for row, caption in zip(rows, captions, strict=True)]
-             for number, kind in enumerate(CHANGES)}  # fmt: skip
+    false = {
+        kind: [
+            changed(caption, kind, np.random.default_rng([row, number]))
+            for row, caption in zip(rows, captions, strict=True)
+        ]
+        for number, kind in enumerate(CHANGES)
+    }
     return held_out.images(rows), captions, false

@@ -14,8 +14,8 @@ class Stage:
     """A step of the job in the strip below the title."""
 
     name: str
-    state: Literal["done", "running", "waiting", "off"]     # off = the manifest doesn't ask for it
-    detail: str = ""                                        # "56 images", "300 of 400 steps"
+    state: Literal["done", "running", "waiting", "off"]  # off = the manifest doesn't ask for it
+    detail: str = ""  # "56 images", "300 of 400 steps"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +25,17 @@ class Reason:
     text: str
     count: int
     status: Literal["skipped", "failed"] = "failed"
-    examples: tuple[str, ...] = ()                          # URIs of a few of them
+    examples: tuple[str, ...] = ()  # URIs of a few of them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ingest:
-    by_status: Mapping[str, int]                            # rows of `images`: {"ok": 14, "failed": 2}
-    by_split: Mapping[str, int] = field(default_factory=dict)    # readable images only
-    by_size: Mapping[str, int] = field(default_factory=dict)     # canonical "512×512" -> images, in the order to show
-    n_sources: int = 0                                      # addresses read, duplicates included
-    n_duplicates: int = 0                                   # addresses whose bytes were there already
+    by_status: Mapping[str, int]  # rows of `images`: {"ok": 14, "failed": 2}
+    by_split: Mapping[str, int] = field(default_factory=dict)  # readable images only
+    # canonical "512×512" -> images, in the order to show
+    by_size: Mapping[str, int] = field(default_factory=dict)
+    n_sources: int = 0  # addresses read, duplicates included
+    n_duplicates: int = 0  # addresses whose bytes were there already
     reasons: tuple[Reason, ...] = ()
 
 
@@ -46,7 +47,7 @@ class Condition:
     title: str
     kind: str
     state: Literal["made", "not asked", "lacking"]
-    lacks: str = ""                                         # what is missing, a sentence
+    lacks: str = ""  # what is missing, a sentence
     detector: str | None = None
     version: str | None = None
     licence: str | None = None
@@ -55,7 +56,7 @@ class Condition:
     skipped: int = 0
     failed: int = 0
     todo: int = 0
-    seconds: float | None = None                            # mean seconds of the detector per image
+    seconds: float | None = None  # mean seconds of the detector per image
     measures: Mapping[str, float] = field(default_factory=dict)  # mean over the ok rows
     reasons: tuple[Reason, ...] = ()
 
@@ -69,7 +70,7 @@ class ContactRow:
     caption: str
     split: str
     image: bytes
-    maps: Mapping[str, bytes | str]                         # condition name -> picture, or why there is none
+    maps: Mapping[str, bytes | str]  # condition name -> picture, or why there is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +85,13 @@ class Run:
     steps: int
     seconds: float | None = None
     images_per_second: float | None = None
-    loss: tuple[tuple[float, float], ...] = ()              # (images seen, loss), in order
-    gaps: Mapping[str, tuple[tuple[float, float, float | None], ...]] = field(default_factory=dict)  # by condition: (images, own hint, another's)
-    follows: Mapping[str, int] = field(default_factory=dict)  # condition -> images seen when it began to follow its hints
+    loss: tuple[tuple[float, float], ...] = ()  # (images seen, loss), in order
+    # by condition: (images, own hint, another's)
+    gaps: Mapping[str, tuple[tuple[float, float, float | None], ...]] = field(default_factory=dict)
+    # condition -> images seen when it began to follow its hints
+    follows: Mapping[str, int] = field(default_factory=dict)
     courses: Mapping[str, "Course"] = field(default_factory=dict)  # by condition
-    checkpoint: str | None = None                           # relative to the workspace
+    checkpoint: str | None = None  # relative to the workspace
     options: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -98,8 +101,9 @@ class Course:
 
     metric: str
     higher_is_better: bool
-    floor: float | None                                     # the better baseline at its end
-    points: tuple[tuple[int, float, float | None, float | None], ...]  # images seen, value, interval; 0 = before the training
+    floor: float | None  # the better baseline at its end
+    # images seen, value, interval; 0 = before the training
+    points: tuple[tuple[int, float, float | None, float | None], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,18 +122,19 @@ class ScoreRow:
     """One number of one system, with its identity (a row of the table `scores`)."""
 
     system: str
-    baseline: bool                                          # no ControlNet with its own hint
-    ceiling: bool = False                                   # the held-out image itself: no system is measured against it as a floor
+    baseline: bool  # no ControlNet with its own hint
+    # the held-out image itself: no system is measured against it as a floor
+    ceiling: bool = False
     condition: str
     metric: str
     value: float
-    low: float | None                                       # 95 % interval; None = too few images for one
+    low: float | None  # 95 % interval; None = too few images for one
     high: float | None
     n: int
     n_failed: int
     higher_is_better: bool
-    definition: str = ""                                    # evaluate.fidelity.METRICS[metric].definition
-    detector: str = ""                                      # fingerprint of the detector that read the maps
+    definition: str = ""  # evaluate.fidelity.METRICS[metric].definition
+    detector: str = ""  # fingerprint of the detector that read the maps
     checkpoint: str | None = None
     seeds: tuple[int, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
@@ -138,7 +143,7 @@ class ScoreRow:
 @dataclass(frozen=True, kw_only=True)
 class Number:
     value: float
-    reach: float | None = None                              # half of its 95 % interval; None = none is known
+    reach: float | None = None  # half of its 95 % interval; None = none is known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,17 +155,23 @@ class SummaryRow:
     metric: str
     higher_is_better: bool
     definition: str = ""
-    gap_before: Number | None = None                        # thousandths of the loss, before its training
+    gap_before: Number | None = None  # thousandths of the loss, before its training
     gap: Number | None = None
-    gap_verdict: str = ""                                   # of the gap before: < smaller than trained beyond chance, > larger, '' neither
-    heard: bool = False                                     # its own hint saves more than another's, beyond chance
+    # of the gap before: < smaller than trained beyond chance, > larger, '' neither
+    gap_verdict: str = ""
+    # its own hint saves more than another's, beyond chance
+    heard: bool = False
     trained: Number | None = None
-    ceiling: Number | None = None                           # the held-out image itself
-    share: Number | None = None                             # the normalized score: percent of the way from the better baseline to the ceiling
-    share_reason: str = ""                                  # why there is none
-    baselines: Mapping[str, Number] = field(default_factory=dict)  # warm_start, shuffled_condition, no_control
-    verdicts: Mapping[str, str] = field(default_factory=dict)  # of each baseline: < worse than trained beyond chance, > better, '' neither
-    beyond_both: bool = False                               # above no control and another's hint, beyond chance
+    ceiling: Number | None = None  # the held-out image itself
+    # the normalized score: percent of the way from the better baseline to the ceiling
+    share: Number | None = None
+    share_reason: str = ""  # why there is none
+    # warm_start, shuffled_condition, no_control
+    baselines: Mapping[str, Number] = field(default_factory=dict)
+    # of each baseline: < worse than trained beyond chance, > better, '' neither
+    verdicts: Mapping[str, str] = field(default_factory=dict)
+    # above no control and another's hint, beyond chance
+    beyond_both: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +181,8 @@ class Generated:
     system: str
     baseline: bool
     image: bytes
-    reread: bytes | str                                     # the map read again from it, or why there is none
-    values: Mapping[str, float] = field(default_factory=dict)    # metric -> score of this sample
+    reread: bytes | str  # the map read again from it, or why there is none
+    values: Mapping[str, float] = field(default_factory=dict)  # metric -> score of this sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,19 +193,20 @@ class Evidence:
     image_id: str
     prompt: str
     seed: int
-    hint: bytes                                             # the condition as the network saw it
-    source: bytes | None = None                             # the photograph that the condition was read from
+    hint: bytes  # the condition as the network saw it
+    source: bytes | None = None  # the photograph that the condition was read from
     outputs: tuple[Generated, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
     name: str
-    made_at: str = ""                                       # "2026-11-23 00:14 UTC"
-    version: str = ""                                       # "controlmill 0.1.0, commit 1a2b3c4"
-    manifest: str = ""                                      # the resolved manifest, YAML
+    made_at: str = ""  # "2026-11-23 00:14 UTC"
+    version: str = ""  # "controlmill 0.1.0, commit 1a2b3c4"
+    manifest: str = ""  # the resolved manifest, YAML
     machine: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()                             # plain sentences that a reader must know before the numbers
+    # plain sentences that a reader must know before the numbers
+    notes: tuple[str, ...] = ()
     stages: tuple[Stage, ...] = ()
     ingest: Ingest | None = None
     conditions: tuple[Condition, ...] = ()
@@ -203,4 +215,5 @@ class ReportData:
     scores: tuple[ScoreRow, ...] = ()
     summary: tuple[SummaryRow, ...] = ()
     evidence: tuple[Evidence, ...] = ()
-    leaderboard: bool = False                               # whether leaderboard/leaderboard.html lies beside the page
+    # whether leaderboard/leaderboard.html lies beside the page
+    leaderboard: bool = False

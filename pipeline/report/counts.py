@@ -16,9 +16,11 @@ def facts(catalog: Catalog) -> dict[str, Any]:
     saved = plans.saved(catalog.workspace)
     images: dict[str, int] = dict(catalog.query("SELECT status, count(*) FROM images GROUP BY status"))
     readable = images.get("ok", 0)
-    sql = """SELECT condition, detector, fingerprint, count(*) FILTER (a.status = 'ok'), count(*) FILTER (a.status = 'skipped'),
+    sql = """SELECT condition, detector, fingerprint, count(*) FILTER (a.status = 'ok'), count(*) FILTER
+                    (a.status = 'skipped'),
                     count(*) FILTER (a.status = 'failed')
-             FROM detectors LEFT JOIN annotations a USING (condition, fingerprint) WHERE current GROUP BY ALL"""
+             FROM detectors LEFT JOIN annotations a USING (condition, fingerprint) WHERE current GROUP BY
+             ALL"""
     rows = sorted(catalog.query(sql), key=lambda row: list(CONDITIONS).index(row[0]))
     conditions = {
         name: {
@@ -35,22 +37,32 @@ def facts(catalog: Catalog) -> dict[str, Any]:
         "workspace": str(catalog.workspace.root),
         "images": images,
         "sources": catalog.row("SELECT count(*) FROM sources")[0],
-        "splits": dict(catalog.query("SELECT split, count(*) FROM images WHERE status = 'ok' GROUP BY split ORDER BY split")),
+        "splits": dict(
+            catalog.query(
+                "SELECT split, count(*) FROM images WHERE status = 'ok' GROUP BY split ORDER BY split"
+            )
+        ),
         "conditions": conditions,
         "reasons": [
             {"what": what, "reason": reason, "count": count}
             for what, reason, count in catalog.query(
-                """SELECT 'image' AS what, reason, count(*) AS n FROM images WHERE status = 'failed' GROUP BY ALL
-                   UNION ALL SELECT 'caption', reason, count(*) FROM caption_rows WHERE status = 'failed' GROUP BY ALL
-                   UNION ALL SELECT condition, reason, count(*) FROM annotations WHERE status <> 'ok' GROUP BY ALL ORDER BY what, n DESC, reason"""
+                """SELECT 'image' AS what, reason, count(*) AS n FROM images WHERE status = 'failed' GROUP BY
+                   ALL
+                   UNION ALL SELECT 'caption', reason, count(*) FROM caption_rows WHERE status = 'failed'
+                   GROUP BY ALL
+                   UNION ALL SELECT condition, reason, count(*) FROM annotations WHERE status <> 'ok' GROUP
+                   BY ALL ORDER BY what, n DESC, reason"""
             )
         ],
-        "latents": catalog.row("SELECT count(DISTINCT image) FROM latent_rows JOIN images USING (image) WHERE latent_rows.status = 'ok'")[
-            0
-        ],
+        "latents": catalog.row(
+            "SELECT count(DISTINCT image) FROM latent_rows JOIN images USING (image) WHERE latent_rows.status"
+            " = 'ok'"
+        )[0],
         "runs asked for": len(saved.train.runs) if saved.train else 0,
         "runs": _runs(catalog),
-        "samples": dict(catalog.query("SELECT system, count(*) FROM samples GROUP BY system ORDER BY system")),
+        "samples": dict(
+            catalog.query("SELECT system, count(*) FROM samples GROUP BY system ORDER BY system")
+        ),
         "scores": catalog.row("SELECT count(*) FROM scores")[0],
     }
 
@@ -64,17 +76,29 @@ def _runs(catalog: Catalog) -> list[dict[str, Any]]:
         if status in ("queued", "running") and not alive:
             status = "incomplete"  # its driver was killed
         last = log[-1] if log and status == "running" else {}
-        told.append({
-            "run": name, "conditions": conditions, "status": status, "images": last.get("images", images),
-            "of": json.loads(options).get("images", images), "steps": last.get("step", steps), "loss": last.get("loss"),
-            "images_per_second": last.get("images_per_second"), "seconds_left": last.get("seconds_left"),
-            "alarm": follows(log), "reason": reason, "notes": notes(log),
-        })  # fmt: skip
+        told.append(
+            {
+                "run": name,
+                "conditions": conditions,
+                "status": status,
+                "images": last.get("images", images),
+                "of": json.loads(options).get("images", images),
+                "steps": last.get("step", steps),
+                "loss": last.get("loss"),
+                "images_per_second": last.get("images_per_second"),
+                "seconds_left": last.get("seconds_left"),
+                "alarm": follows(log),
+                "reason": reason,
+                "notes": notes(log),
+            }
+        )
     return told
 
 
 def _driver_lives(workspace: Workspace) -> bool:
-    """Whether the process that holds the workspace is there; asking for its lock could keep another from getting it."""
+    """Whether the process that holds the workspace is there; asking for its lock could keep another from
+    getting it.
+    """
     try:
         os.kill(int((workspace.root / ".lock").read_text()), 0)
     except PermissionError:

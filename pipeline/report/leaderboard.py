@@ -12,7 +12,17 @@ from markupsafe import Markup
 
 from pipeline.report import listings
 from pipeline.report.leaderboard_data import Board, Evidence
-from pipeline.report.leaderboard_view import Group, above, figure, groups, passports, places, ruler, share_text, shared
+from pipeline.report.leaderboard_view import (
+    Group,
+    above,
+    figure,
+    groups,
+    passports,
+    places,
+    ruler,
+    share_text,
+    shared,
+)
 from pipeline.report.site import PICTURES, TEMPLATES, Picture, count, number, picture_of, tail
 from pipeline.storage.workspace import write_text
 
@@ -22,17 +32,31 @@ RANK_OF = {"best": 0, "median": 1, "worst": 2}
 
 
 def render(board: Board, folder: Path) -> Path:
-    """Writes leaderboard.html, .md, .csv, .json and the evidence; an older page stays until the new one is whole. Returns the page."""
+    """Writes leaderboard.html, .md, .csv, .json and the evidence; an older page stays until the new one is
+    whole. Returns the page.
+    """
     pictures: dict[str, bytes] = {}
     picture = functools.cache(lambda content: picture_of(content, pictures))
     environment = _environment(picture)
-    shown = groups(board, {benchmark.condition: EVIDENCE.format(_slug(benchmark.condition)) for benchmark in board.benchmarks})
-    pages = {group.evidence: page for group in shown if group.evidence for page in [_evidence_page(environment, board, shown, group)]}
+    shown = groups(
+        board,
+        {benchmark.condition: EVIDENCE.format(_slug(benchmark.condition)) for benchmark in board.benchmarks},
+    )
+    pages = {
+        group.evidence: page
+        for group in shown
+        if group.evidence
+        for page in [_evidence_page(environment, board, shown, group)]
+    }
     stored = listings.plain(board, lambda content: found.href if (found := picture(content)) else None)
     page = environment.get_template("leaderboard.html").render(
-        board=board, groups=shown, fold=any(sum(row.arm == "shuffled_condition" for row in group.floor) > SHUFFLED_ROWS for group in shown),
+        board=board,
+        groups=shown,
+        fold=any(
+            sum(row.arm == "shuffled_condition" for row in group.floor) > SHUFFLED_ROWS for group in shown
+        ),
         passports=_script(passports(board)),
-    )  # fmt: skip
+    )
     folder.mkdir(parents=True, exist_ok=True)
     _write_pictures(folder / PICTURES, pictures)
     for name, text in pages.items():
@@ -48,9 +72,23 @@ def render(board: Board, folder: Path) -> Path:
 
 def _environment(picture: Callable[[Any], Picture | None]) -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(
-        above=above, count=count, figure=figure, number=number, places=places, ruler=ruler, share=share_text, slug=_slug, tail=tail)
+        above=above,
+        count=count,
+        figure=figure,
+        number=number,
+        places=places,
+        ruler=ruler,
+        share=share_text,
+        slug=_slug,
+        tail=tail,
+    )
     environment.globals.update(picture=picture)
     return environment
 
@@ -63,9 +101,14 @@ def _evidence_page(environment: Environment, board: Board, all_groups: list[Grou
         extremes.setdefault(it.model, []).append(it)
     titles = {metric.name: metric.title for metric in board.metrics}
     return environment.get_template("evidence.html").render(
-        board=board, group=group, others=[it for it in all_groups if it.evidence], shared=shared(found, group), extremes=extremes,
-        titles=titles, measures=sorted({titles.get(it.metric, it.metric) for it in found}),
-    )  # fmt: skip
+        board=board,
+        group=group,
+        others=[it for it in all_groups if it.evidence],
+        shared=shared(found, group),
+        extremes=extremes,
+        titles=titles,
+        measures=sorted({titles.get(it.metric, it.metric) for it in found}),
+    )
 
 
 def _script(value: Any) -> Markup:
@@ -75,7 +118,9 @@ def _script(value: Any) -> Markup:
 
 
 def _write_pictures(folder: Path, pictures: dict[str, bytes]) -> None:
-    """Not synced one by one, which takes longer than all the rest: one that a crash cut short has another size, and is written again."""
+    """Not synced one by one, which takes longer than all the rest: one that a crash cut short has another
+    size, and is written again.
+    """
     folder.mkdir(exist_ok=True)
     for name, content in pictures.items():
         place = folder / name

@@ -1,4 +1,5 @@
-"""What a leaderboard shows: frozen records of plain values, filled from the catalog by pipeline/report/leaderboard_scores.py.
+"""What a leaderboard shows: frozen records of plain values, filled from the catalog by
+pipeline/report/leaderboard_scores.py.
 
 Its published numbers come from published.json, which says for each where it was printed.
 """
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Arm = Literal["control", "warm_start", "shuffled_condition", "no_control", "real_image", "vae_round_trip"]
-PROTOCOL = ("base", "resolution", "data", "reader", "sampler")  # what has to be the same for two numbers of one measure to be compared
+# what has to be the same for two numbers of one measure to be compared
+PROTOCOL = ("base", "resolution", "data", "reader", "sampler")
 PUBLISHED = Path(__file__).parent / "published.json"
 
 
@@ -49,11 +51,14 @@ class Benchmark:
     guide_hint: bool = False  # of both, the prompt and the hint
     negative: str  # the negative prompt; '' = none
     base: str
-    resolution: int | None = None  # sides of a picture, or of the square that has its area; None = not recorded
+    # sides of a picture, or of the square that has its area; None = not recorded
+    resolution: int | None = None
     data: str | None = None  # which images; None = not recorded
     detector: str  # made the condition: name and fingerprint
     reader: str  # read it again from what was generated
-    detectable: float | None = None  # a true difference of the first measure that is found in 80 % of repeats at 5 %; None = no two models differ
+    # a true difference of the first measure that is found in 80 % of repeats at 5 %; None = no two models
+    # differ
+    detectable: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +72,9 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One number; `share` is the normalized score: 0 = the better of no control and another's condition, 1 = the real image."""
+    """One number; `share` is the normalized score: 0 = the better of no control and another's condition, 1 =
+    the real image.
+    """
 
     model: str
     arm: Arm
@@ -83,7 +90,8 @@ class Score:
     share_high: float | None = None
     share_reason: str = ""  # why there is no normalized score
     rank: tuple[int, int] | None = None  # first and last place that it may hold; None = not ranked
-    marks: tuple[str, ...] = ()  # what a reader must know before believing it: "biased: n = 200 < 10 × 64 dimensions"
+    # what a reader must know before believing it: "biased: n = 200 < 10 × 64 dimensions"
+    marks: tuple[str, ...] = ()
     passport: Mapping[str, str] = field(default_factory=dict)  # everything that the number depends on
 
 
@@ -115,7 +123,9 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A number from elsewhere: shown as reported, never ranked; beside ours only where the protocol is the same (protocol.py)."""
+    """A number from elsewhere: shown as reported, never ranked; beside ours only where the protocol is the
+    same (protocol.py).
+    """
 
     condition: str
     metric: str  # as printed there, with the network that read the maps
@@ -154,7 +164,11 @@ class Board:
 
 def published(conditions: Collection[str]) -> tuple[Published, ...]:
     """The numbers that papers and users report for these conditions."""
-    return tuple(row for row in _published(json.loads(PUBLISHED.read_text(encoding="utf-8"))) if row.condition in conditions)
+    return tuple(
+        row
+        for row in _published(json.loads(PUBLISHED.read_text(encoding="utf-8")))
+        if row.condition in conditions
+    )
 
 
 def _published(stored: Mapping[str, Any]) -> Iterator[Published]:
@@ -165,12 +179,28 @@ def _published(stored: Mapping[str, Any]) -> Iterator[Published]:
             told = row if isinstance(row, dict) else {"value": row}
             value, spread = told["value"] if isinstance(told["value"], list) else (told["value"], None)
             protocol = dict.fromkeys(PROTOCOL) | {
-                name: value for it in (source, table, source.get("models", {}).get(model, {})) for name, value in it.items() if name in PROTOCOL
-            }  # fmt: skip
-            notes = [note for note in (told.get("note"), table.get("note"), spread is not None and table.get("spread")) if note]
+                name: value
+                for it in (source, table, source.get("models", {}).get(model, {}))
+                for name, value in it.items()
+                if name in PROTOCOL
+            }
+            notes = [
+                note
+                for note in (told.get("note"), table.get("note"), spread is not None and table.get("spread"))
+                if note
+            ]
             yield Published(
-                condition=table["condition"], metric=table["metric"], higher_is_better=table["higher_is_better"], model=model, value=value,
-                low=None if spread is None else round(value - spread, 6), high=None if spread is None else round(value + spread, 6),
-                source=f"{source['title']}, {table['place']}" if table.get("place") else source["title"], url=source["url"], note=" ".join(notes),
-                beside=table.get("beside", ""), times=table.get("times", 1.0), **protocol,
-            )  # fmt: skip
+                condition=table["condition"],
+                metric=table["metric"],
+                higher_is_better=table["higher_is_better"],
+                model=model,
+                value=value,
+                low=None if spread is None else round(value - spread, 6),
+                high=None if spread is None else round(value + spread, 6),
+                source=f"{source['title']}, {table['place']}" if table.get("place") else source["title"],
+                url=source["url"],
+                note=" ".join(notes),
+                beside=table.get("beside", ""),
+                times=table.get("times", 1.0),
+                **protocol,
+            )

@@ -1,4 +1,6 @@
-"""The leaderboard for machines and for text: JSON (docs/leaderboard.schema.json), CSV with a row for each number, Markdown."""
+"""The leaderboard for machines and for text: JSON (docs/leaderboard.schema.json), CSV with a row for each
+number, Markdown.
+"""
 
 import csv as table
 import io
@@ -15,14 +17,18 @@ from pipeline.report.leaderboard_view import Cell, Group, Row, above, figure, pl
 VERSION = 2  # of the layout of leaderboard.json
 PICTURES = ("hint", "source", "generated", "reread", "difference")  # fields of Evidence
 COLUMNS = (
-    "condition", "model", "arm", "metric", "metric_version", "column", "unit", "higher_is_better", "value", "low", "high", "n", "n_failed",
+    "condition", "model", "arm", "metric", "metric_version", "column", "unit", "higher_is_better", "value",
+    "low", "high", "n", "n_failed",
     "share", "share_low", "share_high", "rank_first", "rank_last", "marks", "benchmark", "share_reason",
 )  # fmt: skip
 
 
 def plain(board: Board, href: Callable[[Any], str | None]) -> dict[str, Any]:
     """The board as JSON can hold it: pictures as addresses, no number that is none."""
-    stored: dict[str, Any] = {"layout": VERSION, **{key: getattr(board, key) for key in ("name", "made_at", "version", "machine")}}
+    stored: dict[str, Any] = {
+        "layout": VERSION,
+        **{key: getattr(board, key) for key in ("name", "made_at", "version", "machine")},
+    }
     stored["notes"] = list(board.notes)
     for part in ("metrics", "benchmarks", "models", "scores", "speeds", "published"):
         stored[part] = [_finite(vars(row)) for row in getattr(board, part)]
@@ -49,7 +55,9 @@ def lines(stored: Mapping[str, Any]) -> str:
     parts = []
     for key, value in stored.items():
         rows = ",\n".join(map(_line, value)) if isinstance(value, list) else None
-        parts.append(f"{_line(key)}: " + (_line(value) if rows is None else f"[\n{rows}\n]" if rows else "[]"))
+        parts.append(
+            f"{_line(key)}: " + (_line(value) if rows is None else f"[\n{rows}\n]" if rows else "[]")
+        )
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
@@ -66,40 +74,101 @@ def csv(board: Board) -> str:
     benchmarks = {benchmark.condition: benchmark.fingerprint for benchmark in board.benchmarks}
     for score in board.scores:
         metric, rank = metrics[score.metric], score.rank or (None, None)
-        out.writerow([
-            score.condition, score.model, score.arm, score.metric, metric.version, metric.column, metric.unit, metric.higher_is_better,
-            score.value, score.low, score.high, score.n, score.n_failed, score.share, score.share_low, score.share_high, *rank,
-            "; ".join(score.marks), benchmarks.get(score.condition), score.share_reason,
-        ])  # fmt: skip
+        out.writerow(
+            [
+                score.condition,
+                score.model,
+                score.arm,
+                score.metric,
+                metric.version,
+                metric.column,
+                metric.unit,
+                metric.higher_is_better,
+                score.value,
+                score.low,
+                score.high,
+                score.n,
+                score.n_failed,
+                score.share,
+                score.share_low,
+                score.share_high,
+                *rank,
+                "; ".join(score.marks),
+                benchmarks.get(score.condition),
+                score.share_reason,
+            ]
+        )
     return file.getvalue()
 
 
 def markdown(board: Board, groups: Sequence[Group]) -> str:
     """A table for each condition; where one has too many columns for a page, the reader scrolls."""
-    lines = [f"# {_text(board.name)}", "", _text(" · ".join(part for part in (board.made_at, board.version, board.machine) if part)), ""]
+    lines = [
+        f"# {_text(board.name)}",
+        "",
+        _text(" · ".join(part for part in (board.made_at, board.version, board.machine) if part)),
+        "",
+    ]
     lines += [f"> {_text(note)}" for note in board.notes]
-    parts = "value (95 % interval), normalized score (0 % = the better baseline, 100 % = the real image), rank, n and failures"
+    parts = (
+        "value (95 % interval), normalized score (0 % = the better baseline, 100 % = the real image), rank, n"
+        " and failures"
+    )
     lines += ["", f"Each number: {parts}.", ""]
     for group in groups:
         it = group.benchmark
         lines += [
-            f"## {_text(it.title)}", "",
-            _text(f"{it.samples:,} samples of {it.images:,} images, split {it.split}, benchmark {it.fingerprint}; "
-                  f"made by {it.detector}, read again by {it.reader}."), "",
-            _row("model", *(f"{column.metric.title} {'↑' if column.metric.higher_is_better else '↓'}" for column in group.columns), "s/image"),
+            f"## {_text(it.title)}",
+            "",
+            _text(
+                f"{it.samples:,} samples of {it.images:,} images, split {it.split}, benchmark"
+                f" {it.fingerprint}; made by {it.detector}, read again by {it.reader}."
+            ),
+            "",
+            _row(
+                "model",
+                *(
+                    f"{column.metric.title} {'↑' if column.metric.higher_is_better else '↓'}"
+                    for column in group.columns
+                ),
+                "s/image",
+            ),
             "|" + " --- |" * (len(group.columns) + 2),
-        ]  # fmt: skip
-        lines += [_row(_name(row), *map(_cell, row.cells), figure(row.seconds, 2)) for row in (*group.ceiling, *group.models, *group.floor)]
+        ]
+        lines += [
+            _row(_name(row), *map(_cell, row.cells), figure(row.seconds, 2))
+            for row in (*group.ceiling, *group.models, *group.floor)
+        ]
         if group.limit:
             lines += ["", _text(group.limit)]
         lines += [_text(sentence) for sentence in group.unplaced]
         for told in group.reported:
-            protocol = "by the protocol of this benchmark" if told.comparable else "by another protocol, not to be compared with the numbers above"
-            lines += ["", f"Reported elsewhere, {protocol}; not ranked:", "", _row("model", *(name for name, _ in told.metrics)),
-                      "|" + " --- |" * (len(told.metrics) + 1)]  # fmt: skip
+            protocol = (
+                "by the protocol of this benchmark"
+                if told.comparable
+                else "by another protocol, not to be compared with the numbers above"
+            )
+            lines += [
+                "",
+                f"Reported elsewhere, {protocol}; not ranked:",
+                "",
+                _row("model", *(name for name, _ in told.metrics)),
+                "|" + " --- |" * (len(told.metrics) + 1),
+            ]
             for model, cells in told.models.items():
-                lines.append(_row(model, *(", ".join(f"{number.value:g} ({note})" for number, note in cell) for cell in cells)))
-            lines += ["", *(_text(f"{number}. {source}, {url} {note}") for number, (source, url, note) in enumerate(told.notes, 1))]
+                lines.append(
+                    _row(
+                        model,
+                        *(", ".join(f"{number.value:g} ({note})" for number, note in cell) for cell in cells),
+                    )
+                )
+            lines += [
+                "",
+                *(
+                    _text(f"{number}. {source}, {url} {note}")
+                    for number, (source, url, note) in enumerate(told.notes, 1)
+                ),
+            ]
         lines.append("")
     return "\n".join(lines)
 
@@ -112,10 +181,22 @@ def _cell(cell: Cell | None) -> str:
     if cell is None:
         return ""
     score = cell.score
-    between = f" ({figure(score.low, cell.digits)} – {figure(score.high, cell.digits)})" if score.low is not None else ""
+    between = (
+        f" ({figure(score.low, cell.digits)} – {figure(score.high, cell.digits)})"
+        if score.low is not None
+        else ""
+    )
     rank = f"rank {places(score.rank)}" if score.rank else ""
     failed = f"{score.n_failed:,} failed" if score.n_failed else ""
-    parts = [f"{figure(score.value, cell.digits)}{between}", share_text(score), above(score), rank, f"n {score.n:,}", failed, *score.marks]
+    parts = [
+        f"{figure(score.value, cell.digits)}{between}",
+        share_text(score),
+        above(score),
+        rank,
+        f"n {score.n:,}",
+        failed,
+        *score.marks,
+    ]
     return ", ".join(part for part in parts if part)
 
 

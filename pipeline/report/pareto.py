@@ -30,7 +30,8 @@ class Pareto:
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
     points: tuple[Point, ...]  # models by fidelity, best first, then baselines
-    steps: tuple[tuple[float, float, float, float], ...]  # x1 y1 x2 y2 of the front's stairs, y from the bottom
+    # x1 y1 x2 y2 of the front's stairs, y from the bottom
+    steps: tuple[tuple[float, float, float, float], ...]
 
 
 def pareto(
@@ -40,7 +41,9 @@ def pareto(
     seconds: Mapping[tuple[str, str], float],  # (model, condition) -> per image
 ) -> Pareto | None:
     """Of the models and of `no_control`; None = no model has both a fidelity and a distance."""
-    shown = [score for score in scores if score.arm in ("control", "no_control") and math.isfinite(score.value)]
+    shown = [
+        score for score in scores if score.arm in ("control", "no_control") and math.isfinite(score.value)
+    ]
     distance = _distance(list(metrics), [score for score in shown if score.arm == "control"])
     if distance is None:
         return None
@@ -52,24 +55,48 @@ def pareto(
     if not any(arm == "control" for _, arm in keys):
         return None
     y, x = (_axis([values[metric.name][key] for key in keys]) for metric in (fidelity, distance))
-    spots = {key: (_place(x, distance, values[distance.name][key]), _place(y, fidelity, values[fidelity.name][key])) for key in keys}
+    spots = {
+        key: (
+            _place(x, distance, values[distance.name][key]),
+            _place(y, fidelity, values[fidelity.name][key]),
+        )
+        for key in keys
+    }
     front = _front({key: spot for key, spot in spots.items() if key[1] == "control"})
     order = sorted(keys, key=lambda key: (key[1] != "control", -spots[key][1]))
     return Pareto(
-        fidelity=fidelity, distance=distance, digits=(metrics[fidelity], metrics[distance]), steps=_stairs([spots[key] for key in front]),
+        fidelity=fidelity,
+        distance=distance,
+        digits=(metrics[fidelity], metrics[distance]),
+        steps=_stairs([spots[key] for key in front]),
         x_ticks=tuple((_flipped(place, distance), label) for place, label in x.ticks),
         y_ticks=tuple((_flipped(place, fidelity), label) for place, label in y.ticks),
         points=tuple(
-            Point(model=key[0], fidelity=values[fidelity.name][key], distance=values[distance.name][key], x=spots[key][0], y=spots[key][1],
-                  seconds=seconds.get((key[0], scores[0].condition)), front=key in front, baseline=key[1] != "control") for key in order),
-    )  # fmt: skip
+            Point(
+                model=key[0],
+                fidelity=values[fidelity.name][key],
+                distance=values[distance.name][key],
+                x=spots[key][0],
+                y=spots[key][1],
+                seconds=seconds.get((key[0], scores[0].condition)),
+                front=key in front,
+                baseline=key[1] != "control",
+            )
+            for key in order
+        ),
+    )
 
 
 def _distance(metrics: Sequence[Metric], scores: Sequence[Score]) -> Metric | None:
     """The first that is not marked: a biased Fréchet distance gives way to the kernel distance beside it."""
     scored = {score.metric for score in scores}
     marked = {score.metric for score in scores if score.marks}
-    found = [metric for word in DISTANCES for metric in metrics if metric.name.split(" ")[0].lower() == word and metric.name in scored]
+    found = [
+        metric
+        for word in DISTANCES
+        for metric in metrics
+        if metric.name.split(" ")[0].lower() == word and metric.name in scored
+    ]
     return next((metric for metric in found if metric.name not in marked), found[0] if found else None)
 
 
@@ -88,9 +115,10 @@ def _flipped(place: float, metric: Metric) -> float:
 def _front(spots: Mapping[tuple[str, str], tuple[float, float]]) -> list[tuple[str, str]]:
     """Keys that no other beats in one way without losing in the other, from the left."""
     best = [
-        key for key, (x, y) in spots.items()
+        key
+        for key, (x, y) in spots.items()
         if not any(other[0] >= x and other[1] >= y and other != (x, y) for other in spots.values())
-    ]  # fmt: skip
+    ]
     return sorted(best, key=lambda key: spots[key])
 
 

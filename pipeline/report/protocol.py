@@ -1,4 +1,6 @@
-"""Whether a published number was got as this board's were: else the two stand apart, and what differs is said."""
+"""Whether a published number was got as this board's were: else the two stand apart, and what differs is
+said.
+"""
 
 from collections.abc import Iterable, Iterator
 
@@ -33,7 +35,8 @@ def _differing(row: Published, benchmark: Benchmark, names: Iterable[str]) -> It
         "base": benchmark.base,
         "resolution": benchmark.resolution,
         "data": benchmark.data,
-        # a score by a network names it; a map was read by the benchmark's reader, whose fingerprint follows its name
+        # a score by a network names it; a map was read by the benchmark's reader, whose fingerprint follows
+        # its name
         "reader": row.beside.partition("(")[2].rstrip(")") or benchmark.reader.split(" ")[0],
         "sampler": sampling(benchmark),
     }

@@ -17,7 +17,7 @@ from pipeline.report.plots import Axis, axis, course_plot, gap_plot, loss_plot
 from pipeline.storage.workspace import write_text, write_whole
 
 TEMPLATES = Path(__file__).parent
-PICTURES = "pictures"                      # folder beside index.html
+PICTURES = "pictures"  # folder beside index.html
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 
 
@@ -44,23 +44,52 @@ class ScoreGroup:
 
 
 def render(data: ReportData, out: Path) -> Path:
-    """Writes out/index.html and its pictures, replacing an older report only when the new one is whole; returns the page's path."""
+    """Writes out/index.html and its pictures, replacing an older report only when the new one is whole;
+    returns the page's path.
+    """
     pictures: dict[str, bytes] = {}
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(count=count, number=number, reach=_reach, duration=_duration, rate=_rate, short=_short, tail=tail, p_value=_p_value)
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        count=count,
+        number=number,
+        reach=_reach,
+        duration=_duration,
+        rate=_rate,
+        short=_short,
+        tail=tail,
+        p_value=_p_value,
+    )
     page = environment.get_template("index.html").render(
         data=data,
         picture=lambda content: picture_of(content, pictures),
         groups=score_groups(data.scores),
         several=len({row.condition for row in data.summary}) < len(data.summary),
         places={
-            (row.condition, row.model): digits([it.value for it in (row.trained, row.ceiling, *row.baselines.values()) if it]) for row in data.summary
+            (row.condition, row.model): digits(
+                [it.value for it in (row.trained, row.ceiling, *row.baselines.values()) if it]
+            )
+            for row in data.summary
         },
         plots={run.name: loss_plot(run.loss) for run in data.runs},
-        gaps={run.name: {condition: gap_plot(points) for condition, points in run.gaps.items()} for run in data.runs},
-        courses={run.name: {condition: course_plot(it.points, it.floor) for condition, it in run.courses.items()} for run in data.runs},
-        strip=max(data.contact, key=lambda row: sum(isinstance(cell, bytes) for cell in row.maps.values()), default=None),
+        gaps={
+            run.name: {condition: gap_plot(points) for condition, points in run.gaps.items()}
+            for run in data.runs
+        },
+        courses={
+            run.name: {condition: course_plot(it.points, it.floor) for condition, it in run.courses.items()}
+            for run in data.runs
+        },
+        strip=max(
+            data.contact,
+            key=lambda row: sum(isinstance(cell, bytes) for cell in row.maps.values()),
+            default=None,
+        ),
         titles={condition.name: condition.title for condition in data.conditions},
         kinds={condition.name: condition.kind for condition in data.conditions},
         columns=_columns(data),
@@ -79,18 +108,32 @@ def render(data: ReportData, out: Path) -> Path:
 
 
 def score_groups(scores: tuple[ScoreRow, ...]) -> list[ScoreGroup]:
-    """Scores by condition, then metric, each on an axis from zero (or the lowest value) that its intervals fit in."""
+    """Scores by condition, then metric, each on an axis from zero (or the lowest value) that its intervals
+    fit in.
+    """
     groups = []
-    order = {key: number for number, key in enumerate(dict.fromkeys((row.condition, row.metric) for row in scores))}
-    for (condition, metric), found in groupby(sorted(scores, key=lambda row: order[row.condition, row.metric]),
-                                              key=lambda row: (row.condition, row.metric)):
+    order = {
+        key: number for number, key in enumerate(dict.fromkeys((row.condition, row.metric) for row in scores))
+    }
+    for (condition, metric), found in groupby(
+        sorted(scores, key=lambda row: order[row.condition, row.metric]),
+        key=lambda row: (row.condition, row.metric),
+    ):
         rows = sorted(found, key=lambda row: row.baseline)
         ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
         floors = [row.value for row in rows if row.baseline and not row.ceiling]
         better = rows[0].higher_is_better
-        groups.append(ScoreGroup(
-            condition=condition, metric=metric, definition=rows[0].definition, higher_is_better=better, rows=tuple(rows),
-            axis=axis(min(0.0, *ends), max(ends) or 1.0), floor=(max(floors) if better else min(floors)) if floors else None))
+        groups.append(
+            ScoreGroup(
+                condition=condition,
+                metric=metric,
+                definition=rows[0].definition,
+                higher_is_better=better,
+                rows=tuple(rows),
+                axis=axis(min(0.0, *ends), max(ends) or 1.0),
+                floor=(max(floors) if better else min(floors)) if floors else None,
+            )
+        )
     return groups
 
 
@@ -102,7 +145,9 @@ def _columns(data: ReportData) -> list[str]:
 
 
 def picture_of(content: bytes | str | None, pictures: dict[str, bytes]) -> Picture | None:
-    """Files a picture under its hash and says where; None for anything that is not one, which the page then says in words."""
+    """Files a picture under its hash and says where; None for anything that is not one, which the page then
+    says in words.
+    """
     if not isinstance(content, bytes):
         return None
     try:
@@ -124,7 +169,11 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def _reach(it: Number | None, places: int) -> str:
-    return "–" if it is None else number(it.value, places) + ("" if it.reach is None else f" ± {number(it.reach, places)}")
+    return (
+        "–"
+        if it is None
+        else number(it.value, places) + ("" if it.reach is None else f" ± {number(it.reach, places)}")
+    )
 
 
 def _duration(seconds: float | None) -> str:

@@ -49,7 +49,9 @@ def read(folder: Path) -> Board:
 
 def _board(stored: Mapping[str, Any], folder: Path) -> Board:
     parts: dict[str, Any] = {
-        key: tuple(made(**_frozen(row)) for row in stored[key] if not fidelity.retired(row.get(MEASURE.get(key), "")))
+        key: tuple(
+            made(**_frozen(row)) for row in stored[key] if not fidelity.retired(row.get(MEASURE.get(key), ""))
+        )
         for key, made in PARTS.items()
     }
     parts |= {key: stored[key] for key in ("name", "made_at", "version", "machine")}
@@ -72,7 +74,11 @@ def _evidence(row: Mapping[str, Any], folder: Path) -> Evidence:
     told = {key: value for key, value in _frozen(row).items() if key != "reason"}
     pictures = {name: _picture(folder, row[name]) for name in PICTURES}
     reread = row["reason"] if pictures["reread"] is None else pictures["reread"]
-    always = {"reread": reread or "", "hint": pictures["hint"] or b"", "generated": pictures["generated"] or b""}
+    always = {
+        "reread": reread or "",
+        "hint": pictures["hint"] or b"",
+        "generated": pictures["generated"] or b"",
+    }
     return Evidence(**told | pictures | always)
 
 
@@ -89,7 +95,9 @@ def _picture(folder: Path, address: str | None) -> bytes | None:
 
 
 def _placed(board: Board) -> Iterator[Score]:
-    """A normalized score only where the real image has the better value; else why there is none, by the values."""
+    """A normalized score only where the real image has the better value; else why there is none, by the
+    values.
+    """
     better = {metric.name: metric.higher_is_better for metric in board.metrics}
     groups: dict[tuple[str, str], list[Score]] = {}
     for score in board.scores:

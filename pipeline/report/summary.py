@@ -1,4 +1,6 @@
-"""What a job comes to: a line for each trained ControlNet, before and after its training, beside its baselines and its ceiling."""
+"""What a job comes to: a line for each trained ControlNet, before and after its training, beside its
+baselines and its ceiling.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,8 +24,14 @@ from pipeline.report.text import table
 COLUMNS = ("value", "replicates", "method", "prompts", "higher_is_better")  # of the table `scores`
 BASELINES = (BEFORE, SHUFFLED, NO_CONTROL)
 NOTES = (
-    "value ± reach of its 95 % interval; gap: thousandths of the held-out loss that the hint saves the base; °  more than another's hint saves",
-    "<  worse than trained, image by image, beyond chance (95 %);  >  better than trained, beyond chance;  *  above both baselines beyond chance",
+    (
+        "value ± reach of its 95 % interval; gap: thousandths of the held-out loss that the hint saves the"
+        " base; °  more than another's hint saves"
+    ),
+    (
+        "<  worse than trained, image by image, beyond chance (95 %);  >  better than trained, beyond chance;"
+        "  *  above both baselines beyond chance"
+    ),
     "ruler: the normalized score: 0 % = the better baseline, 100 % = the real image",
 )
 
@@ -43,16 +51,34 @@ def lines(plan: Plan, catalog: Catalog, page: Path) -> Iterator[str]:
     if not rows:
         return
     several = len({row.condition for row in rows}) < len(rows)
-    names = ["  condition", *(["model"] if several else []), "measure", "gap before", "gap", "trained", "before", "another's", "no control"]
+    names = [
+        "  condition",
+        *(["model"] if several else []),
+        "measure",
+        "gap before",
+        "gap",
+        "trained",
+        "before",
+        "another's",
+        "no control",
+    ]
     yield from table([*names, "ceiling", "ruler"], [_cells(row, several) for row in rows]).splitlines()
     yield from NOTES
-    absent = {row.share_reason: [it.condition for it in rows if it.share_reason == row.share_reason] for row in rows if row.share_reason}
-    yield from (f"no ruler of {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in absent.items())
+    absent = {
+        row.share_reason: [it.condition for it in rows if it.share_reason == row.share_reason]
+        for row in rows
+        if row.share_reason
+    }
+    yield from (
+        f"no ruler of {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in absent.items()
+    )
     yield f"{page} shows all of it"
 
 
 def courses(catalog: Catalog, made: list[System]) -> dict[tuple[str, str], Course]:
-    """Run and condition -> its primary measure from before the first image to the end, where checkpoints on the way were scored."""
+    """Run and condition -> its primary measure from before the first image to the end, where checkpoints on
+    the way were scored.
+    """
     scores, images = _scores(catalog, made), dict(catalog.query("SELECT run, images FROM runs"))
     on_the_way: dict[tuple[str, str], list[System]] = {}
     for system in made:
@@ -63,24 +89,41 @@ def courses(catalog: Catalog, made: list[System]) -> dict[tuple[str, str], Cours
         metric = measures.primary(CONDITIONS[condition].kind)
         found = _found(model, condition, made, scores)
         begun = found.get(BEFORE) or found.get(NO_CONTROL)  # one that starts from the base adds nothing
-        points = {0: begun} | {it.seen: replicated(scores[it.name]) for it in on_way if scores.get(it.name)} | {images[model]: found.get(CONTROL)}
+        points = (
+            {0: begun}
+            | {it.seen: replicated(scores[it.name]) for it in on_way if scores.get(it.name)}
+            | {images[model]: found.get(CONTROL)}
+        )
         floor = _floor(found, metric.higher_is_better)
         out[model, condition] = Course(
-            metric=metric.name, higher_is_better=metric.higher_is_better, floor=floor.value if floor else None,
-            points=tuple((seen, score.value, *(score.interval or (None, None))) for seen, score in sorted(points.items()) if score),
-        )  # fmt: skip
+            metric=metric.name,
+            higher_is_better=metric.higher_is_better,
+            floor=floor.value if floor else None,
+            points=tuple(
+                (seen, score.value, *(score.interval or (None, None)))
+                for seen, score in sorted(points.items())
+                if score
+            ),
+        )
     return out
 
 
 def _cells(row: SummaryRow, several: bool) -> list[str]:
     places = digits([it.value for it in (row.trained, *row.baselines.values(), row.ceiling) if it])
     return [
-        f"{'*' if row.beyond_both else ' '} {row.condition}", *([row.model] if several else []),
-        f"{row.metric} {'↑' if row.higher_is_better else '↓'}", f"{_text(row.gap_before, 1)} {row.gap_verdict}".rstrip(),
-        f"{_text(row.gap, 1)}{' °' if row.heard else ''}", _text(row.trained, places),
-        *(f"{_text(row.baselines.get(arm), places)} {row.verdicts.get(arm, '')}".rstrip() for arm in BASELINES), _text(row.ceiling, places),
+        f"{'*' if row.beyond_both else ' '} {row.condition}",
+        *([row.model] if several else []),
+        f"{row.metric} {'↑' if row.higher_is_better else '↓'}",
+        f"{_text(row.gap_before, 1)} {row.gap_verdict}".rstrip(),
+        f"{_text(row.gap, 1)}{' °' if row.heard else ''}",
+        _text(row.trained, places),
+        *(
+            f"{_text(row.baselines.get(arm), places)} {row.verdicts.get(arm, '')}".rstrip()
+            for arm in BASELINES
+        ),
+        _text(row.ceiling, places),
         f"{_text(row.share, 0)} %" if row.share else "–",
-    ]  # fmt: skip
+    ]
 
 
 def _text(number: Number | None, places: int) -> str:
@@ -90,8 +133,12 @@ def _text(number: Number | None, places: int) -> str:
 
 
 def _scores(catalog: Catalog, made: list[System]) -> dict[str, dict[str, Any]]:
-    """By system, its primary measure; systems without it have an empty row as soon as anything of them is scored."""
-    found: dict[str, dict[str, Any]] = {system: {} for (system,) in catalog.query("SELECT DISTINCT system FROM scores")}
+    """By system, its primary measure; systems without it have an empty row as soon as anything of them is
+    scored.
+    """
+    found: dict[str, dict[str, Any]] = {
+        system: {} for (system,) in catalog.query("SELECT DISTINCT system FROM scores")
+    }
     wanted = {system.name: measures.primary(CONDITIONS[system.condition].kind).name for system in made}
     for name, metric, *row in catalog.query(f"SELECT system, metric, {', '.join(COLUMNS)} FROM scores"):
         if wanted.get(name) == metric:
@@ -104,20 +151,33 @@ def _row(
 ) -> SummaryRow:
     found = _found(system.model, system.condition, made, scores)
     metric = measures.primary(CONDITIONS[system.condition].kind)
-    verdicts = {arm: _verdict(found[CONTROL], found[arm], metric.higher_is_better) for arm in BASELINES if {arm, CONTROL} <= found.keys()}
+    verdicts = {
+        arm: _verdict(found[CONTROL], found[arm], metric.higher_is_better)
+        for arm in BASELINES
+        if {arm, CONTROL} <= found.keys()
+    }
     return SummaryRow(
-        condition=system.condition, model=called(system.model), metric=metric.name, higher_is_better=metric.higher_is_better,
-        definition=metric.definition, **gaps, trained=_number(found.get(CONTROL)), ceiling=_number(found.get(REAL)),
-        **_share(found, metric.higher_is_better), verdicts=verdicts,
+        condition=system.condition,
+        model=called(system.model),
+        metric=metric.name,
+        higher_is_better=metric.higher_is_better,
+        definition=metric.definition,
+        **gaps,
+        trained=_number(found.get(CONTROL)),
+        ceiling=_number(found.get(REAL)),
+        **_share(found, metric.higher_is_better),
+        verdicts=verdicts,
         baselines={arm: number for arm in BASELINES if (number := _number(found.get(arm)))},
         beyond_both=all(verdicts.get(arm) == "<" for arm in (SHUFFLED, NO_CONTROL)),
-    )  # fmt: skip
+    )
 
 
 def _found(
     model: str, condition: str, made: list[System], scores: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Replicated]:  # by arm, without the checkpoints on the way
-    beside = [it for it in made if it.condition == condition and it.model in (model, it.arm) and it.arm != EARLIER]
+    beside = [
+        it for it in made if it.condition == condition and it.model in (model, it.arm) and it.arm != EARLIER
+    ]
     return {it.arm: replicated(scores[it.name]) for it in beside if scores.get(it.name)}
 
 
@@ -138,10 +198,14 @@ def _share(found: Mapping[str, Replicated], higher_is_better: bool) -> dict[str,
     """In percent, with the longer arm of its interval; or why there is none."""
     if CONTROL not in found:
         return {}
-    way = share(found[CONTROL], _floor(found, higher_is_better), found.get(REAL), higher_is_better=higher_is_better)
+    way = share(
+        found[CONTROL], _floor(found, higher_is_better), found.get(REAL), higher_is_better=higher_is_better
+    )
     if isinstance(way, str):
         return {"share_reason": way}
-    return {"share": Number(value=100 * way.value, reach=100 * max(way.high - way.value, way.value - way.low))}
+    return {
+        "share": Number(value=100 * way.value, reach=100 * max(way.high - way.value, way.value - way.low))
+    }
 
 
 def _floor(found: Mapping[str, Replicated], higher_is_better: bool) -> Replicated | None:
@@ -155,7 +219,9 @@ def _number(score: Replicated | None) -> Number | None:
 
 
 def _gaps(plan: Plan, system: System, log: list[dict[str, Any]]) -> dict[str, Any]:  # fields of SummaryRow
-    """Before the training and when it was last measured; a ControlNet that begins as a copy of the base saves nothing before."""
+    """Before the training and when it was last measured; a ControlNet that begins as a copy of the base saves
+    nothing before.
+    """
     from train import checkpoint, held_out
 
     told = held_out_rows(log, system.condition)
@@ -165,9 +231,11 @@ def _gaps(plan: Plan, system: System, log: list[dict[str, Any]]) -> dict[str, An
     done = checkpoint.newest(plan.workspace.run(system.model))
     fresh = done is not None and system.condition not in done.meta.get("warm_start", {})
     return {
-        "gap_before": _gap(first) if began == 0 else Number(value=0.0) if fresh else None, "gap": _gap(last),
-        "gap_verdict": "" if began else _gained(first, last), "heard": held_out.heard(last, LEVEL),
-    }  # fmt: skip
+        "gap_before": _gap(first) if began == 0 else Number(value=0.0) if fresh else None,
+        "gap": _gap(last),
+        "gap_verdict": "" if began else _gained(first, last),
+        "heard": held_out.heard(last, LEVEL),
+    }
 
 
 def _gap(told: Mapping[str, Any]) -> Number | None:
@@ -179,8 +247,14 @@ def _gap(told: Mapping[str, Any]) -> Number | None:
 
 
 def _gained(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
-    """Of the first: as `_verdict`, pair by pair in shares of the loss, which differs a hundredfold between timesteps."""
-    pairs = [(one, other) for one, other in zip(first.get("losses", ()), last.get("losses", ()), strict=False) if one and other is not None]
+    """Of the first: as `_verdict`, pair by pair in shares of the loss, which differs a hundredfold between
+    timesteps.
+    """
+    pairs = [
+        (one, other)
+        for one, other in zip(first.get("losses", ()), last.get("losses", ()), strict=False)
+        if one and other is not None
+    ]
     if not pairs:
         return ""
     before, after = np.array(pairs).T

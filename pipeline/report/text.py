@@ -11,7 +11,9 @@ def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     right = [all(isinstance(row[i], int | float) for row in rows) and bool(rows) for i in range(len(names))]
 
     def line(values: Sequence[str]) -> str:
-        return "  ".join(v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True)).rstrip()
+        return "  ".join(
+            v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True)
+        ).rstrip()
 
     return "\n".join([line(list(names)), *map(line, cells)])
 

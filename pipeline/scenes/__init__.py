@@ -1,4 +1,6 @@
-"""Rendered scenes with exact ground truth for every condition: objects and a jointed figure in a room, and a caption."""
+"""Rendered scenes with exact ground truth for every condition: objects and a jointed figure in a room, and a
+caption.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +16,16 @@ from pipeline.scenes.plan import draw_plan as draw_plan
 from pipeline.scenes.raster import Buffers, cast
 
 VERSION = 1  # of what a seed and a number render to
-PROVIDES = ("pose_openpifpaf", "pose_openpose", "seg_coco", "seg_ade20k", "depth_large", "depth_small", "normal")  # conditions, exactly
+# conditions, exactly
+PROVIDES = (
+    "pose_openpifpaf",
+    "pose_openpose",
+    "seg_coco",
+    "seg_ade20k",
+    "depth_large",
+    "depth_small",
+    "normal",
+)
 
 
 TRIES = 1000  # numbers that belong to one scene with limits
@@ -47,16 +58,19 @@ class Scene:
     caption: str
     maps: dict[str, RawMap]  # condition -> truth
     outlines: np.ndarray  # uint8 [s, s] {0, 255}: visible borders between instances and creases between faces
-    lines: np.ndarray  # float32 [N, 4] x0 y0 x1 y1: the visible parts of straight edges and of seams in floor and wall
+    # float32 [N, 4] x0 y0 x1 y1: the visible parts of straight edges and of seams in floor and wall
+    lines: np.ndarray
     instances: np.ndarray  # uint8 [s, s]: 0 wall, 1 floor, then the objects and the figure, from near to far
     facts: dict[str, Any]  # JSON-able
 
 
 def render(seed: int, index: int, size: int = 128, limits: Limits = Limits()) -> Scene:
-    """Scene `index` of a seed at size x size pixels, 64 to 1024; the same scene at every size, but for what limits see of it.
+    """Scene `index` of a seed at size x size pixels, 64 to 1024; the same scene at every size, but for what
+    limits see of it.
 
-    With limits it is the first that keeps to them among the thousand numbers that belong to `index`. The bytes depend on these four alone, on one
-    kind of processor; another's last bits may differ. ValueError: another size, or limits that no scene keeps to.
+    With limits it is the first that keeps to them among the thousand numbers that belong to `index`. The
+    bytes depend on these four alone, on one kind of processor; another's last bits may differ. ValueError:
+    another size, or limits that no scene keeps to.
     """
     import cv2
 
@@ -69,7 +83,10 @@ def render(seed: int, index: int, size: int = 128, limits: Limits = Limits()) ->
         raise ValueError(f"none of {TRIES} scenes keeps to {limits}: loosen them")
     plan, seen, points = it.plan, it.seen, it.points
     image = cv2.resize(paint(plan, 2 * size), (size, size), interpolation=cv2.INTER_AREA)
-    ends, owners = (np.concatenate(pair) for pair in zip(outlines.edges(plan.bodies, plan.view), truth.seams(plan, seen), strict=True))
+    ends, owners = (
+        np.concatenate(pair)
+        for pair in zip(outlines.edges(plan.bodies, plan.view), truth.seams(plan, seen), strict=True)
+    )
     depth = depth_map(1 / seen.depth)
     depth = RawMap("depth", depth.array, {**depth.meta, "unit": "1/m"})
     maps = {

@@ -1,4 +1,6 @@
-"""The convex bodies of which things and figures are made: their form, where a ray meets it, and the normal there."""
+"""The convex bodies of which things and figures are made: their form, where a ray meets it, and the normal
+there.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +11,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Solid:
-    """The planes n . x <= d of a convex polyhedron in [-1, 1]^3, its corners, and edges as (corner, corner, face, face)."""
+    """The planes n . x <= d of a convex polyhedron in [-1, 1]^3, its corners, and edges as (corner, corner,
+    face, face).
+    """
 
     normals: np.ndarray
     offsets: np.ndarray
@@ -47,7 +51,9 @@ def _rings(around: int, latitudes: Sequence[float]) -> np.ndarray:
     """Points [N, 3] on the unit ball."""
     turns = np.linspace(0, 2 * np.pi, around, endpoint=False)
     tilts = np.radians(latitudes)[:, None]
-    return np.stack([np.cos(turns) * np.cos(tilts), np.sin(tilts) + 0 * turns, np.sin(turns) * np.cos(tilts)], axis=2).reshape(-1, 3)
+    return np.stack(
+        [np.cos(turns) * np.cos(tilts), np.sin(tilts) + 0 * turns, np.sin(turns) * np.cos(tilts)], axis=2
+    ).reshape(-1, 3)
 
 
 _BALL, _RING, _DOME = _rings(24, (-75, -50, -25, 0, 25, 50, 75)), _rings(24, (0,)), _rings(12, (0, 45, 80))
@@ -72,7 +78,9 @@ class Part:
 
     @cached_property
     def hull(self) -> np.ndarray:
-        """World points [N, 3] whose convex hull is the body (a fine polyhedron for the round ones); it also bounds it."""
+        """World points [N, 3] whose convex hull is the body (a fine polyhedron for the round ones); it also
+        bounds it.
+        """
         if self.form in SOLIDS:
             points = SOLIDS[self.form].corners
         elif self.form == "frustum":
@@ -132,7 +140,9 @@ def _frustum(part: Part, eye: np.ndarray, ray: list[np.ndarray]) -> Hit:
         t = np.where(good & (candidate < t), candidate, t)
     face = np.zeros(a.shape, np.int16)
     if abs(oy) > 1:  # the one lid that can be seen
-        lid = np.where(y * oy < 0, (np.sign(oy) - oy) / np.where(y == 0, np.float32(1), y), np.float32(np.inf))
+        lid = np.where(
+            y * oy < 0, (np.sign(oy) - oy) / np.where(y == 0, np.float32(1), y), np.float32(np.inf)
+        )
         radius = part.spread[1] if oy > 0 else part.spread[0]
         with np.errstate(invalid="ignore"):
             inside = (ox + lid * x) ** 2 + (oz + lid * z) ** 2 <= radius * radius
@@ -147,7 +157,9 @@ def _polyhedron(part: Part, eye: np.ndarray, ray: list[np.ndarray]) -> Hit:
     enter, leave = np.zeros_like(ray[0]), np.full_like(ray[0], np.inf)
     face = np.zeros(ray[0].shape, np.int16)
     with np.errstate(divide="ignore", invalid="ignore"):
-        for k, (normal, offset) in enumerate(zip(solid.normals.astype(np.float32), solid.offsets, strict=True)):
+        for k, (normal, offset) in enumerate(
+            zip(solid.normals.astype(np.float32), solid.offsets, strict=True)
+        ):
             speed = normal[0] * ray[0] + normal[1] * ray[1] + normal[2] * ray[2]
             t = np.float32(offset - normal @ eye) / speed
             if normal @ eye > offset:  # the eye is before this face

@@ -1,7 +1,8 @@
 """The camera of the rendered scenes, and the room as it sees it.
 
-World: metres, x right, y up, the camera above the origin looking to -z and down. Camera space: x right, y up, z to the viewer.
-A ray of the camera is (x / f, y / f, -1), so the ray's parameter is the depth along the viewing axis.
+World: metres, x right, y up, the camera above the origin looking to -z and down. Camera space: x right, y up,
+z to the viewer. A ray of the camera is (x / f, y / f, -1), so the ray's parameter is the depth along the
+viewing axis.
 """
 
 import math
@@ -13,7 +14,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class View:
-    """The camera (focal length in half widths of the image, height in metres, pitch down in radians) and the room (wall, its yaw)."""
+    """The camera (focal length in half widths of the image, height in metres, pitch down in radians) and the
+    room (wall, its yaw).
+    """
 
     focal: float
     height: float

@@ -15,20 +15,32 @@ STEP = 0.06  # metres of depth between two parts of one figure that make an outl
 
 
 def borders(seen: Buffers, figure: int | None) -> np.ndarray:
-    """uint8 [n, n] in {0, 255}: the pixels left of and above borders of instances, creases, and a limb of the figure before another."""
+    """uint8 [n, n] in {0, 255}: the pixels left of and above borders of instances, creases, and a limb of the
+    figure before another.
+    """
     out = np.zeros(seen.instance.shape, bool)
     limbs = seen.instance == figure
-    for a, b in (((slice(None), slice(None, -1)), (slice(None), slice(1, None))), ((slice(None, -1),), (slice(1, None),))):
+    for a, b in (
+        ((slice(None), slice(None, -1)), (slice(None), slice(1, None))),
+        ((slice(None, -1),), (slice(1, None),)),
+    ):
         edge = seen.instance[a] != seen.instance[b]
         ys, xs = np.nonzero((seen.face[a] != seen.face[b]) & ~edge)
-        n1, n2, d1, d2 = seen.normal[a][ys, xs], seen.normal[b][ys, xs], seen.depth[a][ys, xs], seen.depth[b][ys, xs]
+        n1, n2, d1, d2 = (
+            seen.normal[a][ys, xs],
+            seen.normal[b][ys, xs],
+            seen.depth[a][ys, xs],
+            seen.depth[b][ys, xs],
+        )
         edge[ys, xs] = np.where(limbs[a][ys, xs], np.abs(d1 - d2) > STEP, (n1 * n2).sum(axis=1) < CREASE)
         out[a] |= edge
     return out.astype(np.uint8) * 255
 
 
 def edges(bodies: Sequence[Sequence[Part]], view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Camera-space segments [M, 2, 3] and owners [M]: what is straight on bodies of one part, faces turned away left out."""
+    """Camera-space segments [M, 2, 3] and owners [M]: what is straight on bodies of one part, faces turned
+    away left out.
+    """
     ends, owners = [], []
     for instance, body in enumerate(bodies, 2):
         part = body[0]
@@ -49,23 +61,36 @@ def _sides(eye: np.ndarray, bottom: float, top: float) -> list[np.ndarray]:
     """The two straight contours of a frustum, where planes through the eye touch it."""
     slope = (top - bottom) / 2
     away = math.hypot(eye[0], eye[2])
-    cosine = ((bottom + top) / 2 + slope * eye[1]) / away  # of the angle between the eye and the line of touch, about the axis
+    # of the angle between the eye and the line of touch, about the axis
+    cosine = ((bottom + top) / 2 + slope * eye[1]) / away
     if abs(cosine) >= 1:
         return []
     middle = math.atan2(eye[2], eye[0])
-    sides = [(math.cos(middle + s * math.acos(cosine)), math.sin(middle + s * math.acos(cosine))) for s in (-1, 1)]
+    sides = [
+        (math.cos(middle + s * math.acos(cosine)), math.sin(middle + s * math.acos(cosine))) for s in (-1, 1)
+    ]
     return [np.array([[bottom * x, -1, bottom * z], [top * x, 1, top * z]]) for x, z in sides]
 
 
-def seen_segments(ends: np.ndarray, owners: np.ndarray, view: View, seen: Buffers, shortest: float = 0.04) -> np.ndarray:
-    """float32 [N, 4] x0 y0 x1 y1 in pixels: what of camera-space segments [M, 2, 3] is in the image with nothing before it.
+def seen_segments(
+    ends: np.ndarray, owners: np.ndarray, view: View, seen: Buffers, shortest: float = 0.04
+) -> np.ndarray:
+    """float32 [N, 4] x0 y0 x1 y1 in pixels: what of camera-space segments [M, 2, 3] is in the image with
+    nothing before it.
 
     Pieces shorter than `shortest` of the side are dropped. Owners: an instance, or BORDER.
     """
     size = len(seen.depth)
     ends, owners = _before_camera(ends, owners)
     nearness = 1 / -ends[:, :, 2]
-    points = np.stack([(view.focal * ends[:, :, 0] * nearness + 1), (1 - view.focal * ends[:, :, 1] * nearness)], axis=2) * size / 2 - 0.5
+    points = (
+        np.stack(
+            [(view.focal * ends[:, :, 0] * nearness + 1), (1 - view.focal * ends[:, :, 1] * nearness)], axis=2
+        )
+        * size
+        / 2
+        - 0.5
+    )
     start, along = points[:, 0], points[:, 1] - points[:, 0]
     with np.errstate(divide="ignore", invalid="ignore"):  # clip to the frame
         low, high = -start / along, (size - 1 - start) / along
@@ -78,13 +103,22 @@ def seen_segments(ends: np.ndarray, owners: np.ndarray, view: View, seen: Buffer
     there = seen.instance[y, x]
     behind = seen.depth[y, x] * (nearness[:, :1] + (nearness[:, 1:] - nearness[:, :1]) * share) > 0.97
     owner = owners[:, None]
-    shown = np.where(owner >= 2, (there == owner) | behind, np.where(owner == BORDER, there < 2, there == owner)) & (first < last)[:, None]
+    shown = (
+        np.where(owner >= 2, (there == owner) | behind, np.where(owner == BORDER, there < 2, there == owner))
+        & (first < last)[:, None]
+    )
     change = np.diff(np.pad(shown, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     line, begin = np.nonzero(change == 1)
     _, end = np.nonzero(change == -1)
     a, b = share[line, begin][:, None], share[line, end - 1][:, None]
-    pieces = np.concatenate([start[line] + along[line] * a, start[line] + along[line] * b], axis=1).clip(0, size - 1)
-    return pieces[np.hypot(*(pieces[:, 2:] - pieces[:, :2]).T) >= shortest * size].astype(np.float32).reshape(-1, 4)
+    pieces = np.concatenate([start[line] + along[line] * a, start[line] + along[line] * b], axis=1).clip(
+        0, size - 1
+    )
+    return (
+        pieces[np.hypot(*(pieces[:, 2:] - pieces[:, :2]).T) >= shortest * size]
+        .astype(np.float32)
+        .reshape(-1, 4)
+    )
 
 
 def _before_camera(ends: np.ndarray, owners: np.ndarray, near: float = 0.2) -> tuple[np.ndarray, np.ndarray]:

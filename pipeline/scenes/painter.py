@@ -18,7 +18,10 @@ def paint(plan: Plan, n: int) -> np.ndarray:
     seen = cast(plan.bodies, plan.view, n)
     parts = [part for body in plan.bodies for part in body]
     colour = np.empty((n, n, 3), np.float32)
-    for instance, surface, look in ((WALL, WALLS[plan.wall[0]], plan.wall[1]), (FLOOR, FLOORS[plan.floor[0]], plan.floor[1])):
+    for instance, surface, look in (
+        (WALL, WALLS[plan.wall[0]], plan.wall[1]),
+        (FLOOR, FLOORS[plan.floor[0]], plan.floor[1]),
+    ):
         mask = seen.instance == instance
         colour[mask] = textures.surface(seen.place[mask], surface, look, plan.noise)
     light = (plan.view.rotation @ plan.light).astype(np.float32)
@@ -36,10 +39,21 @@ def paint(plan: Plan, n: int) -> np.ndarray:
         if part.paint[3] and len(ys):
             ys, xs = ys + window[0].start, xs + window[1].start
             toward = np.stack(
-                [(n - 1 - 2 * xs) / (n * plan.view.focal), (2 * ys + 1 - n) / (n * plan.view.focal), np.ones(len(xs))], axis=1
+                [
+                    (n - 1 - 2 * xs) / (n * plan.view.focal),
+                    (2 * ys + 1 - n) / (n * plan.view.focal),
+                    np.ones(len(xs)),
+                ],
+                axis=1,
             )
             shine.append(
-                (ys, xs, 0.85 * part.paint[3] * _glint(seen.normal[ys, xs], toward, light, up if part.form == "frustum" else None))
+                (
+                    ys,
+                    xs,
+                    0.85
+                    * part.paint[3]
+                    * _glint(seen.normal[ys, xs], toward, light, up if part.form == "frustum" else None),
+                )
             )
     colour *= bright[..., None]
     for ys, xs, white in shine:
@@ -48,7 +62,9 @@ def paint(plan: Plan, n: int) -> np.ndarray:
 
 
 def _glint(normal: np.ndarray, toward: np.ndarray, light: np.ndarray, axis: np.ndarray | None) -> np.ndarray:
-    """float32 [N] in 0 to 1: Blinn's highlight; drawn out along `axis` as on brushed metal, or a cylinder would show none."""
+    """float32 [N] in 0 to 1: Blinn's highlight; drawn out along `axis` as on brushed metal, or a cylinder
+    would show none.
+    """
     between = (toward / np.linalg.norm(toward, axis=1, keepdims=True) + light).astype(np.float32)
     if axis is not None:
         between -= (between @ axis)[:, None] * axis
@@ -57,7 +73,9 @@ def _glint(normal: np.ndarray, toward: np.ndarray, light: np.ndarray, axis: np.n
 
 
 def _shadows(plan: Plan, seen: Buffers) -> np.ndarray:
-    """bool [n, n]: floor and wall where a body is before the light; a convex body's shadow is the convex hull of its points' shadows."""
+    """bool [n, n]: floor and wall where a body is before the light; a convex body's shadow is the convex hull
+    of its points' shadows.
+    """
     import cv2
 
     n = len(seen.depth)
@@ -65,7 +83,10 @@ def _shadows(plan: Plan, seen: Buffers) -> np.ndarray:
     hulls = [part.hull for body in plan.bodies for part in body]
     points, ends = np.concatenate(hulls), np.cumsum([len(hull) for hull in hulls])
     normal = np.array([math.sin(plan.view.yaw), 0, math.cos(plan.view.yaw)])
-    for instance, plane, offset in ((FLOOR, np.array([0.0, 1, 0]), 0.0), (WALL, normal, -plan.view.wall_offset)):
+    for instance, plane, offset in (
+        (FLOOR, np.array([0.0, 1, 0]), 0.0),
+        (WALL, normal, -plan.view.wall_offset),
+    ):
         mask = np.zeros((n, n), np.uint8)
         fallen = points - ((points @ plane - offset) / (plan.light @ plane))[:, None] * plan.light
         shown = pixels(plan.view.project(fallen), n).clip(-4 * n, 5 * n).astype(np.float32)

@@ -1,4 +1,6 @@
-"""What a scene is before it has a size: the draw of the room, the camera and the light, and who stands where."""
+"""What a scene is before it has a size: the draw of the room, the camera and the light, and who
+stands where.
+"""
 
 import hashlib
 import math
@@ -41,25 +43,39 @@ class Plan:
     @property
     def figure(self) -> tuple[int, Figure] | None:
         """Instance and person."""
-        return next(((k, actor.who) for k, actor in enumerate(self.actors, 2) if isinstance(actor.who, Figure)), None)
+        return next(
+            ((k, actor.who) for k, actor in enumerate(self.actors, 2) if isinstance(actor.who, Figure)), None
+        )
 
 
 def draw_plan(seed: int, index: int) -> Plan:
-    rng = np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(f"scene {seed} {index}".encode()).digest()[:16], "big")))
+    rng = np.random.Generator(
+        np.random.PCG64(int.from_bytes(hashlib.sha256(f"scene {seed} {index}".encode()).digest()[:16], "big"))
+    )
     peopled = rng.random() < 1 / 3
     while True:
         distance, height, focal = span(rng, 4.2, 5.2), span(rng, 1.1, 1.7), span(rng, 2.2, 2.7)
-        border = span(rng, -0.3, 0.1) if peopled else span(rng, 0.0, 0.4)  # where floor and wall meet; low enough for a head above it
+        # where floor and wall meet; low enough for a head above it
+        border = span(rng, -0.3, 0.1) if peopled else span(rng, 0.0, 0.4)
         pitch = math.atan(height / distance) + math.atan(border / focal)
         view = View(focal, height, pitch, distance, math.radians(span(rng, -18, 18)))
         from_side, up = math.radians(pick(rng, (-1, 1)) * span(rng, 25, 60)), math.radians(span(rng, 38, 58))
-        light = np.array([math.cos(up) * math.sin(from_side), math.sin(up), math.cos(up) * math.cos(from_side)])
+        light = np.array(
+            [math.cos(up) * math.sin(from_side), math.sin(up), math.cos(up) * math.cos(from_side)]
+        )
         floor, wall = pick(rng, list(FLOORS)), pick(rng, list(WALLS))
         looks = pick(rng, list(FLOORS[floor].looks)), pick(rng, list(WALLS[wall].looks))
         actors = _place(rng, view, border, peopled)
         if len(actors) > peopled:
             noise = (2 * rng.random(4096) - 1).astype(np.float32)
-            return Plan(view, light, (floor, looks[0]), (wall, looks[1]), sorted(actors, key=lambda actor: actor.depth), noise)
+            return Plan(
+                view,
+                light,
+                (floor, looks[0]),
+                (wall, looks[1]),
+                sorted(actors, key=lambda actor: actor.depth),
+                noise,
+            )
 
 
 def _place(rng: np.random.Generator, view: View, border: float, peopled: bool) -> list[Actor]:
@@ -73,7 +89,10 @@ def _place(rng: np.random.Generator, view: View, border: float, peopled: bool) -
         if len(actors) == wanted + peopled:
             break
         first = person is not None and not actors
-        x, y = span(rng, -0.85, 0.85) * (0.6 if first else 1), span(rng, -0.85, border - (0.1 if first else 0.2))
+        x, y = (
+            span(rng, -0.85, 0.85) * (0.6 if first else 1),
+            span(rng, -0.85, border - (0.1 if first else 0.2)),
+        )
         at = view.floor_point(x, y)
         if at is None:
             continue
@@ -81,7 +100,9 @@ def _place(rng: np.random.Generator, view: View, border: float, peopled: bool) -
         spot, turn = (float(at[0]), float(at[2])), math.atan2(-at[0], -at[2])
         who: Thing | Figure
         if first and person is not None:
-            top = view.project(at[None] + (0, max(point[1] for point in person.joints.values()) + 0.05, 0))[0, 1]
+            top = view.project(at[None] + (0, max(point[1] for point in person.joints.values()) + 0.05, 0))[
+                0, 1
+            ]
             if not (top < 0.95 and top - y > 0.75):  # cut off above, or small
                 continue
             who = person.stand(spot, turn)
@@ -96,11 +117,16 @@ def _place(rng: np.random.Generator, view: View, border: float, peopled: bool) -
 
 
 def _enter(who: Thing | Figure, view: View, depth: float, least: float) -> Actor | None:
-    """The actor, if it stands before the wall, is not much cut off and its box has `least` of the 4 that the image has; else None."""
+    """The actor, if it stands before the wall, is not much cut off and its box has `least` of the 4 that the
+    image has; else None.
+    """
     parts = who.parts()
     hull = np.concatenate([part.hull for part in parts])
     shown = view.project(hull)
-    if shown[:, 2].min() < 1 or (hull[:, 0] * math.sin(view.yaw) + hull[:, 2] * math.cos(view.yaw)).min() < 0.05 - view.wall_offset:
+    if (
+        shown[:, 2].min() < 1
+        or (hull[:, 0] * math.sin(view.yaw) + hull[:, 2] * math.cos(view.yaw)).min() < 0.05 - view.wall_offset
+    ):
         return None
     low, high = shown[:, :2].min(axis=0), shown[:, :2].max(axis=0)
     inside = np.maximum(np.minimum(high, 1) - np.maximum(low, -1), 0)
@@ -114,8 +140,12 @@ def _enter(who: Thing | Figure, view: View, depth: float, least: float) -> Actor
 
 def _apart(one: Actor, other: Actor) -> bool:
     """Neither touches the other, nor hides more than a third of it, or an eighth of a person."""
-    gap = np.maximum(one.hull.min(axis=0) - other.hull.max(axis=0), other.hull.min(axis=0) - one.hull.max(axis=0))
-    common = np.maximum(np.minimum(one.box[2:], other.box[2:]) - np.maximum(one.box[:2], other.box[:2]), 0).prod()
+    gap = np.maximum(
+        one.hull.min(axis=0) - other.hull.max(axis=0), other.hull.min(axis=0) - one.hull.max(axis=0)
+    )
+    common = np.maximum(
+        np.minimum(one.box[2:], other.box[2:]) - np.maximum(one.box[:2], other.box[:2]), 0
+    ).prod()
     farther = one if one.depth > other.depth else other
     most = (0.12 if isinstance(farther.who, Figure) else 0.3) * (farther.box[2:] - farther.box[:2]).prod()
     return bool(max(gap[0], gap[2]) > 0.02 and common <= most)

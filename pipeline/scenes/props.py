@@ -1,4 +1,6 @@
-"""What stands in a rendered scene: floors, walls, objects and the jointed figure, and the draw that puts them together."""
+"""What stands in a rendered scene: floors, walls, objects and the jointed figure, and the draw that puts them
+together.
+"""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +32,8 @@ class Surface(NamedTuple):
 WHITE, DARK = (0.93, 0.92, 0.9), (0.16, 0.15, 0.15)
 FLOORS = {
     "wood": Surface(
-        {"light wooden floor": ((0.80, 0.62, 0.40), (0.42, 0.28, 0.15)), "dark wooden floor": ((0.50, 0.31, 0.19), (0.22, 0.12, 0.07))},
+        {"light wooden floor": ((0.80, 0.62, 0.40), (0.42, 0.28, 0.15)),
+        "dark wooden floor": ((0.50, 0.31, 0.19), (0.22, 0.12, 0.07))},
         "floor-wood", "floor", (1.7, 0.3), -1, 0.022, tones=0.35, grain=(0.07, 0.5, 0.03),
     ),
     "tiles": Surface(
@@ -41,27 +44,34 @@ FLOORS = {
         },
         "floor-tile", "floor", (0.55, 0.55), seam=0.016, chequered=True, grain=(0.02, 0.2, 0.2),
     ),
-    "stone": Surface({"grey stone floor": ((0.62, 0.61, 0.58), (0.33, 0.32, 0.3))}, "floor-stone", "floor", (0.95, 0.6), -1, 0.035,
+    "stone": Surface({"grey stone floor": ((0.62, 0.61, 0.58), (0.33, 0.32, 0.3))}, "floor-stone", "floor",
+    (0.95, 0.6), -1, 0.035,
                      tones=0.3, grain=(0.09, 0.07, 0.07)),
     "carpet": Surface(
-        {"green carpet": ((0.38, 0.56, 0.42), DARK), "red carpet": ((0.62, 0.26, 0.28), DARK), "blue carpet": ((0.33, 0.42, 0.62), DARK)},
+        {"green carpet": ((0.38, 0.56, 0.42), DARK), "red carpet": ((0.62, 0.26, 0.28), DARK),
+        "blue carpet": ((0.33, 0.42, 0.62), DARK)},
         "carpet", "rug", grain=(0.2, 0.035, 0.035),
     ),
-    "plain": Surface({"plain grey floor": ((0.68, 0.68, 0.67), DARK), "plain white floor": ((0.86, 0.85, 0.83), DARK)},
+    "plain": Surface({"plain grey floor": ((0.68, 0.68, 0.67), DARK),
+    "plain white floor": ((0.86, 0.85, 0.83), DARK)},
                      "floor-other", "floor"),
 }  # fmt: skip
 WALLS = {
     "brick": Surface(
-        {"red brick wall": ((0.70, 0.36, 0.27), (0.84, 0.79, 0.72)), "white brick wall": ((0.88, 0.87, 0.84), (0.62, 0.60, 0.57))},
+        {"red brick wall": ((0.70, 0.36, 0.27), (0.84, 0.79, 0.72)),
+        "white brick wall": ((0.88, 0.87, 0.84), (0.62, 0.60, 0.57))},
         "wall-brick", "wall", (0.55, 0.24), 0.5, 0.035, tones=0.25, grain=(0.06, 0.05, 0.05),
     ),
     "tiles": Surface(
-        {"white tiled wall": ((0.90, 0.92, 0.92), (0.55, 0.60, 0.62)), "turquoise tiled wall": ((0.55, 0.80, 0.80), (0.90, 0.93, 0.93))},
+        {"white tiled wall": ((0.90, 0.92, 0.92), (0.55, 0.60, 0.62)),
+        "turquoise tiled wall": ((0.55, 0.80, 0.80), (0.90, 0.93, 0.93))},
         "wall-tile", "wall", (0.4, 0.4), seam=0.026, tones=0.08, grain=(0.01, 0.2, 0.2),
     ),
-    "panels": Surface({"wooden panel wall": ((0.70, 0.50, 0.32), (0.33, 0.21, 0.12))}, "wall-panel", "wall", (0.42, 0), 0, 0.03, tones=0.2,
+    "panels": Surface({"wooden panel wall": ((0.70, 0.50, 0.32), (0.33, 0.21, 0.12))}, "wall-panel", "wall",
+    (0.42, 0), 0, 0.03, tones=0.2,
                       grain=(0.06, 0.03, 0.6)),
-    "concrete": Surface({"concrete wall": ((0.66, 0.67, 0.68), (0.40, 0.41, 0.42))}, "wall-concrete", "wall", (1.5, 0.9), 0, 0.025,
+    "concrete": Surface({"concrete wall": ((0.66, 0.67, 0.68), (0.40, 0.41, 0.42))}, "wall-concrete", "wall",
+    (1.5, 0.9), 0, 0.025,
                         tones=0.12, grain=(0.07, 0.12, 0.12)),
     "striped": Surface(
         {"pink striped wall": ((0.90, 0.68, 0.70), WHITE), "blue striped wall": ((0.62, 0.72, 0.88), WHITE)},
@@ -73,7 +83,8 @@ WALLS = {
         "wall-other", "wall", grain=(0.015, 0.2, 0.2),
     ),
 }  # fmt: skip
-# what the shapes are called in COCO-Stuff and in ADE20K: they are toys, so what has no name of its own is plastic there, a plaything here
+# what the shapes are called in COCO-Stuff and in ADE20K: they are toys, so what has no name of its own is
+# plastic there, a plaything here
 CLASSES = {
     "person": ("person", "person"),
     "sphere": ("sports ball", "ball"),
@@ -83,8 +94,10 @@ CLASSES = {
     "pyramid": ("plastic", "plaything"),
 }
 COLOURS: dict[str, RGB] = {
-    "red": (0.86, 0.12, 0.11), "orange": (0.98, 0.50, 0.06), "yellow": (0.98, 0.85, 0.10), "green": (0.10, 0.60, 0.20),
-    "blue": (0.10, 0.27, 0.85), "purple": (0.52, 0.18, 0.68), "white": (0.96, 0.96, 0.96), "black": (0.11, 0.11, 0.12),
+    "red": (0.86, 0.12, 0.11), "orange": (0.98, 0.50, 0.06), "yellow": (0.98, 0.85, 0.10),
+    "green": (0.10, 0.60, 0.20),
+    "blue": (0.10, 0.27, 0.85), "purple": (0.52, 0.18, 0.68), "white": (0.96, 0.96, 0.96),
+    "black": (0.11, 0.11, 0.12),
 }  # fmt: skip
 PATTERNED = ("striped", "checked")
 MATERIALS = ("matte", "glossy", *PATTERNED)
@@ -105,14 +118,25 @@ class Thing:
 
     def parts(self) -> list[Part]:
         """Its body; second colours are black on yellow and orange, white on the rest."""
-        form, spread = {"sphere": ("ball", ()), "cylinder": ("frustum", (1.0, 1.0)), "cone": ("frustum", (1.0, 0.0))}.get(
-            self.shape, (self.shape, ())
-        )
+        form, spread = {
+            "sphere": ("ball", ()),
+            "cylinder": ("frustum", (1.0, 1.0)),
+            "cone": ("frustum", (1.0, 0.0)),
+        }.get(self.shape, (self.shape, ()))
         second = DARK if self.colour in ("yellow", "orange") else (0.96, 0.96, 0.94)
         pattern = self.material if self.material in PATTERNED else "plain"
         gloss = {"matte": 0.0, "glossy": 1.0}.get(self.material, 0.25)
         place = np.array([self.at[0], self.half[1], self.at[1]])
-        return [Part(form, _yaw(self.turn) * self.half, place, self.shape, spread, (pattern, COLOURS[self.colour], second, gloss))]
+        return [
+            Part(
+                form,
+                _yaw(self.turn) * self.half,
+                place,
+                self.shape,
+                spread,
+                (pattern, COLOURS[self.colour], second, gloss),
+            )
+        ]
 
 
 def draw_thing(rng: np.random.Generator, colour: str, at: tuple[float, float], turn: float) -> Thing:
@@ -126,7 +150,8 @@ def draw_thing(rng: np.random.Generator, colour: str, at: tuple[float, float], t
         "cone": (width, width * (0.3 + ratio), width),
         "pyramid": (width, width * (0.1 + ratio), width),
     }[shape]
-    materials = [name for name in MATERIALS if name != "glossy" or shape not in SOLIDS]  # a flat face shows no gloss
+    # a flat face shows no gloss
+    materials = [name for name in MATERIALS if name != "glossy" or shape not in SOLIDS]
     if colour == "white":  # with a pattern it would pass for the pattern's colour
         materials = [name for name in materials if name not in PATTERNED]
     return Thing(shape, colour, pick(rng, materials), half, turn + math.radians(span(rng, 22, 68)), at)
@@ -167,7 +192,8 @@ FACINGS = {"us": 0, "away": 180, "left": -90, "right": 90}  # yaw in degrees
 ON = {
     "nose": (("head", "nose"), 0.03), "eye": (("head",), 0.03), "ear": (("head",), 0.05),
     "neck": (("shoulders", "neck", "torso", "head", "left_upper_arm", "right_upper_arm"), 0.18),
-    "shoulder": (("shoulders", "{side}_upper_arm", "torso"), 0.07), "elbow": (("{side}_upper_arm", "{side}_lower_arm"), 0.05),
+    "shoulder": (("shoulders", "{side}_upper_arm", "torso"), 0.07),
+    "elbow": (("{side}_upper_arm", "{side}_lower_arm"), 0.05),
     "wrist": (("{side}_lower_arm", "{side}_hand"), 0.05), "hip": (("pelvis", "{side}_thigh", "torso"), 0.1),
     "knee": (("{side}_thigh", "{side}_shin"), 0.07), "ankle": (("{side}_shin", "{side}_foot"), 0.09),
 }  # fmt: skip
@@ -201,13 +227,17 @@ class Figure:
             x = _cross(y, front if abs(y @ front) < 0.9 else up)
             x /= math.sqrt(x @ x)
             axes = np.stack([x, y, _cross(x, y)], axis=1) * (radius * h)
-            return Part("capsule", axes, (a + b) / 2, name, (half / (radius * h),), ("plain", colour, colour, 0.0))
+            return Part(
+                "capsule", axes, (a + b) / 2, name, (half / (radius * h),), ("plain", colour, colour, 0.0)
+            )
 
         def blob(name: str, at: np.ndarray, radii: tuple[float, float, float], paint: tuple) -> Part:
             return Part("ball", self.axes * np.array(radii) * h, at, name, (), paint)
 
         spine = j["neck"] - hips
-        trunk = np.stack([left * 0.13 * h, spine / 2, _cross(left, spine) * (0.085 * h / math.sqrt(spine @ spine))], axis=1)
+        trunk = np.stack(
+            [left * 0.13 * h, spine / 2, _cross(left, spine) * (0.085 * h / math.sqrt(spine @ spine))], axis=1
+        )
         parts = [
             blob("head", head, (0.07, 0.095, 0.08), ("head", self.skin, self.hair, 0.0)),
             blob("nose", j["nose"], (0.014, 0.02, 0.02), ("plain", self.skin, self.skin, 0.0)),
@@ -217,7 +247,9 @@ class Figure:
             limb("pelvis", j["left_hip"], j["right_hip"], 0.07, trousers),
         ]
         for side in ("left", "right"):
-            at = {name: j[f"{side}_{name}"] for name in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")}
+            at = {
+                name: j[f"{side}_{name}"] for name in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+            }
             hand = at["wrist"] + 0.2 * (at["wrist"] - at["elbow"])
             foot = at["ankle"] + h * (0.045 * front - 0.012 * up)
             parts += [
@@ -266,14 +298,28 @@ def draw_figure(rng: np.random.Generator) -> Figure:
     tall, axes = span(rng, 1.6, 1.85), _yaw(turn)
     joints = {name: axes @ (tall * (p - (middle[0], lowest, middle[2]))) for name, p in j.items()}
     shirt = pick(rng, [name for name in COLOURS if name != "black"])
-    trousers = pick(rng, [name for name in ("blue", "black", "white", "green", "purple", "red") if name != shirt])
-    return Figure(facing, words.format(side=sides[0]), shirt, trousers, tall, axes, joints, pick(rng, SKIN), pick(rng, HAIR))
+    trousers = pick(
+        rng, [name for name in ("blue", "black", "white", "green", "purple", "red") if name != shirt]
+    )
+    return Figure(
+        facing,
+        words.format(side=sides[0]),
+        shirt,
+        trousers,
+        tall,
+        axes,
+        joints,
+        pick(rng, SKIN),
+        pick(rng, HAIR),
+    )
 
 
 def _swing(rng: np.random.Generator, out: np.ndarray, degrees: tuple[int, int, int, int]) -> np.ndarray:
     """A unit direction that far out to the side and to the front from hanging down."""
     side, front = math.radians(span(rng, *degrees[:2])), math.radians(span(rng, *degrees[2:]))
-    return out * math.sin(side) + np.array([0, -math.cos(side) * math.cos(front), math.cos(side) * math.sin(front)])
+    return out * math.sin(side) + np.array(
+        [0, -math.cos(side) * math.cos(front), math.cos(side) * math.sin(front)]
+    )
 
 
 def _yaw(angle: float) -> np.ndarray:

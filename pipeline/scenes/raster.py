@@ -17,7 +17,8 @@ class Buffers:
 
     depth: np.ndarray  # float32, metres along the viewing axis
     normal: np.ndarray  # float32 [n, n, 3], unit, camera space
-    place: np.ndarray  # float32 [n, n, 3]: solids: in their own space; floor, wall: metres along the wall, metres across, 0
+    # float32 [n, n, 3]: solids: in their own space; floor, wall: metres along the wall, metres across, 0
+    place: np.ndarray
     face: np.ndarray  # int16: 0 wall, 1 floor, else 8 * (part + 1) + its face
     instance: np.ndarray  # uint8
     windows: list[tuple[slice, slice] | None]  # of each part: the pixels it can cover
@@ -25,7 +26,9 @@ class Buffers:
 
 
 def cast(bodies: Sequence[Sequence[Part]], view: View, n: int) -> Buffers:
-    """Cast n x n rays through the pixel centres at bodies (instances 2, 3, …), floor and wall; the nearest wins."""
+    """Cast n x n rays through the pixel centres at bodies (instances 2, 3, …), floor and wall; the nearest
+    wins.
+    """
     u = (((np.arange(n) + 0.5) * (2 / n) - 1) / view.focal).astype(np.float32)
     u, v = u[None, :], -u[:, None]
     out = _empty_room(view, u, v, n)
@@ -44,7 +47,14 @@ def cast(bodies: Sequence[Sequence[Part]], view: View, n: int) -> Buffers:
 
 
 def _cast_part(
-    part: Part, box: tuple[slice, slice], code: int, view: View, u: np.ndarray, v: np.ndarray, out: Buffers, covered: np.ndarray
+    part: Part,
+    box: tuple[slice, slice],
+    code: int,
+    view: View,
+    u: np.ndarray,
+    v: np.ndarray,
+    out: Buffers,
+    covered: np.ndarray,
 ) -> None:
     inverse = np.linalg.inv(view.rotation @ part.axes)
     eye = inverse @ -view.to_camera(part.at[None])[0]
@@ -77,7 +87,9 @@ def _empty_room(view: View, u: np.ndarray, v: np.ndarray, n: int) -> Buffers:
     place[..., 0] = depth * (along[0] * u + (along[1] * v - along[2]))
     place[..., 1] = np.where(is_floor, -depth * toward, np.float32(view.height) + depth * climb)
     face = is_floor.astype(np.int16)
-    return Buffers(depth, np.take(np.stack([out, up]), face, axis=0), place, face, face.astype(np.uint8), [], [])
+    return Buffers(
+        depth, np.take(np.stack([out, up]), face, axis=0), place, face, face.astype(np.uint8), [], []
+    )
 
 
 def _window(part: Part, view: View, n: int) -> tuple[slice, slice] | None:

@@ -29,7 +29,9 @@ def surface(place: np.ndarray, surface: Surface, look: str, noise: np.ndarray) -
     return colour
 
 
-def _cells(a: np.ndarray, b: np.ndarray, surface: Surface, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _cells(
+    a: np.ndarray, b: np.ndarray, surface: Surface, noise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Row and column of each point's cell, and the metres from its beginning along and across."""
     row = _floor(b / surface.cell[1]) if surface.cell[1] else np.zeros(len(b), np.int32)
     moved = a - surface.cell[0] * row_shift(row, surface, noise)

@@ -17,12 +17,17 @@ from pipeline.scenes.textures import row_shift
 
 
 def seams(plan: Plan, seen: Buffers) -> tuple[np.ndarray, np.ndarray]:
-    """Camera-space segments [M, 2, 3] and owners [M]: the border of floor and wall, and the seams wide enough apart to be seen."""
+    """Camera-space segments [M, 2, 3] and owners [M]: the border of floor and wall, and the seams wide enough
+    apart to be seen.
+    """
     along, up, out = plan.view.room
     below = -plan.view.height * up  # the floor below the camera
     foot = below - plan.view.wall_offset * out  # where the wall stands nearest to the camera
     ends, owners = [foot + np.outer((-20, 20), along)], [BORDER]
-    for owner, surface, origin, across in ((FLOOR, FLOORS[plan.floor[0]], below, out), (WALL, WALLS[plan.wall[0]], foot, up)):
+    for owner, surface, origin, across in (
+        (FLOOR, FLOORS[plan.floor[0]], below, out),
+        (WALL, WALLS[plan.wall[0]], foot, up),
+    ):
         mask = seen.instance == owner
         if not surface.cell[0] or not mask.any():
             continue
@@ -34,7 +39,10 @@ def seams(plan: Plan, seen: Buffers) -> tuple[np.ndarray, np.ndarray]:
         for row in rows:
             shift = w * float(row_shift(np.array([row]), surface, plan.noise)[0])
             low, high = (row * h, (row + 1) * h) if h else (b0, b1)
-            flat += [(c, low, c, high) for c in np.arange(math.ceil((a0 - shift) / w), math.floor((a1 - shift) / w) + 1) * w + shift]
+            flat += [
+                (c, low, c, high)
+                for c in np.arange(math.ceil((a0 - shift) / w), math.floor((a1 - shift) / w) + 1) * w + shift
+            ]
             if h and row != rows[0]:
                 flat.append((a0, low, a1, low))
         points = np.array(flat, float).reshape(-1, 2, 2)
@@ -69,13 +77,17 @@ def keypoints(plan: Plan, seen: Buffers) -> dict[str, tuple[float, float, float]
 
 def people(points: Mapping[str, tuple[float, float, float]], layout: str, size: int) -> RawMap:
     names = SKELETONS[layout].names
-    array = np.array([[points[name] for name in names]] if points else [], np.float32).reshape(-1, len(names), 3)
+    array = np.array([[points[name] for name in names]] if points else [], np.float32).reshape(
+        -1, len(names), 3
+    )
     return RawMap("people", array, {"size": [size, size], "layout": layout})
 
 
 def labels(plan: Plan, seen: Buffers, space: str, column: int) -> RawMap:
     wall, floor = WALLS[plan.wall[0]], FLOORS[plan.floor[0]]
     words = [(wall.coco, wall.ade), (floor.coco, floor.ade)]
-    words += [CLASSES["person" if isinstance(actor.who, Figure) else actor.who.shape] for actor in plan.actors]
+    words += [
+        CLASSES["person" if isinstance(actor.who, Figure) else actor.who.shape] for actor in plan.actors
+    ]
     table = np.array([SPACES[space].names.index(row[column]) for row in words], np.uint8)
     return RawMap("labels", table[seen.instance], {"label_space": space})

@@ -31,12 +31,22 @@ def facts(plan: Plan, seen: Buffers, points: Mapping[str, tuple[float, float, fl
         }
         if isinstance(one, Figure):
             words = {"facing": one.facing, "pose": one.pose, "shirt": one.shirt, "trousers": one.trousers}
-            figure = words | common | {"keypoints": {name: state[confidence] for name, (_, _, confidence) in points.items()}}
+            figure = (
+                words
+                | common
+                | {"keypoints": {name: state[confidence] for name, (_, _, confidence) in points.items()}}
+            )
         else:
             objects.append({"shape": one.shape, "colour": one.colour, "material": one.material} | common)
     view = plan.view
     return {
-        "camera": {"focal": view.focal, "height": view.height, "pitch": view.pitch, "wall": view.wall, "yaw": view.yaw},
+        "camera": {
+            "focal": view.focal,
+            "height": view.height,
+            "pitch": view.pitch,
+            "wall": view.wall,
+            "yaw": view.yaw,
+        },
         "floor": plan.floor[1],
         "wall": plan.wall[1],
         "light": "from the left" if plan.light[0] < 0 else "from the right",
@@ -47,7 +57,9 @@ def facts(plan: Plan, seen: Buffers, points: Mapping[str, tuple[float, float, fl
 
 
 def _before(plan: Plan) -> list[int] | None:
-    """Two instances of which the first stands before the second: the pair that overlaps most in the image; None = none does."""
+    """Two instances of which the first stands before the second: the pair that overlaps most in the image;
+    None = none does.
+    """
     best, pair = 0.25, None
     for i, near in enumerate(plan.actors):
         for j, far in enumerate(plan.actors[i + 1 :], i + 1):
@@ -62,11 +74,16 @@ def describe(facts: Mapping[str, Any]) -> str:
     """The caption of a scene's facts."""
     objects, figure = facts["objects"], facts["figure"]
     number = NUMBERS[len(objects)] + (" object: " if len(objects) == 1 else " objects: ")
-    text = number + ", ".join(f"{_article(o['colour'])} {o['material']} {o['shape']} {o['place']}" for o in objects)
+    text = number + ", ".join(
+        f"{_article(o['colour'])} {o['material']} {o['shape']} {o['place']}" for o in objects
+    )
     names = {o["instance"]: f"the {o['colour']} {o['shape']}" for o in objects}
     if figure:
         names[figure["instance"]] = "the person"
-        text += f"; a person in {_article(figure['shirt'])} shirt and {figure['trousers']} trousers {figure['pose']} {figure['place']}"
+        text += (
+            f"; a person in {_article(figure['shirt'])} shirt and {figure['trousers']} trousers"
+            f" {figure['pose']} {figure['place']}"
+        )
         text += f", facing {figure['facing']}"
     if facts["before"]:
         text += "; {} in front of {}".format(*(names[k] for k in facts["before"]))

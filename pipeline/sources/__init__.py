@@ -11,7 +11,8 @@ from pipeline import MillError
 from pipeline.manifest import Image
 from pipeline.sources.raw import RawImage, Unreadable, clean, image_id
 
-# source kind -> module and the function that lists it: (source, image settings) -> RawImages in a stable order
+# source kind -> module and the function that lists it: (source, image settings) -> RawImages in a stable
+# order
 LISTERS = {
     "folder": ("files", "list_folder"),
     "list": ("files", "list_table"),
@@ -21,7 +22,8 @@ LISTERS = {
     "huggingface": ("hub", "list_dataset"),
     "scenes": ("rendered", "list_scenes"),
 }
-# RawImage.reader -> module and the function that reads one: RawImage -> raw bytes and caption; raises Unreadable
+# RawImage.reader -> module and the function that reads one: RawImage -> raw bytes and caption; raises
+# Unreadable
 READERS = {
     "file": ("files", "read_file"),
     "tar": ("archives", "read_tar"),
@@ -31,30 +33,42 @@ READERS = {
 }
 
 
-def listing(sources: Sequence[Any], image: Image, without: Path | None = None, spool: Path | None = None) -> list[RawImage]:
-    """Every raw image of the manifest in a stable order, each address once; what lies below `without`, the workspace, is no source.
+def listing(
+    sources: Sequence[Any], image: Image, without: Path | None = None, spool: Path | None = None
+) -> list[RawImage]:
+    """Every raw image of the manifest in a stable order, each address once; what lies below `without`, the
+    workspace, is no source.
 
-    `spool` is the folder in which a source that can be read only once, from its start, keeps what it has read.
+    `spool` is the folder in which a source that can be read only once, from its start, keeps what it has
+    read.
     """
     found: dict[str, RawImage] = {}
     for source in sources:
         lister: Callable[..., Iterator[RawImage]] = _function(*LISTERS[source.kind])
         try:
-            for raw in lister(source, image, spool=spool) if getattr(source, "streaming", False) else lister(source, image):
+            for raw in (
+                lister(source, image, spool=spool)
+                if getattr(source, "streaming", False)
+                else lister(source, image)
+            ):
                 if without is None or not Path(raw.uri).is_relative_to(without):
                     found.setdefault(raw.uri, raw)
         except MillError as error:
             raise MillError(f"{source.at('path').where}{error}") from error
     if not found:
         places = ", ".join(str(getattr(source, "path", source.kind)) for source in sources)
-        raise MillError(f"{sources[0].at().where}No images found in {places}: check `source` in the manifest.")
+        raise MillError(
+            f"{sources[0].at().where}No images found in {places}: check `source` in the manifest."
+        )
     return list(found.values())
 
 
 def lack(source: Any, image: Image) -> str | None:
-    """One sentence where a source's files or columns are not there; None also where only the network could tell.
+    """One sentence where a source's files or columns are not there; None also where only the network could
+    tell.
 
-    A list is read to its end, since columns may be missing in some rows; of the others the first image tells enough.
+    A list is read to its end, since columns may be missing in some rows; of the others the first image tells
+    enough.
     """
     path = str(getattr(source, "path", ""))
     if source.kind in ("scenes", "huggingface"):
@@ -84,7 +98,10 @@ def read(raw: RawImage) -> tuple[bytes, str]:
 
 
 def mirrored_caption(uri: str, caption: str) -> str | None:
-    """The caption of the mirrored image; None where it names a side and nobody knows what of. A scene's words are known."""
+    """The caption of the mirrored image; None where it names a side and nobody knows what of.
+
+    A scene's words are known.
+    """
     if uri.startswith("scene://"):
         from pipeline.scenes.words import mirrored
 
@@ -97,4 +114,15 @@ def _function(module: str, name: str) -> Any:
     return getattr(import_module(f"pipeline.sources.{module}"), name)
 
 
-__all__ = ["LISTERS", "READERS", "RawImage", "Unreadable", "clean", "image_id", "lack", "listing", "mirrored_caption", "read"]
+__all__ = [
+    "LISTERS",
+    "READERS",
+    "RawImage",
+    "Unreadable",
+    "clean",
+    "image_id",
+    "lack",
+    "listing",
+    "mirrored_caption",
+    "read",
+]

@@ -1,4 +1,7 @@
-"""Images in tars, one sample to a key, as WebDataset lays them out. The listing reads headers and JSON members, never a picture."""
+"""Images in tars, one sample to a key, as WebDataset lays them out.
+
+The listing reads headers and JSON members, never a picture.
+"""
 
 import os
 import tarfile
@@ -12,9 +15,32 @@ from pipeline.manifest import Image, WebDatasetSource
 from pipeline.sources.facts import MAX_TEXT, caption_of, json_facts, matching, nowhere, stamp, text
 from pipeline.sources.raw import MAX_BYTES, RawImage, Unreadable
 
-IMAGES = {"jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "jp2", "tga", "ico"}
+IMAGES = {
+    "jpg",
+    "jpeg",
+    "jpe",
+    "png",
+    "webp",
+    "gif",
+    "bmp",
+    "dib",
+    "tif",
+    "tiff",
+    "ppm",
+    "pgm",
+    "pbm",
+    "jp2",
+    "tga",
+    "ico",
+}
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
-MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+}
 BLOCK = tarfile.BLOCKSIZE
 TAIL = 2**20  # bytes after the end mark in which a second tar is looked for
 
@@ -24,14 +50,21 @@ Member = tuple[int, int, str]  # offset and size of its bytes, and its name
 def list_tars(source: WebDatasetSource, image: Image) -> Iterator[RawImage]:
     """One RawImage for each sample, tar by tar, in the order in which each tar first names them."""
     for path in matching(source.path, *COMPRESSED):
-        raise MillError(f"source.path: {path} is compressed, and nothing can be read from its middle: unpack it to a plain .tar.")
+        raise MillError(
+            f"source.path: {path} is compressed, and nothing can be read from its middle: unpack it to a"
+            " plain .tar."
+        )
     tars = matching(source.path, ".tar")
     if not tars:
         raise nowhere(source.path, ".tar")
-    yield from list_samples(tars, source.captions, {name: it.model_dump() for name, it in source.provided.items()})
+    yield from list_samples(
+        tars, source.captions, {name: it.model_dump() for name, it in source.provided.items()}
+    )
 
 
-def list_samples(tars: list[Path], captions: Any, provided: Mapping[str, dict[str, Any]]) -> Iterator[RawImage]:
+def list_samples(
+    tars: list[Path], captions: Any, provided: Mapping[str, dict[str, Any]]
+) -> Iterator[RawImage]:
     """The samples of these tars; a member that is asked for and that no sample has is a MillError."""
     caption = captions.get("member") if isinstance(captions, dict) else None
     maps = {_extension(it[at]) for it in provided.values() for at in ("column", "mask") if it.get(at)}
@@ -45,9 +78,15 @@ def list_samples(tars: list[Path], captions: Any, provided: Mapping[str, dict[st
                     lacking -= members.keys()
                     images = _images(members, maps)
                     raw = _sample(file, tar, key, members, images, captions, asked)
-                    if len(images) > 1 and "." in images[0]:  # photo.v1.jpg, photo.v2.jpg: rather two photographs than one with its map
-                        reason = f"a second image of the sample {key}, since a key ends at the first dot of a name: rename the member"
-                        problems += [RawImage(f"{tar}::{members[it][2]}", "", problem=reason) for it in images[1:]]
+                    # photo.v1.jpg, photo.v2.jpg: rather two photographs than one with its map
+                    if len(images) > 1 and "." in images[0]:
+                        reason = (
+                            f"a second image of the sample {key}, since a key ends at the first dot of a"
+                            " name: rename the member"
+                        )
+                        problems += [
+                            RawImage(f"{tar}::{members[it][2]}", "", problem=reason) for it in images[1:]
+                        ]
                     found |= not raw.problem
                     yield raw if raw.problem else _with(raw, provided)
         except OSError as error:
@@ -55,8 +94,9 @@ def list_samples(tars: list[Path], captions: Any, provided: Mapping[str, dict[st
         yield from problems
     if found and lacking:
         raise MillError(
-            f"{tars[0]}{f' and {len(tars) - 1} more' if len(tars) > 1 else ''}: no sample has a member .{min(lacking)}: "
-            "set `source.captions` to {member: …}, {json: …}, {template: …} or none, and `source.provided` to members that are there."
+            f"{tars[0]}{f' and {len(tars) - 1} more' if len(tars) > 1 else ''}: no sample has a member"
+            f" .{min(lacking)}: set `source.captions` to {{member: …}}, {{json: …}}, {{template: …}} or none,"
+            " and `source.provided` to members that are there."
         )
 
 
@@ -66,16 +106,29 @@ def _with(raw: RawImage, provided: Mapping[str, dict[str, Any]]) -> RawImage:
 
 
 def _images(members: Mapping[str, Member], maps: set[str]) -> list[str]:
-    """The extensions of a sample's images, the one to be read first: those without a dot (jpg before seg.png), then in name order."""
-    return sorted((it for it in members if it.rpartition(".")[2] in IMAGES and it not in maps), key=lambda it: ("." in it, it))
+    """The extensions of a sample's images, the one to be read first: those without a dot (jpg before
+    seg.png), then in name order.
+    """
+    return sorted(
+        (it for it in members if it.rpartition(".")[2] in IMAGES and it not in maps),
+        key=lambda it: ("." in it, it),
+    )
 
 
 def _sample(
-    file: IO[bytes], tar: Path, key: str, members: Mapping[str, Member], images: list[str], captions: Any, asked: set[str]
+    file: IO[bytes],
+    tar: Path,
+    key: str,
+    members: Mapping[str, Member],
+    images: list[str],
+    captions: Any,
+    asked: set[str],
 ) -> RawImage:
     """The first of the images; `fields.images_not_read` names the others."""
     if not images:
-        return RawImage(f"{tar}::{key}", "", problem=f"the sample has no image, only: {', '.join(sorted(members))}")
+        return RawImage(
+            f"{tar}::{key}", "", problem=f"the sample has no image, only: {', '.join(sorted(members))}"
+        )
     fields: dict[str, Any] = {}
     if "json" in members:
         offset, size, _ = members["json"]
@@ -98,7 +151,9 @@ def _extension(name: str) -> str:
 
 
 def _samples(tar: Path) -> tuple[dict[str, dict[str, Member]], list[RawImage]]:
-    """Key -> extension -> where it lies, wherever in the tar the members of a key stand; and a row for whatever is wrong with the tar."""
+    """Key -> extension -> where it lies, wherever in the tar the members of a key stand; and a row for
+    whatever is wrong with the tar.
+    """
     samples: dict[str, dict[str, Member]] = {}
     problems: list[RawImage] = []
     last = None
@@ -132,7 +187,9 @@ class _Broken(Exception):
 
 
 def _drop_unfinished(samples: dict[str, dict[str, Member]], last: str | None) -> str:
-    """Leaves out the sample at the break unless it has what the one before it has: mended, the tar gives it whole."""
+    """Leaves out the sample at the break unless it has what the one before it has: mended, the tar gives it
+    whole.
+    """
     before = next((key for key in reversed(samples) if key != last), None)
     if last is None or before is None or samples[last].keys() >= samples[before].keys():
         return ""
@@ -148,7 +205,8 @@ def _members(tar: Path) -> Iterator[Member]:
         packed = next((name for magic, name in MAGIC.items() if start.startswith(magic)), None)
         if packed:
             raise MillError(
-                f"source.path: {tar} is compressed ({packed}), and nothing can be read from its middle: unpack it to a plain .tar."
+                f"source.path: {tar} is compressed ({packed}), and nothing can be read from its middle:"
+                " unpack it to a plain .tar."
             )
         file.seek(0)
         end, archive = 0, None  # type: int, Any
@@ -156,15 +214,20 @@ def _members(tar: Path) -> Iterator[Member]:
             archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - it owns nothing
             while (member := archive.next()) is not None:
                 where, plain = member.offset_data, member.isreg() and not member.issparse()
-                size = member.size if plain else 0  # a link tells the size of what it names, a sparse member that of its holes too
+                # a link tells the size of what it names, a sparse member that of its holes too
+                size = member.size if plain else 0
                 if size < 0 or where < end + BLOCK or where + size > length:
-                    raise _Broken(_break(member.offset, length, f"the member {_shown(member.name)} is not whole"))
+                    raise _Broken(
+                        _break(member.offset, length, f"the member {_shown(member.name)} is not whole")
+                    )
                 end = where + size
                 if plain:
                     yield where, member.size, _shown(member.name)
                 archive.members = []  # a tar of a million members is not kept in memory
         except (tarfile.TarError, ValueError, ArithmeticError, RecursionError) as error:
-            raise _Broken(_break(archive.offset if archive else 0, length, str(error) or type(error).__name__)) from error
+            raise _Broken(
+                _break(archive.offset if archive else 0, length, str(error) or type(error).__name__)
+            ) from error
         file.seek(archive.offset)
         tail = file.read(TAIL)
         if tail[:BLOCK].strip(b"\0"):
@@ -172,7 +235,11 @@ def _members(tar: Path) -> Iterator[Member]:
         if len(tail) < BLOCK:
             raise _Broken(_break(archive.offset, length, "it has no end mark"))
         if tail.strip(b"\0"):
-            raise _Broken(f"more data follows the end mark at byte {archive.offset}: two tars were joined; keep them apart", True)
+            raise _Broken(
+                f"more data follows the end mark at byte {archive.offset}: two tars were joined; keep them"
+                " apart",
+                True,
+            )
 
 
 def _break(at: int, length: int, why: str) -> str:

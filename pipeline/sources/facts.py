@@ -16,14 +16,19 @@ MAX_TEXT = 2**20  # bytes of one caption or JSON member
 
 
 def matching(path: str, *endings: str) -> list[Path]:
-    """The files that `path` names and that end so, absolute and sorted: one file, all below a folder, or a glob; perhaps none.
+    """The files that `path` names and that end so, absolute and sorted: one file, all below a folder, or a
+    glob; perhaps none.
 
     A link keeps its own name: in the hub's cache only that has the ending.
     """
     folder = resolve(path)
     if folder.is_dir():
         found = [
-            Path(inner, name) for inner, folders, names in os.walk(folder) if _seen(folders) for name in names if not name.startswith(".")
+            Path(inner, name)
+            for inner, folders, names in os.walk(folder)
+            if _seen(folders)
+            for name in names
+            if not name.startswith(".")
         ]
     else:
         found = [Path(name).absolute() for name in glob.glob(str(Path(path).expanduser()), recursive=True)]  # noqa: PTH207 - an absolute pattern
@@ -43,7 +48,9 @@ def stamp(path: str) -> tuple[int, int]:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON and UTF-8 can hold it: NaN and infinities become None, dates ISO text, bytes are left out."""
+    """The value as JSON and UTF-8 can hold it: NaN and infinities become None, dates ISO text, bytes are left
+    out.
+    """
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -58,7 +65,9 @@ def plain(value: Any) -> Any:
 
 
 def json_facts(data: bytes) -> dict[str, Any]:
-    """The fields of a JSON member; what is no object stands under `json`, and so does the reason why it can't be read."""
+    """The fields of a JSON member; what is no object stands under `json`, and so does the reason why it can't
+    be read.
+    """
     try:
         value = plain(json.loads(data.decode("utf-8-sig"), parse_constant=lambda name: None))
     except RecursionError:

@@ -18,7 +18,18 @@ PACKAGE = "package://"  # package://skimage/data/coffee.png: a file that an inst
 DEFAULT_CAPTION = "caption"  # column of a list; one without it is a list without captions
 SIDECARS = {".txt", ".json"}
 # files that live beside images and are none: texts, tables, and arrays, which are maps
-NOT_PHOTOGRAPHS = SIDECARS | {".jsonl", ".csv", ".md", ".db", ".parquet", ".npy", ".npz", ".mat", ".pfm", ".exr"}
+NOT_PHOTOGRAPHS = SIDECARS | {
+    ".jsonl",
+    ".csv",
+    ".md",
+    ".db",
+    ".parquet",
+    ".npy",
+    ".npz",
+    ".mat",
+    ".pfm",
+    ".exr",
+}
 
 
 def list_folder(source: FolderSource, image: Image) -> Iterator[RawImage]:
@@ -27,7 +38,9 @@ def list_folder(source: FolderSource, image: Image) -> Iterator[RawImage]:
     fixed = template if template is not None else None if source.captions == "sidecar" else ""
     provided = {name: given.model_dump() for name, given in source.provided.items()}
     found = [path for path in sorted(root.rglob("*")) if _is_photograph(path, root)]
-    maps = _maps_of(found, root, [name for given in provided.values() for name in (given["path"], given["mask"]) if name])
+    maps = _maps_of(
+        found, root, [name for given in provided.values() for name in (given["path"], given["mask"]) if name]
+    )
     for path in found:
         if str(path) in maps:
             continue
@@ -37,7 +50,9 @@ def list_folder(source: FolderSource, image: Image) -> Iterator[RawImage]:
 
 
 def folder_of(source: FolderSource) -> Path:
-    """Absolute, since an address must mean the same in a worker's folder and in a later run's; MillError where it is no folder."""
+    """Absolute, since an address must mean the same in a worker's folder and in a later run's; MillError
+    where it is no folder.
+    """
     root = resolve(source.path)
     if root.is_dir():
         return root
@@ -51,14 +66,22 @@ def _is_photograph(path: Path, root: Path) -> bool:
 
 
 def _maps_of(images: list[Path], root: Path, templates: list[str]) -> set[str]:
-    """Where the maps of other images lie, which may be pictures among the photographs: a_depth.png beside a.png."""
-    named = {(str(path), os.path.normpath(beside(template, path, root))) for template in templates for path in images}
+    """Where the maps of other images lie, which may be pictures among the photographs: a_depth.png beside
+    a.png.
+    """
+    named = {
+        (str(path), os.path.normpath(beside(template, path, root)))
+        for template in templates
+        for path in images
+    }
     return {place for path, place in named if place != path}
 
 
 def beside(template: str, image: Path, root: Path) -> Path:
     """The file that a `provided` path, {folder}/{stem}.png, names for an image below the source's folder."""
-    return root / template.format(folder=image.parent.relative_to(root).as_posix(), stem=image.stem, name=image.name)
+    return root / template.format(
+        folder=image.parent.relative_to(root).as_posix(), stem=image.stem, name=image.name
+    )
 
 
 def list_table(source: ListSource, image: Image) -> Iterator[RawImage]:
@@ -76,21 +99,52 @@ def list_table(source: ListSource, image: Image) -> Iterator[RawImage]:
         address = row.get(source.image_column)
         seen |= row.keys()
         if not isinstance(address, str) or not address:
-            yield RawImage(f"{path}:{number}", "", problem=str(row.get("problem") or f"the row has no {source.image_column!r}"))
+            yield RawImage(
+                f"{path}:{number}",
+                "",
+                problem=str(row.get("problem") or f"the row has no {source.image_column!r}"),
+            )
             continue
-        caption = source.captions["template"] if "template" in source.captions else str(row.get(caption_column) or "")
-        uri = address if address.startswith(PACKAGE) or Path(address).is_absolute() else str(path.parent / address)
-        fields = {str(key): value for key, value in row.items() if key not in (source.image_column, caption_column, None)}
+        caption = (
+            source.captions["template"]
+            if "template" in source.captions
+            else str(row.get(caption_column) or "")
+        )
+        uri = (
+            address
+            if address.startswith(PACKAGE) or Path(address).is_absolute()
+            else str(path.parent / address)
+        )
+        fields = {
+            str(key): value
+            for key, value in row.items()
+            if key not in (source.image_column, caption_column, None)
+        }
         known_of_it = json.loads(clean(json.dumps(fields, ensure_ascii=False)))
         place: dict[str, Any] = {"root": str(path.parent)}
         if columns:  # maps may be large: the catalog keeps their paths, not their numbers
             place["cells"] = {name: row.get(name) for name in columns}
-            known_of_it = {name: it for name, it in known_of_it.items() if name not in columns or _is_path(it)}
+            known_of_it = {
+                name: it for name, it in known_of_it.items() if name not in columns or _is_path(it)
+            }
         yield RawImage(clean(uri), clean(caption), known_of_it, place=place, provided=provided)
     if source.image_column not in seen:
-        raise MillError(f"{path}: no row has {source.image_column!r}: set `source.image_column` to the column that names the image.")
-    mapped = {f"provided.{name}.{key}": at for name, it in provided.items() if it["column"] for key in ("column", "mask") if (at := it[key])}
-    captioned = {"captions.column": caption_column} if caption_column != DEFAULT_CAPTION and "template" not in source.captions else {}
+        raise MillError(
+            f"{path}: no row has {source.image_column!r}: set `source.image_column` to the column that names"
+            " the image."
+        )
+    mapped = {
+        f"provided.{name}.{key}": at
+        for name, it in provided.items()
+        if it["column"]
+        for key in ("column", "mask")
+        if (at := it[key])
+    }
+    captioned = (
+        {"captions.column": caption_column}
+        if caption_column != DEFAULT_CAPTION and "template" not in source.captions
+        else {}
+    )
     for key, column in (captioned | mapped).items():
         if column not in seen:
             raise MillError(f"{path}: no row has {column!r}: set `source.{key}` to a column that is there.")

@@ -1,4 +1,7 @@
-"""Images of Hugging Face datasets: of the hub, or of a folder here. A stream is kept in Parquet, since its rows can't be read at random."""
+"""Images of Hugging Face datasets: of the hub, or of a folder here.
+
+A stream is kept in Parquet, since its rows can't be read at random.
+"""
 
 import json
 import logging
@@ -23,10 +26,15 @@ LISTED_ROWS = 4096  # whose light columns are read at a time
 
 
 def list_dataset(source: HuggingFaceSource, image: Image, spool: Path | None = None) -> Iterator[RawImage]:
-    """One RawImage for each row of the split, at most `count`: huggingface://name@commit/configuration/split/row."""
+    """One RawImage for each row of the split, at most `count`:
+    huggingface://name@commit/configuration/split/row.
+    """
     if source.streaming:
         if spool is None:
-            raise MillError("source.streaming: rows of a stream are kept in a workspace, and there is none here: remove `streaming`.")
+            raise MillError(
+                "source.streaming: rows of a stream are kept in a workspace, and there is none here: remove"
+                " `streaming`."
+            )
         return _list_stream(source, spool)
     return islice(_list_split(source), source.count)
 
@@ -38,27 +46,41 @@ def _list_split(source: HuggingFaceSource) -> Iterator[RawImage]:
         import datasets
 
         splits, commit = _splits(source)
-        wanted = datasets.ReadInstruction.from_spec(source.split).to_absolute({name: len(split) for name, split in splits.items()})
+        wanted = datasets.ReadInstruction.from_spec(source.split).to_absolute(
+            {name: len(split) for name, split in splits.items()}
+        )
     address, folder = _address(source, commit), _folder(source)
     for piece in wanted:
         files = [file["filename"] for file in splits[piece.splitname].cache_files]
         tables = [arrow(file, stamp(file)) for file in files]
         if sum(table.num_rows for table in tables) != len(splits[piece.splitname]):
-            raise MillError(f"source.path: {source.path} keeps a choice of rows beside its files: save it again with flatten_indices().")
+            raise MillError(
+                f"source.path: {source.path} keeps a choice of rows beside its files: save it again with"
+                " flatten_indices()."
+            )
         start = 0
         for file, table in zip(files, tables, strict=True):
             lacking = lacks(table.schema.names, source.image_column, source.captions, provided)
             if lacking:
                 raise MillError(f"{source.path}: {lacking}.")
-            average = {name: table.column(name).nbytes / max(table.num_rows, 1) for name in table.schema.names}
+            average = {
+                name: table.column(name).nbytes / max(table.num_rows, 1) for name in table.schema.names
+            }
             columns, left_out = light(table.schema, average, source.image_column, source.captions, provided)
             first, last = max(piece.from_ - start, 0), min(piece.to - start, table.num_rows)
             for at in range(first, last, LISTED_ROWS):
                 slab = table.select(columns).slice(at, min(LISTED_ROWS, last - at))
                 for row, (caption, fields) in enumerate(facts(slab, source.captions, left_out), start=at):
                     uri = f"{address}/{piece.splitname}/{start + row}"
-                    place = {"file": file, "row": row, "column": source.image_column, "folder": str(folder or Path(file).parent)}
-                    yield RawImage(uri, caption, fields, reader="huggingface", place=place, provided=dict(provided))
+                    place = {
+                        "file": file,
+                        "row": row,
+                        "column": source.image_column,
+                        "folder": str(folder or Path(file).parent),
+                    }
+                    yield RawImage(
+                        uri, caption, fields, reader="huggingface", place=place, provided=dict(provided)
+                    )
             start += table.num_rows
 
 
@@ -73,7 +95,10 @@ def _folder(source: HuggingFaceSource) -> Path | None:
     if path.exists():
         return path
     if source.path.startswith(("/", "~", ".")) or source.path.count("/") > 1:
-        raise MillError(f"source.path: the folder {path} does not exist: set it to one, or to a dataset's name on the hub.")
+        raise MillError(
+            f"source.path: the folder {path} does not exist: set it to one, or to a dataset's name on the"
+            " hub."
+        )
     return None
 
 
@@ -100,7 +125,12 @@ def _builder(source: HuggingFaceSource, revision: str | None) -> Any:
 
 def _list_stream(source: HuggingFaceSource, spool: Path) -> Iterator[RawImage]:
     """The rows kept so far, after as many more as are wanted have been read from the stream."""
-    told = {"path": str(_folder(source) or source.path), "name": source.name, "split": source.split, "revision": source.revision}
+    told = {
+        "path": str(_folder(source) or source.path),
+        "name": source.name,
+        "split": source.split,
+        "revision": source.revision,
+    }
     folder = spool / fingerprint(told)
     record = folder / "stream.json"
     state: dict[str, Any] = told | {"commit": None, "complete": False}
@@ -114,14 +144,21 @@ def _list_stream(source: HuggingFaceSource, spool: Path) -> Iterator[RawImage]:
     firsts = {path: int(path.stem.removeprefix("rows-")) for path in files}
     address = f"{_address(source, state['commit'])}/{source.split}"
     listed = list_rows(
-        files, source.image_column, source.captions, {name: it.model_dump() for name, it in source.provided.items()},
-        reader="huggingface", address=lambda path, row: f"{address}/{firsts[path] + row}", folder=_folder(source),
-    )  # fmt: skip
+        files,
+        source.image_column,
+        source.captions,
+        {name: it.model_dump() for name, it in source.provided.items()},
+        reader="huggingface",
+        address=lambda path, row: f"{address}/{firsts[path] + row}",
+        folder=_folder(source),
+    )
     return islice(listed, source.count)
 
 
 def _kept(folder: Path) -> tuple[list[Path], int]:
-    """The files in the order of their rows, and how many rows they hold; each file is named after its first row."""
+    """The files in the order of their rows, and how many rows they hold; each file is named after its first
+    row.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -143,10 +180,15 @@ def _kept_state(record: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path) -> MillError:
-    return MillError(f"{path}, kept of a stream, is damaged: delete the folder {path.parent}, and the stream is read again.")
+    return MillError(
+        f"{path}, kept of a stream, is damaged: delete the folder {path.parent}, and the stream is read"
+        " again."
+    )
 
 
-def _keep_more(source: HuggingFaceSource, folder: Path, record: Path, state: dict[str, Any], rows: int) -> None:
+def _keep_more(
+    source: HuggingFaceSource, folder: Path, record: Path, state: dict[str, Any], rows: int
+) -> None:
     """Reads on where the last file ended, at the commit that the first run met."""
     import datasets
 
@@ -176,7 +218,9 @@ def _write(path: Path, table: Any) -> None:
 
 
 def _embed(table: Any) -> Any:
-    """Brings in the bytes of images that the stream only names; one that can't be had keeps its name and becomes a row with a reason."""
+    """Brings in the bytes of images that the stream only names; one that can't be had keeps its name and
+    becomes a row with a reason.
+    """
     import pyarrow as pa
     from datasets.utils.file_utils import xopen
 
@@ -200,7 +244,9 @@ def _embed(table: Any) -> Any:
 
 @contextmanager
 def _loading(source: HuggingFaceSource) -> Iterator[None]:
-    """Whatever the library raises becomes one sentence; its bars and warnings stay out of the run's own lines."""
+    """Whatever the library raises becomes one sentence; its bars and warnings stay out of the run's own
+    lines.
+    """
     import datasets
 
     shown = not datasets.are_progress_bars_disabled()
@@ -218,11 +264,13 @@ def _loading(source: HuggingFaceSource) -> Iterator[None]:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         if isinstance(error, ConnectionError) or "OfflineMode" in type(error).__name__:
             raise MillError(
-                f"source.path: the dataset {source.path!r} is not here, and the hub can't be reached{offline}: run once where it can, or save the "
-                "dataset there with save_to_disk, copy the folder here and set `path` to it."
+                f"source.path: the dataset {source.path!r} is not here, and the hub can't be"
+                f" reached{offline}: run once where it can, or save the dataset there with save_to_disk, copy"
+                " the folder here and set `path` to it."
             ) from error
         raise MillError(
-            f"source.path: the dataset {source.path!r} can't be loaded: {first_line(error)}; check `path`, `name`, `split` and `revision`."
+            f"source.path: the dataset {source.path!r} can't be loaded: {first_line(error)}; check `path`,"
+            " `name`, `split` and `revision`."
         ) from error
     finally:
         for name, level in levels.items():

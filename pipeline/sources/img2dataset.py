@@ -1,4 +1,7 @@
-"""What img2dataset wrote, in any of its formats: tars, folders of files, or Parquet. What it failed to download is no row of ours."""
+"""What img2dataset wrote, in any of its formats: tars, folders of files, or Parquet.
+
+What it failed to download is no row of ours.
+"""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +14,8 @@ from pipeline.sources.archives import list_samples
 from pipeline.sources.facts import MAX_TEXT, caption_of, json_facts, matching, text
 from pipeline.sources.raw import RawImage
 
-ENCODINGS = ("jpg", "png", "webp")  # its --encode_format: the file's ending, the tar's member and the Parquet column
+# its --encode_format: the file's ending, the tar's member and the Parquet column
+ENCODINGS = ("jpg", "png", "webp")
 
 
 def list_img2dataset(source: Img2DatasetSource, image: Image) -> Iterator[RawImage]:
@@ -28,17 +32,22 @@ def list_img2dataset(source: Img2DatasetSource, image: Image) -> Iterator[RawIma
         captions: Any = source.captions
         if isinstance(captions, dict) and "template" not in captions:
             captions = {"column": captions.get("member") or captions["json"]}
-        return list_rows(tables, column, captions, {}, keep=lambda fields: fields.get("status", "success") == "success")
+        return list_rows(
+            tables, column, captions, {}, keep=lambda fields: fields.get("status", "success") == "success"
+        )
     written = "TFRecord, which can't be read here" if matching(source.path, ".tfrecord") else "none of them"
     raise MillError(
-        f"source.path: {source.path} holds {written}: set it to the output folder of img2dataset with --output_format webdataset, files or parquet."
+        f"source.path: {source.path} holds {written}: set it to the output folder of img2dataset with"
+        " --output_format webdataset, files or parquet."
     )
 
 
 def _folders(path: str) -> list[Path]:
     """The folders 00000, 00001, … that hold images, sorted."""
     found = [
-        Path(folder) for folder, _, names in os.walk(Path(path).expanduser()) if Path(folder).name.isdigit() and any(map(_is_image, names))
+        Path(folder)
+        for folder, _, names in os.walk(Path(path).expanduser())
+        if Path(folder).name.isdigit() and any(map(_is_image, names))
     ]
     return sorted(folder.absolute() for folder in found)
 
@@ -60,7 +69,9 @@ def _list_folders(folders: list[Path], captions: Any) -> Iterator[RawImage]:
 
 
 def _beside(path: Path, extension: str) -> bytes | None:
-    """The bytes of the file that img2dataset wrote beside an image; None where there is none, or it is no such file."""
+    """The bytes of the file that img2dataset wrote beside an image; None where there is none, or it is no
+    such file.
+    """
     other = path.with_suffix(f".{extension}")
     try:
         return other.read_bytes() if other.is_file() and other.stat().st_size <= MAX_TEXT else None

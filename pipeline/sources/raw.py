@@ -9,15 +9,19 @@ MAX_BYTES = 2**30  # of one raw file
 
 @dataclass(frozen=True)
 class RawImage:
-    """`uri` means the same in every process and later run; a caption of None means: look for a sidecar beside the file."""
+    """`uri` means the same in every process and later run; a caption of None means: look for a sidecar beside
+    the file.
+    """
 
     uri: str
     caption: str | None = None
-    fields: dict[str, Any] = field(default_factory=dict)  # further facts that the source tells; kept in the catalog
+    # further facts that the source tells; kept in the catalog
+    fields: dict[str, Any] = field(default_factory=dict)
     problem: str = ""  # why there is nothing to read, where the listing knows already
     reader: str = "file"  # a key of pipeline.sources.READERS
     place: dict[str, Any] = field(default_factory=dict)  # what the reader needs beside the uri; JSON-able
-    provided: dict[str, dict[str, Any]] = field(default_factory=dict)  # condition -> where its map is and how it reads (pipeline/dataset/provided.py)
+    # condition -> where its map is and how it reads (pipeline/dataset/provided.py)
+    provided: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def image_id(data: bytes) -> str:
@@ -33,6 +37,8 @@ def clean(text: str) -> str:
 class Unreadable(Exception):
     """Why a raw file gives no image; `width`, `height` and `format` as far as its header told."""
 
-    def __init__(self, reason: str, width: int | None = None, height: int | None = None, format: str | None = None) -> None:
+    def __init__(
+        self, reason: str, width: int | None = None, height: int | None = None, format: str | None = None
+    ) -> None:
         super().__init__(reason)
         self.width, self.height, self.format = width, height, format

@@ -1,4 +1,6 @@
-"""Rendered scenes as a source: an address is a seed and a number, and the raw file is the PNG of what it renders to."""
+"""Rendered scenes as a source: an address is a seed and a number, and the raw file is the PNG of what it
+renders to.
+"""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,7 +18,9 @@ from pipeline.storage import codec
 def list_scenes(source: ScenesSource, image: Image) -> Iterator[RawImage]:
     """`count` scenes of a seed, at the resolution of the canonical image."""
     limits = Limits(source.most_objects, source.least_box, source.least_visible)
-    asked, kept = ({}, "") if limits == Limits() else ({"limits": asdict(limits)}, "?" + urlencode(asdict(limits)))
+    asked, kept = (
+        ({}, "") if limits == Limits() else ({"limits": asdict(limits)}, "?" + urlencode(asdict(limits)))
+    )
     for index in range(source.count):
         place = {"seed": source.seed, "index": index, "size": image.resolution} | asked
         yield RawImage(f"scene://{source.seed}/{index}{kept}", "", reader="scene", place=place)

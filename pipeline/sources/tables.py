@@ -1,4 +1,7 @@
-"""Images in tables: Parquet, and the Arrow files of Hugging Face datasets. The listing reads light columns, never a picture."""
+"""Images in tables: Parquet, and the Arrow files of Hugging Face datasets.
+
+The listing reads light columns, never a picture.
+"""
 
 import json
 from collections import OrderedDict
@@ -22,11 +25,18 @@ Address = Callable[[Path, int], str]  # file, row in the file -> the row's uri
 
 
 def list_parquet(source: ParquetSource, image: Image) -> Iterator[RawImage]:
-    """One RawImage for each row, file by file; a file that can't be read, or lacks a column, is one row with the reason."""
+    """One RawImage for each row, file by file; a file that can't be read, or lacks a column, is one row with
+    the reason.
+    """
     files = matching(source.path, *ENDINGS)
     if not files:
         raise nowhere(source.path, ".parquet file")
-    yield from list_rows(files, source.image_column, source.captions, {name: it.model_dump() for name, it in source.provided.items()})
+    yield from list_rows(
+        files,
+        source.image_column,
+        source.captions,
+        {name: it.model_dump() for name, it in source.provided.items()},
+    )
 
 
 def list_rows(
@@ -40,7 +50,9 @@ def list_rows(
     folder: Path | None = None,
     keep: Callable[[dict[str, Any]], bool] | None = None,
 ) -> Iterator[RawImage]:
-    """The rows of Parquet files; `folder`: where relative paths in cells start (None: beside the file); `keep` looks at the row's fields."""
+    """The rows of Parquet files; `folder`: where relative paths in cells start (None: beside the file);
+    `keep` looks at the row's fields.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -55,12 +67,18 @@ def list_rows(
                 sizes = _sizes(file.metadata)
                 average = {name: sum(it) / max(file.metadata.num_rows, 1) for name, it in sizes.items()}
                 columns, left_out = light(file.schema_arrow, average, image_column, captions, provided)
-                where, start = {"file": str(path), "column": image_column, "folder": str(folder or path.parent)}, 0
+                where, start = (
+                    {"file": str(path), "column": image_column, "folder": str(folder or path.parent)},
+                    0,
+                )
                 for group in range(file.num_row_groups):
                     size = sizes[image_column][group]
                     if size > GROUP_BYTES:
                         uri = f"{path}::group {group}"
-                        reason = f"row group {group} is too large to be read whole ({size} bytes): write it with row_group_size=100"
+                        reason = (
+                            f"row group {group} is too large to be read whole ({size} bytes): write it with"
+                            " row_group_size=100"
+                        )
                         bad.append(RawImage(uri, "", problem=reason))
                         start += file.metadata.row_group(group).num_rows
                         continue
@@ -68,7 +86,14 @@ def list_rows(
                     for row, (caption, fields) in enumerate(facts(table, captions, left_out)):
                         if keep is None or keep(fields):
                             place = where | {"group": group, "row": row}
-                            yield RawImage(address(path, start + row), caption, fields, reader=reader, place=place, provided=dict(provided))
+                            yield RawImage(
+                                address(path, start + row),
+                                caption,
+                                fields,
+                                reader=reader,
+                                place=place,
+                                provided=dict(provided),
+                            )
                     start += table.num_rows
                 good = True
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -78,11 +103,19 @@ def list_rows(
     yield from bad
 
 
-def lacks(names: list[str], image_column: str, captions: Any, provided: Mapping[str, dict[str, Any]]) -> str | None:
-    """What to set where a table has no column of a name that the manifest gives; None where it has them all."""
+def lacks(
+    names: list[str], image_column: str, captions: Any, provided: Mapping[str, dict[str, Any]]
+) -> str | None:
+    """What to set where a table has no column of a name that the manifest gives; None where it
+    has them all.
+    """
     caption = captions.get("column") if isinstance(captions, dict) else None
     asked = [("image_column", image_column), ("captions", caption)]
-    asked += [(f"provided.{condition}", it.get(at)) for condition, it in provided.items() for at in ("column", "mask")]
+    asked += [
+        (f"provided.{condition}", it.get(at))
+        for condition, it in provided.items()
+        for at in ("column", "mask")
+    ]
     for key, name in asked:
         if name and name not in names:
             remedy = ", to {template: …} or to none" if key == "captions" else ""
@@ -92,7 +125,9 @@ def lacks(names: list[str], image_column: str, captions: Any, provided: Mapping[
 
 def _sizes(metadata: Any) -> dict[str, list[int]]:
     """Top-level column -> uncompressed bytes in each row group, from the footer."""
-    sizes: dict[str, list[int]] = {name: [0] * metadata.num_row_groups for name in metadata.schema.to_arrow_schema().names}
+    sizes: dict[str, list[int]] = {
+        name: [0] * metadata.num_row_groups for name in metadata.schema.to_arrow_schema().names
+    }
     leaves = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
     tops = [path if path in sizes else path.split(".")[0] for path in leaves]
     for group in range(metadata.num_row_groups):
@@ -103,9 +138,15 @@ def _sizes(metadata: Any) -> dict[str, list[int]]:
 
 
 def light(
-    schema: Any, average: Mapping[str, float], image_column: str, captions: Any, provided: Mapping[str, dict[str, Any]]
+    schema: Any,
+    average: Mapping[str, float],
+    image_column: str,
+    captions: Any,
+    provided: Mapping[str, dict[str, Any]],
 ) -> tuple[list[str], list[str]]:
-    """The columns that the catalog keeps, and those that are too large for it; bytes, the image and provided maps are neither."""
+    """The columns that the catalog keeps, and those that are too large for it; bytes, the image and provided
+    maps are neither.
+    """
     caption = captions.get("column") if isinstance(captions, dict) else None
     taken = {image_column} | {it.get(at) for it in provided.values() for at in ("column", "mask")}
     keep: list[str] = []
@@ -123,7 +164,10 @@ def _binary(kind: Any) -> bool:
 
     inner = [kind.field(number).type for number in range(kind.num_fields)] if pa.types.is_nested(kind) else []
     flat = (
-        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind)
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
     )
     return flat or isinstance(kind, pa.BaseExtensionType) or any(map(_binary, inner))
 
@@ -170,7 +214,9 @@ def read_row(raw: RawImage) -> tuple[bytes, str]:
 
 
 def read_cell(raw: RawImage, column: str) -> Any:
-    """The bytes that a cell holds or names, as {bytes, path} or as a path; numbers, lists and JSON text as they are. Raises Unreadable."""
+    """The bytes that a cell holds or names, as {bytes, path} or as a path; numbers, lists and JSON text as
+    they are. Raises Unreadable.
+    """
     cell = _cell(raw.place, column)
     if isinstance(cell, dict) and cell and cell.keys() <= {"bytes", "path"}:
         cell = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
@@ -181,7 +227,9 @@ def read_cell(raw: RawImage, column: str) -> Any:
     if not isinstance(cell, str) or cell.lstrip()[:1] in ("[", "{"):
         return cell
     if "://" in cell or "::" in cell or "\0" in cell:
-        raise Unreadable(f"the cell of {column!r} holds no picture, only the address {cell[:100]!r}: download it first")
+        raise Unreadable(
+            f"the cell of {column!r} holds no picture, only the address {cell[:100]!r}: download it first"
+        )
     return read_file(RawImage(str(Path(raw.place["folder"], cell)), ""))[0]
 
 
@@ -218,7 +266,9 @@ def _column(path: str, version: tuple[int, int], group: int, name: str) -> Any:
 
 @lru_cache(maxsize=8)
 def arrow(path: str, version: tuple[int, int]) -> Any:
-    """The table of one of the Arrow files of `datasets`, mapped into memory: nothing is read until a cell is."""
+    """The table of one of the Arrow files of `datasets`, mapped into memory: nothing is read
+    until a cell is.
+    """
     import pyarrow as pa
 
     return pa.ipc.open_stream(pa.memory_map(path)).read_all()

@@ -1,4 +1,6 @@
-"""Canonical images -> raw maps: one task a part decodes each image once and makes every condition that the part still lacks."""
+"""Canonical images -> raw maps: one task a part decodes each image once and makes every condition that the
+part still lacks.
+"""
 
 import json
 from collections.abc import Iterator
@@ -27,10 +29,14 @@ def annotate(plan: Plan, catalog: Catalog, cluster: Cluster, *, retry_failed: bo
     parts: dict[int, list[tuple[int, str]]] = {}
     for part, row, image_id in catalog.query(READABLE):
         parts.setdefault(part, []).append((row, image_id))
-    committed = {it.name: catalog.committed("maps", it.fingerprint, it.maps) for it in plan.conditions.values()}
+    committed = {
+        it.name: catalog.committed("maps", it.fingerprint, it.maps) for it in plan.conditions.values()
+    }
     failed: dict[tuple[str, int], list[int]] = {}
     if retry_failed:
-        for condition, part, row in catalog.query("SELECT condition, part, row FROM annotations WHERE status = 'failed'"):
+        for condition, part, row in catalog.query(
+            "SELECT condition, part, row FROM annotations WHERE status = 'failed'"
+        ):
             failed.setdefault((condition, part), []).append(row)
     own = _addresses(plan, catalog)
     # Of conditions that share maps the one that gave its name comes first: others may be made from it.
@@ -51,17 +57,33 @@ def annotate(plan: Plan, catalog: Catalog, cluster: Cluster, *, retry_failed: bo
                 if adopted:
                     catalog.commit(adopted)
                 else:
-                    if again:  # from here on the shard counts as uncommitted, so a kill can't leave the catalog with a file that changed
+                    # from here on the shard counts as uncommitted, so a kill can't leave the catalog with a
+                    # file that changed
+                    if again:
                         catalog.forget(workspace.relative(path))
-                    todo.append({"record": it.record(), "step": asdict(it.step), "name": it.maps, "path": str(path), "again": again})
+                    todo.append(
+                        {
+                            "record": it.record(),
+                            "step": asdict(it.step),
+                            "name": it.maps,
+                            "path": str(path),
+                            "again": again,
+                        }
+                    )
             if todo:
                 rows = tuple(row for row, _ in members)
                 needed = {name: str(plan.maps_of(name, part)) for name in _parents(todo)}
                 args = {
-                    "images": str(workspace.images(plan.image_key, part)), "image_key": plan.image_key, "part": part,
-                    "todo": todo, "parents": needed, "made_from": inputs, "device": cluster.device,
-                    "image": plan.manifest.image.model_dump(), "raws": own.get(part, {}),
-                }  # fmt: skip
+                    "images": str(workspace.images(plan.image_key, part)),
+                    "image_key": plan.image_key,
+                    "part": part,
+                    "todo": todo,
+                    "parents": needed,
+                    "made_from": inputs,
+                    "device": cluster.device,
+                    "image": plan.manifest.image.model_dump(),
+                    "raws": own.get(part, {}),
+                }
                 yield Job(f"annotate part {part}", args, rows)
 
     def done(job: Job, paths: list[str]) -> None:
@@ -69,16 +91,19 @@ def annotate(plan: Plan, catalog: Catalog, cluster: Cluster, *, retry_failed: bo
             catalog.commit(shards.verify(Path(path), job.args["made_from"]))
 
     total = sum(
-        len(members) for part, members in parts.items()
+        len(members)
+        for part, members in parts.items()
         if any(part not in committed[name] or (name, part) in failed for name in plan.conditions)
-    )  # fmt: skip
+    )
     if total:
         cluster.run(annotate_part, jobs(), done, label="annotate", total=total, gpus=cluster.share)
     return total
 
 
 def _addresses(plan: Plan, catalog: Catalog) -> dict[int, dict[int, dict[str, Any]]]:
-    """Part -> row -> where the image came from, for maps that came with it; nothing where no condition wants such."""
+    """Part -> row -> where the image came from, for maps that came with it; nothing where no condition wants
+    such.
+    """
     if not any(it.step.detector == PROVIDED for it in plan.conditions.values()):
         return {}
     listed = {raw.uri: raw for raw in plan.raw_images()}
@@ -89,9 +114,13 @@ def _addresses(plan: Plan, catalog: Catalog) -> dict[int, dict[int, dict[str, An
     return found
 
 
-FIRST_ADDRESS = """SELECT shards.part, images.row, arg_min(uri, (sources.part, position)) FROM images JOIN shards ON shards.path = images.shard
+FIRST_ADDRESS = """SELECT shards.part, images.row, arg_min(uri, (sources.part, position)) FROM images JOIN
+                   shards ON shards.path = images.shard
                    JOIN sources USING (image_id) WHERE status = 'ok' GROUP BY ALL"""
-READABLE = "SELECT shards.part, images.row, image_id FROM images JOIN shards ON shards.path = images.shard WHERE status = 'ok' ORDER BY ALL"
+READABLE = (
+    "SELECT shards.part, images.row, image_id FROM images JOIN shards ON shards.path = images.shard WHERE"
+    " status = 'ok' ORDER BY ALL"
+)
 
 
 def _parents(todo: list[dict[str, Any]]) -> set[str]:
@@ -100,8 +129,12 @@ def _parents(todo: list[dict[str, Any]]) -> set[str]:
     return {it["step"]["parent"] for it in todo if it["step"]["parent"]} - made
 
 
-def annotate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> list[str]:
-    """In a worker: the conditions in `todo` for one part; a shard has one row for each row of the images shard."""
+def annotate_part(
+    args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool
+) -> list[str]:
+    """In a worker: the conditions in `todo` for one part; a shard has one row for each row of the images
+    shard.
+    """
     steps = [Step(**it["step"]) for it in args["todo"]]
     pictures = shards.read(Path(args["images"]), ["image_id", "image"])
     parents = {name: shards.read(Path(path)) for name, path in args["parents"].items()}
@@ -111,7 +144,10 @@ def annotate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int,
         batch = [row for row in wanted[start : start + BATCH] if row not in deadly]
         taken = pictures.take(batch).to_pylist()
         images = [codec.decode(picture["image"]) for picture in taken]
-        given = {name: [annotation(table.slice(row, 1).to_pylist()[0], name) for row in batch] for name, table in parents.items()}
+        given = {
+            name: [annotation(table.slice(row, 1).to_pylist()[0], name) for row in batch]
+            for name, table in parents.items()
+        }
         made = annotator.annotate(
             images,
             [picture["image_id"] for picture in taken],
@@ -133,19 +169,33 @@ def annotate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int,
         return []
     ids = pictures.column("image_id").to_pylist()
     for it in args["todo"]:
-        table = [row | {"image_id": image_id} for row, image_id in zip(tables[it["step"]["condition"]], ids, strict=True)]
-        facts = {"kind": "maps", "key": it["record"]["fingerprint"], "name": it["name"], "detector": it["record"]}
+        table = [
+            row | {"image_id": image_id}
+            for row, image_id in zip(tables[it["step"]["condition"]], ids, strict=True)
+        ]
+        facts = {
+            "kind": "maps",
+            "key": it["record"]["fingerprint"],
+            "name": it["name"],
+            "detector": it["record"],
+        }
         facts |= {name: args[name] for name in ("image_key", "part", "made_from")}
         shards.write(Path(it["path"]), table, shards.MAPS, facts, replace=it["again"] is not None)
     return [it["path"] for it in args["todo"]]
 
 
-def _provided(args: dict[str, Any], steps: list[Step], batch: list[int]) -> dict[str, list[RawMap | Exception]]:
+def _provided(
+    args: dict[str, Any], steps: list[Step], batch: list[int]
+) -> dict[str, list[RawMap | Exception]]:
     """Condition -> the maps that came with these images, each image's source opened once."""
     names = [step.condition for step in steps if step.detector == PROVIDED]
     gone = LookupError("its address is no longer in the source")
     found = [
-        provided.read(RawImage(**args["raws"][row]), names, Image(**args["image"])) if row in args["raws"] else dict.fromkeys(names, gone)
+        (
+            provided.read(RawImage(**args["raws"][row]), names, Image(**args["image"]))
+            if row in args["raws"]
+            else dict.fromkeys(names, gone)
+        )
         for row in (batch if names else [])
     ]
     return {name: [maps_of_one[name] for maps_of_one in found] for name in names}
@@ -162,6 +212,11 @@ def _wants(it: dict[str, Any], row: int) -> bool:
 
 def _row(made: Annotation) -> dict[str, Any]:
     return {
-        "status": made.status, "reason": made.reason, "seconds": made.seconds, "measures": list(made.measures.items()),
-        "meta": json.dumps(made.map.meta if made.map else {}), "draws": json.dumps(made.draws), "map": maps.encode(made.map) if made.map else None,
-    }  # fmt: skip
+        "status": made.status,
+        "reason": made.reason,
+        "seconds": made.seconds,
+        "measures": list(made.measures.items()),
+        "meta": json.dumps(made.map.meta if made.map else {}),
+        "draws": json.dumps(made.draws),
+        "map": maps.encode(made.map) if made.map else None,
+    }

@@ -1,4 +1,6 @@
-"""Held-out pairs -> samples: the frozen benchmark through every system, with the same noise for all of them."""
+"""Held-out pairs -> samples: the frozen benchmark through every system, with the same noise for
+all of them.
+"""
 
 import functools
 import time
@@ -40,12 +42,24 @@ def generate(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
             path = plan.workspace.samples(system.drawn_as, system.key, part)
             chunk = tasks[start : start + PART]
             args = {
-                "root": str(plan.workspace.root), "path": str(path), "base": base_spec(plan), "checkpoint": system.checkpoint, "arm": system.arm,
-                "condition": system.condition, "chunk": chunk, "sources": {item.image_id: places.get(item.image_id) for item, *_ in chunk},
-                "settings": frozen.model_dump(include={"steps", "guidance", "scale", "guide_hint"}), "negative": frozen.negative,
-                "facts": {"kind": "samples", "key": system.key, "name": system.drawn_as, "part": part,
-                          "made_from": shards.made_from(system.key, part)},
-            }  # fmt: skip
+                "root": str(plan.workspace.root),
+                "path": str(path),
+                "base": base_spec(plan),
+                "checkpoint": system.checkpoint,
+                "arm": system.arm,
+                "condition": system.condition,
+                "chunk": chunk,
+                "sources": {item.image_id: places.get(item.image_id) for item, *_ in chunk},
+                "settings": frozen.model_dump(include={"steps", "guidance", "scale", "guide_hint"}),
+                "negative": frozen.negative,
+                "facts": {
+                    "kind": "samples",
+                    "key": system.key,
+                    "name": system.drawn_as,
+                    "part": part,
+                    "made_from": shards.made_from(system.key, part),
+                },
+            }
             todo[path] = Job(f"generate {system.drawn_as} part {part}", args, tuple(range(len(chunk))))
 
     rows = make_missing(catalog, cluster, generate_part, todo, label="generate", gpus=1)
@@ -56,13 +70,17 @@ def generate(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
 def _places(catalog: Catalog, system: System) -> dict[str, tuple[str, int]]:
     """Image id -> shard and row of its canonical image."""
     ids = [item.image_id for item in system.items]
-    found = catalog.query("SELECT image_id, shard, row FROM images WHERE image_id IN (SELECT unnest(?))", [ids])
+    found = catalog.query(
+        "SELECT image_id, shard, row FROM images WHERE image_id IN (SELECT unnest(?))", [ids]
+    )
     return {image_id: (shard, row) for image_id, shard, row in found}
 
 
 @functools.cache
 def load_trained(folder: str, base: str) -> Any:
-    """The base and the ControlNet, read once a process and hashed then: a run that unlocked the base has its own."""
+    """The base and the ControlNet, read once a process and hashed then: a run that unlocked the base has its
+    own.
+    """
     from train import checkpoint, sample
 
     try:
@@ -73,14 +91,22 @@ def load_trained(folder: str, base: str) -> Any:
 
 
 def generate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
-    """In a worker: a shard of samples of one system, those of one size together. Noise belongs to (seed, image id) alone."""
+    """In a worker: a shard of samples of one system, those of one size together.
+
+    Noise belongs to (seed, image id) alone.
+    """
     workspace, chunk = Workspace(Path(args["root"])), args["chunk"]
     controlled = bool(args["checkpoint"])
     table: list[dict[str, Any]] = [
-        {"image_id": item.image_id, "hint_image_id": hint.image_id if controlled else "", "seed": seed, "status": "failed",
-         "reason": deadly.get(row, "")}
+        {
+            "image_id": item.image_id,
+            "hint_image_id": hint.image_id if controlled else "",
+            "seed": seed,
+            "status": "failed",
+            "reason": deadly.get(row, ""),
+        }
         for row, (item, hint, seed) in enumerate(chunk)
-    ]  # fmt: skip
+    ]
     draw = {REAL: _real, ROUND_TRIP: _returned}.get(args["arm"], _drawn)
     size = lambda row: (chunk[row][0].height, chunk[row][0].width)
     for members in of_one_size([row for row in rows if row not in deadly], size, BATCH[device()]):
@@ -95,7 +121,9 @@ def generate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int,
 
 
 def _in_memory(draw: Callable[[list[Task]], list[bytes]], tasks: list[Task]) -> list[bytes]:
-    """With half as many at a time where memory runs out: an image does not depend on what else is in its batch."""
+    """With half as many at a time where memory runs out: an image does not depend on what else is in its
+    batch.
+    """
     import torch
 
     try:
@@ -113,17 +141,29 @@ def _drawn(args: dict[str, Any], workspace: Workspace, tasks: list[Task]) -> lis
     from train import sample
 
     if args["checkpoint"]:
-        loaded, net = load_trained(str(workspace.root / args["checkpoint"]), args["base"])  # an absolute path stays what it is
+        # an absolute path stays what it is
+        loaded, net = load_trained(str(workspace.root / args["checkpoint"]), args["base"])
     else:
         loaded, net = load_base(args["base"], ("unet", "vae", "text_encoder"), device()), None
     items = [item for item, *_ in tasks]
     height, width = items[0].height, items[0].width
-    hints = np.stack([_hint(workspace, hint, args["condition"], height, width) for _, hint, _ in tasks]) if net else None
+    hints = (
+        np.stack([_hint(workspace, hint, args["condition"], height, width) for _, hint, _ in tasks])
+        if net
+        else None
+    )
     images = sample.generate(
-        loaded, net, hints=hints, text=bases.encode_text(loaded, [item.caption for item in items]),
-        empty_text=bases.encode_text(loaded, [args["negative"]])[0], seeds=[seed for *_, seed in tasks],
-        noise_keys=[item.image_id for item in items], height=height, width=width, **args["settings"],
-    )  # fmt: skip
+        loaded,
+        net,
+        hints=hints,
+        text=bases.encode_text(loaded, [item.caption for item in items]),
+        empty_text=bases.encode_text(loaded, [args["negative"]])[0],
+        seeds=[seed for *_, seed in tasks],
+        noise_keys=[item.image_id for item in items],
+        height=height,
+        width=width,
+        **args["settings"],
+    )
     return [codec.encode(image, "png") for image in images]
 
 

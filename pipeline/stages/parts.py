@@ -1,4 +1,6 @@
-"""What the stages that make one shard a job share: adopt what a killed run left whole, make the rest, commit each as it ends."""
+"""What the stages that make one shard a job share: adopt what a killed run left whole, make the rest, commit
+each as it ends.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path

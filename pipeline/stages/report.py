@@ -1,4 +1,7 @@
-"""The catalog and a few pictures -> report/index.html. Written whenever a stage ends, so it fills as the job goes on."""
+"""The catalog and a few pictures -> report/index.html.
+
+Written whenever a stage ends, so it fills as the job goes on.
+"""
 
 import json
 import os
@@ -18,7 +21,17 @@ from pipeline import MillError, __version__, manifest
 from pipeline.benchmark import evidence
 from pipeline.benchmark.estimates import replicated
 from pipeline.benchmark.evidence import Sample, thumbnail
-from pipeline.benchmark.systems import ALONE, BEFORE, CONTROL, EARLIER, REAL, ROUND_TRIP, System, readable, systems
+from pipeline.benchmark.systems import (
+    ALONE,
+    BEFORE,
+    CONTROL,
+    EARLIER,
+    REAL,
+    ROUND_TRIP,
+    System,
+    readable,
+    systems,
+)
 from pipeline.benchmark.tasks import tasks_of
 from pipeline.catalog import Catalog
 from pipeline.dataset.maps import read_annotation
@@ -39,7 +52,8 @@ def report(plan: Plan, catalog: Catalog) -> Path:
     told = counts.facts(catalog)
     made = _systems(plan, catalog)
     runs = tuple(_runs(plan, catalog, made))
-    compared = [system for system in made if system.arm != EARLIER]  # those are shown as the course of their run
+    # those are shown as the course of their run
+    compared = [system for system in made if system.arm != EARLIER]
     data = contents.ReportData(
         name=plan.manifest.name,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -69,24 +83,37 @@ def _systems(plan: Plan, catalog: Catalog) -> list[System]:
 
 def _machine() -> dict[str, str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cores": str(os.cpu_count()), "memory": f"{memory:.0f} GiB", "system": platform.system(), "python": platform.python_version()}
+    return {
+        "cores": str(os.cpu_count()),
+        "memory": f"{memory:.0f} GiB",
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
 
 
 def _notes(plan: Plan, runs: tuple[contents.Run, ...]) -> Iterator[str]:
     if any(run.random_weights for run in runs):
         yield (
-            "The base model has random weights: it was never trained. What is generated and scored here shows that every step of the job runs, "
-            "not what a ControlNet can do. Set train.base to a trained model for results that mean something."
+            "The base model has random weights: it was never trained. What is generated and scored here shows"
+            " that every step of the job runs, not what a ControlNet can do. Set train.base to a trained"
+            " model for results that mean something."
         )
-    unread = {name for run in runs for name in run.conditions if name in plan.conditions and not readable(plan, name)}
+    unread = {
+        name
+        for run in runs
+        for name in run.conditions
+        if name in plan.conditions and not readable(plan, name)
+    }
     if unread and plan.manifest.evaluate:
         yield (
-            f"No detector reads {', '.join(sorted(unread))} again from what was generated, since their maps came with the images: "
-            "name one in evaluate.readers."
+            f"No detector reads {', '.join(sorted(unread))} again from what was generated, since their maps"
+            " came with the images: name one in evaluate.readers."
         )
 
 
-def _stages(plan: Plan, told: dict[str, Any], runs: tuple[contents.Run, ...], made_by: list[System]) -> Iterator[contents.Stage]:
+def _stages(
+    plan: Plan, told: dict[str, Any], runs: tuple[contents.Run, ...], made_by: list[System]
+) -> Iterator[contents.Stage]:
     def state(asked: object, had: int, wanted: int) -> Any:
         return "off" if not asked else "done" if had and had >= wanted else "running" if had else "waiting"
 
@@ -98,40 +125,78 @@ def _stages(plan: Plan, told: dict[str, Any], runs: tuple[contents.Run, ...], ma
     )
     samples = sum(told["samples"].values())
     drawn = {(it.drawn_as, it.key): it for it in made_by}.values()
-    asked = sum(len(tasks_of(it, plan.manifest.evaluate.benchmark)) for it in drawn) if plan.manifest.evaluate else 0
+    asked = (
+        sum(len(tasks_of(it, plan.manifest.evaluate.benchmark)) for it in drawn)
+        if plan.manifest.evaluate
+        else 0
+    )
     yield contents.Stage(name="ingest", state=state(True, readable, 1), detail=f"{readable} images")
-    yield contents.Stage(name="annotate", state=state(True, made, readable * len(plan.conditions)), detail=f"{made} maps")
-    yield contents.Stage(name="encode", state=state(plan.manifest.train, told["latents"], readable), detail=f"{told['latents']} images")
-    yield contents.Stage(name="train", state=state(plan.manifest.train, seen, asked_for), detail=f"{seen:,} of {asked_for:,} images seen")
-    yield contents.Stage(name="generate", state=state(plan.manifest.evaluate, samples, max(1, asked)), detail=f"{samples} samples")
-    yield contents.Stage(name="score", state=state(plan.manifest.evaluate, told["scores"], 1), detail=f"{told['scores']} scores")
+    yield contents.Stage(
+        name="annotate", state=state(True, made, readable * len(plan.conditions)), detail=f"{made} maps"
+    )
+    yield contents.Stage(
+        name="encode",
+        state=state(plan.manifest.train, told["latents"], readable),
+        detail=f"{told['latents']} images",
+    )
+    yield contents.Stage(
+        name="train",
+        state=state(plan.manifest.train, seen, asked_for),
+        detail=f"{seen:,} of {asked_for:,} images seen",
+    )
+    yield contents.Stage(
+        name="generate",
+        state=state(plan.manifest.evaluate, samples, max(1, asked)),
+        detail=f"{samples} samples",
+    )
+    yield contents.Stage(
+        name="score",
+        state=state(plan.manifest.evaluate, told["scores"], 1),
+        detail=f"{told['scores']} scores",
+    )
 
 
 def _ingest(catalog: Catalog, told: dict[str, Any]) -> contents.Ingest:
     sizes = catalog.query(
-        "SELECT width || '×' || height, count(*) FROM images WHERE status = 'ok' GROUP BY ALL ORDER BY count(*) DESC, 1 LIMIT 12"
+        "SELECT width || '×' || height, count(*) FROM images WHERE status = 'ok' GROUP BY ALL ORDER BY"
+        " count(*) DESC, 1 LIMIT 12"
     )
     reasons = catalog.query(
-        """SELECT i.reason, count(DISTINCT image_id), list(DISTINCT uri ORDER BY uri)[:3] FROM images i JOIN sources USING (image_id)
+        """SELECT i.reason, count(DISTINCT image_id), list(DISTINCT uri ORDER BY uri)[:3] FROM images i JOIN
+           sources USING (image_id)
            WHERE i.status = 'failed' GROUP BY ALL ORDER BY 2 DESC, 1"""
     )
     return contents.Ingest(
-        by_status=told["images"], by_split=told["splits"], by_size=dict(sizes), n_sources=told["sources"],
+        by_status=told["images"],
+        by_split=told["splits"],
+        by_size=dict(sizes),
+        n_sources=told["sources"],
         n_duplicates=told["sources"] - sum(told["images"].values()),
-        reasons=tuple(contents.Reason(text=text, count=count, examples=tuple(uris)) for text, count, uris in reasons),
-    )  # fmt: skip
+        reasons=tuple(
+            contents.Reason(text=text, count=count, examples=tuple(uris)) for text, count, uris in reasons
+        ),
+    )
 
 
 def _conditions(plan: Plan, catalog: Catalog, told: dict[str, Any]) -> Iterator[contents.Condition]:
     reasons: dict[str, list[contents.Reason]] = {}
-    sql = """SELECT condition, a.status, reason, count(*), list(uri ORDER BY uri)[:3] FROM annotations a JOIN sources USING (image_id)
+    sql = """SELECT condition, a.status, reason, count(*), list(uri ORDER BY uri)[:3] FROM annotations a JOIN
+             sources USING (image_id)
              WHERE a.status <> 'ok' GROUP BY ALL ORDER BY count(*) DESC, reason, a.status, condition"""
     for name, state, text, count, uris in catalog.query(sql):
-        reasons.setdefault(name, []).append(contents.Reason(text=text, count=count, status=state, examples=tuple(uris)))
-    seconds = dict(catalog.query("SELECT condition, avg(seconds) FROM annotations WHERE status <> 'failed' GROUP BY condition"))
+        reasons.setdefault(name, []).append(
+            contents.Reason(text=text, count=count, status=state, examples=tuple(uris))
+        )
+    seconds = dict(
+        catalog.query(
+            "SELECT condition, avg(seconds) FROM annotations WHERE status <> 'failed' GROUP BY condition"
+        )
+    )
     measures: dict[str, dict[str, float]] = {}
     entries = "SELECT condition, unnest(map_entries(measures)) AS e FROM annotations WHERE status = 'ok'"
-    for name, measure, value in catalog.query(f"SELECT condition, e.key, avg(e.value) FROM ({entries}) GROUP BY ALL ORDER BY ALL"):
+    for name, measure, value in catalog.query(
+        f"SELECT condition, e.key, avg(e.value) FROM ({entries}) GROUP BY ALL ORDER BY ALL"
+    ):
         measures.setdefault(name, {})[measure] = value
     for name, row in CONDITIONS.items():
         facts = {"name": name, "title": row.title, "kind": row.kind}
@@ -141,89 +206,177 @@ def _conditions(plan: Plan, catalog: Catalog, told: dict[str, Any]) -> Iterator[
             yield contents.Condition(**facts, state="lacking" if lack else "not asked", lacks=lack or "")  # type: ignore[arg-type]
             continue
         yield contents.Condition(
-            **facts, state="made", detector=planned.step.detector, version=str(planned.identity["version"]), # type: ignore[arg-type]
-            licence=planned.record()["licence"], fingerprint=planned.fingerprint, ok=counts["ok"], skipped=counts["skipped"],
-            failed=counts["failed"], todo=counts["to do"], seconds=seconds.get(name), measures=measures.get(name, {}),
+            **facts,
+            state="made",
+            detector=planned.step.detector,
+            version=str(planned.identity["version"]),  # type: ignore[arg-type]
+            licence=planned.record()["licence"],
+            fingerprint=planned.fingerprint,
+            ok=counts["ok"],
+            skipped=counts["skipped"],
+            failed=counts["failed"],
+            todo=counts["to do"],
+            seconds=seconds.get(name),
+            measures=measures.get(name, {}),
             reasons=tuple(reasons.get(name, ())),
-        )  # fmt: skip
+        )
 
 
 def _contact(plan: Plan, catalog: Catalog) -> Iterator[contents.ContactRow]:
     """The images with the most maps first, then in the order of the source."""
     chosen = catalog.query(
-        """SELECT i.image, i.image_id, arg_min(uri, (sources.part, position)), arg_min(caption, (sources.part, position)), i.split, i.shard, i.row
-           FROM images i JOIN sources USING (image_id) LEFT JOIN annotations a ON a.image = i.image AND a.status = 'ok'
+        """SELECT i.image, i.image_id, arg_min(uri, (sources.part, position)), arg_min(caption,
+           (sources.part, position)), i.split, i.shard, i.row
+           FROM images i JOIN sources USING (image_id) LEFT JOIN annotations a ON a.image = i.image AND
+           a.status = 'ok'
            WHERE i.status = 'ok' GROUP BY ALL ORDER BY count(DISTINCT a.condition) DESC, i.image LIMIT ?""",
         [ROWS],
     )
-    sql = "SELECT image, condition, status, reason, shard, row FROM annotations WHERE image IN (SELECT unnest(?))"
+    sql = (
+        "SELECT image, condition, status, reason, shard, row FROM annotations WHERE image IN (SELECT"
+        " unnest(?))"
+    )
     made_of: dict[int, list[Any]] = {}
     for image, *annotation in catalog.query(sql, [[image for image, *_ in chosen]]):
         made_of.setdefault(image, []).append(annotation)
     for image, image_id, uri, caption, split, shard, row in chosen:
         drawn: dict[str, bytes | str] = {}
-        for condition, state, reason, map_shard, map_row in sorted(made_of.get(image, []), key=lambda it: list(CONDITIONS).index(it[0])):
-            made = read_annotation(plan.workspace, map_shard, map_row, condition).map if state == "ok" else None
+        for condition, state, reason, map_shard, map_row in sorted(
+            made_of.get(image, []), key=lambda it: list(CONDITIONS).index(it[0])
+        ):
+            made = (
+                read_annotation(plan.workspace, map_shard, map_row, condition).map if state == "ok" else None
+            )
             drawn[condition] = thumbnail(evidence.drawn_small(made)) if made else f"{state}: {reason}"
         picture = codec.decode(shards.read_row(plan.workspace.root / shard, row, ["image"])["image"])
         yield contents.ContactRow(
-            image_id=image_id, uri=uri, caption=_short(caption or ""), split=split, image=thumbnail(picture, "jpeg"), maps=drawn
-        )  # fmt: skip
+            image_id=image_id,
+            uri=uri,
+            caption=_short(caption or ""),
+            split=split,
+            image=thumbnail(picture, "jpeg"),
+            maps=drawn,
+        )
 
 
 def _gaps(log: list[dict[str, Any]], condition: str) -> tuple[tuple[float, float, float | None], ...]:
     told = held_out_rows(log, condition)
-    return tuple((float(images), one["gap"], one.get("shuffled_gap")) for images, one in told if one["gap"] is not None)
+    return tuple(
+        (float(images), one["gap"], one.get("shuffled_gap")) for images, one in told if one["gap"] is not None
+    )
 
 
 def _runs(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.Run]:
     courses = summaries.courses(catalog, made)
-    sql = "SELECT run, conditions, base, random_weights, images, steps, seconds, checkpoint, options FROM runs ORDER BY run"
-    for name, conditions, base, random_weights, images, steps, seconds, checkpoint, options in catalog.query(sql):
+    sql = (
+        "SELECT run, conditions, base, random_weights, images, steps, seconds, checkpoint, options FROM runs"
+        " ORDER BY run"
+    )
+    for name, conditions, base, random_weights, images, steps, seconds, checkpoint, options in catalog.query(
+        sql
+    ):
         log = read_log(plan.workspace.run(name))
-        curve = tuple((float(row["images"]), float(np.mean(list(row["loss"].values())))) for row in log if "loss" in row)
+        curve = tuple(
+            (float(row["images"]), float(np.mean(list(row["loss"].values())))) for row in log if "loss" in row
+        )
         yield contents.Run(
-            name=called(name), conditions=tuple(conditions), base=base, random_weights=random_weights, images_seen=images, steps=steps,
+            name=called(name),
+            conditions=tuple(conditions),
+            base=base,
+            random_weights=random_weights,
+            images_seen=images,
+            steps=steps,
             seconds=seconds,
-            images_per_second=images / seconds if seconds else None, loss=curve, follows=follows(log),
+            images_per_second=images / seconds if seconds else None,
+            loss=curve,
+            follows=follows(log),
             gaps={condition: _gaps(log, condition) for condition in conditions},
-            courses={condition: courses[name, condition] for condition in conditions if (name, condition) in courses},
-            checkpoint=checkpoint or None, options={key: str(value) for key, value in json.loads(options).items()},
-        )  # fmt: skip
+            courses={
+                condition: courses[name, condition]
+                for condition in conditions
+                if (name, condition) in courses
+            },
+            checkpoint=checkpoint or None,
+            options={key: str(value) for key, value in json.loads(options).items()},
+        )
 
 
 def _scores(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.ScoreRow]:
     """The primary measure of each condition; the leaderboard has all of them."""
-    names = ("metric", "value", "low", "high", "n", "n_failed", "higher_is_better", "checkpoint", "reader", "replicates", "method", "prompts")
+    names = (
+        "metric",
+        "value",
+        "low",
+        "high",
+        "n",
+        "n_failed",
+        "higher_is_better",
+        "checkpoint",
+        "reader",
+        "replicates",
+        "method",
+        "prompts",
+    )
     sql = f"SELECT {', '.join(names)} FROM scores WHERE system = ? ORDER BY metric"
-    rows = {system.name: {row[0]: dict(zip(names, row, strict=True)) for row in catalog.query(sql, [system.name])} for system in made}
+    rows = {
+        system.name: {row[0]: dict(zip(names, row, strict=True)) for row in catalog.query(sql, [system.name])}
+        for system in made
+    }
     for system in made:
         for metric, row in rows[system.name].items():
             facts = fidelity.METRICS.get(metric)
             if facts is None or not facts.primary:
                 continue
-            others = [it for it in _siblings(system, made) if it.arm != CONTROL and metric in rows[it.name]] if system.arm == CONTROL else []
+            others = (
+                [it for it in _siblings(system, made) if it.arm != CONTROL and metric in rows[it.name]]
+                if system.arm == CONTROL
+                else []
+            )
             yield contents.ScoreRow(
-                system=_name(system), baseline=system.arm not in (CONTROL, BEFORE), ceiling=system.arm in (REAL, ROUND_TRIP),
-                condition=system.condition, definition=facts.definition, detector=row["reader"],
+                system=_name(system),
+                baseline=system.arm not in (CONTROL, BEFORE),
+                ceiling=system.arm in (REAL, ROUND_TRIP),
+                condition=system.condition,
+                definition=facts.definition,
+                detector=row["reader"],
                 seeds=tuple(plan.manifest.evaluate.benchmark.seeds if plan.manifest.evaluate else ()),
                 comparisons=tuple(_comparison(it, row, rows[it.name][metric]) for it in others),
-                **{key: row[key] for key in ("metric", "value", "low", "high", "n", "n_failed", "higher_is_better", "checkpoint")},
-            )  # fmt: skip
+                **{
+                    key: row[key]
+                    for key in (
+                        "metric",
+                        "value",
+                        "low",
+                        "high",
+                        "n",
+                        "n_failed",
+                        "higher_is_better",
+                        "checkpoint",
+                    )
+                },
+            )
 
 
 def _comparison(baseline: System, own: dict[str, Any], theirs: dict[str, Any]) -> contents.Comparison:
     found = difference(replicated(own), replicated(theirs))
-    return contents.Comparison(against=_name(baseline), difference=found.value, low=found.low, high=found.high, p=found.p)
+    return contents.Comparison(
+        against=_name(baseline), difference=found.value, low=found.low, high=found.high, p=found.p
+    )
 
 
 def _siblings(system: System, made: list[System]) -> list[System]:
     """What a ControlNet is shown beside: itself, its shuffled self, and the baselines of its condition."""
-    return [it for it in made if it.condition == system.condition and (it.arm in ALONE or it.model == system.model)]
+    return [
+        it
+        for it in made
+        if it.condition == system.condition and (it.arm in ALONE or it.model == system.model)
+    ]
 
 
 def _name(system: System) -> str:
-    return {CONTROL: called(system.model), BEFORE: f"{called(system.model)} before training"}.get(system.arm, system.arm)
+    return {CONTROL: called(system.model), BEFORE: f"{called(system.model)} before training"}.get(
+        system.arm, system.arm
+    )
 
 
 def _evidence(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.Evidence]:
@@ -238,21 +391,30 @@ def _evidence(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[cont
     for control in (system for system in made if system.arm == CONTROL):
         others = [it for it in _siblings(control, made) if it.arm != REAL]
         for item in control.items[:PAIRS]:
-            outputs = [_generated(plan, found) for it in others if (found := at.get((it.name, item.image_id)))]
+            outputs = [
+                _generated(plan, found) for it in others if (found := at.get((it.name, item.image_id)))
+            ]
             if outputs:
                 yield contents.Evidence(
-                    condition=control.condition, image_id=item.image_id, prompt=_short(item.caption), seed=seed,
+                    condition=control.condition,
+                    image_id=item.image_id,
+                    prompt=_short(item.caption),
+                    seed=seed,
                     hint=thumbnail(evidence.drawn_small(evidence.truth(plan.workspace, control, item))),
-                    source=thumbnail(evidence.photograph(plan.workspace, photographs[item.image_id]), "jpeg"), outputs=tuple(outputs),
-                )  # fmt: skip
+                    source=thumbnail(evidence.photograph(plan.workspace, photographs[item.image_id]), "jpeg"),
+                    outputs=tuple(outputs),
+                )
 
 
 def _generated(plan: Plan, sample: Sample) -> contents.Generated:
     found = evidence.reread(plan.workspace, sample)
     return contents.Generated(
-        system=_name(sample.system), baseline=sample.system.arm not in (CONTROL, BEFORE), image=thumbnail(evidence.drawn(plan.workspace, sample)),
-        reread=found if isinstance(found, str) else thumbnail(evidence.drawn_small(found)), values=sample.values,
-    )  # fmt: skip
+        system=_name(sample.system),
+        baseline=sample.system.arm not in (CONTROL, BEFORE),
+        image=thumbnail(evidence.drawn(plan.workspace, sample)),
+        reread=found if isinstance(found, str) else thumbnail(evidence.drawn_small(found)),
+        values=sample.values,
+    )
 
 
 def _short(text: str) -> str:

@@ -1,4 +1,6 @@
-"""Parquet shards: written once, checked when read, each naming in its footer what it holds and from what it was made."""
+"""Parquet shards: written once, checked when read, each naming in its footer what it holds and from what it
+was made.
+"""
 
 import functools
 import json
@@ -16,8 +18,11 @@ from pipeline.storage.workspace import fingerprint, sha256_file, stopping, write
 
 FOOTER = b"controlmill"
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)  # what reading a damaged file raises
-REMEDY = "`controlmill verify WORKSPACE --repair` takes it out of the catalog, and the next run makes it again."
-GROUP_ROWS, GROUP_BYTES = 32, 2**20  # at most, of a row group: what is read for one row; training reads them in no order
+REMEDY = (
+    "`controlmill verify WORKSPACE --repair` takes it out of the catalog, and the next run makes it again."
+)
+# at most, of a row group: what is read for one row; training reads them in no order
+GROUP_ROWS, GROUP_BYTES = 32, 2**20
 
 IMAGES = pa.schema([
     ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()),
@@ -27,19 +32,24 @@ IMAGES = pa.schema([
     ("sharpness", pa.float64()), ("contrast", pa.float64()), ("colour", pa.float64()), ("grey", pa.bool_()),
     ("phash", pa.uint64()), ("image", pa.binary()),
 ])  # fmt: skip
-CAPTIONS = pa.schema([("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("caption", pa.string())])
+CAPTIONS = pa.schema(
+    [("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("caption", pa.string())]
+)
 MAPS = pa.schema([
     ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("seconds", pa.float32()),
-    ("measures", pa.map_(pa.string(), pa.float64())), ("meta", pa.string()), ("draws", pa.string()), ("map", pa.binary()),
+    ("measures", pa.map_(pa.string(), pa.float64())), ("meta", pa.string()), ("draws", pa.string()),
+    ("map", pa.binary()),
 ])  # fmt: skip
 LATENTS = pa.schema([
     ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("caption", pa.string()),
     ("mean", pa.binary()), ("std", pa.binary()), ("text", pa.binary()),
 ])  # fmt: skip
-MIRRORED = ("mean_mirrored", "std_mirrored", "text_mirrored")  # text only where it differs; all null where the caption forbids mirroring
+# text only where it differs; all null where the caption forbids mirroring
+MIRRORED = ("mean_mirrored", "std_mirrored", "text_mirrored")
 FLIPPED_LATENTS = pa.schema([*LATENTS, *((name, pa.binary()) for name in MIRRORED)])
 SAMPLES = pa.schema([
-    ("image_id", pa.string()), ("hint_image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()),
+    ("image_id", pa.string()), ("hint_image_id", pa.string()), ("status", pa.string()),
+    ("reason", pa.string()),
     ("seed", pa.int64()), ("seconds", pa.float32()), ("image", pa.binary()),
 ])  # fmt: skip
 SCORES = pa.schema([
@@ -48,8 +58,16 @@ SCORES = pa.schema([
     ("counts", pa.binary()), ("features", pa.map_(pa.string(), pa.binary())),
 ])  # fmt: skip
 # in the order in which they are made
-SCHEMAS = {"images": IMAGES, "captions": CAPTIONS, "maps": MAPS, "latents": LATENTS, "samples": SAMPLES, "scores": SCORES}
-PAYLOADS = {"image", "map", "counts", "features", "mean", "std", "text", *MIRRORED}  # the heavy columns, which the catalog never reads
+SCHEMAS = {
+    "images": IMAGES,
+    "captions": CAPTIONS,
+    "maps": MAPS,
+    "latents": LATENTS,
+    "samples": SAMPLES,
+    "scores": SCORES,
+}
+# the heavy columns, which the catalog never reads
+PAYLOADS = {"image", "map", "counts", "features", "mean", "std", "text", *MIRRORED}
 
 
 @dataclass(frozen=True)
@@ -63,9 +81,13 @@ class Shard:
     facts: dict[str, Any]
 
 
-def write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, facts: dict[str, Any], *, replace: bool = False) -> Path:
+def write(
+    path: Path, rows: list[dict[str, Any]], schema: pa.Schema, facts: dict[str, Any], *, replace: bool = False
+) -> Path:
     """Writes rows as one shard unless a shard of that name is there already (its name is its identity)."""
-    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata({FOOTER: json.dumps(facts, sort_keys=True).encode()})
+    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata(
+        {FOOTER: json.dumps(facts, sort_keys=True).encode()}
+    )
     light = [field.name for field in schema if field.name not in PAYLOADS]
 
     def save(temporary: Path) -> None:
@@ -74,7 +96,9 @@ def write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, facts: dict
             temporary,
             row_group_size=max(1, min(GROUP_ROWS, GROUP_BYTES * table.num_rows // max(1, table.nbytes))),
             compression={field.name: "zstd" if field.name in light else "none" for field in schema},
-            use_dictionary=[name for name in ("status", "reason", "split", "raw_format") if name in schema.names],
+            use_dictionary=[
+                name for name in ("status", "reason", "split", "raw_format") if name in schema.names
+            ],
             write_page_checksum=True,
         )
 
@@ -113,7 +137,9 @@ def read_row(path: Path, row: int, columns: list[str]) -> dict[str, Any]:
     """One row, from the one row group that holds it."""
     with _must_be_whole(path):
         told = path.stat()
-        file = pq.ParquetFile(path, metadata=_metadata(path, told.st_ino, told.st_mtime_ns), page_checksum_verification=True)
+        file = pq.ParquetFile(
+            path, metadata=_metadata(path, told.st_ino, told.st_mtime_ns), page_checksum_verification=True
+        )
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows
             if row < size:
@@ -125,17 +151,22 @@ def read_row(path: Path, row: int, columns: list[str]) -> dict[str, Any]:
 def verify(path: Path, made_from: str | None = None) -> Shard:
     """Reads the whole file, every page against its checksum; raises one of BROKEN where it is not whole.
 
-    With `made_from`, the file must come from those inputs: a worker that outlived its driver may have been here first.
+    With `made_from`, the file must come from those inputs: a worker that outlived its driver may have been
+    here first.
     """
     table = _read(path)
     shard = Shard(path, table.num_rows, path.stat().st_size, sha256_file(path), facts(path))
     if made_from is not None and shard.facts["made_from"] != made_from:
-        raise MillError(f"{path} was written by another process from other inputs: run the same command again.")
+        raise MillError(
+            f"{path} was written by another process from other inputs: run the same command again."
+        )
     return shard
 
 
 def adopt(path: Path, made_from: str) -> Shard | None:
-    """A complete shard that a killed driver never committed, if it was made from the same inputs; else the file is removed."""
+    """A complete shard that a killed driver never committed, if it was made from the same inputs; else the
+    file is removed.
+    """
     if not path.exists():
         return None
     try:

@@ -16,7 +16,10 @@ from typing import Any
 from pipeline import MillError
 
 TEMPORARY = ".tmp-"  # every unfinished file or folder carries this prefix; nothing else does
-DAMAGED_CHECKPOINT = "`controlmill verify WORKSPACE --repair` takes it out, and the next `controlmill run` trains what is then missing"
+DAMAGED_CHECKPOINT = (
+    "`controlmill verify WORKSPACE --repair` takes it out, and the next `controlmill run` trains what is then"
+    " missing"
+)
 
 OWN_FILES = ("manifest.yaml", "catalog.duckdb", "probe", "rebuild")
 OWN_FOLDERS = ("spool", "shards", "samples", "scores", "checkpoints", "base", "report")
@@ -39,7 +42,8 @@ def sha256_file(path: Path) -> str:
 
 STOPPING = {
     errno.ENOSPC: ("The disk is full", "make room"), errno.EDQUOT: ("The disk quota is used up", "make room"),
-    errno.EROFS: ("The disk is read-only", "make it writable"), errno.EACCES: ("Permission is denied", "mend the permissions"),
+    errno.EROFS: ("The disk is read-only", "make it writable"),
+    errno.EACCES: ("Permission is denied", "mend the permissions"),
 }  # fmt: skip
 
 
@@ -53,7 +57,10 @@ def stopping(error: BaseException, where: str = "") -> MillError | None:
         if number == code or os.strerror(code) in str(error):
             place = getattr(error, "filename", None) or where
             shown = f" ({place})" if place else ""
-            return MillError(f"{what}{shown}: {remedy}, then run the same command again; everything committed so far is kept.")
+            return MillError(
+                f"{what}{shown}: {remedy}, then run the same command again; everything committed so far is"
+                " kept."
+            )
     return None
 
 
@@ -100,7 +107,11 @@ class Workspace:
         return self.root / "checkpoints" / name
 
     def all_shards(self) -> list[Path]:
-        return sorted(path for top in ("shards", "samples", "scores") for path in (self.root / top).rglob("part-*.parquet"))
+        return sorted(
+            path
+            for top in ("shards", "samples", "scores")
+            for path in (self.root / top).rglob("part-*.parquet")
+        )
 
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -127,7 +138,8 @@ class Workspace:
             except BlockingIOError:
                 file.seek(0)
                 raise MillError(
-                    f"Another run (process {file.read().strip() or '?'}) is working in {self.root}: wait for it, or stop it."
+                    f"Another run (process {file.read().strip() or '?'}) is working in {self.root}: wait for"
+                    " it, or stop it."
                 ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
@@ -137,7 +149,8 @@ class Workspace:
     def sweep(self) -> int:
         """Removes what killed processes left unfinished; returns how many. Call it under the lock.
 
-        It looks only where a run writes and follows no link: a workspace may lie in a folder that holds other things.
+        It looks only where a run writes and follows no link: a workspace may lie in a folder that holds other
+        things.
         """
         leftovers = [path for name in OWN_FILES for path in self.root.glob(f"{TEMPORARY}*{name}*")]
         leftovers += [path for place in OWN_FOLDERS for path in (self.root / place).rglob(f"{TEMPORARY}*")]
@@ -156,8 +169,8 @@ def _part(part: int) -> str:
 def write_whole(path: Path, write: Callable[[Path], object], *, replace: bool = True) -> bool:
     """Runs `write` on a temporary name beside `path`, syncs it to disk and renames it into place.
 
-    With `replace=False` an existing file stays and False is returned: a worker that outlived its driver can never
-    change a shard that a later driver has committed.
+    With `replace=False` an existing file stays and False is returned: a worker that outlived its driver can
+    never change a shard that a later driver has committed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")

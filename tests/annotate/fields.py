@@ -10,14 +10,34 @@ HALF_WIDTH = 8.0  # of a limb's field, network pixels: one cell
 # a standing figure: x from the middle and y from the nose, in heights of a figure
 FIGURE = np.array(
     [
-        (0, 0), (0, 0.12), (-0.1, 0.12), (-0.16, 0.28), (-0.18, 0.42), (0.1, 0.12), (0.16, 0.28), (0.18, 0.42), (-0.07, 0.45),
-        (-0.08, 0.66), (-0.09, 0.86), (0.07, 0.45), (0.08, 0.66), (0.09, 0.86), (-0.025, -0.025), (0.025, -0.025), (-0.055, 0), (0.055, 0),
+        (0, 0),
+        (0, 0.12),
+        (-0.1, 0.12),
+        (-0.16, 0.28),
+        (-0.18, 0.42),
+        (0.1, 0.12),
+        (0.16, 0.28),
+        (0.18, 0.42),
+        (-0.07, 0.45),
+        (-0.08, 0.66),
+        (-0.09, 0.86),
+        (0.07, 0.45),
+        (0.08, 0.66),
+        (0.09, 0.86),
+        (-0.025, -0.025),
+        (0.025, -0.025),
+        (-0.055, 0),
+        (0.055, 0),
     ]
-)  # fmt: skip
+)
 
 
-def figure(x: float, y: float, height: float, rng: np.random.Generator | None = None, missing: tuple[int, ...] = ()) -> np.ndarray:
-    """float32 [18, 3] with the nose at x, y; a generator moves each joint by up to 2 % of the height; missing keypoints are 0."""
+def figure(
+    x: float, y: float, height: float, rng: np.random.Generator | None = None, missing: tuple[int, ...] = ()
+) -> np.ndarray:
+    """float32 [18, 3] with the nose at x, y; a generator moves each joint by up to 2 % of the height; missing
+    keypoints are 0.
+    """
     points = np.concatenate([FIGURE * height + (x, y), np.ones((PARTS, 1))], axis=1)
     if rng is not None:
         points[:, :2] += rng.uniform(-0.02, 0.02, (PARTS, 2)) * height
@@ -31,10 +51,14 @@ def network_size(size: tuple[int, int], scale: float = 0.5) -> tuple[int, int]:
     return int(size[0] * factor), int(size[1] * factor)
 
 
-def fields_of(people: np.ndarray, size: tuple[int, int], scale: float = 0.5) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Heat float32 [19, h, w], affinity float32 [38, h, w] and the network's size, for people [P, 18, 3] in an image of `size` (h, w).
+def fields_of(
+    people: np.ndarray, size: tuple[int, int], scale: float = 0.5
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Heat float32 [19, h, w], affinity float32 [38, h, w] and the network's size, for people [P, 18, 3] in
+    an image of `size` (h, w).
 
-    Made as the network's training targets were (Cao et al. 2017, sections 2.2 and 2.3): the highest of Gaussians, the mean of unit vectors.
+    Made as the network's training targets were (Cao et al. 2017, sections 2.2 and 2.3): the highest of
+    Gaussians, the mean of unit vectors.
     """
     network = network_size(size, scale)
     cells = [-(-side // STRIDE) for side in network]
@@ -47,7 +71,9 @@ def fields_of(people: np.ndarray, size: tuple[int, int], scale: float = 0.5) -> 
     for part in range(PARTS):
         for px, py, seen in points[:, part]:
             if seen > 0:
-                heat[part] = np.maximum(heat[part], np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * SPREAD**2)))
+                heat[part] = np.maximum(
+                    heat[part], np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * SPREAD**2))
+                )
     heat[PARTS] = 1 - heat[:PARTS].max(axis=0)
     for (a, b), channel in zip(LIMBS, FIELDS, strict=True):
         count = np.zeros(cells)

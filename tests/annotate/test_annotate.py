@@ -29,16 +29,25 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return [RawMap("soft_edges", image[..., 0]) for image in images]
 
     def child(images: list, params: dict, draws: list, parents: list, device: str) -> list[RawMap]:
-        return [RawMap("edges", np.where(parent.array > 100, np.uint8(255), np.uint8(0))) for parent in parents]
+        return [
+            RawMap("edges", np.where(parent.array > 100, np.uint8(255), np.uint8(0))) for parent in parents
+        ]
 
     def pose(images: list, params: dict, draws: list, parents: list, device: str) -> list[RawMap]:
         seen.append(len(images))
-        return [RawMap("people", np.full((1, 33, 3), 5, np.float32), {"size": [32, 32], "layout": "blazepose_33"}) for _ in images]
+        return [
+            RawMap("people", np.full((1, 33, 3), 5, np.float32), {"size": [32, 32], "layout": "blazepose_33"})
+            for _ in images
+        ]
 
     always = {"modules": (), "weights": ()}
-    monkeypatch.setitem(DETECTORS, "hed-bsds500", replace(DETECTORS["hed-bsds500"], detect=soft, settle=None, **always))
+    monkeypatch.setitem(
+        DETECTORS, "hed-bsds500", replace(DETECTORS["hed-bsds500"], detect=soft, settle=None, **always)
+    )
     monkeypatch.setitem(DETECTORS, "sketch-hed", replace(DETECTORS["sketch-hed"], detect=child, **always))
-    monkeypatch.setitem(DETECTORS, "mediapipe-pose", replace(DETECTORS["mediapipe-pose"], detect=pose, **always))
+    monkeypatch.setitem(
+        DETECTORS, "mediapipe-pose", replace(DETECTORS["mediapipe-pose"], detect=pose, **always)
+    )
     yield seen
 
 
@@ -81,13 +90,19 @@ def test_conditions_that_share_their_maps_take_one_pass(monkeypatch: pytest.Monk
 
     row = replace(DETECTORS["midas-dpt-hybrid"], detect=depth, settle=None, modules=(), weights=())
     monkeypatch.setitem(DETECTORS, "midas-dpt-hybrid", row)
-    steps = [resolve(name, "midas-dpt-hybrid", {"precision": "fp32"}) for name in ("depth_large", "depth_small")]
+    steps = [
+        resolve(name, "midas-dpt-hybrid", {"precision": "fp32"}) for name in ("depth_large", "depth_small")
+    ]
     found = annotate(pictures(50, 60), ["a", "b"], [*steps, resolve("normal_extended")])
     assert seen == [2] and found["depth_small"][1].map.array is found["depth_large"][1].map.array
 
 
 def test_other_parameters_take_another_pass(calls: list[int]) -> None:
-    annotate(pictures(50), ["a"], [resolve("pose_openpose"), resolve("pose_openpifpaf", params={"min_visibility": 0.1})])
+    annotate(
+        pictures(50),
+        ["a"],
+        [resolve("pose_openpose"), resolve("pose_openpifpaf", params={"min_visibility": 0.1})],
+    )
     assert calls == [1, 1]
 
 
@@ -126,7 +141,9 @@ def test_random_thresholds_depend_on_the_image_id_alone(small: np.ndarray) -> No
 def test_stored_draws_are_used_instead_of_new_ones(small: np.ndarray) -> None:
     step = resolve("canny", params={"low": [10, 150], "high": [150, 255]})
     stored = annotate([small], ["a"], [step])["canny"][0]
-    again, fresh = annotate([small, small], ["x", "x"], [step], draws={"canny": [stored.draws, None]})["canny"]
+    again, fresh = annotate([small, small], ["x", "x"], [step], draws={"canny": [stored.draws, None]})[
+        "canny"
+    ]
     assert again.draws == stored.draws != fresh.draws
     np.testing.assert_array_equal(again.map.array, stored.map.array)
 

@@ -1,4 +1,6 @@
-"""Depth networks give what their libraries give on the same weights, at the image's size, as numbers and not as pictures."""
+"""Depth networks give what their libraries give on the same weights, at the image's size, as numbers and not
+as pictures.
+"""
 
 import warnings
 from pathlib import Path
@@ -12,15 +14,17 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 pytest.importorskip("controlnet_aux")
 
-from annotate import depth  # noqa: E402
-from annotate.annotator import annotate, missing, resolve  # noqa: E402
-from annotate.maps import RawMap, depth_map, render  # noqa: E402
+from annotate import depth
+from annotate.annotator import annotate, missing, resolve
+from annotate.maps import RawMap, depth_map, render
 
 GOLDEN = Path(__file__).parent / "golden" / "depth"
 
 
 def only(images: list[np.ndarray], detector: str, **params: Any) -> list:
-    return annotate(images, [str(i) for i in range(len(images))], [resolve("depth_large", detector, params)])["depth_large"]
+    return annotate(images, [str(i) for i in range(len(images))], [resolve("depth_large", detector, params)])[
+        "depth_large"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,9 @@ def image(astronaut: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def midas(image: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
-    """The library's network with random weights whose depth of the picture runs from 100 to 1500, and their file."""
+    """The library's network with random weights whose depth of the picture runs from 100 to 1500, and their
+    file.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from controlnet_aux.midas.midas.dpt_depth import DPTDepthModel
@@ -53,7 +59,9 @@ def midas(image: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def test_midas_draws_the_picture_of_controlnet_aux(image: np.ndarray, midas: tuple[Any, str]) -> None:
-    """Within 1 of 255: the library cuts decimals off, our drawing rounds; the numbers themselves are within 1e-4 of their range."""
+    """Within 1 of 255: the library cuts decimals off, our drawing rounds; the numbers themselves are within
+    1e-4 of their range.
+    """
     from controlnet_aux.midas import MidasDetector
 
     model, weights = midas
@@ -67,19 +75,29 @@ def test_midas_draws_the_picture_of_controlnet_aux(image: np.ndarray, midas: tup
 
 
 def test_bf16_stays_close_and_has_no_terraces(image: np.ndarray, midas: tuple[Any, str]) -> None:
-    exact, found = (only([image], "midas-dpt-hybrid", weights=midas[1], precision=p, resolution=128)[0].map.array for p in ("fp32", "bf16"))
+    exact, found = (
+        only([image], "midas-dpt-hybrid", weights=midas[1], precision=p, resolution=128)[0].map.array
+        for p in ("fp32", "bf16")
+    )
     error = np.abs(found - exact) / np.ptp(exact)
     assert error.mean() < 0.01 and error.max() < 0.05
     assert len(np.unique(found)) > found.size / 2, "a last layer in bf16 leaves a few hundred values"
 
 
-def test_the_map_has_the_images_size_whatever_the_network_saw(image: np.ndarray, midas: tuple[Any, str]) -> None:
+def test_the_map_has_the_images_size_whatever_the_network_saw(
+    image: np.ndarray, midas: tuple[Any, str]
+) -> None:
     """controlnet_aux resizes twice and returns another aspect ratio (its issue 84)."""
     params = {"weights": midas[1], "precision": "fp32"}
     wide = np.ascontiguousarray(image[:100, :190])
     found = only([wide], "midas-dpt-hybrid", **params, resolution=64)[0].map
     assert found.array.shape == (100, 190) and found.meta["seen"] == [64, 128]
-    small = only([cv2.resize(wide, (128, 64), interpolation=cv2.INTER_AREA)], "midas-dpt-hybrid", **params, resolution=64)[0].map
+    small = only(
+        [cv2.resize(wide, (128, 64), interpolation=cv2.INTER_AREA)],
+        "midas-dpt-hybrid",
+        **params,
+        resolution=64,
+    )[0].map
     np.testing.assert_allclose(found.array, cv2.resize(small.array, (190, 100)), rtol=1e-5)
 
 
@@ -93,18 +111,26 @@ def test_a_map_is_the_same_alone_and_among_others(image: np.ndarray, midas: tupl
     assert (among[0].map.array != among[2].map.array).any()
 
 
-@pytest.mark.parametrize(("value", "status", "reason"), [(0.0, "skipped", "flat"), (np.nan, "failed", "not finite")])
+@pytest.mark.parametrize(
+    ("value", "status", "reason"), [(0.0, "skipped", "flat"), (np.nan, "failed", "not finite")]
+)
 def test_depth_without_content_is_skipped_and_without_numbers_fails(
     value: float, status: str, reason: str, image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / depth.MIDAS.name).touch()
-    monkeypatch.setattr(depth, "load_midas", lambda *_: lambda images: np.full(images.shape[:3], value, np.float32))
+    monkeypatch.setattr(
+        depth, "load_midas", lambda *_: lambda images: np.full(images.shape[:3], value, np.float32)
+    )
     found = only([image], "midas-dpt-hybrid", weights=str(tmp_path))[0]
     assert found.status == status and reason in found.reason
 
 
-@pytest.mark.parametrize(("content", "reason"), [({"a": Path}, "weights_only|Unsupported"), ({"a": 1}, "Missing key")])
-def test_files_that_run_code_or_are_of_another_network_are_refused(content: Any, reason: str, image: np.ndarray, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"), [({"a": Path}, "weights_only|Unsupported"), ({"a": 1}, "Missing key")]
+)
+def test_files_that_run_code_or_are_of_another_network_are_refused(
+    content: Any, reason: str, image: np.ndarray, tmp_path: Path
+) -> None:
     torch.save(content, tmp_path / "x.pt")
     found = only([image], "midas-dpt-hybrid", weights=str(tmp_path / "x.pt"), precision="fp32")[0]
     assert found.status == "failed" and any(part in found.reason for part in reason.split("|"))
@@ -134,7 +160,9 @@ def test_the_enlargement_and_the_mixing_of_channels_commute() -> None:
     first, second = torch.randn(2, 1, 16, 9, 7)
     with torch.inference_mode():
         torch.testing.assert_close(depth._fuse(block, first), block(first), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(depth._fuse(block, first, second), block(first, second), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            depth._fuse(block, first, second), block(first, second), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +170,23 @@ def anything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
     """The true architecture, thinner, with random weights."""
     transformers = pytest.importorskip("transformers")
     backbone = transformers.Dinov2Config(
-        hidden_size=48, num_hidden_layers=4, num_attention_heads=3, image_size=518, patch_size=14, reshape_hidden_states=False,
-        out_features=["stage1", "stage2", "stage3", "stage4"], apply_layernorm=True,
-    )  # fmt: skip
+        hidden_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        image_size=518,
+        patch_size=14,
+        reshape_hidden_states=False,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        apply_layernorm=True,
+    )
     config = transformers.DepthAnythingConfig(
-        backbone_config=backbone, patch_size=14, reassemble_hidden_size=48, neck_hidden_sizes=[16, 24, 32, 48],
-        fusion_hidden_size=16, head_hidden_size=8,
-    )  # fmt: skip
+        backbone_config=backbone,
+        patch_size=14,
+        reassemble_hidden_size=48,
+        neck_hidden_sizes=[16, 24, 32, 48],
+        fusion_hidden_size=16,
+        head_hidden_size=8,
+    )
     torch.manual_seed(3)
     model = transformers.DepthAnythingForDepthEstimation(config).eval()
     with torch.inference_mode():
@@ -168,21 +206,33 @@ def test_depth_anything_is_the_pipeline_of_transformers(image: np.ndarray, anyth
 
     model, weights = anything
     processor = DPTImageProcessor(
-        size={"height": 84, "width": 84}, keep_aspect_ratio=True, ensure_multiple_of=14, resample=3,
-        image_mean=depth.MEAN, image_std=depth.DEVIATION,
-    )  # fmt: skip
+        size={"height": 84, "width": 84},
+        keep_aspect_ratio=True,
+        ensure_multiple_of=14,
+        resample=3,
+        image_mean=depth.MEAN,
+        image_std=depth.DEVIATION,
+    )
     with torch.inference_mode():
         given = processor(image, return_tensors="pt")
-        wanted = processor.post_process_depth_estimation(model(**given), [image.shape[:2]])[0]["predicted_depth"].numpy()
+        wanted = processor.post_process_depth_estimation(model(**given), [image.shape[:2]])[0][
+            "predicted_depth"
+        ].numpy()
     assert given["pixel_values"].shape[-2:] == (84, 126)
     found = only([image], "depth-anything-v2", weights=weights, precision="fp32", resolution=84)[0]
-    assert found.status == "ok" and found.map.meta["unit"] == "relative" and found.map.array.shape == image.shape[:2]
+    assert (
+        found.status == "ok"
+        and found.map.meta["unit"] == "relative"
+        and found.map.array.shape == image.shape[:2]
+    )
     assert np.ptp(wanted) > 1 and np.abs(found.map.array - wanted).max() < 1e-4 * np.ptp(wanted)
     rough = only([image], "depth-anything-v2", weights=weights, precision="bf16", resolution=84)[0].map.array
     assert np.abs(rough - wanted).mean() < 0.02 * np.ptp(wanted)
 
 
-def test_depth_anything_without_a_tensor_is_refused(image: np.ndarray, anything: tuple[Any, str], tmp_path: Path) -> None:
+def test_depth_anything_without_a_tensor_is_refused(
+    image: np.ndarray, anything: tuple[Any, str], tmp_path: Path
+) -> None:
     """transformers would fill it at random and go on."""
     from safetensors.torch import load_file, save_file
 
@@ -196,7 +246,9 @@ def test_depth_anything_without_a_tensor_is_refused(image: np.ndarray, anything:
 
 def test_without_its_files_each_detector_says_what_to_get() -> None:
     if missing("midas-dpt-hybrid"):
-        assert "hf download lllyasviel/Annotators dpt_hybrid-midas-501f0c75.pt" in str(missing("midas-dpt-hybrid"))
+        assert "hf download lllyasviel/Annotators dpt_hybrid-midas-501f0c75.pt" in str(
+            missing("midas-dpt-hybrid")
+        )
     assert {file.name for file in depth.ANYTHING} == {"config.json", "model.safetensors"}
 
 

@@ -24,7 +24,9 @@ def only(images: list[np.ndarray], condition: str, params: dict | None = None, *
 def test_canny_is_opencvs_canny_of_the_rgb_image(astronaut: np.ndarray) -> None:
     found = only([astronaut], "canny", {"low": 80, "high": 160})[0]
     np.testing.assert_array_equal(found.map.array, cv2.Canny(astronaut, 80, 160))
-    assert found.status == "ok" and found.measures["edge_density"] == pytest.approx((found.map.array > 0).mean())
+    assert found.status == "ok" and found.measures["edge_density"] == pytest.approx(
+        (found.map.array > 0).mean()
+    )
 
 
 def test_canny_draws_stay_inside_their_ranges_and_in_order() -> None:
@@ -41,16 +43,22 @@ def test_line_segments_lie_on_the_edges_and_the_surest_come_first() -> None:
     assert found.meta["size"] == [128, 160] and found.array.dtype == np.float32
     assert (np.diff(found.array[:, 4]) <= 0).all()
     vertical = found.array[np.abs(found.array[:, 0] - found.array[:, 2]) < 1]
-    assert sorted(vertical[:, 0].tolist()) == pytest.approx([39.5, 119.5], abs=0.6), "pixel centres lie at integers"
+    assert sorted(vertical[:, 0].tolist()) == pytest.approx([39.5, 119.5], abs=0.6), (
+        "pixel centres lie at integers"
+    )
 
 
 def test_short_segments_go(astronaut: np.ndarray) -> None:
-    counts = [only([astronaut], "hough", {"min_length": length})[0].measures["n_lines"] for length in (0, 40, 100)]
+    counts = [
+        only([astronaut], "hough", {"min_length": length})[0].measures["n_lines"] for length in (0, 40, 100)
+    ]
     assert counts[0] > counts[1] > counts[2] > 0
 
 
 def test_hed_is_the_published_computation_on_the_same_weights(small: np.ndarray, needs_hed: None) -> None:
-    """Direct NCHW arithmetic from the HDF5 file, fused by a 1x1 convolution as in the paper, on an odd size."""
+    """Direct NCHW arithmetic from the HDF5 file, fused by a 1x1 convolution as in the paper, on
+    an odd size.
+    """
     import h5py
     import torch
     from torch.nn.functional import conv2d, interpolate, max_pool2d
@@ -58,37 +66,63 @@ def test_hed_is_the_published_computation_on_the_same_weights(small: np.ndarray,
     image = small[:101, :75]
     with h5py.File(find(WEIGHTS)) as file:
         pairs = {
-            name: (torch.tensor(file[f"{name}/vars/0"][:]).permute(3, 2, 0, 1), torch.tensor(file[f"{name}/vars/1"][:]))
+            name: (
+                torch.tensor(file[f"{name}/vars/0"][:]).permute(3, 2, 0, 1),
+                torch.tensor(file[f"{name}/vars/1"][:]),
+            )
             for name in [f"dsn{n}" for n in range(1, 6)] + ["fuse"]
         }
         for n, depth in enumerate((2, 2, 3, 3, 3), 1):
             for i in range(depth):
                 name = f"block{n}/layers/conv2d" + ("", "_1", "_2")[i]
-                pairs[name] = (torch.tensor(file[f"{name}/vars/0"][:]).permute(3, 2, 0, 1), torch.tensor(file[f"{name}/vars/1"][:]))
+                pairs[name] = (
+                    torch.tensor(file[f"{name}/vars/0"][:]).permute(3, 2, 0, 1),
+                    torch.tensor(file[f"{name}/vars/1"][:]),
+                )
     wide = np.pad(image, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), "edge")
-    x = torch.tensor(wide[..., ::-1].astype(np.float32) - np.array(MEAN_BGR, np.float32)).permute(2, 0, 1)[None]
+    x = torch.tensor(wide[..., ::-1].astype(np.float32) - np.array(MEAN_BGR, np.float32)).permute(2, 0, 1)[
+        None
+    ]
     sides = []
     for n, depth in enumerate((2, 2, 3, 3, 3), 1):
         x = max_pool2d(x, 2, ceil_mode=True) if n > 1 else x
         for i in range(depth):
-            x = conv2d(x, *pairs[f"block{n}/layers/conv2d" + ("", "_1", "_2")[i]], padding="same").clamp(min=0)
-        sides.append(interpolate(conv2d(x, *pairs[f"dsn{n}"]), size=wide.shape[:2], mode="bilinear", align_corners=False))
-    wanted = 255 * conv2d(torch.cat(sides, 1), *pairs["fuse"]).sigmoid()[0, 0, MARGIN:-MARGIN, MARGIN:-MARGIN].numpy()
+            x = conv2d(x, *pairs[f"block{n}/layers/conv2d" + ("", "_1", "_2")[i]], padding="same").clamp(
+                min=0
+            )
+        sides.append(
+            interpolate(
+                conv2d(x, *pairs[f"dsn{n}"]), size=wide.shape[:2], mode="bilinear", align_corners=False
+            )
+        )
+    wanted = (
+        255
+        * conv2d(torch.cat(sides, 1), *pairs["fuse"]).sigmoid()[0, 0, MARGIN:-MARGIN, MARGIN:-MARGIN].numpy()
+    )
     found = only([image], "hed", {"precision": "fp32"})[0].map.array
-    assert np.abs(found - wanted).max() <= 0.51, "half a step of rounding, and a little for another order of additions"
+    assert np.abs(found - wanted).max() <= 0.51, (
+        "half a step of rounding, and a little for another order of additions"
+    )
     assert found.std() > 20, "a face has boundaries"
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_fast_hed_stays_within_two_of_255_on_a_photograph(astronaut: np.ndarray, precision: str, needs_hed: None) -> None:
+def test_fast_hed_stays_within_two_of_255_on_a_photograph(
+    astronaut: np.ndarray, precision: str, needs_hed: None
+) -> None:
     if precision == "int8" and "avx512_vnni" not in cpu_flags():
         pytest.skip("int8 needs AVX512-VNNI")
     image = np.ascontiguousarray(astronaut[:256, 100:357])
-    exact, fast = (only([image], "hed", {"precision": p})[0].map.array.astype(int) for p in ("fp32", precision))
+    exact, fast = (
+        only([image], "hed", {"precision": p})[0].map.array.astype(int) for p in ("fp32", precision)
+    )
     assert np.abs(exact - fast).mean() < 2
 
 
-@pytest.mark.parametrize(("limit", "precision"), [("", "int8"), ("AVX512_CORE_VNNI", "int8"), ("AVX512_CORE", "fp32"), ("avx2", "fp32")])
+@pytest.mark.parametrize(
+    ("limit", "precision"),
+    [("", "int8"), ("AVX512_CORE_VNNI", "int8"), ("AVX512_CORE", "fp32"), ("avx2", "fp32")],
+)
 def test_instructions_that_onednn_is_told_to_leave_alone_choose_no_precision(
     limit: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +136,9 @@ def test_instructions_that_onednn_is_told_to_leave_alone_choose_no_precision(
     assert hed.settle({"precision": "auto"}) == {"precision": precision}
 
 
-def test_hed_gives_the_same_bytes_alone_and_in_a_batch_of_mixed_sizes(small: np.ndarray, needs_hed: None) -> None:
+def test_hed_gives_the_same_bytes_alone_and_in_a_batch_of_mixed_sizes(
+    small: np.ndarray, needs_hed: None
+) -> None:
     images = [small, small[:96, :64].copy(), small[::-1].copy(), small[:, ::-1].copy()]
     together = only(images, "hed")
     for image, found in zip(images, together, strict=True):
@@ -111,7 +147,9 @@ def test_hed_gives_the_same_bytes_alone_and_in_a_batch_of_mixed_sizes(small: np.
     assert load.cache_info().hits > 0, "the network is loaded once per process"
 
 
-def test_sketch_draws_replay_exactly_and_differ_between_images(astronaut: np.ndarray, needs_hed: None) -> None:
+def test_sketch_draws_replay_exactly_and_differ_between_images(
+    astronaut: np.ndarray, needs_hed: None
+) -> None:
     steps = [resolve("hed"), resolve("sketch")]
     images = [astronaut[:256, :256].copy()] * 2
     first = annotate(images, ["a", "b"], steps)
@@ -123,7 +161,15 @@ def test_sketch_draws_replay_exactly_and_differ_between_images(astronaut: np.nda
     assert set(np.unique(first["sketch"][0].map.array)) == {0, 255}
 
 
-DRAW = {"threshold": 100, "thin": False, "sigma": 1.5, "masked": 0.0, "mask_seed": 5, "morphology": "none", "width": 5}
+DRAW = {
+    "threshold": 100,
+    "thin": False,
+    "sigma": 1.5,
+    "masked": 0.0,
+    "mask_seed": 5,
+    "morphology": "none",
+    "width": 5,
+}
 
 
 def soft_lines() -> np.ndarray:
@@ -141,7 +187,10 @@ def test_each_of_the_four_sketch_steps_does_what_it_says() -> None:
     thin = sketch.sketch(soft_lines(), {**DRAW, "thin": True})
     assert (thin[128] > 0).sum() <= 24 < (plain[128] > 0).sum(), "at most two pixels of each stroke"
     assert (sketch.sketch(soft_lines(), {**DRAW, "morphology": "dilate"}) > 0).sum() > (plain > 0).sum()
-    masked = [cv2.connectedComponents(sketch.sketch(soft_lines(), {**DRAW, "masked": 0.5, "mask_seed": s}))[0] - 1 for s in range(20)]
+    masked = [
+        cv2.connectedComponents(sketch.sketch(soft_lines(), {**DRAW, "masked": 0.5, "mask_seed": s}))[0] - 1
+        for s in range(20)
+    ]
     assert 4 <= np.mean(masked) <= 8, "about half of the strokes go, each as a whole"
     assert not sketch.sketch(soft_lines(), {**DRAW, "masked": 1.0}).any()
 
@@ -158,12 +207,17 @@ def test_cartoon_lines_are_white_on_black_and_follow_the_contours(astronaut: np.
     assert near_edges[found.map.array > 0].mean() > 0.9
 
 
-def test_the_astronauts_pose_is_plausible_and_left_is_her_left(astronaut: np.ndarray, needs_pose: None) -> None:
+def test_the_astronauts_pose_is_plausible_and_left_is_her_left(
+    astronaut: np.ndarray, needs_pose: None
+) -> None:
     steps = [resolve("pose_openpose"), resolve("pose_openpifpaf")]
     found = annotate([astronaut], ["a"], steps)
     for condition, layout in (("pose_openpose", "openpose_18"), ("pose_openpifpaf", "coco_17")):
         raw = found[condition][0].map
-        assert raw.array.shape == (1, len(SKELETONS[layout].names), 3) and raw.meta == {"size": [512, 512], "layout": layout}
+        assert raw.array.shape == (1, len(SKELETONS[layout].names), 3) and raw.meta == {
+            "size": [512, 512],
+            "layout": layout,
+        }
         point = dict(zip(SKELETONS[layout].names, raw.array[0], strict=True))
         left, right, nose = point["left_shoulder"], point["right_shoulder"], point["nose"]
         assert left[0] > nose[0] > right[0], "she faces us"

@@ -13,7 +13,9 @@ RNG = np.random.default_rng(0)
 
 
 def ball(mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Normals float32 [H, W, 3] and inverse depth float32 [H, W] of a ball left of the middle, or its mirror image, by geometry."""
+    """Normals float32 [H, W, 3] and inverse depth float32 [H, W] of a ball left of the middle, or its mirror
+    image, by geometry.
+    """
     y, x = np.mgrid[:H, :W].astype(np.float32)
     centre = W - 1 - 40 if mirrored else 40
     dx, dy = (x - centre) / 30, (45 - y) / 30
@@ -24,7 +26,9 @@ def ball(mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def person(layout: str, mirrored: bool) -> RawMap:
-    """Someone who faces us and lifts the left hand, which lies right in the picture; in the mirror it is the right hand, on the left."""
+    """Someone who faces us and lifts the left hand, which lies right in the picture; in the mirror it is the
+    right hand, on the left.
+    """
     side, other = ("right", "left") if mirrored else ("left", "right")
     spots = {
         "nose": (60, 20),
@@ -47,7 +51,9 @@ def example(kind: str) -> RawMap:
         "soft_edges": RawMap("soft_edges", RNG.integers(0, 256, (H, W), dtype=np.uint8)),
         "lines": RawMap("lines", (RNG.random((9, 5)) * 100).astype(np.float32), {"size": [H, W]}),
         "people": person("openpose_18", mirrored=False),
-        "labels": RawMap("labels", RNG.integers(0, 150, (H, W), dtype=np.uint8), {"label_space": "ade20k_150"}),
+        "labels": RawMap(
+            "labels", RNG.integers(0, 150, (H, W), dtype=np.uint8), {"label_space": "ade20k_150"}
+        ),
         "depth": depth_map(inverse),
         "normals": RawMap("normals", normals),
     }[kind]
@@ -62,7 +68,9 @@ def test_two_flips_give_the_map_back_and_one_does_not(kind: str) -> None:
     once, twice = flip(raw), flip(flip(raw))
     assert once.kind == kind and once.meta == raw.meta and once.array.dtype == raw.array.dtype
     assert once.array.shape == raw.array.shape and not np.array_equal(once.array, raw.array)
-    np.testing.assert_allclose(twice.array, raw.array, rtol=0, atol=1e-4 if kind in ("lines", "people") else 0)
+    np.testing.assert_allclose(
+        twice.array, raw.array, rtol=0, atol=1e-4 if kind in ("lines", "people") else 0
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,13 +87,23 @@ def test_a_flip_leaves_its_input_alone_and_can_be_stored(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["edges", "soft_edges", "labels", "depth"])
 def test_maps_of_pixels_are_drawn_mirrored(kind: str, protocol: str) -> None:
     raw = example(kind)
-    np.testing.assert_array_equal(render(flip(raw), protocol=protocol), render(raw, protocol=protocol)[:, ::-1])
+    np.testing.assert_array_equal(
+        render(flip(raw), protocol=protocol), render(raw, protocol=protocol)[:, ::-1]
+    )
 
 
 def test_lines_are_drawn_mirrored() -> None:
-    raw = RawMap("lines", np.float32([[3, 5, 80, 5, 1], [10, 10, 10, 70, 1], [20, 20, 60, 60, 1]]), {"size": [H, W]})
+    raw = RawMap(
+        "lines", np.float32([[3, 5, 80, 5, 1], [10, 10, 10, 70, 1], [20, 20, 60, 60, 1]]), {"size": [H, W]}
+    )
     np.testing.assert_array_equal(render(flip(raw)), render(raw)[:, ::-1])
-    assert flip(raw).array[0].tolist() == [W - 1 - 3, 5, W - 1 - 80, 5, 1], "pixel centres lie at integers; the ends keep their order"
+    assert flip(raw).array[0].tolist() == [
+        W - 1 - 3,
+        5,
+        W - 1 - 80,
+        5,
+        1,
+    ], "pixel centres lie at integers; the ends keep their order"
 
 
 def test_depth_and_normals_are_the_truth_of_the_mirrored_scene() -> None:
@@ -103,22 +121,31 @@ def test_a_mirrored_picture_of_normals_is_wrong_and_the_flip_is_right() -> None:
 
 @pytest.mark.parametrize("layout", ["openpose_18", "coco_17"])
 def test_people_keep_their_own_left_and_right(layout: str) -> None:
-    np.testing.assert_array_equal(flip(person(layout, mirrored=False)).array, person(layout, mirrored=True).array)
+    np.testing.assert_array_equal(
+        flip(person(layout, mirrored=False)).array, person(layout, mirrored=True).array
+    )
 
 
 @pytest.mark.parametrize("protocol", ["cn10", "cn11"])
 def test_a_flipped_person_has_the_mirrored_shape_in_other_colours(protocol: str) -> None:
-    """The lifted arm is drawn in the colours of a left arm before and of a right arm after; a mirrored picture keeps the old ones."""
+    """The lifted arm is drawn in the colours of a left arm before and of a right arm after; a mirrored
+    picture keeps the old ones.
+    """
     raw = person("openpose_18", mirrored=False)
     mirrored, flipped = render(raw, protocol=protocol)[:, ::-1], render(flip(raw), protocol=protocol)
     shape, other = mirrored.any(axis=2), flipped.any(axis=2)
     ring = cv2.dilate(shape.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    assert (other & ~ring).sum() == 0 and (shape & ~(cv2.dilate(other.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)).sum() == 0
+    assert (other & ~ring).sum() == 0 and (
+        shape & ~(cv2.dilate(other.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
+    ).sum() == 0
     elbow = (28, W - 1 - 90)
     colours = dict(zip(SKELETONS["openpose_18"].names, SKELETONS["openpose_18"].colours, strict=True))
     assert np.abs(mirrored[elbow].astype(int) - flipped[elbow]).max() > 50
     if protocol == "cn11":  # joints on top, in full colour
-        assert tuple(flipped[elbow]) == colours["right_elbow"] and tuple(mirrored[elbow]) == colours["left_elbow"]
+        assert (
+            tuple(flipped[elbow]) == colours["right_elbow"]
+            and tuple(mirrored[elbow]) == colours["left_elbow"]
+        )
 
 
 @pytest.mark.parametrize("layout", sorted(SKELETONS))
@@ -136,15 +163,37 @@ def test_a_missing_keypoint_stays_missing() -> None:
 
 @pytest.mark.parametrize(
     "caption",
-    ["a man at the left", "Turn RIGHT.", "left-hand drive", "the right-most tree", "the leftmost tree", "raise your (left) arm", "alright? all right",
-     "right now", "a left_side view", "walking rightwards", "left\nof the door", "the righthand page", "lefthanded"],
-)  # fmt: skip
+    [
+        "a man at the left",
+        "Turn RIGHT.",
+        "left-hand drive",
+        "the right-most tree",
+        "the leftmost tree",
+        "raise your (left) arm",
+        "alright? all right",
+        "right now",
+        "a left_side view",
+        "walking rightwards",
+        "left\nof the door",
+        "the righthand page",
+        "lefthanded",
+    ],
+)
 def test_a_caption_that_names_a_side_forbids_the_flip(caption: str) -> None:
     assert not may_flip(caption)
 
 
 @pytest.mark.parametrize(
-    "caption", ["a bright copyright sign", "upright piano", "a cleft rock", "", "Brightmost star", "an alright day", "outright"]
+    "caption",
+    [
+        "a bright copyright sign",
+        "upright piano",
+        "a cleft rock",
+        "",
+        "Brightmost star",
+        "an alright day",
+        "outright",
+    ],
 )
 def test_words_that_only_contain_a_side_do_not(caption: str) -> None:
     assert may_flip(caption)

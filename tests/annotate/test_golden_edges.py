@@ -1,6 +1,8 @@
-"""Edges, soft edges, lines and depth are drawn byte for byte as the golden pictures, which plain rules about pixels made.
+"""Edges, soft edges, lines and depth are drawn byte for byte as the golden pictures, which plain rules about
+pixels made.
 
-`python tests/annotate/test_golden_edges.py` writes the pictures anew, from the rules and never from the drawing.
+`python tests/annotate/test_golden_edges.py` writes the pictures anew, from the rules and never from the
+drawing.
 """
 
 from collections.abc import Callable
@@ -30,7 +32,9 @@ def strength(x: int, y: int) -> int:
 
 
 def three_levels(x: int, y: int) -> int:
-    """ControlNet 1.1's safe_step with step 2: floor(3 x) / 2, cut at 1, of x = strength / 255; bytes are truncated."""
+    """ControlNet 1.1's safe_step with step 2: floor(3 x) / 2, cut at 1, of x = strength / 255; bytes are
+    truncated.
+    """
     return int(min(Fraction(int(Fraction(3 * strength(x, y), 255)), 2), 1) * 255)
 
 
@@ -65,7 +69,11 @@ LINES = RawMap("lines", np.array([(*segment, 1) for segment in SEGMENTS], np.flo
 CASES: dict[str, tuple[RawMap, int, dict[str, Rule]]] = {
     "edges": (EDGES, SIDE, dict.fromkeys(PROTOCOLS, on)),
     # half the size: a pixel is white if an edge touches one of its four
-    "edges-half": (EDGES, SIDE // 2, dict.fromkeys(PROTOCOLS, lambda x, y: max(on(2 * x + i, 2 * y + j) for i in (0, 1) for j in (0, 1)))),
+    "edges-half": (
+        EDGES,
+        SIDE // 2,
+        dict.fromkeys(PROTOCOLS, lambda x, y: max(on(2 * x + i, 2 * y + j) for i in (0, 1) for j in (0, 1))),
+    ),
     "edges-double": (EDGES, SIDE * 2, dict.fromkeys(PROTOCOLS, lambda x, y: on(x // 2, y // 2))),
     "soft-edges": (SOFT, SIDE, {"cn10": strength, "cn11": three_levels}),
     "lines": (LINES, SIDE, dict.fromkeys(PROTOCOLS, touched)),
@@ -91,9 +99,13 @@ def test_the_drawing_is_the_golden_picture_and_that_is_the_rule(name: str, proto
 
 
 def test_only_soft_edges_differ_between_the_two_protocols() -> None:
-    pictures = {(name, protocol): (GOLDEN / f"{name}-{protocol}.png").read_bytes() for name, protocol in PICTURES}
+    pictures = {
+        (name, protocol): (GOLDEN / f"{name}-{protocol}.png").read_bytes() for name, protocol in PICTURES
+    }
     assert {name for name in CASES if pictures[name, "cn10"] != pictures[name, "cn11"]} == {"soft-edges"}
-    assert sorted(path.stem for path in GOLDEN.iterdir()) == sorted(f"{name}-{protocol}" for name, protocol in PICTURES)
+    assert sorted(path.stem for path in GOLDEN.iterdir()) == sorted(
+        f"{name}-{protocol}" for name, protocol in PICTURES
+    )
 
 
 if __name__ == "__main__":

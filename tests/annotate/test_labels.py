@@ -1,4 +1,7 @@
-"""What label ids mean, and in which colours they are drawn. The golden pictures were made from the published lists, not by this code."""
+"""What label ids mean, and in which colours they are drawn.
+
+The golden pictures were made from the published lists, not by this code.
+"""
 
 import ast
 import importlib.util
@@ -15,7 +18,9 @@ GOLDEN = Path(__file__).parent / "golden" / "labels"
 
 
 def things() -> list[str]:
-    """COCO's categories 0..90 as torchvision names them: background first, N/A where no object was ever annotated."""
+    """COCO's categories 0..90 as torchvision names them: background first, N/A where no object was ever
+    annotated.
+    """
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
     return list(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
@@ -42,8 +47,11 @@ def test_ade20k_has_the_palette_of_controlnet_even_where_two_classes_share_a_col
     spec = importlib.util.find_spec("controlnet_aux")
     if spec is None or spec.origin is None:
         pytest.skip("controlnet_aux is not installed")
-    tree = ast.parse(Path(spec.origin).with_name("util.py").read_text())  # importing the package takes ten seconds
-    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "ade_palette")
+    # importing the package takes ten seconds
+    tree = ast.parse(Path(spec.origin).with_name("util.py").read_text())
+    function = next(
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "ade_palette"
+    )
     palette = [tuple(row) for row in ast.literal_eval(function.body[-1].value)]  # type: ignore[attr-defined]
     assert list(SPACES["ade20k_150"].colours) == palette
     colour = dict(zip(SPACES["ade20k_150"].names, palette, strict=True))
@@ -52,8 +60,10 @@ def test_ade20k_has_the_palette_of_controlnet_even_where_two_classes_share_a_col
 
 def test_the_spaces_have_as_many_names_as_they_say_and_each_once() -> None:
     assert {space: len(each.names) for space, each in SPACES.items()} == {
-        "ade20k_150": 150, "coco_stuff_171": 171, "coco_panoptic_133": 133,
-    }  # fmt: skip
+        "ade20k_150": 150,
+        "coco_stuff_171": 171,
+        "coco_panoptic_133": 133,
+    }
     for each in SPACES.values():
         assert len(set(each.names)) == len(each.names) == len(each.colours)
     ade = SPACES["ade20k_150"].names
@@ -132,9 +142,14 @@ def test_sixteen_bit_labels_are_drawn_like_eight_bit_ones() -> None:
 
 
 def test_an_unknown_space_and_an_id_out_of_range_are_one_sentence_each() -> None:
-    with pytest.raises(ValueError, match="unknown label space 'cityscapes_19'; known: ade20k_150, coco_stuff_171, coco_panoptic_133"):
+    with pytest.raises(
+        ValueError,
+        match="unknown label space 'cityscapes_19'; known: ade20k_150, coco_stuff_171, coco_panoptic_133",
+    ):
         render(RawMap("labels", np.zeros((2, 2), np.uint8), {"label_space": "cityscapes_19"}))
-    with pytest.raises(ValueError, match="coco_panoptic_133 has no id 133; its ids are 0 to 132, and 255 for void"):
+    with pytest.raises(
+        ValueError, match="coco_panoptic_133 has no id 133; its ids are 0 to 132, and 255 for void"
+    ):
         render(RawMap("labels", np.array([[0, 133]], np.uint8), {"label_space": "coco_panoptic_133"}))
     with pytest.raises(ValueError, match="ade20k_150 has no id 300"):
         render(RawMap("labels", np.array([[300, 255]], np.uint16), {"label_space": "ade20k_150"}))
@@ -143,22 +158,41 @@ def test_an_unknown_space_and_an_id_out_of_range_are_one_sentence_each() -> None
 def as_oneformer_names_them() -> dict[int, str]:
     """ADE20K in the words of Mask2Former's and OneFormer's own lists: ten other names, some with synonyms."""
     other = {
-        6: "road, route", 8: "window ", 11: "sidewalk, pavement", 37: "tub", 38: "rail", 87: "street lamp", 89: "tv", 90: "plane",
-        92: "clothes", 109: "pool", 113: "falls", 138: "trash can", 65: "toilet, can, commode, crapper, pot, potty, stool, throne",
-    }  # fmt: skip
+        6: "road, route",
+        8: "window ",
+        11: "sidewalk, pavement",
+        37: "tub",
+        38: "rail",
+        87: "street lamp",
+        89: "tv",
+        90: "plane",
+        92: "clothes",
+        109: "pool",
+        113: "falls",
+        138: "trash can",
+        65: "toilet, can, commode, crapper, pot, potty, stool, throne",
+    }
     return dict(enumerate(SPACES["ade20k_150"].names)) | other
 
 
 def test_synonyms_of_a_models_classes_are_the_same_classes() -> None:
     assert disagreement(as_oneformer_names_them(), "ade20k_150") is None
-    short = {i: name.replace("-merged", "").replace("-other", "") for i, name in enumerate(SPACES["coco_panoptic_133"].names)}
+    short = {
+        i: name.replace("-merged", "").replace("-other", "")
+        for i, name in enumerate(SPACES["coco_panoptic_133"].names)
+    }
     assert short[119] == "sky" and disagreement(short, "coco_panoptic_133") is None
 
 
 def test_classes_in_another_order_or_number_are_told() -> None:
     names = as_oneformer_names_them()
-    assert disagreement(names | {2: "floor", 3: "sky"}, "ade20k_150") == "class 2 is 'floor' instead of 'sky' (ade20k_150)"
+    assert (
+        disagreement(names | {2: "floor", 3: "sky"}, "ade20k_150")
+        == "class 2 is 'floor' instead of 'sky' (ade20k_150)"
+    )
     shifted = {0: "background"} | {i + 1: name for i, name in names.items()}
     assert disagreement(shifted, "ade20k_150") == "151 classes instead of the 150 of ade20k_150"
     coco = dict(enumerate(SPACES["coco_panoptic_133"].names))
-    assert "class 111 is 'wall-wood' instead of 'wall-tile'" in str(disagreement(coco | {111: "wall-wood"}, "coco_panoptic_133"))
+    assert "class 111 is 'wall-wood' instead of 'wall-tile'" in str(
+        disagreement(coco | {111: "wall-wood"}, "coco_panoptic_133")
+    )

@@ -24,7 +24,9 @@ def network() -> object:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory, astronaut: np.ndarray) -> str:
-    """The last layer is scaled so that the drawing has all greys; names as in the released file, below `module.`"""
+    """The last layer is scaled so that the drawing has all greys; names as in the released file, below
+    `module.`
+    """
     import torch
 
     torch.manual_seed(0)
@@ -60,12 +62,21 @@ def published(image: np.ndarray, weights: str, resolution: int = SIDE) -> np.nda
     from controlnet_aux.lineart_anime import LineartAnimeDetector
 
     net = network()
-    net.load_state_dict({name.removeprefix("module."): tensor for name, tensor in torch.load(weights, weights_only=True).items()})
-    return LineartAnimeDetector(net.eval())(image, detect_resolution=resolution, image_resolution=resolution, output_type="np")[..., 0]
+    net.load_state_dict(
+        {
+            name.removeprefix("module."): tensor
+            for name, tensor in torch.load(weights, weights_only=True).items()
+        }
+    )
+    return LineartAnimeDetector(net.eval())(
+        image, detect_resolution=resolution, image_resolution=resolution, output_type="np"
+    )[..., 0]
 
 
 def test_the_grey_drawing_is_controlnet_auxs_to_the_pixel(astronaut: np.ndarray, weights: str) -> None:
-    """But where the fp32 sums of two memory layouts fall on different sides of a whole number: by one, a pixel in a thousand."""
+    """But where the fp32 sums of two memory layouts fall on different sides of a whole number: by one, a
+    pixel in a thousand.
+    """
     image = resize(astronaut, (SIDE, SIDE))
     wanted, ours = published(image, weights), grey(image, weights)
     apart = np.abs(ours.astype(int) - wanted)
@@ -73,7 +84,9 @@ def test_the_grey_drawing_is_controlnet_auxs_to_the_pixel(astronaut: np.ndarray,
     assert apart.max() <= 1 and (apart > 0).mean() < 2e-3
 
 
-def test_sides_that_are_no_multiple_of_256_are_stretched_and_back(astronaut: np.ndarray, weights: str) -> None:
+def test_sides_that_are_no_multiple_of_256_are_stretched_and_back(
+    astronaut: np.ndarray, weights: str
+) -> None:
     image = np.ascontiguousarray(astronaut[:192, :320])
     wanted, ours = published(image, weights, 192), grey(image, weights, resolution=192)
     assert wanted.shape == (192, 320)
@@ -81,7 +94,9 @@ def test_sides_that_are_no_multiple_of_256_are_stretched_and_back(astronaut: np.
     assert apart.max() <= 1 and (apart > 0).mean() < 2e-3
 
 
-def test_seen_at_another_resolution_the_drawing_still_has_the_size_of_the_image(astronaut: np.ndarray, weights: str) -> None:
+def test_seen_at_another_resolution_the_drawing_still_has_the_size_of_the_image(
+    astronaut: np.ndarray, weights: str
+) -> None:
     image = np.ascontiguousarray(astronaut[:150, :170])
     ours = grey(image, weights)
     assert ours.shape == (150, 170)
@@ -90,8 +105,12 @@ def test_seen_at_another_resolution_the_drawing_still_has_the_size_of_the_image(
     assert grey(image, weights, resolution=0).shape == (150, 170)
 
 
-def test_lines_are_white_on_black_and_the_threshold_cuts_the_grey_drawing(astronaut: np.ndarray, weights: str) -> None:
-    """The random network's bias makes the paper brighter than the lines: most of the drawing must be black."""
+def test_lines_are_white_on_black_and_the_threshold_cuts_the_grey_drawing(
+    astronaut: np.ndarray, weights: str
+) -> None:
+    """The random network's bias makes the paper brighter than the lines: most of the drawing
+    must be black.
+    """
     image = resize(astronaut, (SIDE, SIDE))
     drawing = grey(image, weights)
     default, high = found([image], weights)[0], found([image], weights, threshold=128)[0]
@@ -109,12 +128,16 @@ def test_bf16_moves_the_drawing_by_little(astronaut: np.ndarray, weights: str) -
 
 
 def test_an_image_has_the_same_drawing_alone_and_among_others(astronaut: np.ndarray, weights: str) -> None:
-    images = [np.ascontiguousarray(astronaut[:256, x : x + 256]) for x in (0, 200)] + [astronaut[:128, :140].copy()]
+    images = [np.ascontiguousarray(astronaut[:256, x : x + 256]) for x in (0, 200)] + [
+        astronaut[:128, :140].copy()
+    ]
     for image, one in zip(images, found(images, weights), strict=True):
         np.testing.assert_array_equal(one.map.array, found([image], weights)[0].map.array)
 
 
-def test_a_flat_picture_gives_finite_edges_and_a_broken_network_fails(flat: np.ndarray, weights: str, tmp_path: Path) -> None:
+def test_a_flat_picture_gives_finite_edges_and_a_broken_network_fails(
+    flat: np.ndarray, weights: str, tmp_path: Path
+) -> None:
     import torch
 
     assert found([flat], weights)[0].status in ("ok", "skipped")

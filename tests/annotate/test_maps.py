@@ -22,8 +22,14 @@ def example(kind: str) -> RawMap:
         "edges": RawMap("edges", (RNG.random((H, W)) > 0.8).astype(np.uint8) * 255),
         "soft_edges": RawMap("soft_edges", RNG.integers(0, 256, (H, W), dtype=np.uint8)),
         "lines": RawMap("lines", RNG.random((5, 5)).astype(np.float32) * 30, {"size": [H, W]}),
-        "people": RawMap("people", RNG.random((2, 18, 3)).astype(np.float32) * 30, {"size": [H, W], "layout": "openpose_18"}),
-        "labels": RawMap("labels", RNG.integers(0, 150, (H, W), dtype=np.uint8), {"label_space": "ade20k_150"}),
+        "people": RawMap(
+            "people",
+            RNG.random((2, 18, 3)).astype(np.float32) * 30,
+            {"size": [H, W], "layout": "openpose_18"},
+        ),
+        "labels": RawMap(
+            "labels", RNG.integers(0, 150, (H, W), dtype=np.uint8), {"label_space": "ade20k_150"}
+        ),
         "depth": depth_map(RNG.random((H, W)) * 40 + 3),
         "normals": RawMap("normals", unit.astype(np.float32)),
     }[kind]
@@ -59,12 +65,17 @@ def test_normals_come_back_within_a_step_and_invalid_stays_invalid() -> None:
     back = decode("normals", encode(raw), {})
     assert np.abs(back.array - raw.array).max() < 1 / 32767
     assert not back.array[:4].any()
-    png = cv2.imdecode(np.frombuffer(encode(RawMap("normals", np.float32([[[1, 0, -1]]]))), np.uint8), cv2.IMREAD_UNCHANGED)
+    png = cv2.imdecode(
+        np.frombuffer(encode(RawMap("normals", np.float32([[[1, 0, -1]]]))), np.uint8), cv2.IMREAD_UNCHANGED
+    )
     assert png[0, 0, ::-1].tolist() == [65534, 32767, 0], "x is red, y green, z blue"
 
 
 def test_no_people_and_no_lines_are_stored_too() -> None:
-    for kind, shape, meta in [("lines", (0, 5), {"size": [H, W]}), ("people", (0, 17, 3), {"size": [H, W], "layout": "coco_17"})]:
+    for kind, shape, meta in [
+        ("lines", (0, 5), {"size": [H, W]}),
+        ("people", (0, 17, 3), {"size": [H, W], "layout": "coco_17"}),
+    ]:
         raw = RawMap(kind, np.zeros(shape, np.float32), meta)
         assert decode(kind, encode(raw), meta).array.shape == shape
         assert blank(raw) is not None
@@ -93,7 +104,9 @@ def test_flat_maps_are_blank_and_full_ones_are_not() -> None:
     assert blank(RawMap("edges", np.zeros((4, 4), np.uint8))) == "no edges"
     assert "flat" in str(blank(depth_map(np.full((4, 4), 2.0))))
     assert blank(RawMap("normals", np.zeros((4, 4, 3), np.float32))) == "no valid normal"
-    assert "flat" in str(blank(RawMap("labels", np.full((4, 4), 255, np.uint8), {"label_space": "ade20k_150"})))
+    assert "flat" in str(
+        blank(RawMap("labels", np.full((4, 4), 255, np.uint8), {"label_space": "ade20k_150"}))
+    )
 
 
 def test_the_keypoint_fraction_is_that_of_the_best_person() -> None:
@@ -129,7 +142,11 @@ def test_near_is_white_and_a_flat_depth_does_not_divide_by_zero() -> None:
 def test_normals_follow_each_protocol() -> None:
     viewer, right = RawMap("normals", np.float32([[[0, 0, 1]]])), RawMap("normals", np.float32([[[1, 0, 0]]]))
     assert render(viewer, protocol="cn11")[0, 0].tolist() == [127, 127, 255], "blue is front"
-    assert render(viewer, protocol="cn10")[0, 0].tolist() == [255, 127, 127], "fed with red and blue exchanged"
+    assert render(viewer, protocol="cn10")[0, 0].tolist() == [
+        255,
+        127,
+        127,
+    ], "fed with red and blue exchanged"
     assert render(right, protocol="cn11")[0, 0].tolist() == [0, 127, 127], "red is left"
 
 
@@ -151,8 +168,16 @@ def test_openpose_1_0_blends_limbs_over_joints() -> None:
     drawn = render(person("openpose_18", neck=(60, 20), right_shoulder=(20, 20), left_wrist=(100, 100)))
     assert drawn[100, 100].tolist() == [0, 255, 85], "a joint without a limb keeps its full colour"
     assert drawn[20, 40].tolist() == [153, 0, 0], "the limb is 0.6 of its colour on black"
-    assert drawn[20, 58].tolist() == [round(0.4 * 255 + 0.6 * 255), round(0.4 * 85), 0], "and 0.6 over the neck's joint"
-    assert drawn[24, 40].tolist() == [153, 0, 0] and drawn[25, 40].tolist() == [0, 0, 0], "4 pixels to each side"
+    assert drawn[20, 58].tolist() == [
+        round(0.4 * 255 + 0.6 * 255),
+        round(0.4 * 85),
+        0,
+    ], "and 0.6 over the neck's joint"
+    assert drawn[24, 40].tolist() == [153, 0, 0] and drawn[25, 40].tolist() == [
+        0,
+        0,
+        0,
+    ], "4 pixels to each side"
     assert drawn[60, 60].tolist() == [0, 0, 0], "a missing joint draws nothing"
 
 

@@ -26,13 +26,21 @@ def midas(inverse: np.ndarray, **meta: Any) -> RawMap:
 
 
 def ball_on_floor(size: int = 256, focal: float = 1.2) -> tuple[np.ndarray, np.ndarray]:
-    """Inverse depth and true normals of a ball of radius 1 before a wall, on a floor, seen by a pinhole camera (y up, z to the viewer)."""
+    """Inverse depth and true normals of a ball of radius 1 before a wall, on a floor, seen by a pinhole
+    camera (y up, z to the viewer).
+    """
     y, x = np.mgrid[:size, :size]
-    rays = np.stack([(x + 0.5) / size * 2 - 1, 1 - (y + 0.5) / size * 2, np.full(x.shape, -focal)], axis=2) / focal
+    rays = (
+        np.stack([(x + 0.5) / size * 2 - 1, 1 - (y + 0.5) / size * 2, np.full(x.shape, -focal)], axis=2)
+        / focal
+    )
     depth, true = np.full(x.shape, 8.0), np.zeros((size, size, 3)) + np.array([0, 0, 1])  # the wall
     below = rays[..., 1] < -1e-6
     floor = np.where(below, -1.0 / np.where(below, rays[..., 1], -1), np.inf)
-    depth, true = np.where(floor < depth, floor, depth), np.where((floor < depth)[..., None], [0.0, 1.0, 0.0], true)
+    depth, true = (
+        np.where(floor < depth, floor, depth),
+        np.where((floor < depth)[..., None], [0.0, 1.0, 0.0], true),
+    )
     centre = np.array([0, 0, -4.0])
     b, squared = rays @ centre, (rays**2).sum(axis=2)
     root = b**2 - squared * (centre @ centre - 1)
@@ -46,12 +54,23 @@ def angle(n: np.ndarray, true: np.ndarray) -> np.ndarray:
     return np.degrees(np.arccos((n * true).sum(axis=2).clip(-1, 1)))
 
 
-@pytest.mark.parametrize(("slope", "wanted"), [((2.0, 0.0), (-16.0, 0.0)), ((0.0, 2.0), (0.0, 16.0)), ((-1.0, 0.5), (8.0, 4.0))])
-def test_a_plane_faces_away_from_where_it_comes_near(slope: tuple[float, float], wanted: tuple[float, float]) -> None:
-    """Nearer to the right is a wall that faces left; nearer below is a floor that faces up. Sobel sums to 8 slopes."""
-    found = normals.from_depth(midas(500 + slope[0] * X + slope[1] * Y), **{**RECIPE, "bg_threshold": 0.0}).array[1:-1, 1:-1]
+@pytest.mark.parametrize(
+    ("slope", "wanted"), [((2.0, 0.0), (-16.0, 0.0)), ((0.0, 2.0), (0.0, 16.0)), ((-1.0, 0.5), (8.0, 4.0))]
+)
+def test_a_plane_faces_away_from_where_it_comes_near(
+    slope: tuple[float, float], wanted: tuple[float, float]
+) -> None:
+    """Nearer to the right is a wall that faces left; nearer below is a floor that faces up.
+
+    Sobel sums to 8 slopes.
+    """
+    found = normals.from_depth(
+        midas(500 + slope[0] * X + slope[1] * Y), **{**RECIPE, "bg_threshold": 0.0}
+    ).array[1:-1, 1:-1]
     direction = np.array([*wanted, 2 * np.pi])
-    np.testing.assert_allclose(found, np.broadcast_to(direction / np.linalg.norm(direction), found.shape), atol=2e-3)
+    np.testing.assert_allclose(
+        found, np.broadcast_to(direction / np.linalg.norm(direction), found.shape), atol=2e-3
+    )
 
 
 def test_a_ball_bulges_to_all_sides() -> None:
@@ -78,7 +97,10 @@ def test_the_picture_of_midas_normals_is_that_of_controlnet_aux(bg_threshold: fl
         warnings.simplefilter("ignore")
         midas_detector = pytest.importorskip("controlnet_aux.midas").MidasDetector
     rng = np.random.default_rng(0)
-    raw = midas(300 * cv2.GaussianBlur(rng.random((192, 256), np.float32), (0, 0), 6) + 3 * cv2.resize(X + Y, (256, 192)))
+    raw = midas(
+        300 * cv2.GaussianBlur(rng.random((192, 256), np.float32), (0, 0), 6)
+        + 3 * cv2.resize(X + Y, (256, 192))
+    )
     raw = decode("depth", encode(raw), raw.meta)
 
     class Given(torch.nn.Module):
@@ -91,7 +113,9 @@ def test_the_picture_of_midas_normals_is_that_of_controlnet_aux(bg_threshold: fl
 
     image = np.zeros((192, 256, 3), np.uint8)
     library = midas_detector(Given())
-    _, wanted = library(image, bg_th=bg_threshold, depth_and_normal=True, detect_resolution=192, image_resolution=192)
+    _, wanted = library(
+        image, bg_th=bg_threshold, depth_and_normal=True, detect_resolution=192, image_resolution=192
+    )
     drawn = render(normals.from_depth(raw, **{**RECIPE, "bg_threshold": bg_threshold}), protocol="cn10")
     background = (wanted == [255, 127, 127]).all(axis=2)
     assert 0.005 < background.mean() < 0.9 and wanted[~background].std(axis=0).min() > 5
@@ -126,7 +150,9 @@ def test_depth_made_now_and_depth_read_back_have_the_same_normals() -> None:
     raw = midas(np.random.default_rng(1).random((96, 128)) * 900, seen=[96, 128])
     read = decode("depth", encode(raw), raw.meta)
     assert (raw.array != read.array).any()
-    np.testing.assert_array_equal(normals.from_depth(raw, **RECIPE).array, normals.from_depth(read, **RECIPE).array)
+    np.testing.assert_array_equal(
+        normals.from_depth(raw, **RECIPE).array, normals.from_depth(read, **RECIPE).array
+    )
 
 
 def test_flat_depth_never_divides_by_zero() -> None:
@@ -147,7 +173,9 @@ def test_a_skipped_depth_skips_its_normals_and_a_good_one_gives_them() -> None:
 
 @pytest.mark.parametrize("protocol", ["cn10", "cn11"])
 def test_the_drawing_of_a_ball_is_the_stored_one(protocol: str) -> None:
-    drawn = render(normals.from_depth(depth_map(ball_on_floor(96)[0], unit="1/m"), **RECIPE), protocol=protocol)
+    drawn = render(
+        normals.from_depth(depth_map(ball_on_floor(96)[0], unit="1/m"), **RECIPE), protocol=protocol
+    )
     wanted = cv2.imread(str(GOLDEN / f"ball_{protocol}.png"), cv2.IMREAD_COLOR)
     assert wanted is not None and np.abs(drawn[..., ::-1].astype(int) - wanted).max() <= 1
 
@@ -164,7 +192,12 @@ def bae(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
     torch.manual_seed(0)
     model = NNET(SimpleNamespace(architecture="BN", sampling_ratio=0.4, importance_ratio=0.7)).eval()
     with torch.inference_mode():
-        for stage in (model.decoder.out_conv_res8, model.decoder.out_conv_res4, model.decoder.out_conv_res2, model.decoder.out_conv_res1):
+        for stage in (
+            model.decoder.out_conv_res8,
+            model.decoder.out_conv_res4,
+            model.decoder.out_conv_res2,
+            model.decoder.out_conv_res1,
+        ):
             for layer in stage.modules():
                 if isinstance(layer, (torch.nn.Conv1d, torch.nn.Conv2d)):
                     layer.weight.normal_(0, (2 / layer.weight[0].numel()) ** 0.5)
@@ -177,7 +210,9 @@ def bae(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
 
 
 def only(images: list[np.ndarray], **params: Any) -> list:
-    return annotate(images, [str(i) for i in range(len(images))], [resolve("normal", "normal-bae", params)])["normal"]
+    return annotate(images, [str(i) for i in range(len(images))], [resolve("normal", "normal-bae", params)])[
+        "normal"
+    ]
 
 
 def test_normal_bae_draws_the_picture_of_controlnet_aux(small: np.ndarray, bae: tuple[Any, str]) -> None:
@@ -204,5 +239,7 @@ def test_normal_bae_keeps_size_length_and_neighbours_apart(small: np.ndarray, ba
 
 
 def test_normal_bae_in_bf16_stays_within_two_degrees(small: np.ndarray, bae: tuple[Any, str]) -> None:
-    exact, rough = (only([small], weights=bae[1], precision=p, resolution=128)[0].map.array for p in ("fp32", "bf16"))
+    exact, rough = (
+        only([small], weights=bae[1], precision=p, resolution=128)[0].map.array for p in ("fp32", "bf16")
+    )
     assert angle(exact, rough).mean() < 2

@@ -49,7 +49,9 @@ def metas(upsample: int = 2) -> Any:
 
 
 def fields_of(people: np.ndarray, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a perfect network gives for these people: the package's training targets, in the form in which its heads answer."""
+    """What a perfect network gives for these people: the package's training targets, in the form in which its
+    heads answer.
+    """
     cif, caf = metas()
     from openpifpaf import encoder, transforms
     from PIL import Image
@@ -59,7 +61,13 @@ def fields_of(people: np.ndarray, size: tuple[int, int]) -> tuple[torch.Tensor, 
         seen = person[person[:, 2] > 0, :2]
         low, high = seen.min(axis=0), seen.max(axis=0)
         marked = np.where(person[:, 2:] > 0, np.concatenate([person[:, :2], np.full((17, 1), 2)], axis=1), 0)
-        told.append({"keypoints": marked.astype(np.float32), "bbox": np.array([*low, *(high - low)], np.float32), "iscrowd": False})
+        told.append(
+            {
+                "keypoints": marked.astype(np.float32),
+                "bbox": np.array([*low, *(high - low)], np.float32),
+                "iscrowd": False,
+            }
+        )
         told[-1] |= {"category_id": 1, "num_keypoints": len(seen)}
     steps = transforms.Compose(
         [
@@ -74,7 +82,9 @@ def fields_of(people: np.ndarray, size: tuple[int, int]) -> tuple[torch.Tensor, 
 
 
 def answer(target: np.ndarray, vectors: int) -> torch.Tensor:
-    """A target is confidence, offsets from the cell, spreads, scales; a head gives a spare channel, confidence, positions, scales."""
+    """A target is confidence, offsets from the cell, spreads, scales; a head gives a spare channel,
+    confidence, positions, scales.
+    """
     known = np.isfinite(target).all(axis=1)
     filled = np.nan_to_num(target)
     y, x = np.indices(target.shape[2:])
@@ -88,7 +98,9 @@ def answer(target: np.ndarray, vectors: int) -> torch.Tensor:
 
 
 def random_network(name: str = "shufflenetv2k16", upsample: int = 2) -> Any:
-    """The true architecture by the package's factory; its heads spread over what a trained one says, so that people are found."""
+    """The true architecture by the package's factory; its heads spread over what a trained one says, so that
+    people are found.
+    """
     openpifpaf.package()
     from openpifpaf.network import Factory
 
@@ -97,7 +109,9 @@ def random_network(name: str = "shufflenetv2k16", upsample: int = 2) -> Any:
     factory.base_name = name
     network, _ = factory.factory(head_metas=metas(upsample))
     with torch.inference_mode():
-        features = network.base_net(torch.from_numpy(np.random.default_rng(1).normal(size=(1, 3, 129, 129)).astype(np.float32)))
+        features = network.base_net(
+            torch.from_numpy(np.random.default_rng(1).normal(size=(1, 3, 129, 129)).astype(np.float32))
+        )
     for head in network.head_nets:
         parts, cells = head.meta.n_fields, head.n_components
         vectors = head.meta.n_vectors
@@ -154,7 +168,9 @@ def test_people_that_overlap_stay_two() -> None:
 
 @built
 def test_confidences_do_not_depend_on_the_images_before_as_those_of_a_kept_decoder_do() -> None:
-    """The package counts images in the floats that hold its confidences: after thousands they drift by hundredths."""
+    """The package counts images in the floats that hold its confidences: after thousands they drift by
+    hundredths.
+    """
     cif, caf = fields_of(np.stack([figure(210, 60, 430), figure(310, 90, 400)]), (513, 513))
     cif[:, 1] *= 0.613
     first = decode((cif, caf), 8, PARAMS)
@@ -256,9 +272,13 @@ def test_a_map_is_the_same_alone_and_among_others(small: np.ndarray, weights: Pa
 
 @built
 def test_bf16_moves_positions_by_little_and_never_to_whole_cells(small: np.ndarray, weights: Path) -> None:
-    """With random weights: confidences by less than 0.02 on average, positions by less than a tenth of a cell."""
+    """With random weights: confidences by less than 0.02 on average, positions by less than a tenth of a
+    cell.
+    """
     image = openpifpaf.pad(small)[None]
-    exact, fast = (openpifpaf.load(precision, "cpu", str(weights))[0](image)[0] for precision in ("fp32", "bf16"))
+    exact, fast = (
+        openpifpaf.load(precision, "cpu", str(weights))[0](image)[0] for precision in ("fp32", "bf16")
+    )
     for one, other in zip(exact, fast, strict=True):
         assert other.dtype == torch.float32 and one[:, 1].std() > 0.1
         assert (one[:, 1] - other[:, 1]).abs().mean() < 0.02
@@ -269,20 +289,31 @@ def test_bf16_moves_positions_by_little_and_never_to_whole_cells(small: np.ndarr
 @pytest.mark.parametrize(("name", "upsample"), [("shufflenetv2k16", 1), ("shufflenetv2k30", 2)])
 def test_the_weights_tell_which_network_they_are_of(name: str, upsample: int, tmp_path: Path) -> None:
     stored = random_network(name, upsample).state_dict()
-    stored["head_nets.2.conv.weight"] = torch.zeros(8, 2048, 1, 1)  # of connections that the decoder doesn't ask for
+    # of connections that the decoder doesn't ask for
+    stored["head_nets.2.conv.weight"] = torch.zeros(8, 2048, 1, 1)
     torch.save(stored, tmp_path / "given.pt")
     network = openpifpaf.build(tmp_path / "given.pt")
-    assert openpifpaf.NETWORKS[network.base_net.out_features] == name and network.head_nets[0].meta.stride == 16 // upsample
-    assert all(torch.equal(value, stored[key]) for key, value in network.state_dict().items()) and not network.training
+    assert (
+        openpifpaf.NETWORKS[network.base_net.out_features] == name
+        and network.head_nets[0].meta.stride == 16 // upsample
+    )
+    assert (
+        all(torch.equal(value, stored[key]) for key, value in network.state_dict().items())
+        and not network.training
+    )
 
 
 @built
-def test_other_weights_and_the_official_pickle_are_refused_with_a_recipe(tmp_path: Path, weights: Path) -> None:
+def test_other_weights_and_the_official_pickle_are_refused_with_a_recipe(
+    tmp_path: Path, weights: Path
+) -> None:
     official = tmp_path / "official.pkl"
     torch.save({"model": Hostile(tmp_path / "ran"), "epoch": 250}, official)
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
     for place in (official, tmp_path / "other.pt"):
-        with pytest.raises(WeightsError, match=r"no state dict of an OpenPifPaf network; make one: curl .*weights_only=False"):
+        with pytest.raises(
+            WeightsError, match=r"no state dict of an OpenPifPaf network; make one: curl .*weights_only=False"
+        ):
             openpifpaf.build(place)
     assert not (tmp_path / "ran").exists(), "nothing in a pickle is run"
     pickle.loads(pickle.dumps(Hostile(tmp_path / "ran")))
@@ -300,7 +331,14 @@ def test_the_recipe_turns_a_pickled_network_into_weights_that_load(tmp_path: Pat
     network = random_network()
     torch.save({"model": network, "epoch": 250}, tmp_path / openpifpaf.CHECKPOINT)
     place = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": os.environ["PATH"]}
-    done = subprocess.run([sys.executable, "-c", openpifpaf.CONVERT], cwd=tmp_path, env=place, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", openpifpaf.CONVERT],
+        cwd=tmp_path,
+        env=place,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     again = openpifpaf.build(tmp_path / CONVERTED)
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in again.state_dict().items())
@@ -331,14 +369,21 @@ def test_an_image_in_which_the_network_sees_nothing_is_skipped(flat: np.ndarray,
 @built
 def test_a_fresh_process_says_nothing_and_the_defaults_are_the_packages(weights: Path) -> None:
     code = (
-        "import numpy as np, torch; from annotate import openpifpaf; from annotate.annotator import annotate, resolve; "
-        f"step = resolve('pose_openpifpaf', 'openpifpaf', {{'weights': {str(weights)!r}}}); "
-        "openpifpaf.package(); utils = torch.classes.openpifpaf_decoder_utils; given = step.params; "
-        "assert given['seed_threshold'] == utils.CifSeeds.get_threshold(); "
-        "assert given['keypoint_threshold'] == utils.NMSKeypoints.get_keypoint_threshold(); "
-        "assert given['keypoint_threshold'] == torch.classes.openpifpaf_decoder.CifCaf.get_keypoint_threshold(); "
-        "assert given['instance_threshold'] == utils.NMSKeypoints.get_instance_threshold(); "
-        "assert annotate([np.zeros((64, 64, 3), np.uint8)], ['a'], [step])['pose_openpifpaf'][0].status != 'failed'"
+        "import numpy as np, torch; from annotate import openpifpaf; from annotate.annotator import"
+        " annotate, resolve; step = resolve('pose_openpifpaf', 'openpifpaf', {'weights':"
+        f" {str(weights)!r}}}); openpifpaf.package(); utils = torch.classes.openpifpaf_decoder_utils; given ="
+        " step.params; assert given['seed_threshold'] == utils.CifSeeds.get_threshold(); assert"
+        " given['keypoint_threshold'] == utils.NMSKeypoints.get_keypoint_threshold(); assert"
+        " given['keypoint_threshold'] == torch.classes.openpifpaf_decoder.CifCaf.get_keypoint_threshold();"
+        " assert given['instance_threshold'] == utils.NMSKeypoints.get_instance_threshold(); assert"
+        " annotate([np.zeros((64, 64, 3), np.uint8)], ['a'], [step])['pose_openpifpaf'][0].status !="
+        " 'failed'"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=300,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,4 +1,6 @@
-"""OpenPose's body keypoints: against the library's own call on the same weights and fields, and against people that are known."""
+"""OpenPose's body keypoints: against the library's own call on the same weights and fields, and against
+people that are known.
+"""
 
 import contextlib
 import functools
@@ -42,7 +44,9 @@ def library() -> ModuleType:
 
 
 def librarys_people(heat: np.ndarray, affinity: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """What the library's whole procedure makes of an image of `size` when its network answers with these fields."""
+    """What the library's whole procedure makes of an image of `size` when its network answers with these
+    fields.
+    """
 
     class Answer(torch.nn.Module):
         def __init__(self) -> None:
@@ -74,7 +78,12 @@ def crowd(n: int, size: tuple[int, int], seed: int = 0) -> np.ndarray:
     """n people side by side, each joint moved a little."""
     rng = np.random.default_rng(seed)
     step = size[1] / n
-    return np.stack([fields.figure(step * (k + 0.5), size[0] * 0.15, size[0] * rng.uniform(0.55, 0.75), rng) for k in range(n)])
+    return np.stack(
+        [
+            fields.figure(step * (k + 0.5), size[0] * 0.15, size[0] * rng.uniform(0.55, 0.75), rng)
+            for k in range(n)
+        ]
+    )
 
 
 def errors(found: np.ndarray, people: np.ndarray) -> np.ndarray:
@@ -82,12 +91,16 @@ def errors(found: np.ndarray, people: np.ndarray) -> np.ndarray:
     assert len(found) == len(people)
     order = [int(np.hypot(*(found[:, 1, :2] - person[1, :2]).T).argmin()) for person in people]
     assert sorted(order) == list(range(len(people))), "each person once"
-    np.testing.assert_array_equal(found[order][..., 2] > 0, people[..., 2] > 0, "the same keypoints are missing")
+    np.testing.assert_array_equal(
+        found[order][..., 2] > 0, people[..., 2] > 0, "the same keypoints are missing"
+    )
     return np.hypot(*(found[order][..., :2] - people[..., :2])[people[..., 2] > 0].T)
 
 
 def random_network(seed: int = 0) -> torch.nn.Module:
-    """The true architecture; its last layers give fields that pass the thresholds in some places of this image."""
+    """The true architecture; its last layers give fields that pass the thresholds in some places of this
+    image.
+    """
     from controlnet_aux.open_pose.model import bodypose_model
 
     torch.manual_seed(seed)
@@ -99,7 +112,9 @@ def random_network(seed: int = 0) -> torch.nn.Module:
     seen: dict[Any, torch.Tensor] = {}
     for branch, mean, spread in ((network.model6_1, 0.0, 1.5), (network.model6_2, -0.4, 0.5)):
         last = [module for module in branch if isinstance(module, torch.nn.Conv2d)][-1]
-        handle = last.register_forward_hook(lambda module, _, out, last=last: seen.__setitem__(last, out.clone()))
+        handle = last.register_forward_hook(
+            lambda module, _, out, last=last: seen.__setitem__(last, out.clone())
+        )
         with torch.inference_mode():
             network(torch.from_numpy(np.random.default_rng(seed).random((1, 3, 184, 184), np.float32) - 0.5))
         handle.remove()
@@ -143,14 +158,20 @@ def test_drawn_fields_give_the_librarys_people_to_the_pixel(size: tuple[int, int
 
 @pytest.mark.parametrize("seed", range(4))
 def test_noisy_fields_give_the_librarys_people_to_the_pixel(seed: int) -> None:
-    """Smooth noise over two people: peaks without a person, limbs that lead nowhere, parts that two people claim."""
+    """Smooth noise over two people: peaks without a person, limbs that lead nowhere, parts that two people
+    claim.
+    """
     from scipy.ndimage import gaussian_filter
 
     size = (256, 224)
     rng = np.random.default_rng(seed)
     heat, affinity, network = fields.fields_of(crowd(2, size, seed), size)
-    heat += np.stack([0.6 * gaussian_filter(rng.normal(size=heat.shape[1:]), 1.2) for _ in heat]).astype(np.float32)
-    affinity += np.stack([2.5 * gaussian_filter(rng.normal(size=heat.shape[1:]), 2) for _ in affinity]).astype(np.float32)
+    heat += np.stack([0.6 * gaussian_filter(rng.normal(size=heat.shape[1:]), 1.2) for _ in heat]).astype(
+        np.float32
+    )
+    affinity += np.stack(
+        [2.5 * gaussian_filter(rng.normal(size=heat.shape[1:]), 2) for _ in affinity]
+    ).astype(np.float32)
     found, wanted = decode(heat, affinity, size, network, PARAMS), librarys_people(heat, affinity, size)
     assert found.shape == wanted.shape and len(found) > 2, "noise makes people of its own"
     np.testing.assert_array_equal(found[..., :2], wanted[..., :2])
@@ -169,7 +190,10 @@ def test_known_people_come_back_within_four_pixels(n: int) -> None:
 def test_missing_limbs_stay_missing_and_the_rest_comes_back() -> None:
     size = (512, 512)
     people = np.stack(
-        [fields.figure(120, 70, 420, missing=(3, 4, 12, 13)), fields.figure(370, 60, 420, missing=(0, 8, 9, 10, 14, 15, 16, 17))]
+        [
+            fields.figure(120, 70, 420, missing=(3, 4, 12, 13)),
+            fields.figure(370, 60, 420, missing=(0, 8, 9, 10, 14, 15, 16, 17)),
+        ]
     )
     heat, affinity, network = fields.fields_of(people, size)
     found = decode(heat, affinity, size, network, PARAMS)
@@ -221,7 +245,9 @@ def test_peaks_at_the_border_count_and_weak_ones_go_when_there_are_too_many() ->
 
 def test_a_field_of_one_column_is_decoded() -> None:
     """The library squeezes the column away and raises."""
-    assert decode(np.zeros((19, 23, 1), np.float32), np.zeros((38, 23, 1), np.float32), (512, 20), (184, 7), PARAMS).shape == (0, 18, 3)
+    assert decode(
+        np.zeros((19, 23, 1), np.float32), np.zeros((38, 23, 1), np.float32), (512, 20), (184, 7), PARAMS
+    ).shape == (0, 18, 3)
 
 
 def test_fields_that_are_not_finite_are_an_error_and_not_an_empty_map() -> None:
@@ -238,8 +264,12 @@ def test_the_fields_table_names_every_channel_once() -> None:
 # --- the network ---
 
 
-def test_the_whole_path_gives_the_librarys_people_with_the_same_weights(small: np.ndarray, weights: Path) -> None:
-    """Two sums in another order differ by rounding, which may tip a peak: the fields are compared, and the library goes on with ours."""
+def test_the_whole_path_gives_the_librarys_people_with_the_same_weights(
+    small: np.ndarray, weights: Path
+) -> None:
+    """Two sums in another order differ by rounding, which may tip a peak: the fields are compared, and the
+    library goes on with ours.
+    """
     import cv2
     from controlnet_aux.util import resize_image
 
@@ -250,7 +280,9 @@ def test_the_whole_path_gives_the_librarys_people_with_the_same_weights(small: n
     ours = openpose.load("fp32", "cpu", str(weights))(openpose.pad(openpose.shrink(large, 0.5))[None])[0]
     given = tuple(torch.from_numpy(field)[None] for field in ours[::-1])
     body = library().Body(str(weights))
-    body.model.register_forward_hook(lambda _, inputs, theirs: torch.testing.assert_close(theirs, given, rtol=0, atol=1e-3) or given)
+    body.model.register_forward_hook(
+        lambda _, inputs, theirs: torch.testing.assert_close(theirs, given, rtol=0, atol=1e-3) or given
+    )
     wanted = as_array(body, np.ascontiguousarray(large[..., ::-1]))
     assert found.status == "ok" and found.map.array.shape == wanted.shape and len(wanted) >= 3
     np.testing.assert_array_equal(found.map.array[..., 2] > 0, wanted[..., 2] > 0)
@@ -275,7 +307,9 @@ def test_a_map_is_the_same_alone_and_among_others(small: np.ndarray, weights: Pa
     together = detect(images, weights, resolution=128, scale=0.25)
     assert sum(len(each.map.array) for each in together) > 2
     for image, found in zip(images, together, strict=True):
-        np.testing.assert_array_equal(found.map.array, detect([image], weights, resolution=128, scale=0.25)[0].map.array)
+        np.testing.assert_array_equal(
+            found.map.array, detect([image], weights, resolution=128, scale=0.25)[0].map.array
+        )
 
 
 def test_an_image_in_which_the_network_sees_nothing_is_skipped(flat: np.ndarray, tmp_path: Path) -> None:
@@ -302,9 +336,15 @@ def test_broken_weights_fail_with_a_sentence(flat: np.ndarray, weights: Path, tm
 
 def test_detecting_writes_nothing_to_the_terminal(weights: Path) -> None:
     code = (
-        "import numpy as np; from annotate.annotator import annotate, resolve; "
-        f"step = resolve('pose_openpose', 'openpose', {{'weights': {str(weights)!r}, 'resolution': 64}}); "
-        "assert annotate([np.zeros((64, 64, 3), np.uint8)], ['a'], [step])['pose_openpose'][0].status != 'failed'"
+        "import numpy as np; from annotate.annotator import annotate, resolve; step ="
+        f" resolve('pose_openpose', 'openpose', {{'weights': {str(weights)!r}, 'resolution': 64}}); assert"
+        " annotate([np.zeros((64, 64, 3), np.uint8)], ['a'], [step])['pose_openpose'][0].status != 'failed'"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=300,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,4 +1,6 @@
-"""Networks that one version of transformers saved and another loads: fixtures as version 4.46.3 wrote them (legacy/make.py)."""
+"""Networks that one version of transformers saved and another loads: fixtures as version 4.46.3 wrote them
+(legacy/make.py).
+"""
 
 import json
 from collections.abc import Callable
@@ -10,17 +12,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import save_file
 
-from annotate import captions, depth, pretrained, segmentation  # noqa: E402
-from annotate.annotator import identity, lack, licence, resolve  # noqa: E402
-from annotate.label_spaces import SPACES  # noqa: E402
-from annotate.weights import FOLDER_VARIABLE, PINNED, WeightsError  # noqa: E402
-from tests.annotate.legacy import make  # noqa: E402
+from annotate import captions, depth, pretrained, segmentation
+from annotate.annotator import identity, lack, licence, resolve
+from annotate.label_spaces import SPACES
+from annotate.weights import FOLDER_VARIABLE, PINNED, WeightsError
+from tests.annotate.legacy import make
 
 Tensors = dict[str, Any]
 DETECTOR = {"oneformer": "oneformer-coco", "mask2former": "mask2former-coco", "upernet": "upernet-ade20k"}
-FILE = {"oneformer": "pytorch_model.bin", "blip": "pytorch_model.bin", "upernet": "pytorch_model.bin"}  # as published
+# as published
+FILE = {"oneformer": "pytorch_model.bin", "blip": "pytorch_model.bin", "upernet": "pytorch_model.bin"}
 # the same sums in another order: 1.3e-6 was seen, a wrong tensor is off by about one
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
@@ -46,7 +49,9 @@ def folder(kind: str, place: Path, state: Tensors | None = None, file: str = "",
     place.mkdir(parents=True, exist_ok=True)
     said = told(kind)
     if kind in DETECTOR:
-        said["config"]["id2label"] = dict(enumerate(SPACES[segmentation.MODELS[DETECTOR[kind]].label_space].names))
+        said["config"]["id2label"] = dict(
+            enumerate(SPACES[segmentation.MODELS[DETECTOR[kind]].label_space].names)
+        )
     (place / "config.json").write_text(json.dumps(said["config"] | config))
     (place / "preprocessor_config.json").write_text(json.dumps(said["preprocessor"]))
     tokens = {"model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1}, "unk_token": "[UNK]"}}
@@ -103,20 +108,32 @@ def test_files_of_an_older_transformers_give_the_outputs_of_the_version_that_sav
 
 @pytest.mark.parametrize("kind", make.NETWORKS)
 def test_a_file_that_lacks_any_tensor_but_the_unused_is_refused(kind: str, tmp_path: Path) -> None:
-    """Half of the tensors, then the other half: the sentence counts each of them, so none is filled in silence."""
+    """Half of the tensors, then the other half: the sentence counts each of them, so none is filled in
+    silence.
+    """
     whole = tensors(kind)
     unused = pretrained.UNUSED.get(make.NETWORKS[kind][0], ())
-    needed = [name for name, each in whole.items() if each.is_floating_point() and not name.startswith(unused)]
+    needed = [
+        name for name, each in whole.items() if each.is_floating_point() and not name.startswith(unused)
+    ]
     for part in (0, 1):
         gone = set(needed[part::2])
-        said = refused(kind, folder(kind, tmp_path, {name: each for name, each in whole.items() if name not in gone}))
+        said = refused(
+            kind, folder(kind, tmp_path, {name: each for name, each in whole.items() if name not in gone})
+        )
         assert f"lack {len(gone)} of its tensors, " in said and str(tmp_path) in said
     one = needed[len(needed) // 3]
-    assert "lack 1 of its tensors, " in refused(kind, folder(kind, tmp_path, {name: each for name, each in whole.items() if name != one}))
+    assert "lack 1 of its tensors, " in refused(
+        kind, folder(kind, tmp_path, {name: each for name, each in whole.items() if name != one})
+    )
 
 
 def test_a_norm_of_swin_that_is_read_is_not_among_those_that_may_be_absent(tmp_path: Path) -> None:
-    for name in ("hidden_states_norms.stage4.weight", "encoder.layers.3.blocks.0.layernorm_after.bias", "embeddings.norm.weight"):
+    for name in (
+        "hidden_states_norms.stage4.weight",
+        "encoder.layers.3.blocks.0.layernorm_after.bias",
+        "embeddings.norm.weight",
+    ):
         whole = tensors("mask2former")
         del whole[f"model.pixel_level_module.encoder.{name}"]
         assert "lack 1 of its tensors" in refused("mask2former", folder("mask2former", tmp_path, whole))
@@ -125,15 +142,24 @@ def test_a_norm_of_swin_that_is_read_is_not_among_those_that_may_be_absent(tmp_p
 @pytest.mark.parametrize("kind", ["oneformer", "mask2former", "upernet"])
 def test_what_no_output_depends_on_may_be_absent(kind: str, tmp_path: Path) -> None:
     whole, unused = tensors(kind), pretrained.UNUSED[make.NETWORKS[kind][0]]
-    kept = {name: each for name, each in whole.items() if not name.startswith(unused) and not name.endswith("relative_position_index")}
+    kept = {
+        name: each
+        for name, each in whole.items()
+        if not name.startswith(unused) and not name.endswith("relative_position_index")
+    }
     assert len(kept) < len(whole)
     assert_outputs(through_its_detector(kind, str(folder(kind, tmp_path, kept))), kind)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
-@pytest.mark.parametrize("name", ["bert.embeddings.word_embeddings.weight", "cls.predictions.bias", "cls.predictions.decoder.weight"])
+@pytest.mark.parametrize(
+    "name",
+    ["bert.embeddings.word_embeddings.weight", "cls.predictions.bias", "cls.predictions.decoder.weight"],
+)
 def test_the_words_of_blip_are_not_taken_for_its_output_weights(name: str, file: str, tmp_path: Path) -> None:
-    """They may be one tensor, and then newer versions save one; an old pickle has both, and here they differ."""
+    """They may be one tensor, and then newer versions save one; an old pickle has both, and
+    here they differ.
+    """
     whole = tensors("blip")
     del whole[f"text_decoder.{name}"]
     folder("blip", tmp_path, whole, file)
@@ -157,14 +183,20 @@ def test_half_precision_is_that_of_the_file_and_not_of_its_config(kind: str, tmp
 
 
 def test_names_behind_a_prefix_are_refused(tmp_path: Path) -> None:
-    wrapped = {f"module.{name}": each for name, each in tensors("upernet").items()}  # as torch's DataParallel saves them
+    # as torch's DataParallel saves them
+    wrapped = {f"module.{name}": each for name, each in tensors("upernet").items()}
     assert "tensors" in refused("upernet", folder("upernet", tmp_path, wrapped))
 
 
-def test_the_pinned_file_is_read_and_not_another_that_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pinned_file_is_read_and_not_another_that_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     place = folder("oneformer", tmp_path / segmentation.MODELS["oneformer-coco"].files[0].repo)
-    write({name: torch.zeros_like(each) for name, each in tensors("oneformer").items()}, place / "model.safetensors")
+    write(
+        {name: torch.zeros_like(each) for name, each in tensors("oneformer").items()},
+        place / "model.safetensors",
+    )
     assert_outputs(through_its_detector("oneformer", PINNED), "oneformer")
 
 
@@ -172,7 +204,10 @@ def test_of_two_files_of_ones_own_the_one_that_is_read_is_the_one_that_is_identi
     place = folder("mask2former", tmp_path, file="model.safetensors")
     name = lambda: identity(resolve("seg_coco", "mask2former-coco", {"weights": str(place)}))["weights"]
     before = name()
-    write({key: torch.zeros_like(each) for key, each in tensors("mask2former").items()}, place / "pytorch_model.bin")
+    write(
+        {key: torch.zeros_like(each) for key, each in tensors("mask2former").items()},
+        place / "pytorch_model.bin",
+    )
     assert name() == before
     assert_outputs(through_its_detector("mask2former", str(place)), "mask2former")
 
@@ -189,7 +224,9 @@ def test_weights_in_parts_are_one_sentence_with_the_remedy(tmp_path: Path) -> No
 def test_a_depth_anything_that_gives_metres_is_refused(tmp_path: Path) -> None:
     place = folder("depth_anything", tmp_path, depth_estimation_type="metric", max_depth=20)
     said = refused("depth_anything", place)
-    assert f"{place / 'config.json'}: depth_estimation_type is 'metric'" in said and "get a relative one" in said
+    assert (
+        f"{place / 'config.json'}: depth_estimation_type is 'metric'" in said and "get a relative one" in said
+    )
 
 
 OWN: dict[str, tuple[str, Callable[[Path], Path]]] = {
@@ -208,7 +245,10 @@ def test_the_licence_of_weights_of_ones_own_is_not_known(name: str, tmp_path: Pa
     condition, make_own = OWN[name]
     place = str(make_own(tmp_path))
     step = resolve(condition, name, {"weights": place}, here=False)
-    assert licence(name, step.params["weights"]) == f"not known: weights of your own; the code: {licence(name).partition(' (')[0]}"
+    assert (
+        licence(name, step.params["weights"])
+        == f"not known: weights of your own; the code: {licence(name).partition(' (')[0]}"
+    )
     assert licence(name, PINNED) == licence(name) != licence(name, place)
 
 

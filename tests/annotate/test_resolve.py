@@ -36,7 +36,9 @@ def test_a_mistake_is_one_sentence_that_says_what_to_do(arguments: tuple, senten
 
 
 def test_a_step_has_all_its_parameters() -> None:
-    assert resolve("canny", params={"low": 50}) == Step("canny", "opencv-canny", {"low": 50, "high": 200}, None)
+    assert resolve("canny", params={"low": 50}) == Step(
+        "canny", "opencv-canny", {"low": 50, "high": 200}, None
+    )
     assert resolve("sketch").parent == "hed"
 
 

@@ -1,4 +1,6 @@
-"""How people are drawn: against the library's drawing, a restatement of ControlNet 1.0's, and pictures made from both."""
+"""How people are drawn: against the library's drawing, a restatement of ControlNet 1.0's, and pictures made
+from both.
+"""
 
 import contextlib
 import importlib.util
@@ -17,7 +19,10 @@ from annotate.skeletons import SKELETONS
 GOLDEN = Path(__file__).with_name("golden") / "people"
 # joints and limbs as ControlNet and OpenPose number them, from 1
 LIMBS = "2-3 2-6 3-4 4-5 6-7 7-8 2-9 9-10 10-11 2-12 12-13 13-14 2-1 1-15 15-17 1-16 16-18"
-HUES = "ff0000 ff5500 ffaa00 ffff00 aaff00 55ff00 00ff00 00ff55 00ffaa 00ffff 00aaff 0055ff 0000ff 5500ff aa00ff ff00ff ff00aa ff0055"
+HUES = (
+    "ff0000 ff5500 ffaa00 ffff00 aaff00 55ff00 00ff00 00ff55 00ffaa 00ffff 00aaff 0055ff 0000ff 5500ff aa00ff"
+    " ff00ff ff00aa ff0055"
+)
 
 
 def drawn(people: np.ndarray, protocol: str, size: tuple[int, int] = (256, 256)) -> np.ndarray:
@@ -25,11 +30,29 @@ def drawn(people: np.ndarray, protocol: str, size: tuple[int, int] = (256, 256))
 
 
 def two_people() -> np.ndarray:
-    """float32 [2, 18, 3]: a whole one, and one without the left arm and the right leg who covers part of the first."""
+    """float32 [2, 18, 3]: a whole one, and one without the left arm and the right leg who covers part of the
+    first.
+    """
     whole = [
-        (88, 40), (88, 68), (64, 68), (50, 104), (46, 138), (112, 68), (128, 104), (132, 138), (72, 144),
-        (70, 190), (68, 236), (104, 144), (106, 190), (108, 236), (82, 34), (94, 34), (75, 40), (101, 40),
-    ]  # fmt: skip
+        (88, 40),
+        (88, 68),
+        (64, 68),
+        (50, 104),
+        (46, 138),
+        (112, 68),
+        (128, 104),
+        (132, 138),
+        (72, 144),
+        (70, 190),
+        (68, 236),
+        (104, 144),
+        (106, 190),
+        (108, 236),
+        (82, 34),
+        (94, 34),
+        (75, 40),
+        (101, 40),
+    ]
     people = np.ones((2, 18, 3), np.float32)
     people[0, :, :2] = whole
     people[1, :, :2] = np.array(whole) * 0.9 + (60, 14)
@@ -38,7 +61,9 @@ def two_people() -> np.ndarray:
 
 
 def random_people(seed: int) -> np.ndarray:
-    """float32 [3, 18, 3] anywhere in 256 x 256, a fifth of the keypoints missing; coordinates as a detector at half the size gives them."""
+    """float32 [3, 18, 3] anywhere in 256 x 256, a fifth of the keypoints missing; coordinates as a detector
+    at half the size gives them.
+    """
     rng = np.random.default_rng(seed)
     people = np.concatenate([rng.integers(0, 510, (3, 18, 2)) / 2, np.ones((3, 18, 1))], axis=2)
     people[rng.random((3, 18)) < 0.2] = 0
@@ -53,12 +78,16 @@ def drawn_by_library(people: np.ndarray, size: tuple[int, int] = (256, 256)) -> 
         from controlnet_aux.open_pose.util import draw_bodypose
     canvas = np.zeros((*size, 3), np.uint8)
     for person in people:
-        draw_bodypose(canvas, [Keypoint(x / size[1], y / size[0]) if seen else None for x, y, seen in person.tolist()])
+        draw_bodypose(
+            canvas, [Keypoint(x / size[1], y / size[0]) if seen else None for x, y, seen in person.tolist()]
+        )
     return canvas
 
 
 def drawn_as_first_published(people: np.ndarray, size: tuple[int, int] = (256, 256)) -> np.ndarray:
-    """ControlNet 1.0: joints of all people, part by part; then limb by limb, 0.4 of what is there and 0.6 of the limb's colour."""
+    """ControlNet 1.0: joints of all people, part by part; then limb by limb, 0.4 of what is there and 0.6 of
+    the limb's colour.
+    """
     colours = [tuple(bytes.fromhex(hue)) for hue in HUES.split()]
     canvas = np.zeros((*size, 3), np.uint8)
     for part, colour in enumerate(colours):
@@ -71,9 +100,16 @@ def drawn_as_first_published(people: np.ndarray, size: tuple[int, int] = (256, 2
             (ax, ay, seen_a), (bx, by, seen_b) = person[a], person[b]
             if not seen_a or not seen_b:
                 continue
-            half, turn = int(math.dist((ax, ay), (bx, by)) / 2), int(math.degrees(math.atan2(ay - by, ax - bx)))
+            half, turn = (
+                int(math.dist((ax, ay), (bx, by)) / 2),
+                int(math.degrees(math.atan2(ay - by, ax - bx))),
+            )
             stick = np.zeros(size, np.uint8)
-            cv2.fillConvexPoly(stick, cv2.ellipse2Poly((int((ax + bx) / 2), int((ay + by) / 2)), (half, 4), turn, 0, 360, 1), 1)
+            cv2.fillConvexPoly(
+                stick,
+                cv2.ellipse2Poly((int((ax + bx) / 2), int((ay + by) / 2)), (half, 4), turn, 0, 360, 1),
+                1,
+            )
             mixed = np.rint(0.4 * canvas.astype(np.float64) + 0.6 * np.array(colour))
             canvas = np.where(stick[..., None] == 1, mixed, canvas).astype(np.uint8)
     return canvas

@@ -11,7 +11,9 @@ from annotate.weights import identity as identity_of
 
 DATA = b"weights"
 SHA = hashlib.sha256(DATA).hexdigest()
-PACKAGED = WeightFile(name="w.bin", sha256=SHA, package="no_such_package", inside="w.bin", install="pip install it")
+PACKAGED = WeightFile(
+    name="w.bin", sha256=SHA, package="no_such_package", inside="w.bin", install="pip install it"
+)
 REVISION = "0123456789012345678901234567890123456789"
 HUB = WeightFile(name="w.bin", sha256=SHA, repo="someone/model", revision=REVISION)
 
@@ -29,7 +31,9 @@ def put(path: Path, data: bytes = DATA) -> Path:
 
 
 @pytest.mark.parametrize("inner", ["w.bin", "someone/model/w.bin"])
-def test_the_environment_names_a_folder_that_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str) -> None:
+def test_the_environment_names_a_folder_that_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str
+) -> None:
     put(tmp_path / f"cache/models--someone--model/snapshots/{REVISION}/w.bin")
     local = put(tmp_path / "local" / inner)
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "local"))
@@ -40,7 +44,9 @@ def test_the_hubs_cache_is_where_the_hubs_own_library_looks(tmp_path: Path) -> N
     import huggingface_hub
 
     place = put(tmp_path / f"cache/models--someone--model/snapshots/{REVISION}/w.bin")
-    assert huggingface_hub.try_to_load_from_cache("someone/model", "w.bin", cache_dir=tmp_path / "cache", revision=REVISION) == str(place)
+    assert huggingface_hub.try_to_load_from_cache(
+        "someone/model", "w.bin", cache_dir=tmp_path / "cache", revision=REVISION
+    ) == str(place)
     assert find(HUB) == place
 
 
@@ -50,9 +56,15 @@ def test_a_branch_means_its_newest_commit(tmp_path: Path) -> None:
     assert find(WeightFile(name="w.bin", repo="someone/model")) == place
 
 
-def test_an_absent_file_says_what_to_type_and_where_it_may_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_file_says_what_to_type_and_where_it_may_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(
-        WeightsError, match=rf"w\.bin not found\. Get it: hf download someone/model w\.bin --revision {REVISION} \(which fills"
+        WeightsError,
+        match=(
+            rf"w\.bin not found\. Get it: hf download someone/model w\.bin --revision {REVISION} \(which"
+            r" fills"
+        ),
     ):
         find(HUB)
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
@@ -67,10 +79,20 @@ def test_other_bytes_under_the_same_name_are_refused(tmp_path: Path, monkeypatch
         find(PACKAGED)
 
 
-def test_weights_that_a_manifest_names_are_taken_as_they_are_and_identified_by_content(tmp_path: Path) -> None:
+def test_weights_that_a_manifest_names_are_taken_as_they_are_and_identified_by_content(
+    tmp_path: Path,
+) -> None:
     mine = put(tmp_path / "mine.bin", b"mine")
-    assert find(HUB, str(mine)) == mine and find(HUB, str(put(tmp_path / "f/w.bin").parent)) == tmp_path / "f/w.bin"
-    assert identity_of((HUB,), str(mine)) == hashlib.sha256(b"mine").hexdigest() != identity_of((HUB,), PINNED) == SHA
+    assert (
+        find(HUB, str(mine)) == mine
+        and find(HUB, str(put(tmp_path / "f/w.bin").parent)) == tmp_path / "f/w.bin"
+    )
+    assert (
+        identity_of((HUB,), str(mine))
+        == hashlib.sha256(b"mine").hexdigest()
+        != identity_of((HUB,), PINNED)
+        == SHA
+    )
     with pytest.raises(WeightsError, match=r"there is no file .*other\.bin"):
         find(HUB, str(tmp_path / "other.bin"))
 

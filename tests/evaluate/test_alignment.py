@@ -49,7 +49,9 @@ def theirs(folder: Path, images: list[np.ndarray], captions: list[str]) -> np.nd
     from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
     model = CLIPModel.from_pretrained(str(folder)).eval()
-    processor = CLIPProcessor(CLIPImageProcessor.from_pretrained(str(folder)), CLIPTokenizer.from_pretrained(str(folder)))
+    processor = CLIPProcessor(
+        CLIPImageProcessor.from_pretrained(str(folder)), CLIPTokenizer.from_pretrained(str(folder))
+    )
     with torch.inference_mode():
         tensors = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
         return _clip_score_update(tensors, captions, Bare(model), processor)[0].numpy()
@@ -58,7 +60,9 @@ def theirs(folder: Path, images: list[np.ndarray], captions: list[str]) -> np.nd
 def test_each_sample_scores_what_torchmetrics_gives_it(folder: Path) -> None:
     encoder = load(folder)
     wanted = theirs(folder, IMAGES, CAPTIONS)
-    assert np.ptp(wanted) > 1 and (wanted < 0).any() and (wanted > 0).any(), "the tiny network tells these apart"
+    assert np.ptp(wanted) > 1 and (wanted < 0).any() and (wanted > 0).any(), (
+        "the tiny network tells these apart"
+    )
     found = clip_scores(encoder, IMAGES, CAPTIONS)
     assert np.allclose(found, wanted.clip(0), atol=1e-3)
     assert (encoder.name, len(encoder.sha256)) == ("tiny-clip", 64)
@@ -69,7 +73,9 @@ def test_a_long_caption_is_cut_before_its_end_mark_and_not_behind_it(folder: Pat
     encoder: Any = load(folder)
     ids = encoder.tokens([LONG, "a"])["input_ids"]
     assert ids.shape == (2, 12) and ids[0, -1] == 53 and ids[0, 0] == 52
-    assert np.allclose(encoder.texts([LONG]), encoder.texts(["a b c d e f g h i j"]), atol=1e-6), "as if it had ended there"
+    assert np.allclose(encoder.texts([LONG]), encoder.texts(["a b c d e f g h i j"]), atol=1e-6), (
+        "as if it had ended there"
+    )
     with pytest.warns(UserWarning, match="longer"):
         cut = theirs(folder, IMAGES[:1], [LONG])
     right = theirs(folder, IMAGES[:1], ["a b c d e f g h i j"])
@@ -88,9 +94,15 @@ def test_other_sizes_are_prepared_as_clip_was_trained(folder: Path) -> None:
     from transformers import CLIPImageProcessor
 
     wide = np.asarray(crop(np.repeat(np.arange(96, dtype=np.uint8)[None, :, None], 48, 0).repeat(3, 2), 32))
-    assert wide.shape == (32, 32, 3) and wide[0, 16, 0] == pytest.approx(48, abs=1) and wide[0, 0, 0] == pytest.approx(24, abs=1), "the middle"
+    assert (
+        wide.shape == (32, 32, 3)
+        and wide[0, 16, 0] == pytest.approx(48, abs=1)
+        and wide[0, 0, 0] == pytest.approx(24, abs=1)
+    ), "the middle"
     image = DRAW.integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    pixels = CLIPImageProcessor.from_pretrained(str(folder))(images=[image], return_tensors="np")["pixel_values"][0]
+    pixels = CLIPImageProcessor.from_pretrained(str(folder))(images=[image], return_tensors="np")[
+        "pixel_values"
+    ][0]
     theirs = (np.asarray(pixels).transpose(1, 2, 0) * [0.26, 0.25, 0.27] + [0.48, 0.45, 0.4]) * 255
     assert np.abs(crop(image, 32) - theirs).max() < 2, "two libraries' bicubic, each with antialiasing"
 
@@ -109,13 +121,17 @@ def test_any_encoder_of_both_will_do_and_nothing_scores_below_nothing() -> None:
         name, version, sha256 = "signs", "1", "0"
 
         def images(self, images: Images) -> np.ndarray:
-            return np.where(np.stack(images)[:, 0, 0, :1] > 127, [[1.0, 0.0]], [[0.6, 0.8]]).astype(np.float32)
+            return np.where(np.stack(images)[:, 0, 0, :1] > 127, [[1.0, 0.0]], [[0.6, 0.8]]).astype(
+                np.float32
+            )
 
         def texts(self, texts: list[str]) -> np.ndarray:
             return np.array([[1.0, 0.0] if text == "light" else [-1.0, 0.0] for text in texts], np.float32)
 
     dark, light = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)
-    assert clip_scores(Named(), [light, dark, light], ["light", "light", "dark"]) == pytest.approx([100, 60, 0])
+    assert clip_scores(Named(), [light, dark, light], ["light", "light", "dark"]) == pytest.approx(
+        [100, 60, 0]
+    )
     assert similarity(Named().images([light]), Named().images([dark])) == pytest.approx([60])
 
 

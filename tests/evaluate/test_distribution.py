@@ -15,7 +15,7 @@ from evaluate.distribution import (
     kernel_distance_without,
     prdc,
     ranking,
-)  # fmt: skip
+)
 
 RNG = np.random.default_rng(0)
 REAL = RNG.normal(size=(300, 16)).astype(np.float32)
@@ -57,7 +57,11 @@ def test_moments_are_those_of_numpy_and_parts_add_up_and_come_off() -> None:
     )
     first, second = Moments.of(REAL[:100]), Moments.of(REAL[100:])
     for found, wanted in ((first + second, whole), (whole - second, first)):
-        assert found.n == wanted.n and np.allclose(found.mean, wanted.mean) and np.allclose(found.scatter, wanted.scatter)
+        assert (
+            found.n == wanted.n
+            and np.allclose(found.mean, wanted.mean)
+            and np.allclose(found.scatter, wanted.scatter)
+        )
 
 
 def test_a_large_offset_costs_no_digits() -> None:
@@ -74,7 +78,9 @@ def test_the_frechet_distance_is_that_of_clean_fid_and_of_torchmetrics(n: int) -
     a, b = Moments.of(MADE[:n]), Moments.of(REAL)
     ours = frechet(a, b)
     root = linalg.sqrtm(a.cov @ b.cov).real  # not by clean-fid's call, which SciPy 1.18 refuses
-    assert ours == pytest.approx(((a.mean - b.mean) ** 2).sum() + np.trace(a.cov + b.cov - 2 * root), rel=1e-3)
+    assert ours == pytest.approx(
+        ((a.mean - b.mean) ** 2).sum() + np.trace(a.cov + b.cov - 2 * root), rel=1e-3
+    )
     theirs = FrechetInceptionDistance(feature=flat()).set_dtype(torch.float64)
     theirs.update(torch.from_numpy(REAL), real=True)
     theirs.update(torch.from_numpy(MADE[:n]), real=False)
@@ -117,14 +123,18 @@ def test_all_pairs_say_what_clean_fids_random_subsets_estimate() -> None:
     from cleanfid.fid import kernel_distance as theirs
 
     np.random.seed(0)  # clean-fid draws from the global state
-    assert kernel_distance_full(MADE, REAL) == pytest.approx(theirs(REAL, MADE, num_subsets=100, max_subset_size=100), rel=0.05)
+    assert kernel_distance_full(MADE, REAL) == pytest.approx(
+        theirs(REAL, MADE, num_subsets=100, max_subset_size=100), rel=0.05
+    )
 
 
 def test_equal_distributions_are_no_way_apart_on_average_however_few_are_drawn() -> None:
     rng = np.random.default_rng(1)
     kernel = [kernel_distance_full(*rng.normal(size=(2, 30, 8))) for _ in range(200)]
     assert abs(np.mean(kernel)) < 3 * np.std(kernel) / np.sqrt(200), "unbiased"
-    assert frechet(*(Moments.of(rng.normal(size=(30, 8))) for _ in range(2))) > 0.5, "a Fréchet distance is not"
+    assert frechet(*(Moments.of(rng.normal(size=(30, 8))) for _ in range(2))) > 0.5, (
+        "a Fréchet distance is not"
+    )
 
 
 def cubic_by_hand(x: np.ndarray, y: np.ndarray, of_x: np.ndarray, of_y: np.ndarray) -> float:
@@ -134,20 +144,27 @@ def cubic_by_hand(x: np.ndarray, y: np.ndarray, of_x: np.ndarray, of_y: np.ndarr
         return float(((a.astype(np.float64) @ b.T.astype(np.float64) / 16 + 1) ** 3)[apart].mean())
 
     return (
-        mean(x, x, of_x[:, None] != of_x) + mean(y, y, of_y[:, None] != of_y) - 2 * mean(x, y, of_x[:, None] != of_y)
-    )  # fmt: skip
+        mean(x, x, of_x[:, None] != of_x)
+        + mean(y, y, of_y[:, None] != of_y)
+        - 2 * mean(x, y, of_x[:, None] != of_y)
+    )
 
 
 def test_what_is_left_without_a_block_is_what_the_rest_gives() -> None:
-    prompt, of_real = np.arange(240) // 3, np.arange(300) % 80  # three seeds of a prompt, more than one real image of some
+    # three seeds of a prompt, more than one real image of some
+    prompt, of_real = np.arange(240) // 3, np.arange(300) % 80
     block = np.arange(80) % 7
     value, kernels = kernel_distance_without(Images(MADE, prompt), Images(REAL, of_real), block)
     distances = frechet_without(Images(MADE, prompt), Images(REAL, of_real), block)
     assert value == pytest.approx(cubic_by_hand(MADE, REAL, prompt, of_real))
     for left in range(7):
         keep, known = block[prompt] != left, block[of_real] != left
-        assert kernels[left] == pytest.approx(cubic_by_hand(MADE[keep], REAL[known], prompt[keep], of_real[known]), rel=1e-9)
-        assert distances[left] == pytest.approx(frechet(Moments.of(MADE[keep]), Moments.of(REAL[known])), rel=1e-9)
+        assert kernels[left] == pytest.approx(
+            cubic_by_hand(MADE[keep], REAL[known], prompt[keep], of_real[known]), rel=1e-9
+        )
+        assert distances[left] == pytest.approx(
+            frechet(Moments.of(MADE[keep]), Moments.of(REAL[known])), rel=1e-9
+        )
 
 
 def test_an_image_and_the_real_one_of_its_prompt_are_no_independent_draws() -> None:
@@ -155,8 +172,13 @@ def test_an_image_and_the_real_one_of_its_prompt_are_no_independent_draws() -> N
     kernel, naive = [], []
     for _ in range(200):
         real = rng.normal(size=(40, 8))
-        made = np.repeat(real, 2, axis=0) + rng.normal(size=(80, 8)) / 2  # follows its prompt, of which there are two seeds
-        kernel.append(kernel_distance_without(Images(made, np.arange(80) // 2), Images(real, np.arange(40)), np.arange(40) % 20)[0])
+        # follows its prompt, of which there are two seeds
+        made = np.repeat(real, 2, axis=0) + rng.normal(size=(80, 8)) / 2
+        kernel.append(
+            kernel_distance_without(
+                Images(made, np.arange(80) // 2), Images(real, np.arange(40)), np.arange(40) % 20
+            )[0]
+        )
         naive.append(kernel_distance_full(made, real))
     # E (x.y / 8 + 1)^3 of independent Gaussians of variances a and b is 1 + 3 ab / 8
     truth = 3 / 8 * (1.25**2 + 1 - 2 * 1.25)
@@ -190,7 +212,10 @@ def test_the_line_to_infinity_goes_through_all_and_through_halves() -> None:
 
 
 def test_cmmd_is_the_published_formula_on_unit_vectors_and_blind_to_length() -> None:
-    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (MADE.astype(np.float64), REAL.astype(np.float64))]
+    unit = [
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        for rows in (MADE.astype(np.float64), REAL.astype(np.float64))
+    ]
 
     def mean(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.exp(-((a[:, None] - b[None]) ** 2).sum(-1) / (2 * 10**2)).mean())
@@ -208,9 +233,11 @@ def test_precision_and_the_others_are_counted_right() -> None:
     apart = cdist(REAL, MADE)
     inside = apart < reach[0][:, None]
     wanted = {
-        "precision": inside.any(0).mean(), "recall": (apart < reach[1]).any(1).mean(),
-        "density": inside.sum() / k / len(MADE), "coverage": inside.any(1).mean(),
-    }  # fmt: skip
+        "precision": inside.any(0).mean(),
+        "recall": (apart < reach[1]).any(1).mean(),
+        "density": inside.sum() / k / len(MADE),
+        "coverage": inside.any(1).mean(),
+    }
     assert prdc(REAL, MADE, k=k) == pytest.approx(wanted)
 
 
@@ -227,16 +254,19 @@ def test_a_frechet_distance_ranks_only_with_ten_samples_for_each_dimension() -> 
     assert (ranking(640, 64), ranking(639, 64), ranking(1000, 2048)) == ("fd", "kd", "kd")
 
 
-@pytest.mark.parametrize(("call", "says"), [
-    (lambda: Moments.of(np.zeros(5)), "a table of samples and dimensions"),
-    (lambda: Moments.of(np.full((4, 2), np.nan)), "4 of 4 samples have features that are not finite"),
-    (lambda: frechet(Moments.of(REAL), Moments.of(REAL[:, :3])), "one width, found 16 and 3"),
-    (lambda: frechet(Moments.of(REAL[:1]), Moments.of(REAL)), "at least two samples, found 1"),
-    (lambda: kernel_distance_full(REAL[:1], REAL), "at least two samples on each side"),
-    (lambda: prdc(REAL[:5], REAL), "more than 5 samples on each side, found 5 and 300"),
-    (lambda: frechet_infinity(BOTH, BOTH, np.arange(240) % 3), "at least four blocks, found 3"),
-    (lambda: kernel_distance_without(BOTH, BOTH, np.zeros(240, int)), "at least two blocks"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: Moments.of(np.zeros(5)), "a table of samples and dimensions"),
+        (lambda: Moments.of(np.full((4, 2), np.nan)), "4 of 4 samples have features that are not finite"),
+        (lambda: frechet(Moments.of(REAL), Moments.of(REAL[:, :3])), "one width, found 16 and 3"),
+        (lambda: frechet(Moments.of(REAL[:1]), Moments.of(REAL)), "at least two samples, found 1"),
+        (lambda: kernel_distance_full(REAL[:1], REAL), "at least two samples on each side"),
+        (lambda: prdc(REAL[:5], REAL), "more than 5 samples on each side, found 5 and 300"),
+        (lambda: frechet_infinity(BOTH, BOTH, np.arange(240) % 3), "at least four blocks, found 3"),
+        (lambda: kernel_distance_without(BOTH, BOTH, np.zeros(240, int)), "at least two blocks"),
+    ],
+)
 def test_what_has_no_answer_is_one_sentence(call, says: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=says):
         call()

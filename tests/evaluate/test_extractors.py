@@ -1,4 +1,6 @@
-"""Extractors: clean-fid's resizing, the networks of the libraries at random, weights that are those they say, kept features."""
+"""Extractors: clean-fid's resizing, the networks of the libraries at random, weights that are those they say,
+kept features.
+"""
 
 import hashlib
 import sys
@@ -34,7 +36,9 @@ def test_clip_and_dinov2_see_what_their_libraries_networks_see(tmp_path: Path) -
 
     def prepared(side: int) -> torch.Tensor:
         pixels = np.stack([resize(image, side) for image in IMAGES]) / 255
-        return torch.from_numpy(((pixels - [0.48, 0.45, 0.4]) / [0.26, 0.25, 0.27]).transpose(0, 3, 1, 2)).float()
+        return torch.from_numpy(
+            ((pixels - [0.48, 0.45, 0.4]) / [0.26, 0.25, 0.27]).transpose(0, 3, 1, 2)
+        ).float()
 
     with torch.inference_mode():
         net = CLIPModel.from_pretrained(str(clip))
@@ -45,10 +49,15 @@ def test_clip_and_dinov2_see_what_their_libraries_networks_see(tmp_path: Path) -
         found = extractor(IMAGES)
         assert found.dtype == np.float32 and found.shape == (3, extractor.dimensions)
         assert np.allclose(found, expected, atol=1e-4) and expected.std(0).min() > 1e-3
-        assert extractor.weights_sha256 == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        assert (
+            extractor.weights_sha256
+            == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        )
 
 
-def test_an_image_has_the_same_features_alone_and_among_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_has_the_same_features_alone_and_among_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(extractors, "BATCH", 2)
     extractor = load("dinov2", small_networks.dinov2(tmp_path / "dino"))
     together = extractor(IMAGES)
@@ -60,7 +69,9 @@ def test_an_image_has_the_same_features_alone_and_among_others(tmp_path: Path, m
 
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_networks.inception(tmp_path_factory.mktemp("inception") / "pt_inception-2015-12-05-6726825d.pth")
+    return small_networks.inception(
+        tmp_path_factory.mktemp("inception") / "pt_inception-2015-12-05-6726825d.pth"
+    )
 
 
 def test_inception_has_the_published_tensors_and_normalises_as_clean_fid(inception: Path) -> None:
@@ -69,11 +80,14 @@ def test_inception_has_the_published_tensors_and_normalises_as_clean_fid(incepti
     extractor = load("inception", inception)
     found = extractor(IMAGES[:1])
     tensors = torch.load(inception, weights_only=True)
-    # torchvision's tensors, which are pytorch-fid's: 94 convolutions, each with 4 tensors and a counter of its norm, and `fc`
+    # torchvision's tensors, which are pytorch-fid's: 94 convolutions, each with 4 tensors and a counter of
+    # its norm, and `fc`
     from torchvision.models import Inception3
 
     published = Inception3(num_classes=1008, aux_logits=False, init_weights=False).state_dict()
-    assert {name: value.shape for name, value in tensors.items()} == {name: value.shape for name, value in published.items()}
+    assert {name: value.shape for name, value in tensors.items()} == {
+        name: value.shape for name, value in published.items()
+    }
     net = network()
     net.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("fc.")})
     with torch.inference_mode():
@@ -111,7 +125,9 @@ def test_inception_differs_from_torchvisions_in_its_three_poolings_alone() -> No
     assert torch.equal(one, torch.ones(1, 1, 3, 3)), "no zero of the padding is in the mean of a corner"
 
 
-def test_a_torchscript_file_is_run_only_if_it_is_the_published_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torchscript_file_is_run_only_if_it_is_the_published_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Layers(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean((2, 3)).repeat(1, 683)[:, :2048, None, None]
@@ -134,14 +150,28 @@ def test_a_torchscript_file_is_run_only_if_it_is_the_published_one(tmp_path: Pat
     assert found.shape == (3, 2048) and np.allclose(found[:, :3], wanted, atol=1e-4)
 
 
-def test_weights_are_found_below_the_folder_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_found_below_the_folder_of_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_networks.clip(tmp_path / "openai" / "clip-vit-base-patch16")
     monkeypatch.setenv("CONTROLMILL_WEIGHTS", str(tmp_path))
     assert load("clip").dimensions == 8
-    with pytest.raises(ValueError, match=r"'dinov2' needs .*dinov2-large is not there\. Download them \(hf download facebook/dinov2-large --exc"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"'dinov2' needs .*dinov2-large is not there\. Download them \(hf download facebook/dinov2-large"
+            r" --exc"
+        ),
+    ):
         load("dinov2")
     monkeypatch.delenv("CONTROLMILL_WEIGHTS")
-    with pytest.raises(ValueError, match=r"none are named.*inception-2015-12-05\.pt.*put them below the folder that \$CONTROLMILL_WEIGHTS names"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"none are named.*inception-2015-12-05\.pt.*put them below the folder that \$CONTROLMILL_WEIGHTS"
+            r" names"
+        ),
+    ):
         load("inception")
 
 
@@ -158,7 +188,9 @@ def test_weights_of_something_else_are_refused(tmp_path: Path, inception: Path) 
     (tmp_path / "config.json").write_text((tmp_path / "clip" / "config.json").read_text())
     with pytest.raises(ValueError, match="holds no weights of a CLIPModel"):
         load("clip", tmp_path)
-    with pytest.raises(ValueError, match="no extractor 'vgg': choose one of inception, clip, dinov2, mini, efficientnet"):
+    with pytest.raises(
+        ValueError, match="no extractor 'vgg': choose one of inception, clip, dinov2, mini, efficientnet"
+    ):
         load("vgg")
 
 
@@ -170,8 +202,15 @@ def test_images_in_another_form_are_refused_before_they_give_numbers(tmp_path: P
 
 
 def test_a_network_of_ones_own_code_is_an_extractor_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = types.SimpleNamespace(version="3", sha256="abc", features=lambda images: images.mean((1, 2)).astype(np.float32))
+    net = types.SimpleNamespace(
+        version="3", sha256="abc", features=lambda images: images.mean((1, 2)).astype(np.float32)
+    )
     monkeypatch.setitem(sys.modules, "evaluate.efficientnet", types.SimpleNamespace(load=lambda device: net))
     extractor = load("efficientnet")
-    assert (extractor.name, extractor.version, extractor.weights_sha256, extractor.dimensions) == ("efficientnet", "3", "abc", 3)
+    assert (extractor.name, extractor.version, extractor.weights_sha256, extractor.dimensions) == (
+        "efficientnet",
+        "3",
+        "abc",
+        3,
+    )
     assert np.allclose(extractor(IMAGES), [image.mean((0, 1)) for image in IMAGES])

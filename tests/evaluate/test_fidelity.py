@@ -26,8 +26,12 @@ def sample(kind: str, seed: int) -> Map:
         ends = rng.uniform(0, 1, (10, 4)) * [SIZE[1], SIZE[0], SIZE[1], SIZE[0]]
         return Map(np.concatenate([ends, rng.random((10, 1))], axis=1).astype(np.float32), size)
     if kind == "people":
-        at = rng.uniform(0, 50, (2, 1, 2)) + rng.uniform(0, 46, (2, 17, 2)) * [[[1.0]], [[0.3]]]  # one large, one of medium size
-        return Map(np.concatenate([at, np.full((2, 17, 1), rng.random())], axis=2).astype(np.float32), size | {"layout": "coco_17"})
+        # one large, one of medium size
+        at = rng.uniform(0, 50, (2, 1, 2)) + rng.uniform(0, 46, (2, 17, 2)) * [[[1.0]], [[0.3]]]
+        return Map(
+            np.concatenate([at, np.full((2, 17, 1), rng.random())], axis=2).astype(np.float32),
+            size | {"layout": "coco_17"},
+        )
     if kind == "labels":
         return Map((soft * 6).astype(np.uint8) + np.uint8(seed % 3), {"label_space": "ade20k_150"})
     if kind == "depth":
@@ -88,7 +92,9 @@ def test_a_comparison_has_exactly_the_values_it_declares_and_its_counts_can_be_s
 @pytest.mark.parametrize("kind", NAMES)
 def test_the_map_itself_scores_best_what_is_near_less_and_another_least(kind):
     truth = sample(kind, 0)
-    same, close, other = (compare(kind, truth, made).values for made in (truth, near(kind, 0), sample(kind, 1)))
+    same, close, other = (
+        compare(kind, truth, made).values for made in (truth, near(kind, 0), sample(kind, 1))
+    )
     for name, value in same.items():
         metric = METRICS[name]
         if metric.column != "paper":
@@ -103,7 +109,8 @@ def test_what_could_not_be_read_or_holds_nothing_scores_the_worst(kind):
     for made in (None, empty(kind)):
         if made is None or kind != "depth":
             for name, value in compare(kind, sample(kind, 0), made).values.items():
-                assert value == (2.0 if name == "people_pce" else METRICS[name].worst), name  # two people, none found
+                # two people, none found
+                assert value == (2.0 if name == "people_pce" else METRICS[name].worst), name
 
 
 @pytest.mark.parametrize("metric", SETS)
@@ -139,18 +146,26 @@ def test_a_raw_map_of_the_catalog_is_compared_as_it_is_decoded():
         stored = maps.decode(kind, maps.encode(maps.RawMap(kind, one.array, meta)), meta)
         primary = next(name for name in NAMES[kind] if METRICS[name].primary)
         compared = compare(kind, one, Map(stored.array, stored.meta))
-        found = compared.values.get(primary, pooled(primary, [compared.counts]) if METRICS[primary].level == "set" else None)
+        found = compared.values.get(
+            primary, pooled(primary, [compared.counts]) if METRICS[primary].level == "set" else None
+        )
         assert found == pytest.approx(METRICS[primary].best, abs=0.01), kind
 
 
 def test_every_measure_tells_a_perfect_re_reading_from_another_images_map():
-    """The line art of ControlNet++ as published did not: on maps of two values a perfect one had .163, another's .157."""
+    """The line art of ControlNet++ as published did not: on maps of two values a perfect one had .163,
+    another's .157.
+    """
     for kind, names in NAMES.items():
         one, other = sample(kind, 3), sample(kind, 4)
         found = [compare(kind, one, it) for it in (one, other)]
         for name in (name for name in names if name != "people_pce"):  # it counts people: two in both
-            good, poor = (pooled(name, [it.counts]) if METRICS[name].level == "set" else it.values[name] for it in found)
-            assert (good > poor) == METRICS[name].higher_is_better and abs(good - poor) > 0.05 * max(good, poor), (name, good, poor)
+            good, poor = (
+                pooled(name, [it.counts]) if METRICS[name].level == "set" else it.values[name] for it in found
+            )
+            assert (good > poor) == METRICS[name].higher_is_better and abs(good - poor) > 0.05 * max(
+                good, poor
+            ), (name, good, poor)
 
 
 def test_a_measure_that_was_taken_out_is_computed_for_no_kind():
@@ -161,5 +176,7 @@ def test_a_measure_that_was_taken_out_is_computed_for_no_kind():
 def test_an_unknown_kind_and_a_score_of_samples_are_refused_by_name():
     with pytest.raises(ValueError, match=r"'sound': there are measures for edges"):
         compare("sound", sample("depth", 0), None)
-    with pytest.raises(ValueError, match=r"'depth_rmse' is no score of a whole set: those are edge_f1_bsds_pooled"):
+    with pytest.raises(
+        ValueError, match=r"'depth_rmse' is no score of a whole set: those are edge_f1_bsds_pooled"
+    ):
         prepared("depth_rmse", [])

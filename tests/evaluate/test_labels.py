@@ -16,10 +16,14 @@ def labels(array: object, dtype: type = np.uint8) -> Map:
 
 def from_confusion(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int) -> tuple[float, float]:
     """mIoU over classes that occur, and pixel accuracy, from torchmetrics' confusion matrix."""
-    truth, made = (torch.from_numpy(np.concatenate([pair[k].ravel() for pair in pairs]).astype(np.int64)) for k in (0, 1))
+    truth, made = (
+        torch.from_numpy(np.concatenate([pair[k].ravel() for pair in pairs]).astype(np.int64)) for k in (0, 1)
+    )
     matrix = multiclass_confusion_matrix(made, truth, classes, ignore_index=255).numpy().astype(float)
     union = matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
-    return float((np.diag(matrix)[union > 0] / union[union > 0]).mean()), float(np.trace(matrix) / matrix.sum())
+    return float((np.diag(matrix)[union > 0] / union[union > 0]).mean()), float(
+        np.trace(matrix) / matrix.sum()
+    )
 
 
 def test_by_hand():
@@ -66,9 +70,15 @@ def test_a_re_reading_that_failed_has_all_of_the_truth_in_its_union():
     truth = labels([[0, 0, 1, 1]])
     good, failed = compare("labels", truth, truth), compare("labels", truth, None)
     assert failed.values == {"pixel_accuracy": 0.0, "miou_sample": 0.0}
-    assert pooled("miou", [good.counts, failed.counts]) == pooled("pixel_accuracy_pooled", [good.counts, failed.counts]) == 0.5
+    assert (
+        pooled("miou", [good.counts, failed.counts])
+        == pooled("pixel_accuracy_pooled", [good.counts, failed.counts])
+        == 0.5
+    )
 
 
 def test_labels_of_two_spaces_are_refused():
     with pytest.raises(ValueError, match="coco_stuff_171"):
-        compare("labels", labels([[0, 1]]), Map(np.zeros((1, 2), np.uint8), {"label_space": "coco_stuff_171"}))
+        compare(
+            "labels", labels([[0, 1]]), Map(np.zeros((1, 2), np.uint8), {"label_space": "coco_stuff_171"})
+        )

@@ -13,7 +13,9 @@ def segments(*rows: tuple[float, ...], size: tuple[int, int] = (128, 128)) -> Ma
 
 def random_lines(rng: np.random.Generator, n: int) -> np.ndarray:
     """[n, 5], scores all different."""
-    return np.concatenate([rng.uniform(0, 128, (n, 4)), rng.permutation(n)[:, None] / n + rng.random() * 1e-3], axis=1).astype(np.float32)
+    return np.concatenate(
+        [rng.uniform(0, 128, (n, 4)), rng.permutation(n)[:, None] / n + rng.random() * 1e-3], axis=1
+    ).astype(np.float32)
 
 
 def lcnn_sap(pairs: list[tuple[np.ndarray, np.ndarray]], reach: float) -> float:
@@ -81,7 +83,9 @@ def test_structural_f1_finds_the_most_pairs():
 
 
 def test_a_line_cut_in_two_loses_the_segment_and_keeps_its_pixels():
-    values = compare("lines", segments((10, 64, 110, 64, 1)), segments((10, 64, 60, 64, 1), (61, 64, 110, 64, 1))).values
+    values = compare(
+        "lines", segments((10, 64, 110, 64, 1)), segments((10, 64, 60, 64, 1), (61, 64, 110, 64, 1))
+    ).values
     assert values["line_f1_15"] == 0.0 and values["line_raster_f1"] == 1.0
 
 
@@ -91,7 +95,9 @@ def test_sap_is_lcnn_s(reach):
     pairs = []
     for _ in range(12):
         true = random_lines(rng, 15)
-        made = np.concatenate([true + np.pad(rng.normal(0, 1.2, (15, 4)), ((0, 0), (0, 1))), random_lines(rng, 5)]).astype(np.float32)
+        made = np.concatenate(
+            [true + np.pad(rng.normal(0, 1.2, (15, 4)), ((0, 0), (0, 1))), random_lines(rng, 5)]
+        ).astype(np.float32)
         made[:, 4] = rng.random(20)
         pairs.append((made[rng.random(20) < 0.8], true))
     counts = [compare("lines", segments(*true), segments(*made)).counts for made, true in pairs]
@@ -110,14 +116,16 @@ def test_the_nearest_true_segment_is_the_only_one_a_segment_can_find():
 def test_segments_of_one_score_enter_together_so_that_the_order_of_samples_does_not_count():
     truth = segments((10, 10, 100, 20, 1))
     good, bad = (compare("lines", truth, segments((10 + off, 10, 100, 20, 0.5))).counts for off in (0, 50))
-    assert pooled("line_sap_10", [good, bad]) == pooled("line_sap_10", [bad, good]) == pytest.approx(0.25)  # half of the lines, half right
+    # half of the lines, half right
+    assert pooled("line_sap_10", [good, bad]) == pooled("line_sap_10", [bad, good]) == pytest.approx(0.25)
 
 
 def test_distances_are_those_of_plain_loops():
     rng = np.random.default_rng(1)
     a, b = random_lines(rng, 4)[:, :4], random_lines(rng, 3)[:, :4]
     expected = [
-        [min(((p - q) ** 2).sum(), ((p[[2, 3, 0, 1]] - q) ** 2).sum()) for q in b.astype(np.float64)] for p in a.astype(np.float64)
+        [min(((p - q) ** 2).sum(), ((p[[2, 3, 0, 1]] - q) ** 2).sum()) for q in b.astype(np.float64)]
+        for p in a.astype(np.float64)
     ]
     np.testing.assert_allclose(distances(a, b), expected, rtol=1e-5)
 

@@ -17,7 +17,11 @@ def test_a_score_of_a_network_is_named_after_it() -> None:
     assert measures.clip("mini").name == "clip_score (mini-clip)"
     assert measures.clip("/models/clip-vit-base-patch16/").name == "clip_score (clip-vit-base-patch16)"
     named = measures.metric("fd (dinov2)")
-    assert named.title == "Fréchet distance (dinov2)" and "dinov2" in named.definition and not named.higher_is_better
+    assert (
+        named.title == "Fréchet distance (dinov2)"
+        and "dinov2" in named.definition
+        and not named.higher_is_better
+    )
     for name in ("fd", "fid (x)", "nonsense"):
         with pytest.raises(KeyError):
             measures.metric(name)
@@ -33,13 +37,30 @@ def test_distances_know_their_dimensions_and_a_biased_one_says_so() -> None:
     }
     fd, value, without = found["fd (net)"]
     assert fd.dimensions == 4 and value == pytest.approx(4, rel=0.01) and without.shape == (20,)
-    assert set(found) == {f"{name} (net)" for name in ("fd", "fd_infinity", "kd", "cmmd", "precision", "recall", "density", "coverage")}
-    assert not measures.marks(fd, 40) and measures.marks(fd, 39) == ["biased: n = 39 < 10 × 4 dimensions; ranked by kd"]
+    assert set(found) == {
+        f"{name} (net)"
+        for name in ("fd", "fd_infinity", "kd", "cmmd", "precision", "recall", "density", "coverage")
+    }
+    assert not measures.marks(fd, 40) and measures.marks(fd, 39) == [
+        "biased: n = 39 < 10 × 4 dimensions; ranked by kd"
+    ]
     line, _, replicated = found["fd_infinity (net)"]
     assert line.column == "diagnostic" and replicated.shape == (20,)
-    assert not measures.marks(line, 40) and measures.marks(line, 39) == ["extrapolated from few: n = 39 < 10 × 4 dimensions; ranked by kd"]
+    assert not measures.marks(line, 40) and measures.marks(line, 39) == [
+        "extrapolated from few: n = 39 < 10 × 4 dimensions; ranked by kd"
+    ]
     few = {metric.name for metric, _ in measures.distances("net", np.tile(reference, 3), prompt, 40)}
-    assert "fd (net)" in few and "fd_infinity (net)" not in few, "below five images for each dimension there is no line"
-    same = {metric.name: distance(reference, prompt, block)[0] for metric, distance in measures.distances("net", reference, prompt, 40)}
-    assert same["fd (net)"] == pytest.approx(0, abs=1e-6) and same["precision (net)"] == same["coverage (net)"] == 1
-    assert "coverage (net)" not in {metric.name for metric, _ in measures.distances("net", reference[:10], prompt[:10], 10)}
+    assert "fd (net)" in few and "fd_infinity (net)" not in few, (
+        "below five images for each dimension there is no line"
+    )
+    same = {
+        metric.name: distance(reference, prompt, block)[0]
+        for metric, distance in measures.distances("net", reference, prompt, 40)
+    }
+    assert (
+        same["fd (net)"] == pytest.approx(0, abs=1e-6)
+        and same["precision (net)"] == same["coverage (net)"] == 1
+    )
+    assert "coverage (net)" not in {
+        metric.name for metric, _ in measures.distances("net", reference[:10], prompt[:10], 10)
+    }

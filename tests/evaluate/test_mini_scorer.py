@@ -1,4 +1,6 @@
-"""The mini scorer: its loss by hand, its words, its rows that do not depend on each other, its examination, its files."""
+"""The mini scorer: its loss by hand, its words, its rows that do not depend on each other, its examination,
+its files.
+"""
 
 import dataclasses
 import json
@@ -18,7 +20,9 @@ from evaluate.mini.clip import MiniClip, scaled
 from evaluate.mini.network import NOTHING, UNKNOWN, Scorer, Sizes, words_of
 from evaluate.mini.scores import Share
 
-TINY = Sizes(side=32, widths=(8, 8, 16), features=8, text_width=16, text_layers=1, heads=2, length=12, width=16)
+TINY = Sizes(
+    side=32, widths=(8, 8, 16), features=8, text_width=16, text_layers=1, heads=2, length=12, width=16
+)
 CAPTIONS = ["a red box on the left", "a blue box on the right", "a red cone; plain wall"]
 
 
@@ -62,15 +66,24 @@ def test_a_false_caption_is_pushed_from_its_own_picture_only() -> None:
     assert (false.grad[:, :2].diagonal() > 0).all() and false.grad[0, 1] == false.grad[1, 0] == 0
 
 
-def test_words_have_the_same_numbers_whatever_the_order_of_captions_and_a_new_one_is_unknown(net: Scorer) -> None:
+def test_words_have_the_same_numbers_whatever_the_order_of_captions_and_a_new_one_is_unknown(
+    net: Scorer,
+) -> None:
     assert (
         words_of(CAPTIONS)
         == words_of(CAPTIONS[::-1])
-        == tuple(sorted(["a", "red", "box", "on", "the", "left", "blue", "right", "cone", ";", "plain", "wall"]))
+        == tuple(
+            sorted(["a", "red", "box", "on", "the", "left", "blue", "right", "cone", ";", "plain", "wall"])
+        )
     )
     numbers = net.numbered(["A red, red BOX", "a zebra"])
     assert numbers.shape == (2, 4)
-    assert numbers[0, 1] == numbers[0, 2] > UNKNOWN and numbers[1].tolist() == [numbers[0, 0], UNKNOWN, NOTHING, NOTHING]
+    assert numbers[0, 1] == numbers[0, 2] > UNKNOWN and numbers[1].tolist() == [
+        numbers[0, 0],
+        UNKNOWN,
+        NOTHING,
+        NOTHING,
+    ]
 
 
 @pytest.mark.parametrize("caption", ["", "...", " ".join(["red"] * 13)])
@@ -80,7 +93,11 @@ def test_a_caption_without_words_or_with_too_many_is_refused(net: Scorer, captio
 
 
 def test_the_share_of_known_words_is_told(net: Scorer) -> None:
-    assert MiniClip(net, "").known(["a red box", "a photograph of a zebra", "unheard"]).tolist() == [1, 0.4, 0]
+    assert MiniClip(net, "").known(["a red box", "a photograph of a zebra", "unheard"]).tolist() == [
+        1,
+        0.4,
+        0,
+    ]
 
 
 def test_order_of_words_matters(net: Scorer) -> None:
@@ -91,9 +108,15 @@ def test_order_of_words_matters(net: Scorer) -> None:
 def test_a_row_is_the_same_alone_and_among_others_but_for_rounding(net: Scorer) -> None:
     scorer, images = MiniClip(net, ""), noise(clip.BATCH + 3)
     for found in (scorer.images, scorer.features):
-        assert np.allclose(found(images)[[2, -1]], np.concatenate([found(images[2:3]), found(images[-1:])]), atol=1e-5)
+        assert np.allclose(
+            found(images)[[2, -1]], np.concatenate([found(images[2:3]), found(images[-1:])]), atol=1e-5
+        )
     texts = [*CAPTIONS, "a red box on the left; a blue cone"] * 9
-    assert np.allclose(scorer.texts(texts)[[1, -1]], np.concatenate([scorer.texts(texts[1:2]), scorer.texts(texts[-1:])]), atol=1e-5)
+    assert np.allclose(
+        scorer.texts(texts)[[1, -1]],
+        np.concatenate([scorer.texts(texts[1:2]), scorer.texts(texts[-1:])]),
+        atol=1e-5,
+    )
 
 
 def test_what_fills_a_short_caption_up_changes_nothing_but_rounding(net: Scorer) -> None:
@@ -105,9 +128,15 @@ def test_what_fills_a_short_caption_up_changes_nothing_but_rounding(net: Scorer)
 def test_points_have_unit_length_and_no_rows_have_a_width(net: Scorer) -> None:
     scorer = MiniClip(net, "")
     for found in (scorer.images(noise(3)), scorer.texts(CAPTIONS)):
-        assert found.dtype == np.float32 and found.shape == (3, 16) and np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+        assert (
+            found.dtype == np.float32
+            and found.shape == (3, 16)
+            and np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+        )
     assert scorer.features(noise(3)).shape == (3, 8)
-    assert scorer.images(noise(0)).shape == scorer.texts([]).shape == (0, 16) and scorer.features(noise(0)).shape == (0, 8)
+    assert scorer.images(noise(0)).shape == scorer.texts([]).shape == (0, 16) and scorer.features(
+        noise(0)
+    ).shape == (0, 8)
 
 
 @pytest.mark.parametrize("images", [noise(2).astype(np.float32), noise(2)[..., :1], noise(2)[0]])
@@ -153,7 +182,10 @@ def test_it_can_learn_which_caption_is_whose() -> None:
     images = np.full((8, 32, 32, 3), 90, np.uint8)
     for row, rgb in enumerate(value for value in colours.values() for _ in range(2)):
         images[row, 8:24, 16 * (row % 2) : 16 * (row % 2) + 16] = rgb
-    false = [caption.replace("left", "RIGHT").replace("right", "left").replace("RIGHT", "right") for caption in captions]
+    false = [
+        caption.replace("left", "RIGHT").replace("right", "left").replace("RIGHT", "right")
+        for caption in captions
+    ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = Scorer(words_of(captions), TINY)
@@ -193,8 +225,13 @@ class Told:
 
 def examined(of_pictures: np.ndarray, of_texts: np.ndarray, **false: Any) -> dict[str, Share]:
     captions = [f"scene {row}" for row in range(len(of_texts))]
-    table = dict(zip(captions, of_texts, strict=True)) | {"far": np.zeros(of_texts.shape[1]), "near": np.ones(of_texts.shape[1])}
-    images = np.broadcast_to(np.arange(len(of_texts), dtype=np.uint8)[:, None, None, None], (len(of_texts), 2, 2, 3))
+    table = dict(zip(captions, of_texts, strict=True)) | {
+        "far": np.zeros(of_texts.shape[1]),
+        "near": np.ones(of_texts.shape[1]),
+    }
+    images = np.broadcast_to(
+        np.arange(len(of_texts), dtype=np.uint8)[:, None, None, None], (len(of_texts), 2, 2, 3)
+    )
     return scores.measure(Told(of_pictures, table), images, captions, false)  # type: ignore[arg-type]
 
 
@@ -233,7 +270,10 @@ def test_what_is_written_is_read_again_in_bfloat16_with_its_hash(net: Scorer, tm
     clip.write(net, tmp_path, {"spent": {"images": 3}})
     found = mini.load(tmp_path)
     again = mini.load(tmp_path)
-    assert found.sha256 == again.sha256 == json.loads((tmp_path / clip.NOTE).read_text())["sha256"] and len(found.sha256) == 64
+    assert (
+        found.sha256 == again.sha256 == json.loads((tmp_path / clip.NOTE).read_text())["sha256"]
+        and len(found.sha256) == 64
+    )
     assert found.net.words == net.words and found.net.sizes == TINY
     for name, value in net.state_dict().items():
         assert torch.equal(found.net.state_dict()[name], value.bfloat16().float()), name
@@ -258,16 +298,32 @@ def test_the_card_says_what_is_unfinished_and_every_score(net: Scorer) -> None:
     spent = {"images": 1000, "cpu_seconds": 90.0, "seconds": 120.0}
     found = {"caption first of 32": Share(0.5, 0.4, 0.6, 100)}
     told = {
-        wanted: card.write(scorer=MiniClip(net, "abc123"), spent=spent, scores=found, data="Data.", machine="M", wanted=wanted)
+        wanted: card.write(
+            scorer=MiniClip(net, "abc123"),
+            spent=spent,
+            scores=found,
+            data="Data.",
+            machine="M",
+            wanted=wanted,
+        )
         for wanted in (1000, 2000)
     }
     assert "Training is complete" in told[1000] and "unfinished: 1,000 of 2,000 images" in told[2000]
-    for text in ("| caption first of 32 | 50.0 % | 40.0 to 60.0 % | 100 |", "abc123", "1.5 CPU minutes", "Data.", "Apache-2.0"):
+    for text in (
+        "| caption first of 32 | 50.0 % | 40.0 to 60.0 % | 100 |",
+        "abc123",
+        "1.5 CPU minutes",
+        "Data.",
+        "Apache-2.0",
+    ):
         assert text in told[1000]
 
 
 def test_the_card_says_first_what_it_can_not_tell(net: Scorer) -> None:
-    found = {"caption before one with a hat": Share(0.52, 0.49, 0.55, 900), "caption before one with a cat": Share(0.9, 0.88, 0.92, 900)}
+    found = {
+        "caption before one with a hat": Share(0.52, 0.49, 0.55, 900),
+        "caption before one with a cat": Share(0.9, 0.88, 0.92, 900),
+    }
     spent = {"images": 1000, "cpu_seconds": 90.0, "seconds": 120.0}
     text = card.write(scorer=MiniClip(net, ""), spent=spent, scores=found, data="", machine="", wanted=1000)
     assert "Hardly better than chance: caption before one with a hat.**" in text
@@ -277,9 +333,19 @@ def test_the_shipped_scorer_is_small_has_few_features_and_its_card_its_hash() ->
     shipped = mini.load()
     note = json.loads((mini.FOLDER / clip.NOTE).read_text())
     text = (mini.FOLDER / "README.md").read_text()
-    assert shipped.name == "mini-clip" and shipped.net.sizes.features <= 64 and (mini.FOLDER / clip.WEIGHTS).stat().st_size <= 4_000_000
+    assert (
+        shipped.name == "mini-clip"
+        and shipped.net.sizes.features <= 64
+        and (mini.FOLDER / clip.WEIGHTS).stat().st_size <= 4_000_000
+    )
     assert shipped.sha256 in text
     for name, one in note["scores"].items():
-        row = f"| {name} | {100 * one['value']:.1f} % | {100 * one['low']:.1f} to {100 * one['high']:.1f} % | {one['n']:,} |"
+        row = (
+            f"| {name} | {100 * one['value']:.1f} % | {100 * one['low']:.1f} to {100 * one['high']:.1f} % |"
+            f" {one['n']:,} |"
+        )
         assert row in text
-    assert note["scores"]["caption first of 32"]["low"] > 0.8 and note["scores"]["caption first of 32"]["n"] >= 1000
+    assert (
+        note["scores"]["caption first of 32"]["low"] > 0.8
+        and note["scores"]["caption first of 32"]["n"] >= 1000
+    )

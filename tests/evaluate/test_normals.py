@@ -10,7 +10,9 @@ from evaluate.normals import angles
 def tilted(*degrees: float) -> np.ndarray:
     """One row of normals that lean to the right by so much; float32 [1, n, 3]."""
     radians = np.radians(degrees)
-    return np.stack([np.sin(radians), np.zeros_like(radians), np.cos(radians)], axis=1)[None].astype(np.float32)
+    return np.stack([np.sin(radians), np.zeros_like(radians), np.cos(radians)], axis=1)[None].astype(
+        np.float32
+    )
 
 
 def values(truth: np.ndarray, made: np.ndarray) -> dict[str, float]:

@@ -15,7 +15,8 @@ SIZE = [512, 512]
 
 def people(array: np.ndarray, layout: str = "coco_17") -> Map:
     return Map(
-        np.asarray(array, np.float32).reshape(-1, len(POSITIONS[layout]) + (layout != "coco_17"), 3), {"size": SIZE, "layout": layout}
+        np.asarray(array, np.float32).reshape(-1, len(POSITIONS[layout]) + (layout != "coco_17"), 3),
+        {"size": SIZE, "layout": layout},
     )
 
 
@@ -36,7 +37,9 @@ def scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             moved = one + np.pad(rng.normal(0, rng.choice([2, 8, 20]), (17, 2)), ((0, 0), (0, 1)))
             made.append(np.where(one[:, 2:] > 0, moved * [1, 1, rng.random()], 0))
     made += [person(rng, rng.random()) for _ in range(rng.integers(0, 2))]
-    return np.array(true).reshape(-1, 17, 3).astype(np.float32), np.array(made).reshape(-1, 17, 3).astype(np.float32)
+    return np.array(true).reshape(-1, 17, 3).astype(np.float32), np.array(made).reshape(-1, 17, 3).astype(
+        np.float32
+    )
 
 
 # --- cocoeval in plain loops ---
@@ -44,11 +47,17 @@ def scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def coco_oks(made: np.ndarray, true: np.ndarray) -> float:
     seen = [k for k in range(17) if true[k, 2] > 0]
-    box = [max(float(true[k, axis]) for k in seen) - min(float(true[k, axis]) for k in seen) for axis in (0, 1)]
+    box = [
+        max(float(true[k, axis]) for k in seen) - min(float(true[k, axis]) for k in seen) for axis in (0, 1)
+    ]
     total = 0.0
     for k in seen:
         squared = float(made[k, 0] - true[k, 0]) ** 2 + float(made[k, 1] - true[k, 1]) ** 2
-        total += np.exp(-squared / (2 * SIGMAS[k]) ** 2 / (box[0] * box[1] + np.spacing(1)) / 2) if made[k, 2] > 0 else 0
+        total += (
+            np.exp(-squared / (2 * SIGMAS[k]) ** 2 / (box[0] * box[1] + np.spacing(1)) / 2)
+            if made[k, 2] > 0
+            else 0
+        )
     return total / len(seen)
 
 
@@ -104,7 +113,9 @@ def test_ap_and_ar_of_the_set_are_cocoeval_s(pairs, counts):
 
 
 def coco_ap_of_size(pairs: list[tuple[np.ndarray, np.ndarray]], low: float, high: float) -> float:
-    """evaluateImg and accumulate of pycocotools with an area range: true people outside come last and are ignored, with whom they match."""
+    """evaluateImg and accumulate of pycocotools with an area range: true people outside come last and are
+    ignored, with whom they match.
+    """
 
     def outside(one: np.ndarray) -> bool:
         sides = np.ptp(one[one[:, 2] > 0, :2].astype(np.float64), axis=0)
@@ -145,13 +156,17 @@ def test_ap_by_size_is_cocoeval_s_with_its_areas_as_shares_of_the_image(pairs, m
     image = people(pairs[0][0]).meta["size"]
     areas = [area(one) for true, _ in pairs for one in true]
     middle = float(np.median(areas))
-    monkeypatch.setattr(room, "SIZES", {"medium": (0.0, middle / np.prod(image)), "large": (middle / np.prod(image), np.inf)})
+    monkeypatch.setattr(
+        room, "SIZES", {"medium": (0.0, middle / np.prod(image)), "large": (middle / np.prod(image), np.inf)}
+    )
     counts = [compare("people", people(true), people(made)).counts for true, made in pairs]
     found = [pooled(f"people_ap_{size}", counts) for size in ("medium", "large")]
-    assert found == pytest.approx([coco_ap_of_size(pairs, 0, middle), coco_ap_of_size(pairs, middle, np.inf)], abs=1e-9)
-    assert abs(found[0] - found[1]) > 0.01 and sum(int(it[f"n_truth_{size}"][0]) for it in counts for size in ("medium", "large")) == len(
-        areas
+    assert found == pytest.approx(
+        [coco_ap_of_size(pairs, 0, middle), coco_ap_of_size(pairs, middle, np.inf)], abs=1e-9
     )
+    assert abs(found[0] - found[1]) > 0.01 and sum(
+        int(it[f"n_truth_{size}"][0]) for it in counts for size in ("medium", "large")
+    ) == len(areas)
 
 
 def test_oks_is_its_formula_and_a_missing_keypoint_is_infinitely_far():
@@ -197,7 +212,10 @@ def test_the_assignment_of_mean_oks_and_pck_is_the_best_one(pairs):
                 total += 1
                 other = made[partner[number]][k] if number in partner else np.zeros(3)
                 near += other[2] > 0 and np.hypot(*(other[:2] - one[k, :2])) <= 0.1 * side
-        assert values["people_pck_10"] == pytest.approx(near / total) and values["people_pck_20"] >= values["people_pck_10"]
+        assert (
+            values["people_pck_10"] == pytest.approx(near / total)
+            and values["people_pck_20"] >= values["people_pck_10"]
+        )
         assert values["people_pce"] == abs(len(true) - len(made))
         checked += 1
     assert checked > 20
@@ -229,7 +247,9 @@ def test_openpose_s_keypoints_are_coco_s_without_the_neck():
 def test_a_person_of_whom_only_the_neck_is_seen_is_nobody():
     body = np.zeros((1, 18, 3))
     body[0, 1] = [100, 100, 1]
-    assert compare("people", people(body, "openpose_18"), people(body, "openpose_18")).counts["n_truth"].tolist() == [0]
+    assert compare("people", people(body, "openpose_18"), people(body, "openpose_18")).counts[
+        "n_truth"
+    ].tolist() == [0]
 
 
 def test_maps_of_two_sizes_are_compared_in_the_condition_s_pixels():
@@ -242,10 +262,20 @@ def test_nobody_found_is_everybody_missed_and_lowers_the_recall_of_the_set():
     true = person(np.random.default_rng(5))
     lost = compare("people", people(true), people(np.empty((0, 17, 3))))
     failed = compare("people", people(true), None)
-    assert lost.values == failed.values == {"people_oks": 0.0, "people_pck_10": 0.0, "people_pck_20": 0.0, "people_pce": 1.0}
+    assert (
+        lost.values
+        == failed.values
+        == {
+            "people_oks": 0.0,
+            "people_pck_10": 0.0,
+            "people_pck_20": 0.0,
+            "people_pce": 1.0,
+        }
+    )
     kept = compare("people", people(true), people(true))
     assert pooled("people_ar", [kept.counts, lost.counts]) == pytest.approx(0.5)
-    assert pooled("people_ap", [kept.counts, failed.counts]) == pytest.approx(51 / 101)  # COCO's 101 recalls, of which 0 to .50
+    # COCO's 101 recalls, of which 0 to .50
+    assert pooled("people_ap", [kept.counts, failed.counts]) == pytest.approx(51 / 101)
 
 
 # --- the published ones ---
@@ -306,4 +336,6 @@ def test_cap_lets_anybody_match_a_true_person_without_extent():
 
 def test_an_unknown_layout_is_refused():
     with pytest.raises(ValueError, match="blazepose_33"):
-        compare("people", Map(np.zeros((1, 33, 3), np.float32), {"size": SIZE, "layout": "blazepose_33"}), None)
+        compare(
+            "people", Map(np.zeros((1, 33, 3), np.float32), {"size": SIZE, "layout": "blazepose_33"}), None
+        )

@@ -1,4 +1,6 @@
-"""Replicates on the same draws: intervals that cover, pairs that are told apart, ranks that admit ties, the normalized score."""
+"""Replicates on the same draws: intervals that cover, pairs that are told apart, ranks that admit ties, the
+normalized score.
+"""
 
 from dataclasses import replace
 
@@ -79,7 +81,11 @@ def far(made: np.ndarray, real: np.ndarray, prompt: np.ndarray = ALONE) -> dict[
     """Distances as the leaderboard has them; `real` of each prompt."""
     found = measures.distances("net", real, np.arange(len(real)), len(real))
     names = ("fd", "fd_infinity", "kd")
-    return {name: of_distance(it, made, prompt, len(real)) for metric, it in found if (name := metric.name.partition(" ")[0]) in names}
+    return {
+        name: of_distance(it, made, prompt, len(real))
+        for metric, it in found
+        if (name := metric.name.partition(" ")[0]) in names
+    }
 
 
 def test_distances_rank_what_is_real_with_growing_noise() -> None:
@@ -87,7 +93,12 @@ def test_distances_rank_what_is_real_with_growing_noise() -> None:
     real = rng.normal(size=(N, 16))
     models = [far(real + level * rng.normal(size=(N, 16)), real) for level in (0.3, 0.6, 0.9, 1.2)]
     for name in models[0]:
-        assert ranks([it[name] for it in models], higher_is_better=False) == [(1, 1), (2, 2), (3, 3), (4, 4)], name
+        assert ranks([it[name] for it in models], higher_is_better=False) == [
+            (1, 1),
+            (2, 2),
+            (3, 3),
+            (4, 4),
+        ], name
 
 
 def test_two_equal_systems_are_tied_by_their_distances_too() -> None:
@@ -115,7 +126,9 @@ def test_the_interval_of_a_distance_covers_also_where_a_prompt_has_four_seeds() 
         hits += low <= truth <= high
     spread = np.std([it.value for it in found])
     assert hits >= 35 and np.mean([it.error for it in found]) == pytest.approx(spread, rel=0.3)
-    assert np.mean([it.error for it in naive]) < 0.65 * spread, "blocks of samples take four seeds for four prompts"
+    assert np.mean([it.error for it in naive]) < 0.65 * spread, (
+        "blocks of samples take four seeds for four prompts"
+    )
 
 
 def test_pairing_of_distances_tells_apart_what_unpaired_blocks_can_not() -> None:
@@ -127,7 +140,9 @@ def test_pairing_of_distances_tells_apart_what_unpaired_blocks_can_not() -> None
     for name, known in far(made, real).items():
         paired = difference(known, far(better, real)[name])
         lost = difference(known, far(better[elsewhere], real[elsewhere], ALONE)[name])
-        assert paired.value == pytest.approx(lost.value, abs=0.1 * abs(paired.value) + 1e-9) and paired.value > 0, name
+        assert (
+            paired.value == pytest.approx(lost.value, abs=0.1 * abs(paired.value) + 1e-9) and paired.value > 0
+        ), name
         assert paired.p is not None and lost.p is not None and paired.p < 0.01 < 0.05 < lost.p, name
 
 
@@ -136,9 +151,14 @@ def test_p_and_the_interval_of_a_difference_agree() -> None:
     zero = Replicated(0.0, np.zeros(20, np.float32), "jackknife", N)
     without = np.linspace(-1, 1, 20, dtype=np.float32)
     error = Replicated(1.0, without, "jackknife", N).error or 0
-    for gain, inside in ((2.05, True), (2.12, False)):  # t of 19 degrees of freedom is 2.093, of 199 it is 1.972
+    # t of 19 degrees of freedom is 2.093, of 199 it is 1.972
+    for gain, inside in ((2.05, True), (2.12, False)):
         found = difference(Replicated(gain * error, without, "jackknife", N), zero)
-        assert found.p is not None and found.low is not None and (found.p > 0.05, found.low < 0) == (inside, inside)
+        assert (
+            found.p is not None
+            and found.low is not None
+            and (found.p > 0.05, found.low < 0) == (inside, inside)
+        )
 
 
 def test_what_is_called_detectable_is_found_in_eighty_of_a_hundred_repeats() -> None:
@@ -160,7 +180,9 @@ def test_what_is_called_detectable_is_found_in_eighty_of_a_hundred_repeats() -> 
 def test_one_or_two_prompts_tell_nothing_and_are_not_ranked() -> None:
     alone = of_means(np.array([0.5]), np.array([0]), draws(1))
     assert (
-        alone.interval is None and difference(alone, alone).p is None and ranks([alone, alone], higher_is_better=True) == [(1, 2), (1, 2)]
+        alone.interval is None
+        and difference(alone, alone).p is None
+        and ranks([alone, alone], higher_is_better=True) == [(1, 2), (1, 2)]
     )
     with pytest.raises(ValueError, match="not finite"):
         score(np.full(N, np.nan))
@@ -177,7 +199,10 @@ def test_the_normalized_score_runs_from_the_better_baseline_to_the_real_image() 
     rng = np.random.default_rng(5)
     prompts = rng.normal(0, 0.3, N)
     floor, middle, ceiling = (score(prompts + level + rng.normal(0, 0.02, N)) for level in (0.1, 0.4, 0.7))
-    for found in (share(middle, floor, ceiling, higher_is_better=True), share(middle, ceiling, floor, higher_is_better=False)):
+    for found in (
+        share(middle, floor, ceiling, higher_is_better=True),
+        share(middle, ceiling, floor, higher_is_better=False),
+    ):
         assert isinstance(found, Share)
         assert found.value == pytest.approx(0.5, abs=0.02) and 0.45 < found.low < 0.5 < found.high < 0.55
     assert share(floor, floor, ceiling, higher_is_better=True) == pytest.approx((0, 0, 0), abs=1e-9)
@@ -185,28 +210,41 @@ def test_the_normalized_score_runs_from_the_better_baseline_to_the_real_image() 
 
 
 def test_there_is_no_normalized_score_where_the_real_image_is_not_better_than_the_better_baseline() -> None:
-    """Edges' uint8 MS-SSIM put the real image at .3974, another's hint at .4013 and a model at .3789: 572 % of the way."""
+    """Edges' uint8 MS-SSIM put the real image at .3974, another's hint at .4013 and a model at .3789: 572 %
+    of the way.
+    """
     rng = np.random.default_rng(6)
     prompts = rng.normal(0, 0.3, N)
     low, middle, high = (score(prompts + level + rng.normal(0, 0.02, N)) for level in (0.1, 0.4, 0.7))
-    assert share(low, high, middle, higher_is_better=True) == NOT_BETTER, "far from each other, but the other way round"
+    assert share(low, high, middle, higher_is_better=True) == NOT_BETTER, (
+        "far from each other, but the other way round"
+    )
     assert share(high, low, middle, higher_is_better=False) == NOT_BETTER
     assert share(middle, low, low, higher_is_better=True) == NOT_BETTER
-    near = replace(low, value=low.value + 1e-4, replicates=low.replicates + rng.normal(0, 0.01, len(low.replicates)).astype(np.float32))
+    near = replace(
+        low,
+        value=low.value + 1e-4,
+        replicates=low.replicates + rng.normal(0, 0.01, len(low.replicates)).astype(np.float32),
+    )
     assert share(high, low, near, higher_is_better=True) == BY_CHANCE
     few = [replace(it, replicates=np.empty(0, np.float32), clusters=1) for it in (middle, low, high)]
     assert share(*few, higher_is_better=True) == TOO_FEW
     assert share(replace(middle, value=np.inf), low, high, higher_is_better=False) == NOT_FINITE
 
 
-def test_the_interval_of_a_normalized_score_covers_also_where_some_draws_put_the_real_image_below_the_baseline() -> None:
-    """Of a distance that is three standard errors long, where the quotient of replicates has no mean and no variance."""
+def test_the_interval_of_a_normalized_score_covers_where_draws_put_the_real_image_below_the_baseline() -> (
+    None
+):
+    """Of a distance that is three standard errors long, where the quotient of replicates has no mean and no
+    variance.
+    """
     rng = np.random.default_rng(7)
     drawn, inside, above = draws(N, count=200), 0, 0
     found: list[Share] = []
     while len(found) < 300:
         floor, middle, ceiling = (
-            of_means(rng.normal(level, 1.0, N), np.arange(N), drawn) for level in (0.0, 0.5 * 4.2 / np.sqrt(N), 4.2 / np.sqrt(N))
+            of_means(rng.normal(level, 1.0, N), np.arange(N), drawn)
+            for level in (0.0, 0.5 * 4.2 / np.sqrt(N), 4.2 / np.sqrt(N))
         )
         it = share(middle, floor, ceiling, higher_is_better=True)
         if isinstance(it, Share):

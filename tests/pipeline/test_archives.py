@@ -1,4 +1,6 @@
-"""Tars and what img2dataset wrote: every sample is read as it was written, and whatever is wrong has a row."""
+"""Tars and what img2dataset wrote: every sample is read as it was written, and whatever is
+wrong has a row.
+"""
 
 import io
 import json
@@ -32,7 +34,10 @@ def tar(path: Path, members: Members, form: int = tarfile.USTAR_FORMAT) -> Path:
 
 
 def sample(key: str, **members: str | bytes) -> list[tuple[str, bytes]]:
-    return [(f"{key}.{name.replace('_', '.')}", data.encode() if isinstance(data, str) else data) for name, data in members.items()]
+    return [
+        (f"{key}.{name.replace('_', '.')}", data.encode() if isinstance(data, str) else data)
+        for name, data in members.items()
+    ]
 
 
 def listed(path: Path | str, **settings: Any) -> list[RawImage]:
@@ -50,13 +55,23 @@ def problems(found: list[RawImage]) -> dict[str, str]:
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_sample_is_read_as_it_was_written_and_listed_the_same_again(tmp_path: Path, form: int) -> None:
     long = "folder/" + "long" * 40 if form != tarfile.USTAR_FORMAT else "folder/short"
-    first = sample("000", cls="3", jpg=b"jpg 0", json='{"url": "http://a", "width": 7, "nan": NaN}', txt=" caption 0\n")
+    first = sample(
+        "000", cls="3", jpg=b"jpg 0", json='{"url": "http://a", "width": 7, "nan": NaN}', txt=" caption 0\n"
+    )
     tar(tmp_path / "tars" / "00000.tar", first + sample("001", jpg=b"jpg 1", txt="caption 1"), form)
     tar(tmp_path / "tars" / "more" / "00001.tar", sample(long, PNG=b"png 2", txt="größer".encode()), form)
     found = listed(tmp_path / "tars")
     root = tmp_path / "tars"
-    assert [raw.uri for raw in found] == [f"{root}/00000.tar::000.jpg", f"{root}/00000.tar::001.jpg", f"{root}/more/00001.tar::{long}.PNG"]
-    assert [sources.read(raw) for raw in found] == [(b"jpg 0", "caption 0"), (b"jpg 1", "caption 1"), (b"png 2", "größer")]
+    assert [raw.uri for raw in found] == [
+        f"{root}/00000.tar::000.jpg",
+        f"{root}/00000.tar::001.jpg",
+        f"{root}/more/00001.tar::{long}.PNG",
+    ]
+    assert [sources.read(raw) for raw in found] == [
+        (b"jpg 0", "caption 0"),
+        (b"jpg 1", "caption 1"),
+        (b"png 2", "größer"),
+    ]
     assert [raw.fields for raw in found] == [{"url": "http://a", "width": 7, "nan": None}, {}, {}]
     assert listed(tmp_path / "tars") == found
     assert listed(f"{root}/**/*.tar") == found and listed(root / "00000.tar") == found[:2]
@@ -90,13 +105,17 @@ def test_the_members_of_a_key_need_not_stand_together(tmp_path: Path) -> None:
         ("none", ""),
     ],
 )
-def test_captions_come_from_a_member_a_key_or_a_template(tmp_path: Path, captions: Any, expected: str) -> None:
+def test_captions_come_from_a_member_a_key_or_a_template(
+    tmp_path: Path, captions: Any, expected: str
+) -> None:
     path = tar(tmp_path / "a.tar", sample("1", jpg=b"x", json='{"text": " j "}', title_txt="t", txt="other"))
     assert [sources.read(raw) for raw in listed(path, captions=captions)] == [(b"x", expected)]
 
 
 def test_of_two_images_under_one_key_the_plainer_name_is_read_and_the_other_is_told(tmp_path: Path) -> None:
-    members = sample("1", depth_png=b"depth", png=b"png", jpg=b"jpg") + sample("2", v1_jpg=b"v1", v2_jpg=b"v2")
+    members = sample("1", depth_png=b"depth", png=b"png", jpg=b"jpg") + sample(
+        "2", v1_jpg=b"v1", v2_jpg=b"v2"
+    )
     one, two, other = listed(tar(tmp_path / "a.tar", members), captions="none")
     assert sources.read(one) == (b"jpg", "") and one.fields == {"images_not_read": ["png", "depth.png"]}
     assert sources.read(two) == (b"v1", "")
@@ -117,30 +136,51 @@ def test_whatever_is_no_sample_has_a_row_and_a_hostile_name_never_becomes_a_path
             member.type, member.linkname = kind, target
             archive.addfile(member)
         for name, data in [
-            ("../../secret.jpg", b"inside"), (f"{secret.with_suffix('')}2.jpg", b"absolute"), ("caf\udce9.jpg", b"e9"), ("caf\udce8.jpg", b"e8"),
-            ("code.pyd", b"cos\nsystem\n"), ("label.cls", b"1"), ("empty.jpg", b""), (".hidden.jpg", b"x"), ("no extension", b"x"),
-            ("twice.jpg", b"1"), ("twice.jpg", b"2"), ("deep.jpg", b"d"), ("deep.json", b"[" * 200_000), ("list.jpg", b"l"), ("list.json", b"[1]"),
-        ]:  # fmt: skip
+            ("../../secret.jpg", b"inside"),
+            (f"{secret.with_suffix('')}2.jpg", b"absolute"),
+            ("caf\udce9.jpg", b"e9"),
+            ("caf\udce8.jpg", b"e8"),
+            ("code.pyd", b"cos\nsystem\n"),
+            ("label.cls", b"1"),
+            ("empty.jpg", b""),
+            (".hidden.jpg", b"x"),
+            ("no extension", b"x"),
+            ("twice.jpg", b"1"),
+            ("twice.jpg", b"2"),
+            ("deep.jpg", b"d"),
+            ("deep.json", b"[" * 200_000),
+            ("list.jpg", b"l"),
+            ("list.json", b"[1]"),
+        ]:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     found = {raw.uri.partition("::")[2]: raw for raw in listed(path, captions="none")}
-    assert not {name for name in found if "link" in name or "hard" in name or "dir" in name or "hidden" in name}
+    assert not {
+        name for name in found if "link" in name or "hard" in name or "dir" in name or "hidden" in name
+    }
     assert sources.read(found["../../secret.jpg"])[0] == b"inside"
     assert sources.read(found[f"{secret.with_suffix('')}2.jpg"])[0] == b"absolute"
     assert sources.read(found["caf\\xe9.jpg"])[0] == b"e9" and sources.read(found["caf\\xe8.jpg"])[0] == b"e8"
     assert sources.read(found["twice.jpg"])[0] == b"1"
-    assert found["deep.jpg"].fields == {"json": "left out: nested too deeply"} and found["list.jpg"].fields == {"json": [1]}
+    assert found["deep.jpg"].fields == {"json": "left out: nested too deeply"} and found[
+        "list.jpg"
+    ].fields == {"json": [1]}
     bad = {name.partition("@")[0]: raw.problem for name, raw in found.items() if raw.problem}
     assert bad == {
-        "code": "the sample has no image, only: pyd", "label": "the sample has no image, only: cls",
+        "code": "the sample has no image, only: pyd",
+        "label": "the sample has no image, only: cls",
         "twice.jpg": "this name stands twice in the tar: the first is read",
-    }  # fmt: skip
+    }
     with pytest.raises(Unreadable, match="empty file"):
         sources.read(found["empty.jpg"])
 
 
-THREE = [member for number in "123" for member in sample(number, jpg=number.encode() * 600, txt=f"caption {number}")]
+THREE = [
+    member
+    for number in "123"
+    for member in sample(number, jpg=number.encode() * 600, txt=f"caption {number}")
+]
 EACH = 512 + 1024 + 512 + 512  # bytes of one of these samples
 
 
@@ -149,19 +189,24 @@ EACH = 512 + 1024 + 512 + 512  # bytes of one of these samples
     [
         (2 * EACH + 700, "12", "breaks at byte 5120 of 5820: the member 3.jpg is not whole"),  # in a picture
         (2 * EACH + 2053, "12", "the sample 3 is not whole and left out"),  # in its caption
-        (2 * EACH + 1536, "12", "it has no end mark.*the sample 3 is not whole and left out"),  # between the two
+        # between the two
+        (2 * EACH + 1536, "12", "it has no end mark.*the sample 3 is not whole and left out"),
         (2 * EACH + 1800, "12", "breaks at byte 6656"),  # in a header
         (3 * EACH, "123", "breaks at byte 7680 of 7680: it has no end mark"),
         (100, "", "breaks at byte 0 of 100"),
         (0, "", "breaks at byte 0 of 0"),
     ],
 )
-def test_a_tar_that_is_cut_gives_its_whole_samples_and_one_row_that_says_where(tmp_path: Path, length: int, whole: str, told: str) -> None:
+def test_a_tar_that_is_cut_gives_its_whole_samples_and_one_row_that_says_where(
+    tmp_path: Path, length: int, whole: str, told: str
+) -> None:
     path = tar(tmp_path / "a.tar", THREE)
     mended = path.read_bytes()
     path.write_bytes(mended[:length])
     *good, bad = listed(path)
-    assert [sources.read(raw) for raw in good] == [(number.encode() * 600, f"caption {number}") for number in whole]
+    assert [sources.read(raw) for raw in good] == [
+        (number.encode() * 600, f"caption {number}") for number in whole
+    ]
     assert bad.uri == str(path)
     with pytest.raises(Unreadable, match=told):
         sources.read(bad)
@@ -173,13 +218,17 @@ def test_a_damaged_header_and_two_joined_tars_are_told(tmp_path: Path) -> None:
     data = tar(tmp_path / "a.tar", THREE).read_bytes()
     (tmp_path / "a.tar").write_bytes(data[:EACH] + b"?" * 512 + data[EACH + 512 :])
     *good, bad = listed(tmp_path / "a.tar")
-    assert len(good) == 1 and f"breaks at byte {EACH} of {len(data)}: what stands there is no header" in bad.problem
+    assert (
+        len(good) == 1
+        and f"breaks at byte {EACH} of {len(data)}: what stands there is no header" in bad.problem
+    )
     (tmp_path / "a.tar").write_bytes(data + data)
     *good, bad = listed(tmp_path / "a.tar")
     assert len(good) == 3 and "two tars were joined" in bad.problem
     for kind in (b"0", b"Z"):  # a size that leads backwards, where a naive reader goes round for ever
         back = bytearray(data)
-        back[EACH + 124 : EACH + 136] = b"\xff" * 8 + (-1536).to_bytes(4, "big", signed=True)  # to the caption before it
+        # to the caption before it
+        back[EACH + 124 : EACH + 136] = b"\xff" * 8 + (-1536).to_bytes(4, "big", signed=True)
         back[EACH + 156 : EACH + 157] = kind
         checksum = 256 + sum(back[EACH : EACH + 148]) + sum(back[EACH + 156 : EACH + 512])
         back[EACH + 148 : EACH + 156] = f"{checksum:06o}\0 ".encode()
@@ -205,7 +254,9 @@ def test_what_no_sample_has_and_what_is_compressed_is_one_sentence(tmp_path: Pat
     with pytest.raises(MillError, match=r"no sample has a member \.txt: set `source\.captions`"):
         listed(path)
     with pytest.raises(MillError, match=r"no sample has a member \.seg\.png"):
-        listed(path, captions="none", provided={"seg_coco": Provided(column="seg.png", labels="coco_stuff_171")})
+        listed(
+            path, captions="none", provided={"seg_coco": Provided(column="seg.png", labels="coco_stuff_171")}
+        )
     with pytest.raises(MillError, match=r"names no \.tar"):
         listed(tmp_path / "nothing*.tar")
     with tarfile.open(tmp_path / "b.tar.gz", "w:gz"):
@@ -219,7 +270,9 @@ def test_what_no_sample_has_and_what_is_compressed_is_one_sentence(tmp_path: Pat
 
 def test_a_map_that_one_sample_lacks_is_that_samples_reason(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", sample("1", jpg=b"x", seg_png=b"m") + sample("2", jpg=b"y"))
-    one, two = listed(path, captions="none", provided={"seg_coco": Provided(column=".seg.png", labels="coco_stuff_171")})
+    one, two = listed(
+        path, captions="none", provided={"seg_coco": Provided(column=".seg.png", labels="coco_stuff_171")}
+    )
     assert read_member(one, ".seg.png") == b"m" and sources.read(two)[0] == b"y"
     with pytest.raises(Unreadable, match=r"the sample has no member \.seg\.png"):
         read_member(two, ".seg.png")
@@ -227,9 +280,19 @@ def test_a_map_that_one_sample_lacks_is_that_samples_reason(tmp_path: Path) -> N
 
 # img2dataset: what its writers write (img2dataset/writer.py), for two images that came and one that did not
 META = [
-    {"url": f"http://x/{number}", "caption": f"caption {number}", "key": f"00000000{number}", "status": status, "error_message": error}
+    {
+        "url": f"http://x/{number}",
+        "caption": f"caption {number}",
+        "key": f"00000000{number}",
+        "status": status,
+        "error_message": error,
+    }
     | {"width": 8, "height": 8, "original_width": 80, "original_height": 60, "sha256": "ab"}
-    for number, status, error in ((0, "success", None), (1, "failed_to_download", "HTTP Error 404: Not Found"), (2, "success", None))
+    for number, status, error in (
+        (0, "success", None),
+        (1, "failed_to_download", "HTTP Error 404: Not Found"),
+        (2, "success", None),
+    )
 ]
 CAME = [meta for meta in META if meta["status"] == "success"]
 
@@ -237,7 +300,13 @@ CAME = [meta for meta in META if meta["status"] == "success"]
 def write_tars(root: Path) -> None:
     tar(
         root / "00000.tar",
-        [it for meta in CAME for it in sample(str(meta["key"]), jpg=b"jpg", json=json.dumps(meta, indent=4), txt=str(meta["caption"]))],
+        [
+            it
+            for meta in CAME
+            for it in sample(
+                str(meta["key"]), jpg=b"jpg", json=json.dumps(meta, indent=4), txt=str(meta["caption"])
+            )
+        ],
     )
     write_table(root)
 
@@ -245,13 +314,24 @@ def write_tars(root: Path) -> None:
 def write_folders(root: Path) -> None:
     (root / "00000").mkdir(parents=True)
     for meta in CAME:
-        for extension, text in (("jpg", "jpg"), ("txt", str(meta["caption"])), ("json", json.dumps(meta, indent=4))):
+        for extension, text in (
+            ("jpg", "jpg"),
+            ("txt", str(meta["caption"])),
+            ("json", json.dumps(meta, indent=4)),
+        ):
             (root / "00000" / f"{meta['key']}.{extension}").write_text(text)
     write_table(root)
 
 
 def write_parquet(root: Path) -> None:
-    write_table(root, lambda meta: {"jpg": b"jpg", "txt": meta["caption"]} if meta["status"] == "success" else {"jpg": None, "txt": None})
+    write_table(
+        root,
+        lambda meta: (
+            {"jpg": b"jpg", "txt": meta["caption"]}
+            if meta["status"] == "success"
+            else {"jpg": None, "txt": None}
+        ),
+    )
 
 
 def write_table(root: Path, more: Callable[[dict[str, Any]], dict[str, Any]] = lambda meta: {}) -> None:
@@ -262,7 +342,11 @@ def write_table(root: Path, more: Callable[[dict[str, Any]], dict[str, Any]] = l
 
 @pytest.mark.parametrize(
     ("write", "name"),
-    [(write_tars, "00000.tar::{key}.jpg"), (write_folders, "00000/{key}.jpg"), (write_parquet, "00000.parquet::{row}")],
+    [
+        (write_tars, "00000.tar::{key}.jpg"),
+        (write_folders, "00000/{key}.jpg"),
+        (write_parquet, "00000.parquet::{row}"),
+    ],
 )
 @pytest.mark.parametrize("captions", [{"member": "txt"}, {"json": "caption"}])
 def test_each_format_of_img2dataset_gives_the_same_images_captions_and_facts(
@@ -271,7 +355,9 @@ def test_each_format_of_img2dataset_gives_the_same_images_captions_and_facts(
     write(tmp_path / "out")
     found = downloaded(tmp_path / "out", captions=captions)
     rows = {"000000000": 0, "000000002": 2}
-    assert [raw.uri for raw in found] == [f"{tmp_path}/out/{name.format(key=key, row=row)}" for key, row in rows.items()]
+    assert [raw.uri for raw in found] == [
+        f"{tmp_path}/out/{name.format(key=key, row=row)}" for key, row in rows.items()
+    ]
     assert [sources.read(raw) for raw in found] == [(b"jpg", "caption 0"), (b"jpg", "caption 2")]
     for raw, meta in zip(found, CAME, strict=True):
         assert {key: raw.fields[key] for key in ("url", "sha256", "original_width")} == {

@@ -33,7 +33,10 @@ from pipeline.storage.workspace import Workspace
 from tests.conftest import Command
 
 STAGES = ("--stages", "ingest,annotate")
-HOLD = "import duckdb, sys; held = duckdb.connect(sys.argv[1], read_only=sys.argv[2] == 'True'); print(1, flush=True); input()"
+HOLD = (
+    "import duckdb, sys; held = duckdb.connect(sys.argv[1], read_only=sys.argv[2] == 'True'); print(1,"
+    " flush=True); input()"
+)
 
 
 @contextmanager
@@ -114,7 +117,13 @@ def test_a_query_of_a_driver_waits_for_who_writes_and_a_readers_gives_up_with_th
 ) -> None:
     reader = Catalog(driver.workspace)
     with holding(driver.path, read_only=False) as held:
-        with pytest.raises(CatalogHeld, match=rf"{re.escape(str(driver.path))} is open in process {held.pid} \(python[\d.]*\): close it there"):
+        with pytest.raises(
+            CatalogHeld,
+            match=(
+                rf"{re.escape(str(driver.path))} is open in process {held.pid} \(python[\d.]*\): close it"
+                r" there"
+            ),
+        ):
             reader.query("SELECT 1")
         with pytest.raises(CatalogHeld):
             reader.table("SELECT 1")
@@ -130,11 +139,16 @@ def test_a_query_of_a_driver_waits_for_who_writes_and_a_readers_gives_up_with_th
 
 
 def test_a_driver_that_waits_can_be_stopped(tmp_path: Path, driver: Catalog) -> None:
-    code = f"""from pathlib import Path; from pipeline import catalog; from pipeline.storage.workspace import Workspace
+    code = f"""from pathlib import Path
+from pipeline import catalog
+from pipeline.storage.workspace import Workspace
 catalog.FIRST_WORD = 0.1
 catalog.Catalog(Workspace(Path({str(tmp_path)!r}))).forget("nothing")"""
     words = [sys.executable, "-c", code]
-    with holding(driver.path, read_only=True), subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as waiting:
+    with (
+        holding(driver.path, read_only=True),
+        subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as waiting,
+    ):
         assert waiting.stderr and "waiting" in waiting.stderr.readline()
         waiting.send_signal(signal.SIGINT)
         assert "KeyboardInterrupt" in waiting.communicate(timeout=60)[1]
@@ -148,7 +162,9 @@ class Finished:
     def __init__(self, between: Callable[[], None]) -> None:
         self.between = between
 
-    def run(self, function: Any, jobs: list[Any], done: Any, *, watch: Callable[[], int], **more: Any) -> None:
+    def run(
+        self, function: Any, jobs: list[Any], done: Any, *, watch: Callable[[], int], **more: Any
+    ) -> None:
         watch()
         self.between()
         watch()
@@ -166,7 +182,11 @@ def test_progress_notes_are_left_out_while_the_catalog_is_held_and_the_next_one_
     monkeypatch.setattr(train, "_job", lambda *given: job)
     monkeypatch.setattr(train, "_images_kept", lambda *given: 0)
     monkeypatch.setattr(train, "read_log", lambda out: [{"images": next(images)}])
-    monkeypatch.setattr(train, "record", lambda plan, catalog, name, state, *given, **more: catalog.record_run(run=name, status=state))
+    monkeypatch.setattr(
+        train,
+        "record",
+        lambda plan, catalog, name, state, *given, **more: catalog.record_run(run=name, status=state),
+    )
     told: list[Any] = []
     with holding(driver.path, read_only=True) as held:
 
@@ -179,7 +199,9 @@ def test_progress_notes_are_left_out_while_the_catalog_is_held_and_the_next_one_
 
         cluster: Any = Finished(between)
         done = cluster.run
-        cluster.run = lambda *given, **more: done(*given, **more) or told.extend(driver.query("SELECT status FROM runs"))
+        cluster.run = lambda *given, **more: (
+            done(*given, **more) or told.extend(driver.query("SELECT status FROM runs"))
+        )
         noted: list[str] = []
         record = driver.record_run
         monkeypatch.setattr(driver, "record_run", lambda **row: (record(**row), noted.append(row["status"])))
@@ -187,7 +209,9 @@ def test_progress_notes_are_left_out_while_the_catalog_is_held_and_the_next_one_
     assert noted == ["running", "complete"] and told == [("complete",)] and said == []
 
 
-def test_a_report_under_way_does_not_wait_for_the_catalog(driver: Catalog, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_under_way_does_not_wait_for_the_catalog(
+    driver: Catalog, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(flow, "HURRY", 0.1)
     monkeypatch.setattr(flow, "write_report", lambda plan, catalog: catalog.query("SELECT 1"))
     monkeypatch.setattr("pipeline.stages.report.report", lambda plan, catalog: catalog.query("SELECT 1"))
@@ -201,12 +225,14 @@ def test_a_report_under_way_does_not_wait_for_the_catalog(driver: Catalog, said:
     assert len(said) == 1
 
 
-# -- queries that take too long ----------------------------------------------------------------------------------------------
+# -- queries that take too long ------------------------------------------------------------------------------
 
 ENDLESS = "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE hash(a.range, b.range) = 1"
 
 
-def test_a_query_of_the_driver_is_stopped_and_its_transaction_undone(driver: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_query_of_the_driver_is_stopped_and_its_transaction_undone(
+    driver: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(catalog, "QUERY_LIMIT", 0.3)
     with pytest.raises(MillError, match="did not end within"):
         driver.query(ENDLESS)
@@ -220,7 +246,10 @@ def test_a_query_of_the_driver_is_stopped_and_its_transaction_undone(driver: Cat
 
 def test_what_a_person_asks_has_no_limit_and_can_be_stopped(driver: Catalog, tmp_path: Path) -> None:
     (tmp_path / "manifest.yaml").touch()
-    code = "import sys; from pipeline import catalog, cli; catalog.QUERY_LIMIT = 0.1; print(1, flush=True); cli.main(sys.argv[1:])"
+    code = (
+        "import sys; from pipeline import catalog, cli; catalog.QUERY_LIMIT = 0.1; print(1, flush=True);"
+        " cli.main(sys.argv[1:])"
+    )
     words = [sys.executable, "-c", code, "sql", str(tmp_path), ENDLESS]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
         assert asking.stdout and asking.stdout.readline()
@@ -232,7 +261,7 @@ def test_what_a_person_asks_has_no_limit_and_can_be_stopped(driver: Catalog, tmp
     assert asking.returncode == 1 and told.startswith("controlmill: stopped;"), told
 
 
-# -- a damaged file ----------------------------------------------------------------------------------------------------------
+# -- a damaged file ------------------------------------------------------------------------------------------
 
 
 def operations(root: Path) -> dict[str, Callable[[], Any]]:
@@ -262,13 +291,18 @@ def workspace(ask: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((96, 80)).save(root / "photos" / f"{number}.png")
     source = "{kind: folder, path: photos}"
-    (root / "m.yaml").write_text(f"{{name: tiny, workspace: ws, source: {source}, image: {{resolution: 64}}, conditions: {{canny: {{}}}}}}")
+    (root / "m.yaml").write_text(
+        f"{{name: tiny, workspace: ws, source: {source}, image: {{resolution: 64}}, conditions: {{canny:"
+        " {}}}"
+    )
     ran = ask(root, "run", "m.yaml", *STAGES)
     assert ran.returncode == 0, ran.stderr
     return root
 
 
-def test_a_flipped_bit_gives_the_right_answer_or_a_sentence_that_names_the_file_and_the_remedy(workspace: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_gives_the_right_answer_or_a_sentence_that_names_the_file_and_the_remedy(
+    workspace: Path, tmp_path: Path
+) -> None:
     root = tmp_path / "ws"
     shutil.copytree(workspace / "ws", root)
     file = root / "catalog.duckdb"
@@ -276,23 +310,36 @@ def test_a_flipped_bit_gives_the_right_answer_or_a_sentence_that_names_the_file_
     right = {name: does() for name, does in operations(root).items()}
     file.write_bytes(whole)
     draw = random.Random(0)
-    places = [draw.randrange(3 * 4096) for _ in range(10)] + [draw.randrange(3 * 4096, len(whole)) for _ in range(30)]
+    places = [draw.randrange(3 * 4096) for _ in range(10)] + [
+        draw.randrange(3 * 4096, len(whole)) for _ in range(30)
+    ]
     refused: dict[int, set[str]] = {place: set() for place in places}
     for place in places:
         for name, does in operations(root).items():
-            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :])
+            file.write_bytes(
+                whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :]
+            )
             file.with_name(f"{file.name}.wal").unlink(missing_ok=True)
             try:
                 assert does() == right[name], (place, name)
             except MillError as error:
                 refused[place].add(name)
-                assert str(file) in str(error) and f"`controlmill catalog rebuild {root}`" in str(error), (place, name, str(error))
+                assert str(file) in str(error) and f"`controlmill catalog rebuild {root}`" in str(error), (
+                    place,
+                    name,
+                    str(error),
+                )
     assert all("verify" in names for names in refused.values() if names), "it reads all of it"
     assert sum(bool(names) for names in refused.values()) > len(places) // 2
 
 
-@pytest.mark.parametrize("data", [b"", b"hello\n" * 5000, b"SQLite format 3\0" + bytes(9000), "half", "header", "garbage", "another"])
-def test_a_file_that_is_no_catalog_is_one_sentence_and_a_rebuild_mends_it(workspace: Path, ask: Command, data: bytes | str) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"hello\n" * 5000, b"SQLite format 3\0" + bytes(9000), "half", "header", "garbage", "another"],
+)
+def test_a_file_that_is_no_catalog_is_one_sentence_and_a_rebuild_mends_it(
+    workspace: Path, ask: Command, data: bytes | str
+) -> None:
     file = workspace / "ws/catalog.duckdb"
     whole = file.read_bytes()
     other = workspace / "other.duckdb"
@@ -300,14 +347,26 @@ def test_a_file_that_is_no_catalog_is_one_sentence_and_a_rebuild_mends_it(worksp
     with duckdb.connect(str(other)) as connection:
         connection.execute("CREATE TABLE a (b INTEGER)")
     texts = {
-        "another": other.read_bytes(), "half": whole[: len(whole) // 2], "header": whole[:5000], "garbage": random.Random(0).randbytes(20_000),
-    }  # fmt: skip
-    asked = (("status", "ws"), ("sql", "ws", "FROM annotations"), ("verify", "ws"), ("verify", "ws", "--repair"))
+        "another": other.read_bytes(),
+        "half": whole[: len(whole) // 2],
+        "header": whole[:5000],
+        "garbage": random.Random(0).randbytes(20_000),
+    }
+    asked = (
+        ("status", "ws"),
+        ("sql", "ws", "FROM annotations"),
+        ("verify", "ws"),
+        ("verify", "ws", "--repair"),
+    )
     for command in (*asked, ("run", "m.yaml", "--dry-run"), ("run", "m.yaml", *STAGES)):
         file.write_bytes(texts[data] if isinstance(data, str) else data)
         ran = ask(workspace, *command)
         assert ran.returncode == 1 and "Traceback" not in ran.stderr, (command, ran.stderr)
-        assert len(ran.stderr.splitlines()) == 1 and str(file) in ran.stderr and "`controlmill catalog rebuild" in ran.stderr, (command, ran.stderr)
+        assert (
+            len(ran.stderr.splitlines()) == 1
+            and str(file) in ran.stderr
+            and "`controlmill catalog rebuild" in ran.stderr
+        ), (command, ran.stderr)
     assert ask(workspace, "catalog", "rebuild", "ws").returncode == 0
     told = ask(workspace, "verify", "ws")
     assert told.returncode == 0, told.stdout

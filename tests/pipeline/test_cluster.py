@@ -1,4 +1,6 @@
-"""Ray runs plain functions: retried when a worker dies, bisected to the deadly row, failures named at the end."""
+"""Ray runs plain functions: retried when a worker dies, bisected to the deadly row, failures named at the
+end.
+"""
 
 import os
 import signal
@@ -20,7 +22,9 @@ def workers() -> Iterator[Cluster]:
 
 def run(workers: Cluster, function: Any, jobs: list[Job]) -> dict[str, Any]:
     results: dict[str, Any] = {}
-    workers.run(function, jobs, lambda job, result: results.update({job.name: result}), label="test", total=len(jobs))
+    workers.run(
+        function, jobs, lambda job, result: results.update({job.name: result}), label="test", total=len(jobs)
+    )
     return results
 
 
@@ -36,7 +40,9 @@ def die_once(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str]
     return "lived"
 
 
-def die_on_three(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> dict[int, str]:
+def die_on_three(
+    args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool
+) -> dict[int, str]:
     for row in rows:
         if row == 3 and row not in deadly:
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -67,7 +73,9 @@ def fail_in_a_rank(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int
 
 
 def test_jobs_run_and_give_their_results(workers: Cluster) -> None:
-    assert run(workers, double, [Job(str(n), {}, (n, n + 1)) for n in range(20)]) == {str(n): [2 * n, 2 * n + 2] for n in range(20)}
+    assert run(workers, double, [Job(str(n), {}, (n, n + 1)) for n in range(20)]) == {
+        str(n): [2 * n, 2 * n + 2] for n in range(20)
+    }
 
 
 def test_a_worker_that_dies_is_tried_again(workers: Cluster, tmp_path: Path) -> None:
@@ -85,17 +93,28 @@ def test_a_job_that_raises_is_named_at_the_end_and_the_others_are_done(workers: 
     done = []
     with pytest.raises(JobsFailed, match="b: KeyError: 'missing thing'"):
         workers.run(
-            raise_on_b, [Job(n, {"name": n}, (0,)) for n in "abc"], lambda job, _: done.append(job.name), label="test", total=3
-        )  # fmt: skip
+            raise_on_b,
+            [Job(n, {"name": n}, (0,)) for n in "abc"],
+            lambda job, _: done.append(job.name),
+            label="test",
+            total=3,
+        )
     assert sorted(done) == ["a", "c"]
 
 
 def test_a_full_disk_stops_at_once_with_one_sentence(workers: Cluster) -> None:
-    with pytest.raises(MillError, match=r"The disk is full \(/somewhere/part-000001.parquet\): make room, then run the same command again"):
+    with pytest.raises(
+        MillError,
+        match=(
+            r"The disk is full \(/somewhere/part-000001.parquet\): make room, then run the same command again"
+        ),
+    ):
         run(workers, fill_the_disk, [Job(str(n), {}, (0,)) for n in range(100)])
 
 
-def test_the_driver_has_time_while_jobs_are_under_way(workers: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_has_time_while_jobs_are_under_way(
+    workers: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     turns: list[int] = []
     monkeypatch.setattr(workers, "meanwhile", lambda: turns.append(1))
     assert run(workers, double, [Job("one", {}, (1,)), Job("two", {}, (2,))]) == {"one": [2], "two": [4]}
@@ -106,32 +125,53 @@ def test_a_job_waits_for_the_one_it_names_and_fails_with_it(workers: Cluster) ->
     done: list[str] = []
     told: dict[str, str] = {}
     jobs = [
-        Job("late", {"name": "late"}, (), after=("early",)), Job("orphan", {"name": "orphan"}, (), after=("broken",)),
-        Job("broken", {"name": "b"}, ()), Job("grandchild", {"name": "g"}, (), after=("orphan",)), Job("early", {"name": "early"}, ()),
-    ]  # fmt: skip
+        Job("late", {"name": "late"}, (), after=("early",)),
+        Job("orphan", {"name": "orphan"}, (), after=("broken",)),
+        Job("broken", {"name": "b"}, ()),
+        Job("grandchild", {"name": "g"}, (), after=("orphan",)),
+        Job("early", {"name": "early"}, ()),
+    ]
     with pytest.raises(JobsFailed, match="3 of the test jobs failed"):
         workers.run(
-            raise_on_b, jobs, lambda job, _: done.append(job.name), label="test", total=5,
+            raise_on_b,
+            jobs,
+            lambda job, _: done.append(job.name),
+            label="test",
+            total=5,
             failed=lambda job, reason: told.update({job.name: reason}),
-        )  # fmt: skip
+        )
     assert done == ["early", "late"]
     assert told == {
-        "broken": "KeyError: 'missing thing'", "orphan": "it waits for broken, which failed", "grandchild": "it waits for orphan, which failed"
-    }  # fmt: skip
+        "broken": "KeyError: 'missing thing'",
+        "orphan": "it waits for broken, which failed",
+        "grandchild": "it waits for orphan, which failed",
+    }
 
 
 def test_a_job_that_always_loses_its_worker_fails_alone_where_it_has_no_rows(workers: Cluster) -> None:
     done: list[str] = []
     with pytest.raises(JobsFailed, match="a: killed its worker every time it was tried"):
-        workers.run(die, [Job("a", {}, ()), Job("b", {"live": True}, ())], lambda job, _: done.append(job.name), label="test", total=2)
+        workers.run(
+            die,
+            [Job("a", {}, ()), Job("b", {"live": True}, ())],
+            lambda job, _: done.append(job.name),
+            label="test",
+            total=2,
+        )
     assert done == ["b"]
 
 
-def test_what_one_of_several_processes_raises_comes_out_as_one_sentence(workers: Cluster, tmp_path: Path) -> None:
+def test_what_one_of_several_processes_raises_comes_out_as_one_sentence(
+    workers: Cluster, tmp_path: Path
+) -> None:
     with pytest.raises(JobsFailed) as caught:
         workers.run(
-            fail_in_a_rank, [Job("a", {}, (), processes=2, scratch=str(tmp_path))], lambda *_: None, label="test", total=1
-        )  # fmt: skip
+            fail_in_a_rank,
+            [Job("a", {}, (), processes=2, scratch=str(tmp_path))],
+            lambda *_: None,
+            label="test",
+            total=1,
+        )
     assert str(caught.value).splitlines()[1:] == ["  a: ValueError: rank 1 of 2 says why"]
     assert not list(tmp_path.iterdir()), "what Ray Train writes is thrown away"
 

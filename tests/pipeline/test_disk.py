@@ -1,4 +1,6 @@
-"""A disk that fills up or turns read-only costs one sentence and status 1; with room again, the same command completes."""
+"""A disk that fills up or turns read-only costs one sentence and status 1; with room again, the same command
+completes.
+"""
 
 import os
 import subprocess
@@ -41,7 +43,11 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     root = tmp_path / "ws"
     root.mkdir()
     try:
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}k", "tmpfs", str(root)], capture_output=True, text=True)
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={DISK}k", "tmpfs", str(root)],
+            capture_output=True,
+            text=True,
+        )
     except FileNotFoundError:
         pytest.skip("there is no mount command to make a small disk with")
     if made.returncode:
@@ -67,21 +73,29 @@ def sentence(ran: subprocess.CompletedProcess[str], word: str) -> None:
 
 
 def committed(root: Path) -> set[tuple[str, str]]:
-    return {(path, sha256) for path, sha256 in Catalog(Workspace(root)).query("SELECT path, sha256 FROM shards")}
+    return {
+        (path, sha256) for path, sha256 in Catalog(Workspace(root)).query("SELECT path, sha256 FROM shards")
+    }
 
 
 def completes(controlmill: Command, job: Path, root: Path, kept: set[tuple[str, str]]) -> None:
     ran = controlmill("run", job, *STAGES)
     assert ran.returncode == 0, ran.stderr
     catalog = Catalog(Workspace(root))
-    assert catalog.query("SELECT count(*), count(DISTINCT image_id) FROM images WHERE status = 'ok'") == [(IMAGES, IMAGES)]
-    assert catalog.query("SELECT count(*), count(DISTINCT (image_id, condition)) FROM annotations") == [(IMAGES, IMAGES)]
+    assert catalog.query("SELECT count(*), count(DISTINCT image_id) FROM images WHERE status = 'ok'") == [
+        (IMAGES, IMAGES)
+    ]
+    assert catalog.query("SELECT count(*), count(DISTINCT (image_id, condition)) FROM annotations") == [
+        (IMAGES, IMAGES)
+    ]
     assert kept <= committed(root)
     assert controlmill("verify", "ws").returncode == 0
     assert not list(root.rglob(f"{TEMPORARY}*"))
 
 
-def test_a_disk_that_is_full_from_the_start_costs_one_sentence(disk: Disk, job: Path, controlmill: Command) -> None:
+def test_a_disk_that_is_full_from_the_start_costs_one_sentence(
+    disk: Disk, job: Path, controlmill: Command
+) -> None:
     for free in (0, 16, 300):  # KiB: nothing; a part of the catalog; the catalog, and no commit
         disk.leave(free)
         sentence(controlmill("run", job, *STAGES), "full")
@@ -89,7 +103,9 @@ def test_a_disk_that_is_full_from_the_start_costs_one_sentence(disk: Disk, job: 
     completes(controlmill, job, disk.root, set())
 
 
-def test_a_disk_that_fills_while_workers_write_keeps_what_was_committed(disk: Disk, job: Path, controlmill: Command) -> None:
+def test_a_disk_that_fills_while_workers_write_keeps_what_was_committed(
+    disk: Disk, job: Path, controlmill: Command
+) -> None:
     assert controlmill("run", job, *STAGES, "--limit", "4").returncode == 0
     kept = committed(disk.root)
     disk.leave(600)  # room for the driver's commits, not for another shard of images
@@ -103,7 +119,9 @@ def test_a_disk_that_fills_while_workers_write_keeps_what_was_committed(disk: Di
     completes(controlmill, job, disk.root, kept)
 
 
-def test_a_read_only_workspace_answers_questions_and_refuses_work_in_one_sentence(disk: Disk, job: Path, controlmill: Command) -> None:
+def test_a_read_only_workspace_answers_questions_and_refuses_work_in_one_sentence(
+    disk: Disk, job: Path, controlmill: Command
+) -> None:
     assert controlmill("run", job, *STAGES, "--limit", "4").returncode == 0
     kept = committed(disk.root)
     disk.mount("ro")

@@ -1,4 +1,6 @@
-"""Canonical images become latents: images of one size pass the VAE together, mirror images have their own, keys stay as they were."""
+"""Canonical images become latents: images of one size pass the VAE together, mirror images have their own,
+keys stay as they were.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -33,15 +35,28 @@ def pixels(number: int) -> np.ndarray:
 
 def encoded(base: str, folder: Path, uris: list[str], *, flips: bool) -> list[dict[str, Any]]:
     rows = [
-        {"image_id": str(i), "status": "ok", "uri": uri, "height": h, "width": w, "image": codec.encode(pixels(i), "png")}
+        {
+            "image_id": str(i),
+            "status": "ok",
+            "uri": uri,
+            "height": h,
+            "width": w,
+            "image": codec.encode(pixels(i), "png"),
+        }
         for i, (uri, (h, w)) in enumerate(zip(uris, SIZES, strict=True))
     ]
-    images = shards.write(folder / "images.parquet", rows, shards.IMAGES, {"kind": "images", "key": "k", "part": 0})
+    images = shards.write(
+        folder / "images.parquet", rows, shards.IMAGES, {"kind": "images", "key": "k", "part": 0}
+    )
     facts = {"kind": "latents", "key": "k", "part": 0}
     args = {
-        "path": str(folder / "latents.parquet"), "images": str(images), "base": base, "flips": flips, "captions": dict(enumerate(CAPTIONS)),
+        "path": str(folder / "latents.parquet"),
+        "images": str(images),
+        "base": base,
+        "flips": flips,
+        "captions": dict(enumerate(CAPTIONS)),
         "facts": facts,
-    }  # fmt: skip
+    }
     made = encode.encode_part(args, (0, 1, 2, 3, 4), {3: "killed its worker"}, False)
     return shards.read(Path(made)).to_pylist()
 
@@ -53,7 +68,11 @@ def test_images_of_one_size_pass_the_vae_together_and_each_keeps_its_own_latents
 
     passes: list[tuple[int, ...]] = []
     plain = bases.encode_images
-    monkeypatch.setattr(bases, "encode_images", lambda loaded, images: (passes.append(images.shape[:3]), plain(loaded, images))[1])
+    monkeypatch.setattr(
+        bases,
+        "encode_images",
+        lambda loaded, images: (passes.append(images.shape[:3]), plain(loaded, images))[1],
+    )
     rows = encoded(base, tmp_path, ["x"] * 5, flips=False)
     assert sorted(passes) == [(1, 64, 128), (3, 64, 64)], "the deadly row is left out"
     assert [row["status"] for row in rows] == ["ok", "ok", "ok", "failed", "ok"]
@@ -61,12 +80,18 @@ def test_images_of_one_size_pass_the_vae_together_and_each_keeps_its_own_latents
     loaded = encode.load_encoders(base, "cpu")
     for number in (0, 1, 2, 4):
         mean, std = (array[0] for array in plain(loaded, pixels(number)[None]))
-        for name, expected in (("mean", mean), ("std", std), ("text", bases.encode_text(loaded, [CAPTIONS[number]])[0])):
+        for name, expected in (
+            ("mean", mean),
+            ("std", std),
+            ("text", bases.encode_text(loaded, [CAPTIONS[number]])[0]),
+        ):
             found = unpack(rows[number][name])
             assert found.shape == expected.shape and np.allclose(found, expected, rtol=2e-3, atol=2e-3)
 
 
-def test_a_mirror_image_has_latents_of_its_own_unless_its_caption_would_be_wrong(base: str, tmp_path: Path) -> None:
+def test_a_mirror_image_has_latents_of_its_own_unless_its_caption_would_be_wrong(
+    base: str, tmp_path: Path
+) -> None:
     from train import base as bases
 
     rows = encoded(base, tmp_path, ["x", "scene://0/1", "x", "x", "x"], flips=True)
@@ -78,7 +103,9 @@ def test_a_mirror_image_has_latents_of_its_own_unless_its_caption_would_be_wrong
         assert not np.allclose(unpack(rows[number]["mean"]), mean, rtol=2e-2, atol=2e-2)
     assert rows[2]["mean_mirrored"] is None, "left-handed"
     told = bases.encode_text(loaded, ["a red cup on the right"])[0]
-    assert np.allclose(unpack(rows[1]["text_mirrored"]), told, rtol=2e-3, atol=2e-3), "a scene's words are known"
+    assert np.allclose(unpack(rows[1]["text_mirrored"]), told, rtol=2e-3, atol=2e-3), (
+        "a scene's words are known"
+    )
     assert [row["text_mirrored"] for row in rows if row is not rows[1]] == [None] * 4
 
 
@@ -86,11 +113,13 @@ def test_only_a_run_that_flips_makes_new_latents(tmp_path: Path) -> None:
     def key(run: str) -> str:
         path = tmp_path / "m.yaml"
         path.write_text(
-            f"name: x\nworkspace: {tmp_path / 'w'}\nsource: {{kind: folder, path: p}}\nconditions: {{canny: {{}}}}\n"
-            f"train: {{base: random, runs: [{{conditions: [canny], images: 8, {run}}}]}}\n"
+            f"name: x\nworkspace: {tmp_path / 'w'}\nsource: {{kind: folder, path: p}}\nconditions: {{canny:"
+            f" {{}}}}\ntrain: {{base: random, runs: [{{conditions: [canny], images: 8, {run}}}]}}\n"
         )
         made = plan.make(load(path), here=False)
-        assert latent_key(made, "mark", mirrored=False) == "43906d64bebbd294", "as before mirror images were stored"
+        assert latent_key(made, "mark", mirrored=False) == "43906d64bebbd294", (
+            "as before mirror images were stored"
+        )
         return latent_key(made, "mark")
 
     assert key("flip: 0.0") == key("seed: 1") != key("flip: 0.5")

@@ -1,4 +1,6 @@
-"""From stored samples' scores to a benchmark's scores: what is read, what is drawn, what is not computed twice."""
+"""From stored samples' scores to a benchmark's scores: what is read, what is drawn, what is not computed
+twice.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -37,9 +39,16 @@ def sample(k: int, seed: int = 0, **more: Any) -> dict[str, Any]:
     made = np.roll(truth, k % 3, axis=0)
     compared = fidelity.compare("edges", fidelity.Map(truth, {}), fidelity.Map(made, {}))
     return {
-        "image_id": ITEMS[k].image_id, "seed": seed, "status": "ok", "reason": "", "values": list(compared.values.items()),
-        "counts": save(dict(compared.counts)), "meta": "{}", "map": None, "features": [],
-    } | more  # fmt: skip
+        "image_id": ITEMS[k].image_id,
+        "seed": seed,
+        "status": "ok",
+        "reason": "",
+        "values": list(compared.values.items()),
+        "counts": save(dict(compared.counts)),
+        "meta": "{}",
+        "map": None,
+        "features": [],
+    } | more
 
 
 def test_values_keep_their_prompts_and_a_sample_without_one_counts_as_the_worst(tmp_path: Path) -> None:
@@ -58,8 +67,13 @@ def test_a_score_of_the_whole_set_is_drawn_with_its_prompts(tmp_path: Path) -> N
     drawn = draws(6, count=50)
     metric = fidelity.METRICS["edge_f1_pooled"]
     found = estimates._of_set(it, metric, drawn)
-    assert found.value == pytest.approx(fidelity.pooled("edge_f1_pooled", it.counts)) and len(found.replicates) == 50
-    by_hand = fidelity.pooled("edge_f1_pooled", [it.counts[k] for k in range(6) for _ in range(int(drawn[7, k]))])
+    assert (
+        found.value == pytest.approx(fidelity.pooled("edge_f1_pooled", it.counts))
+        and len(found.replicates) == 50
+    )
+    by_hand = fidelity.pooled(
+        "edge_f1_pooled", [it.counts[k] for k in range(6) for _ in range(int(drawn[7, k]))]
+    )
     assert found.replicates[7] == pytest.approx(by_hand, abs=1e-6)
 
 
@@ -72,18 +86,34 @@ def test_distances_leave_out_blocks_and_skip_samples_without_a_picture(tmp_path:
     it = scored(tmp_path, CONTROL, moved)
     found = {metric.name: (metric, score) for metric, score in estimates._distances(it, real, "net")}
     metric, score = found["fd (net)"]
-    assert metric.dimensions == 2 and score.method == "jackknife" and len(score.replicates) == 6 and score.value > 10
+    assert (
+        metric.dimensions == 2
+        and score.method == "jackknife"
+        and len(score.replicates) == 6
+        and score.value > 10
+    )
     assert "precision (net)" not in found, "six images have no neighbourhoods"
     from evaluate.distribution import Moments, frechet
 
-    without = {k: frechet(Moments.of(np.delete(features, [2, k], 0) + 3), Moments.of(np.delete(features, k, 0))) for k in (1, 2)}
-    assert score.replicates[1] == pytest.approx(without[1], rel=1e-5), "a prompt is left out with its real image"
-    assert score.replicates[2] == pytest.approx(without[2], rel=1e-5), "and of what could not be made, that alone"
+    without = {
+        k: frechet(Moments.of(np.delete(features, [2, k], 0) + 3), Moments.of(np.delete(features, k, 0)))
+        for k in (1, 2)
+    }
+    assert score.replicates[1] == pytest.approx(without[1], rel=1e-5), (
+        "a prompt is left out with its real image"
+    )
+    assert score.replicates[2] == pytest.approx(without[2], rel=1e-5), (
+        "and of what could not be made, that alone"
+    )
     for there in ([], [1, 2]):
         root = tmp_path / str(len(there))
         root.mkdir()
-        few = scored(root, CONTROL, [row | ({"features": []} if k not in there else {}) for k, row in enumerate(moved)])
-        assert not list(estimates._distances(few, real, "net")), "without a prompt one image is left, of which there is no distance"
+        few = scored(
+            root, CONTROL, [row | ({"features": []} if k not in there else {}) for k, row in enumerate(moved)]
+        )
+        assert not list(estimates._distances(few, real, "net")), (
+            "without a prompt one image is left, of which there is no distance"
+        )
     from evaluate.measures import marks
 
     assert marks(metric, 6)[0].startswith("biased: n = 6 < 10 × 2 dimensions") and not marks(metric, 20)
@@ -97,15 +127,23 @@ def test_likeness_is_with_the_image_of_the_same_prompt(tmp_path: Path) -> None:
     unit = np.eye(6, dtype=np.float32)
     real = scored(tmp_path, REAL, [sample(k, features=[(metric.name, unit[k].tobytes())]) for k in range(6)])
     order = [5, 4, 3, 2, 1, 0]
-    same = scored(tmp_path, CONTROL, [sample(k, features=[(metric.name, unit[k].tobytes())] if k else []) for k in order])
+    same = scored(
+        tmp_path,
+        CONTROL,
+        [sample(k, features=[(metric.name, unit[k].tobytes())] if k else []) for k in order],
+    )
     _, found = estimates._likeness(same, real, metric, draws(6, count=20))
     (tmp_path / "nothing").mkdir()
     nothing = scored(tmp_path / "nothing", CONTROL, [sample(k) for k in order])
     assert estimates._likeness(nothing, real, metric, draws(6, count=20))[1].value == metric.worst
-    assert found.value == pytest.approx(500 / 6), "five are alike, and the one without a picture is like nothing"
+    assert found.value == pytest.approx(500 / 6), (
+        "five are alike, and the one without a picture is like nothing"
+    )
 
 
-def test_a_score_whose_samples_are_shared_names_the_benchmark_that_is_asked_for_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_score_whose_samples_are_shared_names_the_benchmark_that_is_asked_for_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Samples without a ControlNet outlive a change of the benchmark; what is said of them does not."""
     alone = scored(tmp_path, NO_CONTROL, [sample(k) for k in range(6)])
     told = Replicated(0.5, np.empty(0, np.float32), "bootstrap", 6)

@@ -1,4 +1,6 @@
-"""Each exported dataset is loaded back by the library it is for, and compared with what the workspace holds."""
+"""Each exported dataset is loaded back by the library it is for, and compared with what the
+workspace holds.
+"""
 
 import errno
 import fcntl
@@ -79,7 +81,11 @@ def catalog(tmp_path_factory: pytest.TempPathFactory, ask: Command) -> Catalog:
         lines.append(json.dumps({"image": str(path), "caption": caption}))
         ids.append(hashlib.sha256(path.read_bytes()).hexdigest())
     (root / "photos.jsonl").write_text("\n".join(lines))
-    salt = next(salt for salt in itertools.count() if len({split_of(it, Split(validation=0.2, test=0.2, salt=salt)) for it in ids}) == 3)
+    salt = next(
+        salt
+        for salt in itertools.count()
+        if len({split_of(it, Split(validation=0.2, test=0.2, salt=salt)) for it in ids}) == 3
+    )
     (root / "tiny.yaml").write_text(MANIFEST.format(salt=salt))
     ran = ask(root, "run", "tiny.yaml", "--stages", "ingest,annotate")
     assert ran.returncode == 0, ran.stderr
@@ -90,7 +96,10 @@ def catalog(tmp_path_factory: pytest.TempPathFactory, ask: Command) -> Catalog:
 def truth(catalog: Catalog) -> dict[str, dict[str, Truth]]:
     """condition -> image id -> what an export must hold."""
     found: dict[str, dict[str, Truth]] = {"canny": {}, "hough": {}}
-    sql = "SELECT condition, image_id, fingerprint, image_shard, map_shard, row, coalesce(caption, ''), split FROM pairs"
+    sql = (
+        "SELECT condition, image_id, fingerprint, image_shard, map_shard, row, coalesce(caption, ''), split"
+        " FROM pairs"
+    )
     for condition, image_id, fingerprint, image_shard, map_shard, row, text, split in catalog.query(sql):
         image = shards.read_row(catalog.workspace.root / image_shard, row, ["image"])["image"]
         stored = read_annotation(catalog.workspace, map_shard, row, condition).map
@@ -123,15 +132,21 @@ def write(catalog: Catalog, dest: Path, to: str, *conditions: str, **options: An
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def ids_in_order(catalog: Catalog, split: str, condition: str = "canny") -> list[str]:
-    rows = catalog.query("SELECT image_id FROM pairs WHERE condition = ? AND split = ? ORDER BY part, row", [condition, split])
+    rows = catalog.query(
+        "SELECT image_id FROM pairs WHERE condition = ? AND split = ? ORDER BY part, row", [condition, split]
+    )
     return [image_id for (image_id,) in rows]
 
 
-# -- huggingface -------------------------------------------------------------------------------------------------------------
+# -- huggingface ---------------------------------------------------------------------------------------------
 
 
 def test_a_hugging_face_export_loads_with_pictures_texts_splits_and_what_made_them(
@@ -142,14 +157,26 @@ def test_a_hugging_face_export_loads_with_pictures_texts_splits_and_what_made_th
     assert set(loaded) == {"train", "validation", "test"}
     assert hub("parquet", data_dir=str(tmp_path / "out")).num_rows == loaded.num_rows
     for split, rows in loaded.items():
-        assert type(rows.features["image"]).__name__ == type(rows.features["conditioning_image"]).__name__ == "Image"
+        assert (
+            type(rows.features["image"]).__name__
+            == type(rows.features["conditioning_image"]).__name__
+            == "Image"
+        )
         assert rows["image_id"][:] == ids_in_order(catalog, split)
         for row in rows:
             known = truth["canny"][row["image_id"]]
             assert (np.asarray(row["image"]) == pixels(known.image)).all()
-            assert row["conditioning_image"].mode == "RGB" and (np.asarray(row["conditioning_image"]) == known.hint).all()
+            assert (
+                row["conditioning_image"].mode == "RGB"
+                and (np.asarray(row["conditioning_image"]) == known.hint).all()
+            )
             assert (row["text"], split, row["fingerprint"]) == (known.text, known.split, known.fingerprint)
-            assert (row["detector"], row["protocol"], row["width"], row["height"]) == ("opencv-canny", "cn10", 64, 64)
+            assert (row["detector"], row["protocol"], row["width"], row["height"]) == (
+                "opencv-canny",
+                "cn10",
+                64,
+                64,
+            )
             assert row["licence"] and set(json.loads(row["draws"])) == {"low", "high"}
     assert sum(loaded.num_rows.values()) == 6
 
@@ -164,7 +191,7 @@ def test_the_canonical_image_is_exported_byte_for_byte(
     assert len(rows) and all(row["image"]["bytes"] == truth["canny"][row["image_id"]].image for row in rows)
 
 
-def test_several_conditions_are_columns_of_the_images_that_have_all_with_raw_maps_that_decode_to_the_stored_ones(
+def test_several_conditions_are_columns_of_the_images_that_have_all_with_raw_maps_that_decode_as_stored(
     catalog: Catalog, truth: dict[str, dict[str, Truth]], hub: Any, tmp_path: Path
 ) -> None:
     told = write(catalog, tmp_path / "out", "huggingface", "canny", "hough", raw=True)
@@ -179,7 +206,7 @@ def test_several_conditions_are_columns_of_the_images_that_have_all_with_raw_map
         assert np.array_equal(stored.array, known.stored.array) and stored.meta == known.stored.meta
 
 
-# -- webdataset --------------------------------------------------------------------------------------------------------------
+# -- webdataset ----------------------------------------------------------------------------------------------
 
 
 def test_a_webdataset_export_holds_the_files_of_each_sample_side_by_side(
@@ -192,28 +219,44 @@ def test_a_webdataset_export_holds_the_files_of_each_sample_side_by_side(
         with tarfile.open(path) as tar:
             members = tar.getmembers()
             names = [member.name for member in members]
-            assert {(member.mtime, member.uid, member.gid, member.uname) for member in members} == {(0, 0, 0, "")}
+            assert {(member.mtime, member.uid, member.gid, member.uname) for member in members} == {
+                (0, 0, 0, "")
+            }
             for start in range(0, len(names), 7):
                 image_id = names[start].partition(".")[0]
                 suffixes = ["jpg", "canny.png", "canny.raw.png", "hough.png", "hough.raw.npy", "txt", "json"]
                 assert names[start : start + 7] == [f"{image_id}.{suffix}" for suffix in suffixes]
-                data = {name: file.read() for name in suffixes if (file := tar.extractfile(f"{image_id}.{name}"))}
+                data = {
+                    name: file.read() for name in suffixes if (file := tar.extractfile(f"{image_id}.{name}"))
+                }
                 canny, hough = truth["canny"][image_id], truth["hough"][image_id]
                 told = json.loads(data["json"])
                 assert data["jpg"] == canny.image and data["txt"].decode() == canny.text
-                assert (pixels(data["canny.png"]) == canny.hint).all() and (pixels(data["hough.png"]) == hough.hint).all()
+                assert (pixels(data["canny.png"]) == canny.hint).all() and (
+                    pixels(data["hough.png"]) == hough.hint
+                ).all()
                 lines = told["conditions"]["hough"]
-                assert np.array_equal(maps.decode(lines["kind"], data["hough.raw.npy"], lines["meta"]).array, hough.stored.array)
-                assert told["conditions"]["canny"]["fingerprint"] == canny.fingerprint and told["split"] == path.parent.name == canny.split
-                assert set(told["conditions"]["canny"]["draws"]) == {"low", "high"} and lines["measures"]["n_lines"] == len(
-                    hough.stored.array
+                assert np.array_equal(
+                    maps.decode(lines["kind"], data["hough.raw.npy"], lines["meta"]).array, hough.stored.array
                 )
-                assert Path(told["uri"]).is_file() and hashlib.sha256(Path(told["uri"]).read_bytes()).hexdigest() == image_id
+                assert (
+                    told["conditions"]["canny"]["fingerprint"] == canny.fingerprint
+                    and told["split"] == path.parent.name == canny.split
+                )
+                assert set(told["conditions"]["canny"]["draws"]) == {"low", "high"} and lines["measures"][
+                    "n_lines"
+                ] == len(hough.stored.array)
+                assert (
+                    Path(told["uri"]).is_file()
+                    and hashlib.sha256(Path(told["uri"]).read_bytes()).hexdigest() == image_id
+                )
                 seen.append(image_id)
     assert sorted(seen) == sorted(truth["hough"])
 
 
-def test_datasets_loads_a_webdataset_export(catalog: Catalog, truth: dict[str, dict[str, Truth]], hub: Any, tmp_path: Path) -> None:
+def test_datasets_loads_a_webdataset_export(
+    catalog: Catalog, truth: dict[str, dict[str, Truth]], hub: Any, tmp_path: Path
+) -> None:
     write(catalog, tmp_path / "out", "webdataset", "canny", raw=True)
     loaded = hub("webdataset", data_dir=str(tmp_path / "out"))
     assert hub(str(tmp_path / "out")).num_rows == loaded.num_rows
@@ -221,23 +264,39 @@ def test_datasets_loads_a_webdataset_export(catalog: Catalog, truth: dict[str, d
         assert rows["__key__"][:] == ids_in_order(catalog, split)
         for row in rows:
             known = truth["canny"][row["__key__"]]
-            assert (np.asarray(row["jpg"]) == pixels(known.image)).all() and (np.asarray(row["canny.png"]) == known.hint).all()
-            assert row["txt"] == known.text and row["json"]["conditions"]["canny"]["detector"] == "opencv-canny"
+            assert (np.asarray(row["jpg"]) == pixels(known.image)).all() and (
+                np.asarray(row["canny.png"]) == known.hint
+            ).all()
+            assert (
+                row["txt"] == known.text and row["json"]["conditions"]["canny"]["detector"] == "opencv-canny"
+            )
     assert sum(loaded.num_rows.values()) == 6
 
 
-def test_the_webdataset_package_loads_a_webdataset_export(catalog: Catalog, truth: dict[str, dict[str, Truth]], tmp_path: Path) -> None:
+def test_the_webdataset_package_loads_a_webdataset_export(
+    catalog: Catalog, truth: dict[str, dict[str, Truth]], tmp_path: Path
+) -> None:
     webdataset = pytest.importorskip("webdataset")
     write(catalog, tmp_path / "out", "webdataset", "canny", "hough", split="train", raw=True)
-    samples = list(webdataset.WebDataset(str(tmp_path / "out" / "train" / "000000.tar"), shardshuffle=False).decode("rgb8"))
-    assert {it["__key__"] for it in samples} == {image_id for image_id, it in truth["hough"].items() if it.split == "train"}
+    samples = list(
+        webdataset.WebDataset(str(tmp_path / "out" / "train" / "000000.tar"), shardshuffle=False).decode(
+            "rgb8"
+        )
+    )
+    assert {it["__key__"] for it in samples} == {
+        image_id for image_id, it in truth["hough"].items() if it.split == "train"
+    }
     for it in samples:
         canny, hough = truth["canny"][it["__key__"]], truth["hough"][it["__key__"]]
-        assert (it["jpg"] == pixels(canny.image)).all() and (it["canny.png"] == canny.hint).all() and it["txt"] == canny.text
+        assert (
+            (it["jpg"] == pixels(canny.image)).all()
+            and (it["canny.png"] == canny.hint).all()
+            and it["txt"] == canny.text
+        )
         assert np.array_equal(it["hough.raw.npy"], hough.stored.array)
 
 
-# -- diffusers ---------------------------------------------------------------------------------------------------------------
+# -- diffusers -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("asked", [(), ("imagefolder",)], ids=["by its address", "as an image folder"])
@@ -247,18 +306,22 @@ def test_a_diffusers_export_has_the_three_columns_that_its_controlnet_trainer_re
     write(catalog, tmp_path / "out", "diffusers", "hough")
     loaded = hub(*asked, data_dir=str(tmp_path / "out")) if asked else hub(str(tmp_path / "out"))
     found = {hashlib.sha256(known.image).digest(): known for known in truth["hough"].values()}
-    assert loaded.num_rows == {split: len(ids) for split in loaded if (ids := ids_in_order(catalog, split, "hough"))}
+    assert loaded.num_rows == {
+        split: len(ids) for split in loaded if (ids := ids_in_order(catalog, split, "hough"))
+    }
     assert sum(loaded.num_rows.values()) == 4
     for split, rows in loaded.items():
         assert rows.column_names == ["image", "text", "conditioning_image"]
         for row in rows:
             known = found[hashlib.sha256(Path(row["image"].filename).read_bytes()).digest()]
             assert (np.asarray(row["image"]) == pixels(known.image)).all()
-            assert (np.asarray(row["conditioning_image"]) == known.hint).all() and row["conditioning_image"].mode == "RGB"
+            assert (np.asarray(row["conditioning_image"]) == known.hint).all() and row[
+                "conditioning_image"
+            ].mode == "RGB"
             assert (row["text"], split) == (known.text, known.split)
 
 
-# -- all of them -------------------------------------------------------------------------------------------------------------
+# -- all of them ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("to", WRITERS)
@@ -272,7 +335,8 @@ def test_the_same_pairs_give_the_same_bytes(catalog: Catalog, tmp_path: Path, to
 def test_a_file_that_would_grow_too_large_is_followed_by_another(
     catalog: Catalog, hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    monkeypatch.setattr(layouts, *(("MOST_SAMPLES", 1) if limit == "samples" else ("MOST_BYTES", 10)))  # one sample is more than 10 bytes
+    # one sample is more than 10 bytes
+    monkeypatch.setattr(layouts, *(("MOST_SAMPLES", 1) if limit == "samples" else ("MOST_BYTES", 10)))
     write(catalog, tmp_path / "parquet", "huggingface", "canny")
     write(catalog, tmp_path / "tars", "webdataset", "canny")
     for split in export.SPLITS:
@@ -281,7 +345,9 @@ def test_a_file_that_would_grow_too_large_is_followed_by_another(
         assert hub(str(tmp_path / "tars"), split=split)["__key__"][:] == ids
         names = [f"data/{split}-{number:05d}-of-{len(ids):05d}.parquet" for number in range(len(ids))]
         assert [name for name in files(tmp_path / "parquet") if split in name] == names
-        assert [name for name in files(tmp_path / "tars") if split in name] == [f"{split}/{number:06d}.tar" for number in range(len(ids))]
+        assert [name for name in files(tmp_path / "tars") if split in name] == [
+            f"{split}/{number:06d}.tar" for number in range(len(ids))
+        ]
 
 
 def test_one_split_is_exported_alone_and_keeps_its_name(catalog: Catalog, hub: Any, tmp_path: Path) -> None:
@@ -296,7 +362,10 @@ def test_the_hint_is_drawn_by_the_protocol_that_was_asked_for() -> None:
     person[0, :, 2] = 1
     raw = RawMap("people", person, {"size": [64, 64], "layout": "openpose_18"})
     row = annotate._row(Annotation("ok", map=raw)) | {"image_id": "a"}
-    drawn = {protocol: pixels(export._hint(*export._stored(row, "pose_openpose", "a"), protocol).png) for protocol in ("cn10", "cn11")}
+    drawn = {
+        protocol: pixels(export._hint(*export._stored(row, "pose_openpose", "a"), protocol).png)
+        for protocol in ("cn10", "cn11")
+    }
     assert all((drawn[protocol] == maps.render(raw, protocol=protocol)).all() for protocol in drawn)
     assert (drawn["cn10"] != drawn["cn11"]).any()
 
@@ -308,7 +377,15 @@ def lines() -> tuple[Sample, Origin]:
     Image.new("RGB", (4, 4)).save(png, "PNG")
     np.save(npy, np.zeros((1, 5), np.float32))
     hint = Hint(png.getvalue(), npy.getvalue(), "lines", {"size": [4, 4]}, {}, {})
-    sample = Sample(image_id="ab", image=png.getvalue(), width=4, height=4, text="2024-01-31", uri="x", hints={"hough": hint})
+    sample = Sample(
+        image_id="ab",
+        image=png.getvalue(),
+        width=4,
+        height=4,
+        text="2024-01-31",
+        uri="x",
+        hints={"hough": hint},
+    )
     return sample, Origin("hough", "opencv-lsd", "0", "Apache-2.0", "cn10")
 
 
@@ -316,12 +393,18 @@ def test_pictures_and_maps_are_named_by_what_they_are(lines: tuple[Sample, Origi
     sample, origin = lines
     layouts.write_folder(tmp_path, "train", iter([replace(sample, text="a line")]), [origin], False)
     layouts.write_tars(tmp_path, "test", iter([sample]), [origin], True)
-    assert list(files(tmp_path / "train")) == ["conditioning_images/ab.png", "images/ab.png", "metadata.jsonl"]
+    assert list(files(tmp_path / "train")) == [
+        "conditioning_images/ab.png",
+        "images/ab.png",
+        "metadata.jsonl",
+    ]
     with tarfile.open(tmp_path / "test" / "000000.tar") as tar:
         assert tar.getnames() == ["ab.png", "ab.hough.png", "ab.hough.raw.npy", "ab.txt", "ab.json"]
 
 
-def test_captions_that_read_as_dates_stay_text_or_are_refused(lines: tuple[Sample, Origin], hub: Any, tmp_path: Path) -> None:
+def test_captions_that_read_as_dates_stay_text_or_are_refused(
+    lines: tuple[Sample, Origin], hub: Any, tmp_path: Path
+) -> None:
     sample, origin = lines
     layouts.write_parquet(tmp_path, "train", iter([sample]), [origin], False)
     assert hub(str(tmp_path))["train"]["text"][:] == ["2024-01-31"]
@@ -329,7 +412,7 @@ def test_captions_that_read_as_dates_stay_text_or_are_refused(lines: tuple[Sampl
         layouts.write_folder(tmp_path, "test", iter([sample]), [origin], False)
 
 
-# -- what can go wrong -------------------------------------------------------------------------------------------------------
+# -- what can go wrong ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -346,9 +429,15 @@ def test_captions_that_read_as_dates_stay_text_or_are_refused(lines: tuple[Sampl
         ({"to": "diffusers", "raw": True}, "no place for --raw"),
     ],
 )
-def test_a_mistake_is_one_sentence_that_says_what_to_do(catalog: Catalog, tmp_path: Path, options: dict[str, Any], words: str) -> None:
+def test_a_mistake_is_one_sentence_that_says_what_to_do(
+    catalog: Catalog, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
     with pytest.raises(MillError) as caught:
-        export.export(catalog, tmp_path / "out", **({"to": "webdataset", "conditions": ("canny",), "say": print} | options))
+        export.export(
+            catalog,
+            tmp_path / "out",
+            **({"to": "webdataset", "conditions": ("canny",), "say": print} | options),
+        )
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -376,28 +465,37 @@ def test_an_export_stays_out_of_what_the_workspace_writes(catalog: Catalog, name
     assert files(catalog.workspace.root) == before
 
 
-def test_a_killed_export_leaves_nothing_that_looks_whole_and_the_next_one_clears_it_away(catalog: Catalog, tmp_path: Path) -> None:
+def test_a_killed_export_leaves_nothing_that_looks_whole_and_the_next_one_clears_it_away(
+    catalog: Catalog, tmp_path: Path
+) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
 from pipeline.commands import export
 from pipeline.catalog import Catalog
 from pipeline.storage.workspace import Workspace
-export.Progress.add = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # when the first samples have been written
-export.export(Catalog(Workspace(Path(sys.argv[1]))), Path("out"), to="diffusers", conditions=("canny",), say=print)
+export.Progress.add = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # after the first samples
+catalog = Catalog(Workspace(Path(sys.argv[1])))
+export.export(catalog, Path("out"), to="diffusers", conditions=("canny",), say=print)
 """
     killed = subprocess.run(
-        [sys.executable, "-c", code, str(catalog.workspace.root)], cwd=tmp_path, env=OPEN | {"PYTHONPATH": str(Path.cwd())}
+        [sys.executable, "-c", code, str(catalog.workspace.root)],
+        cwd=tmp_path,
+        env=OPEN | {"PYTHONPATH": str(Path.cwd())},
     )
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    assert any(name.startswith(f"{TEMPORARY}out/train/") for name in files(tmp_path)), "it was killed in the middle"
+    assert any(name.startswith(f"{TEMPORARY}out/train/") for name in files(tmp_path)), (
+        "it was killed in the middle"
+    )
     write(catalog, tmp_path / "out", "webdataset", "canny")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert {Path(name).name for name in files(tmp_path / "out")} == {"000000.tar"}
 
 
-def test_a_broken_shard_stops_the_export_with_one_sentence_and_leaves_nothing(catalog: Catalog, tmp_path: Path) -> None:
+def test_a_broken_shard_stops_the_export_with_one_sentence_and_leaves_nothing(
+    catalog: Catalog, tmp_path: Path
+) -> None:
     ((shard,),) = catalog.query("SELECT path FROM shards WHERE kind = 'maps' AND name = 'canny' AND part = 1")
     path = catalog.workspace.root / shard
     whole = path.read_bytes()
@@ -430,7 +528,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     root = tmp_path / "disk"
     root.mkdir()
     try:
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(root)], capture_output=True, text=True)
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(root)], capture_output=True, text=True
+        )
     except FileNotFoundError:
         pytest.skip("there is no mount command to make a small disk with")
     if made.returncode:
@@ -440,7 +540,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("to", WRITERS)
-def test_a_full_disk_costs_one_sentence_and_leaves_nothing(catalog: Catalog, small_disk: Path, to: str) -> None:
+def test_a_full_disk_costs_one_sentence_and_leaves_nothing(
+    catalog: Catalog, small_disk: Path, to: str
+) -> None:
     with pytest.raises(MillError, match="The disk is full") as caught:
         write(catalog, small_disk / "out", to, "canny")
     assert os.strerror(errno.ENOSPC) in str(caught.value.__cause__)
@@ -453,13 +555,30 @@ def test_the_command_says_what_it_wrote_and_a_mistake_is_status_1(catalog: Catal
         return subprocess.run(words, cwd=tmp_path, env=OPEN, capture_output=True, text=True)
 
     good = command(
-        "out/canny", "--condition", "canny", "--condition", "hough", "--to", "webdataset", "--split", "all", "--protocol", "cn11", "--raw"
+        "out/canny",
+        "--condition",
+        "canny",
+        "--condition",
+        "hough",
+        "--to",
+        "webdataset",
+        "--split",
+        "all",
+        "--protocol",
+        "cn11",
+        "--raw",
     )
     assert good.returncode == 0 and good.stderr == ""
-    assert "4 images have all of them" in good.stdout and "out/canny: 4 images with canny, hough" in good.stdout
+    assert (
+        "4 images have all of them" in good.stdout and "out/canny: 4 images with canny, hough" in good.stdout
+    )
     with tarfile.open(next((tmp_path / "out" / "canny").rglob("*.tar"))) as tar:
-        (told, *_) = [tar.extractfile(name) for name in tar.getnames() if name.endswith(".json")]
+        told, *_ = [tar.extractfile(name) for name in tar.getnames() if name.endswith(".json")]
         assert told is not None and json.load(told)["conditions"]["canny"]["protocol"] == "cn11"
     again = command("out/canny", "--condition", "canny", "--to", "webdataset")
     assert again.returncode == 1 and again.stdout == ""
-    assert again.stderr.startswith("controlmill: ") and again.stderr.count("\n") == 1 and "is there already" in again.stderr
+    assert (
+        again.stderr.startswith("controlmill: ")
+        and again.stderr.count("\n") == 1
+        and "is there already" in again.stderr
+    )

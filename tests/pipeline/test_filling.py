@@ -28,7 +28,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def filling(clock: Clock, monkeypatch: pytest.MonkeyPatch, takes: float, evaluate: bool = True) -> tuple[flow.Filling, list[tuple[str, float]]]:
+def filling(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, takes: float, evaluate: bool = True
+) -> tuple[flow.Filling, list[tuple[str, float]]]:
     told: list[tuple[str, float]] = []
 
     def write(plan: Any, catalog: Any) -> str:
@@ -52,7 +54,9 @@ def test_it_is_renewed_every_half_minute(clock: Clock, monkeypatch: pytest.Monke
     assert all(30 <= later - earlier <= 32 for (_, earlier), (_, later) in itertools.pairwise(told))
 
 
-def test_a_report_that_takes_long_is_renewed_less_often(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_takes_long_is_renewed_less_often(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page, told = filling(clock, monkeypatch, takes=10.0, evaluate=False)
     while clock.now < 2000:
         page.renew()
@@ -60,7 +64,9 @@ def test_a_report_that_takes_long_is_renewed_less_often(clock: Clock, monkeypatc
     assert len(told) * 10.0 / clock.now < 0.06
 
 
-def test_a_stage_that_ends_renews_it_sooner_and_scores_are_brought_up_to_date_first(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_ends_renews_it_sooner_and_scores_are_brought_up_to_date_first(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page, told = filling(clock, monkeypatch, takes=0.1)
     page.renew(flow.WORTH_A_REPORT)
     assert told == []
@@ -71,9 +77,13 @@ def test_a_stage_that_ends_renews_it_sooner_and_scores_are_brought_up_to_date_fi
     assert told == [("scores", 16.0), ("report", 16.0)]
 
 
-def test_before_there_is_something_to_compare_the_page_shows_what_there_is(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_before_there_is_something_to_compare_the_page_shows_what_there_is(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page, told = filling(clock, monkeypatch, takes=0.1)
-    monkeypatch.setattr("pipeline.stages.report.report", lambda plan, catalog: told.append(("page alone", clock.now)))
+    monkeypatch.setattr(
+        "pipeline.stages.report.report", lambda plan, catalog: told.append(("page alone", clock.now))
+    )
 
     def lacks(plan: Any, catalog: Any) -> int:
         raise MillError("no pairs yet")
@@ -84,11 +94,15 @@ def test_before_there_is_something_to_compare_the_page_shows_what_there_is(clock
     assert told == [("page alone", 31.0)] and page.written == 31.0
 
 
-def test_a_report_that_fails_is_told_once_and_stops_nothing(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_fails_is_told_once_and_stops_nothing(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page, told = filling(clock, monkeypatch, takes=0.1)
     monkeypatch.setattr(flow, "write_report", lambda plan, catalog: 1 / 0)
     for now in (31.0, 62.0, 93.0):
         clock.now = now
         page.renew()
-    assert [text for text, _ in told if text != "scores"] == ["report    not renewed: ZeroDivisionError: division by zero"]
+    assert [text for text, _ in told if text != "scores"] == [
+        "report    not renewed: ZeroDivisionError: division by zero"
+    ]
     assert page.written == 93.0, "and it is not tried again at once"

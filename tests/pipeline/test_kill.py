@@ -1,4 +1,6 @@
-"""kill -9 of the driver or of a worker at random moments, then the same command: nothing lost, nothing double, nothing done twice."""
+"""kill -9 of the driver or of a worker at random moments, then the same command: nothing lost, nothing
+double, nothing done twice.
+"""
 
 import random
 import subprocess
@@ -22,7 +24,14 @@ PATIENCE = 120.0
 
 def start(root: Path, manifest: Path, address: str | None = None) -> subprocess.Popen[bytes]:
     """On the Ray cluster of that address; None: on one of its own, which dies with it."""
-    command = [*COMMAND, "run", str(manifest), "--stages", "ingest,annotate", *(["--address", address] if address else [])]
+    command = [
+        *COMMAND,
+        "run",
+        str(manifest),
+        "--stages",
+        "ingest,annotate",
+        *(["--address", address] if address else []),
+    ]
     return subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=OPEN)
 
 
@@ -32,7 +41,10 @@ def committed(catalog: Catalog) -> dict[str, tuple[Any, ...]]:
         rows = catalog.query("SELECT path, committed, sha256 FROM shards")
     except MillError:
         return {}  # killed before the catalog was made
-    return {path: (when, digest, (catalog.workspace.root / path).stat().st_mtime_ns) for path, when, digest in rows}
+    return {
+        path: (when, digest, (catalog.workspace.root / path).stat().st_mtime_ns)
+        for path, when, digest in rows
+    }
 
 
 def wait_for_shards(catalog: Catalog, process: subprocess.Popen[bytes], count: int) -> None:
@@ -50,7 +62,9 @@ def ray_workers(driver: int) -> list[psutil.Process]:
         return found
     for process in psutil.Process(driver).children(recursive=True):
         try:
-            if process.cmdline() and process.cmdline()[0].startswith(("ray::ingest", "ray::annotate", "ray::IDLE")):
+            if process.cmdline() and process.cmdline()[0].startswith(
+                ("ray::ingest", "ray::annotate", "ray::IDLE")
+            ):
                 found.append(process)
         except psutil.NoSuchProcess:
             continue
@@ -64,10 +78,16 @@ def workspace(folder: Callable[[int], Path], tmp_path: Path) -> Workspace:
 
 
 def check_complete(catalog: Catalog) -> None:
-    assert catalog.query("SELECT count(*), count(DISTINCT image_id) FROM images WHERE status = 'ok'") == [(IMAGES, IMAGES)]
+    assert catalog.query("SELECT count(*), count(DISTINCT image_id) FROM images WHERE status = 'ok'") == [
+        (IMAGES, IMAGES)
+    ]
     assert catalog.query("SELECT count(*), count(DISTINCT uri) FROM sources") == [(IMAGES, IMAGES)]
-    assert catalog.query("SELECT count(*), count(DISTINCT (image_id, condition)) FROM annotations") == [(3 * IMAGES, 3 * IMAGES)]
-    assert catalog.query("SELECT count(*), count(DISTINCT path) FROM shards") == [(IMAGES // 2 * 4, IMAGES // 2 * 4)]
+    assert catalog.query("SELECT count(*), count(DISTINCT (image_id, condition)) FROM annotations") == [
+        (3 * IMAGES, 3 * IMAGES)
+    ]
+    assert catalog.query("SELECT count(*), count(DISTINCT path) FROM shards") == [
+        (IMAGES // 2 * 4, IMAGES // 2 * 4)
+    ]
 
 
 def test_killing_the_driver_at_random_moments_loses_and_doubles_nothing(
@@ -96,7 +116,9 @@ def test_killing_the_driver_at_random_moments_loses_and_doubles_nothing(
     assert not list(workspace.root.rglob(".tmp-*"))
 
 
-def test_killing_workers_is_survived_by_the_run(workspace: Workspace, manifest: Callable[..., Path], tmp_path: Path) -> None:
+def test_killing_workers_is_survived_by_the_run(
+    workspace: Workspace, manifest: Callable[..., Path], tmp_path: Path
+) -> None:
     catalog = Catalog(workspace)
     process = start(tmp_path, manifest(conditions=CONDITIONS, shard_images="2"))
     killed = 0

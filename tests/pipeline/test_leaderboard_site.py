@@ -22,7 +22,18 @@ from evaluate.replicates import BY_CHANCE, NO_CEILING, NOT_BETTER
 from pipeline import MillError
 from pipeline.report import leaderboard, stored
 from pipeline.report.leaderboard import render
-from pipeline.report.leaderboard_data import PROTOCOL, Benchmark, Board, Evidence, Metric, Model, Published, Score, Speed, published
+from pipeline.report.leaderboard_data import (
+    PROTOCOL,
+    Benchmark,
+    Board,
+    Evidence,
+    Metric,
+    Model,
+    Published,
+    Score,
+    Speed,
+    published,
+)
 from pipeline.report.leaderboard_view import above, digits, groups, passports, ruler, share_text
 from pipeline.report.pareto import pareto
 from pipeline.report.protocol import differences
@@ -30,69 +41,161 @@ from tests.chromium import PROGRAM, Page, chromium
 from tests.conftest import Command
 
 EVIL = "<img src=x onerror=\"document.title='taken'\"></script><script>document.title='taken'</script>| a"
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "leaderboard.schema.json").read_text(encoding="utf-8"))
-F1 = Metric(name="edge_f1_bsds", title="Edge F1", definition="F1 of edges matched one to one", higher_is_better=True, column="corrected",
-            level="sample", version="1", primary=True)  # fmt: skip
-EXACT = replace(F1, name="edge_f1", title="Edge F1, exact", column="paper", primary=False, quirks="no tolerance")
-FD = replace(F1, name="fd (mini)", title="Fréchet distance (mini)", higher_is_better=False, level="set", primary=False)
+SCHEMA = json.loads(
+    (Path(__file__).parents[2] / "docs" / "leaderboard.schema.json").read_text(encoding="utf-8")
+)
+F1 = Metric(
+    name="edge_f1_bsds",
+    title="Edge F1",
+    definition="F1 of edges matched one to one",
+    higher_is_better=True,
+    column="corrected",
+    level="sample",
+    version="1",
+    primary=True,
+)
+EXACT = replace(
+    F1, name="edge_f1", title="Edge F1, exact", column="paper", primary=False, quirks="no tolerance"
+)
+FD = replace(
+    F1, name="fd (mini)", title="Fréchet distance (mini)", higher_is_better=False, level="set", primary=False
+)
 KD = replace(FD, name="kd (mini)", title="Kernel distance (mini)")
-CHAMFER = replace(F1, name="edge_chamfer", title="Chamfer distance", unit="px", higher_is_better=False, column="diagnostic", primary=False)
+CHAMFER = replace(
+    F1,
+    name="edge_chamfer",
+    title="Chamfer distance",
+    unit="px",
+    higher_is_better=False,
+    column="diagnostic",
+    primary=False,
+)
 BIASED = "biased: n = 200 < 10 × 64 dimensions; rank by kd"
 OPENED = "new Promise(done => setTimeout(done, 60))"
 
 
 def picture(seed: int) -> bytes:
     file = BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(file, "PNG")
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(
+        file, "PNG"
+    )
     return file.getvalue()
 
 
 def score(model: str, value: float, metric: Metric = F1, *, condition: str = "canny", **more: Any) -> Score:
-    told = {"arm": "control", "low": value - 0.01, "high": value + 0.01, "n": 200, "share": value, "share_low": value - 0.02,
-            "share_high": value + 0.02,
-            "passport": {"system": f"{model}/{condition}", "checkpoint": "sha256 1a2b3c", "software": "torch 2.12"}}  # fmt: skip
+    told = {
+        "arm": "control",
+        "low": value - 0.01,
+        "high": value + 0.01,
+        "n": 200,
+        "share": value,
+        "share_low": value - 0.02,
+        "share_high": value + 0.02,
+        "passport": {
+            "system": f"{model}/{condition}",
+            "checkpoint": "sha256 1a2b3c",
+            "software": "torch 2.12",
+        },
+    }
     return Score(model=model, condition=condition, metric=metric.name, value=value, **told | more)
 
 
 def witness(model: str, which: Any, number: int, value: float, **more: Any) -> Evidence:
-    told: dict[str, Any] = {"hint": picture(number), "source": picture(100 + number), "reread": picture(number + 200),
-                            "difference": picture(7), "prompt": EVIL}  # fmt: skip
-    return Evidence(condition="canny", model=model, metric=F1.name, which=which, image_id=f"{number:064x}", seed=5, score=value,
-                    generated=picture(zlib.crc32(f"{model} {which}".encode())), **told | more)  # fmt: skip
+    told: dict[str, Any] = {
+        "hint": picture(number),
+        "source": picture(100 + number),
+        "reread": picture(number + 200),
+        "difference": picture(7),
+        "prompt": EVIL,
+    }
+    return Evidence(
+        condition="canny",
+        model=model,
+        metric=F1.name,
+        which=which,
+        image_id=f"{number:064x}",
+        seed=5,
+        score=value,
+        generated=picture(zlib.crc32(f"{model} {which}".encode())),
+        **told | more,
+    )
 
 
 def benchmark(condition: str, **more: Any) -> Benchmark:
     row = CONDITIONS[condition]
-    return replace(Benchmark(
-        condition=condition, title=row.title, kind=row.kind, fingerprint="4f5e6d7c8b9a0011", split="test", images=200, samples=200, seeds=(5,),
-        sampler="DDIM, eta 0", steps=20, guidance=7.5, scale=1.0, negative="", base="mini", detector="opencv-canny 00ff", reader="opencv-canny 00ff",
-    ), **more)  # fmt: skip
+    return replace(
+        Benchmark(
+            condition=condition,
+            title=row.title,
+            kind=row.kind,
+            fingerprint="4f5e6d7c8b9a0011",
+            split="test",
+            images=200,
+            samples=200,
+            seeds=(5,),
+            sampler="DDIM, eta 0",
+            steps=20,
+            guidance=7.5,
+            scale=1.0,
+            negative="",
+            base="mini",
+            detector="opencv-canny 00ff",
+            reader="opencv-canny 00ff",
+        ),
+        **more,
+    )
 
 
 @pytest.fixture(scope="module")
 def board() -> Board:
-    """Three models on canny, the last with markup for a name; one of them on hed, with no score of the first measure."""
+    """Three models on canny, the last with markup for a name; one of them on hed, with no score of the first
+    measure.
+    """
     names = ("alpha", "beta", EVIL)
     scores = [
-        score("real_image", 0.95, arm="real_image", share=1.0), score("no_control", 0.2, arm="no_control", share=0.0),
-        score("alpha", 0.7, rank=(1, 2)), score("beta", 0.72, rank=(1, 2), n_failed=3), score(EVIL, 0.5, rank=(3, 3)),
-        score("alpha", 0.15, arm="shuffled_condition", share=-0.07), score("alpha", 0.3, EXACT, rank=(1, 1)),
-        score("alpha", 41.5, FD, marks=(BIASED,)), score("beta", 38.25, FD, marks=(BIASED,)), score(EVIL, 90.0, FD, marks=(BIASED,)),
-        score("alpha", 0.02, KD), score("beta", 0.03, KD), score(EVIL, 0.01, KD), score("no_control", 0.05, KD, arm="no_control"),
-        score("beta", 4.5, CHAMFER, low=None, high=None, share=None), score("beta", 0.6, condition="hed"),
-    ]  # fmt: skip
+        score("real_image", 0.95, arm="real_image", share=1.0),
+        score("no_control", 0.2, arm="no_control", share=0.0),
+        score("alpha", 0.7, rank=(1, 2)),
+        score("beta", 0.72, rank=(1, 2), n_failed=3),
+        score(EVIL, 0.5, rank=(3, 3)),
+        score("alpha", 0.15, arm="shuffled_condition", share=-0.07),
+        score("alpha", 0.3, EXACT, rank=(1, 1)),
+        score("alpha", 41.5, FD, marks=(BIASED,)),
+        score("beta", 38.25, FD, marks=(BIASED,)),
+        score(EVIL, 90.0, FD, marks=(BIASED,)),
+        score("alpha", 0.02, KD),
+        score("beta", 0.03, KD),
+        score(EVIL, 0.01, KD),
+        score("no_control", 0.05, KD, arm="no_control"),
+        score("beta", 4.5, CHAMFER, low=None, high=None, share=None),
+        score("beta", 0.6, condition="hed"),
+    ]
     evidence = [witness(name, "same", 1, value) for name, value in zip(names, (0.6, 0.8, 0.1), strict=True)]
-    evidence += [witness("alpha", which, 10 + place, value) for place, (which, value) in enumerate((("best", 0.9), ("median", 0.6), ("worst", 0.1)))]
+    evidence += [
+        witness("alpha", which, 10 + place, value)
+        for place, (which, value) in enumerate((("best", 0.9), ("median", 0.6), ("worst", 0.1)))
+    ]
     evidence.append(witness("beta", "worst", 12, 0.0, reread="no edge found", difference=None, source=None))
     return Board(
-        name="demo", made_at="2026-11-23 00:14 UTC", version="controlmill 0.1.0", notes=(f"Read {EVIL} first.",), machine="x86_64",
+        name="demo",
+        made_at="2026-11-23 00:14 UTC",
+        version="controlmill 0.1.0",
+        notes=(f"Read {EVIL} first.",),
+        machine="x86_64",
         metrics=(EXACT, F1, FD, KD, CHAMFER),
-        benchmarks=(benchmark("canny", detectable=0.01234), benchmark("hed", reader="other 11aa", negative=EVIL)),
-        models=(*(Model(name=name, kind="run", base="mini", checkpoint="c", note=EVIL) for name in names),
-                *(Model(name=name, kind="baseline") for name in ("no_control", "real_image"))),
-        scores=tuple(scores), speeds=(Speed(model="alpha", condition="canny", seconds_per_image=1.25),), evidence=tuple(evidence),
+        benchmarks=(
+            benchmark("canny", detectable=0.01234),
+            benchmark("hed", reader="other 11aa", negative=EVIL),
+        ),
+        models=(
+            *(Model(name=name, kind="run", base="mini", checkpoint="c", note=EVIL) for name in names),
+            *(Model(name=name, kind="baseline") for name in ("no_control", "real_image")),
+        ),
+        scores=tuple(scores),
+        speeds=(Speed(model="alpha", condition="canny", seconds_per_image=1.25),),
+        evidence=tuple(evidence),
         published=published(["canny", "hed"]),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -125,15 +228,32 @@ class Read(HTMLParser):
 
 def test_the_page_shows_every_number_with_its_interval_share_rank_and_failures(site: Path) -> None:
     text = Read(site).text
-    for words in ("0.720 1–2", "72 %", "0.710 – 0.730 · n 200", "3 failed", "41.50", BIASED, "no interval", "1.25", "real image", "no control",
-                  "another image's condition", "the same detector : its agreement with itself", "another detector , other 11aa",
-                  "tied with alpha", "Reported elsewhere", "34.65"):  # fmt: skip
+    for words in (
+        "0.720 1–2",
+        "72 %",
+        "0.710 – 0.730 · n 200",
+        "3 failed",
+        "41.50",
+        BIASED,
+        "no interval",
+        "1.25",
+        "real image",
+        "no control",
+        "another image's condition",
+        "the same detector : its agreement with itself",
+        "another detector , other 11aa",
+        "tied with alpha",
+        "Reported elsewhere",
+        "34.65",
+    ):
         assert words in text, words
 
 
 def test_the_least_difference_that_can_be_told_stands_below_the_table(site: Path) -> None:
     words = "Differences of Edge F1 below 0.0123 can't be told apart with n = 200: at 200 prompts"
-    assert Read(site).text.count(words) == 1 and words in (site.parent / "leaderboard.md").read_text(encoding="utf-8")
+    assert Read(site).text.count(words) == 1 and words in (site.parent / "leaderboard.md").read_text(
+        encoding="utf-8"
+    )
     told = json.loads((site.parent / "leaderboard.json").read_text(encoding="utf-8"))["benchmarks"]
     assert [row["detectable"] for row in told] == [0.01234, None], "hed has no two models to tell apart"
 
@@ -168,16 +288,28 @@ def test_every_file_that_a_page_names_is_there_and_only_sources_lie_elsewhere(si
 
 
 def test_pictures_are_files_that_load_when_they_are_seen(site: Path) -> None:
-    images = [attributes for tag, attributes in Read(site.parent / "evidence-canny.html").tags if tag == "img" and attributes.get("src")]
-    assert len(images) == 2 + 3 * 3 + 3 * 5 + 2  # one question and three answers, three samples of five pictures, a worst one without a map
-    assert all(image["loading"] == "lazy" and image["alt"] and (image["width"], image["height"]) == ("32", "24") for image in images)
+    images = [
+        attributes
+        for tag, attributes in Read(site.parent / "evidence-canny.html").tags
+        if tag == "img" and attributes.get("src")
+    ]
+    # one question and three answers, three samples of five pictures, a worst one without a map
+    assert len(images) == 2 + 3 * 3 + 3 * 5 + 2
+    assert all(
+        image["loading"] == "lazy" and image["alt"] and (image["width"], image["height"]) == ("32", "24")
+        for image in images
+    )
     assert not (site.parent / "evidence-hed.html").exists()
 
 
 def test_ceilings_stand_above_the_models_and_floors_below(board: Board) -> None:
     canny, hed = groups(board, {"canny": "c.html", "hed": "h.html"})
     assert [row.model for row in canny.models] == ["beta", "alpha", EVIL]
-    assert [row.arm for row in (*canny.ceiling, *canny.floor)] == ["real_image", "no_control", "shuffled_condition"]
+    assert [row.arm for row in (*canny.ceiling, *canny.floor)] == [
+        "real_image",
+        "no_control",
+        "shuffled_condition",
+    ]
     assert [column.metric for column in canny.columns] == [F1, EXACT, FD, KD, CHAMFER]
     assert [row.model for row in canny.leaders] == ["beta", "alpha"]  # a tie is led by all who may be first
     assert canny.marks == (BIASED,) and (canny.evidence, hed.evidence) == ("c.html", "")
@@ -187,19 +319,31 @@ def test_ceilings_stand_above_the_models_and_floors_below(board: Board) -> None:
 def test_what_a_run_started_from_stands_below_it_and_leads_nothing(board: Board) -> None:
     before = score("beta", 0.99, arm="warm_start", rank=None)
     canny, _ = groups(replace(board, scores=(*board.scores, before)), {"canny": "c.html", "hed": "h.html"})
-    assert [(row.model, row.arm) for row in canny.models[:3]] == [("beta", "control"), ("beta", "warm_start"), ("alpha", "control")]
+    assert [(row.model, row.arm) for row in canny.models[:3]] == [
+        ("beta", "control"),
+        ("beta", "warm_start"),
+        ("alpha", "control"),
+    ]
     assert [(row.model, row.arm) for row in canny.leaders] == [("beta", "control"), ("alpha", "control")]
 
 
 def test_the_ruler_runs_from_floor_to_ceiling() -> None:
-    assert ruler(score("a", 0.54, share_low=None)) == "--x:0.0%;--w:50.0%"  # the ceiling lies at 1 / 1.08 of the bar
-    assert ruler(score("a", 0.0, share=1.08, share_low=1.0, share_high=2.0)) == "--x:0.0%;--w:100.0%;--l:92.6%;--h:7.4%"
-    assert ruler(score("a", 0.0, share=-0.5, share_low=-1.0, share_high=-0.1)) == "--x:0.0%;--w:0.0%;--l:0.0%;--h:0.0%"
+    # the ceiling lies at 1 / 1.08 of the bar
+    assert ruler(score("a", 0.54, share_low=None)) == "--x:0.0%;--w:50.0%"
+    assert (
+        ruler(score("a", 0.0, share=1.08, share_low=1.0, share_high=2.0))
+        == "--x:0.0%;--w:100.0%;--l:92.6%;--h:7.4%"
+    )
+    assert (
+        ruler(score("a", 0.0, share=-0.5, share_low=-1.0, share_high=-0.1))
+        == "--x:0.0%;--w:0.0%;--l:0.0%;--h:0.0%"
+    )
     assert ruler(score("a", 0.0, share=None)) == ruler(score("a", 0.0, share=math.nan)) == ""
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"), [([0.95, 0.1], 3), ([32.5, 4.0], 2), ([-120.0], 1), ([4096.0], 0), ([0.02], 4), ([], 3), ([math.inf], 3)]
+    ("values", "expected"),
+    [([0.95, 0.1], 3), ([32.5, 4.0], 2), ([-120.0], 1), ([4096.0], 0), ([0.02], 4), ([], 3), ([math.inf], 3)],
 )
 def test_the_numbers_of_a_column_have_the_same_digits(values: list[float], expected: int) -> None:
     assert digits(values) == expected
@@ -209,9 +353,15 @@ def test_the_front_is_what_no_model_beats_in_both(board: Board) -> None:
     canny = [it for it in board.scores if it.condition == "canny"]
     plot = pareto(F1, {F1: 3, FD: 2, KD: 3}, canny, {("alpha", "canny"): 1.25})
     assert plot is not None and plot.distance == KD  # every Fréchet distance is marked
-    assert [(point.model, point.front) for point in plot.points] == [("beta", True), ("alpha", True), (EVIL, True), ("no_control", False)]
+    assert [(point.model, point.front) for point in plot.points] == [
+        ("beta", True),
+        ("alpha", True),
+        (EVIL, True),
+        ("no_control", False),
+    ]
     beta, alpha, last, floor = plot.points
-    assert floor.x < beta.x < alpha.x < last.x and floor.y < last.y < alpha.y < beta.y  # better is up and to the right
+    # better is up and to the right
+    assert floor.x < beta.x < alpha.x < last.x and floor.y < last.y < alpha.y < beta.y
     assert (alpha.seconds, beta.seconds, alpha.distance, alpha.fidelity) == (1.25, None, 0.02, 0.7)
     assert plot.steps[0] == (0.0, beta.y, beta.x, beta.y) and plot.steps[-1] == (last.x, last.y, last.x, 0.0)
     worse = [replace(it, value=0.04) if (it.model, it.metric) == ("beta", KD.name) else it for it in canny]
@@ -238,30 +388,67 @@ def test_published_numbers_have_their_source_and_are_never_ranked(site: Path, bo
     page = site.read_text(encoding="utf-8")
     standings = "".join(re.findall(r'<div class="standings".*?</table>', page, re.S))
     assert "Uni-ControlNet" in page and "Uni-ControlNet" not in standings
-    assert "Reported elsewhere, by another protocol" in page and 'class="ours"' not in page and "by the protocol of this benchmark" not in page
+    assert (
+        "Reported elsewhere, by another protocol" in page
+        and 'class="ours"' not in page
+        and "by the protocol of this benchmark" not in page
+    )
     told = [found for group in groups(board, {"canny": "", "hed": ""}) for found in group.reported]
     assert told and not any(found.comparable or any(found.ours) for found in told)
     assert all("Another protocol:" in note and "base: " in note for found in told for *_, note in found.notes)
 
 
-SAME = Published(condition="canny", metric="F1 × 100", higher_is_better=True, model="theirs", value=31.0, source="paper", url="https://x.org",
-                 beside="edge_f1", times=100, base="mini", resolution=64, data="scenes", reader="opencv-canny",
-                 sampler="DDIM, eta 0, 20 steps, guidance 7.5, no negative prompt")  # fmt: skip
+SAME = Published(
+    condition="canny",
+    metric="F1 × 100",
+    higher_is_better=True,
+    model="theirs",
+    value=31.0,
+    source="paper",
+    url="https://x.org",
+    beside="edge_f1",
+    times=100,
+    base="mini",
+    resolution=64,
+    data="scenes",
+    reader="opencv-canny",
+    sampler="DDIM, eta 0, 20 steps, guidance 7.5, no negative prompt",
+)
 
 
-def test_ours_stands_beside_what_was_got_by_the_same_protocol_and_by_no_other(board: Board, tmp_path: Path) -> None:
+def test_ours_stands_beside_what_was_got_by_the_same_protocol_and_by_no_other(
+    board: Board, tmp_path: Path
+) -> None:
     frozen = replace(board.benchmarks[0], resolution=64, data="scenes")
     other = replace(SAME, model="others", base="Stable Diffusion 1.5")
-    same, apart = groups(replace(board, benchmarks=(frozen,), published=(SAME, other)), {"canny": ""})[0].reported
-    assert (same.comparable, list(same.models), apart.comparable, list(apart.models)) == (True, ["theirs"], False, ["others"])
+    same, apart = groups(replace(board, benchmarks=(frozen,), published=(SAME, other)), {"canny": ""})[
+        0
+    ].reported
+    assert (same.comparable, list(same.models), apart.comparable, list(apart.models)) == (
+        True,
+        ["theirs"],
+        False,
+        ["others"],
+    )
     ((named, cell, times),) = same.ours  # type: ignore[misc]
     assert (named, cell.score.metric, times) == ("alpha", "edge_f1", 100) and apart.ours == (None,)
-    assert apart.notes == (("paper", "https://x.org", "Another protocol: base: Stable Diffusion 1.5 (here: mini)."),)
-    page = render(replace(board, benchmarks=(frozen,), published=(SAME, other)), tmp_path).read_text(encoding="utf-8")
+    assert apart.notes == (
+        ("paper", "https://x.org", "Another protocol: base: Stable Diffusion 1.5 (here: mini)."),
+    )
+    page = render(replace(board, benchmarks=(frozen,), published=(SAME, other)), tmp_path).read_text(
+        encoding="utf-8"
+    )
     ours = re.search(r'<tr class="ours">.*?</table>', page, re.S)
-    assert ours and "<b>30.00</b>" in ours[0] and "theirs" in ours[0] and "others" not in ours[0], "0.3 as they print it"
+    assert ours and "<b>30.00</b>" in ours[0] and "theirs" in ours[0] and "others" not in ours[0], (
+        "0.3 as they print it"
+    )
     told = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
-    assert told.index("by the protocol of this benchmark") < told.index("| theirs |") < told.index("by another protocol") < told.index("| others |")
+    assert (
+        told.index("by the protocol of this benchmark")
+        < told.index("| theirs |")
+        < told.index("by another protocol")
+        < told.index("| others |")
+    )
 
 
 @pytest.mark.parametrize("name", PROTOCOL)
@@ -280,26 +467,50 @@ def test_what_differs_or_is_not_known_keeps_two_numbers_apart(name: str) -> None
 def test_a_published_protocol_is_that_of_its_row_and_names_this_projects_words() -> None:
     found = {(row.condition, row.metric, row.model): row for row in published(CONDITIONS)}
     rmse = "RMSE of 0–255 (DPT-Large)"
-    plus, older, large = (found["depth_large", rmse, name] for name in ("ControlNet++", "GLIGEN (SD 1.4)", "ControlNet (SDXL)"))
-    assert (plus.base, plus.resolution, plus.reader) == ("Stable Diffusion 1.5", 512, "DPT-Large") and "UniPC, 20 steps" in (plus.sampler or "")
-    assert (older.base, older.sampler, large.base, large.resolution) == ("Stable Diffusion 1.4", None, "SDXL", 1024)
-    assert not any(row.beside == "edge_ms_ssim_uint8" or (row.metric.startswith("FID") and row.beside) for row in found.values())
+    plus, older, large = (
+        found["depth_large", rmse, name] for name in ("ControlNet++", "GLIGEN (SD 1.4)", "ControlNet (SDXL)")
+    )
+    assert (plus.base, plus.resolution, plus.reader) == (
+        "Stable Diffusion 1.5",
+        512,
+        "DPT-Large",
+    ) and "UniPC, 20 steps" in (plus.sampler or "")
+    assert (older.base, older.sampler, large.base, large.resolution) == (
+        "Stable Diffusion 1.4",
+        None,
+        "SDXL",
+        1024,
+    )
+    assert not any(
+        row.beside == "edge_ms_ssim_uint8" or (row.metric.startswith("FID") and row.beside)
+        for row in found.values()
+    )
     iou = found["seg_ade20k", "mIoU (Mask2Former)", "ControlNet v1.1"]
-    ours = {"base": "stable-diffusion-v1-5/stable-diffusion-v1-5", "resolution": 512, "reader": "mask2former-ade20k 00ff", "data": iou.data}
+    ours = {
+        "base": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "resolution": 512,
+        "reader": "mask2former-ade20k 00ff",
+        "data": iou.data,
+    }
     there = benchmark("seg_ade20k", **ours)
     assert [told.partition(":")[0] for told in differences(iou, there)] == ["sampler"]
     clip = found["seg_ade20k", "CLIP score (ViT-B/16)", "ControlNet v1.1"]
-    assert [told.partition(":")[0] for told in differences(clip, replace(there, reader="upernet-ade20k 00ff"))] == ["sampler"]
+    assert [
+        told.partition(":")[0] for told in differences(clip, replace(there, reader="upernet-ade20k 00ff"))
+    ] == ["sampler"]
 
 
 def test_where_there_is_no_normalized_score_the_page_says_why(board: Board, tmp_path: Path) -> None:
-    told = replace(board.scores[3], share=None, share_low=None, share_high=None, share_reason=NOT_BETTER)  # beta's first measure: it leads
+    # beta's first measure: it leads
+    told = replace(board.scores[3], share=None, share_low=None, share_high=None, share_reason=NOT_BETTER)
     page = render(replace(board, scores=(*board.scores[:3], told, *board.scores[4:])), tmp_path)
     text = Read(page).text
     assert f"0.710 – 0.730 – {NOT_BETTER}" in text, "the overview"
     assert f"No normalized score of Edge F1: {NOT_BETTER}." in text
     assert f'title="no normalized score: {NOT_BETTER}">–<' in page.read_text(encoding="utf-8")
-    assert f"No normalized score of Edge F1: {NOT_BETTER}." in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    assert f"No normalized score of Edge F1: {NOT_BETTER}." in (tmp_path / "leaderboard.md").read_text(
+        encoding="utf-8"
+    )
     row = json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8"))["scores"][3]
     assert (row["share"], row["share_reason"]) == (None, NOT_BETTER)
     jsonschema.validate(json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8")), SCHEMA)
@@ -308,11 +519,17 @@ def test_where_there_is_no_normalized_score_the_page_says_why(board: Board, tmp_
 
 
 def test_more_than_the_real_image_is_marked(board: Board, tmp_path: Path) -> None:
-    for share, low, words in ((1.2, 1.1, "better than the real image"), (1.2, 0.9, "better than the real image, within chance"), (1.0, 0.9, "")):
+    for share, low, words in (
+        (1.2, 1.1, "better than the real image"),
+        (1.2, 0.9, "better than the real image, within chance"),
+        (1.0, 0.9, ""),
+    ):
         it = score("alpha", 0.9, share=share, share_low=low, share_high=2 * share)
         assert above(it) == words
         told = Read(render(replace(board, scores=(it,), evidence=()), tmp_path)).text
-        assert told.count(words) == 2 if words else "better than" not in told, "in the overview and in the table"
+        assert told.count(words) == 2 if words else "better than" not in told, (
+            "in the overview and in the table"
+        )
     assert share_text(score("a", 0.0, share=-0.001)) == "0 %", "there is no −0 %"
 
 
@@ -320,9 +537,18 @@ def test_a_passport_says_what_its_number_depends_on(board: Board) -> None:
     stored = passports(board)
     line = [stored["words"][place] for place in stored["lines"][3]]
     told = dict(zip(line[::2], line[1::2], strict=True))
-    assert told["value"] == "0.72" and told["samples"] == "200, of which 3 failed and count as the worst value"
-    assert told["normalized score"] == "72 % (70 % – 74 %) of the way from floor to ceiling" and told["rank"] == "1–2"
-    assert told["checkpoint"] == "sha256 1a2b3c" and told["system"] == "beta/canny" and told["measure"] == "Edge F1, higher is better"
+    assert (
+        told["value"] == "0.72" and told["samples"] == "200, of which 3 failed and count as the worst value"
+    )
+    assert (
+        told["normalized score"] == "72 % (70 % – 74 %) of the way from floor to ceiling"
+        and told["rank"] == "1–2"
+    )
+    assert (
+        told["checkpoint"] == "sha256 1a2b3c"
+        and told["system"] == "beta/canny"
+        and told["measure"] == "Edge F1, higher is better"
+    )
     biased = [stored["words"][place] for place in stored["lines"][7]]
     assert BIASED in biased and "no tolerance" in [stored["words"][place] for place in stored["lines"][6]]
 
@@ -332,29 +558,46 @@ def test_the_json_keeps_to_its_schema_and_holds_every_score(site: Path, board: B
     check = jsonschema.Draft202012Validator(SCHEMA)
     check.validate(told)
     assert [(row["model"], row["value"], row["rank"]) for row in told["scores"]] == [
-        (it.model, it.value, list(it.rank) if it.rank else None) for it in board.scores]  # fmt: skip
+        (it.model, it.value, list(it.rank) if it.rank else None) for it in board.scores
+    ]
     for row in told["evidence"]:
         assert (site.parent / row["generated"]).read_bytes().startswith(b"\x89PNG")
     assert [row["reason"] for row in told["evidence"]][-2:] == [None, "no edge found"]
-    for wrong in ({"scores": [told["scores"][0] | {"value": "0.7"}]}, {"layout": 1}, {"models": [told["models"][0] | {"more": 1}]}):
+    for wrong in (
+        {"scores": [told["scores"][0] | {"value": "0.7"}]},
+        {"layout": 1},
+        {"models": [told["models"][0] | {"more": 1}]},
+    ):
         assert not check.is_valid(told | wrong), wrong
     nothing = replace(board, scores=(score("alpha", math.nan), score("beta", math.inf)), evidence=())
     page = render(nothing, tmp_path)
     told = json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8"))
     check.validate(told)
-    assert [row["value"] for row in told["scores"]] == [None, None] and ">–</button>" in page.read_text(encoding="utf-8")
+    assert [row["value"] for row in told["scores"]] == [None, None] and ">–</button>" in page.read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_csv_has_a_row_for_each_score(site: Path, board: Board) -> None:
     rows = list(csv.DictReader(StringIO((site.parent / "leaderboard.csv").read_text(encoding="utf-8"))))
-    assert [(row["model"], row["arm"], row["metric"], float(row["value"]), int(row["n_failed"])) for row in rows] == [
-        (it.model, it.arm, it.metric, it.value, it.n_failed) for it in board.scores]  # fmt: skip
-    assert (rows[3]["rank_first"], rows[3]["rank_last"], rows[3]["higher_is_better"], rows[7]["marks"]) == ("1", "2", "True", BIASED)
+    assert [
+        (row["model"], row["arm"], row["metric"], float(row["value"]), int(row["n_failed"])) for row in rows
+    ] == [(it.model, it.arm, it.metric, it.value, it.n_failed) for it in board.scores]
+    assert (rows[3]["rank_first"], rows[3]["rank_last"], rows[3]["higher_is_better"], rows[7]["marks"]) == (
+        "1",
+        "2",
+        "True",
+        BIASED,
+    )
 
 
 def test_writing_twice_gives_the_same_files_and_an_older_board_goes(board: Board, tmp_path: Path) -> None:
     def files() -> dict[str, bytes]:
-        return {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        return {
+            str(path.relative_to(tmp_path)): path.read_bytes()
+            for path in tmp_path.rglob("*")
+            if path.is_file()
+        }
 
     render(board, tmp_path)
     first = files()
@@ -366,7 +609,9 @@ def test_writing_twice_gives_the_same_files_and_an_older_board_goes(board: Board
     assert set(files()) == {f"leaderboard.{suffix}" for suffix in ("html", "json", "csv", "md")}
 
 
-def test_a_board_that_fails_half_way_leaves_the_older_page_and_its_pictures(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_board_that_fails_half_way_leaves_the_older_page_and_its_pictures(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = render(board, tmp_path)
     before, pictures = page.read_bytes(), set((tmp_path / "pictures").iterdir())
 
@@ -379,68 +624,113 @@ def test_a_board_that_fails_half_way_leaves_the_older_page_and_its_pictures(boar
     assert page.read_bytes() == before and pictures <= set((tmp_path / "pictures").iterdir())
 
 
-def test_pages_are_written_again_from_what_lies_beside_them(board: Board, tmp_path: Path, controlmill: Command) -> None:
+def test_pages_are_written_again_from_what_lies_beside_them(
+    board: Board, tmp_path: Path, controlmill: Command
+) -> None:
     """To the byte, evidence included; numbers that are none come back as such."""
     none = dict.fromkeys(("low", "high", "share", "share_low", "share_high"))
-    odd = replace(board, scores=(*board.scores, score("alpha", math.nan, CHAMFER, arm="shuffled_condition", **none)))
+    odd = replace(
+        board, scores=(*board.scores, score("alpha", math.nan, CHAMFER, arm="shuffled_condition", **none))
+    )
     render(odd, tmp_path / "first")
     again = controlmill("leaderboard", "render", str(tmp_path / "first"), "--out", str(tmp_path / "again"))
-    assert again.returncode == 0 and again.stdout.strip() == str(tmp_path / "again" / "leaderboard.html"), again.stderr
+    assert again.returncode == 0 and again.stdout.strip() == str(tmp_path / "again" / "leaderboard.html"), (
+        again.stderr
+    )
     first, second = (
-        {str(it.relative_to(root)): it.read_bytes() for it in root.rglob("*") if it.is_file()} for root in (tmp_path / "first", tmp_path / "again")
+        {str(it.relative_to(root)): it.read_bytes() for it in root.rglob("*") if it.is_file()}
+        for root in (tmp_path / "first", tmp_path / "again")
     )
     assert first == second and any(name.startswith("pictures") for name in first)
 
 
-def test_an_older_leaderboard_loses_what_was_wrong_with_it_and_nothing_else(board: Board, tmp_path: Path) -> None:
-    """Layout 1: a real image below another's hint made 572 %, and a measure that told nothing stood beside the others."""
+def test_an_older_leaderboard_loses_what_was_wrong_with_it_and_nothing_else(
+    board: Board, tmp_path: Path
+) -> None:
+    """Layout 1: a real image below another's hint made 572 %, and a measure that told nothing stood beside
+    the others.
+    """
     gone = replace(F1, name="edge_ms_ssim_uint8", primary=False)
     wrong = [
-        score("real_image", 0.3974, EXACT, arm="real_image", share=None), score("alpha", 0.4013, EXACT, arm="shuffled_condition", share=0.0),
-        score("beta", 0.3789, EXACT, share=None), score("alpha", 0.3789, EXACT, share=5.72), score("alpha", 0.1, gone, share=5.72),
-    ]  # fmt: skip
+        score("real_image", 0.3974, EXACT, arm="real_image", share=None),
+        score("alpha", 0.4013, EXACT, arm="shuffled_condition", share=0.0),
+        score("beta", 0.3789, EXACT, share=None),
+        score("alpha", 0.3789, EXACT, share=5.72),
+        score("alpha", 0.1, gone, share=5.72),
+    ]
     kept = [it for it in board.scores if it.metric == F1.name and it.condition == "canny"]
     kept = [replace(it, share=None) if it.model == "beta" else it for it in kept]
-    render(replace(board, metrics=(*board.metrics, gone), scores=(*kept, *wrong, score("alpha", 0.02, KD, share=None))), tmp_path)
+    render(
+        replace(
+            board,
+            metrics=(*board.metrics, gone),
+            scores=(*kept, *wrong, score("alpha", 0.02, KD, share=None)),
+        ),
+        tmp_path,
+    )
     file = tmp_path / "leaderboard.json"
     old = json.loads(file.read_text(encoding="utf-8")) | {"layout": 1}
-    for part, new in (("scores", ("share_reason",)), ("benchmarks", ("resolution", "data")), ("published", PROTOCOL)):
+    for part, new in (
+        ("scores", ("share_reason",)),
+        ("benchmarks", ("resolution", "data")),
+        ("published", PROTOCOL),
+    ):
         for row in old[part]:
             for name in new:
                 del row[name]
     file.write_text(json.dumps(old), encoding="utf-8")
     found = stored.read(tmp_path)
-    assert [it.name for it in found.metrics] == [it.name for it in board.metrics] and found.published == board.published
+    assert [it.name for it in found.metrics] == [
+        it.name for it in board.metrics
+    ] and found.published == board.published
     assert [it.value for it in found.scores] == [it.value for it in (*kept, *wrong[:-1], found.scores[-1])]
     told = {(it.model, it.arm, it.metric): (it.share, it.share_reason) for it in found.scores}
-    assert told["alpha", "control", EXACT.name] == (None, NOT_BETTER) and told["alpha", "control", KD.name] == (None, NO_CEILING)
-    assert told["alpha", "control", F1.name] == (0.7, "") and told["beta", "control", F1.name] == (None, BY_CHANCE)
+    assert told["alpha", "control", EXACT.name] == (None, NOT_BETTER) and told[
+        "alpha", "control", KD.name
+    ] == (None, NO_CEILING)
+    assert told["alpha", "control", F1.name] == (0.7, "") and told["beta", "control", F1.name] == (
+        None,
+        BY_CHANCE,
+    )
     page = render(found, tmp_path).read_text(encoding="utf-8")
     assert "572" not in page and "edge_ms_ssim_uint8" not in page + file.read_text(encoding="utf-8")
     jsonschema.validate(json.loads(file.read_text(encoding="utf-8")), SCHEMA)
 
 
-def test_what_is_no_leaderboard_is_refused_with_a_sentence(board: Board, tmp_path: Path, controlmill: Command) -> None:
+def test_what_is_no_leaderboard_is_refused_with_a_sentence(
+    board: Board, tmp_path: Path, controlmill: Command
+) -> None:
     render(board, tmp_path)
     file = tmp_path / "leaderboard.json"
     whole = json.loads(file.read_text(encoding="utf-8"))
     for text, words in (
-        ("{", "is no leaderboard"), ("[]", "is no leaderboard"), (json.dumps(whole | {"layout": 99}), "reads up to 2"),
+        ("{", "is no leaderboard"),
+        ("[]", "is no leaderboard"),
+        (json.dumps(whole | {"layout": 99}), "reads up to 2"),
         (json.dumps(whole | {"scores": [{}]}), "docs/leaderboard.schema.json"),
-        (json.dumps(whole | {"evidence": [whole["evidence"][0] | {"hint": "pictures/none.png"}]}), "pictures/none.png"),
+        (
+            json.dumps(whole | {"evidence": [whole["evidence"][0] | {"hint": "pictures/none.png"}]}),
+            "pictures/none.png",
+        ),
         (json.dumps(whole | {"evidence": [whole["evidence"][0] | {"hint": "../x.png"}]}), "../x.png"),
-    ):  # fmt: skip
+    ):
         file.write_text(text, encoding="utf-8")
         (tmp_path.parent / "x.png").write_bytes(picture(1))
         with pytest.raises(MillError, match=re.escape(words)):
             stored.read(tmp_path)
     lost = controlmill("leaderboard", "render", str(tmp_path / "nowhere"))
-    assert lost.returncode == 1 and "name the folder that holds leaderboard.json" in lost.stderr and lost.stderr.count("\n") == 1
+    assert (
+        lost.returncode == 1
+        and "name the folder that holds leaderboard.json" in lost.stderr
+        and lost.stderr.count("\n") == 1
+    )
 
 
 def test_a_board_without_scores_says_so(tmp_path: Path) -> None:
     assert "Nothing has been scored yet" in Read(render(Board(name="new"), tmp_path)).text
-    waiting = Board(name="new", benchmarks=(benchmark("canny"),), metrics=(F1,), models=(Model(name="alpha", kind="run"),))
+    waiting = Board(
+        name="new", benchmarks=(benchmark("canny"),), metrics=(F1,), models=(Model(name="alpha", kind="run"),)
+    )
     assert "not scored" in Read(render(waiting, tmp_path)).text
     jsonschema.validate(json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8")), SCHEMA)
 
@@ -459,7 +749,10 @@ def page(browser: Page, site: Path) -> Iterator[Page]:
     browser.resize(1400, 1000)
     browser.open(site)
     # what is out of sight is not laid out, and has no text for innerText
-    browser.run("document.body.insertAdjacentHTML('beforeend', '<style>.group { content-visibility: visible !important }</style>')")
+    browser.run(
+        "document.body.insertAdjacentHTML('beforeend', '<style>.group { content-visibility: visible"
+        " !important }</style>')"
+    )
     yield browser
     assert browser.complaints == []
     assert browser.requests and all(address.startswith(("file://", "data:")) for address in browser.requests)
@@ -468,7 +761,10 @@ def page(browser: Page, site: Path) -> Iterator[Page]:
 
 def shown(page: Page, what: str) -> list[str]:
     """The first lines of all elements of a kind that a person can see."""
-    code = f"[...document.querySelectorAll({what!r})].filter(it => it.getClientRects().length).map(it => it.innerText.split('\\n')[0])"
+    code = (
+        f"[...document.querySelectorAll({what!r})].filter(it => it.getClientRects().length).map(it =>"
+        " it.innerText.split('\\n')[0])"
+    )
     found: list[str] = page.run(code)
     return found
 
@@ -478,7 +774,10 @@ def models(page: Page) -> list[str]:
 
 
 def sort(page: Page, column: str) -> None:
-    page.run(f"[...document.querySelectorAll('#canny .standings thead button')].find(it => it.innerText.startsWith({column!r})).click()")
+    page.run(
+        "[...document.querySelectorAll('#canny .standings thead button')].find(it =>"
+        f" it.innerText.startsWith({column!r})).click()"
+    )
 
 
 def test_a_heading_sorts_its_column_best_first_and_again_the_other_way(page: Page) -> None:
@@ -493,14 +792,29 @@ def test_a_heading_sorts_its_column_best_first_and_again_the_other_way(page: Pag
     assert models(page)[0] == "alpha"
     sort(page, "model")
     assert models(page) == [EVIL, "alpha", "beta"]
-    assert page.run("[...document.querySelectorAll('#canny .standings tbody')].map(it => it.className).join()") == "ceiling,ranked,floor"
-    assert page.run("[...document.querySelectorAll('#canny .standings tbody')].every(it => it.rows[0].className === 'band')")
-    assert page.run("[...document.querySelectorAll('#canny th[aria-sort]')].filter(it => it.ariaSort !== 'none').length") == 1
+    assert (
+        page.run("[...document.querySelectorAll('#canny .standings tbody')].map(it => it.className).join()")
+        == "ceiling,ranked,floor"
+    )
+    assert page.run(
+        "[...document.querySelectorAll('#canny .standings tbody')].every(it => it.rows[0].className ==="
+        " 'band')"
+    )
+    assert (
+        page.run(
+            "[...document.querySelectorAll('#canny th[aria-sort]')].filter(it => it.ariaSort !=="
+            " 'none').length"
+        )
+        == 1
+    )
 
 
 def choose(page: Page, field: str, value: str) -> None:
-    page.run(f"(() => {{ const it = document.getElementById('tools').elements[{field!r}]; it.value = {value!r}; "
-             "(it[0] && it[0].type === 'radio' ? it[0] : it).dispatchEvent(new Event('input', {bubbles: true})); })()")  # fmt: skip
+    page.run(
+        f"(() => {{ const it = document.getElementById('tools').elements[{field!r}]; it.value = {value!r};"
+        " (it[0] && it[0].type === 'radio' ? it[0] : it).dispatchEvent(new Event('input', {bubbles:"
+        " true})); })()"
+    )
 
 
 def test_conditions_measures_and_models_can_be_chosen(page: Page) -> None:
@@ -530,27 +844,44 @@ def test_a_number_opens_its_passport(page: Page) -> None:
     page.run("document.querySelector('#canny .ranked .number').click()")
     told = page.run("document.getElementById('passport').innerText")
     assert page.run("document.getElementById('passport').open")
-    for words in ("beta · Canny edges", "higher is better", "sha256 1a2b3c", "of which 3 failed", "torch 2.12"):
+    for words in (
+        "beta · Canny edges",
+        "higher is better",
+        "sha256 1a2b3c",
+        "of which 3 failed",
+        "torch 2.12",
+    ):
         assert words in told
     page.run("document.querySelector('#passport button').click()")
     assert not page.run("document.getElementById('passport').open")
-    page.run("[...document.querySelectorAll('#canny .ranked tr:not(.band)')].at(-1).querySelector('.number').click()")
-    assert EVIL in page.run("document.querySelector('#passport h3').textContent")  # a name with markup is a name
+    page.run(
+        "[...document.querySelectorAll('#canny .ranked"
+        " tr:not(.band)')].at(-1).querySelector('.number').click()"
+    )
+    # a name with markup is a name
+    assert EVIL in page.run("document.querySelector('#passport h3').textContent")
     assert page.run("document.querySelectorAll('#passport img').length") == 0
 
 
 def test_evidence_is_one_click_away_and_a_picture_enlarges(page: Page, site: Path) -> None:
     address = page.run("document.querySelector('#canny .ranked th a').href")
-    assert address.startswith((site.parent / "evidence-canny.html").as_uri()) and address.endswith("#m1")  # beta's
+    # beta's
+    assert address.startswith((site.parent / "evidence-canny.html").as_uri()) and address.endswith("#m1")
     page.open(site.parent / "evidence-canny.html")
     assert shown(page, "#same .answer p") == ["beta", "alpha", EVIL]  # best first, all of one image and seed
-    assert len(shown(page, "#same .asked")) == 1 and EVIL in page.run("document.querySelector('.asked .caption').textContent")
-    assert shown(page, "#m0 .answer p") == ["best", "median", "worst"] and "no edge found" in page.run("document.querySelector('#m1').innerText")
+    assert len(shown(page, "#same .asked")) == 1 and EVIL in page.run(
+        "document.querySelector('.asked .caption').textContent"
+    )
+    assert shown(page, "#m0 .answer p") == ["best", "median", "worst"] and "no edge found" in page.run(
+        "document.querySelector('#m1').innerText"
+    )
     page.run("document.querySelector('#same .answer a.frame').click()")
     page.run(OPENED)
     assert page.run("document.getElementById('viewer').open")
     assert page.run("document.querySelector('#viewer img').naturalWidth") == 32
-    assert page.run("document.querySelector('#viewer figcaption').textContent") == "beta: generated  ·  3 of 11"
+    assert (
+        page.run("document.querySelector('#viewer figcaption').textContent") == "beta: generated  ·  3 of 11"
+    )
 
 
 @pytest.mark.parametrize("width", [400, 1400])
@@ -563,4 +894,5 @@ def test_nothing_is_wider_than_the_window(page: Page, site: Path, width: int) ->
 
 def test_without_scripts_every_row_and_column_is_there(site: Path) -> None:
     text = site.read_text(encoding="utf-8")
-    assert 'id="tools" hidden' in text and not re.search(r"<html[^>]*data-columns", text)  # filters are set by the script alone
+    # filters are set by the script alone
+    assert 'id="tools" hidden' in text and not re.search(r"<html[^>]*data-columns", text)

@@ -1,4 +1,6 @@
-"""Measures of images against independent statements of what they are, and near-duplicates among real photographs."""
+"""Measures of images against independent statements of what they are, and near-duplicates among real
+photographs.
+"""
 
 import io
 import itertools
@@ -21,7 +23,8 @@ from pipeline.dataset import quality
 SIDE = 512
 SHIPPED = [  # photographs that lie inside installed packages
     *(Path(skimage.__file__).parent / "data" / name for name in (
-        "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png",
+        "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "coffee.png", "coins.png",
+        "grass.png", "gravel.png",
         "hubble_deep_field.jpg", "ihc.png", "moon.png", "retina.jpg", "rocket.jpg",
     )),
     *(Path(sklearn.__file__).parent / "datasets" / "images" / name for name in ("china.jpg", "flower.jpg")),
@@ -55,10 +58,18 @@ def photographs() -> list[np.ndarray]:
     """The centre squares at 512 x 512."""
     pictures = [Image.open(path).convert("RGB") for path in SHIPPED]
     return [
-        np.asarray(each.crop(((each.width - min(each.size)) // 2, (each.height - min(each.size)) // 2,
-                              (each.width + min(each.size)) // 2, (each.height + min(each.size)) // 2)).resize((SIDE, SIDE)))
+        np.asarray(
+            each.crop(
+                (
+                    (each.width - min(each.size)) // 2,
+                    (each.height - min(each.size)) // 2,
+                    (each.width + min(each.size)) // 2,
+                    (each.height + min(each.size)) // 2,
+                )
+            ).resize((SIDE, SIDE))
+        )
         for each in pictures
-    ]  # fmt: skip
+    ]
 
 
 def bits(one: int, other: int) -> int:
@@ -70,7 +81,9 @@ def hashed(pixels: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize("change", [lambda p: jpeg(p, 50), half, blur, brighten, without_colour])
-def test_the_hash_outlives_what_copies_of_a_picture_go_through(photographs: list[np.ndarray], change: Callable[..., np.ndarray]) -> None:
+def test_the_hash_outlives_what_copies_of_a_picture_go_through(
+    photographs: list[np.ndarray], change: Callable[..., np.ndarray]
+) -> None:
     assert max(bits(hashed(each), hashed(change(each))) for each in photographs) <= 4
 
 
@@ -81,12 +94,15 @@ def test_hashes_of_different_photographs_are_far_apart(photographs: list[np.ndar
 
 def test_the_hash_is_what_its_docstring_says(photographs: list[np.ndarray]) -> None:
     for each in photographs:
-        small = np.rint(cv2.cvtColor(each, cv2.COLOR_RGB2GRAY).astype(float).reshape(32, 16, 32, 16).mean((1, 3)))
+        small = np.rint(
+            cv2.cvtColor(each, cv2.COLOR_RGB2GRAY).astype(float).reshape(32, 16, 32, 16).mean((1, 3))
+        )
         table = scipy.fft.dctn(small, norm="ortho")
         low = [table[u, total - u] for total in range(1, 11) for u in range(total + 1)][:64]
         low = [value if abs(value) >= quality.FAINT else 0 for value in low]
         expected = sum(1 << (63 - place) for place, value in enumerate(low) if value > np.median(low))
-        assert bits(hashed(each), expected) <= 2  # halves are rounded the other way here, which tips a bit at the median
+        # halves are rounded the other way here, which tips a bit at the median
+        assert bits(hashed(each), expected) <= 2
         assert 20 <= expected.bit_count() <= 32  # half of them, less what is faint
 
 
@@ -100,7 +116,9 @@ def test_plain_pictures_share_the_hash_zero_and_rounding_makes_no_bits(level: in
 
 def test_sharpness_is_the_variance_of_the_laplacian(photographs: list[np.ndarray]) -> None:
     grey = cv2.cvtColor(photographs[0], cv2.COLOR_RGB2GRAY)
-    assert quality.measure(photographs[0])["sharpness"] == pytest.approx(scipy.ndimage.laplace(grey.astype(float), mode="mirror").var())
+    assert quality.measure(photographs[0])["sharpness"] == pytest.approx(
+        scipy.ndimage.laplace(grey.astype(float), mode="mirror").var()
+    )
 
 
 def test_sharpness_falls_with_blur_and_is_the_same_for_a_larger_copy(photographs: list[np.ndarray]) -> None:
@@ -135,8 +153,22 @@ def test_grey_pictures_are_known_as_grey_even_when_stored_as_colour(photographs:
         assert not quality.measure(spotted)["grey"]
     sepia = (without_colour(photographs[0]) * np.array([1.0, 0.85, 0.65])).astype(np.uint8)
     assert not quality.measure(sepia)["grey"]
-    colourful = {path.stem for path, each in zip(SHIPPED, photographs, strict=True) if not quality.measure(each)["grey"]}
-    assert colourful == {"astronaut", "chelsea", "coffee", "hubble_deep_field", "ihc", "retina", "rocket", "china", "flower"}
+    colourful = {
+        path.stem
+        for path, each in zip(SHIPPED, photographs, strict=True)
+        if not quality.measure(each)["grey"]
+    }
+    assert colourful == {
+        "astronaut",
+        "chelsea",
+        "coffee",
+        "hubble_deep_field",
+        "ihc",
+        "retina",
+        "rocket",
+        "china",
+        "flower",
+    }
 
 
 @pytest.mark.parametrize("size", [(64, 64), (1, 1), (3, 700), (512, 512)])
@@ -146,7 +178,11 @@ def test_every_image_has_finite_measures_in_the_stated_order(size: tuple[int, in
         found = quality.measure(pixels)
         assert tuple(found) == quality.MEASURES
         assert all(math.isfinite(found[name]) and found[name] >= 0 for name in quality.MEASURES)
-        assert 0 <= found["phash"] < 2**64 and isinstance(found["phash"], int) and isinstance(found["grey"], bool)
+        assert (
+            0 <= found["phash"] < 2**64
+            and isinstance(found["phash"], int)
+            and isinstance(found["grey"], bool)
+        )
 
 
 def test_measuring_changes_no_pixel(photographs: list[np.ndarray]) -> None:
@@ -159,14 +195,18 @@ def clustered(count: int, seed: int = 0) -> np.ndarray:
     """uint64 hashes in a few groups that touch: random ones with up to eight bits turned."""
     draw = np.random.default_rng(seed)
     centres = draw.integers(0, 2**64, 4, dtype=np.uint64)
-    turned = [sum(1 << int(bit) for bit in draw.choice(64, draw.integers(0, 9), replace=False)) for _ in range(count)]
+    turned = [
+        sum(1 << int(bit) for bit in draw.choice(64, draw.integers(0, 9), replace=False))
+        for _ in range(count)
+    ]
     return centres[draw.integers(0, 4, count)] ^ np.array(turned, np.uint64)
 
 
 def test_a_near_duplicate_is_led_by_the_earliest_of_its_kind() -> None:
     known = np.array([0b0000, 0xFF00], np.uint64)
     incoming = np.array([0xFF01, 0xF0F0F0F0, 0xF0F0F0F1, 0b0001], np.uint64)
-    assert duplicates.leaders(known, incoming, 1).tolist() == [1, -1, 3, 0]  # the second of the incoming is number 3
+    # the second of the incoming is number 3
+    assert duplicates.leaders(known, incoming, 1).tolist() == [1, -1, 3, 0]
 
 
 def test_an_image_that_follows_another_of_its_batch_has_that_ones_leader() -> None:
@@ -178,7 +218,8 @@ def test_an_image_that_follows_another_of_its_batch_has_that_ones_leader() -> No
 def test_an_image_that_bridges_two_groups_joins_the_earlier() -> None:
     known = np.array([0b0000, 0b1111, 0b1_0000], np.uint64)
     assert duplicates.leaders(known, np.array([0b0011], np.uint64), 2).tolist() == [0]
-    # The third is of the first's group; the bridge touches only it and the second, which came later than the first.
+    # The third is of the first's group; the bridge touches only it and the second, which came later than the
+    # first.
     led = np.array([0, 1, 0])
     assert duplicates.leaders(known, np.array([0b1_0111], np.uint64), 3, led).tolist() == [0]
     assert duplicates.leaders(known, np.array([0b1_0111], np.uint64), 3).tolist() == [1]
@@ -192,6 +233,8 @@ def test_groups_do_not_depend_on_how_the_images_are_batched(batch: int) -> None:
         led = np.concatenate([led, np.where(found < 0, np.arange(start, start + len(found)), found)])
     expected: list[int] = []
     for i, one in enumerate(hashes):
-        expected.append(min((expected[k] for k in range(i) if bits(int(one), int(hashes[k])) <= 6), default=i))
+        expected.append(
+            min((expected[k] for k in range(i) if bits(int(one), int(hashes[k])) <= 6), default=i)
+        )
     assert led.tolist() == expected
     assert 4 < len(set(expected)) < 60

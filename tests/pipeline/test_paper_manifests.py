@@ -1,4 +1,6 @@
-"""The thirteen manifests of the paper on tiny trees in the layouts of their data sets: which files are photographs, which are maps."""
+"""The thirteen manifests of the paper on tiny trees in the layouts of their data sets: which files are
+photographs, which are maps.
+"""
 
 import io
 import json
@@ -43,8 +45,17 @@ def internet(root: Path) -> list[str]:
     with tarfile.open(root / "internet/00000.tar", "w") as tar:
         for number in range(2):
             picture(root / "tmp.jpg", number)
-            told = {"caption": f"picture {number}", "url": f"https://x/{number}.jpg", "status": "success", "original_width": 600}
-            members = {"jpg": (root / "tmp.jpg").read_bytes(), "json": json.dumps(told).encode(), "txt": f"picture {number}".encode()}
+            told = {
+                "caption": f"picture {number}",
+                "url": f"https://x/{number}.jpg",
+                "status": "success",
+                "original_width": 600,
+            }
+            members = {
+                "jpg": (root / "tmp.jpg").read_bytes(),
+                "json": json.dumps(told).encode(),
+                "txt": f"picture {number}".encode(),
+            }
             for ending, data in members.items():
                 info = tarfile.TarInfo(f"00000000{number}.{ending}")
                 info.size = len(data)
@@ -68,7 +79,9 @@ def cartoons(root: Path) -> list[str]:
     (root / "cartoons").mkdir(parents=True)
     picture(root / "tmp.png")
     data = (root / "tmp.png").read_bytes()
-    pq.write_table(pa.table({"image": [data], "tags": ["1girl, hat"], "popularity": [7]}), root / "cartoons/0.parquet")
+    pq.write_table(
+        pa.table({"image": [data], "tags": ["1girl, hat"], "popularity": [7]}), root / "cartoons/0.parquet"
+    )
     (root / "tmp.png").unlink()
     return ["cartoons/0.parquet::0"]
 
@@ -93,11 +106,16 @@ def ade20k(root: Path) -> list[str]:
     ids(home / "annotations/training/ADE_train_00000001.png", 0, 13)
     ids(home / "annotations/validation/ADE_val_00000001.png", 1, 150)
     (home / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tStuff\tName\n")
-    return [f"ADEChallengeData2016/images/{name}" for name in ("training/ADE_train_00000001.jpg", "validation/ADE_val_00000001.jpg")]
+    return [
+        f"ADEChallengeData2016/images/{name}"
+        for name in ("training/ADE_train_00000001.jpg", "validation/ADE_val_00000001.jpg")
+    ]
 
 
 def cocostuff(root: Path) -> list[str]:
-    """As the data set's own instructions unpack it, and the pixel maps of stuff alone, which are not to be read, beside it."""
+    """As the data set's own instructions unpack it, and the pixel maps of stuff alone, which are not to be
+    read, beside it.
+    """
     home = root / "cocostuff"
     picture(home / "images/train2017/000000000009.jpg", 1)
     picture(home / "images/val2017/000000000139.jpg", 2)
@@ -111,7 +129,8 @@ def cocostuff(root: Path) -> list[str]:
 LAYOUTS: dict[str, Callable[[Path], list[str]]] = {
     "hough": places, "cartoon": cartoons, "normal": diode, "seg_ade20k": ade20k, "seg_coco": cocostuff,
 }  # fmt: skip
-CAPTIONS = {internet: ["picture 0", "picture 1"], cartoons: ["1girl, hat"]}  # the others have none, and BLIP makes them
+# the others have none, and BLIP makes them
+CAPTIONS = {internet: ["picture 0", "picture 1"], cartoons: ["1girl, hat"]}
 
 
 @pytest.mark.parametrize("path", sorted(PAPER.glob("*.yaml")), ids=lambda path: path.stem)
@@ -140,16 +159,23 @@ def test_a_manifest_of_the_paper_lists_the_photographs_of_its_data_set_and_nothi
     ],
 )
 def test_the_maps_of_a_data_set_become_ok_rows_with_its_numbers(
-    name: str, halves: list[tuple[object, object]], tmp_path: Path, controlmill: Command, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    halves: list[tuple[object, object]],
+    tmp_path: Path,
+    controlmill: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     LAYOUTS[name](tmp_path / "data")
     text = (PAPER / f"{name}.yaml").read_text()
-    (tmp_path / "here.yaml").write_text(re.sub(r"(?m)^captions:.*$", "", text))  # BLIP's weights need not be here
+    # BLIP's weights need not be here
+    (tmp_path / "here.yaml").write_text(re.sub(r"(?m)^captions:.*$", "", text))
     ran = controlmill("run", "here.yaml", "--stages", "ingest,annotate")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     catalog = Catalog(Workspace(tmp_path / "runs/paper" / name))
-    rows = catalog.query("SELECT status, a.shard, a.row FROM annotations a JOIN sources USING (image_id) ORDER BY uri")
+    rows = catalog.query(
+        "SELECT status, a.shard, a.row FROM annotations a JOIN sources USING (image_id) ORDER BY uri"
+    )
     assert [status for status, *_ in rows] == ["ok"] * len(halves)
     for (_, shard, row), (left, right) in zip(rows, halves, strict=True):
         stored = read_annotation(catalog.workspace, shard, row, name).map
@@ -163,23 +189,44 @@ def test_pixel_maps_of_stuff_alone_are_not_taken_for_things_and_stuff(tmp_path: 
     picture(tmp_path / "a.jpg")
     ids(tmp_path / "maps/a.png", 92, 183)
     one = manifest.Provided(path="maps/{stem}.png", labels="coco_stuff_png")
-    (raw,) = [it for it in sources.listing([manifest.FolderSource(kind="folder", path=str(tmp_path), provided={"seg_coco": one})],
-                                           manifest.Image()) if it.uri.endswith("jpg")]  # fmt: skip
-    assert "coco_stuff_png has no id 183" in str(provided.read(raw, ["seg_coco"], manifest.Image())["seg_coco"])
+    (raw,) = [
+        it
+        for it in sources.listing(
+            [manifest.FolderSource(kind="folder", path=str(tmp_path), provided={"seg_coco": one})],
+            manifest.Image(),
+        )
+        if it.uri.endswith("jpg")
+    ]
+    assert "coco_stuff_png has no id 183" in str(
+        provided.read(raw, ["seg_coco"], manifest.Image())["seg_coco"]
+    )
 
 
 def test_a_map_beside_an_image_is_no_photograph(tmp_path: Path) -> None:
     """Whatever its format: an array never is one, a picture not where a manifest says whose map it is."""
-    for name in ("a.png", "a_depth.png", "a_mask.png", "b.png", "b_label.png", "c/a.jpg", "c/a_depth.png", "c/a.png"):
+    for name in (
+        "a.png",
+        "a_depth.png",
+        "a_mask.png",
+        "b.png",
+        "b_label.png",
+        "c/a.jpg",
+        "c/a_depth.png",
+        "c/a.png",
+    ):
         picture(tmp_path / name)
     for name in ("a_x.npy", "a_x.NPZ", "a.exr", "a.pfm", "a.mat"):
         (tmp_path / name).write_bytes(b"x")
-    depth = manifest.Provided(path="{folder}/{stem}_depth.png", mask="./{folder}/{stem}_mask.png", depth="distance")
+    depth = manifest.Provided(
+        path="{folder}/{stem}_depth.png", mask="./{folder}/{stem}_mask.png", depth="distance"
+    )
     labels = manifest.Provided(path="{folder}/{stem}.png", labels="ade20k_png")
 
     def found(**provided: manifest.Provided) -> list[str]:
         source = manifest.FolderSource(kind="folder", path=str(tmp_path), provided=provided)
-        return [str(Path(raw.uri).relative_to(tmp_path)) for raw in sources.listing([source], manifest.Image())]
+        return [
+            str(Path(raw.uri).relative_to(tmp_path)) for raw in sources.listing([source], manifest.Image())
+        ]
 
     assert found(depth_large=depth) == ["a.png", "b.png", "b_label.png", "c/a.jpg", "c/a.png"]
     assert "c/a.png" not in found(depth_large=depth, seg_ade20k=labels), "the labels of c/a.jpg"
@@ -190,7 +237,10 @@ def test_a_map_beside_an_image_is_no_photograph(tmp_path: Path) -> None:
 def test_no_manifest_and_no_page_names_a_repository_that_has_left_the_hub() -> None:
     root = Path(__file__).parents[2]
     folders = [root / name for name in ("manifests", "docs", "pipeline", "annotate", "train", "evaluate")]
-    pages = [root / "README.md", *(path for folder in folders for path in folder.rglob("*") if path.suffix in (".yaml", ".md", ".py"))]
+    pages = [
+        root / "README.md",
+        *(path for folder in folders for path in folder.rglob("*") if path.suffix in (".yaml", ".md", ".py")),
+    ]
     assert len(pages) > 100
     gone = ("stabilityai/stable-diffusion-2", "runwayml/")
     assert not [str(path) for path in pages if any(name in path.read_text(encoding="utf-8") for name in gone)]

@@ -1,4 +1,6 @@
-"""The small demo, as it is shipped: scenes, maps, latents, four ControlNets that go on from shipped ones, samples, scores, a table."""
+"""The small demo, as it is shipped: scenes, maps, latents, four ControlNets that go on from shipped ones,
+samples, scores, a table.
+"""
 
 import re
 import subprocess
@@ -17,7 +19,14 @@ QUICK = Path(__file__).parents[2] / "manifests" / "quick.yaml"
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, address: str) -> tuple[Path, str]:
     root = tmp_path_factory.mktemp("quick")
-    done = subprocess.run([*COMMAND, "run", str(QUICK), "--address", address], cwd=root, env=OPEN, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [*COMMAND, "run", str(QUICK), "--address", address],
+        cwd=root,
+        env=OPEN,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return root / manifest.load(QUICK).workspace, done.stdout
 
@@ -27,8 +36,13 @@ def test_it_ends_with_a_row_for_each_condition_and_the_place_of_the_report(ran: 
     table = told[told.index("  condition") :]
     for name in ("canny", "pose_openpose", "seg_ade20k", "depth_large"):
         row = re.search(rf"^[* ] {name} .*$", table, re.M)
-        assert row and len(re.findall(r"\d±\d", row.group())) >= 5, f"a loss gap and scores with their reach: {table}"
-    assert f"{workspace.name}/report/index.html shows all of it" in table and (workspace / "report/leaderboard/leaderboard.html").is_file()
+        assert row and len(re.findall(r"\d±\d", row.group())) >= 5, (
+            f"a loss gap and scores with their reach: {table}"
+        )
+    assert (
+        f"{workspace.name}/report/index.html shows all of it" in table
+        and (workspace / "report/leaderboard/leaderboard.html").is_file()
+    )
 
 
 def test_what_is_shipped_follows_its_hints(ran: tuple[Path, str]) -> None:
@@ -39,12 +53,22 @@ def test_what_is_shipped_follows_its_hints(ran: tuple[Path, str]) -> None:
     seen = {}
     for (run,) in catalog.query("SELECT run FROM runs"):
         held_out = [row["held_out"] for row in read_log(Workspace(ran[0]).run(run)) if "held_out" in row]
-        seen |= {condition: [measured[condition] for measured in (held_out[0], held_out[-1])] for condition in held_out[0]}
-    assert len(seen) == 4 and all(told["control"] > 0 and told["gap"] > 0 for both in seen.values() for told in both), seen
+        seen |= {
+            condition: [measured[condition] for measured in (held_out[0], held_out[-1])]
+            for condition in held_out[0]
+        }
+    assert len(seen) == 4 and all(
+        told["control"] > 0 and told["gap"] > 0 for both in seen.values() for told in both
+    ), seen
 
 
-def test_depth_and_labels_of_samples_are_nearer_to_their_own_hint_than_to_anothers(ran: tuple[Path, str]) -> None:
+def test_depth_and_labels_of_samples_are_nearer_to_their_own_hint_than_to_anothers(
+    ran: tuple[Path, str],
+) -> None:
     scores = Catalog(Workspace(ran[0])).query("SELECT condition, metric, arm, value FROM scores")
     found = {(condition, metric, arm): value for condition, metric, arm, value in scores}
     assert found["seg_ade20k", "miou", "control"] > found["seg_ade20k", "miou", "shuffled_condition"]
-    assert found["depth_large", "depth_rmse", "control"] < found["depth_large", "depth_rmse", "shuffled_condition"]
+    assert (
+        found["depth_large", "depth_rmse", "control"]
+        < found["depth_large", "depth_rmse", "shuffled_condition"]
+    )

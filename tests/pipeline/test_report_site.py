@@ -42,41 +42,137 @@ def picture(seed: int, kind: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def score(system: str, value: float, *, baseline: bool = False, metric: str = "edge_f1", **more: object) -> ScoreRow:
-    row = ScoreRow(system=system, baseline=baseline, condition="canny", metric=metric, value=value, low=value - 0.05, high=value + 0.05,
-                   n=12, n_failed=1, higher_is_better=True, definition="F1 of edges", detector="1a2b3c4d5e6f7788", seeds=(0,))
+def score(
+    system: str, value: float, *, baseline: bool = False, metric: str = "edge_f1", **more: object
+) -> ScoreRow:
+    row = ScoreRow(
+        system=system,
+        baseline=baseline,
+        condition="canny",
+        metric=metric,
+        value=value,
+        low=value - 0.05,
+        high=value + 0.05,
+        n=12,
+        n_failed=1,
+        higher_is_better=True,
+        definition="F1 of edges",
+        detector="1a2b3c4d5e6f7788",
+        seeds=(0,),
+    )
     return replace(row, **more)
 
 
 @pytest.fixture
 def data() -> ReportData:
     return ReportData(
-        name="demo", made_at="2026-11-23 00:14 UTC", version="controlmill 0.1.0", manifest=f"name: demo\n# {EVIL}\n",
-        machine={"cpu": "2 cores"}, notes=("The base model has random weights.",),
+        name="demo",
+        made_at="2026-11-23 00:14 UTC",
+        version="controlmill 0.1.0",
+        manifest=f"name: demo\n# {EVIL}\n",
+        machine={"cpu": "2 cores"},
+        notes=("The base model has random weights.",),
         stages=(Stage(name="ingest", state="done", detail="3 images"), Stage(name="train", state="running")),
-        ingest=Ingest(by_status={"ok": 3, "failed": 1}, by_split={"train": 2, "test": 1}, by_size={"512×512": 3},
-                      n_sources=5, n_duplicates=1, reasons=(Reason(text="truncated file", count=1, examples=(f"photos/{EVIL}.jpg",)),)),
+        ingest=Ingest(
+            by_status={"ok": 3, "failed": 1},
+            by_split={"train": 2, "test": 1},
+            by_size={"512×512": 3},
+            n_sources=5,
+            n_duplicates=1,
+            reasons=(Reason(text="truncated file", count=1, examples=(f"photos/{EVIL}.jpg",)),),
+        ),
         conditions=(
-            Condition(name="canny", title="Canny edges", kind="edges", state="made", detector="opencv-canny", version="1",
-                      licence="Apache-2.0", fingerprint="00ff00ff00ff00ff", ok=2, skipped=1, seconds=0.004, measures={"edge_fraction": 0.1},
-                      reasons=(Reason(text="no edge found", count=1, status="skipped"),)),
-            Condition(name="depth_large", title="Depth", kind="depth", state="lacking", lacks="MiDaS weights from the hub"),
+            Condition(
+                name="canny",
+                title="Canny edges",
+                kind="edges",
+                state="made",
+                detector="opencv-canny",
+                version="1",
+                licence="Apache-2.0",
+                fingerprint="00ff00ff00ff00ff",
+                ok=2,
+                skipped=1,
+                seconds=0.004,
+                measures={"edge_fraction": 0.1},
+                reasons=(Reason(text="no edge found", count=1, status="skipped"),),
+            ),
+            Condition(
+                name="depth_large",
+                title="Depth",
+                kind="depth",
+                state="lacking",
+                lacks="MiDaS weights from the hub",
+            ),
         ),
         contact=(
-            ContactRow(image_id="a" * 64, uri="photos/cat.png", caption=EVIL, split="train", image=picture(0, "JPEG"),
-                       maps={"canny": picture(1)}),
-            ContactRow(image_id="b" * 64, uri="photos/sky.png", caption="sky", split="test", image=picture(2),
-                       maps={"canny": "no edge found"}),
+            ContactRow(
+                image_id="a" * 64,
+                uri="photos/cat.png",
+                caption=EVIL,
+                split="train",
+                image=picture(0, "JPEG"),
+                maps={"canny": picture(1)},
+            ),
+            ContactRow(
+                image_id="b" * 64,
+                uri="photos/sky.png",
+                caption="sky",
+                split="test",
+                image=picture(2),
+                maps={"canny": "no edge found"},
+            ),
         ),
-        runs=(Run(name="canny-full", conditions=("canny",), base="tiny", random_weights=True, images_seen=800, steps=200, seconds=65.0,
-                  images_per_second=12.3, loss=tuple((4.0 * i, 1 / (1 + i)) for i in range(200)), checkpoint="checkpoints/canny-full",
-                  gaps={"canny": ((400.0, 0.0, 0.0), (800.0, 0.2, -0.1)), "hed": ((400.0, 0.0, None),)}, follows={"canny": 800}),),
-        scores=(score("no_control", 0.1, baseline=True),
-                score("canny-full", 0.3, comparisons=(Comparison(against="no_control", difference=0.2, low=0.1, high=0.3, p=0.0005),))),
-        evidence=(Evidence(condition="canny", image_id="b" * 64, prompt="sky", seed=7, hint=picture(1), source=picture(2), outputs=(
-            Generated(system="canny-full", baseline=False, image=picture(3), reread=picture(4), values={"edge_f1": 0.31}),
-            Generated(system="no_control", baseline=True, image=picture(5), reread="the detector found nothing", values={"edge_f1": 0.0}),
-        )),),
+        runs=(
+            Run(
+                name="canny-full",
+                conditions=("canny",),
+                base="tiny",
+                random_weights=True,
+                images_seen=800,
+                steps=200,
+                seconds=65.0,
+                images_per_second=12.3,
+                loss=tuple((4.0 * i, 1 / (1 + i)) for i in range(200)),
+                checkpoint="checkpoints/canny-full",
+                gaps={"canny": ((400.0, 0.0, 0.0), (800.0, 0.2, -0.1)), "hed": ((400.0, 0.0, None),)},
+                follows={"canny": 800},
+            ),
+        ),
+        scores=(
+            score("no_control", 0.1, baseline=True),
+            score(
+                "canny-full",
+                0.3,
+                comparisons=(Comparison(against="no_control", difference=0.2, low=0.1, high=0.3, p=0.0005),),
+            ),
+        ),
+        evidence=(
+            Evidence(
+                condition="canny",
+                image_id="b" * 64,
+                prompt="sky",
+                seed=7,
+                hint=picture(1),
+                source=picture(2),
+                outputs=(
+                    Generated(
+                        system="canny-full",
+                        baseline=False,
+                        image=picture(3),
+                        reread=picture(4),
+                        values={"edge_f1": 0.31},
+                    ),
+                    Generated(
+                        system="no_control",
+                        baseline=True,
+                        image=picture(5),
+                        reread="the detector found nothing",
+                        values={"edge_f1": 0.0},
+                    ),
+                ),
+            ),
+        ),
     )
 
 
@@ -109,11 +205,30 @@ class Page(HTMLParser):
 def test_the_page_shows_every_part_of_the_data(data, tmp_path):
     text = Page(render(data, tmp_path)).text
     for words in (
-        "demo", "5 addresses read, 1 of them exact duplicates", "truncated file", "2 train", "opencv-canny", "250",
-        "MiDaS weights from the hub", "cat.png", "canny-full", "800 in 200 steps", "1 min 05 s", "random weights",
-        "canny: what its hint saves", "Follows its condition since 800 images.",
-        "0.300", "0.250 – 0.350", "+0.200", "p < 0.001", "baseline", "seed 7",
-        "the detector found nothing", "2 cores", "The resolved manifest", "no edge found",
+        "demo",
+        "5 addresses read, 1 of them exact duplicates",
+        "truncated file",
+        "2 train",
+        "opencv-canny",
+        "250",
+        "MiDaS weights from the hub",
+        "cat.png",
+        "canny-full",
+        "800 in 200 steps",
+        "1 min 05 s",
+        "random weights",
+        "canny: what its hint saves",
+        "Follows its condition since 800 images.",
+        "0.300",
+        "0.250 – 0.350",
+        "+0.200",
+        "p < 0.001",
+        "baseline",
+        "seed 7",
+        "the detector found nothing",
+        "2 cores",
+        "The resolved manifest",
+        "no edge found",
     ):
         assert words in text, words
 
@@ -125,7 +240,7 @@ def test_one_that_followed_before_its_training_is_not_said_to_have_begun_at_imag
 
 def test_captions_names_and_manifests_are_escaped(data, tmp_path):
     page = Page(render(replace(data, name=EVIL), tmp_path))
-    assert len(list(page.all("script"))) == 1               # the page's own
+    assert len(list(page.all("script"))) == 1  # the page's own
     assert not any("onerror" in attributes for _, attributes in page.tags)
     assert EVIL in page.text
 
@@ -134,9 +249,16 @@ def test_the_page_needs_nothing_from_elsewhere_and_every_file_it_names_is_there(
     index = render(data, tmp_path)
     text = index.read_text(encoding="utf-8")
     assert "http://" not in text and "https://" not in text and "@import" not in text and "url(" not in text
-    named = {attributes[key] for tag, attributes in Page(index).tags for key in ("src", "href") if key in attributes}
+    named = {
+        attributes[key]
+        for tag, attributes in Page(index).tags
+        for key in ("src", "href")
+        if key in attributes
+    }
     files = {name for name in named if not name.startswith(("#", "data:"))}
-    assert len(files) == 6 and all((tmp_path / name).is_file() and not Path(name).is_absolute() for name in files)
+    assert len(files) == 6 and all(
+        (tmp_path / name).is_file() and not Path(name).is_absolute() for name in files
+    )
     assert str(tmp_path) not in text
 
 
@@ -146,18 +268,28 @@ def test_pictures_have_alternative_text_and_size_and_link_to_themselves_without_
     assert images and all(image["alt"] for image in images)
     framed = [image for image in images if image.get("width")]
     assert all((image["width"], image["height"]) == ("48", "32") for image in framed)
-    assert {link["href"] for link in page.all("a") if "frame" in link.get("class", "")} == {image["src"] for image in framed}
+    assert {link["href"] for link in page.all("a") if "frame" in link.get("class", "")} == {
+        image["src"] for image in framed
+    }
     assert all(header.get("scope") for header in page.all("th"))
 
 
 def test_an_empty_report_says_what_has_not_run_yet(tmp_path):
     text = Page(render(ReportData(name="new"), tmp_path)).text
-    for words in ("No images have been read yet", "No maps have been made yet", "Training has not run yet", "Nothing has been scored yet"):
+    for words in (
+        "No images have been read yet",
+        "No maps have been made yet",
+        "Training has not run yet",
+        "Nothing has been scored yet",
+    ):
         assert words in text
 
 
 def test_a_picture_that_is_none_is_said_in_words_and_does_not_stop_the_report(data, tmp_path):
-    rows = (replace(data.contact[0], image=b"not a picture", maps={"canny": b"\x89PNG broken"}), *data.contact[1:])
+    rows = (
+        replace(data.contact[0], image=b"not a picture", maps={"canny": b"\x89PNG broken"}),
+        *data.contact[1:],
+    )
     assert Page(render(replace(data, contact=rows), tmp_path)).text.count("unreadable picture") == 2
 
 
@@ -191,34 +323,70 @@ def test_a_report_that_fails_half_way_leaves_the_older_one_whole(data, tmp_path,
 
 
 def test_scores_put_systems_before_baselines_and_mark_the_best_baseline():
-    rows = (score("shuffled_condition", 0.2, baseline=True), score("canny-full", 0.4), score("no_control", 0.1, baseline=True),
-            score("canny-full", 0.5, metric="edge_f1_1px", low=None, high=None))
+    rows = (
+        score("shuffled_condition", 0.2, baseline=True),
+        score("canny-full", 0.4),
+        score("no_control", 0.1, baseline=True),
+        score("canny-full", 0.5, metric="edge_f1_1px", low=None, high=None),
+    )
     first, second = score_groups(rows)
     assert [row.system for row in first.rows] == ["canny-full", "shuffled_condition", "no_control"]
     assert first.floor == 0.2 and (first.axis.low, first.axis.high) == (0, 0.5)
     assert second.metric == "edge_f1_1px" and second.floor is None
-    errors = (score("no_control", 9.0, baseline=True, higher_is_better=False), score("other", 7.0, baseline=True, higher_is_better=False))
+    errors = (
+        score("no_control", 9.0, baseline=True, higher_is_better=False),
+        score("other", 7.0, baseline=True, higher_is_better=False),
+    )
     assert score_groups(errors)[0].floor == 7.0
     assert score_groups((score("canny-full", 0.0, low=None, high=None),))[0].axis.high > 0
 
 
 def test_the_real_image_is_no_floor():
-    (group,) = score_groups((score("run", 0.3), score("no_control", 0.1, baseline=True), score("real_image", 1.0, baseline=True, ceiling=True)))
+    (group,) = score_groups(
+        (
+            score("run", 0.3),
+            score("no_control", 0.1, baseline=True),
+            score("real_image", 1.0, baseline=True, ceiling=True),
+        )
+    )
     assert group.floor == 0.1
 
 
 def test_the_page_begins_with_what_the_training_changed(data, tmp_path):
     canny = SummaryRow(
-        condition="canny", model=EVIL, metric="edge_f1", higher_is_better=True, gap_before=Number(value=1.25, reach=0.5), gap=Number(value=12.0),
-        trained=Number(value=0.5, reach=0.034), ceiling=Number(value=0.9), share=Number(value=-5.4, reach=7.0), beyond_both=True,
-        baselines={"warm_start": Number(value=0.4, reach=0.02), "no_control": Number(value=0.1)}, verdicts={"warm_start": "<", "no_control": ">"},
-    )  # fmt: skip
+        condition="canny",
+        model=EVIL,
+        metric="edge_f1",
+        higher_is_better=True,
+        gap_before=Number(value=1.25, reach=0.5),
+        gap=Number(value=12.0),
+        trained=Number(value=0.5, reach=0.034),
+        ceiling=Number(value=0.9),
+        share=Number(value=-5.4, reach=7.0),
+        beyond_both=True,
+        baselines={"warm_start": Number(value=0.4, reach=0.02), "no_control": Number(value=0.1)},
+        verdicts={"warm_start": "<", "no_control": ">"},
+    )
     path = render(replace(data, summary=(canny,)), tmp_path)
     page = Page(path)
     head = page.text.split("Read this first")[0]
-    assert all(text in head for text in ("1.2 ± 0.5", "12.0", "0.500 ± 0.034", "0.400 ± 0.020 <", "0.100 >", "0.900", "−5 ± 7 %", "*")), head
+    assert all(
+        text in head
+        for text in (
+            "1.2 ± 0.5",
+            "12.0",
+            "0.500 ± 0.034",
+            "0.400 ± 0.020 <",
+            "0.100 >",
+            "0.900",
+            "−5 ± 7 %",
+            "*",
+        )
+    ), head
     assert "Model" not in head, "one model a condition needs no name"
-    head = Page(render(replace(data, summary=(canny, replace(canny, model="other"))), tmp_path)).text.split("Read this first")[0]
+    head = Page(render(replace(data, summary=(canny, replace(canny, model="other"))), tmp_path)).text.split(
+        "Read this first"
+    )[0]
     assert "Model" in head and EVIL in head and "other" in head and "<script>alert" not in path.read_text()
 
 
@@ -227,10 +395,15 @@ def test_a_score_without_interval_says_why(data, tmp_path):
     assert "too few images" in Page(render(alone, tmp_path)).text
 
 
-@pytest.mark.parametrize(("low", "high", "labels"), [
-    (0.0, 0.31, ["0.0", "0.1", "0.2", "0.3", "0.4"]), (0, 1000, ["0", "200", "400", "600", "800", "1,000"]),
-    (0.11, 0.14, ["0.11", "0.12", "0.13", "0.14"]), (-0.5, 0.5, ["-0.6", "-0.4", "-0.2", "0.0", "0.2", "0.4", "0.6"]),
-])
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0.0, 0.31, ["0.0", "0.1", "0.2", "0.3", "0.4"]),
+        (0, 1000, ["0", "200", "400", "600", "800", "1,000"]),
+        (0.11, 0.14, ["0.11", "0.12", "0.13", "0.14"]),
+        (-0.5, 0.5, ["-0.6", "-0.4", "-0.2", "0.0", "0.2", "0.4", "0.6"]),
+    ],
+)
 def test_axes_have_round_ticks_that_hold_the_data(low, high, labels):
     made = axis(low, high)
     assert [label for _, label in made.ticks] == labels
@@ -260,7 +433,8 @@ def test_the_loss_gap_shows_both_hints_and_waits_for_two_measures():
     assert plot is not None and plot.last == 0.5 and plot.n == 3
     assert plot.y.low <= -0.1 and plot.y.high >= 0.5  # one scale for both
     assert plot.smooth.count("L") == 2 and plot.raw.count("L") == 1
-    alone = gap_plot([(400.0, 0.1, None), (800.0, 0.3, None)])  # one held-out pair has nobody to borrow a hint from
+    # one held-out pair has nobody to borrow a hint from
+    alone = gap_plot([(400.0, 0.1, None), (800.0, 0.3, None)])
     assert alone is not None and alone.raw == ""
     assert gap_plot([(400.0, 0.1, 0.1)]) is None
 
@@ -269,15 +443,29 @@ def test_the_course_of_a_training_is_drawn_with_its_intervals_and_the_floor(data
     points = ((0, 0.1, None, None), (400, 0.2, 0.15, 0.25), (800, 0.6, 0.5, 0.7))
     plot = course_plot(points, 0.12)
     assert plot is not None and plot.last == 0.6 and plot.n == 3 and plot.y.low <= 0.1 and plot.y.high >= 0.7
-    assert plot.smooth.count("L") == 2 and plot.raw.count("M") == 3 + 1, "an interval at each point, and the floor"
+    assert plot.smooth.count("L") == 2 and plot.raw.count("M") == 3 + 1, (
+        "an interval at each point, and the floor"
+    )
     assert course_plot(points[:1], 0.12) is None
     course = Course(metric="edge_f1", higher_is_better=True, floor=0.12, points=points)
     path = render(replace(data, runs=(replace(data.runs[0], courses={"canny": course}),)), tmp_path)
-    assert "canny: how well it is followed" in Page(path).text and 'aria-label="Fidelity of canny over images seen' in path.read_text()
+    assert (
+        "canny: how well it is followed" in Page(path).text
+        and 'aria-label="Fidelity of canny over images seen' in path.read_text()
+    )
     assert "how well it is followed" not in render(data, tmp_path).read_text()
 
 
 def test_the_report_is_written_without_the_heavy_libraries():
-    code = "import sys, pipeline.report.site; print([m for m in ('duckdb', 'ray', 'torch', 'diffusers', 'cv2') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    code = (
+        "import sys, pipeline.report.site; print([m for m in ('duckdb', 'ray', 'torch', 'diffusers', 'cv2')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
     assert done.stdout.strip() == "[]"

@@ -37,7 +37,9 @@ def test_every_image_has_one_row_for_every_condition_and_a_second_run_does_nothi
     path = manifest(conditions="{canny: {}, hough: {}, cartoon: {}}")
     first = process("run", path, *STAGES)
     assert first.returncode == 0, first.stderr
-    assert query(tmp_path, "SELECT count(*), count(DISTINCT (image_id, condition)) FROM annotations") == [(30, 30)]
+    assert query(tmp_path, "SELECT count(*), count(DISTINCT (image_id, condition)) FROM annotations") == [
+        (30, 30)
+    ]
     assert query(tmp_path, "SELECT count(*) FROM images WHERE status = 'ok'") == [(10,)]
     assert query(tmp_path, "SELECT caption FROM sources WHERE uri LIKE '%003.jpg'") == [("picture 3",)]
     before = files(tmp_path)
@@ -63,18 +65,22 @@ def test_each_bad_file_is_a_row_with_its_reason_and_doubles_are_kept_once(
     rows = dict(
         query(
             tmp_path,
-            "SELECT regexp_extract(uri, '[^/]*$'), images.reason FROM sources JOIN images USING (image_id) WHERE status = 'failed'",
+            "SELECT regexp_extract(uri, '[^/]*$'), images.reason FROM sources JOIN images USING (image_id)"
+            " WHERE status = 'failed'",
         )
     )
     assert rows == {
-        "bad-empty.jpg": "empty file", "bad-text.jpg": "not an image of a known format",
-        "bad-truncated.jpg": rows["bad-truncated.jpg"], "bad-dangling.jpg": "can't be read: No such file or directory",
-    }  # fmt: skip
+        "bad-empty.jpg": "empty file",
+        "bad-text.jpg": "not an image of a known format",
+        "bad-truncated.jpg": rows["bad-truncated.jpg"],
+        "bad-dangling.jpg": "can't be read: No such file or directory",
+    }
     assert "truncated" in rows["bad-truncated.jpg"]
     assert query(tmp_path, "SELECT count(*) FROM images WHERE status = 'ok'") == [(9,)]
     same = query(
         tmp_path,
-        "SELECT regexp_extract(uri, '[^/]*$') FROM sources WHERE image_id = (SELECT image_id FROM sources WHERE uri LIKE '%/000.jpg') ORDER BY 1",
+        "SELECT regexp_extract(uri, '[^/]*$') FROM sources WHERE image_id = (SELECT image_id FROM sources"
+        " WHERE uri LIKE '%/000.jpg') ORDER BY 1",
     )
     assert [name for (name,) in same] == ["000.jpg", "001-same.jpg", "zzz-same.jpg"]
     assert query(tmp_path, "SELECT count(*) FROM annotations") == [(9,)]
@@ -85,7 +91,9 @@ def test_each_bad_file_is_a_row_with_its_reason_and_doubles_are_kept_once(
     assert controlmill("run", manifest(), *STAGES).returncode == 3
     retried = controlmill("run", manifest(), *STAGES, "--retry-failed")
     assert retried.returncode == 3 and "4 new addresses" in retried.stdout
-    assert query(tmp_path, "SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'failed') FROM images") == [(10, 3)]
+    assert query(
+        tmp_path, "SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'failed') FROM images"
+    ) == [(10, 3)]
     assert query(tmp_path, "SELECT count(*) FROM annotations") == [(10,)]
     assert controlmill("verify", "ws").returncode == 0
     everything = query(tmp_path, EVERYTHING)
@@ -93,8 +101,10 @@ def test_each_bad_file_is_a_row_with_its_reason_and_doubles_are_kept_once(
     assert query(tmp_path, EVERYTHING) == everything
 
 
-EVERYTHING = """SELECT uri, s.image_id, i.status, i.reason, i.split, a.condition, a.fingerprint, a.status, a.reason, a.measures, a.shard, a.row
-                FROM sources s JOIN images i USING (image_id) LEFT JOIN annotations a USING (image_id) ORDER BY ALL"""
+EVERYTHING = """SELECT uri, s.image_id, i.status, i.reason, i.split, a.condition, a.fingerprint, a.status,
+                a.reason, a.measures, a.shard, a.row
+                FROM sources s JOIN images i USING (image_id) LEFT JOIN annotations a USING (image_id) ORDER
+                BY ALL"""
 
 
 def _other_jpeg() -> bytes:
@@ -117,10 +127,16 @@ def test_new_images_and_new_conditions_cost_only_themselves(
     assert controlmill("run", manifest(conditions="{canny: {}, hough: {}}"), *STAGES).returncode == 0
     after = files(tmp_path)
     assert {path: after[path] for path in before} == before
-    assert query(tmp_path, "SELECT condition, count(*) FROM annotations GROUP BY ALL ORDER BY ALL") == [("canny", 9), ("hough", 9)]
+    assert query(tmp_path, "SELECT condition, count(*) FROM annotations GROUP BY ALL ORDER BY ALL") == [
+        ("canny", 9),
+        ("hough", 9),
+    ]
     changed = controlmill("run", manifest(conditions="{canny: {low: 50}, hough: {}}"), *STAGES)
     assert changed.returncode == 0
-    assert query(tmp_path, "SELECT condition, count(*) FROM annotations GROUP BY ALL ORDER BY ALL") == [("canny", 9), ("hough", 9)]
+    assert query(tmp_path, "SELECT condition, count(*) FROM annotations GROUP BY ALL ORDER BY ALL") == [
+        ("canny", 9),
+        ("hough", 9),
+    ]
     new = set(files(tmp_path)) - set(after)
     assert new and all("/maps/canny/" in path for path in new)
 
@@ -132,7 +148,10 @@ def test_a_broken_shard_is_found_repaired_and_made_again(
     path = manifest()
     assert controlmill("run", path, *STAGES).returncode == 0
     everything = query(tmp_path, EVERYTHING)
-    maps, images = sorted((tmp_path / "ws/shards/maps").rglob("*.parquet")), sorted((tmp_path / "ws/shards/images").rglob("*.parquet"))
+    maps, images = (
+        sorted((tmp_path / "ws/shards/maps").rglob("*.parquet")),
+        sorted((tmp_path / "ws/shards/images").rglob("*.parquet")),
+    )
     maps[0].write_bytes(maps[0].read_bytes()[:-50])
     images[1].unlink()
     found = controlmill("verify", "ws")
@@ -191,7 +210,12 @@ def test_a_damaged_manifest_of_a_workspace_names_its_remedy(
         saved.write_bytes(data)
         for command in (("status", "ws"), ("run", path, *STAGES), ("catalog", "rebuild", "ws")):
             ran = controlmill(*command)
-            assert ran.returncode == 1 and "Traceback" not in ran.stderr and "delete it" in ran.stderr and str(saved) in ran.stderr, ran.stderr
+            assert (
+                ran.returncode == 1
+                and "Traceback" not in ran.stderr
+                and "delete it" in ran.stderr
+                and str(saved) in ran.stderr
+            ), ran.stderr
     saved.unlink()
     assert controlmill("run", path, *STAGES).returncode == 0
     assert controlmill("status", "ws").returncode == 0
@@ -211,7 +235,9 @@ def test_orphans_of_another_state_never_stand_in_the_way_after_a_rebuild(
             assert controlmill("run", path, *STAGES).returncode == 0
         assert controlmill("catalog", "rebuild", "ws").returncode == 0
         assert controlmill("run", path, *STAGES).returncode == 0
-        assert query(tmp_path, "SELECT count(*), count(DISTINCT (image_id, condition)) FROM annotations") == [(7, 7)]
+        assert query(tmp_path, "SELECT count(*), count(DISTINCT (image_id, condition)) FROM annotations") == [
+            (7, 7)
+        ]
         assert controlmill("verify", "ws").returncode == 0
 
 
@@ -221,10 +247,17 @@ def test_a_selection_can_neither_leave_its_condition_nor_silence_another(
     folder(5)
     refused = manifest(conditions="{canny: {select: {where: \"condition = 'x') OR (true\"}}, hough: {}}")
     ran = controlmill("run", refused, *STAGES)
-    assert ran.returncode == 1 and "conditions.canny.select.where is not one condition" in ran.stderr and "Traceback" not in ran.stderr
-    controlmill("run", manifest(conditions='{canny: {select: {where: "true -- and no more"}}, hough: {}}'), *STAGES)
+    assert (
+        ran.returncode == 1
+        and "conditions.canny.select.where is not one condition" in ran.stderr
+        and "Traceback" not in ran.stderr
+    )
+    controlmill(
+        "run", manifest(conditions='{canny: {select: {where: "true -- and no more"}}, hough: {}}'), *STAGES
+    )
     pairs, made = (
-        dict(query(tmp_path, f"SELECT condition, count(*) FROM {rows} GROUP BY ALL")) for rows in ("pairs", "annotations WHERE status = 'ok'")
+        dict(query(tmp_path, f"SELECT condition, count(*) FROM {rows} GROUP BY ALL"))
+        for rows in ("pairs", "annotations WHERE status = 'ok'")
     )
     assert pairs["hough"] == made["hough"] and pairs.get("canny", 0) <= made["canny"]
 
@@ -237,34 +270,78 @@ def test_detect_draws_each_image_and_condition_once_under_a_name_of_its_own(
     shutil.copy(photos / "001.jpg", tmp_path / "other" / "000.jpg")
     (photos / "bad.jpg").write_text("hello")
     images = (photos / "000.jpg", tmp_path / "other" / "000.jpg", photos / "bad.jpg")
-    ran = process("detect", *images, "--condition", "canny", "--condition", "hough", "--out", "maps", "--resolution", "128")
+    ran = process(
+        "detect",
+        *images,
+        "--condition",
+        "canny",
+        "--condition",
+        "hough",
+        "--out",
+        "maps",
+        "--resolution",
+        "128",
+    )
     assert ran.returncode == 3 and "bad.jpg: not an image" in ran.stderr
-    assert len(ran.stdout.split()) == len(set(ran.stdout.split())) == len(list((tmp_path / "maps").glob("*.png"))) == 4
+    assert (
+        len(ran.stdout.split())
+        == len(set(ran.stdout.split()))
+        == len(list((tmp_path / "maps").glob("*.png")))
+        == 4
+    )
     wrong = process("detect", images[0], "--condition", "cany", "--out", "maps")
-    assert wrong.returncode == 1 and "unknown condition 'cany'" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert (
+        wrong.returncode == 1
+        and "unknown condition 'cany'" in wrong.stderr
+        and "Traceback" not in wrong.stderr
+    )
 
 
-def test_detect_says_of_each_image_what_was_found_to_be_empty(controlmill: Command, folder: Callable[[int], Path], tmp_path: Path) -> None:
-    """As a run has rows: a skipped map is kept and is no failure; what failed is 3, and 1 where nothing could be done."""
+def test_detect_says_of_each_image_what_was_found_to_be_empty(
+    controlmill: Command, folder: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """As a run has rows: a skipped map is kept and is no failure; what failed is 3, and 1 where nothing could
+    be done.
+    """
     photo, grey = folder(1) / "000.jpg", tmp_path / "grey.png"
     Image.new("RGB", (128, 128), (120, 120, 120)).save(grey)
     (tmp_path / "bad.jpg").write_text("hello")
-    asked = ("--condition", "canny", "--condition", "hough", "--condition", "cartoon", "--out", "maps", "--resolution", "128")
+    asked = (
+        "--condition",
+        "canny",
+        "--condition",
+        "hough",
+        "--condition",
+        "cartoon",
+        "--out",
+        "maps",
+        "--resolution",
+        "128",
+    )
     ran = controlmill("detect", photo, grey, *asked)
     assert ran.returncode == 0 and len(ran.stdout.splitlines()) == 6, ran.stderr
     assert ran.stderr.splitlines() == [
         f"{grey}: {name}: skipped: no {what}; kept as maps/grey.{name}.png"
         for name, what in (("canny", "edges"), ("hough", "lines"), ("cartoon", "edges"))
     ]
-    assert {str(path.relative_to(tmp_path)) for path in (tmp_path / "maps").iterdir()} == set(ran.stdout.split())
+    assert {str(path.relative_to(tmp_path)) for path in (tmp_path / "maps").iterdir()} == set(
+        ran.stdout.split()
+    )
     some = controlmill("detect", grey, "bad.jpg", *asked)
-    assert some.returncode == 3 and "bad.jpg: not an image" in some.stderr and some.stderr.count("skipped") == 3
+    assert (
+        some.returncode == 3 and "bad.jpg: not an image" in some.stderr and some.stderr.count("skipped") == 3
+    )
     none = controlmill("detect", "bad.jpg", "absent.jpg", *asked)
     assert none.returncode == 1 and none.stdout == "" and len(none.stderr.splitlines()) == 2
 
 
-def test_detect_of_a_pose_without_people_and_of_what_is_made_from_an_empty_map(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No people: a black picture with a reason. A child of an empty map is skipped without a picture, as in a run."""
+def test_detect_of_a_pose_without_people_and_of_what_is_made_from_an_empty_map(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No people: a black picture with a reason.
+
+    A child of an empty map is skipped without a picture, as in a run.
+    """
     from click.testing import CliRunner
 
     from annotate import annotator
@@ -282,7 +359,15 @@ def test_detect_of_a_pose_without_people_and_of_what_is_made_from_an_empty_map(m
     monkeypatch.setattr("pipeline.commands.detect.chain", lambda name: [annotator.resolve("canny")])
     photo = tmp_path / "a.png"
     Image.new("RGB", (64, 64), (9, 9, 9)).save(photo)
-    asked = [str(photo), "--out", str(tmp_path / "maps"), "--condition", "pose_openpose", "--condition", "normal_extended"]
+    asked = [
+        str(photo),
+        "--out",
+        str(tmp_path / "maps"),
+        "--condition",
+        "pose_openpose",
+        "--condition",
+        "normal_extended",
+    ]
     ran = CliRunner().invoke(main, ["detect", *asked])
     assert ran.exit_code == 0 and ran.stdout == f"{tmp_path}/maps/a.pose_openpose.png\n"
     assert ran.stderr.splitlines() == [
@@ -310,7 +395,11 @@ def test_a_lost_catalog_is_made_again_although_the_trained_condition_has_no_pair
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder(4)
-    train = {"train": "{base: random, runs: [{conditions: [canny], images: 4}]}", "evaluate": "{}", "split": "{validation: 0, test: 0.5}"}
+    train = {
+        "train": "{base: random, runs: [{conditions: [canny], images: 4}]}",
+        "evaluate": "{}",
+        "split": "{validation: 0, test: 0.5}",
+    }
     assert controlmill("run", manifest(**train), "--stages", "ingest").returncode == 0
     trained = tmp_path / "ws/checkpoints/canny-00000000/step-00000001"
     trained.mkdir(parents=True)
@@ -332,16 +421,25 @@ def test_what_an_earlier_version_made_is_kept_and_its_catalog_brought_up_to_date
         table = pq.read_table(path)
         told = json.loads(table.schema.metadata[shards.FOOTER])
         del told["detector"]["maps"]
-        pq.write_table(table.replace_schema_metadata({shards.FOOTER: json.dumps(told).encode()}), path, write_page_checksum=True)
+        pq.write_table(
+            table.replace_schema_metadata({shards.FOOTER: json.dumps(told).encode()}),
+            path,
+            write_page_checksum=True,
+        )
     catalog = tmp_path / "ws/catalog.duckdb"
     catalog.unlink()
     with duckdb.connect(str(catalog)) as connection:
         connection.execute(
-            "CREATE TABLE migrations (version INTEGER, applied TIMESTAMP); INSERT INTO migrations VALUES (1, now()::TIMESTAMP)"
+            "CREATE TABLE migrations (version INTEGER, applied TIMESTAMP); INSERT INTO migrations VALUES (1,"
+            " now()::TIMESTAMP)"
         )
         connection.execute(MIGRATIONS[0])
     early = controlmill("verify", "ws")
-    assert early.returncode == 1 and "made by an earlier version" in early.stderr and "Traceback" not in early.stderr
+    assert (
+        early.returncode == 1
+        and "made by an earlier version" in early.stderr
+        and "Traceback" not in early.stderr
+    )
     assert controlmill("catalog", "rebuild", "ws").returncode == 0
     assert query(tmp_path, EVERYTHING) == everything
     assert controlmill("verify", "ws").returncode == 0
@@ -350,21 +448,34 @@ def test_what_an_earlier_version_made_is_kept_and_its_catalog_brought_up_to_date
 @pytest.mark.parametrize(
     ("sections", "sentence"),
     [
-        ({"source": "{kind: folder, path: nowhere}"}, "source.path: nowhere does not exist; put the data there"),
+        (
+            {"source": "{kind: folder, path: nowhere}"},
+            "source.path: nowhere does not exist; put the data there",
+        ),
         ({"conditions": "{cany: {}}"}, "unknown condition 'cany'"),
         ({"conditions": "{canny: {detector: sobel}}"}, "no detector 'sobel'"),
         ({"conditions": "{canny: {low: 300, high: 200}}"}, "low"),
         ({"conditions": "{canny: {lo: 3}}"}, "did you mean 'low'?"),
         ({"conditions": "{seg_coco: {}}"}, "seg_coco can't be made here"),
-        ({"conditions": "{canny: {select: {where: 'no_such_column > 1'}}}"}, "conditions.canny.select.where does not work"),
-        ({"conditions": "{canny: {select: {where: 'true); DROP TABLE shards; --'}}}"}, "conditions.canny.select"),
+        (
+            {"conditions": "{canny: {select: {where: 'no_such_column > 1'}}}"},
+            "conditions.canny.select.where does not work",
+        ),
+        (
+            {"conditions": "{canny: {select: {where: 'true); DROP TABLE shards; --'}}}"},
+            "conditions.canny.select",
+        ),
         ({"conditions": "{canny: {low: .inf}}"}, "an integer"),
         ({"workspace": '"~nobody-here/x"'}, "is no path"),
         ({"workspace": "/proc/nowhere"}, "can't be written"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_1(
-    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], sections: dict[str, str], sentence: str
+    controlmill: Command,
+    folder: Callable[[int], Path],
+    manifest: Callable[..., Path],
+    sections: dict[str, str],
+    sentence: str,
 ) -> None:
     folder(1)
     ran = controlmill("run", manifest(**sections), *STAGES)
@@ -373,7 +484,9 @@ def test_bad_input_is_one_sentence_and_status_1(
     assert len(ran.stderr.strip().splitlines()) == 1
 
 
-def test_a_process_of_its_own_has_no_more_to_say(process: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]) -> None:
+def test_a_process_of_its_own_has_no_more_to_say(
+    process: Command, folder: Callable[[int], Path], manifest: Callable[..., Path]
+) -> None:
     folder(1)
     for sections, sentence in (
         ({"workspace": "/proc/nowhere"}, "can't be written"),
@@ -400,7 +513,9 @@ def test_a_split_that_leaves_a_needed_part_empty_is_an_error(
 ) -> None:
     folder(4)
     train = "{base: random, runs: [{conditions: [canny], images: 4}]}"
-    ran = controlmill("run", manifest(split="{test: 0.0, validation: 0.0}", train=train, evaluate="{}"), *STAGES)
+    ran = controlmill(
+        "run", manifest(split="{test: 0.0, validation: 0.0}", train=train, evaluate="{}"), *STAGES
+    )
     assert ran.returncode == 1 and "no image fell into 'test'" in ran.stderr
 
 
@@ -430,7 +545,10 @@ def test_a_dry_run_tells_of_files_that_are_no_controlnets_and_of_a_base_that_can
 
     folder(2)
     for key in ("difference", "lora_controlnet"):
-        save_file({key: torch.zeros(1), "control_model.input_hint_block.0.weight": torch.zeros(1)}, tmp_path / f"{key}.safetensors")
+        save_file(
+            {key: torch.zeros(1), "control_model.input_hint_block.0.weight": torch.zeros(1)},
+            tmp_path / f"{key}.safetensors",
+        )
     shutil.copytree(mini.BASE, tmp_path / "inpainting")
     config = tmp_path / "inpainting/unet/config.json"
     config.write_text(config.read_text().replace('"in_channels": 8', '"in_channels": 9'))
@@ -438,9 +556,11 @@ def test_a_dry_run_tells_of_files_that_are_no_controlnets_and_of_a_base_that_can
     evaluate = "{external: [{name: theirs, condition: canny, checkpoint: lora_controlnet.safetensors}]}"
     ran = controlmill("run", manifest(train=train, evaluate=evaluate), "--dry-run")
     assert ran.returncode == 1 and not (tmp_path / "ws").exists()
-    for told in ("difference.safetensors is a difference file",
-                 "evaluate.external[0].checkpoint: theirs: lora_controlnet.safetensors: Control-LoRA is not read",
-                 "train.base: base inpainting is an inpainting base: its UNet takes 9 channels"):  # fmt: skip
+    for told in (
+        "difference.safetensors is a difference file",
+        "evaluate.external[0].checkpoint: theirs: lora_controlnet.safetensors: Control-LoRA is not read",
+        "train.base: base inpainting is an inpainting base: its UNet takes 9 channels",
+    ):
         assert told in ran.stdout
 
 
@@ -463,7 +583,12 @@ def test_sql_can_neither_write_nor_leave_the_catalog(
 ) -> None:
     folder(1)
     controlmill("run", manifest(), *STAGES)
-    for query in ("DELETE FROM shards", "COPY images TO 'stolen.csv'", "SELECT * FROM read_csv('/etc/passwd')", "ATTACH 'x.db'"):
+    for query in (
+        "DELETE FROM shards",
+        "COPY images TO 'stolen.csv'",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "ATTACH 'x.db'",
+    ):
         refused = controlmill("sql", "ws", query)
         assert refused.returncode == 1 and "The query failed" in refused.stderr, query
     assert not (tmp_path / "stolen.csv").exists() and not (tmp_path / "x.db").exists()
@@ -473,7 +598,13 @@ def test_select_defines_the_pairs_and_deletes_nothing(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder(8)
-    where = "{canny: {select: {where: \"edge_density >= 0 and caption <> 'picture 3'\", order_by: edge_density, limit: 5}}, hough: {}}"
+    where = (
+        "{canny: {select: {where: \"edge_density >= 0 and caption <> 'picture 3'\", order_by: edge_density,"
+        " limit: 5}}, hough: {}}"
+    )
     assert controlmill("run", manifest(conditions=where), *STAGES).returncode == 0
-    assert query(tmp_path, "SELECT count(*), count(*) FILTER (caption = 'picture 3') FROM pairs WHERE condition = 'canny'") == [(5, 0)]
+    assert query(
+        tmp_path,
+        "SELECT count(*), count(*) FILTER (caption = 'picture 3') FROM pairs WHERE condition = 'canny'",
+    ) == [(5, 0)]
     assert query(tmp_path, "SELECT count(*) FROM annotations WHERE condition = 'canny'") == [(8,)]

@@ -1,4 +1,6 @@
-"""`controlmill sample` beyond a picture from a prompt: guess mode, the ControlNet's window, and what it refuses."""
+"""`controlmill sample` beyond a picture from a prompt: guess mode, the ControlNet's window, and what it
+refuses.
+"""
 
 import json
 import shutil
@@ -30,16 +32,30 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     checkpoint.save(folder / "run", {"canny": net}, {}, {"step": 1, "images": 4}).path.rename(folder / "nets")
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / "hint.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+        folder / "hint.png"
+    )
     return folder
 
 
 def run(place: Path, out: Path, *more: Any) -> Result:
-    told = ["--checkpoint", place / "nets/canny", "--base", place / "base", "--image", place / "hint.png", "--hint", "--out", out]
+    told = [
+        "--checkpoint",
+        place / "nets/canny",
+        "--base",
+        place / "base",
+        "--image",
+        place / "hint.png",
+        "--hint",
+        "--out",
+        out,
+    ]
     return CliRunner().invoke(main, ["sample", *map(str, [*told, "--resolution", 64, "--steps", 2, *more])])
 
 
-def test_guess_mode_draws_without_a_prompt_and_window_and_guided_hint_count(place: Path, tmp_path: Path) -> None:
+def test_guess_mode_draws_without_a_prompt_and_window_and_guided_hint_count(
+    place: Path, tmp_path: Path
+) -> None:
     images = []
     alone, changes = ["--prompt", ""], (["--end", 0.5], ["--start", 0.5], ["--guide-hint"])
     for number, more in enumerate((["--guess"], alone, *([*alone, *change] for change in changes))):
@@ -51,7 +67,9 @@ def test_guess_mode_draws_without_a_prompt_and_window_and_guided_hint_count(plac
         assert all(np.abs(one - other).mean() > 0.2 for other in images[:i])
 
 
-def test_without_a_prompt_or_with_an_empty_window_one_sentence_says_what_to_do(place: Path, tmp_path: Path) -> None:
+def test_without_a_prompt_or_with_an_empty_window_one_sentence_says_what_to_do(
+    place: Path, tmp_path: Path
+) -> None:
     for more, sentence in (
         (["--scale", 2], "only --guess does without"),
         (["--guess", "--start", 0.8, "--end", 0.2], "0 <= start < end <= 1"),
@@ -77,7 +95,14 @@ def workspace(tmp_path: Path) -> Path:
     """As a run leaves it: the manifest, and a checkpoint with what was trained at 128 pixels."""
     folder = tmp_path / "ws/checkpoints/canny-1/step-00000001"
     shutil.copytree(mini.ROOTS / "canny", folder / "canny", ignore=shutil.ignore_patterns("controlmill.json"))
-    meta = {"step": 1, "images": 4, "files": {}, "base": fingerprint("mini"), "base_name": "mini", "sizes": [[128, 128]]}
+    meta = {
+        "step": 1,
+        "images": 4,
+        "files": {},
+        "base": fingerprint("mini"),
+        "base_name": "mini",
+        "sizes": [[128, 128]],
+    }
     (folder / "meta.json").write_text(json.dumps(meta))
     (tmp_path / "ws/manifest.yaml").write_text(MANIFEST)
     draw = np.random.default_rng(0).integers(0, 256, (5, 10, 3), dtype=np.uint8)
@@ -86,7 +111,17 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def drawn(place: Path, checkpoint: Any, *more: Any) -> tuple[Result, tuple[int, ...]]:
-    words = ["--checkpoint", checkpoint, "--image", place / "photo.png", "--out", place / "out.png", "--prompt", "a red cube", *more]
+    words = [
+        "--checkpoint",
+        checkpoint,
+        "--image",
+        place / "photo.png",
+        "--out",
+        place / "out.png",
+        "--prompt",
+        "a red cube",
+        *more,
+    ]
     told = CliRunner().invoke(main, ["sample", *map(str, words)])
     assert told.exit_code == 0, told.output
     assert told.stdout.splitlines() == [str(place / "out.png"), str(place / "out.hint.png")]
@@ -95,7 +130,9 @@ def drawn(place: Path, checkpoint: Any, *more: Any) -> tuple[Result, tuple[int, 
     return told, made.shape
 
 
-def test_a_checkpoint_is_drawn_with_at_the_size_and_by_the_detector_that_it_was_trained_with(workspace: Path) -> None:
+def test_a_checkpoint_is_drawn_with_at_the_size_and_by_the_detector_that_it_was_trained_with(
+    workspace: Path,
+) -> None:
     folder = workspace / "ws/checkpoints/canny-1/step-00000001"
     told, shape = drawn(workspace, folder / "canny")
     assert shape == (128, 128, 3)
@@ -110,7 +147,9 @@ def test_a_checkpoint_is_drawn_with_at_the_size_and_by_the_detector_that_it_was_
     (workspace / "ws/manifest.yaml").write_text(yaml.safe_dump(text))
     drawn(workspace, folder / "canny")
     assert (workspace / "out.hint.png").read_bytes() != own
-    told, shape = drawn(workspace, folder / "canny", "--resolution", 64, "--guidance", 1.5, "--no-guide-hint", "--steps", 1)
+    told, shape = drawn(
+        workspace, folder / "canny", "--resolution", 64, "--guidance", 1.5, "--no-guide-hint", "--steps", 1
+    )
     assert shape == (64, 64, 3) and told.stderr.startswith("64 pixels, as you say; 1 steps, guidance 1.5\n")
 
 
@@ -120,7 +159,9 @@ def test_an_older_checkpoint_takes_the_size_of_its_workspace(workspace: Path) ->
     del meta["sizes"]
     (folder / "meta.json").write_text(json.dumps(meta | {"base": "another"}))
     told, shape = drawn(workspace, folder / "canny", "--steps", 1)
-    assert shape == (128, 256, 3) and "192 pixels, aspect ratio kept, as its workspace trains at" in told.stderr
+    assert (
+        shape == (128, 256, 3) and "192 pixels, aspect ratio kept, as its workspace trains at" in told.stderr
+    )
     assert "warning: " in told.stderr and "was trained on the base mini" in told.stderr
 
 
@@ -132,13 +173,19 @@ def test_what_is_read_again_of_maps_that_came_with_the_images_draws_the_hint(wor
 
 def test_a_shipped_controlnet_needs_no_more_than_its_name(workspace: Path) -> None:
     told, shape = drawn(workspace, "mini/canny", "--steps", 2)
-    assert shape == (128, 128, 3) and told.stderr.startswith("128 pixels, the size of its base; 2 steps, guidance 3 of the hint too\n")
+    assert shape == (128, 128, 3) and told.stderr.startswith(
+        "128 pixels, the size of its base; 2 steps, guidance 3 of the hint too\n"
+    )
     copy = shutil.copytree(mini.ROOTS / "canny", workspace / "canny")
-    refused = CliRunner().invoke(main, ["sample", "--checkpoint", str(copy), "--image", "x", "--out", "y", "--prompt", ""])
+    refused = CliRunner().invoke(
+        main, ["sample", "--checkpoint", str(copy), "--image", "x", "--out", "y", "--prompt", ""]
+    )
     assert refused.exit_code == 1 and "name it with --base" in refused.output
     (copy / "controlmill.json").unlink()
     told, shape = drawn(workspace, copy, "--base", "mini", "--steps", 1)
-    assert shape == (128, 128, 3) and told.stderr.startswith("128 pixels, the size of its base; 1 steps, guidance 7.5\n")
+    assert shape == (128, 128, 3) and told.stderr.startswith(
+        "128 pixels, the size of its base; 1 steps, guidance 7.5\n"
+    )
 
 
 def test_files_of_others_around_a_controlnet_are_no_record_of_it(workspace: Path) -> None:
@@ -147,9 +194,26 @@ def test_files_of_others_around_a_controlnet_are_no_record_of_it(workspace: Path
     (folder.parent / "meta.json").write_text('["of another program"]')
     (workspace / "manifest.yaml").write_text("apiVersion: v1")
     told, shape = drawn(workspace, folder, "--base", "mini", "--steps", 1)
-    assert shape == (128, 128, 3) and told.stderr.startswith("128 pixels, the size of its base; 1 steps, guidance 3 of the hint too\n")
+    assert shape == (128, 128, 3) and told.stderr.startswith(
+        "128 pixels, the size of its base; 1 steps, guidance 3 of the hint too\n"
+    )
     (folder / "controlmill.json").write_text("{")
-    refused = CliRunner().invoke(main, ["sample", "--checkpoint", str(folder), "--image", "x", "--out", "y", "--prompt", "", "--base", "mini"])
+    refused = CliRunner().invoke(
+        main,
+        [
+            "sample",
+            "--checkpoint",
+            str(folder),
+            "--image",
+            "x",
+            "--out",
+            "y",
+            "--prompt",
+            "",
+            "--base",
+            "mini",
+        ],
+    )
     assert refused.exit_code == 1 and f"{folder / 'controlmill.json'} is no JSON" in refused.output
 
 
@@ -157,10 +221,20 @@ def test_a_run_writes_down_at_which_sizes_it_trained(tmp_path: Path) -> None:
     from tests.train.conftest import ToyPairs, tiny_base
     from train.fit import Options, fit
 
-    done = fit(tiny_base(), ToyPairs(wide=(1, 2)), ["edges"], Options(images=4, batch=4, workers=0, held_out=0), tmp_path)
+    done = fit(
+        tiny_base(),
+        ToyPairs(wide=(1, 2)),
+        ["edges"],
+        Options(images=4, batch=4, workers=0, held_out=0),
+        tmp_path,
+    )
     assert json.loads((done.path / "meta.json").read_text())["sizes"] == [[128, 128], [128, 256]]
 
 
 def test_a_resolution_that_the_networks_can_not_halve_is_one_sentence(workspace: Path) -> None:
     told = run(workspace, workspace / "x.png", "--resolution", 100, "--prompt", "")
-    assert told.exit_code == 1 and "--resolution 100 is no multiple of 64" in told.output and told.output.count("\n") == 1
+    assert (
+        told.exit_code == 1
+        and "--resolution 100 is no multiple of 64" in told.output
+        and told.output.count("\n") == 1
+    )

@@ -1,4 +1,6 @@
-"""A rendered scene is the same every time, its truth agrees with itself and with the picture, and its caption says what is there."""
+"""A rendered scene is the same every time, its truth agrees with itself and with the picture, and its caption
+says what is there.
+"""
 
 import copy
 import json
@@ -15,13 +17,21 @@ from pipeline.scenes import Limits, Scene, bodies, camera, props, raster, render
 from pipeline.scenes.words import describe, mirrored
 
 # said again here, so that a slip in the table of pipeline/scenes/props.py shows
-COCO = {"sphere": "sports ball", "box": "cardboard", "cylinder": "plastic", "cone": "plastic", "pyramid": "plastic"}
+COCO = {
+    "sphere": "sports ball",
+    "box": "cardboard",
+    "cylinder": "plastic",
+    "cone": "plastic",
+    "pyramid": "plastic",
+}
 ADE = {"sphere": "ball", "box": "box", "cylinder": "column", "cone": "plaything", "pyramid": "plaything"}
 SURFACES = {  # words of the caption -> COCO-Stuff, ADE20K
-    "wooden floor": ("floor-wood", "floor"), "tiled floor": ("floor-tile", "floor"), "stone floor": ("floor-stone", "floor"),
+    "wooden floor": ("floor-wood", "floor"), "tiled floor": ("floor-tile", "floor"),
+    "stone floor": ("floor-stone", "floor"),
     "carpet": ("carpet", "rug"), "plain": ("floor-other", "floor"),
     "brick wall": ("wall-brick", "wall"), "tiled wall": ("wall-tile", "wall"),
-    "panel wall": ("wall-panel", "wall"), "concrete wall": ("wall-concrete", "wall"), "striped wall": ("wall-other", "wall"),
+    "panel wall": ("wall-panel", "wall"), "concrete wall": ("wall-concrete", "wall"),
+    "striped wall": ("wall-other", "wall"),
 }  # fmt: skip
 
 
@@ -54,7 +64,9 @@ def border(instances: np.ndarray) -> np.ndarray:
 def along(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of points every half pixel of a line."""
     k = np.linspace(0, 1, 2 + int(2 * np.hypot(line[2] - line[0], line[3] - line[1])))
-    return np.rint(line[1] + (line[3] - line[1]) * k).astype(int), np.rint(line[0] + (line[2] - line[0]) * k).astype(int)
+    return np.rint(line[1] + (line[3] - line[1]) * k).astype(int), np.rint(
+        line[0] + (line[2] - line[0]) * k
+    ).astype(int)
 
 
 # --- one scene, again ---
@@ -77,8 +89,11 @@ def test_two_sizes_show_the_same_scene() -> None:
         small, large = render(5, index, 96), render(5, index, 288)
         assert small.caption == large.caption
         for name in ("seg_coco", "seg_ade20k"):
-            assert (small.maps[name].array == large.maps[name].array[1::3, 1::3]).mean() > 0.95  # their pixel centres coincide
-        np.testing.assert_allclose(small.maps["depth_large"].array, large.maps["depth_large"].array[1::3, 1::3], rtol=1e-3)
+            # their pixel centres coincide
+            assert (small.maps[name].array == large.maps[name].array[1::3, 1::3]).mean() > 0.95
+        np.testing.assert_allclose(
+            small.maps["depth_large"].array, large.maps["depth_large"].array[1::3, 1::3], rtol=1e-3
+        )
         a, b = small.maps["pose_openpose"].array, large.maps["pose_openpose"].array
         both = (a[..., 2] > 0) & (b[..., 2] > 0)
         np.testing.assert_allclose((a[both][:, :2] + 0.5) / 96, (b[both][:, :2] + 0.5) / 288, atol=1e-4)
@@ -127,7 +142,10 @@ def test_normals_are_those_of_the_depth() -> None:
         depth = 1 / scene.maps["depth_large"].array.astype(float)
         v, u = np.mgrid[:size, :size]
         focal = scene.facts["camera"]["focal"]
-        points = np.stack([((u + 0.5) * 2 / size - 1) / focal * depth, -((v + 0.5) * 2 / size - 1) / focal * depth, -depth], axis=2)
+        points = np.stack(
+            [((u + 0.5) * 2 / size - 1) / focal * depth, -((v + 0.5) * 2 / size - 1) / focal * depth, -depth],
+            axis=2,
+        )
         right, down = points[1:-1, 2:] - points[1:-1, :-2], points[2:, 1:-1] - points[:-2, 1:-1]
         normal = np.cross(down, right)
         normal /= np.linalg.norm(normal, axis=2, keepdims=True)
@@ -136,7 +154,8 @@ def test_normals_are_those_of_the_depth() -> None:
         room = inside & (scene.instances[1:-1, 1:-1] < 2)
         assert cosine[room].min() > 0.9999
         bodies = inside & (scene.instances[1:-1, 1:-1] >= 2)
-        assert np.mean(cosine[bodies] > np.cos(np.radians(4))) > 0.95  # the rest: creases between limbs, which are no outlines
+        # the rest: creases between limbs, which are no outlines
+        assert np.mean(cosine[bodies] > np.cos(np.radians(4))) > 0.95
 
 
 def test_maps_keep_the_conventions_of_annotate(some: list[Scene]) -> None:
@@ -187,7 +206,9 @@ def test_left_is_the_persons_left_and_faces_are_seen_from_the_front_only(many: l
     for scene in many:
         figure = scene.facts["figure"]
         if figure and figure["facing"] in faces:
-            points = dict(zip(SKELETONS["coco_17"].names, scene.maps["pose_openpifpaf"].array[0], strict=True))
+            points = dict(
+                zip(SKELETONS["coco_17"].names, scene.maps["pose_openpifpaf"].array[0], strict=True)
+            )
             sign = 1 if figure["facing"] == "us" else -1
             assert sign * (points["left_shoulder"][0] - points["right_shoulder"][0]) > 0
             faces[figure["facing"]] += 1
@@ -200,7 +221,9 @@ def test_a_figure_that_faces_left_has_its_nose_left_of_its_ears(many: list[Scene
     for scene in many:
         figure = scene.facts["figure"]
         if figure and figure["facing"] in ("left", "right"):
-            points = dict(zip(SKELETONS["coco_17"].names, scene.maps["pose_openpifpaf"].array[0], strict=True))
+            points = dict(
+                zip(SKELETONS["coco_17"].names, scene.maps["pose_openpifpaf"].array[0], strict=True)
+            )
             if all(points[name][2] > 0 for name in ("nose", "left_ear", "right_ear")):
                 ears = (points["left_ear"][0] + points["right_ear"][0]) / 2
                 assert (points["nose"][0] < ears) == (figure["facing"] == "left")
@@ -229,26 +252,36 @@ def test_the_caption_says_what_the_facts_say(many: list[Scene]) -> None:
         if facts["figure"]:
             figure = facts["figure"]
             assert (
-                f"{figure['shirt']} shirt and {figure['trousers']} trousers {figure['pose']} {figure['place']}, facing {figure['facing']}"
-                in caption
+                f"{figure['shirt']} shirt and {figure['trousers']} trousers {figure['pose']}"
+                f" {figure['place']}, facing {figure['facing']}" in caption
             )
         assert len(re.findall(r"\w+|[^\w\s]", caption)) <= 75  # what CLIP's text encoder takes
 
 
 def test_places_are_where_the_pixels_are_also_in_the_mirrored_scene(many: list[Scene]) -> None:
     for scene in many:
-        named = {one["instance"]: one["place"] for one in [*scene.facts["objects"], *filter(None, [scene.facts["figure"]])]}
+        named = {
+            one["instance"]: one["place"]
+            for one in [*scene.facts["objects"], *filter(None, [scene.facts["figure"]])]
+        }
         for instances, swap in ((scene.instances, str), (scene.instances[:, ::-1], mirrored)):
             for instance, place in named.items():
                 middle = np.nonzero(instances == instance)[1].mean() / 63
-                low, high = {"on the left": (0, 0.5), "in the middle": (0.25, 0.75), "on the right": (0.5, 1)}[swap(place)]
+                low, high = {
+                    "on the left": (0, 0.5),
+                    "in the middle": (0.25, 0.75),
+                    "on the right": (0.5, 1),
+                }[swap(place)]
                 assert low < middle < high
 
 
 def test_mirroring_the_facts_mirrors_the_caption(many: list[Scene]) -> None:
     swap = {"left": "right", "right": "left", "on the left": "on the right", "on the right": "on the left"}
     swap |= {"from the left": "from the right", "from the right": "from the left"}
-    swap |= {f"waving with the {a} hand": f"waving with the {b} hand" for a, b in (("left", "right"), ("right", "left"))}
+    swap |= {
+        f"waving with the {a} hand": f"waving with the {b} hand"
+        for a, b in (("left", "right"), ("right", "left"))
+    }
     changed = 0
     for scene in many:
         facts = copy.deepcopy(scene.facts)
@@ -266,7 +299,9 @@ def test_what_stands_before_something_is_nearer_and_overlaps_it(some: list[Scene
         if scene.facts["before"]:
             near_one, far_one = scene.facts["before"]
             inverse = scene.maps["depth_large"].array
-            assert np.median(inverse[scene.instances == near_one]) > np.median(inverse[scene.instances == far_one])
+            assert np.median(inverse[scene.instances == near_one]) > np.median(
+                inverse[scene.instances == far_one]
+            )
             columns = [set(np.nonzero(scene.instances == k)[1].tolist()) for k in (near_one, far_one)]
             assert columns[0] & columns[1]
             assert " in front of the " in scene.caption
@@ -283,7 +318,9 @@ def test_everything_that_the_caption_names_can_be_seen(many: list[Scene]) -> Non
 
 def test_class_ids_are_those_of_the_names(many: list[Scene]) -> None:
     for scene in many:
-        expected = {one["instance"]: (COCO[one["shape"]], ADE[one["shape"]]) for one in scene.facts["objects"]}
+        expected = {
+            one["instance"]: (COCO[one["shape"]], ADE[one["shape"]]) for one in scene.facts["objects"]
+        }
         if scene.facts["figure"]:
             expected[scene.facts["figure"]["instance"]] = ("person", "person")
         for instance, words in ((0, scene.facts["wall"]), (1, scene.facts["floor"])):
@@ -325,10 +362,14 @@ def test_lines_lie_on_outlines_where_floor_and_wall_have_no_seams() -> None:
     tried = 0
     for index in range(80):
         scene = render(13, index, 128)
-        seamless = re.search(r"carpet|plain \w+ floor", scene.facts["floor"]) and "plain" in scene.facts["wall"]
+        seamless = (
+            re.search(r"carpet|plain \w+ floor", scene.facts["floor"]) and "plain" in scene.facts["wall"]
+        )
         if seamless:
             tried += 1
-            assert np.concatenate([near(scene.outlines, 1.5)[along(line)] for line in scene.lines]).all(), index
+            assert np.concatenate([near(scene.outlines, 1.5)[along(line)] for line in scene.lines]).all(), (
+                index
+            )
     assert tried >= 5
 
 
@@ -355,7 +396,9 @@ def test_lines_on_floor_and_wall_lie_on_seams_that_can_be_seen(some: list[Scene]
         grey = cv2.cvtColor(scene.image, cv2.COLOR_RGB2GRAY)
         contrast = (cv2.dilate(grey, kernel) - cv2.erode(grey, kernel)).astype(float)
         room = (scene.instances < 2) & ~near(scene.outlines, 4)
-        rows, columns = (np.concatenate(part) for part in zip(*(along(line) for line in scene.lines), strict=True))
+        rows, columns = (
+            np.concatenate(part) for part in zip(*(along(line) for line in scene.lines), strict=True)
+        )
         on = room[rows, columns]
         drawn = np.zeros_like(grey)
         drawn[rows, columns] = 1

@@ -10,18 +10,31 @@ from pipeline.storage import shards
 from pipeline.storage.workspace import TEMPORARY, Workspace, fingerprint, write_text, write_whole
 
 FACTS = {"kind": "maps", "key": "k", "part": 0, "made_from": "inputs"}
-ROWS = [{"image_id": str(n), "status": "ok", "reason": "", "map": bytes([n]) * 1000, "measures": [("density", n / 2)]} for n in range(70)]
+ROWS = [
+    {
+        "image_id": str(n),
+        "status": "ok",
+        "reason": "",
+        "map": bytes([n]) * 1000,
+        "measures": [("density", n / 2)],
+    }
+    for n in range(70)
+]
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, FACTS)
-    assert shards.read(path, ["image_id", "map"]).to_pylist() == [{"image_id": row["image_id"], "map": row["map"]} for row in ROWS]
+    assert shards.read(path, ["image_id", "map"]).to_pylist() == [
+        {"image_id": row["image_id"], "map": row["map"]} for row in ROWS
+    ]
     assert shards.facts(path) == FACTS
     for row in (0, 31, 32, 69):
         assert shards.read_row(path, row, ["map"])["map"] == ROWS[row]["map"]
     with pytest.raises(IndexError):
         shards.read_row(path, 70, ["map"])
-    assert "map" not in shards.read_light(path).column_names and shards.read_light(path)["row"].to_pylist() == list(range(70))
+    assert "map" not in shards.read_light(path).column_names and shards.read_light(path)[
+        "row"
+    ].to_pylist() == list(range(70))
 
 
 def test_an_existing_shard_is_never_overwritten_by_a_late_worker(tmp_path: Path) -> None:
@@ -92,7 +105,11 @@ def test_only_temporary_names_are_swept(tmp_path: Path) -> None:
 
 def test_sweeping_follows_no_link_and_touches_nothing_of_others(tmp_path: Path) -> None:
     outside, root = tmp_path / "outside", tmp_path / "ws"
-    for path in (outside / "precious.txt", root / "photos" / f"{TEMPORARY}note.txt", root / "shards" / "part.parquet"):
+    for path in (
+        outside / "precious.txt",
+        root / "photos" / f"{TEMPORARY}note.txt",
+        root / "shards" / "part.parquet",
+    ):
         write_text(path, "precious")
     (root / "shards" / f"{TEMPORARY}link").symlink_to(outside)
     Workspace(root).sweep()

@@ -44,7 +44,10 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     exif = Pillow.Exif()
     exif[0x0112] = orientation
     made = stored(turned, "JPEG", exif=exif, quality=95, subsampling=0)
-    assert abs(made[5, 32].astype(int) - (200, 40, 40)).max() < 12 and abs(made[58, 32].astype(int) - (40, 40, 200)).max() < 12
+    assert (
+        abs(made[5, 32].astype(int) - (200, 40, 40)).max() < 12
+        and abs(made[58, 32].astype(int) - (40, 40, 200)).max() < 12
+    )
 
 
 def test_alpha_lies_on_white() -> None:
@@ -59,7 +62,16 @@ def test_a_transparent_palette_colour_lies_on_white() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "form"), [("P", "GIF"), ("L", "PNG"), ("1", "PNG"), ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("LA", "PNG"), ("L", "JPEG")]
+    ("mode", "form"),
+    [
+        ("P", "GIF"),
+        ("L", "PNG"),
+        ("1", "PNG"),
+        ("CMYK", "JPEG"),
+        ("CMYK", "TIFF"),
+        ("LA", "PNG"),
+        ("L", "JPEG"),
+    ],
 )
 def test_every_mode_becomes_rgb(mode: str, form: str) -> None:
     made = stored(Pillow.fromarray(HALVES).convert(mode), form)
@@ -97,9 +109,17 @@ def test_crop_takes_the_centre() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((512, 512), (512, 512)), ((768, 1024), (448, 576)), ((3000, 1000), (896, 256)), ((100, 50), (704, 320))]
+    ("size", "expected"),
+    [
+        ((512, 512), (512, 512)),
+        ((768, 1024), (448, 576)),
+        ((3000, 1000), (896, 256)),
+        ((100, 50), (704, 320)),
+    ],
 )
-def test_buckets_are_multiples_of_64_no_larger_than_the_square(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_buckets_are_multiples_of_64_no_larger_than_the_square(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
     height, width = canonical.canonical_size(*size, Image(resolution=512, fit="bucket"))
     assert height % 64 == width % 64 == 0 and height * width <= 512 * 512
     ratio = np.log(width / height / (size[1] / size[0]))
@@ -108,7 +128,9 @@ def test_buckets_are_multiples_of_64_no_larger_than_the_square(size: tuple[int, 
 
 def whole_jpeg() -> bytes:
     buffer = io.BytesIO()
-    Pillow.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    Pillow.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(
+        buffer, "JPEG"
+    )
     return buffer.getvalue()
 
 
@@ -160,7 +182,10 @@ def test_a_folder_is_listed_recursively_in_a_stable_order(tmp_path: Path) -> Non
     for name in ("b/2.jpg", "a.png", "b/1.jpg", "notes.md", "a.txt", ".hidden/c.png", "broken.xyz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = [Path(raw.uri).relative_to(tmp_path).as_posix() for raw in sources.listing([FolderSource(kind="folder", path=str(tmp_path))], SIZE)]
+    found = [
+        Path(raw.uri).relative_to(tmp_path).as_posix()
+        for raw in sources.listing([FolderSource(kind="folder", path=str(tmp_path))], SIZE)
+    ]
     assert found == ["a.png", "b/1.jpg", "b/2.jpg", "broken.xyz"]
 
 
@@ -182,7 +207,9 @@ def test_captions_come_from_sidecars(tmp_path: Path, name: str, text: str, capti
 
 def test_captions_come_from_a_template(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(b"x")
-    (raw,) = sources.listing([FolderSource(kind="folder", path=str(tmp_path), captions={"template": "a photograph"})], SIZE)
+    (raw,) = sources.listing(
+        [FolderSource(kind="folder", path=str(tmp_path), captions={"template": "a photograph"})], SIZE
+    )
     assert sources.read(raw)[1] == "a photograph"
 
 
@@ -192,7 +219,7 @@ def test_captions_come_from_a_template(tmp_path: Path) -> None:
         ("list.jsonl", '{"image": "1.jpg", "caption": "one", "year": 1999}\n\n{"image": "2.jpg"}\n'),
         ("list.csv", "image,caption,year\n1.jpg,one,1999\n2.jpg,,\n"),
     ],
-)  # fmt: skip
+)
 def test_a_list_gives_images_captions_and_fields(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     first, second = sources.listing([ListSource(kind="list", path=str(tmp_path / name))], SIZE)
@@ -227,8 +254,11 @@ def test_a_list_with_a_bad_line_names_the_line(tmp_path: Path) -> None:
     told = {Path(raw.uri).name: raw.problem.split(":")[0] for raw in bad}
     lacks = "the row has no 'image'"
     assert told == {
-        "list.jsonl:3": lacks, "list.jsonl:4": "not JSON", "list.jsonl:5": lacks, "list.jsonl:6": "a line must be a JSON object",
-    }  # fmt: skip
+        "list.jsonl:3": lacks,
+        "list.jsonl:4": "not JSON",
+        "list.jsonl:5": lacks,
+        "list.jsonl:6": "a line must be a JSON object",
+    }
     with pytest.raises(Unreadable, match="the row has no 'image'"):
         sources.read(bad[0])
     path.write_text('{"picture": "1.jpg"}\n')
@@ -250,7 +280,10 @@ def test_odd_files_and_texts_are_rows_and_never_the_end_of_a_run(tmp_path: Path)
     (photos / "half.jpg").write_bytes(b"x")
     (photos / "half.json").write_text('{"caption": "\\ud800 cat"}')
     Path(os.fsdecode(os.fsencode(photos) + b"/caf\xe9.jpg")).write_bytes(b"x")
-    found = {Path(raw.uri).name: raw for raw in sources.listing([FolderSource(kind="folder", path=str(photos))], SIZE, without=ws)}
+    found = {
+        Path(raw.uri).name: raw
+        for raw in sources.listing([FolderSource(kind="folder", path=str(photos))], SIZE, without=ws)
+    }
     assert set(found) == {"pipe.jpg", "deep.jpg", "half.jpg", "caf\\xe9.jpg"}
     assert sources.read(found["deep.jpg"])[1] == "" and sources.read(found["half.jpg"])[1] == "? cat"
     for name, reason in (("pipe.jpg", "not a file"), ("caf\\xe9.jpg", "not UTF-8")):

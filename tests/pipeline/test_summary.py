@@ -1,4 +1,6 @@
-"""The table at the end: its numbers by hand, what excludes chance, and a line for each of thirteen on one screen."""
+"""The table at the end: its numbers by hand, what excludes chance, and a line for each of thirteen on one
+screen.
+"""
 
 import json
 from dataclasses import replace
@@ -26,23 +28,40 @@ ITEMS = tuple(Item(f"{k:064d}", "", 64, 64, "", k) for k in range(PROMPTS))
 OWN = np.random.default_rng(0).normal(0, 0.1, PROMPTS)  # how hard each prompt is, for all systems alike
 SHAKEN = np.random.default_rng(1).normal(0, 0.02, PROMPTS)
 SHAKEN -= SHAKEN.mean()
-HIGHER = {CONTROL: 0.5 + OWN, BEFORE: 0.5 + OWN + SHAKEN, SHUFFLED: 0.2 + OWN, NO_CONTROL: 0.1 + OWN, REAL: 0.8 + OWN}
+HIGHER = {
+    CONTROL: 0.5 + OWN,
+    BEFORE: 0.5 + OWN + SHAKEN,
+    SHUFFLED: 0.2 + OWN,
+    NO_CONTROL: 0.1 + OWN,
+    REAL: 0.8 + OWN,
+}
 
 
 def system(arm: str, condition: str = "canny", model: str = "run") -> System:
-    return System(model if arm in (CONTROL, BEFORE, SHUFFLED) else arm, condition, arm, "", "", "b" * 16, ITEMS)
+    return System(
+        model if arm in (CONTROL, BEFORE, SHUFFLED) else arm, condition, arm, "", "", "b" * 16, ITEMS
+    )
 
 
 def score_row(it: System, values: Any) -> dict[str, Any]:  # of each prompt
     score = of_means(np.asarray(values, np.float64), np.arange(PROMPTS), draws(PROMPTS))
     return {
-        "system": it.name, "model": it.model, "arm": it.arm, "condition": it.condition, "value": score.value,
-        "metric": measures.primary(CONDITIONS[it.condition].kind).name, "replicates": score.replicates.tobytes(), "method": score.method,
-        "prompts": PROMPTS, "higher_is_better": True,
-    }  # fmt: skip
+        "system": it.name,
+        "model": it.model,
+        "arm": it.arm,
+        "condition": it.condition,
+        "value": score.value,
+        "metric": measures.primary(CONDITIONS[it.condition].kind).name,
+        "replicates": score.replicates.tobytes(),
+        "method": score.method,
+        "prompts": PROMPTS,
+        "higher_is_better": True,
+    }
 
 
-def scored(tmp_path: Path, values: dict[str, Any], conditions: tuple[str, ...] = ("canny",), model: str = "run") -> tuple[Any, Catalog, list[System]]:
+def scored(
+    tmp_path: Path, values: dict[str, Any], conditions: tuple[str, ...] = ("canny",), model: str = "run"
+) -> tuple[Any, Catalog, list[System]]:
     """A workspace whose table of scores holds these values of each prompt."""
     workspace = Workspace(tmp_path)
     catalog = Catalog(workspace)
@@ -53,10 +72,14 @@ def scored(tmp_path: Path, values: dict[str, Any], conditions: tuple[str, ...] =
     return SimpleNamespace(workspace=workspace), catalog, made
 
 
-def watched(tmp_path: Path, rows: list[dict[str, Any]], model: str = "run", warm_start: dict[str, str] | None = None) -> None:
+def watched(
+    tmp_path: Path, rows: list[dict[str, Any]], model: str = "run", warm_start: dict[str, str] | None = None
+) -> None:
     folder = tmp_path / "checkpoints" / model / "step-00000001"
     folder.mkdir(parents=True)
-    (folder / "meta.json").write_text(json.dumps({"images": 8, "step": 1, "files": {}, "warm_start": warm_start or {}}))
+    (folder / "meta.json").write_text(
+        json.dumps({"images": 8, "step": 1, "files": {}, "warm_start": warm_start or {}})
+    )
     (folder.parent / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -65,21 +88,30 @@ def measured(images: int, gap: float, condition: str = "canny") -> dict[str, Any
 
 
 def test_a_row_by_hand(tmp_path: Path) -> None:
-    watched(tmp_path, [measured(0, 0.004), measured(40, 0.01), measured(80, 0.012)], warm_start={"canny": "w"})
+    watched(
+        tmp_path, [measured(0, 0.004), measured(40, 0.01), measured(80, 0.012)], warm_start={"canny": "w"}
+    )
     (row,) = summary.summary(*scored(tmp_path, HIGHER))
     assert (row.condition, row.model, row.metric) == ("canny", "run", "edge_f1_bsds")
     assert row.trained and row.trained.value == pytest.approx(HIGHER[CONTROL].mean())
     reach = stats.t.ppf(0.975, PROMPTS - 1) * HIGHER[CONTROL].std(ddof=1) / np.sqrt(PROMPTS)
-    assert row.trained.reach == pytest.approx(reach, rel=0.1), "the bootstrap's standard error is that of a mean"
-    assert {arm: it.value for arm, it in row.baselines.items()} == pytest.approx({arm: HIGHER[arm].mean() for arm in (BEFORE, SHUFFLED, NO_CONTROL)})
-    assert row.share and row.share.value == pytest.approx(100 * (0.5 - 0.2) / (0.8 - 0.2)), "from the better floor to the ceiling"
+    assert row.trained.reach == pytest.approx(reach, rel=0.1), (
+        "the bootstrap's standard error is that of a mean"
+    )
+    assert {arm: it.value for arm, it in row.baselines.items()} == pytest.approx(
+        {arm: HIGHER[arm].mean() for arm in (BEFORE, SHUFFLED, NO_CONTROL)}
+    )
+    assert row.share and row.share.value == pytest.approx(100 * (0.5 - 0.2) / (0.8 - 0.2)), (
+        "from the better floor to the ceiling"
+    )
     assert row.gap_before and row.gap and (row.gap_before.value, row.gap.value) == pytest.approx((4.0, 12.0))
     assert row.gap.reach == pytest.approx(1000 * 0.001 * stats.t.ppf(0.975, 15))
     assert row.verdicts == {BEFORE: "", SHUFFLED: "<", NO_CONTROL: "<"} and row.beyond_both
 
 
 def test_a_gap_is_compared_with_the_one_before_pair_by_pair(tmp_path: Path) -> None:
-    losses = np.random.default_rng(3).uniform(0.01, 1.0, 16)  # of timesteps far apart: their spread hides what each of them gained
+    # of timesteps far apart: their spread hides what each of them gained
+    losses = np.random.default_rng(3).uniform(0.01, 1.0, 16)
 
     def rows(after: np.ndarray, z: float | None) -> list[dict[str, Any]]:
         out = [measured(0, 0.1), measured(80, 0.101)]
@@ -88,10 +120,14 @@ def test_a_gap_is_compared_with_the_one_before_pair_by_pair(tmp_path: Path) -> N
         return out
 
     gains = np.random.default_rng(4).normal(0.02, 0.02, 16)
-    for number, (after, z, verdict, heard) in enumerate((
-        (losses * (1 - gains), 3.0, "<", True), (losses * (1 + gains), 1.0, ">", False),
-        (np.roll(losses, 1), None, "", False), (losses, -3.0, "", False),
-    )):  # fmt: skip
+    for number, (after, z, verdict, heard) in enumerate(
+        (
+            (losses * (1 - gains), 3.0, "<", True),
+            (losses * (1 + gains), 1.0, ">", False),
+            (np.roll(losses, 1), None, "", False),
+            (losses, -3.0, "", False),
+        )
+    ):
         watched(tmp_path / str(number), rows(after, z), warm_start={"canny": "w"})
         (row,) = summary.summary(*scored(tmp_path / str(number), HIGHER))
         assert (row.gap_verdict, row.heard) == (verdict, heard), number
@@ -99,6 +135,7 @@ def test_a_gap_is_compared_with_the_one_before_pair_by_pair(tmp_path: Path) -> N
 
 def test_a_verdict_is_of_the_paired_difference_and_the_better_may_be_lower() -> None:
     """Prompts differ far more than systems do: only image by image does the difference exclude chance."""
+
     def of(values: np.ndarray) -> Any:
         return of_means(values, np.arange(PROMPTS), draws(PROMPTS))
 
@@ -109,7 +146,9 @@ def test_a_verdict_is_of_the_paired_difference_and_the_better_may_be_lower() -> 
     assert summary._verdict(of(hard), of(hard), True) == ""
 
 
-def test_a_course_goes_from_what_it_began_with_over_the_checkpoints_on_the_way_to_the_end(tmp_path: Path) -> None:
+def test_a_course_goes_from_what_it_began_with_over_the_checkpoints_on_the_way_to_the_end(
+    tmp_path: Path,
+) -> None:
     _, catalog, made = scored(tmp_path, HIGHER)
     own = next(it for it in made if it.arm == CONTROL)
     kept = [replace(own, arm=EARLIER, seen=seen) for seen in (800, 400, 1200)]
@@ -121,10 +160,15 @@ def test_a_course_goes_from_what_it_began_with_over_the_checkpoints_on_the_way_t
     assert key == ("run", "canny") and course.higher_is_better
     assert course.floor == pytest.approx(HIGHER[SHUFFLED].mean()), "the better of the two"
     assert [images for images, *_ in course.points] == [0, 400, 800, 1600]
-    assert [value for _, value, *_ in course.points] == pytest.approx([level + OWN.mean() for level in (0.5, 0.3, 0.45, 0.5)])
+    assert [value for _, value, *_ in course.points] == pytest.approx(
+        [level + OWN.mean() for level in (0.5, 0.3, 0.45, 0.5)]
+    )
     assert all(low < value < high for _, value, low, high in course.points)
     (fresh,) = summary.courses(catalog, [it for it in [*made, *kept] if it.arm != BEFORE]).values()
-    assert fresh.points[0][:2] == (0, pytest.approx(HIGHER[NO_CONTROL].mean())), "who starts from the base begins where the base is"
+    assert fresh.points[0][:2] == (
+        0,
+        pytest.approx(HIGHER[NO_CONTROL].mean()),
+    ), "who starts from the base begins where the base is"
 
 
 def test_one_baseline_that_is_not_beaten_takes_the_star(tmp_path: Path) -> None:
@@ -132,23 +176,42 @@ def test_one_baseline_that_is_not_beaten_takes_the_star(tmp_path: Path) -> None:
     assert not row.beyond_both and row.verdicts[NO_CONTROL] == "<" and row.verdicts[SHUFFLED] == ""
 
 
-def test_what_was_not_measured_is_left_open_and_a_fresh_controlnet_saved_nothing_before(tmp_path: Path) -> None:
+def test_what_was_not_measured_is_left_open_and_a_fresh_controlnet_saved_nothing_before(
+    tmp_path: Path,
+) -> None:
     watched(tmp_path, [measured(40, 0.01)], "fresh")
     watched(tmp_path, [measured(40, 0.01)], "warm", warm_start={"canny": "w"})
     plan, catalog, made = scored(tmp_path, {CONTROL: HIGHER[CONTROL]}, model="fresh")
     (row,) = summary.summary(plan, catalog, made)
     assert row.gap_before and row.gap_before.value == 0 and row.gap_before.reach is None
-    assert (row.ceiling, row.share, row.baselines, row.verdicts, row.beyond_both) == (None, None, {}, {}, False)
+    assert (row.ceiling, row.share, row.baselines, row.verdicts, row.beyond_both) == (
+        None,
+        None,
+        {},
+        {},
+        False,
+    )
     (row,) = summary.summary(*scored(tmp_path, {CONTROL: HIGHER[CONTROL]}, model="warm"))
     assert row.gap_before is None and row.gap and row.gap.value == pytest.approx(10)
     (row,) = summary.summary(*scored(tmp_path, {CONTROL: HIGHER[CONTROL]}, model="theirs"))
     assert (row.gap_before, row.gap) == (None, None), "an external checkpoint has no log"
 
 
-def test_thirteen_lines_fit_a_screen_and_name_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thirteen_lines_fit_a_screen_and_name_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = "+".join(CONDITIONS) + "-0123abcd"
-    watched(tmp_path, [{"images": at, "held_out": {it: measured(at, -0.2468, it)["held_out"][it] for it in CONDITIONS}} for at in (0, 80)], name)
-    plan, catalog, made = scored(tmp_path, {arm: 100 * value for arm, value in HIGHER.items()}, tuple(CONDITIONS), name)
+    watched(
+        tmp_path,
+        [
+            {"images": at, "held_out": {it: measured(at, -0.2468, it)["held_out"][it] for it in CONDITIONS}}
+            for at in (0, 80)
+        ],
+        name,
+    )
+    plan, catalog, made = scored(
+        tmp_path, {arm: 100 * value for arm, value in HIGHER.items()}, tuple(CONDITIONS), name
+    )
     monkeypatch.setattr(summary, "systems", lambda plan, catalog: made)
     text = list(summary.lines(plan, catalog, Path("runs/demo/report/index.html")))
     assert [line.removeprefix("*").split()[0] for line in text[1:14]] == list(CONDITIONS)
@@ -161,7 +224,9 @@ def test_a_run_of_many_conditions_has_a_short_name_on_a_page() -> None:
     assert all(called(name) == name for name in ("canny+hed-0123abcd", "theirs", "sd-controlnet-canny"))
 
 
-def test_without_a_normalized_score_the_table_and_the_page_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_normalized_score_the_table_and_the_page_say_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real image scores below another image's hint: nothing is 572 % of such a way."""
     turned = HIGHER | {REAL: HIGHER[SHUFFLED] - 0.01 + SHAKEN}
     plan, catalog, made = scored(tmp_path, turned)

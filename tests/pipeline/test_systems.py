@@ -1,4 +1,6 @@
-"""Who is compared: what is drawn once for several, what each condition keeps for itself, what a run started from."""
+"""Who is compared: what is drawn once for several, what each condition keeps for itself, what a run started
+from.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,10 +26,13 @@ workspace: ws
 source: {kind: scenes, count: 4}
 image: {resolution: 64}
 conditions: {canny: {}, depth_large: {}, pose_openpose: {}}
-train: {base: random, runs: [{conditions: [canny], warm_start: START, images: 8}, {conditions: [canny], warm_start: START, images: 16}]}
-evaluate: {baselines: BASELINES, benchmark: {samples: 40, seeds: [0, 1]}, readers: {depth_large: {detector: mini}, pose_openpose: {detector: mini}}}
+train: {base: random, runs: [{conditions: [canny], warm_start: START, images: 8},
+                              {conditions: [canny], warm_start: START, images: 16}]}
+evaluate: {baselines: BASELINES, benchmark: {samples: 40, seeds: [0, 1]},
+           readers: {depth_large: {detector: mini}, pose_openpose: {detector: mini}}}
 """
-ASKED = {"canny": range(20), "depth_large": range(20), "pose_openpose": range(3)}  # images of each condition's benchmark
+# images of each condition's benchmark
+ASKED = {"canny": range(20), "depth_large": range(20), "pose_openpose": range(3)}
 
 
 class Pairs:
@@ -52,7 +57,12 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
     root.mkdir()
     (root / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
     monkeypatch.chdir(tmp_path)
-    made = [("one", "canny", "c1", "w1"), ("two", "canny", "c2", "w2"), ("depth", "depth_large", "c3", "w3"), ("pose", "pose_openpose", "c4", "w4")]
+    made = [
+        ("one", "canny", "c1", "w1"),
+        ("two", "canny", "c2", "w2"),
+        ("depth", "depth_large", "c3", "w3"),
+        ("pose", "pose_openpose", "c4", "w4"),
+    ]
     monkeypatch.setattr("pipeline.benchmark.systems._runs", lambda plan, catalog: made)
     monkeypatch.setattr("pipeline.benchmark.systems.base_spec", lambda plan: "base")
     monkeypatch.setattr("pipeline.benchmark.systems.base_fingerprint", lambda spec: "mark")
@@ -63,10 +73,19 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
         (tmp_path / "m.yaml").write_text(changed.replace("START", str(root)).replace("BASELINES", BASELINES))
         plan = plans.make(load(tmp_path / "m.yaml"), here=False)
         assert plan.manifest.train
-        runs = [PlannedRun(name, run, "", "", [], []) for name, run in zip(("one", "two"), plan.manifest.train.runs, strict=True)]
+        runs = [
+            PlannedRun(name, run, "", "", [], [])
+            for name, run in zip(("one", "two"), plan.manifest.train.runs, strict=True)
+        ]
         monkeypatch.setattr("pipeline.benchmark.systems.planned_runs", lambda plan, catalog: runs)
         meta = {"warm_start": {"canny": trained_from or checkpoint.weights_hash(root)}}
-        monkeypatch.setattr(checkpoint, "newest", lambda out: checkpoint.Checkpoint(out / "step", 8, 1, meta) if out.name in ("one", "two") else None)
+        monkeypatch.setattr(
+            checkpoint,
+            "newest",
+            lambda out: (
+                checkpoint.Checkpoint(out / "step", 8, 1, meta) if out.name in ("one", "two") else None
+            ),
+        )
         return plan, systems(plan, Pairs())  # type: ignore[arg-type]
 
     return make
@@ -92,27 +111,45 @@ def test_what_no_condition_changes_is_drawn_once_for_all_that_ask_for_the_same_i
 ) -> None:
     plan, _ = compared()
     assert drawn(plan, monkeypatch) == {
-        "no_control": 2 * (20 + 3), "vae_round_trip": 20 + 3, "real_image": 20 + 3,  # canny and depth share, the poses are other images
-        "one/canny/control": 40, "one/canny/shuffled_condition": 40, "two/canny/control": 40, "two/canny/shuffled_condition": 40,
-        "depth/depth_large/control": 40, "depth/depth_large/shuffled_condition": 40,
-        "pose/pose_openpose/control": 6, "pose/pose_openpose/shuffled_condition": 6,
+        # canny and depth share, the poses are other images
+        "no_control": 2 * (20 + 3),
+        "vae_round_trip": 20 + 3,
+        "real_image": 20 + 3,
+        "one/canny/control": 40,
+        "one/canny/shuffled_condition": 40,
+        "two/canny/control": 40,
+        "two/canny/shuffled_condition": 40,
+        "depth/depth_large/control": 40,
+        "depth/depth_large/shuffled_condition": 40,
+        "pose/pose_openpose/control": 6,
+        "pose/pose_openpose/shuffled_condition": 6,
         "warm_start/canny": 40,  # one start of two runs
-    }  # fmt: skip
+    }
 
 
-def test_the_report_waits_for_no_sample_twice(compared: Callable[..., tuple[Plan, list[System]]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_waits_for_no_sample_twice(
+    compared: Callable[..., tuple[Plan, list[System]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipeline.stages.report import _stages
 
     plan, made = compared()
     samples = drawn(plan, monkeypatch)
-    told: dict[str, Any] = {"images": {"ok": 4}, "conditions": {}, "latents": 4, "samples": samples, "scores": 0}
+    told: dict[str, Any] = {
+        "images": {"ok": 4},
+        "conditions": {},
+        "latents": 4,
+        "samples": samples,
+        "scores": 0,
+    }
     states = {stage.name: stage.state for stage in _stages(plan, told, (), made)}
     assert states["generate"] == "done"
     samples["no_control"] -= 1
     assert {stage.name: stage.state for stage in _stages(plan, told, (), made)}["generate"] == "running"
 
 
-def test_scores_stay_with_their_condition_where_samples_are_shared(compared: Callable[..., tuple[Plan, list[System]]]) -> None:
+def test_scores_stay_with_their_condition_where_samples_are_shared(
+    compared: Callable[..., tuple[Plan, list[System]]],
+) -> None:
     plan, made = compared()
     by_name = {system.name: system for system in made}
     assert len(by_name) == len(made) == 3 * 3 + 4 * 2 + 2
@@ -123,32 +160,59 @@ def test_scores_stay_with_their_condition_where_samples_are_shared(compared: Cal
 
 
 def test_scores_stored_while_a_measure_that_is_gone_was_computed_keep_their_identity(
-    compared: Callable[..., tuple[Plan, list[System]]]
+    compared: Callable[..., tuple[Plan, list[System]]],
 ) -> None:
     """As workspaces have them: taking a measure out makes no sample be read again."""
     plan, made = compared()
     names = (
-        "edge_f1_bsds", "edge_f1", "edge_f1_1px", "edge_f1_2px", "edge_precision", "edge_recall", "edge_chamfer", "edge_ms_ssim",
-        "edge_ms_ssim_uint8", "edge_ssim", "edge_f1_bsds_pooled", "edge_f1_pooled",
-    )  # fmt: skip
+        "edge_f1_bsds",
+        "edge_f1",
+        "edge_f1_1px",
+        "edge_f1_2px",
+        "edge_precision",
+        "edge_recall",
+        "edge_chamfer",
+        "edge_ms_ssim",
+        "edge_ms_ssim_uint8",
+        "edge_ssim",
+        "edge_f1_bsds_pooled",
+        "edge_f1_pooled",
+    )
     canny = next(system for system in made if system.condition == "canny")
     assert plan.manifest.evaluate is not None
-    assert score_key(plan, canny) == fingerprint({
-        "samples": canny.key, "maker": plan.conditions["canny"].fingerprint, "reader": plan.reader("canny").fingerprint,
-        "metrics": dict.fromkeys(names, "1"), "networks": networks.identity(plan.manifest.evaluate), "version": 2,
-    })  # fmt: skip
+    assert score_key(plan, canny) == fingerprint(
+        {
+            "samples": canny.key,
+            "maker": plan.conditions["canny"].fingerprint,
+            "reader": plan.reader("canny").fingerprint,
+            "metrics": dict.fromkeys(names, "1"),
+            "networks": networks.identity(plan.manifest.evaluate),
+            "version": 2,
+        }
+    )
 
 
-@pytest.mark.parametrize("change", [("resolution: 64", "resolution: 128"), ("seeds: [0, 1]", "seeds: [0, 2]"), ("samples: 40", "samples: 10")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("resolution: 64", "resolution: 128"),
+        ("seeds: [0, 1]", "seeds: [0, 2]"),
+        ("samples: 40", "samples: 10"),
+    ],
+)
 def test_other_pictures_seeds_or_images_are_other_samples(
     change: tuple[str, str], compared: Callable[..., tuple[Plan, list[System]]]
 ) -> None:
     (_, before), (_, after) = compared(), compared(TEXT.replace(*change))
     few = {"pose_openpose"} if "samples" in change[0] else set()  # its three images are asked for in any case
-    assert all((one.key == other.key) == (one.condition in few) for one, other in zip(before, after, strict=True))
+    assert all(
+        (one.key == other.key) == (one.condition in few) for one, other in zip(before, after, strict=True)
+    )
 
 
-def test_the_scale_of_a_controlnet_does_not_change_what_is_drawn_without_one(compared: Callable[..., tuple[Plan, list[System]]]) -> None:
+def test_the_scale_of_a_controlnet_does_not_change_what_is_drawn_without_one(
+    compared: Callable[..., tuple[Plan, list[System]]],
+) -> None:
     (_, before), (_, after) = compared(), compared(TEXT.replace("samples: 40", "samples: 40, scale: 0.5"))
     same = {one.arm: one.key == other.key for one, other in zip(before, after, strict=True)}
     assert {arm for arm, kept in same.items() if kept} == set(ALONE)
@@ -158,15 +222,22 @@ def test_a_guided_hint_is_another_benchmark_and_is_sampled_so(
     compared: Callable[..., tuple[Plan, list[System]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (_, before), (_, said), (plan, after) = (
-        compared(TEXT.replace("samples: 40", f"samples: 40{more}")) for more in ("", ", guide_hint: false", ", guide_hint: true")
+        compared(TEXT.replace("samples: 40", f"samples: 40{more}"))
+        for more in ("", ", guide_hint: false", ", guide_hint: true")
     )
     assert [one.key for one in before] == [one.key for one in said]
     assert {one.arm for one, other in zip(before, after, strict=True) if one.key == other.key} == set(ALONE)
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(stage, "make_missing", lambda catalog, cluster, function, jobs, **more: asked.extend(job.args for job in jobs.values()))
+    monkeypatch.setattr(
+        stage,
+        "make_missing",
+        lambda catalog, cluster, function, jobs, **more: asked.extend(job.args for job in jobs.values()),
+    )
     monkeypatch.setattr(stage, "base_spec", lambda plan: "base")
     stage.generate(plan, Pairs(), None)  # type: ignore[arg-type]
-    assert asked and all(it["settings"] == {"steps": 20, "guidance": 7.5, "scale": 1.0, "guide_hint": True} for it in asked)
+    assert asked and all(
+        it["settings"] == {"steps": 20, "guidance": 7.5, "scale": 1.0, "guide_hint": True} for it in asked
+    )
 
 
 def test_a_run_stands_beside_what_it_started_from(compared: Callable[..., tuple[Plan, list[System]]]) -> None:
@@ -175,7 +246,11 @@ def test_a_run_stands_beside_what_it_started_from(compared: Callable[..., tuple[
     assert [system.name for system in before] == ["one/canny/warm_start", "two/canny/warm_start"]
     control = next(system for system in made if system.name == "one/canny/control")
     for system in before:
-        assert system.checkpoint.endswith("/root") and system.items == control.items and system.benchmark == control.benchmark
+        assert (
+            system.checkpoint.endswith("/root")
+            and system.items == control.items
+            and system.benchmark == control.benchmark
+        )
         assert system.hint_of(0) == control.hint_of(0), "its own hint, as for the run"
     _, without = compared(TEXT.replace("BASELINES", "[no_control]"))
     assert {system.arm for system in without} == {"control", "no_control"}
@@ -187,20 +262,38 @@ def test_a_run_stands_beside_the_checkpoints_that_it_kept_on_its_way(
     from train import checkpoint
 
     compared()
-    monkeypatch.setattr(checkpoint, "kept", lambda out: [checkpoint.Checkpoint(out / f"step-{step}", 10 * step, step, {}) for step in (1, 2)])
+    monkeypatch.setattr(
+        checkpoint,
+        "kept",
+        lambda out: [checkpoint.Checkpoint(out / f"step-{step}", 10 * step, step, {}) for step in (1, 2)],
+    )
     made = [("one", "canny", "checkpoints/one/step-2/canny", "w1"), ("theirs", "canny", "/elsewhere", "w2")]
     monkeypatch.setattr("pipeline.benchmark.systems._runs", lambda plan, catalog: made)
     _, found = compared(TEXT.replace("BASELINES", "[no_control, earlier]"))
     earlier = [system for system in found if system.arm == EARLIER]
     told = [(it.name, it.checkpoint, it.seen) for it in earlier]
-    assert told == [("one/canny/earlier-10", "checkpoints/one/step-1/canny", 10)], "the last is the run itself, and others keep nothing here"
+    assert told == [("one/canny/earlier-10", "checkpoints/one/step-1/canny", 10)], (
+        "the last is the run itself, and others keep nothing here"
+    )
     control = next(system for system in found if system.name == "one/canny/control")
-    assert earlier[0].items == control.items and earlier[0].benchmark == control.benchmark and earlier[0].key != control.key
+    assert (
+        earlier[0].items == control.items
+        and earlier[0].benchmark == control.benchmark
+        and earlier[0].key != control.key
+    )
     assert earlier[0].hint_of(0) == control.hint_of(0)
 
 
-def test_a_start_that_is_no_longer_what_the_run_was_trained_from_is_told(compared: Callable[..., tuple[Plan, list[System]]]) -> None:
-    with pytest.raises(MillError, match=r"root has other weights than those that one started from: put them back, delete .*/one to train it again"):
+def test_a_start_that_is_no_longer_what_the_run_was_trained_from_is_told(
+    compared: Callable[..., tuple[Plan, list[System]]],
+) -> None:
+    with pytest.raises(
+        MillError,
+        match=(
+            r"root has other weights than those that one started from: put them back, delete .*/one to train"
+            r" it again"
+        ),
+    ):
         compared(trained_from="0" * 16)
 
 

@@ -35,7 +35,13 @@ def write(path: Path, columns: dict[str, Any], rows_a_group: int = 2, **options:
     [
         pa.array([b"0", b"1", b"2"]),
         pa.array([b"0", b"1", b"2"], pa.large_binary()),
-        pa.array([{"bytes": b"0", "path": "a.jpg"}, {"bytes": b"1", "path": None}, {"bytes": None, "path": "2.jpg"}]),
+        pa.array(
+            [
+                {"bytes": b"0", "path": "a.jpg"},
+                {"bytes": b"1", "path": None},
+                {"bytes": None, "path": "2.jpg"},
+            ]
+        ),
         pa.array(["0.jpg", "sub/1.jpg", "2.jpg"]),
     ],
     ids=["binary", "large binary", "struct", "path"],
@@ -54,16 +60,28 @@ def test_an_image_cell_is_bytes_a_struct_or_a_path_beside_the_file(tmp_path: Pat
 
 def test_further_columns_are_kept_but_bytes_and_what_is_too_large_for_a_catalog(tmp_path: Path) -> None:
     columns = {
-        "image": [b"0", b"1"], "text": [["first", "second"], []], "year": [1999, None], "score": [0.5, float("nan")],
-        "when": [datetime.datetime(2020, 1, 2), None], "tags": [["a"], ["b", "c"]], "thumb": [b"x", b"y"], "name": ["\N{GRINNING FACE}", ""],
-        "embedding": [np.arange(1000.0)] * 2, "boxes": [[{"x": 1, "raw": b"z"}], []],
-    }  # fmt: skip
+        "image": [b"0", b"1"],
+        "text": [["first", "second"], []],
+        "year": [1999, None],
+        "score": [0.5, float("nan")],
+        "when": [datetime.datetime(2020, 1, 2), None],
+        "tags": [["a"], ["b", "c"]],
+        "thumb": [b"x", b"y"],
+        "name": ["\N{GRINNING FACE}", ""],
+        "embedding": [np.arange(1000.0)] * 2,
+        "boxes": [[{"x": 1, "raw": b"z"}], []],
+    }
     one, two = listed(write(tmp_path / "a.parquet", columns, use_dictionary=False))
     assert (one.caption, two.caption) == ("first", "")
     assert one.fields == {
-        "text": ["first", "second"], "year": 1999, "score": 0.5, "when": "2020-01-02T00:00:00", "tags": ["a"],
-        "name": "\N{GRINNING FACE}", "left_out": ["embedding"],
-    }  # fmt: skip
+        "text": ["first", "second"],
+        "year": 1999,
+        "score": 0.5,
+        "when": "2020-01-02T00:00:00",
+        "tags": ["a"],
+        "name": "\N{GRINNING FACE}",
+        "left_out": ["embedding"],
+    }
     assert two.fields["score"] is None and two.fields["when"] is None
 
 
@@ -71,7 +89,14 @@ def test_what_is_wrong_with_a_row_is_its_reason(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     cells = ["http://example.com/a.jpg", None, "none.jpg", "pipe", "[1]", "nul\0.jpg"]
     found = listed(write(tmp_path / "a.parquet", {"image": cells}), captions="none")
-    reasons = ["only the address 'http", "is empty", "No such file", "not a file", "holds str, no picture", "only the address"]
+    reasons = [
+        "only the address 'http",
+        "is empty",
+        "No such file",
+        "not a file",
+        "holds str, no picture",
+        "only the address",
+    ]
     for raw, reason in zip(found, reasons, strict=True):
         with pytest.raises(Unreadable, match=reason):
             sources.read(raw)
@@ -89,7 +114,10 @@ def test_a_broken_file_is_one_row_among_the_others_and_alone_it_is_one_sentence(
     bad = {Path(raw.uri).name: raw.problem for raw in found if raw.problem}
     assert [sources.read(raw) for raw in found if not raw.problem] == [(b"0", "a"), (b"1", "b")]
     assert set(bad) == {"b.parquet", "c.parquet", "d.parquet"}
-    assert "there is no column 'text': set `source.captions` to one of image, to {template: …} or to none" in bad["d.parquet"]
+    assert (
+        "there is no column 'text': set `source.captions` to one of image, to {template: …} or to none"
+        in bad["d.parquet"]
+    )
     for name in ("a", "d"):
         (tmp_path / f"{name}.parquet").unlink()
     with pytest.raises(MillError, match=r"b\.parquet: "):
@@ -114,12 +142,19 @@ def test_a_file_that_changes_after_it_was_listed_is_read_anew_or_is_a_reason(tmp
         sources.read(found[0])
 
 
-def test_a_row_group_is_read_once_for_all_its_rows_and_a_worker_keeps_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = listed(write(tmp_path / "a.parquet", {"image": [bytes([row]) * 1000 for row in range(40)]}, rows_a_group=10), captions="none")
+def test_a_row_group_is_read_once_for_all_its_rows_and_a_worker_keeps_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = listed(
+        write(tmp_path / "a.parquet", {"image": [bytes([row]) * 1000 for row in range(40)]}, rows_a_group=10),
+        captions="none",
+    )
     reads: list[int] = []
     real = pq.ParquetFile.read_row_group
     monkeypatch.setattr(
-        pq.ParquetFile, "read_row_group", lambda self, group, **options: reads.append(group) or real(self, group, **options)
+        pq.ParquetFile,
+        "read_row_group",
+        lambda self, group, **options: reads.append(group) or real(self, group, **options),
     )
     monkeypatch.setattr(tables, "KEPT_BYTES", 25_000)
     tables._columns.clear()
@@ -128,26 +163,42 @@ def test_a_row_group_is_read_once_for_all_its_rows_and_a_worker_keeps_few(tmp_pa
     assert len(tables._columns) == 2
 
 
-def test_a_row_group_too_large_to_be_read_whole_is_one_row_and_moves_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_group_too_large_to_be_read_whole_is_one_row_and_moves_no_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tables, "GROUP_BYTES", 5000)
-    *small, large = listed(write(tmp_path / "a.parquet", {"image": [b"0", b"1", b"2" * 9000, b"3", b"4"]}), captions="none")
+    *small, large = listed(
+        write(tmp_path / "a.parquet", {"image": [b"0", b"1", b"2" * 9000, b"3", b"4"]}), captions="none"
+    )
     assert {raw.uri[-1]: sources.read(raw)[0] for raw in small} == {"0": b"0", "1": b"1", "4": b"4"}
-    assert large.uri.endswith("::group 1") and "too large to be read whole" in large.problem and "row_group_size=100" in large.problem
+    assert (
+        large.uri.endswith("::group 1")
+        and "too large to be read whole" in large.problem
+        and "row_group_size=100" in large.problem
+    )
 
 
 def test_a_provided_map_is_the_bytes_that_its_cell_holds_or_the_numbers(tmp_path: Path) -> None:
     (tmp_path / "seg.png").write_bytes(b"map")
     columns = {
-        "image": [b"0", b"1"], "seg": ["seg.png", None], "depth": [{"bytes": b"d", "path": "d.png"}] * 2,
-        "people": [[[1.0, 2.0, 2.0]], []], "coco": ['[{"keypoints": []}]', ""],
-    }  # fmt: skip
+        "image": [b"0", b"1"],
+        "seg": ["seg.png", None],
+        "depth": [{"bytes": b"d", "path": "d.png"}] * 2,
+        "people": [[[1.0, 2.0, 2.0]], []],
+        "coco": ['[{"keypoints": []}]', ""],
+    }
     given = {
         "seg_coco": Provided(column="seg", labels="coco_stuff_171"),
         "depth_large": Provided(column="depth", depth="distance", mask="seg"),
     }
     one, two = listed(write(tmp_path / "a.parquet", columns), captions="none", provided=given)
     assert one.provided["depth_large"] == given["depth_large"].model_dump()
-    assert [read_cell(one, name) for name in ("seg", "depth", "people", "coco")] == [b"map", b"d", [[1.0, 2.0, 2.0]], '[{"keypoints": []}]']
+    assert [read_cell(one, name) for name in ("seg", "depth", "people", "coco")] == [
+        b"map",
+        b"d",
+        [[1.0, 2.0, 2.0]],
+        '[{"keypoints": []}]',
+    ]
     with pytest.raises(Unreadable, match="the cell of 'seg' is empty"):
         read_cell(two, "seg")
     assert "seg" not in one.fields and "people" in one.fields

@@ -1,4 +1,6 @@
-"""The queue of runs as a person sees it: together, in their order, over several processes, one that fails, what status tells."""
+"""The queue of runs as a person sees it: together, in their order, over several processes, one that fails,
+what status tells.
+"""
 
 import importlib.util
 import json
@@ -41,7 +43,9 @@ SIZES = [(128, 128), (64, 192)]  # of the pictures: two buckets
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, address: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def made(
+    tmp_path_factory: pytest.TempPathFactory, address: str
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A manifest of five runs, trained once; the tests below only look."""
     from PIL import Image
 
@@ -51,14 +55,26 @@ def made(tmp_path_factory: pytest.TempPathFactory, address: str) -> tuple[Path, 
     for number in range(12):
         coarse = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
         height, width = SIZES[number % 2]
-        Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST).save(root / "photos" / f"{number:02d}.png")
-        (root / "photos" / f"{number:02d}.txt").write_text("a window on the left" if number == 0 else f"picture {number}")
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST).save(
+            root / "photos" / f"{number:02d}.png"
+        )
+        (root / "photos" / f"{number:02d}.txt").write_text(
+            "a window on the left" if number == 0 else f"picture {number}"
+        )
     (root / "manifest.yaml").write_text(
-        "name: queue\nworkspace: ws\nsource: {kind: folder, path: photos}\nimage: {resolution: 128, fit: bucket}\n"
-        "split: {validation: 0.3, test: 0.0, salt: 2, near: null}\nconditions: {canny: {}, cartoon: {}, hough: {min_score: 0.0, min_length: 4}}\n"
-        f"train:\n base: random\n runs:{RUNS}"
+        "name: queue\nworkspace: ws\nsource: {kind: folder, path: photos}\nimage: {resolution: 128, fit:"
+        " bucket}\nsplit: {validation: 0.3, test: 0.0, salt: 2, near: null}\nconditions: {canny: {},"
+        f" cartoon: {{}}, hough: {{min_score: 0.0, min_length: 4}}}}\ntrain:\n base: random\n runs:{RUNS}"
     )
-    line = [*COMMAND, "run", "manifest.yaml", "--address", address, "--stages", "ingest,annotate,encode,train"]
+    line = [
+        *COMMAND,
+        "run",
+        "manifest.yaml",
+        "--address",
+        address,
+        "--stages",
+        "ingest,annotate,encode,train",
+    ]
     return root, subprocess.run(line, cwd=root, env=OPEN, capture_output=True, text=True, timeout=600)
 
 
@@ -79,11 +95,17 @@ def test_a_failed_run_stops_neither_the_others_nor_passes_silently(
 ) -> None:
     root, ran = made
     hough, canny, both, cartoon, late = (it.name for it in planned(root, monkeypatch))
-    assert ran.returncode == 1 and "2 of the train jobs failed" in ran.stderr and "Traceback" not in ran.stderr
+    assert (
+        ran.returncode == 1 and "2 of the train jobs failed" in ran.stderr and "Traceback" not in ran.stderr
+    )
     found = rows(root)
     assert {name: found[name]["status"] for name in (hough, canny, both, cartoon, late)} == {
-        hough: "complete", canny: "complete", both: "complete", cartoon: "failed", late: "failed"
-    }  # fmt: skip
+        hough: "complete",
+        canny: "complete",
+        both: "complete",
+        cartoon: "failed",
+        late: "failed",
+    }
     assert "no ControlNet in the diffusers layout" in found[cartoon]["reason"]
     assert found[late]["reason"] == f"it waits for train {cartoon}, which failed"
     assert found[cartoon]["conditions"] == ["cartoon"] and found[cartoon]["images"] == 0
@@ -99,20 +121,31 @@ def test_a_run_starts_from_what_another_run_of_the_manifest_has_made(
     hough, canny, *_ = (it.name for it in planned(root, monkeypatch))
     found = rows(root)
     meta = json.loads((root / "ws" / found[hough]["checkpoint"] / "meta.json").read_text())
-    assert meta["warm_start"] == {"hough": checkpoint.weights_hash(root / "ws" / found[canny]["checkpoint"] / "canny")}
+    assert meta["warm_start"] == {
+        "hough": checkpoint.weights_hash(root / "ws" / found[canny]["checkpoint"] / "canny")
+    }
 
 
-def test_two_processes_train_what_one_does(made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_train_what_one_does(
+    made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors.torch import load_file
 
     root, _ = made
     _, one, two, *_ = (it.name for it in planned(root, monkeypatch))
     assert one != two
     found = rows(root)
-    a, b = (load_file(root / "ws" / found[name]["checkpoint"] / "canny/diffusion_pytorch_model.safetensors") for name in (one, two))
+    a, b = (
+        load_file(root / "ws" / found[name]["checkpoint"] / "canny/diffusion_pytorch_model.safetensors")
+        for name in (one, two)
+    )
     assert a.keys() == b.keys() and max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-5
-    assert any(float(a[name].abs().max()) > 1e-4 for name in a if "controlnet" in name), "zero convolutions that have learned"
-    metas = [json.loads((root / "ws" / found[name]["checkpoint"] / "meta.json").read_text()) for name in (one, two)]
+    assert any(float(a[name].abs().max()) > 1e-4 for name in a if "controlnet" in name), (
+        "zero convolutions that have learned"
+    )
+    metas = [
+        json.loads((root / "ws" / found[name]["checkpoint"] / "meta.json").read_text()) for name in (one, two)
+    ]
     assert [meta["ranks"] for meta in metas] == [1, 2]
 
 
@@ -130,9 +163,14 @@ def test_pairs_tell_their_sizes_unread_and_a_mirrored_pair_is_drawn_from_the_fli
     captions = dict(catalog.query("SELECT image_id, caption FROM sources"))
     for number, address in enumerate(it.pairs):
         plain, mirrored = pairs[number], pairs.mirrored(number)
-        assert plain.mean.shape[1:] == pairs.sizes[number] and plain.hints["hough"].shape[0] == 8 * pairs.sizes[number][0]
+        assert (
+            plain.mean.shape[1:] == pairs.sizes[number]
+            and plain.hints["hough"].shape[0] == 8 * pairs.sizes[number][0]
+        )
         if "left" in captions[address.image_id]:
-            assert np.array_equal(plain.mean, mirrored.mean) and np.array_equal(plain.hints["hough"], mirrored.hints["hough"])
+            assert np.array_equal(plain.mean, mirrored.mean) and np.array_equal(
+                plain.hints["hough"], mirrored.hints["hough"]
+            )
             continue
         raw = read_annotation(workspace, address.maps["hough"], address.row, "hough").map
         assert raw is not None and np.array_equal(mirrored.hints["hough"], maps.render(flips.flip(raw)))
@@ -145,7 +183,9 @@ def test_the_loss_gap_is_measured_on_the_validation_split(
     root, _ = made
     hough, *_ = planned(root, monkeypatch)
     catalog = Catalog(Workspace(root / "ws"))
-    validation = {image_id for (image_id,) in catalog.query("SELECT image_id FROM images WHERE split = 'validation'")}
+    validation = {
+        image_id for (image_id,) in catalog.query("SELECT image_id FROM images WHERE split = 'validation'")
+    }
     assert validation and {it.image_id for it in hough.held_out} == validation
     assert not validation & {it.image_id for it in hough.pairs}
     log = stage.read_log(catalog.workspace.run(hough.name))
@@ -161,14 +201,18 @@ def test_a_longer_run_goes_on_from_the_shorter_one_and_ends_with_the_same_bits(
 
     def longer(root: Path, change: tuple[str, str]) -> tuple[Any, PlannedRun]:
         text = (made[0] / "manifest.yaml").read_text()
-        (root / "manifest.yaml").write_text(text[: text.index(" runs:")] + f" runs: [{{{CANNY.replace(*change)}}}]\n")
+        (root / "manifest.yaml").write_text(
+            text[: text.index(" runs:")] + f" runs: [{{{CANNY.replace(*change)}}}]\n"
+        )
         monkeypatch.chdir(root)
         plan = plans.make(load(root / "manifest.yaml"))
         return plan, planned_runs(plan, Catalog(plan.workspace))[0]
 
     def trained(plan: Any, it: PlannedRun) -> dict[str, Any]:
         args = stage._job(plan, Catalog(plan.workspace), [it], 0, {it.name: it}).args
-        return load_file(Path(stage.train_run(args, (), {}, False)) / "canny/diffusion_pytorch_model.safetensors")
+        return load_file(
+            Path(stage.train_run(args, (), {}, False)) / "canny/diffusion_pytorch_model.safetensors"
+        )
 
     for name in ("on", "anew"):
         shutil.copytree(made[0], tmp_path / name)
@@ -176,7 +220,9 @@ def test_a_longer_run_goes_on_from_the_shorter_one_and_ends_with_the_same_bits(
     assert stage.take_shorter(plan.workspace, other) is None, "another rate is another run"
     plan, it = longer(tmp_path / "on", ("images: 8", "images: 12"))
     begun = stage.take_shorter(plan.workspace, it)
-    assert begun == plan.workspace.run(it.name_with(8)) and stage.take_shorter(plan.workspace, it) is None, "once"
+    assert begun == plan.workspace.run(it.name_with(8)) and stage.take_shorter(plan.workspace, it) is None, (
+        "once"
+    )
     taken = checkpoint.newest(plan.workspace.run(it.name))
     assert taken is not None and taken.images == 8 and checkpoint.newest(begun) is not None
     bits = trained(plan, it)
@@ -196,7 +242,15 @@ class Here:
         self.told: list[str] = []
         self.say = self.told.append
 
-    def run(self, function: Callable[..., Any], jobs: list[Job], done: Callable[..., None], *, watch: Callable[[], int], **more: Any) -> None:
+    def run(
+        self,
+        function: Callable[..., Any],
+        jobs: list[Job],
+        done: Callable[..., None],
+        *,
+        watch: Callable[[], int],
+        **more: Any,
+    ) -> None:
         for job in jobs:
             watch()
             made = function(job.args, job.rows, {}, False)
@@ -205,8 +259,12 @@ class Here:
 
 
 @pytest.fixture
-def alone(made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The workspace of `made` with the run of canny alone, under a manifest with these changes; trains it, and gives its weights' hash."""
+def alone(
+    made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """The workspace of `made` with the run of canny alone, under a manifest with these changes; trains it,
+    and gives its weights' hash.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -220,10 +278,23 @@ def alone(made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, m
         catalog = Catalog(plan.workspace)
         told = stage.train(plan, catalog, here)  # type: ignore[arg-type]
         (it,) = planned_runs(plan, catalog)
-        (place, state) = catalog.row("SELECT checkpoint, status FROM runs WHERE run = ?", [it.name])
-        files = {name: it["sha256"] for name, it in json.loads((plan.workspace.root / place / "meta.json").read_text())["files"].items()}
+        place, state = catalog.row("SELECT checkpoint, status FROM runs WHERE run = ?", [it.name])
+        files = {
+            name: it["sha256"]
+            for name, it in json.loads((plan.workspace.root / place / "meta.json").read_text())[
+                "files"
+            ].items()
+        }
         return SimpleNamespace(
-            plan=plan, catalog=catalog, name=it.name, it=it, step=plan.workspace.root / place, state=state, files=files, told=told, said=here.told
+            plan=plan,
+            catalog=catalog,
+            name=it.name,
+            it=it,
+            step=plan.workspace.root / place,
+            state=state,
+            files=files,
+            told=told,
+            said=here.told,
         )
 
     return trained
@@ -245,8 +316,15 @@ def test_a_complete_run_whose_checkpoint_is_damaged_trains_the_missing_part_agai
     again = alone()
     assert (again.name, again.state, again.files) == (whole.name, "complete", whole.files), "bit for bit"
     first, second = again.said
-    assert first == f"checkpoint {whole.step} is damaged: {WEIGHTS} has another sha256 than meta.json says: its run makes it again."
-    assert second.startswith(f"{whole.name}: checkpoint {whole.step} is damaged") and "the run goes on from step-00000001" in second
+    assert (
+        first
+        == f"checkpoint {whole.step} is damaged: {WEIGHTS} has another sha256 than meta.json says: its run"
+        " makes it again."
+    )
+    assert (
+        second.startswith(f"{whole.name}: checkpoint {whole.step} is damaged")
+        and "the run goes on from step-00000001" in second
+    )
     told = counts.facts(whole.catalog)["runs"]
     assert [len(run["notes"]) for run in told if run["run"] == whole.name] == [1]
     assert not alone().said, "once"
@@ -260,19 +338,26 @@ def test_verify_reports_each_damaged_file_of_a_checkpoint_and_repair_has_it_made
     log.write_bytes(b"\x00\xff\n[3]\n" + log.read_bytes())
     said: list[str] = []
     found = verifier.problems(whole.catalog, repair=False, say=said.append)
-    damaged = [f"checkpoint {whole.step} is damaged: {name} has another sha256 than meta.json says" for name in sorted(whole.files)[1:]]
+    damaged = [
+        f"checkpoint {whole.step} is damaged: {name} has another sha256 than meta.json says"
+        for name in sorted(whole.files)[1:]
+    ]
     torn = f"checkpoints/{whole.name}/train.jsonl: lines 1, 2: damaged, and passed over by whoever reads it"
     assert sorted(found) == sorted([*damaged, torn]) and said[-1].endswith("checkpoints checked, 3 problems")
     told = CliRunner().invoke(main, ["verify", "ws"])
     assert told.exit_code == 1 and all(sentence in told.output for sentence in found)
     assert CliRunner().invoke(main, ["verify", "ws", "--repair"]).exit_code == 0
-    assert not whole.step.exists() and whole.catalog.row("SELECT status FROM runs WHERE run = ?", [whole.name]) == ("incomplete",)
+    assert not whole.step.exists() and whole.catalog.row(
+        "SELECT status FROM runs WHERE run = ?", [whole.name]
+    ) == ("incomplete",)
     assert not verifier.problems(whole.catalog, repair=False, say=said.append)
     again = alone()
     assert (again.step, again.state, again.files) == (whole.step, "complete", whole.files) and not again.said
 
 
-def test_what_is_damaged_is_neither_converted_nor_sampled_nor_shipped_nor_started_from(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_damaged_is_neither_converted_nor_sampled_nor_shipped_nor_started_from(
+    alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipeline.commands import roots
     from pipeline.stages import generate
     from train import checkpoint
@@ -280,17 +365,39 @@ def test_what_is_damaged_is_neither_converted_nor_sampled_nor_shipped_nor_starte
     whole = alone()
     flip(whole.step / WEIGHTS)
     sentence = f"checkpoint {whole.step} is damaged: {WEIGHTS} has another sha256 than meta.json says"
-    remedy = "`controlmill verify WORKSPACE --repair` takes it out, and the next `controlmill run` trains what is then missing."
+    remedy = (
+        "`controlmill verify WORKSPACE --repair` takes it out, and the next `controlmill run` trains what is"
+        " then missing."
+    )
     photo = str(next(Path("photos").glob("*.png")))
     for line in (
         ["convert", whole.step / "canny", "net.safetensors", "--to", "original"],
-        ["sample", "--checkpoint", whole.step / "canny", "--image", photo, "--hint", "--prompt", "", "--out", "x.png", "--resolution", "64"],
+        [
+            "sample",
+            "--checkpoint",
+            whole.step / "canny",
+            "--image",
+            photo,
+            "--hint",
+            "--prompt",
+            "",
+            "--out",
+            "x.png",
+            "--resolution",
+            "64",
+        ],
     ):
         told = CliRunner().invoke(main, list(map(str, line)))
         assert told.exit_code == 1 and told.output == f"controlmill: {sentence}: {remedy}\n", told.output
-    instead = CliRunner().invoke(main, ["convert", str(whole.step.parent), "net.safetensors", "--to", "original"])
-    assert instead.exit_code == 0 and instead.output.startswith(f"{sentence}: step-00000001 is taken instead\n"), instead.output
-    with pytest.raises(MillError, match=f"{WEIGHTS} has another sha256 .*`controlmill verify WORKSPACE --repair`"):
+    instead = CliRunner().invoke(
+        main, ["convert", str(whole.step.parent), "net.safetensors", "--to", "original"]
+    )
+    assert instead.exit_code == 0 and instead.output.startswith(
+        f"{sentence}: step-00000001 is taken instead\n"
+    ), instead.output
+    with pytest.raises(
+        MillError, match=f"{WEIGHTS} has another sha256 .*`controlmill verify WORKSPACE --repair`"
+    ):
         generate.load_trained(str(whole.step / "canny"), "never loaded")
     shipped = SimpleNamespace(condition="canny", checkpoint=f"{whole.step}/canny")
     monkeypatch.setattr(roots, "_trained", lambda *_: [shipped])
@@ -302,7 +409,8 @@ def test_what_is_damaged_is_neither_converted_nor_sampled_nor_shipped_nor_starte
     with pytest.raises(MillError, match=r"^warm_start: checkpoint .* is damaged"):
         stage.train_run(args | {"warm_start": {"canny": str(whole.step.parent)}}, (), {}, False)
     (whole.step / "meta.json").write_bytes(b"\xff\x00")
-    with pytest.raises(checkpoint.Damaged, match=r"meta.json is not as it was written"):  # and no older one in its stead
+    # and no older one in its stead
+    with pytest.raises(checkpoint.Damaged, match=r"meta.json is not as it was written"):
         stage.warm_folder(str(whole.step.parent), "canny")
 
 
@@ -327,25 +435,42 @@ def test_a_longer_run_goes_on_from_the_last_whole_checkpoint_of_the_shorter_one(
     flip(whole.step / "canny/optimizer.safetensors")
     assert alone().told == f"{whole.name} is trained", "its ControlNet is whole"
     said: list[str] = []
-    longer = PlannedRun("canny-longer", whole.it.run.model_copy(update={"images": 12}), "", "", [], [], whole.it.identity)
+    longer = PlannedRun(
+        "canny-longer", whole.it.run.model_copy(update={"images": 12}), "", "", [], [], whole.it.identity
+    )
     assert stage.take_shorter(whole.plan.workspace, longer, said.append) == whole.step.parent
-    assert [path.name for path in whole.plan.workspace.run("canny-longer").glob("step-*")] == ["step-00000001"]
+    assert [path.name for path in whole.plan.workspace.run("canny-longer").glob("step-*")] == [
+        "step-00000001"
+    ]
     assert len(said) == 1 and f"canny-longer goes on from {whole.name}, step-00000001 instead." in said[0]
 
 
-def test_names_are_those_of_the_first_release_and_keys_that_left_them_are_found_under_the_older_ones() -> None:
+def test_names_are_those_of_the_first_release_and_keys_that_left_them_are_found_under_the_older_ones() -> (
+    None
+):
     """Golden names: computed by the code before checkpoint_every and micro_batch left the identity."""
     golden = {
-        "canny-88a4d4f1": [{}, {"watch_every": 4, "keep_every": 8, "grids": 2, "held_out": 3, "gradient_checkpointing": True}],
+        "canny-88a4d4f1": [
+            {},
+            {"watch_every": 4, "keep_every": 8, "grids": 2, "held_out": 3, "gradient_checkpointing": True},
+        ],
         "canny-0a55d282": [{"ema": 20.0, "flip": 0.5}],
     }
     older = {
-        "canny-92ebcf24": {"checkpoint_every": 1000}, "canny-65fc09a4": {"micro_batch": 2},
+        "canny-92ebcf24": {"checkpoint_every": 1000},
+        "canny-65fc09a4": {"micro_batch": 2},
         "canny-b1bcd2ac": {"micro_batch": 2, "checkpoint_every": 8},
-    }  # fmt: skip
+    }
 
     def identity(run: Run) -> dict[str, Any]:
-        return {"base": "b", "latents": "l", "run": run.identity, "pairs": ["1", "2"], "version": 2, "conditions": {"canny": "f"}}
+        return {
+            "base": "b",
+            "latents": "l",
+            "run": run.identity,
+            "pairs": ["1", "2"],
+            "version": 2,
+            "conditions": {"canny": "f"},
+        }
 
     for name, options in golden.items():
         for option in options:
@@ -359,7 +484,9 @@ def test_names_are_those_of_the_first_release_and_keys_that_left_them_are_found_
 
 
 @pytest.mark.parametrize(("micro", "every"), [(2, 4), (None, 4), (2, None)])
-def test_a_run_that_was_named_after_options_keeps_its_name_also_when_they_change(alone: Any, micro: int | None, every: int | None) -> None:
+def test_a_run_that_was_named_after_options_keeps_its_name_also_when_they_change(
+    alone: Any, micro: int | None, every: int | None
+) -> None:
     """A workspace as the code before made it: the folder's name, and what the checkpoint recorded."""
     whole = alone()
     told = whole.it.identity["run"] | {"micro_batch": micro, "checkpoint_every": every}
@@ -368,7 +495,15 @@ def test_a_run_that_was_named_after_options_keeps_its_name_also_when_they_change
     for path in whole.plan.workspace.run(older).glob("step-*/meta.json"):
         meta = json.loads(path.read_text())
         meta.pop("began_with", None)
-        path.write_text(json.dumps(meta | {"options": meta["options"] | {"micro_batch": micro, "checkpoint_every": every or 4}, "sha256": None}))
+        path.write_text(
+            json.dumps(
+                meta
+                | {
+                    "options": meta["options"] | {"micro_batch": micro, "checkpoint_every": every or 4},
+                    "sha256": None,
+                }
+            )
+        )
     with whole.catalog.transaction() as connection:
         connection.execute("DELETE FROM runs WHERE run = ?", [whole.name])
     stage.record_all(whole.plan, whole.catalog)
@@ -392,10 +527,14 @@ def test_another_micro_batch_or_interval_of_checkpoints_goes_on_and_is_said(alon
     shutil.rmtree(whole.step)
     other = alone(", micro_batch: 2")
     end = "the weights are no longer bit-identical to those of an undisturbed run"
-    assert other.name == whole.name and other.said == [f"{whole.name}: goes on with micro_batch 2 instead of 4: {end}."]
+    assert other.name == whole.name and other.said == [
+        f"{whole.name}: goes on with micro_batch 2 instead of 4: {end}."
+    ]
 
 
-def test_status_tells_of_every_run_in_words_and_as_json(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_status_tells_of_every_run_in_words_and_as_json(
+    made: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     root, _ = made
     told = counts.facts(Catalog(Workspace(root / "ws")))
     text = status.text(told)
@@ -411,12 +550,20 @@ def test_an_image_that_killed_its_encoder_is_not_trained_on(
 ) -> None:
     root, _ = made
     shutil.copytree(root, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
-    before = {name: {pair.image_id for pair in pairs} for name, pairs in splits(planned(tmp_path / "copy", monkeypatch)[1])}
+    before = {
+        name: {pair.image_id for pair in pairs}
+        for name, pairs in splits(planned(tmp_path / "copy", monkeypatch)[1])
+    }
     lost = {min(ids) for ids in before.values()}
     with Catalog(Workspace(tmp_path / "copy/ws")).transaction() as connection:
         chosen = "SELECT image FROM images WHERE image_id IN (SELECT unnest(?))"
-        connection.execute(f"UPDATE latent_rows SET status = 'failed' WHERE image IN ({chosen})", [sorted(lost)])
-    after = {name: {pair.image_id for pair in pairs} for name, pairs in splits(planned(tmp_path / "copy", monkeypatch)[1])}
+        connection.execute(
+            f"UPDATE latent_rows SET status = 'failed' WHERE image IN ({chosen})", [sorted(lost)]
+        )
+    after = {
+        name: {pair.image_id for pair in pairs}
+        for name, pairs in splits(planned(tmp_path / "copy", monkeypatch)[1])
+    }
     assert after == {name: ids - lost for name, ids in before.items()}
 
 
@@ -424,56 +571,101 @@ def splits(it: PlannedRun) -> list[tuple[str, list[PairAddress]]]:
     return [("train", it.pairs), ("held out", it.held_out)]
 
 
-def test_an_optimizer_that_is_not_installed_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimizer_that_is_not_installed_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     real = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else real(name))
-    text = "name: x\nworkspace: ws\nsource: {kind: folder, path: .}\nconditions: {canny: {}}\ntrain: {base: random, runs: [RUN]}"
-    (tmp_path / "m.yaml").write_text(text.replace("RUN", "{conditions: [canny], images: 8, optimizer: adamw8bit}"))
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else real(name)
+    )
+    text = (
+        "name: x\nworkspace: ws\nsource: {kind: folder, path: .}\nconditions: {canny: {}}\ntrain: {base:"
+        " random, runs: [RUN]}"
+    )
+    (tmp_path / "m.yaml").write_text(
+        text.replace("RUN", "{conditions: [canny], images: 8, optimizer: adamw8bit}")
+    )
     given = load(tmp_path / "m.yaml")
     lacks = preflight.missing(plans.make(given, here=False))
-    assert "m.yaml:5: train.runs[0].optimizer: adamw8bit needs the package bitsandbytes: `pip install 'controlmill[lean]'`" in lacks[-1]
+    assert (
+        "m.yaml:5: train.runs[0].optimizer: adamw8bit needs the package bitsandbytes: `pip install"
+        " 'controlmill[lean]'`" in lacks[-1]
+    )
     with pytest.raises(MillError, match="needs the package bitsandbytes"):
         flow.run(given, flow.Options(), print)
     assert not (tmp_path / "ws").exists()
 
 
-def test_each_condition_starts_where_its_run_says_and_waits_for_no_more_than_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_condition_starts_where_its_run_says_and_waits_for_no_more_than_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "theirs").mkdir()
     both = "{conditions: [canny, hough, cartoon], images: 8, warm_start: {canny: cartoon, hough: theirs}}"
     conditions = "{canny: {}, hough: {}, cartoon: {}}"
-    text = f"name: x\nworkspace: ws\nsource: {{kind: folder, path: .}}\nconditions: {conditions}\ntrain: {{base: random, runs: [RUN, {both}]}}"
+    text = (
+        f"name: x\nworkspace: ws\nsource: {{kind: folder, path: .}}\nconditions: {conditions}\ntrain: {{base:"
+        f" random, runs: [RUN, {both}]}}"
+    )
     (tmp_path / "m.yaml").write_text(text.replace("RUN", "{conditions: [cartoon], images: 8}"))
     plan = plans.make(load(tmp_path / "m.yaml"), here=False)
     plan.workspace.create()
     catalog = Catalog(plan.workspace)
     catalog.create()
     assert plan.manifest.train and preflight.missing(plan) == []
-    runs = [PlannedRun(name, run, "", "", [], []) for name, run in zip(("first", "second"), plan.manifest.train.runs, strict=True)]
+    runs = [
+        PlannedRun(name, run, "", "", [], [])
+        for name, run in zip(("first", "second"), plan.manifest.train.runs, strict=True)
+    ]
     assert stage.warm_starts(plan, catalog, runs, 0) == {}
     found = stage.warm_starts(plan, catalog, runs, 1)
-    assert found == {"canny": (str(tmp_path / "ws/checkpoints/first"), "first"), "hough": (str(tmp_path / "theirs"), "")}
+    assert found == {
+        "canny": (str(tmp_path / "ws/checkpoints/first"), "first"),
+        "hough": (str(tmp_path / "theirs"), ""),
+    }
     job = stage._job(plan, catalog, runs, 1, {it.name: it for it in runs})
     assert job.after == ("train first",) and job.args["warm_start"].keys() == {"canny", "hough"}
     assert stage.warm_folder(str(tmp_path / "theirs"), "theirs") == tmp_path / "theirs"
     (tmp_path / "theirs").rmdir()
     (lack,) = preflight.missing(plan)
     assert "m.yaml:5: train.runs[1].warm_start: theirs is neither" in lack
-    with pytest.raises(MillError, match=r"train.runs\[1\].warm_start: 'theirs' is neither a condition that a run trains, here or before"):
+    with pytest.raises(
+        MillError,
+        match=(
+            r"train.runs\[1\].warm_start: 'theirs' is neither a condition that a run trains, here or before"
+        ),
+    ):
         stage.warm_starts(plan, catalog, runs, 1)
 
 
 LOG = [
-    {"images": 4000, "step": 125, "images_per_second": 40.0, "seconds": 100, "seconds_left": 5000.0, "loss": {"canny": 0.1}},
-    {"images": 8000, "step": 250, "images_per_second": 38.21, "seconds": 200, "seconds_left": 4920.0, "alarm": {"canny": 8000}},
+    {
+        "images": 4000,
+        "step": 125,
+        "images_per_second": 40.0,
+        "seconds": 100,
+        "seconds_left": 5000.0,
+        "loss": {"canny": 0.1},
+    },
+    {
+        "images": 8000,
+        "step": 250,
+        "images_per_second": 38.21,
+        "seconds": 200,
+        "seconds_left": 4920.0,
+        "alarm": {"canny": 8000},
+    },
 ]
 
 
 def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Catalog, Any]:
     """A workspace in which one run is at work and another waits."""
     monkeypatch.chdir(tmp_path)
-    text = "name: x\nworkspace: ws\nsource: {kind: folder, path: .}\nconditions: {canny: {}}\ntrain: {base: random, runs: [RUN, RUN]}"
+    text = (
+        "name: x\nworkspace: ws\nsource: {kind: folder, path: .}\nconditions: {canny: {}}\ntrain: {base:"
+        " random, runs: [RUN, RUN]}"
+    )
     given = text.replace("RUN", "{conditions: [canny], images: 200000, batch: 32}")
     (tmp_path / "m.yaml").write_text(given)
     plan = plans.make(load(tmp_path / "m.yaml"), here=False)
@@ -493,7 +685,9 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Catalog, A
     return catalog, plan
 
 
-def test_status_shows_the_runs_at_work_and_the_alarm_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_shows_the_runs_at_work_and_the_alarm_while_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     catalog, plan = waiting(tmp_path, monkeypatch)
     assert catalog.query("SELECT images, steps FROM runs WHERE run = 'canny-1'") == [(8000, 250)]
     with plan.workspace.lock():
@@ -501,23 +695,36 @@ def test_status_shows_the_runs_at_work_and_the_alarm_while_training_goes_on(tmp_
     text = status.text(told)
     assert "train      0 of 2 runs complete, 1 running, 1 queued" in text
     assert (
-        "run        canny-1: running, 8,000 of 200,000 images, 38.2 images/s, 1 h 22 min left; follows canny since 8,000 images\n" in text
+        "run        canny-1: running, 8,000 of 200,000 images, 38.2 images/s, 1 h 22 min left; follows canny"
+        " since 8,000 images\n" in text
     )
     assert "run        canny-2: queued, 0 of 200,000 images\n" in text
     first = told["runs"][0]
-    assert (first["images"], first["of"], first["seconds_left"], first["alarm"]) == (8000, 200000, 4920.0, {"canny": 8000})
+    assert (first["images"], first["of"], first["seconds_left"], first["alarm"]) == (
+        8000,
+        200000,
+        4920.0,
+        {"canny": 8000},
+    )
 
 
-def test_status_passes_over_the_damaged_lines_of_a_log_and_tells_what_the_run_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_passes_over_the_damaged_lines_of_a_log_and_tells_what_the_run_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     catalog, plan = waiting(tmp_path, monkeypatch)
     log = plan.workspace.run("canny-1") / "train.jsonl"
     lines = [json.dumps(row) for row in LOG]
     note = json.dumps({"images": 4000, "step": 125, "note": "goes on with micro_batch 4 instead of 8"})
     for garbage in (b"\x00\xff", b"[3]", b'{"loss": 3}'):
-        log.write_bytes(b"\n".join([lines[0].encode(), garbage, note.encode(), lines[1].encode(), garbage, b""]))
+        log.write_bytes(
+            b"\n".join([lines[0].encode(), garbage, note.encode(), lines[1].encode(), garbage, b""])
+        )
         with plan.workspace.lock():
             text = status.text(counts.facts(catalog))
-        assert "canny-1: running, 8,000 of 200,000 images" in text and "\n  goes on with micro_batch 4 instead of 8\n" in text
+        assert (
+            "canny-1: running, 8,000 of 200,000 images" in text
+            and "\n  goes on with micro_batch 4 instead of 8\n" in text
+        )
 
 
 def test_a_run_whose_driver_was_killed_is_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,8 +739,13 @@ def test_a_run_that_goes_on_elsewhere_keeps_the_precision_that_it_began_with() -
     assert (here.precision, here.compile, here.grids) == ("fp32", False, 0)
     assert (there.precision, there.compile, there.grids) == ("bf16", True, 4)
     assert stage.options_of(run, "cpu", {"precision": "bf16", "compile": True}).precision == "bf16"
-    assert not stage.options_of(run, "cuda", {"images": 8}).compile, "of a checkpoint that is older than these options"
-    assert stage.options_of(Run(conditions=["canny"], images=8, precision="fp32", grids=0), "cuda", {}).precision == "fp32"
+    assert not stage.options_of(run, "cuda", {"images": 8}).compile, (
+        "of a checkpoint that is older than these options"
+    )
+    assert (
+        stage.options_of(Run(conditions=["canny"], images=8, precision="fp32", grids=0), "cuda", {}).precision
+        == "fp32"
+    )
 
 
 def names(count: int) -> Sequence[PairAddress]:
@@ -545,4 +757,7 @@ def test_a_run_without_validation_pairs_says_that_there_is_no_loss_gap(tmp_path:
     assert stage._told(PlannedRun("canny-1", run, "b", "m", list(names(3)), [])).endswith(
         "; no loss gap: the validation split has no pairs"
     )
-    assert stage._told(PlannedRun("canny-1", run, "b", "m", list(names(3)), list(names(1)))) == "canny-1: 8 images of 3 pairs"
+    assert (
+        stage._told(PlannedRun("canny-1", run, "b", "m", list(names(3)), list(names(1))))
+        == "canny-1: 8 images of 3 pairs"
+    )

@@ -15,11 +15,13 @@ from train.base import Base, build_random
 from train.batches import Pair
 
 TINY = {
-    "sample_size": 16, "block_out_channels": (4, 8, 12, 12), "layers_per_block": 2, "cross_attention_dim": 8, "norm_num_groups": 2,
+    "sample_size": 16, "block_out_channels": (4, 8, 12, 12), "layers_per_block": 2, "cross_attention_dim": 8,
+    "norm_num_groups": 2,
     "attention_head_dim": 2,
 }  # fmt: skip
 SCHEDULER = {
-    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "steps_offset": 1,
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
+    "steps_offset": 1,
     "prediction_type": "epsilon", "set_alpha_to_one": False,
 }  # fmt: skip
 
@@ -37,9 +39,18 @@ def tiny_unet(**changes: Any) -> UNet2DConditionModel:
 
 def tiny_base() -> Base:
     return Base(
-        unet=tiny_unet(), vae=None, text_encoder=None, tokenizer=None, scheduler=SCHEDULER, scaling_factor=1.0, name="tiny",
-        fingerprint="0123456789abcdef", random_weights=True, device="cpu", dtype=torch.float32,
-    )  # fmt: skip
+        unet=tiny_unet(),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        scheduler=SCHEDULER,
+        scaling_factor=1.0,
+        name="tiny",
+        fingerprint="0123456789abcdef",
+        random_weights=True,
+        device="cpu",
+        dtype=torch.float32,
+    )
 
 
 @dataclass
@@ -69,7 +80,9 @@ class ToyPairs:
     def mirrored(self, i: int) -> Pair:
         pair = self[i]
         hints = {name: hint[:, ::-1].copy() for name, hint in pair.hints.items()}
-        return dataclasses.replace(pair, mean=pair.mean[..., ::-1].copy(), std=pair.std[..., ::-1].copy(), hints=hints)
+        return dataclasses.replace(
+            pair, mean=pair.mean[..., ::-1].copy(), std=pair.std[..., ::-1].copy(), hints=hints
+        )
 
     def __getitem__(self, i: int) -> Pair:
         rng = np.random.default_rng(i)

@@ -11,12 +11,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
 from safetensors.torch import load_file, save_file
 
 from tests.train.conftest import SCHEDULER, tiny_base
 from train import checkpoint, hub, loss
-from train.base import WEIGHTS, build_random, check, decode_latents, encode_images, encode_text, fingerprint, load, locate, noise_levels
+from train.base import (
+    WEIGHTS,
+    build_random,
+    check,
+    decode_latents,
+    encode_images,
+    encode_text,
+    fingerprint,
+    load,
+    locate,
+    noise_levels,
+)
 from train.controlnet import ControlNet
 from train.random_base import rectangles
 
@@ -26,9 +43,15 @@ def base(random_base_folder: Path):
     return load(random_base_folder)
 
 
-def test_the_random_base_has_the_topology_of_stable_diffusion_15_and_says_what_it_is(base, random_base_folder: Path) -> None:
+def test_the_random_base_has_the_topology_of_stable_diffusion_15_and_says_what_it_is(
+    base, random_base_folder: Path
+) -> None:
     controlnet, transfer = ControlNet.from_unet(base.unet)
-    assert (len(controlnet.state_dict()), len(controlnet.controlnet_down_blocks), len(transfer.new)) == (340, 12, 42)
+    assert (len(controlnet.state_dict()), len(controlnet.controlnet_down_blocks), len(transfer.new)) == (
+        340,
+        12,
+        42,
+    )
     assert base.random_weights
     assert json.loads((random_base_folder / "controlmill.json").read_text())["random_weights"] is True
 
@@ -43,7 +66,9 @@ def test_diffusers_loads_the_random_base_and_draws_with_it(random_base_folder: P
 def test_the_random_base_is_a_function_of_its_seed(random_base_folder: Path, tmp_path: Path) -> None:
     build_random(tmp_path / "again")
     build_random(tmp_path / "other", seed=1)
-    assert fingerprint(tmp_path / "again") == fingerprint(random_base_folder) != fingerprint(tmp_path / "other")
+    assert (
+        fingerprint(tmp_path / "again") == fingerprint(random_base_folder) != fingerprint(tmp_path / "other")
+    )
     build_random(tmp_path / "again")
     with pytest.raises(FileExistsError, match="random base of seed 2"):
         build_random(tmp_path / "again", seed=2)
@@ -80,20 +105,33 @@ def test_the_fingerprint_is_of_the_content_not_of_the_place(random_base_folder: 
     assert fingerprint(tmp_path / "copy") != fingerprint(random_base_folder)
 
 
-def test_a_base_that_is_not_there_or_not_whole_is_named(random_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_that_is_not_there_or_not_whole_is_named(
+    random_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"base models/v1-5.safetensors: no such file"):
         load("models/v1-5.safetensors")
     shutil.copytree(random_base_folder, tmp_path / "part")
     (tmp_path / "part/vae/diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks vae/diffusion_pytorch_model.safetensors; a base is a complete diffusers folder$"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"lacks vae/diffusion_pytorch_model.safetensors; a base is a complete diffusers folder$",
+    ):
         load(tmp_path / "part")
     (tmp_path / "part/vae/diffusion_pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"vae/diffusion_pytorch_model.bin is not read: get diffusion_pytorch_model.safetensors$"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"vae/diffusion_pytorch_model.bin is not read: get diffusion_pytorch_model.safetensors$",
+    ):
         load(tmp_path / "part")
-    half = shutil.copy(random_base_folder / WEIGHTS["vae"], tmp_path / "part/vae/diffusion_pytorch_model.fp16.safetensors")
-    with pytest.raises(FileNotFoundError, match=rf"{half} has them in half precision: a copy of it called diffusion_pytorch_model.safetensors"):
+    half = shutil.copy(
+        random_base_folder / WEIGHTS["vae"], tmp_path / "part/vae/diffusion_pytorch_model.fp16.safetensors"
+    )
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf"{half} has them in half precision: a copy of it called diffusion_pytorch_model.safetensors",
+    ):
         load(tmp_path / "part")
     shutil.copy(half, tmp_path / "part" / WEIGHTS["vae"])
     assert load(tmp_path / "part", parts=("vae",)).vae is not None
@@ -107,18 +145,33 @@ def test_a_base_that_is_not_there_or_not_whole_is_named(random_base_folder: Path
 
 # of the repositories stable-diffusion-v1-5/stable-diffusion-v1-5 and openai/clip-vit-base-patch16
 NEEDED = {
-    "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
-    "text_encoder/config.json", "text_encoder/model.safetensors", "scheduler/scheduler_config.json", "model_index.json",
-    "tokenizer/merges.txt", "tokenizer/vocab.json", "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json",
+    "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json", "text_encoder/model.safetensors", "scheduler/scheduler_config.json",
+    "model_index.json",
+    "tokenizer/merges.txt", "tokenizer/vocab.json", "tokenizer/tokenizer_config.json",
+    "tokenizer/special_tokens_map.json",
 }  # fmt: skip
 HEAVY = {
-    "v1-5-pruned.ckpt", "v1-5-pruned.safetensors", "v1-5-pruned-emaonly.ckpt", "v1-5-pruned-emaonly.safetensors",
-    "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.bin", "unet/diffusion_pytorch_model.fp16.safetensors",
-    "unet/diffusion_pytorch_model.non_ema.bin", "unet/diffusion_pytorch_model.non_ema.safetensors", "vae/diffusion_pytorch_model.bin",
-    "vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/pytorch_model.bin", "text_encoder/model.fp16.safetensors",
-    "safety_checker/pytorch_model.bin", "safety_checker/model.safetensors", "safety_checker/model.fp16.safetensors",
+    "v1-5-pruned.ckpt", "v1-5-pruned.safetensors", "v1-5-pruned-emaonly.ckpt",
+    "v1-5-pruned-emaonly.safetensors",
+    "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.fp16.bin",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.bin", "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "vae/diffusion_pytorch_model.bin",
+    "vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/pytorch_model.bin",
+    "text_encoder/model.fp16.safetensors",
+    "safety_checker/pytorch_model.bin", "safety_checker/model.safetensors",
+    "safety_checker/model.fp16.safetensors",
 }  # fmt: skip
-CLIP = {"config.json", "preprocessor_config.json", "merges.txt", "vocab.json", "tokenizer_config.json", "pytorch_model.bin"}
+CLIP = {
+    "config.json",
+    "preprocessor_config.json",
+    "merges.txt",
+    "vocab.json",
+    "tokenizer_config.json",
+    "pytorch_model.bin",
+}
 
 
 def fetched(command: str, repository: set[str]) -> set[str]:
@@ -126,11 +179,18 @@ def fetched(command: str, repository: set[str]) -> set[str]:
     from huggingface_hub.utils import filter_repo_objects
 
     words = shlex.split(command)
-    told = {flag: [value for name, value in itertools.pairwise(words) if name == flag] or None for flag in ("--include", "--exclude")}
-    return set(filter_repo_objects(repository, allow_patterns=told["--include"], ignore_patterns=told["--exclude"]))
+    told = {
+        flag: [value for name, value in itertools.pairwise(words) if name == flag] or None
+        for flag in ("--include", "--exclude")
+    }
+    return set(
+        filter_repo_objects(repository, allow_patterns=told["--include"], ignore_patterns=told["--exclude"])
+    )
 
 
-def test_every_command_for_a_base_fetches_its_files_and_no_other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_for_a_base_fetches_its_files_and_no_other_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A whole repository is tens of GB: each network in several formats and precisions."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError) as error:
@@ -149,7 +209,10 @@ def test_the_command_for_a_controlnet_fetches_its_two_files(monkeypatch: pytest.
         checkpoint.locate("somebody/something")
     (said,) = re.findall("`(hf download .*?)`", str(error.value))
     two = {"config.json", "diffusion_pytorch_model.safetensors"}
-    assert fetched(said, two | {"diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors"}) == two
+    assert (
+        fetched(said, two | {"diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors"})
+        == two
+    )
 
 
 def test_a_part_that_was_not_loaded_is_named(random_base_folder: Path) -> None:
@@ -167,7 +230,8 @@ def test_noise_levels_are_those_of_diffusers() -> None:
 
 ZERO = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
 KINDS: list[tuple[Any, dict[str, Any]]] = [
-    (DDPMScheduler, {}), (DDIMScheduler, {}), (PNDMScheduler, {"skip_prk_steps": True}), (DDPMScheduler, {"beta_schedule": "linear"}),
+    (DDPMScheduler, {}), (DDIMScheduler, {}), (PNDMScheduler, {"skip_prk_steps": True}),
+    (DDPMScheduler, {"beta_schedule": "linear"}),
     (DDPMScheduler, {"beta_schedule": "squaredcos_cap_v2"}), (DDIMScheduler, ZERO), (DDPMScheduler, ZERO),
     (DDIMScheduler, {"trained_betas": [0.0001 + 0.00002 * i for i in range(1000)]}),
     (PNDMScheduler, {"trained_betas": [0.0001 + 0.00001 * i for i in range(1000)]}),
@@ -176,14 +240,18 @@ KINDS: list[tuple[Any, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("kind", "changes"), KINDS)
-def test_noise_levels_are_those_of_diffusers_for_every_kind_of_schedule(kind: Any, changes: dict[str, Any]) -> None:
+def test_noise_levels_are_those_of_diffusers_for_every_kind_of_schedule(
+    kind: Any, changes: dict[str, Any]
+) -> None:
     theirs = kind.from_config(SCHEDULER, **changes)
     base = dataclasses.replace(tiny_base(), scheduler=json.loads(json.dumps(dict(theirs.config))))
     levels = noise_levels(base)
     assert torch.equal(levels, theirs.alphas_cumprod) and levels.shape == (1000,)
     assert torch.equal(levels, DDIMScheduler.from_config(base.scheduler).alphas_cumprod)  # what samples
     weights = loss.timestep_weights(levels, base.scheduler, 5.0)
-    noisy, target = loss.noisy_and_target(torch.ones(1000, 1, 1, 1), torch.ones(1000, 1, 1, 1), levels, base.scheduler)
+    noisy, target = loss.noisy_and_target(
+        torch.ones(1000, 1, 1, 1), torch.ones(1000, 1, 1, 1), levels, base.scheduler
+    )
     assert all(bool(torch.isfinite(one).all()) for one in (weights, noisy, target)) and weights.min() >= 0
 
 
@@ -216,11 +284,27 @@ def copied(folder: Path, tmp_path: Path, config: str = "", changes: dict[str, An
 @pytest.mark.parametrize(
     ("config", "changes", "sentence"),
     [
-        ("unet/config.json", {"in_channels": 9}, r"is an inpainting base: its UNet takes 9 channels, and latents of its VAE have 4"),
+        (
+            "unet/config.json",
+            {"in_channels": 9},
+            r"is an inpainting base: its UNet takes 9 channels, and latents of its VAE have 4",
+        ),
         ("unet/config.json", {"in_channels": 5}, r"is no base for text alone: its UNet takes 5 channels"),
-        ("unet/config.json", {"addition_embed_type": "text_time"}, r"is a Stable Diffusion XL: ControlMill trains bases"),
-        ("unet/config.json", {"class_embed_type": "timestep"}, r"has a UNet with class_embed_type: ControlMill"),
-        ("unet/config.json", {"cross_attention_dim": 768}, r"reads text 768 wide, and its text encoder gives 32"),
+        (
+            "unet/config.json",
+            {"addition_embed_type": "text_time"},
+            r"is a Stable Diffusion XL: ControlMill trains bases",
+        ),
+        (
+            "unet/config.json",
+            {"class_embed_type": "timestep"},
+            r"has a UNet with class_embed_type: ControlMill",
+        ),
+        (
+            "unet/config.json",
+            {"cross_attention_dim": 768},
+            r"reads text 768 wide, and its text encoder gives 32",
+        ),
         ("vae/config.json", {"latent_channels": 16}, r"latents of its VAE have 16"),
         ("vae/config.json", {"shift_factor": 0.1}, r"has a VAE that"),
         ("text_encoder/config.json", {"model_type": "t5"}, r"has a text encoder of the kind t5"),
@@ -242,7 +326,9 @@ def test_a_pipeline_without_a_unet_is_named(tmp_path: Path) -> None:
         check(tmp_path)
 
 
-def rewritten(folder: Path, part: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+def rewritten(
+    folder: Path, part: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+) -> Path:
     save_file(change(load_file(folder / WEIGHTS[part])), folder / WEIGHTS[part])
     return folder
 
@@ -263,8 +349,12 @@ def test_a_tensor_that_is_missing_stray_or_of_another_shape_is_named_with_its_fi
 
     cases: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]] = {
         f"lacks the tensor {name} with the shape": without,
-        "has the tensor stray.weight, which has no place in this network": lambda tensors: tensors | {"stray.weight": torch.zeros(1)},
-        f"belongs to another base: {name} has the shape [3]": lambda tensors: without(tensors) | {name: torch.zeros(3)},
+        "has the tensor stray.weight, which has no place in this network": lambda tensors: (
+            tensors | {"stray.weight": torch.zeros(1)}
+        ),
+        f"belongs to another base: {name} has the shape [3]": lambda tensors: (
+            without(tensors) | {name: torch.zeros(3)}
+        ),
     }
     folder = copied(random_base_folder, tmp_path)
     whole = (folder / WEIGHTS[part]).read_bytes()
@@ -279,27 +369,42 @@ def test_a_tensor_that_is_missing_stray_or_of_another_shape_is_named_with_its_fi
 
 
 def test_the_names_of_published_weights_load_as_before(random_base_folder: Path, tmp_path: Path) -> None:
-    """Half precision, `text_model.`, positions and a projection; the attention of a VAE as it was called in 2022."""
+    """Half precision, `text_model.`, positions and a projection; the attention of a VAE as it was called in
+    2022.
+    """
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
     def published(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        made = {f"text_model.{name.removeprefix('text_model.')}": tensor.half() for name, tensor in tensors.items()}
-        more = {"text_model.embeddings.position_ids": torch.arange(32)[None], "text_projection.weight": torch.zeros(8, 32)}
+        made = {
+            f"text_model.{name.removeprefix('text_model.')}": tensor.half()
+            for name, tensor in tensors.items()
+        }
+        more = {
+            "text_model.embeddings.position_ids": torch.arange(32)[None],
+            "text_projection.weight": torch.zeros(8, 32),
+        }
         return made | more
 
     def of_2022(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         for mine, theirs in old.items():
-            tensors = {name.replace(f".{mine}.", f".{theirs}.") if ".attentions." in name else name: it for name, it in tensors.items()}
+            tensors = {
+                name.replace(f".{mine}.", f".{theirs}.") if ".attentions." in name else name: it
+                for name, it in tensors.items()
+            }
         return tensors
 
-    folder = rewritten(rewritten(copied(random_base_folder, tmp_path), "text_encoder", published), "vae", of_2022)
+    folder = rewritten(
+        rewritten(copied(random_base_folder, tmp_path), "text_encoder", published), "vae", of_2022
+    )
     plain, again = load(random_base_folder), load(folder)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
     np.testing.assert_array_equal(encode_images(again, pixels)[0], encode_images(plain, pixels)[0])
     np.testing.assert_allclose(encode_text(again, ["a cat"]), encode_text(plain, ["a cat"]), atol=0.02)
 
 
-def test_a_tokenizer_without_its_vocabulary_or_merges_is_named(random_base_folder: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_its_vocabulary_or_merges_is_named(
+    random_base_folder: Path, tmp_path: Path
+) -> None:
     folder = copied(random_base_folder, tmp_path)
     (folder / "tokenizer/tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks tokenizer/tokenizer.json"):
@@ -310,8 +415,12 @@ def test_a_tokenizer_without_its_vocabulary_or_merges_is_named(random_base_folde
 
 
 @pytest.fixture
-def cache(random_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[list[str]]]:
-    """A hub repository as the cache of one who loaded it with variant="fp16" holds it; what a download would be asked for."""
+def cache(
+    random_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, list[list[str]]]:
+    """A hub repository as the cache of one who loaded it with variant="fp16" holds it; what a download would
+    be asked for.
+    """
     snapshot, asked = tmp_path / "models--some--base/snapshots/abc", []
     shutil.copytree(random_base_folder, snapshot)
     for name in WEIGHTS.values():
@@ -343,14 +452,20 @@ def test_a_partly_cached_base_names_what_is_missing_and_the_command_where_nothin
     with pytest.raises(FileNotFoundError) as caught:
         check("some/base")
     includes = " ".join(f"--include '{name}'" for name in WEIGHTS.values())
-    assert f"is not whole in the Hugging Face cache: {', '.join(WEIGHTS.values())} are missing" in str(caught.value)
+    assert f"is not whole in the Hugging Face cache: {', '.join(WEIGHTS.values())} are missing" in str(
+        caught.value
+    )
     assert f"`hf download some/base {includes}` completes it" in str(caught.value) and not cache[1]
 
 
-def test_a_controlnet_that_is_partly_cached_is_completed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_controlnet_that_is_partly_cached_is_completed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from train import checkpoint
 
-    (tmp_path / "config.json").write_text(json.dumps({"block_out_channels": [32] * 4, "down_block_types": ["DownBlock2D"] * 4}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"block_out_channels": [32] * 4, "down_block_types": ["DownBlock2D"] * 4})
+    )
     (tmp_path / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"")
 
     def snapshot_download(name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
@@ -373,5 +488,8 @@ def test_a_hub_that_can_not_be_reached_says_so_with_what_is_missing(
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(FileNotFoundError, match=r"is not whole in the Hugging Face cache and the hub can not be reached: unet/"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"is not whole in the Hugging Face cache and the hub can not be reached: unet/",
+    ):
         hub.folder("it", "some/base", ["*"], True, "go on", lambda folder: ["unet/x.safetensors"])

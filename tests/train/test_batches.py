@@ -7,11 +7,20 @@ from train.batches import Batch, Order, batch_at, batches, draws
 from train.options import Options
 
 
-def batch(pairs: ToyPairs, conditions: list[str], counter: int, size: int, scaling_factor: float = 1.0, **options: float) -> Batch:
+def batch(
+    pairs: ToyPairs,
+    conditions: list[str],
+    counter: int,
+    size: int,
+    scaling_factor: float = 1.0,
+    **options: float,
+) -> Batch:
     """The batch of one size that begins at the counter."""
     chosen = Options(images=size, batch=size, **options)
     order = Order(pairs.sizes, chosen.seed, size)
-    (made,) = batch_at(pairs, conditions, [order[counter + i] for i in range(size)], chosen, scaling_factor=scaling_factor)
+    (made,) = batch_at(
+        pairs, conditions, [order[counter + i] for i in range(size)], chosen, scaling_factor=scaling_factor
+    )
     return made
 
 
@@ -38,7 +47,13 @@ def test_reading_ahead_changes_nothing() -> None:
     plain, threaded = (
         [
             one
-            for (one,) in batches(ToyPairs(), ["edges"], range(0, 20, 4), Options(images=20, batch=4, workers=workers), scaling_factor=1.0)
+            for (one,) in batches(
+                ToyPairs(),
+                ["edges"],
+                range(0, 20, 4),
+                Options(images=20, batch=4, workers=workers),
+                scaling_factor=1.0,
+            )
         ]
         for workers in (0, 3)
     )
@@ -79,16 +94,25 @@ def test_batches_are_of_one_size_but_for_what_each_size_leaves_over(count: int, 
         assert sorted(index for e, index in drawn if e == epoch) == list(range(count))
     whole = [drawn[start : start + size] for start in range(0, len(drawn) - size + 1, size)]
     mixed = [chunk for chunk in whole if len({mine[index] for _, index in chunk}) > 1]
-    assert len(mixed) <= 5 * 4  # at most: three sizes leave under three batches over, and one straddles the epochs
+    # at most: three sizes leave under three batches over, and one straddles the epochs
+    assert len(mixed) <= 5 * 4
     assert len({mine[chunk[0][1]] for chunk in whole}) == min(3, count) or count < size
     if count >= 23:
-        assert len(mixed) < len(whole) and len({tuple(index for _, index in chunk) for chunk in whole}) > len(whole) // 2
+        assert (
+            len(mixed) < len(whole)
+            and len({tuple(index for _, index in chunk) for chunk in whole}) > len(whole) // 2
+        )
 
 
 def test_a_batch_of_several_sizes_comes_as_one_part_for_each() -> None:
     pairs = ToyPairs(6, wide=(1, 4))
-    parts = batch_at(pairs, ["edges"], [(0, i) for i in range(6)], Options(images=6, batch=6), scaling_factor=1.0)
-    assert [part.image_ids for part in parts] == [("image-0", "image-2", "image-3", "image-5"), ("image-1", "image-4")]
+    parts = batch_at(
+        pairs, ["edges"], [(0, i) for i in range(6)], Options(images=6, batch=6), scaling_factor=1.0
+    )
+    assert [part.image_ids for part in parts] == [
+        ("image-0", "image-2", "image-3", "image-5"),
+        ("image-1", "image-4"),
+    ]
     assert [tuple(part.latents.shape[2:]) for part in parts] == [(16, 16), (16, 32)]
     assert tuple(parts[1].hints["edges"].shape) == (2, 3, 128, 256)
 

@@ -23,7 +23,15 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]
     """One real run of the command, from another folder: what it printed, and its JSON."""
     folder = tmp_path_factory.mktemp("benchmark")
     only = "K = 1,diffusers,K = 4 joined,plain AdamW"
-    command = [sys.executable, str(ROOT / "benchmarks" / "train.py"), *QUICK, "--only", only, "--out", "out.json"]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "train.py"),
+        *QUICK,
+        "--only",
+        only,
+        "--out",
+        "out.json",
+    ]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads((folder / "out.json").read_text())
@@ -32,14 +40,28 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]
 def test_the_command_measures_every_loop_and_tells_the_machine(told: tuple[str, dict[str, Any]]) -> None:
     printed, report = told
     rows = {row["name"]: row for row in report["rows"]}
-    assert set(rows) == {"ours, K = 1", "diffusers, cached", "diffusers, live", "ours, K = 4 joined", "ours, small scale with plain AdamW"}
-    assert [row["name"] for row in report["rows"] if row["failed"] or row["not_run"] or not row["images_per_s"] > 0] == []
+    assert set(rows) == {
+        "ours, K = 1",
+        "diffusers, cached",
+        "diffusers, live",
+        "ours, K = 4 joined",
+        "ours, small scale with plain AdamW",
+    }
+    assert [
+        row["name"]
+        for row in report["rows"]
+        if row["failed"] or row["not_run"] or not row["images_per_s"] > 0
+    ] == []
     assert rows["diffusers, cached"]["times_cached"] == rows["diffusers, live"]["times_live"] == 1
-    assert report["machine"] and report["versions"]["torch"] == torch.__version__ and report["matmul_tflops"] > 0
+    assert (
+        report["machine"] and report["versions"]["torch"] == torch.__version__ and report["matmul_tflops"] > 0
+    )
     assert all(re.search(rf"^{re.escape(name)} +\d", printed, re.MULTILINE) for name in rows)
 
 
-def test_rates_are_images_over_seconds_and_shares_are_flops_over_the_measured_rate(told: tuple[str, dict[str, Any]]) -> None:
+def test_rates_are_images_over_seconds_and_shares_are_flops_over_the_measured_rate(
+    told: tuple[str, dict[str, Any]],
+) -> None:
     _, report = told
     for row in report["rows"]:
         (run,) = row["runs"]
@@ -50,11 +72,16 @@ def test_rates_are_images_over_seconds_and_shares_are_flops_over_the_measured_ra
     by_name = {row["name"]: row["gigaflops_per_image"] for row in report["rows"]}
     assert by_name["diffusers, cached"] == by_name["ours, K = 1"] < by_name["diffusers, live"]
     answer = report["answers"]["ours, K = 4 joined, batch 4: time against 4 separate runs"]
-    one, four = (next(row for row in report["rows"] if row["name"] == name) for name in ("ours, K = 1", "ours, K = 4 joined"))
+    one, four = (
+        next(row for row in report["rows"] if row["name"] == name)
+        for name in ("ours, K = 1", "ours, K = 4 joined")
+    )
     assert answer == pytest.approx(one["images_per_s"] / (4 * four["images_per_s"]))
 
 
-def test_a_row_that_fails_says_why_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_row_that_fails_says_why_and_the_rest_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def failing(*given: Any, **more: Any) -> None:
         raise torch.OutOfMemoryError("no room for 9 GiB\nand more words")
 
@@ -65,7 +92,9 @@ def test_a_row_that_fails_says_why_and_the_rest_goes_on(monkeypatch: pytest.Monk
     assert cached["failed"] is None and cached["images_per_s"] > 0
 
 
-def test_a_row_that_the_budget_has_no_room_for_is_told_as_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_that_the_budget_has_no_room_for_is_told_as_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     benchmark.main([*QUICK, "--only", "K = 1", "--budget", "0", "--out", str(tmp_path / "out.json")])
     (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert row["not_run"].startswith("0 s of the budget were left")
@@ -90,24 +119,34 @@ def test_the_baseline_halves_its_batch_until_it_fits(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_the_baseline_trains_the_same_network_and_nothing_else(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_baseline_trains_the_same_network_and_nothing_else(
+    live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from diffusers import ControlNetModel
 
     from train.controlnet import ControlNet
 
     made, from_unet = [], ControlNetModel.from_unet
-    monkeypatch.setattr(ControlNetModel, "from_unet", lambda *given, **more: made.append(from_unet(*given, **more)) or made[-1])
+    monkeypatch.setattr(
+        ControlNetModel,
+        "from_unet",
+        lambda *given, **more: made.append(from_unet(*given, **more)) or made[-1],
+    )
     shape = SHAPES["tiny"]
     base = random_base("tiny", shape, "cpu")
     before = {name: tensor.clone() for name, tensor in base.unet.state_dict().items()}
-    step = diffusers_loop.start(base, RandomPairs(shape, ["a"], 8), shape, batch=4, live=live, device="cpu", dtype=torch.float32)
+    step = diffusers_loop.start(
+        base, RandomPairs(shape, ["a"], 8), shape, batch=4, live=live, device="cpu", dtype=torch.float32
+    )
     first = {name: tensor.clone() for name, tensor in made[0].state_dict().items()}
     losses = [step() for _ in range(4)]
     assert all(0 < loss < 10 for loss in losses)
     changed = {name for name, tensor in made[0].state_dict().items() if not torch.equal(first[name], tensor)}
     assert changed == set(first)
     ours = ControlNet.from_unet(base.unet)[0].state_dict()
-    assert {name: tensor.shape for name, tensor in ours.items()} == {name: tensor.shape for name, tensor in first.items()}
+    assert {name: tensor.shape for name, tensor in ours.items()} == {
+        name: tensor.shape for name, tensor in first.items()
+    }
     assert all(torch.equal(before[name], tensor) for name, tensor in base.unet.state_dict().items())
 
 
@@ -119,7 +158,9 @@ def test_the_shape_sd15_is_stable_diffusion_1_5() -> None:
     shape = SHAPES["sd15"]
     with torch.device("meta"):
         unet = UNet2DConditionModel(**shape.unet)
-        vae = AutoencoderKL(**shape.vae, latent_channels=4, down_block_types=FOUR_DOWN, up_block_types=FOUR_UP)
+        vae = AutoencoderKL(
+            **shape.vae, latent_channels=4, down_block_types=FOUR_DOWN, up_block_types=FOUR_UP
+        )
         pixels = torch.empty(1, 3, shape.pixels, shape.pixels)
     assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
     assert sum(parameter.numel() for parameter in vae.parameters()) == 83_653_863

@@ -10,7 +10,8 @@ from train.board import Board, flatten
 
 ROW = {
     "images": 400, "step": 100, "loss": {"canny": 0.25, "depth": 0.5}, "lr": 1e-5, "seconds_left": None,
-    "held_out": {"canny": {"gap": 0.125, "control": None, "gap_by_timestep": {"000-124": -0.5}}}, "note": "text", "done": True,
+    "held_out": {"canny": {"gap": 0.125, "control": None, "gap_by_timestep": {"000-124": -0.5}}},
+    "note": "text", "done": True,
     "bad": float("nan"),
 }  # fmt: skip
 
@@ -32,8 +33,12 @@ def row(images: int, loss: float) -> dict[str, Any]:
 def test_every_number_of_a_row_is_a_curve_over_images_and_nothing_else_is() -> None:
     tags = dict(flatten(ROW))
     assert tags.keys() - {"images", "step"} == {
-        "loss/canny", "loss/depth", "lr", "held_out/canny/gap", "held_out/canny/gap_by_timestep/000-124",
-    }  # fmt: skip
+        "loss/canny",
+        "loss/depth",
+        "lr",
+        "held_out/canny/gap",
+        "held_out/canny/gap_by_timestep/000-124",
+    }
     assert tags["held_out/canny/gap_by_timestep/000-124"] == -0.5
 
 

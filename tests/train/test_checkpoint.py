@@ -42,7 +42,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def test_diffusers_loads_the_checkpoint_and_computes_the_same(trained: Checkpoint) -> None:
     theirs = ControlNetModel.from_pretrained(trained.path / "edges").eval()
     ours = load_controlnet(trained.path / "edges", tiny_unet())
-    x, t, text, hint = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), torch.randn(2, 5, 8), torch.rand(2, 3, 128, 128)
+    x, t, text, hint = (
+        torch.randn(2, 4, 16, 16),
+        torch.tensor([3, 700]),
+        torch.randn(2, 5, 8),
+        torch.rand(2, 3, 128, 128),
+    )
     with torch.no_grad():
         downs, mid = ours(x, t, text, hint)
         their_downs, their_mid = theirs(x, t, text, hint, return_dict=False)
@@ -55,18 +60,26 @@ def test_meta_says_what_was_trained_on_what(trained: Checkpoint) -> None:
     assert (trained.images, trained.step, trained.path.name) == (24, 6, "step-00000006")
     assert trained.meta["base"] == tiny_base().fingerprint and trained.meta["random_weights"] is True
     assert trained.meta["options"]["batch"] == 4 and trained.meta["loss"]["edges"] > 0
-    assert set(trained.meta["files"]) == {f"edges/{name}" for name in ("config.json", WEIGHTS, "optimizer.safetensors")}
+    assert set(trained.meta["files"]) == {
+        f"edges/{name}" for name in ("config.json", WEIGHTS, "optimizer.safetensors")
+    }
 
 
 def test_only_the_newest_checkpoints_are_kept(trained: Checkpoint) -> None:
-    assert sorted(path.name for path in trained.path.parent.glob("step-*")) == ["step-00000004", "step-00000006"]
+    assert sorted(path.name for path in trained.path.parent.glob("step-*")) == [
+        "step-00000004",
+        "step-00000006",
+    ]
     assert KEEP == 2
 
 
 def test_a_run_leaves_checkpoints_on_its_way_for_good_if_asked_to(tmp_path: Path) -> None:
-    options = Options(images=32, batch=4, checkpoint_every=4, keep_every=10)  # 12, 20 and 32 are the first to reach a multiple
+    # 12, 20 and 32 are the first to reach a multiple
+    options = Options(images=32, batch=4, checkpoint_every=4, keep_every=10)
     fit(tiny_base(), ToyPairs(), ["edges"], options, tmp_path)
-    assert sorted(path.name for path in tmp_path.glob("step-*")) == [f"step-{step:08d}" for step in (3, 5, 7, 8)], "the two newest stay anyway"
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == [
+        f"step-{step:08d}" for step in (3, 5, 7, 8)
+    ], "the two newest stay anyway"
     assert [it.images for it in kept(tmp_path)] == [12, 20, 32]
     shutil.rmtree(tmp_path / "step-00000005" / "edges")
     assert [it.images for it in kept(tmp_path)] == [12, 32], "half a checkpoint is none"
@@ -94,15 +107,24 @@ def test_a_folder_that_is_no_controlnet_is_refused(trained: Checkpoint, tmp_path
         load_controlnet(tmp_path / "edges", tiny_unet(block_out_channels=(4, 8, 16, 16)))
     config = json.loads((tmp_path / "edges" / "config.json").read_text()) | {"conditioning_channels": 4}
     (tmp_path / "edges" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"does not fit its config.json: 1 tensors differ, first controlnet_cond_embedding.conv_in.weight"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"does not fit its config.json: 1 tensors differ, first controlnet_cond_embedding.conv_in.weight"
+        ),
+    ):
         load_controlnet(tmp_path / "edges")
 
 
 def test_a_file_that_is_cut_short_is_named_where_no_hash_tells(tmp_path: Path) -> None:
-    ControlNetModel.from_unet(tiny_unet(), conditioning_embedding_out_channels=(4, 4, 8, 8)).save_pretrained(tmp_path)
+    ControlNetModel.from_unet(tiny_unet(), conditioning_embedding_out_channels=(4, 4, 8, 8)).save_pretrained(
+        tmp_path
+    )
     (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:-9])
     for read_it in (load_controlnet, lambda folder: checkpoint.write_rounded(folder, tmp_path / "rounded")):
-        with pytest.raises(ValueError, match=f"{tmp_path / WEIGHTS} can't be read: it is damaged, or no .safetensors file"):
+        with pytest.raises(
+            ValueError, match=f"{tmp_path / WEIGHTS} can't be read: it is damaged, or no .safetensors file"
+        ):
             read_it(tmp_path)
 
 
@@ -145,16 +167,32 @@ def retold(before: str, after: str) -> Callable[[Path], None]:
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a bit of the weights": (f"edges/{WEIGHTS}", flip, "has another sha256 than meta.json says"),
     "a bit of the optimizer's state": (f"edges/{OPTIMIZER}", flip, "has another sha256 than meta.json says"),
-    "a file cut short": (f"edges/{OPTIMIZER}", lambda path: path.write_bytes(path.read_bytes()[:-9]), "is missing or has the wrong size"),
+    "a file cut short": (
+        f"edges/{OPTIMIZER}",
+        lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        "is missing or has the wrong size",
+    ),
     "a file gone": ("edges/config.json", Path.unlink, "is missing or has the wrong size"),
-    "garbage": (META, lambda path: path.write_bytes(b"\x00\xff\xfe garbage"), f"{META} is not as it was written"),
+    "garbage": (
+        META,
+        lambda path: path.write_bytes(b"\x00\xff\xfe garbage"),
+        f"{META} is not as it was written",
+    ),
     "nothing": (META, lambda path: path.write_bytes(b""), f"{META} is not as it was written"),
     "no object": (META, lambda path: path.write_text("[1, 2]"), f"{META} is not as it was written"),
-    "files of no kind": (META, lambda path: path.write_text('{"images": 24, "step": 6, "files": {"x": 3}}'), f"{META} is not as it was written"),
+    "files of no kind": (
+        META,
+        lambda path: path.write_text('{"images": 24, "step": 6, "files": {"x": 3}}'),
+        f"{META} is not as it was written",
+    ),
     "no images": (META, without("images"), f"{META} is not as it was written"),
     "no options": (META, without("options"), f"{META} lacks options"),
     "a bit of an option": (META, retold('"lr": 0.01', '"lr": 0.03'), f"{META} is not as it was written"),
-    "a bit of the base's name": (META, retold('"base_name": "tiny"', '"base_name": "tinx"'), f"{META} is not as it was written"),
+    "a bit of the base's name": (
+        META,
+        retold('"base_name": "tiny"', '"base_name": "tinx"'),
+        f"{META} is not as it was written",
+    ),
     "a wrong count": (META, counted, f"{META} is not as it was written"),
     "no meta": (META, Path.unlink, "it has no meta.json"),
 }
@@ -168,12 +206,26 @@ def test_each_damage_is_found_and_named(
     shutil.copytree(trained.path.parent, last.parent)
     damage(last / name)
     done, damaged = checkpoint.newest_whole(last.parent)
-    assert done is not None and done.step == 4 and list(damaged) == [last] and str(last) in damaged[last] and sentence in damaged[last]
-    assert newest(last.parent).step in (4, 6), "and no traceback where names and sizes are all that is asked for"
+    assert (
+        done is not None
+        and done.step == 4
+        and list(damaged) == [last]
+        and str(last) in damaged[last]
+        and sentence in damaged[last]
+    )
+    assert newest(last.parent).step in (
+        4,
+        6,
+    ), "and no traceback where names and sizes are all that is asked for"
 
 
-@pytest.mark.parametrize("which", ["a bit of the weights", "a bit of the optimizer's state", "garbage", "no options", "a bit of an option"])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_made_again(trained: Checkpoint, tmp_path: Path, which: str) -> None:
+@pytest.mark.parametrize(
+    "which",
+    ["a bit of the weights", "a bit of the optimizer's state", "garbage", "no options", "a bit of an option"],
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_made_again(
+    trained: Checkpoint, tmp_path: Path, which: str
+) -> None:
     name, damage, sentence = DAMAGES[which]
     out = tmp_path / "run"
     shutil.copytree(trained.path.parent, out)
@@ -183,8 +235,15 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_made_again(t
     files = {name: fact["sha256"] for name, fact in trained.meta["files"].items()}
     assert {name: fact["sha256"] for name, fact in made.meta["files"].items()} == files, "bit for bit"
     (note,) = [row for row in read_log(out / LOG)[0] if "note" in row]
-    assert note["images"] == 16 and sentence in note["note"] and "the run goes on from step-00000004, and keeps this one as" in note["note"]
-    assert sorted(path.name for path in out.glob("*step-*")) == ["step-00000004", "step-00000006"], "what was set aside is made again"
+    assert (
+        note["images"] == 16
+        and sentence in note["note"]
+        and "the run goes on from step-00000004, and keeps this one as" in note["note"]
+    )
+    assert sorted(path.name for path in out.glob("*step-*")) == [
+        "step-00000004",
+        "step-00000006",
+    ], "what was set aside is made again"
 
 
 def test_what_took_the_place_of_a_checkpoints_record_is_told_of(trained: Checkpoint, tmp_path: Path) -> None:
@@ -208,20 +267,35 @@ def test_where_no_checkpoint_is_whole_the_run_begins_anew(trained: Checkpoint, t
     assert len(notes) == 2 and all("no whole one is left, so the run begins anew" in note for note in notes)
 
 
-def test_only_those_who_use_a_checkpoint_hash_it(trained: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_those_who_use_a_checkpoint_hash_it(
+    trained: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(trained.path.parent, tmp_path / "run")
     hashed: list[str] = []
     real = checkpoint._sha256
     monkeypatch.setattr(checkpoint, "_sha256", lambda path: hashed.append(path.name) or real(path))
-    assert newest(tmp_path / "run").step == 6 and not kept(tmp_path / "run") and read(tmp_path / "run/step-00000006") and not hashed
+    assert (
+        newest(tmp_path / "run").step == 6
+        and not kept(tmp_path / "run")
+        and read(tmp_path / "run/step-00000006")
+        and not hashed
+    )
     assert checkpoint.newest_whole(tmp_path / "run")[0].step == 6
-    assert sorted(hashed) == ["config.json", WEIGHTS, OPTIMIZER], "each file once, and none of an older checkpoint"
+    assert sorted(hashed) == [
+        "config.json",
+        WEIGHTS,
+        OPTIMIZER,
+    ], "each file once, and none of an older checkpoint"
     flip(tmp_path / "run/step-00000006/edges" / OPTIMIZER)
-    assert checkpoint.newest_whole(tmp_path / "run", resume=False)[0].step == 6, "what learned it is not what samples"
+    assert checkpoint.newest_whole(tmp_path / "run", resume=False)[0].step == 6, (
+        "what learned it is not what samples"
+    )
     done, damaged = checkpoint.newest_whole(tmp_path / "run")
     assert done is not None and done.step == 4 and list(damaged) == [tmp_path / "run/step-00000006"]
     (sentence,) = checkpoint.problems(tmp_path / "run/step-00000006")
-    assert f"edges/{OPTIMIZER} has another sha256" in sentence and not checkpoint.problems(tmp_path / "run/step-00000004")
+    assert f"edges/{OPTIMIZER} has another sha256" in sentence and not checkpoint.problems(
+        tmp_path / "run/step-00000004"
+    )
 
 
 def test_a_file_that_the_disk_does_not_give_is_damage_and_one_that_is_forbidden_is_not(
@@ -241,18 +315,24 @@ def test_a_file_that_the_disk_does_not_give_is_damage_and_one_that_is_forbidden_
         checkpoint.whole(trained.path)
 
 
-def test_of_several_ranks_the_first_decides_where_all_go_on(trained: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_ranks_the_first_decides_where_all_go_on(
+    trained: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decided = (trained, ["a sentence"])
 
     class Second(Ranks):
         def all_of(self, here: object) -> list:
             return [decided, here]
 
-    monkeypatch.setattr(checkpoint, "_sha256", lambda path: pytest.fail("another than the first reads nothing"))
+    monkeypatch.setattr(
+        checkpoint, "_sha256", lambda path: pytest.fail("another than the first reads nothing")
+    )
     assert beginning(tmp_path, Second(1, 2)) == decided
 
 
-def test_a_controlnet_of_a_checkpoint_is_compared_with_what_was_written(trained: Checkpoint, tmp_path: Path) -> None:
+def test_a_controlnet_of_a_checkpoint_is_compared_with_what_was_written(
+    trained: Checkpoint, tmp_path: Path
+) -> None:
     shutil.copytree(trained.path, tmp_path / "step-00000006")
     net = tmp_path / "step-00000006" / "edges"
     flip(net / OPTIMIZER)

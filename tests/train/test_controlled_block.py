@@ -17,15 +17,18 @@ def transformer() -> nn.Module:
 # A block, the shapes of x and c, and the channels and spatial axes that ControlledBlock must be told.
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, ...], dict[str, int]]] = {
     "convolution that shrinks": (
-        lambda: nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.SiLU(), nn.Conv2d(6, 6, 3, padding=1)),
+        lambda: nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.SiLU(),
+        nn.Conv2d(6, 6, 3, padding=1)),
         (2, 4, 8, 8), (2, 4, 8, 8), {"in_channels": 4, "out_channels": 6},
     ),
     "batch norm": (
         lambda: nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()),
         (2, 4, 8, 8), (2, 3, 8, 8), {"in_channels": 4, "out_channels": 4, "condition_channels": 3},
     ),
-    "sound": (lambda: nn.Conv1d(4, 5, 3), (2, 4, 16), (2, 4, 16), {"in_channels": 4, "out_channels": 5, "spatial": 1}),
-    "transformer": (transformer, (2, 7, 6), (2, 7, 9), {"in_channels": 6, "out_channels": 6, "condition_channels": 9, "spatial": 0}),
+    "sound": (lambda: nn.Conv1d(4, 5, 3), (2, 4, 16), (2, 4, 16),
+    {"in_channels": 4, "out_channels": 5, "spatial": 1}),
+    "transformer": (transformer, (2, 7, 6), (2, 7, 9),
+    {"in_channels": 6, "out_channels": 6, "condition_channels": 9, "spatial": 0}),
 }  # fmt: skip
 
 
@@ -33,7 +36,12 @@ def made(name: str) -> tuple[nn.Module, ControlledBlock, Tensor, Tensor]:
     build, x, c, told = CASES[name]
     torch.manual_seed(0)
     block = build()
-    return copy.deepcopy(block).eval().requires_grad_(False), ControlledBlock(block, **told).train(), torch.randn(x), torch.randn(c)
+    return (
+        copy.deepcopy(block).eval().requires_grad_(False),
+        ControlledBlock(block, **told).train(),
+        torch.randn(x),
+        torch.randn(c),
+    )
 
 
 def reached(block: ControlledBlock) -> set[str]:
@@ -61,7 +69,8 @@ def test_the_zero_convolutions_learn_first_and_the_copy_one_step_later(name: str
     (block(x, c) - target).square().mean().backward()
     assert outer <= reached(block) and {"zero_in.weight"} <= reached(block)
     late = reached(block) & trunk
-    # A bias in front of a batch norm, and a key's bias under a softmax, never get a gradient worth the name; all weights do.
+    # A bias in front of a batch norm, and a key's bias under a softmax, never get a gradient worth the name;
+    # all weights do.
     assert {name for name in trunk if name.endswith("weight")} <= late
     assert reached(block) <= outer | inner | trunk
 
@@ -75,9 +84,13 @@ def test_training_moves_the_copy_and_never_a_bit_of_the_locked_block(name: str) 
         optimizer.zero_grad()
         (block(x, c) - target).square().mean().backward()
         optimizer.step()
-    assert all(torch.equal(tensor, block.locked.state_dict()[name]) for name, tensor in alone.state_dict().items())
+    assert all(
+        torch.equal(tensor, block.locked.state_dict()[name]) for name, tensor in alone.state_dict().items()
+    )
     assert all(parameter.grad is None for parameter in block.locked.parameters())
-    assert not all(torch.equal(tensor, block.copy.state_dict()[name]) for name, tensor in alone.state_dict().items())
+    assert not all(
+        torch.equal(tensor, block.copy.state_dict()[name]) for name, tensor in alone.state_dict().items()
+    )
     assert not torch.equal(block(x, c), alone(x))
 
 

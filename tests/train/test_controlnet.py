@@ -20,7 +20,9 @@ def inputs(batch: int = 2, side: int = 16) -> tuple[torch.Tensor, torch.Tensor, 
 
 def test_stable_diffusion_15_gives_361279120_parameters_in_340_tensors() -> None:
     with torch.device("meta"):
-        unet = UNet2DConditionModel(block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8)
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8
+        )
         controlnet, transfer = ControlNet.from_unet(unet)
     state = controlnet.state_dict()
     assert (len(state), sum(tensor.numel() for tensor in state.values())) == (340, 361_279_120)
@@ -43,19 +45,27 @@ def test_at_full_size_names_and_shapes_are_those_of_diffusers(base: str, paramet
 def test_at_full_size_outputs_equal_diffusers_on_the_same_weights() -> None:
     """Both hold the same memory; a small picture, since it too takes every tensor of the network."""
     ours = empty_controlnet(SD15)
-    pool = torch.randn(29_500_000, generator=torch.Generator().manual_seed(0))  # the largest tensor has 1280 x 2560 x 9
+    # the largest tensor has 1280 x 2560 x 9
+    pool = torch.randn(29_500_000, generator=torch.Generator().manual_seed(0))
     weights = {}
     for name, tensor in ours.state_dict().items():
         drawn = pool[: tensor.numel()].reshape(tensor.shape)
         gain = 0.1 if name.startswith(ADDED[1:]) else 1.0  # residuals as small as those of a trained one
         weights[name] = (
-            1 + 0.1 * drawn if tensor.ndim == 1 and name.endswith("weight") else drawn * gain * max(tensor[0].numel(), 8) ** -0.5
+            1 + 0.1 * drawn
+            if tensor.ndim == 1 and name.endswith("weight")
+            else drawn * gain * max(tensor[0].numel(), 8) ** -0.5
         )
     ours.load_state_dict(weights, assign=True)
     with torch.device("meta"):
         theirs = ControlNetModel.from_config(json.loads(json.dumps(ours.config))).eval()
     theirs.load_state_dict(weights, assign=True)
-    x, t, text, hint = torch.randn(1, 4, 8, 8), torch.tensor([261]), torch.randn(1, 77, 768), torch.rand(1, 3, 64, 64)
+    x, t, text, hint = (
+        torch.randn(1, 4, 8, 8),
+        torch.tensor([261]),
+        torch.randn(1, 77, 768),
+        torch.rand(1, 3, 64, 64),
+    )
     with torch.no_grad():
         downs, mid = ours(x, t, text, hint)
         their_downs, their_mid = theirs(x, t, text, hint, return_dict=False)
@@ -68,10 +78,14 @@ def test_names_and_shapes_are_those_of_diffusers() -> None:
     unet = tiny_unet()
     ours, _ = ControlNet.from_unet(unet, hint_widths=(4, 4, 8, 8))
     theirs = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 8, 8))
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in theirs.state_dict().items()
+    }
 
 
-@pytest.mark.parametrize("changes", [{}, {"use_linear_projection": True, "attention_head_dim": (1, 2, 2, 4)}], ids=["sd15", "sd21"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"use_linear_projection": True, "attention_head_dim": (1, 2, 2, 4)}], ids=["sd15", "sd21"]
+)
 def test_outputs_equal_diffusers_on_the_same_weights(changes: dict) -> None:
     ours, _ = ControlNet.from_unet(tiny_unet(**changes))
     with torch.no_grad():
@@ -90,14 +104,22 @@ def test_outputs_equal_diffusers_on_the_same_weights(changes: dict) -> None:
 
 @pytest.mark.parametrize("side", [16, 20])
 @pytest.mark.parametrize("only_cross_attention", [False, (True, True, False, False)])
-def test_the_two_halves_equal_the_whole_unet(side: int, only_cross_attention: bool | tuple[bool, ...]) -> None:
+def test_the_two_halves_equal_the_whole_unet(
+    side: int, only_cross_attention: bool | tuple[bool, ...]
+) -> None:
     unet = tiny_unet(only_cross_attention=only_cross_attention)
     x, t, text, _ = inputs(side=side)
     with torch.no_grad():
         skips, mid, emb = encode_half(unet, x, t, text)
         assert torch.equal(decode_half(unet, skips, mid, emb, text), unet(x, t, text).sample)
         residuals = (tuple(torch.full_like(skip, 0.3) for skip in skips), torch.full_like(mid, 0.2))
-        controlled = unet(x, t, text, down_block_additional_residuals=residuals[0], mid_block_additional_residual=residuals[1]).sample
+        controlled = unet(
+            x,
+            t,
+            text,
+            down_block_additional_residuals=residuals[0],
+            mid_block_additional_residual=residuals[1],
+        ).sample
         assert torch.equal(decode_half(unet, skips, mid, emb, text, residuals), controlled)
 
 
@@ -107,7 +129,9 @@ def test_a_new_controlnet_leaves_the_base_bit_for_bit_as_it_is() -> None:
     x, t, text, hint = inputs()
     with torch.no_grad():
         skips, mid, emb = encode_half(unet, x, t, text)
-        assert torch.equal(decode_half(unet, skips, mid, emb, text, controlnet(x, t, text, hint)), unet(x, t, text).sample)
+        assert torch.equal(
+            decode_half(unet, skips, mid, emb, text, controlnet(x, t, text, hint)), unet(x, t, text).sample
+        )
     base = unet.state_dict()
     assert all(torch.equal(controlnet.state_dict()[name], base[name]) for name in transfer.copied)
     assert all(controlnet.state_dict()[name].data_ptr() != base[name].data_ptr() for name in transfer.copied)
@@ -125,10 +149,22 @@ def test_gradient_reaches_the_network_in_three_waves() -> None:
         with torch.no_grad():
             skips, mid, emb = encode_half(unet, x, t, text)
         decode_half(unet, skips, mid, emb, text, controlnet(x, t, text, hint)).square().mean().backward()
-        reached.append({name for name, p in controlnet.named_parameters() if p.grad is not None and p.grad.abs().max() > 0})
+        reached.append(
+            {
+                name
+                for name, p in controlnet.named_parameters()
+                if p.grad is not None and p.grad.abs().max() > 0
+            }
+        )
         optimizer.step()
-    zero = {name for name, _ in controlnet.named_parameters() if name.startswith(("controlnet_down_blocks", "controlnet_mid_block"))}
-    hint_names = {name for name, _ in controlnet.named_parameters() if name.startswith("controlnet_cond_embedding")}
+    zero = {
+        name
+        for name, _ in controlnet.named_parameters()
+        if name.startswith(("controlnet_down_blocks", "controlnet_mid_block"))
+    }
+    hint_names = {
+        name for name, _ in controlnet.named_parameters() if name.startswith("controlnet_cond_embedding")
+    }
     last = {name for name in hint_names if ".conv_out." in name}
     assert reached[0] == zero and len(zero) == 26
     trunk = {name for name, _ in controlnet.named_parameters()} - zero - hint_names
@@ -145,7 +181,9 @@ def test_a_base_without_the_topology_of_stable_diffusion_is_refused() -> None:
 def test_the_structure_can_be_built_from_its_config_alone() -> None:
     controlnet, _ = ControlNet.from_unet(tiny_unet(), hint_channels=5)
     empty = empty_controlnet(json.loads(json.dumps(controlnet.config)))
-    assert {k: v.shape for k, v in empty.state_dict().items()} == {k: v.shape for k, v in controlnet.state_dict().items()}
+    assert {k: v.shape for k, v in empty.state_dict().items()} == {
+        k: v.shape for k, v in controlnet.state_dict().items()
+    }
 
 
 def test_hint_widths_are_the_papers_at_320_channels_and_narrower_below() -> None:
@@ -155,7 +193,9 @@ def test_hint_widths_are_the_papers_at_320_channels_and_narrower_below() -> None
 
 @pytest.mark.parametrize("width", [48, 320])
 def test_what_tells_one_hint_from_another_survives_the_fresh_encoder(width: int) -> None:
-    """PyTorch's default leaves a thousandth of it behind, and for thousands of steps the network hears nothing of its condition."""
+    """PyTorch's default leaves a thousandth of it behind, and for thousands of steps the network hears
+    nothing of its condition.
+    """
     torch.manual_seed(0)
     encoder = HintEncoder(3, widths_for(width), width)
     hints = (torch.rand(8, 1, 64, 64) < 0.1).float().expand(-1, 3, -1, -1)  # edges
@@ -171,9 +211,15 @@ def test_a_hint_may_have_any_number_of_channels(hint_channels: int) -> None:
     unet = tiny_unet()
     ours, transfer = ControlNet.from_unet(unet, hint_channels=hint_channels)
     widths = ours.config["conditioning_embedding_out_channels"]
-    theirs = ControlNetModel.from_unet(unet, conditioning_channels=hint_channels, conditioning_embedding_out_channels=widths)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
-    assert set(transfer.copied) | set(transfer.new) == set(ours.state_dict()) and not set(transfer.copied) & set(transfer.new)
+    theirs = ControlNetModel.from_unet(
+        unet, conditioning_channels=hint_channels, conditioning_embedding_out_channels=widths
+    )
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in theirs.state_dict().items()
+    }
+    assert set(transfer.copied) | set(transfer.new) == set(ours.state_dict()) and not set(
+        transfer.copied
+    ) & set(transfer.new)
     x, t, text, _ = inputs()
     downs, mid = ours(x, t, text, torch.rand(2, hint_channels, 128, 128))
     assert (len(downs), mid.shape) == (12, (2, 12, 2, 2))

@@ -29,7 +29,11 @@ def tensors(checkpoint: Checkpoint, condition: str = "edges") -> dict[str, torch
     folder = checkpoint.path / condition
     files = sorted(folder.rglob("*.safetensors"))
     assert {folder / WEIGHTS, folder / OPTIMIZER} <= set(files)
-    return {f"{path.relative_to(folder)} {name}": value for path in files for name, value in load_file(path).items()}
+    return {
+        f"{path.relative_to(folder)} {name}": value
+        for path in files
+        for name, value in load_file(path).items()
+    }
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -60,7 +64,10 @@ def test_the_base_is_locked(tmp_path: Path) -> None:
     ("modes", "files"),
     [
         ({}, {""}),
-        ({"unlock": "decoder", "unlock_lr": 1e-3, "ema": 20.0, "min_snr": 5.0}, {"", "unet", "ema", "ema/unet"}),
+        (
+            {"unlock": "decoder", "unlock_lr": 1e-3, "ema": 20.0, "min_snr": 5.0},
+            {"", "unet", "ema", "ema/unet"},
+        ),
     ],
     ids=["plain", "decoder and averages"],
 )
@@ -68,11 +75,18 @@ def test_resume_is_exact(tmp_path: Path, modes: dict, files: set[str]) -> None:
     options = dataclasses.replace(OPTIONS, **modes)
     whole = fit(tiny_base(), ToyPairs(), ["edges"], options, tmp_path / "whole")
     fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(options, images=16), tmp_path / "halves")
-    halves = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(options, workers=3), tmp_path / "halves")
-    assert {path.parent for path in (whole.path / "edges").rglob(WEIGHTS)} == {whole.path / "edges" / name for name in files}
+    halves = fit(
+        tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(options, workers=3), tmp_path / "halves"
+    )
+    assert {path.parent for path in (whole.path / "edges").rglob(WEIGHTS)} == {
+        whole.path / "edges" / name for name in files
+    }
     assert (halves.images, halves.step) == (32, 8)
     assert_equal(tensors(whole), tensors(halves))
-    strip = [[(row["images"], row["step"], row["loss"]) for row in rows(tmp_path / name)] for name in ("whole", "halves")]
+    strip = [
+        [(row["images"], row["step"], row["loss"]) for row in rows(tmp_path / name)]
+        for name in ("whole", "halves")
+    ]
     assert strip[0] == strip[1] and [images for images, _, _ in strip[0]] == [8, 16, 24, 32]
 
 
@@ -94,9 +108,16 @@ def die_in_training(out: Path) -> None:
 
 
 def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
-    script = "import sys, pathlib; from tests.train.test_fit import die_in_training; die_in_training(pathlib.Path(sys.argv[1]))"
+    script = (
+        "import sys, pathlib; from tests.train.test_fit import die_in_training;"
+        " die_in_training(pathlib.Path(sys.argv[1]))"
+    )
     root = Path(__file__).parents[2]
-    died = subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed")], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    died = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "killed")],
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert died.returncode == -signal.SIGKILL
     assert newest(tmp_path / "killed").images == 16
     assert [row["images"] for row in rows(tmp_path / "killed")] == [8, 16, 24]
@@ -138,19 +159,29 @@ def test_a_checkpoint_older_than_an_option_goes_on_with_its_default(tmp_path: Pa
 
 
 def test_four_micro_batches_of_one_equal_one_of_four(tmp_path: Path) -> None:
-    """But where a gradient is next to nothing, of which Adam divides the rounding by 1e-8: 1.1e-5 measured, of steps of 1e-3."""
+    """But where a gradient is next to nothing, of which Adam divides the rounding by 1e-8: 1.1e-5 measured,
+    of steps of 1e-3.
+    """
     options = dataclasses.replace(OPTIONS, images=8, lr=1e-3)
     one = fit(tiny_base(), ToyPairs(), ["edges"], options, tmp_path / "one")
-    four = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(options, micro_batch=1), tmp_path / "four")
+    four = fit(
+        tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(options, micro_batch=1), tmp_path / "four"
+    )
     for name, tensor in load_file(one.path / "edges" / WEIGHTS).items():
-        torch.testing.assert_close(tensor, load_file(four.path / "edges" / WEIGHTS)[name], rtol=0, atol=1e-4, msg=name)
+        torch.testing.assert_close(
+            tensor, load_file(four.path / "edges" / WEIGHTS)[name], rtol=0, atol=1e-4, msg=name
+        )
 
 
-def test_another_micro_batch_goes_on_and_says_so_and_another_interval_of_checkpoints_changes_nothing(tmp_path: Path) -> None:
+def test_another_micro_batch_goes_on_and_says_so_and_another_interval_of_checkpoints_changes_nothing(
+    tmp_path: Path,
+) -> None:
     whole = fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path / "whole")
     for name, change in (("micro", {"micro_batch": 2}), ("every", {"checkpoint_every": 4})):
         fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, images=16), tmp_path / name)
-        made = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, **change), tmp_path / name)
+        made = fit(
+            tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, **change), tmp_path / name
+        )
         assert made.images == 32 and made.meta["began_with"] == {"micro_batch": None, "checkpoint_every": 16}
         assert made.meta["options"] == whole.meta["options"] | change
         notes = [(row["images"], row["note"]) for row in rows(tmp_path / name) if "note" in row]
@@ -162,17 +193,23 @@ def test_another_micro_batch_goes_on_and_says_so_and_another_interval_of_checkpo
         assert notes == [(16, f"goes on with micro_batch 2 instead of 4: {end}")]
         assert [row["micro_batch"] for row in rows(tmp_path / name) if "micro_batch" in row] == [4, 4, 2, 2]
         for key, tensor in load_file(whole.path / "edges" / WEIGHTS).items():
-            torch.testing.assert_close(tensor, load_file(made.path / "edges" / WEIGHTS)[key], rtol=0, atol=1e-2, msg=key)
+            torch.testing.assert_close(
+                tensor, load_file(made.path / "edges" / WEIGHTS)[key], rtol=0, atol=1e-2, msg=key
+            )
 
 
 def test_a_damaged_log_is_read_as_far_as_it_is_one_and_the_run_says_what_is_lost(tmp_path: Path) -> None:
     fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, images=16), tmp_path)
     first, second = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
-    (tmp_path / LOG).write_bytes(first[:20] + b"\n" + second + b'[1]\n\x00\xff\xfe\n{"loss": {"edges": 1.0}}\n' + first[:30])
+    (tmp_path / LOG).write_bytes(
+        first[:20] + b"\n" + second + b'[1]\n\x00\xff\xfe\n{"loss": {"edges": 1.0}}\n' + first[:30]
+    )
     fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path)
     told = rows(tmp_path)
     assert [row["images"] for row in told] == [16, 16, 24, 32]
-    assert told[1]["note"] == "train.jsonl was damaged: lines 1, 3, 4 and 1 more told nothing and are left out"
+    assert (
+        told[1]["note"] == "train.jsonl was damaged: lines 1, 3, 4 and 1 more told nothing and are left out"
+    )
 
 
 def test_a_damaged_start_is_named_before_any_work(tmp_path: Path) -> None:
@@ -180,8 +217,18 @@ def test_a_damaged_start_is_named_before_any_work(tmp_path: Path) -> None:
     first = fit(tiny_base(), pairs, ["edges"], dataclasses.replace(OPTIONS, images=16), tmp_path / "edges")
     weights = first.path / "edges" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    with pytest.raises(Damaged, match=f"checkpoint {first.path} is damaged: edges/{WEIGHTS} has another sha256 than meta.json says"):
-        fit(tiny_base(), pairs, ["inverse"], OPTIONS, tmp_path / "inverse", warm_start={"inverse": first.path / "edges"})
+    with pytest.raises(
+        Damaged,
+        match=f"checkpoint {first.path} is damaged: edges/{WEIGHTS} has another sha256 than meta.json says",
+    ):
+        fit(
+            tiny_base(),
+            pairs,
+            ["inverse"],
+            OPTIONS,
+            tmp_path / "inverse",
+            warm_start={"inverse": first.path / "edges"},
+        )
     assert not (tmp_path / "inverse" / LOG).exists()
 
 
@@ -197,7 +244,9 @@ def test_middle_only_trains_no_skip_and_still_holds_every_tensor(tmp_path: Path)
     done = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, connect="middle"), tmp_path)
     weights = load_file(done.path / "edges" / WEIGHTS)
     assert len(weights) == 340
-    assert all(not tensor.any() for name, tensor in weights.items() if name.startswith("controlnet_down_blocks"))
+    assert all(
+        not tensor.any() for name, tensor in weights.items() if name.startswith("controlnet_down_blocks")
+    )
     assert weights["controlnet_mid_block.weight"].any()
 
 
@@ -205,17 +254,38 @@ def test_warm_start_begins_with_the_other_conditions_weights(tmp_path: Path) -> 
     pairs = ToyPairs(conditions=("edges", "inverse"))
     first = fit(tiny_base(), pairs, ["edges"], OPTIONS, tmp_path / "edges")
     small = dataclasses.replace(OPTIONS, images=4, lr=1e-12, weight_decay=0.0)
-    second = fit(tiny_base(), pairs, ["inverse"], small, tmp_path / "inverse", warm_start={"inverse": first.path / "edges"})
+    second = fit(
+        tiny_base(),
+        pairs,
+        ["inverse"],
+        small,
+        tmp_path / "inverse",
+        warm_start={"inverse": first.path / "edges"},
+    )
     for name, tensor in load_file(first.path / "edges" / WEIGHTS).items():
-        torch.testing.assert_close(load_file(second.path / "inverse" / WEIGHTS)[name], tensor, rtol=0, atol=1e-9)
+        torch.testing.assert_close(
+            load_file(second.path / "inverse" / WEIGHTS)[name], tensor, rtol=0, atol=1e-9
+        )
     middle = dataclasses.replace(small, connect="middle")
-    third = fit(tiny_base(), pairs, ["inverse"], middle, tmp_path / "middle", warm_start={"inverse": first.path / "edges"})
-    for name, tensor in load_file(third.path / "inverse" / WEIGHTS).items():  # who samples adds no residual that was not trained with
+    third = fit(
+        tiny_base(),
+        pairs,
+        ["inverse"],
+        middle,
+        tmp_path / "middle",
+        warm_start={"inverse": first.path / "edges"},
+    )
+    # who samples adds no residual that was not trained with
+    for name, tensor in load_file(third.path / "inverse" / WEIGHTS).items():
         assert (not tensor.any()) == ("controlnet_down_blocks" in name), name
 
 
-@pytest.mark.parametrize("settings", [{"controlnet_conditioning_channel_order": "bgr"}, {"global_pool_conditions": True}])
-def test_a_warm_start_keeps_how_its_controlnet_takes_hints_and_gives_residuals(settings: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings", [{"controlnet_conditioning_channel_order": "bgr"}, {"global_pool_conditions": True}]
+)
+def test_a_warm_start_keeps_how_its_controlnet_takes_hints_and_gives_residuals(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     theirs = ControlNetModel.from_unet(tiny_unet(), conditioning_embedding_out_channels=(8, 8, 8, 8))
     theirs.register_to_config(**settings)
     with torch.no_grad():
@@ -225,34 +295,58 @@ def test_a_warm_start_keeps_how_its_controlnet_takes_hints_and_gives_residuals(s
     pairs = ToyPairs(conditions=("edges", "inverse"))
     options = Options(images=8, batch=4, lr=1e-3, workers=0, held_out=2, join=True)
     warm = {"edges": tmp_path / "theirs"}
-    done = fit(tiny_base(), pairs, ["edges", "inverse"], options, tmp_path / "run", warm_start=warm, held_out=pairs)
+    done = fit(
+        tiny_base(), pairs, ["edges", "inverse"], options, tmp_path / "run", warm_start=warm, held_out=pairs
+    )
     again = ControlNetModel.from_pretrained(done.path / "edges").eval()
     ours = checkpoint.load_controlnet(done.path / "edges", tiny_unet())
     assert all(again.config[key] == value for key, value in settings.items())
-    x, t, text, hint = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), torch.randn(2, 5, 8), torch.rand(2, 3, 128, 128)
+    x, t, text, hint = (
+        torch.randn(2, 4, 16, 16),
+        torch.tensor([3, 700]),
+        torch.randn(2, 5, 8),
+        torch.rand(2, 3, 128, 128),
+    )
     for other, mine in ((theirs, checkpoint.load_controlnet(tmp_path / "theirs")), (again, ours)):
-        plain = ControlNetModel.from_config({**other.config, **dict.fromkeys(settings)}, controlnet_conditioning_channel_order="rgb").eval()
+        plain = ControlNetModel.from_config(
+            {**other.config, **dict.fromkeys(settings)}, controlnet_conditioning_channel_order="rgb"
+        ).eval()
         plain.load_state_dict(other.state_dict())
         with torch.no_grad():
             downs, mid = mine(x, t, text, hint)
             their_downs, their_mid = other(x, t, text, hint, return_dict=False)
-            assert (plain(x, t, text, hint, return_dict=False)[0][0] - their_downs[0]).abs().max() > 0.1  # the setting matters here
+            # the setting matters here
+            assert (plain(x, t, text, hint, return_dict=False)[0][0] - their_downs[0]).abs().max() > 0.1
         for own, expected in zip((*downs, mid), (*their_downs, their_mid), strict=True):
             torch.testing.assert_close(own, expected.expand_as(own), rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_warm_start_saves_is_told_before_the_first_step_and_once(tmp_path: Path) -> None:
-    """Of two conditions one starts warm: it saves as much after steps that change nothing, and the other, a copy of the base, nothing."""
+    """Of two conditions one starts warm: it saves as much after steps that change nothing, and the other, a
+    copy of the base, nothing.
+    """
     pairs = ToyPairs(conditions=("edges", "inverse"))
     first = fit(tiny_base(), pairs, ["edges"], dataclasses.replace(OPTIONS, images=8), tmp_path / "edges")
-    still = dataclasses.replace(OPTIONS, images=8, lr=1e-12, weight_decay=0.0, log_every=4, checkpoint_every=4, held_out=4)
+    still = dataclasses.replace(
+        OPTIONS, images=8, lr=1e-12, weight_decay=0.0, log_every=4, checkpoint_every=4, held_out=4
+    )
     together = {"warm_start": {"inverse": first.path / "edges"}, "held_out": pairs}
     for images in (8, 12):
-        fit(tiny_base(), pairs, ["edges", "inverse"], dataclasses.replace(still, images=images), tmp_path / "both", **together)
+        fit(
+            tiny_base(),
+            pairs,
+            ["edges", "inverse"],
+            dataclasses.replace(still, images=images),
+            tmp_path / "both",
+            **together,
+        )
     told = rows(tmp_path / "both")
     assert [row["images"] for row in told] == [0, 4, 8, 12]
     before, after = told[0]["held_out"], told[2]["held_out"]
-    assert before["inverse"]["gap"] == pytest.approx(after["inverse"]["gap"], abs=1e-6) and abs(before["inverse"]["gap"]) > 1e-4
+    assert (
+        before["inverse"]["gap"] == pytest.approx(after["inverse"]["gap"], abs=1e-6)
+        and abs(before["inverse"]["gap"]) > 1e-4
+    )
     assert before["edges"]["gap"] == pytest.approx(0, abs=1e-7)
     fit(tiny_base(), pairs, ["edges"], still, tmp_path / "cold", held_out=pairs)
     assert [row["images"] for row in rows(tmp_path / "cold")] == [4, 8]

@@ -57,11 +57,14 @@ def controlnet(base: Base) -> ControlNet:
     return made
 
 
-def rows(picture: np.ndarray, size: int = 64, width: int = 64) -> list[np.ndarray]:  # below the title and the columns' names
+# below the title and the columns' names
+def rows(picture: np.ndarray, size: int = 64, width: int = 64) -> list[np.ndarray]:
     return [picture[top : top + size, : 3 * width] for top in range(2 * LINE, len(picture), size)]
 
 
-def test_a_row_is_condition_generated_target_of_a_held_out_pair(tmp_path: Path, base: Base, controlnet: ControlNet) -> None:
+def test_a_row_is_condition_generated_target_of_a_held_out_pair(
+    tmp_path: Path, base: Base, controlnet: ControlNet
+) -> None:
     pairs = pairs_for(base)
     picture = write(tmp_path / "grids" / "edges.png", base, base.unet, controlnet, pairs, "edges", **QUICK)
     assert np.array_equal(picture, np.asarray(Image.open(tmp_path / "grids" / "edges.png")))
@@ -72,29 +75,53 @@ def test_a_row_is_condition_generated_target_of_a_held_out_pair(tmp_path: Path, 
     for i, row in zip(choose(pairs.ids, 2, SEED), found, strict=True):
         pair = pairs[i]
         drawn = generate(
-            base, controlnet, hints=pair.hints["edges"][None], text=pair.text[None], empty_text=pairs.empty_text, seeds=[SEED],
-            noise_keys=[pair.image_id], height=64, width=64, steps=2, guidance=7.5,
-        )  # fmt: skip
+            base,
+            controlnet,
+            hints=pair.hints["edges"][None],
+            text=pair.text[None],
+            empty_text=pairs.empty_text,
+            seeds=[SEED],
+            noise_keys=[pair.image_id],
+            height=64,
+            width=64,
+            steps=2,
+            guidance=7.5,
+        )
         target = decode_latents(base, torch.from_numpy(pair.mean)[None] * base.scaling_factor)
         for column, expected in enumerate((pair.hints["edges"], drawn[0], target[0])):
             assert np.array_equal(row[:, 64 * column : 64 * (column + 1)], expected)
 
 
-def test_two_checkpoints_start_from_the_same_noise_and_leave_all_as_it_was(tmp_path: Path, base: Base, controlnet: ControlNet) -> None:
+def test_two_checkpoints_start_from_the_same_noise_and_leave_all_as_it_was(
+    tmp_path: Path, base: Base, controlnet: ControlNet
+) -> None:
     before = {name: tensor.clone() for name, tensor in controlnet.state_dict().items()}
     generator = torch.get_rng_state()
-    pictures = [write(tmp_path / f"{i}.png", base, base.unet, controlnet, pairs_for(base), "edges", **QUICK) for i in range(2)]
+    pictures = [
+        write(tmp_path / f"{i}.png", base, base.unet, controlnet, pairs_for(base), "edges", **QUICK)
+        for i in range(2)
+    ]
     assert np.array_equal(*pictures)
     assert torch.equal(generator, torch.get_rng_state())
     assert all(torch.equal(tensor, before[name]) for name, tensor in controlnet.state_dict().items())
-    other = write(tmp_path / "2.png", base, base.unet, controlnet, pairs_for(base), "edges", **(QUICK | {"seed": 4, "count": 1}))
+    other = write(
+        tmp_path / "2.png",
+        base,
+        base.unet,
+        controlnet,
+        pairs_for(base),
+        "edges",
+        **(QUICK | {"seed": 4, "count": 1}),
+    )
     assert not np.array_equal(rows(pictures[0])[0], rows(other)[0])
 
 
 def test_a_pass_in_bf16_rounds_no_master(tmp_path: Path, base: Base, controlnet: ControlNet) -> None:
     unet = copy.deepcopy(base.unet).to(torch.bfloat16, memory_format=torch.channels_last)
     low = rows(write(tmp_path / "low.png", base, unet, controlnet, pairs_for(base), "edges", **QUICK))
-    assert {parameter.dtype for parameter in (*controlnet.parameters(), *base.vae.parameters())} == {torch.float32}
+    assert {parameter.dtype for parameter in (*controlnet.parameters(), *base.vae.parameters())} == {
+        torch.float32
+    }
     high = rows(write(tmp_path / "high.png", base, base.unet, controlnet, pairs_for(base), "edges", **QUICK))
     assert 0 < np.abs(low[0].astype(int) - high[0]).mean() < 10
 
@@ -103,18 +130,25 @@ def test_pairs_of_several_sizes_and_hints_of_one_channel_have_their_rows(tmp_pat
     class Grey(Wide):
         def __getitem__(self, i: int) -> Pair:
             pair = super().__getitem__(i)
-            return dataclasses.replace(pair, hints={"edges": np.ascontiguousarray(pair.hints["edges"][..., :1])})
+            return dataclasses.replace(
+                pair, hints={"edges": np.ascontiguousarray(pair.hints["edges"][..., :1])}
+            )
 
     pairs = Grey(count=3, side=8, wide=(1,), text_width=base.unet.config.cross_attention_dim)
     net, _ = ControlNet.from_unet(base.unet, 1)
-    picture = write(tmp_path / "grey.png", base, base.unet, net, pairs, "edges", **(QUICK | {"count": 3, "steps": 1}))
+    picture = write(
+        tmp_path / "grey.png", base, base.unet, net, pairs, "edges", **(QUICK | {"count": 3, "steps": 1})
+    )
     changes = [i for i, index in enumerate(choose(pairs.ids, 3, SEED)) if index == 1]
     heads = 2 if changes[0] in (0, 2) else 3
     assert picture.shape == (LINE * (1 + heads) + 3 * 64, 3 * 128, 3)
 
 
 def test_a_long_title_is_not_cut_off() -> None:
-    small = assemble([np.zeros((64, 192, 3), np.uint8)], "a condition with a long name, 123456789 images seen, some base, random weights")
+    small = assemble(
+        [np.zeros((64, 192, 3), np.uint8)],
+        "a condition with a long name, 123456789 images seen, some base, random weights",
+    )
     assert small.shape == (2 * LINE + 64, 192, 3)
     assert (small[:LINE, 96:] > INK // 2).any() and not (small[:LINE, -2:] > INK // 2).any()
 

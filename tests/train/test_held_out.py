@@ -24,8 +24,13 @@ SEED, COUNT = 0, 64
 
 def small_base() -> Base:
     """Two levels instead of four, which learn to follow a hint in seconds."""
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
-    return dataclasses.replace(tiny_base(), unet=tiny_unet(block_out_channels=(8, 16), layers_per_block=1, **blocks))
+    blocks = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    return dataclasses.replace(
+        tiny_base(), unet=tiny_unet(block_out_channels=(8, 16), layers_per_block=1, **blocks)
+    )
 
 
 def fresh(base: Base) -> ControlNet:
@@ -67,14 +72,26 @@ def test_the_alarm_rings_when_a_network_begins_to_follow_its_hint_and_not_when_i
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         if step % 20 == 0:
-            rows.append({"images": 8 * step, "loss": {"edges": 0.0}, "held_out": watch.measure(base.unet, {"edges": net})})
+            rows.append(
+                {
+                    "images": 8 * step,
+                    "loss": {"edges": 0.0},
+                    "held_out": watch.measure(base.unet, {"edges": net}),
+                }
+            )
             if alarms(rows):
                 break
-    # measured: control_z 2.7, 5.9 and 6.5 against 4.25, control in the end 65 times the first; AVX2 gives the same four digits
+    # measured: control_z 2.7, 5.9 and 6.5 against 4.25, control in the end 65 times the first; AVX2 gives the
+    # same four digits
     early, late = rows[0]["held_out"]["edges"], rows[-1]["held_out"]["edges"]
     assert early["gap"] > 20 * early["gap_error"] and alarms(rows[:1] * 2) == {}
-    assert late["control"] > 10 * abs(early["control"]) and late["gap"] - late["shuffled_gap"] == pytest.approx(late["control"])
-    assert sum(late["gap_by_timestep"][name] > late["shuffled_gap_by_timestep"][name] for name in BUCKET_NAMES) >= 5
+    assert late["control"] > 10 * abs(early["control"]) and late["gap"] - late[
+        "shuffled_gap"
+    ] == pytest.approx(late["control"])
+    assert (
+        sum(late["gap_by_timestep"][name] > late["shuffled_gap_by_timestep"][name] for name in BUCKET_NAMES)
+        >= 5
+    )
     assert alarms(rows) == {"edges": rows[-2]["images"]} and len(rows) > 2
     json.dumps(rows, allow_nan=False)
 
@@ -96,7 +113,9 @@ def test_the_losses_are_those_of_diffusers_on_the_same_inputs_also_of_several_si
     base_losses, true, shuffled = [], [], []
     for group in watch.groups:
         hint = group.hints["edges"].float() / 255
-        assert sorted(group.partner.tolist()) == list(range(len(hint))) and all(group.partner != torch.arange(len(hint)))
+        assert sorted(group.partner.tolist()) == list(range(len(hint))) and all(
+            group.partner != torch.arange(len(hint))
+        )
         for losses, chosen in ((base_losses, None), (true, hint), (shuffled, hint[group.partner])):
             given: dict[str, Any] = {}
             if chosen is not None:
@@ -107,19 +126,26 @@ def test_the_losses_are_those_of_diffusers_on_the_same_inputs_also_of_several_si
                 predicted = base.unet(group.noisy, group.timesteps, group.text, **given).sample
             losses += (predicted - group.target).square().mean(dim=(1, 2, 3)).tolist()
     found = watch.measure(base.unet, {"edges": net})["edges"]
-    mean = {name: pytest.approx(np.mean(values), rel=1e-5) for name, values in (("loss", true), ("base_loss", base_losses))}
+    mean = {
+        name: pytest.approx(np.mean(values), rel=1e-5)
+        for name, values in (("loss", true), ("base_loss", base_losses))
+    }
     assert {name: found[name] for name in mean} == mean
     gap = np.array(base_losses) - true
     assert found["gap"] == pytest.approx(gap.mean(), rel=1e-3, abs=1e-6)
     assert found["gap_error"] == pytest.approx(gap.std(ddof=1) / np.sqrt(7), rel=1e-3)
-    assert found["shuffled_gap"] == pytest.approx(np.mean(base_losses) - np.mean(shuffled), rel=1e-3, abs=1e-6)
+    assert found["shuffled_gap"] == pytest.approx(
+        np.mean(base_losses) - np.mean(shuffled), rel=1e-3, abs=1e-6
+    )
     assert found["control"] == pytest.approx(np.mean(shuffled) - np.mean(true), rel=1e-3, abs=1e-6)
     share = (np.array(shuffled) - true) / base_losses
     assert found["control_z"] == pytest.approx(z_of(share), abs=0.05)
     times = torch.cat([group.timesteps for group in watch.groups]).numpy()
     for b, name in enumerate(BUCKET_NAMES):
         inside = (times >= 125 * b) & (times < 125 * (b + 1))
-        assert found["gap_by_timestep"][name] == (pytest.approx(gap[inside].mean(), rel=1e-3, abs=1e-6) if inside.any() else None)
+        assert found["gap_by_timestep"][name] == (
+            pytest.approx(gap[inside].mean(), rel=1e-3, abs=1e-6) if inside.any() else None
+        )
 
 
 def test_every_bucket_of_timesteps_has_its_share_and_each_image_its_own_draw() -> None:
@@ -131,7 +157,8 @@ def test_every_bucket_of_timesteps_has_its_share_and_each_image_its_own_draw() -
     assert times != stratified_timesteps([ids[i] for i in places], SEED + 1)
     assert len(set(places)) == 64 and places != sorted(places)
     grown = choose([f"new-{i}" for i in range(20)] + ids, 64, SEED)
-    assert [i - 20 for i in grown if i >= 20] == places[: sum(i >= 20 for i in grown)]  # those that stay keep their order
+    # those that stay keep their order
+    assert [i - 20 for i in grown if i >= 20] == places[: sum(i >= 20 for i in grown)]
     assert choose(ids, 64, SEED)[:10] == choose(ids, 10, SEED)
     assert sorted(choose(ids, 500, SEED)) == list(range(80))
 
@@ -141,8 +168,14 @@ def test_measuring_again_gives_the_same_bits_and_leaves_the_global_generators_al
     net, before = shaken(base), (torch.get_rng_state(), np.random.get_state()[1].copy())
     watch = held_out(base, pairs)
     first = watch.measure(base.unet, {"edges": net})
-    assert first == watch.measure(base.unet, {"edges": net}) == held_out(base, pairs).measure(base.unet, {"edges": net})
-    assert torch.equal(before[0], torch.get_rng_state()) and np.array_equal(before[1], np.random.get_state()[1])
+    assert (
+        first
+        == watch.measure(base.unet, {"edges": net})
+        == held_out(base, pairs).measure(base.unet, {"edges": net})
+    )
+    assert torch.equal(before[0], torch.get_rng_state()) and np.array_equal(
+        before[1], np.random.get_state()[1]
+    )
     assert all(parameter.grad is None for parameter in net.parameters()) and net.training
     assert first != held_out(base, pairs, seed=1).measure(base.unet, {"edges": net})
 
@@ -152,7 +185,9 @@ def test_the_caption_is_never_dropped_and_noise_is_not_that_of_training() -> Non
     (group,) = held_out(base, pairs).groups
     texts = {pairs[i].text.tobytes() for i in range(12)}
     assert {text.numpy().tobytes() for text in group.text} == texts
-    (trained,) = batch_at(pairs, ["edges"], [(0, i) for i in range(12)], Options(images=1, batch=1), scaling_factor=1.0)
+    (trained,) = batch_at(
+        pairs, ["edges"], [(0, i) for i in range(12)], Options(images=1, batch=1), scaling_factor=1.0
+    )
     assert not any(torch.equal(one, other) for one, other in itertools.product(group.target, trained.noise))
 
 
@@ -182,7 +217,9 @@ def test_the_base_may_compute_in_bf16(half: bool) -> None:
     base, pairs = small_base(), ToyPairs(8, side=8)
     net = shaken(base)
     expected = held_out(base, pairs).measure(base.unet, {"edges": net})["edges"]
-    unet: UNet2DConditionModel = copy.deepcopy(base.unet).to(torch.bfloat16, memory_format=torch.channels_last)
+    unet: UNet2DConditionModel = copy.deepcopy(base.unet).to(
+        torch.bfloat16, memory_format=torch.channels_last
+    )
     low = copy.deepcopy(net).to(torch.bfloat16) if half else net
     watch = HeldOut(base, unet, pairs, ["edges"], count=8, seed=SEED, device="cpu", connect="full")
     found = watch.measure(unet, {"edges": low})["edges"]
@@ -196,13 +233,18 @@ def test_nothing_to_measure_on_is_an_error() -> None:
 
 
 def z_of(shares: np.ndarray) -> np.ndarray:  # [..., n] => [...]
-    """By scipy's ranks; of the sum of those with a plus, as the books have it, mean and variance are taken off."""
+    """By scipy's ranks; of the sum of those with a plus, as the books have it, mean and variance are taken
+    off.
+    """
     n, plus = shares.shape[-1], (rankdata(np.abs(shares), axis=-1) * (shares > 0)).sum(axis=-1)
     return (plus - n * (n + 1) / 4) / np.sqrt(n * (n + 1) * (2 * n + 1) / 24)
 
 
-def null_runs(runs: int, measures: int, conditions: int, n: int) -> np.ndarray:  # [runs, measures, conditions] control_z
-    """Networks that react to hints, with tails of their own and slowly changing, but not to whose they are."""
+# [runs, measures, conditions] control_z
+def null_runs(runs: int, measures: int, conditions: int, n: int) -> np.ndarray:
+    """Networks that react to hints, with tails of their own and slowly changing, but not to
+    whose they are.
+    """
     rng = np.random.default_rng(0)
     partner = derangement(n, SEED, (8, 8)).numpy()
     scale = rng.lognormal(0, 0.5, n)  # of each pair, as its timestep has it
@@ -210,7 +252,10 @@ def null_runs(runs: int, measures: int, conditions: int, n: int) -> np.ndarray: 
     own = other = alike = 0.0
     for m in range(measures):
         fade = 0.9 if m else 0.0
-        own, other, alike = (fade * past + (1 - fade**2) ** 0.5 * rng.standard_t(3, (runs, conditions, n)) for past in (own, other, alike))
+        own, other, alike = (
+            fade * past + (1 - fade**2) ** 0.5 * rng.standard_t(3, (runs, conditions, n))
+            for past in (own, other, alike)
+        )
         share = scale * (other - own) + 0.3 * (alike[..., partner] - alike)
         z[:, m] = z_of(share)
     return z
@@ -218,11 +263,17 @@ def null_runs(runs: int, measures: int, conditions: int, n: int) -> np.ndarray: 
 
 def log(
     z: np.ndarray,
-) -> list[dict[str, Any]]:  # [measures, conditions] => rows of train.jsonl, with some between them that measured nothing
+    # [measures, conditions] => rows of train.jsonl, with some between them that measured nothing
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for m, each in enumerate(z):
         rows.append({"images": 1000 * m + 500, "loss": {}})
-        rows.append({"images": 1000 * m + 1000, "held_out": {f"condition-{k}": {"control_z": float(one)} for k, one in enumerate(each)}})
+        rows.append(
+            {
+                "images": 1000 * m + 1000,
+                "held_out": {f"condition-{k}": {"control_z": float(one)} for k, one in enumerate(each)},
+            }
+        )
     return rows
 
 
@@ -241,13 +292,18 @@ def test_a_jump_is_known_one_measure_later_and_dated_to_its_first() -> None:
 
 def test_one_odd_measure_is_no_alarm() -> None:
     for between in (4.2, None):
-        rows = [{"images": m, "held_out": {"canny": {"control_z": z}}} for m, z in enumerate([None, 5.0, between, 5.0])]
+        rows = [
+            {"images": m, "held_out": {"canny": {"control_z": z}}}
+            for m, z in enumerate([None, 5.0, between, 5.0])
+        ]
         assert alarms(rows) == {}
         assert alarms([*rows, {"images": 9, "held_out": {"canny": {"control_z": 4.3}}}]) == {"canny": 3}
     assert alarms([]) == alarms([{"images": 1, "loss": {"canny": 0.1}}]) == {}
 
 
-def test_a_measure_that_runs_out_of_memory_takes_fewer_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measure_that_runs_out_of_memory_takes_fewer_images_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     base, pairs = tiny_base(), ToyPairs(5, side=8)
     net = shaken(base)
     plain = held_out(base, pairs, micro_batch=2).measure(base.unet, {"edges": net})

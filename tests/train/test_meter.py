@@ -11,7 +11,8 @@ from train.meter import flops_per_image, matmul_rate, peak_memory, reset_peak
 SD15_AT_512 = {"height": 64, "width": 64, "tokens": 77}
 TINY = {"height": 8, "width": 8, "tokens": 5}
 SHALLOW = {
-    "block_out_channels": (4, 8), "layers_per_block": 1, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "block_out_channels": (4, 8), "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }  # fmt: skip
 
@@ -32,7 +33,9 @@ def sd15() -> Any:
 def test_a_step_of_stable_diffusion_costs_what_was_counted_apart(
     sd15: Any, conditions: int, modes: dict[str, Any], gigaflops: float
 ) -> None:
-    assert flops_per_image(sd15, [3] * conditions, **SD15_AT_512, **modes) == pytest.approx(gigaflops * 1e9, rel=0.005)
+    assert flops_per_image(sd15, [3] * conditions, **SD15_AT_512, **modes) == pytest.approx(
+        gigaflops * 1e9, rel=0.005
+    )
 
 
 def test_modes_cost_more_or_less_in_the_order_of_their_work() -> None:
@@ -82,10 +85,13 @@ def test_the_peak_is_the_largest_growth_since_the_reset_also_of_what_was_freed()
     assert peak_memory("cpu") < 50e6
 
 
-def test_without_leave_to_reset_the_mark_only_growth_beyond_it_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_without_leave_to_reset_the_mark_only_growth_beyond_it_is_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
     block = torch.ones(60_000_000)
     del block
-    monkeypatch.setattr(meter, "_CLEAR", tmp_path)  # writing to a folder is an OSError, as where the kernel says no
+    # writing to a folder is an OSError, as where the kernel says no
+    monkeypatch.setattr(meter, "_CLEAR", tmp_path)
     reset_peak("cpu")
     torch.ones(2_000_000)
     assert peak_memory("cpu") < 50e6

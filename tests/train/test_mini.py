@@ -16,7 +16,20 @@ from torch import nn
 
 from train import base as bases
 from train import checkpoint, mini
-from train.mini import autoencoder, base, card, denoiser, grid, latents, learning, make, patches, pictures, scores, text
+from train.mini import (
+    autoencoder,
+    base,
+    card,
+    denoiser,
+    grid,
+    latents,
+    learning,
+    make,
+    patches,
+    pictures,
+    scores,
+    text,
+)
 from train.mini.autoencoder import AutoencoderRecipe
 from train.mini.denoiser import DenoiserRecipe
 from train.mini.learning import Loop, Spent
@@ -26,7 +39,9 @@ from train.mini.pictures import Pictures
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 160, 60)}
 TINY = BaseRecipe(
     autoencoder=AutoencoderRecipe(widths=(16, 48, 48, 32), images=24, batch=4, bf16=False),
-    denoiser=DenoiserRecipe(widths=(8, 16, 16, 16), groups=4, heads=2, text_width=16, text_layers=1, images=48, batch=8),
+    denoiser=DenoiserRecipe(
+        widths=(8, 16, 16, 16), groups=4, heads=2, text_width=16, text_layers=1, images=48, batch=8
+    ),
 )
 
 
@@ -45,7 +60,9 @@ def drawn(count: int, seed: int) -> list[tuple[np.ndarray, str, str]]:
         top, width = rng.integers(8, 24), rng.integers(12, 28)
         image[top : top + 24, 34 * side : 34 * side + width] = COLOURS[name]
         here, there = ("left", "right") if side == 0 else ("right", "left")
-        rows.append((image, f"one object: a {name} box on the {here}", f"one object: a {name} box on the {there}"))
+        rows.append(
+            (image, f"one object: a {name} box on the {here}", f"one object: a {name} box on the {there}")
+        )
     return rows
 
 
@@ -65,7 +82,8 @@ def unseen(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
 
 
 @pytest.fixture(scope="module")
-def made(seen: Pictures, unseen: Pictures, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:  # work, the base's folder
+# work, the base's folder
+def made(seen: Pictures, unseen: Pictures, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     torch.set_num_threads(1)
     work, dest = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("made") / "base"
     assert make.train(TINY, seen, unseen, work)
@@ -77,7 +95,13 @@ def export(work: Path, dest: Path, seen: Pictures, unseen: Pictures, older: Path
     parts = make.load_trained(TINY, seen, work, older)
     spent = parts.pop("spent")
     found = scores.measure(parts, unseen, count=4)
-    page = card.write(parts=parts, spent=spent, scores=found, data="Boxes.", wanted={"vae": 24, "decoder": 0, "denoiser": 128})
+    page = card.write(
+        parts=parts,
+        spent=spent,
+        scores=found,
+        data="Boxes.",
+        wanted={"vae": 24, "decoder": 0, "denoiser": 128},
+    )
     base.write(dest, parts, spent, {"scores": found}, page)
 
 
@@ -98,11 +122,23 @@ def test_the_first_encoder_is_the_principal_components_of_blocks(seen: Pictures,
     assert autoencoder.deviation(vae) == pytest.approx(patches.DEVIATION, rel=1e-4)
 
 
-def test_the_components_are_those_of_an_independent_decomposition_and_of_unit_variance(seen: Pictures) -> None:
+def test_the_components_are_those_of_an_independent_decomposition_and_of_unit_variance(
+    seen: Pictures,
+) -> None:
     images = seen.images(range(24))
     basis = patches.fit(images, 4)
-    blocks = np.stack([image[y : y + 8, x : x + 8].transpose(2, 0, 1).ravel() for image in images for y in range(0, 64, 8)
-                       for x in range(0, 64, 8)]) / 127.5 - 1  # fmt: skip
+    blocks = (
+        np.stack(
+            [
+                image[y : y + 8, x : x + 8].transpose(2, 0, 1).ravel()
+                for image in images
+                for y in range(0, 64, 8)
+                for x in range(0, 64, 8)
+            ]
+        )
+        / 127.5
+        - 1
+    )
     _, values, vectors = np.linalg.svd(blocks - blocks.mean(axis=0), full_matrices=False)
     directions = basis.rows / np.linalg.norm(basis.rows, axis=1, keepdims=True)
     assert np.abs((directions * vectors[:4]).sum(axis=1)) == pytest.approx(1, abs=1e-3)
@@ -136,8 +172,11 @@ def test_a_part_that_was_not_finished_is_not_read(tmp_path: Path) -> None:
         pictures.write_part(tmp_path, "0002", [])
 
 
-def test_each_word_is_one_token_after_a_round_trip_and_other_words_are_spelled(seen: Pictures, tmp_path: Path) -> None:
-    captions = [*seen.captions, "three striped cylinders; stripes, a tiled floor, the tiles there: them"]  # words within words
+def test_each_word_is_one_token_after_a_round_trip_and_other_words_are_spelled(
+    seen: Pictures, tmp_path: Path
+) -> None:
+    # words within words
+    captions = [*seen.captions, "three striped cylinders; stripes, a tiled floor, the tiles there: them"]
     words = text.words_of(captions)
     text.build_tokenizer(words, 32).save_pretrained(tmp_path)
     tokenizer = (
@@ -148,7 +187,9 @@ def test_each_word_is_one_token_after_a_round_trip_and_other_words_are_spelled(s
     assert [tokenizer.tokenize(word) for word in words] == [[word + "</w>"] for word in words]
     assert tokenizer.tokenize("rod") == ["r", "o", "d</w>"]
     ids = text.tokens_of(tokenizer, [captions[-1], ""])
-    assert ids.shape == (2, 32) and ids[1].tolist() == [tokenizer.bos_token_id] + [tokenizer.eos_token_id] * 31
+    assert (
+        ids.shape == (2, 32) and ids[1].tolist() == [tokenizer.bos_token_id] + [tokenizer.eos_token_id] * 31
+    )
     with pytest.raises(ValueError, match=r"a caption has \d+ tokens, 32 fit"):
         text.tokens_of(tokenizer, ["red " * 40])
 
@@ -162,15 +203,22 @@ class Line(nn.Module):
         self.weight = nn.Parameter(torch.zeros(3))
 
 
-def learn(folder: Path, images: int, *, seconds: float = 60, loss: Any = None, spent: Spent | None = None) -> tuple[Line, Spent, bool]:
+def learn(
+    folder: Path, images: int, *, seconds: float = 60, loss: Any = None, spent: Spent | None = None
+) -> tuple[Line, Spent, bool]:
     net = Line()
     loop = Loop(part="line", images=images, batch=4, half_life=20, log_every=16, measure_every=32)
     return learning.learn(  # type: ignore[return-value]
-        net, [{"params": list(net.parameters()), "lr": 1.0}],
-        loss or (lambda net, seen: (net.weight - torch.tensor([1.0, -1.0, seen % 3])).square().sum()), lambda seen: 0.05,
-        lambda mean: {"held_out": float(sum(p.detach().abs().sum() for p in mean.parameters()))}, loop, folder / "line", spent=spent or Spent(),
+        net,
+        [{"params": list(net.parameters()), "lr": 1.0}],
+        loss or (lambda net, seen: (net.weight - torch.tensor([1.0, -1.0, seen % 3])).square().sum()),
+        lambda seen: 0.05,
+        lambda mean: {"held_out": float(sum(p.detach().abs().sum() for p in mean.parameters()))},
+        loop,
+        folder / "line",
+        spent=spent or Spent(),
         until=time.monotonic() + seconds,
-    )  # fmt: skip
+    )
 
 
 def test_training_in_two_goes_is_training_in_one(tmp_path: Path) -> None:
@@ -202,7 +250,11 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
 
     _, _, done = learn(tmp_path / "odd", 12, loss=loss)
     net = Line()
-    assert done and learning.average_of(tmp_path / "odd" / "line", net) and bool(torch.isfinite(net.weight).all())
+    assert (
+        done
+        and learning.average_of(tmp_path / "odd" / "line", net)
+        and bool(torch.isfinite(net.weight).all())
+    )
 
 
 def test_the_log_counts_images_and_says_what_was_measured(tmp_path: Path) -> None:
@@ -215,19 +267,30 @@ def test_the_log_counts_images_and_says_what_was_measured(tmp_path: Path) -> Non
 # --- the base ---
 
 
-def test_diffusers_and_the_trainer_load_the_folder_and_it_is_small_and_bfloat16(made: tuple[Path, Path]) -> None:
+def test_diffusers_and_the_trainer_load_the_folder_and_it_is_small_and_bfloat16(
+    made: tuple[Path, Path],
+) -> None:
     from safetensors import safe_open
 
     drawn = scores.draw(made[1], ["one object: a red box on the left"], steps=2)
     assert drawn.shape == (1, 64, 64, 3) and drawn.dtype == np.uint8
     loaded = bases.load(made[1])
-    assert not loaded.random_weights and loaded.unet.config.in_channels == 8 and loaded.scheduler["prediction_type"] == "v_prediction"
-    assert len(loaded.unet.down_blocks) == 4 and sum(len(block.resnets) for block in loaded.unet.down_blocks) == 8
-    points = 1 + sum(len(block.resnets) + len(block.downsamplers or []) for block in loaded.unet.down_blocks) + 1
+    assert (
+        not loaded.random_weights
+        and loaded.unet.config.in_channels == 8
+        and loaded.scheduler["prediction_type"] == "v_prediction"
+    )
+    assert (
+        len(loaded.unet.down_blocks) == 4
+        and sum(len(block.resnets) for block in loaded.unet.down_blocks) == 8
+    )
+    points = (
+        1 + sum(len(block.resnets) + len(block.downsamplers or []) for block in loaded.unet.down_blocks) + 1
+    )
     assert points == 13
     for path in made[1].rglob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            assert {file.get_slice(name).get_dtype() for name in file.keys()} <= {"BF16", "I64"}, path  # noqa: SIM118
+            assert {file.get_slice(name).get_dtype() for name in file.keys()} <= {"BF16", "I64"}, path
 
 
 def test_what_was_changed_on_disk_is_named(made: tuple[Path, Path], tmp_path: Path) -> None:
@@ -241,15 +304,17 @@ def test_what_was_changed_on_disk_is_named(made: tuple[Path, Path], tmp_path: Pa
         base.verify(copy)
 
 
-def test_latents_are_the_shipped_encoders_own_of_unit_variance(made: tuple[Path, Path], seen: Pictures) -> None:
+def test_latents_are_the_shipped_encoders_own_of_unit_variance(
+    made: tuple[Path, Path], seen: Pictures
+) -> None:
     shipped = bases.load(made[1])
     vae = make.load_vae(TINY, seen, made[0])
     data = latents.of_pictures(vae, base.load_tokenizer(made[1]), seen, made[0] / "latents", device="cpu")
     mean, std = bases.encode_images(shipped, seen.images([0, 30]))
     assert np.abs(mean * shipped.scaling_factor - data.means([0, 30])).max() < 0.1  # computed in bfloat16
-    assert data.means(range(48)).std() == pytest.approx(1, abs=0.05) and std.mean() * shipped.scaling_factor == pytest.approx(
-        data.deviation, rel=1e-3
-    )
+    assert data.means(range(48)).std() == pytest.approx(
+        1, abs=0.05
+    ) and std.mean() * shipped.scaling_factor == pytest.approx(data.deviation, rel=1e-3)
     files = list((made[0] / "latents").iterdir())
     assert len(files) == 2  # of seen and unseen pictures
 
@@ -260,12 +325,18 @@ def test_latents_are_the_shipped_encoders_own_of_unit_variance(made: tuple[Path,
     assert (again.means([30, 0]) == data.means([30, 0])).all()
 
 
-def test_the_loss_of_a_denoiser_that_knows_the_answer_is_nothing(made: tuple[Path, Path], seen: Pictures) -> None:
+def test_the_loss_of_a_denoiser_that_knows_the_answer_is_nothing(
+    made: tuple[Path, Path], seen: Pictures
+) -> None:
     alpha_bar = denoiser.levels()
     words = base.load_tokenizer(made[1])
-    one = latents.of_pictures(make.load_vae(TINY, seen, made[0]), words, seen, made[0] / "latents", device="cpu")
+    one = latents.of_pictures(
+        make.load_vae(TINY, seen, made[0]), words, seen, made[0] / "latents", device="cpu"
+    )
     means = one.means([0]).repeat(4, axis=0)
-    data = latents.Latents(4, one.shape, lambda indices: means[indices], 0.0, one.tokens[:1].repeat(4, 1), one.empty)
+    data = latents.Latents(
+        4, one.shape, lambda indices: means[indices], 0.0, one.tokens[:1].repeat(4, 1), one.empty
+    )
     told: list[bool] = []
 
     class Knowing(nn.Module):
@@ -302,7 +373,9 @@ def test_a_vae_goes_on_when_the_recipe_asks_for_more_and_its_unet_with_it(
 ) -> None:
     from dataclasses import replace
 
-    more = replace(TINY, autoencoder=replace(TINY.autoencoder, images=32), denoiser=replace(TINY.denoiser, images=72))
+    more = replace(
+        TINY, autoencoder=replace(TINY.autoencoder, images=32), denoiser=replace(TINY.denoiser, images=72)
+    )
     assert make.train(more, seen, unseen, tmp_path, older=made[1])
     parts = make.load_trained(more, seen, tmp_path, made[1])
     assert (parts["spent"]["vae"].images, parts["spent"]["denoiser"].images) == (32, 72)
@@ -318,13 +391,18 @@ def test_a_polished_decoder_leaves_the_latents_as_they_were(
     assert make.polish(recipe, seen, unseen, tmp_path, older=made[1])
     before = make.load_vae(recipe, seen, made[0])
     after = make.load_vae(recipe, seen, tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(before.encoder.parameters(), after.encoder.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before.encoder.parameters(), after.encoder.parameters(), strict=True)
+    )
     assert not torch.equal(before.decoder.conv_out.weight, after.decoder.conv_out.weight)
     parts = make.load_trained(recipe, seen, tmp_path, made[1])
     assert (parts["spent"]["decoder"].images, parts["spent"]["denoiser"].images) == (8, 48)
 
 
-def test_an_older_base_of_another_size_is_refused(made: tuple[Path, Path], seen: Pictures, unseen: Pictures, tmp_path: Path) -> None:
+def test_an_older_base_of_another_size_is_refused(
+    made: tuple[Path, Path], seen: Pictures, unseen: Pictures, tmp_path: Path
+) -> None:
     from dataclasses import replace
 
     wider = replace(TINY, denoiser=replace(TINY.denoiser, widths=(16, 16, 16, 16)))
@@ -334,16 +412,24 @@ def test_an_older_base_of_another_size_is_refused(made: tuple[Path, Path], seen:
 
 def test_the_card_says_what_is_unfinished_and_what_it_cost(made: tuple[Path, Path]) -> None:
     page = (made[1] / "README.md").read_text()
-    assert "unfinished: the denoiser has seen 48 of 128 images" in page and "| VAE |" in page and "| 24 |" in page
+    assert (
+        "unfinished: the denoiser has seen 48 of 128 images" in page
+        and "| VAE |" in page
+        and "| 24 |" in page
+    )
     assert "the vae has" not in page
 
 
-def test_a_grid_shows_pictures_reconstructions_and_samples(made: tuple[Path, Path], unseen: Pictures, tmp_path: Path) -> None:
+def test_a_grid_shows_pictures_reconstructions_and_samples(
+    made: tuple[Path, Path], unseen: Pictures, tmp_path: Path
+) -> None:
     grid.write(tmp_path / "grid.png", made[1], unseen, samples=2)
     assert Image.open(tmp_path / "grid.png").size == (6 * 64, 5 * 64 + grid.WORDS)
 
 
-def test_the_shipped_base_and_its_controlnets_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shipped_base_and_its_controlnets_have_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert bases.locate("mini") == mini.BASE and bases.fingerprint("mini") == bases.fingerprint(mini.BASE)
     monkeypatch.setattr(mini, "ROOTS", tmp_path)
     with pytest.raises(FileNotFoundError, match="there are none"):
@@ -368,11 +454,15 @@ def test_the_shipped_posterior_is_as_narrow_as_the_unet_was_trained_with() -> No
 def picture(pipeline: Any, **more: Any) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     draw = torch.Generator().manual_seed(0)
-    return pipeline("a red cube on the floor", num_inference_steps=2, output_type="np", generator=draw, **more).images[0]
+    return pipeline(
+        "a red cube on the floor", num_inference_steps=2, output_type="np", generator=draw, **more
+    ).images[0]
 
 
 def test_diffusers_draws_with_the_shipped_base_and_its_controlnets_as_they_are() -> None:
-    """Without a word about precision: transformers keeps that of the weights unless their config says another, diffusers takes float32."""
+    """Without a word about precision: transformers keeps that of the weights unless their config says
+    another, diffusers takes float32.
+    """
     plain = StableDiffusionPipeline.from_pretrained(mini.BASE)
     alone = picture(plain)
     assert alone.shape == (128, 128, 3) and alone.std() > 0.02

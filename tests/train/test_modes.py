@@ -1,4 +1,6 @@
-"""The loop's modes: unlocked base, averaged weights, weighted loss, gradient checkpointing, hints of other channels."""
+"""The loop's modes: unlocked base, averaged weights, weighted loss, gradient checkpointing, hints of other
+channels.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -44,7 +46,9 @@ def test_exactly_what_is_unlocked_changes_and_never_the_callers_base(tmp_path: P
     after = UNet2DConditionModel.from_pretrained(done.path / "edges" / "unet").state_dict()
     assert_equal(weights(done.path / "edges" / "unet"), after)
     decoder = [base.unet.up_blocks, base.unet.conv_norm_out, base.unet.conv_out]
-    expected = {id(p) for part in (decoder if unlock == "decoder" else [base.unet]) for p in part.parameters()}
+    expected = {
+        id(p) for part in (decoder if unlock == "decoder" else [base.unet]) for p in part.parameters()
+    }
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name, parameter in base.unet.named_parameters() if id(parameter) in expected}
 
@@ -53,27 +57,51 @@ def test_the_unlocked_part_has_a_learning_rate_of_its_own(tmp_path: Path) -> Non
     slow = options(unlock="decoder", unlock_lr=1e-9, weight_decay=0.0)
     done = fit(tiny_base(), ToyPairs(), ["edges"], slow, tmp_path)
     start = tiny_base().unet.state_dict()
-    assert max(float((tensor - start[name]).abs().max()) for name, tensor in weights(done.path / "edges" / "unet").items()) < 1e-7
+    assert (
+        max(
+            float((tensor - start[name]).abs().max())
+            for name, tensor in weights(done.path / "edges" / "unet").items()
+        )
+        < 1e-7
+    )
     assert float(weights(done.path / "edges")["controlnet_mid_block.bias"].abs().max()) > 1e-4
 
 
 def test_an_unlocked_base_serves_one_condition_only(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="edges and inverse share one locked base"):
-        fit(tiny_base(), ToyPairs(conditions=("edges", "inverse")), ["edges", "inverse"], options(unlock="all"), tmp_path)
+        fit(
+            tiny_base(),
+            ToyPairs(conditions=("edges", "inverse")),
+            ["edges", "inverse"],
+            options(unlock="all"),
+            tmp_path,
+        )
 
 
 def test_sampling_uses_the_averages_and_the_base_that_trained_along(tmp_path: Path) -> None:
-    done = fit(tiny_base(), ToyPairs(), ["edges"], options(images=16, lr=1e-2, unlock="decoder", ema=8.0), tmp_path)
+    done = fit(
+        tiny_base(), ToyPairs(), ["edges"], options(images=16, lr=1e-2, unlock="decoder", ema=8.0), tmp_path
+    )
     caller = tiny_base()
     base, net = load_trained(done.path / "edges", caller)
     folder = done.path / "edges" / "ema"
-    assert not torch.equal(weights(folder)["controlnet_mid_block.weight"], weights(done.path / "edges")["controlnet_mid_block.weight"])
+    assert not torch.equal(
+        weights(folder)["controlnet_mid_block.weight"],
+        weights(done.path / "edges")["controlnet_mid_block.weight"],
+    )
     theirs = ControlNetModel.from_pretrained(folder).eval()
     unet = UNet2DConditionModel.from_pretrained(folder / "unet").eval()
-    x, t, text, hint = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), torch.randn(2, 5, 8), torch.rand(2, 3, 128, 128)
+    x, t, text, hint = (
+        torch.randn(2, 4, 16, 16),
+        torch.tensor([3, 700]),
+        torch.randn(2, 5, 8),
+        torch.rand(2, 3, 128, 128),
+    )
     with torch.no_grad():
         downs, mid = theirs(x, t, text, hint, return_dict=False)
-        expected = unet(x, t, text, down_block_additional_residuals=downs, mid_block_additional_residual=mid).sample
+        expected = unet(
+            x, t, text, down_block_additional_residuals=downs, mid_block_additional_residual=mid
+        ).sample
         skips, middle, emb = encode_half(base.unet, x, t, text)
         found = decode_half(base.unet, skips, middle, emb, text, net(x, t, text, hint))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -99,11 +127,15 @@ def test_half_of_what_the_average_lacks_is_gone_after_its_half_life_whatever_the
 @pytest.mark.parametrize("half_life", [1.0, 1e6])
 def test_the_average_follows_the_weights_step_by_step(tmp_path: Path, half_life: float) -> None:
     """Early on the half-life is a twentieth of the images seen, so that the start is forgotten."""
-    done = fit(tiny_base(), ToyPairs(), ["edges"], options(images=32, checkpoint_every=4, ema=half_life), tmp_path)
+    done = fit(
+        tiny_base(), ToyPairs(), ["edges"], options(images=32, checkpoint_every=4, ema=half_life), tmp_path
+    )
     decay = 0.5 ** (4 / min(half_life, 0.05 * 28))
     now, before = weights(done.path / "edges"), weights(tmp_path / "step-00000007" / "edges" / "ema")
     for name, tensor in weights(done.path / "edges" / "ema").items():
-        torch.testing.assert_close(tensor, before[name] * decay + now[name] * (1 - decay), rtol=1e-5, atol=1e-7, msg=name)
+        torch.testing.assert_close(
+            tensor, before[name] * decay + now[name] * (1 - decay), rtol=1e-5, atol=1e-7, msg=name
+        )
 
 
 def test_an_average_changes_nothing_that_trains(tmp_path: Path) -> None:
@@ -114,11 +146,19 @@ def test_an_average_changes_nothing_that_trains(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_min_snr_counts_errors_of_the_clean_image_up_to_gamma(tmp_path: Path, prediction: str) -> None:
-    """Computed on the clean image that a prediction stands for, where the weight is min(SNR, gamma) for both."""
+    """Computed on the clean image that a prediction stands for, where the weight is min(SNR,
+    gamma) for both.
+    """
     base = dataclasses.replace(tiny_base(), scheduler=SCHEDULER | {"prediction_type": prediction})
     chosen = options(images=16, batch=16, min_snr=5.0, seed=3, prompt_drop=0.5)
     fit(base, ToyPairs(16), ["edges"], chosen, tmp_path)
-    (batch,) = batch_at(ToyPairs(16), ["edges"], [Order([(16, 16)] * 16, 3, 16)[i] for i in range(16)], chosen, scaling_factor=1.0)
+    (batch,) = batch_at(
+        ToyPairs(16),
+        ["edges"],
+        [Order([(16, 16)] * 16, 3, 16)[i] for i in range(16)],
+        chosen,
+        scaling_factor=1.0,
+    )
     level = noise_levels(base)[batch.timesteps].double().view(-1, 1, 1, 1)
     noisy = level.sqrt() * batch.latents + (1 - level).sqrt() * batch.noise
     with torch.no_grad():  # a new ControlNet adds nothing
@@ -155,12 +195,21 @@ def test_a_hint_of_one_channel_trains_and_starts_no_condition_of_three(tmp_path:
     class Grey(ToyPairs):
         def __getitem__(self, i: int) -> Pair:
             row = super().__getitem__(i)
-            return dataclasses.replace(row, hints={name: np.ascontiguousarray(hint[..., :1]) for name, hint in row.hints.items()})
+            return dataclasses.replace(
+                row, hints={name: np.ascontiguousarray(hint[..., :1]) for name, hint in row.hints.items()}
+            )
 
     done = fit(tiny_base(), Grey(), ["edges"], OPTIONS, tmp_path / "grey")
     assert weights(done.path / "edges")["controlnet_cond_embedding.conv_in.weight"].shape[1] == 1
     with pytest.raises(ValueError, match="reads hints of 1 channels, and those of edges have 3"):
-        fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path / "rgb", warm_start={"edges": done.path / "edges"})
+        fit(
+            tiny_base(),
+            ToyPairs(),
+            ["edges"],
+            OPTIONS,
+            tmp_path / "rgb",
+            warm_start={"edges": done.path / "edges"},
+        )
 
 
 def test_a_warm_start_takes_an_unlocked_base_along_or_refuses(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""What an optimizer keeps, and that it comes back bit for bit; in eight bits where bitsandbytes is installed."""
+"""What an optimizer keeps, and that it comes back bit for bit; in eight bits where bitsandbytes
+is installed.
+"""
 
 import copy
 import importlib.util
@@ -17,7 +19,9 @@ from train.controlnet import ControlNet
 from train.optimizer import lacking, make
 from train.options import Options
 
-needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
 
 
 def options(**changes: Any) -> Options:
@@ -42,7 +46,9 @@ def learning(model: nn.Module) -> list[nn.Parameter]:
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
-    assert all(torch.equal(tensor, other[name]) and tensor.dtype == other[name].dtype for name, tensor in one.items())
+    assert all(
+        torch.equal(tensor, other[name]) and tensor.dtype == other[name].dtype for name, tensor in one.items()
+    )
 
 
 @needs_bitsandbytes
@@ -55,8 +61,14 @@ def test_a_resume_with_moments_in_eight_bits_is_exact(layout: torch.memory_forma
     optimizers = [make(learning(one), LEAN, 1e-2) for one in (whole, half)]
     steps(whole, optimizers[0], range(6))
     steps(half, optimizers[1], range(3))
-    moments = [value for state in optimizers[1].state.values() for value in state.values() if isinstance(value, Tensor)]
-    assert all(moment.is_contiguous() for moment in moments)  # on a GPU they are read in the order of the memory
+    moments = [
+        value
+        for state in optimizers[1].state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    ]
+    # on a GPU they are read in the order of the memory
+    assert all(moment.is_contiguous() for moment in moments)
     saved = checkpoint.save(tmp_path, {"edges": half}, {"edges": optimizers[1]}, {"step": 3, "images": 12})
     kept = load_file(saved.path / "edges" / OPTIMIZER)
     assert {tensor.dtype for tensor in kept.values()} == {torch.uint8, torch.float32, torch.int64}
@@ -79,11 +91,18 @@ def test_eight_bits_keep_two_bytes_a_parameter_and_small_tensors_eight() -> None
 
     def size(name: str) -> int:
         """Without the code books, which all parameters share in memory, and the count of steps."""
-        return sum(t.numel() * t.element_size() for key, t in kept.items() if key.startswith(name) and t.ndim and "qmap" not in key)
+        return sum(
+            t.numel() * t.element_size()
+            for key, t in kept.items()
+            if key.startswith(name) and t.ndim and "qmap" not in key
+        )
 
-    assert size("1.weight") == 2 * 512 * 512 + 2 * 4 * 512 * 512 // 256  # a float32 for each 256 values of each moment
+    # a float32 for each 256 values of each moment
+    assert size("1.weight") == 2 * 512 * 512 + 2 * 4 * 512 * 512 // 256
     assert size("2.weight") == 8 * 63 * 65
-    books = {id(state[book]) for state in optimizer.state.values() for book in ("qmap1", "qmap2") if book in state}
+    books = {
+        id(state[book]) for state in optimizer.state.values() for book in ("qmap1", "qmap2") if book in state
+    }
     assert len(books) == 2
 
 
@@ -117,7 +136,9 @@ def test_adamw_is_that_of_torch_with_the_runs_rate_and_decay() -> None:
 
 
 def test_what_an_optimizer_counts_and_shares_comes_back_as_it_was(tmp_path: Path) -> None:
-    """SparseAdam counts its steps in a Python int, as bitsandbytes does; a tensor that two parameters share is no reason to fail."""
+    """SparseAdam counts its steps in a Python int, as bitsandbytes does; a tensor that two parameters share
+    is no reason to fail.
+    """
 
     def trained(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
         for _ in range(count):
@@ -147,6 +168,10 @@ def test_a_missing_package_is_a_sentence_with_the_way_to_get_it(monkeypatch: pyt
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert lacking("adamw") is None
     with pytest.raises(
-        ValueError, match=r"adamw8bit needs the package bitsandbytes: `pip install 'controlmill\[lean\]'`, or set optimizer to"
+        ValueError,
+        match=(
+            r"adamw8bit needs the package bitsandbytes: `pip install 'controlmill\[lean\]'`, or set"
+            r" optimizer to"
+        ),
     ):
         make([nn.Parameter(torch.zeros(1))], LEAN, 1e-3)

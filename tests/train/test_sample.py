@@ -45,9 +45,19 @@ def hints(count: int) -> np.ndarray:
 
 
 def test_an_image_does_not_depend_on_its_batch(base: Base, texts: np.ndarray, controlnet: ControlNet) -> None:
-    together = generate(base, controlnet, hints=hints(3), text=texts[:3], empty_text=texts[3], seeds=[5, 6, 7], **SMALL)
+    together = generate(
+        base, controlnet, hints=hints(3), text=texts[:3], empty_text=texts[3], seeds=[5, 6, 7], **SMALL
+    )
     for i in range(3):
-        alone = generate(base, controlnet, hints=hints(3)[i : i + 1], text=texts[i : i + 1], empty_text=texts[3], seeds=[5 + i], **SMALL)
+        alone = generate(
+            base,
+            controlnet,
+            hints=hints(3)[i : i + 1],
+            text=texts[i : i + 1],
+            empty_text=texts[3],
+            seeds=[5 + i],
+            **SMALL,
+        )
         assert np.abs(alone[0].astype(int) - together[i]).max() <= 1
 
 
@@ -58,10 +68,14 @@ def test_the_noise_can_belong_to_seed_and_image() -> None:
     assert not torch.equal(one[0], one[1]) and not torch.equal(one[0], one[2])
 
 
-def test_without_a_controlnet_and_with_a_fresh_one_the_base_draws_the_same(base: Base, texts: np.ndarray) -> None:
+def test_without_a_controlnet_and_with_a_fresh_one_the_base_draws_the_same(
+    base: Base, texts: np.ndarray
+) -> None:
     fresh, _ = ControlNet.from_unet(base.unet)
     plain = generate(base, None, hints=None, text=texts[:1], empty_text=texts[3], seeds=[0], **SMALL)
-    assert np.array_equal(plain, generate(base, fresh, hints=hints(1), text=texts[:1], empty_text=texts[3], seeds=[0], **SMALL))
+    assert np.array_equal(
+        plain, generate(base, fresh, hints=hints(1), text=texts[:1], empty_text=texts[3], seeds=[0], **SMALL)
+    )
 
 
 def test_hint_and_scale_change_the_image(base: Base, texts: np.ndarray, controlnet: ControlNet) -> None:
@@ -71,26 +85,48 @@ def test_hint_and_scale_change_the_image(base: Base, texts: np.ndarray, controln
     assert not np.array_equal(full, generate(base, controlnet, hints=255 - hints(1), **common))
 
 
-def test_the_hint_is_guided_only_where_that_is_asked_for(base: Base, texts: np.ndarray, controlnet: ControlNet) -> None:
-    """With an empty prompt both branches see the same, and guidance changes nothing, unless one of them has no hint."""
-    common: dict[str, Any] = {"hints": hints(1), "text": texts[3:4], "empty_text": texts[3], "seeds": [0], **SMALL}
+def test_the_hint_is_guided_only_where_that_is_asked_for(
+    base: Base, texts: np.ndarray, controlnet: ControlNet
+) -> None:
+    """With an empty prompt both branches see the same, and guidance changes nothing, unless one of them has
+    no hint.
+    """
+    common: dict[str, Any] = {
+        "hints": hints(1),
+        "text": texts[3:4],
+        "empty_text": texts[3],
+        "seeds": [0],
+        **SMALL,
+    }
     off, on, led = (
         generate(base, controlnet, **common | {"guidance": guidance, "guide_hint": guide}).astype(int)
         for guidance, guide in ((1.0, False), (3.0, False), (3.0, True))
     )
     assert np.abs(on - off).max() <= 1 < np.abs(led - off).mean(), "rounding tips one value in two thousand"
     without = generate(base, None, **common | {"hints": None, "guidance": 3.0})
-    assert np.array_equal(without, generate(base, controlnet, **common | {"guidance": 3.0, "guide_hint": True, "scale": 0.0}))
+    assert np.array_equal(
+        without, generate(base, controlnet, **common | {"guidance": 3.0, "guide_hint": True, "scale": 0.0})
+    )
 
 
 @pytest.fixture(scope="module")
-def pipeline(base: Base, controlnet: ControlNet, tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionControlNetPipeline:
-    saved = checkpoint.save(tmp_path_factory.mktemp("run"), {"edges": controlnet}, {}, {"step": 1, "images": 4})
+def pipeline(
+    base: Base, controlnet: ControlNet, tmp_path_factory: pytest.TempPathFactory
+) -> StableDiffusionControlNetPipeline:
+    saved = checkpoint.save(
+        tmp_path_factory.mktemp("run"), {"edges": controlnet}, {}, {"step": 1, "images": 4}
+    )
     made = StableDiffusionControlNetPipeline(
-        vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer, unet=base.unet,
-        controlnet=ControlNetModel.from_pretrained(saved.path / "edges"), scheduler=DDIMScheduler.from_config(base.scheduler),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        controlnet=ControlNetModel.from_pretrained(saved.path / "edges"),
+        scheduler=DDIMScheduler.from_config(base.scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -106,13 +142,32 @@ def pipeline(base: Base, controlnet: ControlNet, tmp_path_factory: pytest.TempPa
             {"guidance": 3.0, "guess": True, "scale": 1.7, "prompt": ""},
             {"guidance_scale": 3.0, "guess_mode": True, "controlnet_conditioning_scale": 1.7, "prompt": ""},
         ),
-        ({"start": 0.3, "steps": 4}, {"guidance_scale": 7.5, "control_guidance_start": 0.3, "num_inference_steps": 4}),
-        ({"end": 0.5, "steps": 4}, {"guidance_scale": 7.5, "control_guidance_end": 0.5, "num_inference_steps": 4}),
+        (
+            {"start": 0.3, "steps": 4},
+            {"guidance_scale": 7.5, "control_guidance_start": 0.3, "num_inference_steps": 4},
+        ),
+        (
+            {"end": 0.5, "steps": 4},
+            {"guidance_scale": 7.5, "control_guidance_end": 0.5, "num_inference_steps": 4},
+        ),
     ],
-    ids=["prompt only", "plain", "guess", "guess without guidance", "guess without a prompt", "late start", "early end"],
+    ids=[
+        "prompt only",
+        "plain",
+        "guess",
+        "guess without guidance",
+        "guess without a prompt",
+        "late start",
+        "early end",
+    ],
 )
 def test_the_image_of_an_exported_checkpoint_is_that_of_the_diffusers_pipeline(
-    base: Base, texts: np.ndarray, controlnet: ControlNet, pipeline: StableDiffusionControlNetPipeline, ours: dict, theirs: dict
+    base: Base,
+    texts: np.ndarray,
+    controlnet: ControlNet,
+    pipeline: StableDiffusionControlNetPipeline,
+    ours: dict,
+    theirs: dict,
 ) -> None:
     hint = torch.from_numpy(hints(1)).permute(0, 3, 1, 2) / 255
     told = {"prompt": "a cat", "num_inference_steps": 3} | theirs
@@ -130,7 +185,9 @@ def test_the_image_of_an_exported_checkpoint_is_that_of_the_diffusers_pipeline(
 
 
 @pytest.mark.parametrize("guess", [False, True])
-@pytest.mark.parametrize("settings", [{"controlnet_conditioning_channel_order": "bgr"}, {"global_pool_conditions": True}])
+@pytest.mark.parametrize(
+    "settings", [{"controlnet_conditioning_channel_order": "bgr"}, {"global_pool_conditions": True}]
+)
 def test_what_a_foreign_controlnet_says_of_its_hints_and_residuals_is_done(
     base: Base, texts: np.ndarray, controlnet: ControlNet, settings: dict, guess: bool, tmp_path: Path
 ) -> None:
@@ -138,15 +195,28 @@ def test_what_a_foreign_controlnet_says_of_its_hints_and_residuals_is_done(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | settings))
     made = StableDiffusionControlNetPipeline(
-        vae=base.vae, text_encoder=base.text_encoder, tokenizer=base.tokenizer, unet=base.unet,
-        controlnet=ControlNetModel.from_pretrained(folder), scheduler=DDIMScheduler.from_config(base.scheduler),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        controlnet=ControlNetModel.from_pretrained(folder),
+        scheduler=DDIMScheduler.from_config(base.scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     made.set_progress_bar_config(disable=True)
     hint = torch.from_numpy(hints(1)).permute(0, 3, 1, 2) / 255
     told = {"prompt": "a cat", "num_inference_steps": 3, "guidance_scale": 3.0, "guess_mode": guess}
     image = made(**told, image=hint, latents=initial_noise([3], None, 64, 64), output_type="np").images
-    common: dict[str, Any] = {"hints": hints(1), "text": texts[:1], "empty_text": texts[3], "seeds": [3], "guidance": 3.0, "guess": guess}
+    common: dict[str, Any] = {
+        "hints": hints(1),
+        "text": texts[:1],
+        "empty_text": texts[3],
+        "seeds": [3],
+        "guidance": 3.0,
+        "guess": guess,
+    }
     _, net = load_trained(folder, base)
     found = generate(base, net, **common, **SMALL)
     assert np.abs(np.round(image * 255) - found).max() <= 1
@@ -164,7 +234,12 @@ def test_a_controlnet_of_the_middle_only_samples_with_the_middle_only(tmp_path: 
     options = Options(images=8, batch=4, lr=1e-2, weight_decay=0.5, connect="middle", workers=0, held_out=0)
     done = fit(tiny_base(), ToyPairs(), ["edges"], options, tmp_path)
     _, net = load_trained(done.path / "edges", tiny_base())
-    x, t, text, hint = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), torch.randn(2, 5, 8), torch.rand(2, 3, 128, 128)
+    x, t, text, hint = (
+        torch.randn(2, 4, 16, 16),
+        torch.tensor([3, 700]),
+        torch.randn(2, 5, 8),
+        torch.rand(2, 3, 128, 128),
+    )
     with torch.no_grad():
         downs, middle = net(x, t, text, hint)
     assert len(downs) == 12 and not any(bool(down.any()) for down in downs)
@@ -180,11 +255,15 @@ def test_a_base_in_bf16_draws_nearly_the_same_and_a_net_that_trains_is_not_round
     low = dataclasses.replace(low, unet=low.unet.to(memory_format=torch.channels_last))
     before = copy.deepcopy(controlnet.state_dict())
     drawn = generate(low, controlnet, **common)
-    assert all(torch.equal(tensor, before[name]) and tensor.dtype == torch.float32 for name, tensor in controlnet.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) and tensor.dtype == torch.float32
+        for name, tensor in controlnet.state_dict().items()
+    )
     with torch.autocast("cpu", torch.bfloat16):
         cast = generate(base, controlnet, **common)
     alone = generate(base, None, **{**common, "hints": None})
-    for image in (drawn, cast):  # the random VAE makes much of little: what it draws in bf16 from the same latents differs as much
+    # the random VAE makes much of little: what it draws in bf16 from the same latents differs as much
+    for image in (drawn, cast):
         assert 0 < np.abs(image - whole).mean() < np.abs(image - alone.astype(int)).mean() / 2
         assert np.corrcoef(image.ravel(), whole.ravel())[0, 1] > 0.95
 
@@ -198,9 +277,21 @@ def test_loading_a_base_says_nothing(random_base_folder: Path, capfd: pytest.Cap
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1)])
-def test_a_window_that_holds_no_step_is_refused(base: Base, texts: np.ndarray, controlnet: ControlNet, start: float, end: float) -> None:
+def test_a_window_that_holds_no_step_is_refused(
+    base: Base, texts: np.ndarray, controlnet: ControlNet, start: float, end: float
+) -> None:
     with pytest.raises(ValueError, match=r"0 <= start < end <= 1, not"):
-        generate(base, controlnet, hints=hints(1), text=texts[:1], empty_text=texts[3], seeds=[0], start=start, end=end, **SMALL)
+        generate(
+            base,
+            controlnet,
+            hints=hints(1),
+            text=texts[:1],
+            empty_text=texts[3],
+            seeds=[0],
+            start=start,
+            end=end,
+            **SMALL,
+        )
 
 
 def test_wrong_hints_are_refused(base: Base, texts: np.ndarray, controlnet: ControlNet) -> None:

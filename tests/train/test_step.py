@@ -38,7 +38,9 @@ def weights(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_joined_conditions_learn_the_same(tmp_path: Path, connect: str) -> None:
     options = dataclasses.replace(OPTIONS, connect=connect, lr=1e-4)
     apart = fit(tiny_base(), TWO, ["edges", "inverse"], options, tmp_path / "apart")
-    joined = fit(tiny_base(), TWO, ["edges", "inverse"], dataclasses.replace(options, join=True), tmp_path / "joined")
+    joined = fit(
+        tiny_base(), TWO, ["edges", "inverse"], dataclasses.replace(options, join=True), tmp_path / "joined"
+    )
     for condition in ("edges", "inverse"):
         assert furthest(weights(tensors(apart, condition)), weights(tensors(joined, condition))) < 1e-5
     for one, other in zip(rows(tmp_path / "apart"), rows(tmp_path / "joined"), strict=True):
@@ -83,9 +85,13 @@ class LittleMemory:
         return gradients
 
 
-def test_out_of_memory_halves_the_micro_batch_and_keeps_the_logical_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_logical_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = dataclasses.replace(OPTIONS, checkpoint_every=8)
-    small = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(options, micro_batch=1), tmp_path / "small")
+    small = fit(
+        tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(options, micro_batch=1), tmp_path / "small"
+    )
     memory = LittleMemory(1)
     monkeypatch.setattr("train.fit.gradients", memory(steps.gradients))
     fallen = fit(tiny_base(), ToyPairs(), ["edges"], options, tmp_path / "fallen")
@@ -104,9 +110,13 @@ def test_out_of_memory_parts_joined_conditions_first(tmp_path: Path, monkeypatch
     assert memory.tried == [8, 4, 4]
 
 
-def test_a_gradient_of_a_pass_that_failed_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_of_a_pass_that_failed_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second micro-batch of the first try fails, when the first one has already left its gradient."""
-    plain = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, micro_batch=1), tmp_path / "plain")
+    plain = fit(
+        tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, micro_batch=1), tmp_path / "plain"
+    )
     calls = []
 
     def decode(*given, **options):
@@ -116,16 +126,25 @@ def test_a_gradient_of_a_pass_that_failed_is_forgotten(tmp_path: Path, monkeypat
         return decode_half(*given, **options)
 
     real = steps.gradients
-    monkeypatch.setattr("train.fit.gradients", lambda network, *given: real(dataclasses.replace(network, decode=decode), *given))
-    fallen = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, micro_batch=2), tmp_path / "fallen")
+    monkeypatch.setattr(
+        "train.fit.gradients",
+        lambda network, *given: real(dataclasses.replace(network, decode=decode), *given),
+    )
+    fallen = fit(
+        tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, micro_batch=2), tmp_path / "fallen"
+    )
     assert calls[:3] == [2, 2, 1]
     # What micro_batch 2 began goes on with 1, so the weights are those of 1 alone.
     assert_equal(tensors(plain), tensors(fallen))
 
 
-def test_one_image_that_does_not_fit_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_image_that_does_not_fit_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("train.fit.gradients", LittleMemory(0)(steps.gradients))
-    with pytest.raises(MemoryError, match="gradient_checkpointing: true, connect: middle, optimizer: adamw8bit"):
+    with pytest.raises(
+        MemoryError, match="gradient_checkpointing: true, connect: middle, optimizer: adamw8bit"
+    ):
         fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path)
 
 
@@ -139,18 +158,27 @@ def test_images_of_several_sizes_train_and_resume_exactly(tmp_path: Path) -> Non
 
 
 def test_bf16_passes_teach_float32_masters(tmp_path: Path) -> None:
-    """The same gradients but for rounding; what is saved and what the optimizer holds is float32 and no rounded number."""
+    """The same gradients but for rounding; what is saved and what the optimizer holds is float32 and no
+    rounded number.
+    """
     exact = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, lr=1e-3), tmp_path / "fp32")
     options = dataclasses.replace(OPTIONS, lr=1e-3, precision="bf16", ema=8.0)
     rounded = fit(tiny_base(), ToyPairs(), ["edges"], options, tmp_path / "bf16")
     made = {name: tensor for name, tensor in tensors(rounded).items() if "ema" not in name}
     assert all(tensor.dtype == torch.float32 for tensor in made.values())
-    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for name, tensor in weights(made).items() if "mid_block" in name)
-    assert 0 < furthest(weights(made), weights(tensors(exact))) < 8.5e-3  # Adam moves a weight by 1e-3 a step at most, either way
+    assert any(
+        not torch.equal(tensor, tensor.bfloat16().float())
+        for name, tensor in weights(made).items()
+        if "mid_block" in name
+    )
+    # Adam moves a weight by 1e-3 a step at most, either way
+    assert 0 < furthest(weights(made), weights(tensors(exact))) < 8.5e-3
     norms = [[row["gradient_norm"]["edges"] for row in rows(tmp_path / name)] for name in ("fp32", "bf16")]
     assert norms[0] == pytest.approx(norms[1], rel=0.05)
     fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(options, images=8), tmp_path / "halves")
-    assert_equal(tensors(rounded), tensors(fit(tiny_base(), ToyPairs(), ["edges"], options, tmp_path / "halves")))
+    assert_equal(
+        tensors(rounded), tensors(fit(tiny_base(), ToyPairs(), ["edges"], options, tmp_path / "halves"))
+    )
 
 
 def test_gradients_of_bf16_passes_add_up_in_float32() -> None:
@@ -185,7 +213,15 @@ def test_compiled_halves_give_the_same_gradients_for_every_condition() -> None:
     for each in (network, network.compiled(backend="aot_eager")):
         losses = steps.gradients(each, parts, OPTIONS, steps.Room(4, join=False))
         found.append(
-            (losses, {f"{c} {n}": p.grad.clone() for c, net in nets.items() for n, p in net.named_parameters() if p.grad is not None})
+            (
+                losses,
+                {
+                    f"{c} {n}": p.grad.clone()
+                    for c, net in nets.items()
+                    for n, p in net.named_parameters()
+                    if p.grad is not None
+                },
+            )
         )
         for net in nets.values():
             net.zero_grad(set_to_none=True)
@@ -211,7 +247,15 @@ def train_as_rank(out: Path, port: int, rank: int, drift: bool) -> None:
         sys.modules["train.fit"].gradients = LittleMemory(1)(steps.gradients)
     try:
         options = dataclasses.replace(OPTIONS, lr=1e-4, log_every=4)
-        fit(tiny_base(), TWO, ["edges", "inverse"], options, out, held_out=ToyPairs(3, conditions=TWO.conditions), ranks=ranks)
+        fit(
+            tiny_base(),
+            TWO,
+            ["edges", "inverse"],
+            options,
+            out,
+            held_out=ToyPairs(3, conditions=TWO.conditions),
+            ranks=ranks,
+        )
         norm = torch.nn.Linear(2, 2)
         with torch.no_grad():
             for parameter in norm.parameters():
@@ -224,7 +268,11 @@ def train_as_rank(out: Path, port: int, rank: int, drift: bool) -> None:
         except RuntimeError as error:
             told["error"] = str(error)
         window = Window(["edges"], ranks)
-        window.add((f"image-{rank}",), {"edges": torch.tensor([0.5 / rank if rank else math.nan])}, {"edges": torch.tensor(1.0)})
+        window.add(
+            (f"image-{rank}",),
+            {"edges": torch.tensor([0.5 / rank if rank else math.nan])},
+            {"edges": torch.tensor(1.0)},
+        )
         try:
             window.read(1)
         except NotFinite as error:
@@ -239,23 +287,42 @@ def two_processes(out: Path, drift: bool) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     code = (
-        "import sys, pathlib; from tests.train.test_step import train_as_rank as go; go(pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:]))"
+        "import sys, pathlib; from tests.train.test_step import train_as_rank as go;"
+        " go(pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:]))"
     )
-    running = [subprocess.Popen([sys.executable, "-c", code, str(out), str(port), str(rank), str(int(drift))]) for rank in range(2)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(out), str(port), str(rank), str(int(drift))])
+        for rank in range(2)
+    ]
     assert [process.wait(timeout=120) for process in running] == [0, 0]
 
 
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    """Their gradients are one, their checkpoint is that of one process, and a weight that drifts apart is named."""
-    alone = fit(tiny_base(), TWO, ["edges", "inverse"], dataclasses.replace(OPTIONS, lr=1e-4, log_every=4), tmp_path / "alone")
+    """Their gradients are one, their checkpoint is that of one process, and a weight that drifts apart is
+    named.
+    """
+    alone = fit(
+        tiny_base(),
+        TWO,
+        ["edges", "inverse"],
+        dataclasses.replace(OPTIONS, lr=1e-4, log_every=4),
+        tmp_path / "alone",
+    )
     two_processes(tmp_path / "two", drift=True)
     told = [json.loads((tmp_path / "two" / f"rank-{rank}.json").read_text()) for rank in range(2)]
     assert [one["gradient"] for one in told] == [[[1.5, 1.5], [1.5, 1.5]]] * 2
-    assert all("the 2 ranks differ in 2 tensors" in one["error"] and "first norm: weight" in one["error"] for one in told)
-    assert all("loss of edges is not finite at step 1, images image-0:" in one["lost"] for one in told), "whichever is heard names the image"
+    assert all(
+        "the 2 ranks differ in 2 tensors" in one["error"] and "first norm: weight" in one["error"]
+        for one in told
+    )
+    assert all("loss of edges is not finite at step 1, images image-0:" in one["lost"] for one in told), (
+        "whichever is heard names the image"
+    )
     both = dataclasses.replace(alone, path=tmp_path / "two" / alone.path.name)
     meta = json.loads((both.path / "meta.json").read_text())
-    assert meta["ranks"] == 2 and meta["room"]["micro"] == 1, "the smallest room of all is what a resumed run begins with"
+    assert meta["ranks"] == 2 and meta["room"]["micro"] == 1, (
+        "the smallest room of all is what a resumed run begins with"
+    )
     for condition in ("edges", "inverse"):
         assert furthest(weights(tensors(alone, condition)), weights(tensors(both, condition))) < 1e-5
     logged = [rows(tmp_path / name) for name in ("alone", "two")]

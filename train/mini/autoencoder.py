@@ -1,4 +1,6 @@
-"""The mini VAE: diffusers' AutoencoderKL, trained on crops from an encoder that is a principal component analysis."""
+"""The mini VAE: diffusers' AutoencoderKL, trained on crops from an encoder that is a principal component
+analysis.
+"""
 
 import math
 from dataclasses import dataclass
@@ -36,16 +38,23 @@ class AutoencoderRecipe:
     bf16: bool = True  # autocast: 1.5 times as fast on a processor that has it
 
 
-def build(recipe: AutoencoderRecipe, side: int, seed: int) -> Any:  # diffusers AutoencoderKL with random weights
+# diffusers AutoencoderKL with random weights
+def build(recipe: AutoencoderRecipe, side: int, seed: int) -> Any:
     """Four levels, a layer a block: SD 1.5's, but narrow."""
     from diffusers import AutoencoderKL
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoencoderKL(
-            block_out_channels=recipe.widths, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=1, norm_num_groups=recipe.groups, latent_channels=recipe.latent_channels, sample_size=side, scaling_factor=1.0,
-        )  # fmt: skip
+            block_out_channels=recipe.widths,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            norm_num_groups=recipe.groups,
+            latent_channels=recipe.latent_channels,
+            sample_size=side,
+            scaling_factor=1.0,
+        )
 
 
 def start(vae: Any, pictures: Pictures) -> None:
@@ -57,7 +66,10 @@ def start(vae: Any, pictures: Pictures) -> None:
 def parameter_groups(vae: Any) -> list[dict[str, Any]]:
     """The encoder goes more slowly."""
     encoder = [*vae.encoder.parameters(), *vae.quant_conv.parameters()]
-    return [{"params": encoder, "lr": ENCODER_RATE}, {"params": [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()], "lr": 1.0}]
+    return [
+        {"params": encoder, "lr": ENCODER_RATE},
+        {"params": [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()], "lr": 1.0},
+    ]
 
 
 def rate(recipe: AutoencoderRecipe, seen: int) -> float:
@@ -65,7 +77,9 @@ def rate(recipe: AutoencoderRecipe, seen: int) -> float:
     return recipe.lr * max(1 - seen / recipe.images, 0.01)
 
 
-def loss_at(vae: Any, seen: int, *, pictures: Pictures, recipe: AutoencoderRecipe, seed: int, device: str) -> Tensor:
+def loss_at(
+    vae: Any, seen: int, *, pictures: Pictures, recipe: AutoencoderRecipe, seed: int, device: str
+) -> Tensor:
     """Squared error, since what counts is that edges lie where they lay."""
     images = to_tensor(_crops(pictures, seen, recipe, seed), device)
     noise = torch.from_numpy(
@@ -87,7 +101,9 @@ def _crops(pictures: Pictures, seen: int, recipe: AutoencoderRecipe, seed: int) 
         return pictures.images([place(len(pictures), seed, seen + i) for i in range(count)])
     images = pictures.images([place(len(pictures), seed, seen + i) for i in range(recipe.batch)])
     corners = draws(seed, "crop", seen).integers(0, (side - CROP) // 8 + 1, (len(images), 2)) * 8
-    return np.stack([image[y : y + CROP, x : x + CROP] for image, (y, x) in zip(images, corners, strict=True)])
+    return np.stack(
+        [image[y : y + CROP, x : x + CROP] for image, (y, x) in zip(images, corners, strict=True)]
+    )
 
 
 def to_tensor(images: NDArray[np.uint8], device: str) -> Tensor:  # NHWC => NCHW in -1..1
@@ -97,12 +113,16 @@ def to_tensor(images: NDArray[np.uint8], device: str) -> Tensor:  # NHWC => NCHW
 @torch.no_grad()
 def reconstruct(vae: Any, images: NDArray[np.uint8], *, device: str = "cpu") -> NDArray[np.uint8]:  # NHWC
     """From the posterior's mean."""
-    out = [vae.decode(vae.encode(to_tensor(images[i : i + 1], device)).latent_dist.mean).sample for i in range(len(images))]
+    out = [
+        vae.decode(vae.encode(to_tensor(images[i : i + 1], device)).latent_dist.mean).sample
+        for i in range(len(images))
+    ]
     pixels = (torch.cat(out).float() * 127.5 + 127.5).round().clamp(0, 255)
     return pixels.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
 
 
-def decibels(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:  # [N]: PSNR of each
+# [N]: PSNR of each
+def decibels(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
     error = (images.astype(np.float64) - others).reshape(len(images), -1)
     return 10 * np.log10(255**2 / np.maximum((error**2).mean(axis=1), 1e-9))
 
@@ -115,5 +135,7 @@ def deviation(vae: Any) -> float:  # of the posterior, before the scaling factor
 def settle(vae: Any, pictures: Pictures, *, device: str = "cpu", count: int = 256) -> None:
     """The scaling factor that gives latents unit variance, once they are learned."""
     chosen = np.linspace(0, len(pictures) - 1, min(count, len(pictures))).astype(int)
-    latents = torch.cat([vae.encode(to_tensor(pictures.images([i]), device)).latent_dist.mean for i in chosen])
+    latents = torch.cat(
+        [vae.encode(to_tensor(pictures.images([i]), device)).latent_dist.mean for i in chosen]
+    )
     vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))

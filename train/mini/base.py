@@ -1,4 +1,6 @@
-"""The mini base as a diffusers folder: bfloat16 safetensors, what it cost, its card, and the sums of its files."""
+"""The mini base as a diffusers folder: bfloat16 safetensors, what it cost, its card, and the sums of its
+files.
+"""
 
 import hashlib
 import json
@@ -29,24 +31,33 @@ def write(
     facts: Mapping[str, Any],  # JSON-able; kept in the note
     card: str,
 ) -> None:
-    """A folder that diffusers.StableDiffusionPipeline and train.base load, all of it as float32, though it is stored in half of that."""
+    """A folder that diffusers.StableDiffusionPipeline and train.base load, all of it as float32, though it is
+    stored in half of that.
+    """
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     models = {name: nn.Module.to(parts[name], torch.bfloat16) for name in ("vae", "unet", "text_encoder")}
     pipeline: Any = StableDiffusionPipeline(
-        **models, tokenizer=parts["tokenizer"], scheduler=DDIMScheduler(**denoiser.SCHEDULER), safety_checker=None,  # type: ignore[arg-type]
-        feature_extractor=None, requires_safety_checker=False,  # type: ignore[arg-type]
-    )  # fmt: skip
+        **models,
+        tokenizer=parts["tokenizer"],
+        scheduler=DDIMScheduler(**denoiser.SCHEDULER),
+        safety_checker=None,  # type: ignore[arg-type]
+        feature_extractor=None,
+        requires_safety_checker=False,  # type: ignore[arg-type]
+    )
     work = dest.with_name(f".tmp-{dest.name}-{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
     pipeline.save_pretrained(work)
-    config = work / "text_encoder/config.json"  # by which transformers loads it; diffusers takes float32 for its parts, whatever is stored
+    # by which transformers loads it; diffusers takes float32 for its parts, whatever is stored
+    config = work / "text_encoder/config.json"
     config.write_text(config.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
     note = {"random_weights": False, "spent": {name: vars(one) for name, one in spent.items()}, **facts}
     (work / NOTE_FILE).write_text(json.dumps(note, indent=2) + "\n")
     (work / "README.md").write_text(card)
     names = sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file())
-    (work / SUMS).write_text("".join(f"{hashlib.sha256((work / name).read_bytes()).hexdigest()}  {name}\n" for name in names))
+    (work / SUMS).write_text(
+        "".join(f"{hashlib.sha256((work / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
+    )
     shutil.rmtree(dest, ignore_errors=True)
     work.rename(dest)
 
@@ -55,8 +66,14 @@ def verify(folder: Path) -> None:
     """ValueError names the first file that is not what was written."""
     for line in (folder / SUMS).read_text().splitlines():
         wanted, name = line.split("  ", 1)
-        if not (folder / name).is_file() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != wanted:
-            raise ValueError(f"{folder / name} is missing or is not the file of {SUMS}: take the folder from the repository again")
+        if (
+            not (folder / name).is_file()
+            or hashlib.sha256((folder / name).read_bytes()).hexdigest() != wanted
+        ):
+            raise ValueError(
+                f"{folder / name} is missing or is not the file of {SUMS}: take the folder from the"
+                " repository again"
+            )
 
 
 def rounded(model: Any) -> Any:
@@ -69,14 +86,21 @@ def rounded(model: Any) -> Any:
 def copy_vae(folder: Path, vae: Any) -> None:
     """From folder/vae, with its scaling factor."""
     _fill(vae, folder / "vae" / VAE_FILE)
-    vae.register_to_config(scaling_factor=json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"])
+    vae.register_to_config(
+        scaling_factor=json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"]
+    )
 
 
 def load_vae(folder: Path) -> Any:  # diffusers AutoencoderKL, float32, in evaluation mode
     """Of a base, or of a folder in which one is made."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).to(torch.float32).eval().requires_grad_(False)
+    return (
+        AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
+        .to(torch.float32)
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def save_vae(vae: Any, folder: Path, spent: Spent) -> None:
@@ -105,7 +129,11 @@ def load_tokenizer(folder: Path) -> Any:
 def spent_of(folder: Path) -> dict[str, Spent]:
     """Of a base's folder, or of one in which a base is made."""
     note = folder / NOTE_FILE
-    rows = json.loads(note.read_text())["spent"] if note.is_file() else json.loads((folder / SPENT_FILE).read_text())
+    rows = (
+        json.loads(note.read_text())["spent"]
+        if note.is_file()
+        else json.loads((folder / SPENT_FILE).read_text())
+    )
     return {name: Spent(**row) for name, row in rows.items()}
 
 
@@ -115,5 +143,6 @@ def _fill(model: nn.Module, path: Path) -> None:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
-            f"{path} does not fit the recipe: its sizes are those of another; start from nothing, or take its sizes"
+            f"{path} does not fit the recipe: its sizes are those of another; start from nothing, or take its"
+            " sizes"
         ) from error

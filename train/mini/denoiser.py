@@ -16,11 +16,14 @@ from train.mini.latents import Latents
 from train.mini.learning import place
 
 SCHEDULER = {
-    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": NOISE_STEPS,
-    "prediction_type": "v_prediction",  # at a width where epsilon's errors at high noise would be magnified into wrong colours
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "num_train_timesteps": NOISE_STEPS,
+    # at a width where epsilon's errors at high noise would be magnified into wrong colours
+    "prediction_type": "v_prediction",
     "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
 }  # fmt: skip
-FULL = 64_000  # images at the full learning rate, which then falls with the root of the images: it can be stopped anywhere
+# images at the full learning rate, which then falls with the root of the images: it can be stopped anywhere
+FULL = 64_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +56,23 @@ class Denoiser(nn.Module):
         return self.unet(noisy, timesteps, self.text_encoder(tokens)[0]).sample
 
 
-def build_unet(recipe: DenoiserRecipe, *, latent_channels: int, side: int, seed: int) -> Any:  # diffusers UNet2DConditionModel
+# diffusers UNet2DConditionModel
+def build_unet(recipe: DenoiserRecipe, *, latent_channels: int, side: int, seed: int) -> Any:
     """SD 1.5's: two layers a block, cross-attention on three of four levels, thirteen control points."""
     from diffusers import UNet2DConditionModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UNet2DConditionModel(
-            sample_size=side // 8, in_channels=latent_channels, out_channels=latent_channels, block_out_channels=recipe.widths,
-            layers_per_block=2, cross_attention_dim=recipe.text_width, norm_num_groups=recipe.groups, attention_head_dim=recipe.heads,
-        )  # fmt: skip
+            sample_size=side // 8,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            block_out_channels=recipe.widths,
+            layers_per_block=2,
+            cross_attention_dim=recipe.text_width,
+            norm_num_groups=recipe.groups,
+            attention_head_dim=recipe.heads,
+        )
 
 
 def rate(recipe: DenoiserRecipe, seen: int) -> float:
@@ -70,23 +80,41 @@ def rate(recipe: DenoiserRecipe, seen: int) -> float:
 
 
 def levels(scheduler: Mapping[str, Any] = SCHEDULER) -> Tensor:  # [1000] float32: alpha bar
-    betas = torch.linspace(scheduler["beta_start"] ** 0.5, scheduler["beta_end"] ** 0.5, scheduler["num_train_timesteps"]) ** 2
+    betas = (
+        torch.linspace(
+            scheduler["beta_start"] ** 0.5, scheduler["beta_end"] ** 0.5, scheduler["num_train_timesteps"]
+        )
+        ** 2
+    )
     return torch.cumprod(1 - betas, dim=0)
 
 
-def loss_at(net: nn.Module, seen: int, *, data: Latents, recipe: DenoiserRecipe, alpha_bar: Tensor, seed: int) -> Tensor:
-    """Min-SNR weighted; noise, timesteps, prompt drops and the posterior's draw are functions of the counter."""
+def loss_at(
+    net: nn.Module, seen: int, *, data: Latents, recipe: DenoiserRecipe, alpha_bar: Tensor, seed: int
+) -> Tensor:
+    """Min-SNR weighted; noise, timesteps, prompt drops and the posterior's draw are functions
+    of the counter.
+    """
     rows = [place(data.count, seed, seen + i) for i in range(recipe.batch)]
     rng = draws(seed, "denoiser", seen)
     shape = (recipe.batch, *data.shape)
-    means = data.means(rows).astype(np.float32) + np.float32(data.deviation) * rng.standard_normal(shape, dtype=np.float32)
+    means = data.means(rows).astype(np.float32) + np.float32(data.deviation) * rng.standard_normal(
+        shape, dtype=np.float32
+    )
     # Evenly spread over the batch: the same mean as independent draws, with less noise.
     timesteps = torch.from_numpy((np.arange(recipe.batch) + rng.random()) / recipe.batch * NOISE_STEPS).long()
     dropped = torch.from_numpy(rng.random(recipe.batch) < recipe.prompt_drop)
     tokens = torch.where(dropped[:, None], data.empty, data.tokens[rows])
     with _fast(alpha_bar.device.type, recipe.bf16):
-        return _weighted_error(net, torch.from_numpy(means), torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)), timesteps, tokens,
-                               alpha_bar, recipe.min_snr)  # fmt: skip
+        return _weighted_error(
+            net,
+            torch.from_numpy(means),
+            torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)),
+            timesteps,
+            tokens,
+            alpha_bar,
+            recipe.min_snr,
+        )
 
 
 @contextlib.contextmanager
@@ -98,28 +126,43 @@ def _fast(device: str, bf16: bool) -> Iterator[None]:
 
 
 def _weighted_error(
-    net: nn.Module, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor, alpha_bar: Tensor, gamma: float
+    net: nn.Module,
+    latents: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    tokens: Tensor,
+    alpha_bar: Tensor,
+    gamma: float,
 ) -> Tensor:
     device = alpha_bar.device
     level = alpha_bar[timesteps.to(device)]
     noisy, target = noisy_and_target(latents.to(device), noise.to(device), level, SCHEDULER)
-    error = (net(noisy, timesteps.to(device), tokens.to(device)).float() - target).square().mean(dim=(1, 2, 3))
+    error = (
+        (net(noisy, timesteps.to(device), tokens.to(device)).float() - target).square().mean(dim=(1, 2, 3))
+    )
     return (timestep_weights(level, SCHEDULER, gamma) * error).mean()
 
 
 @torch.no_grad()
 def held_out_error(net: nn.Module, data: Latents, alpha_bar: Tensor, count: int) -> dict[str, float]:
-    """Squared error of epsilon, at fixed noise and evenly spread timesteps, and how much the caption takes off it."""
+    """Squared error of epsilon, at fixed noise and evenly spread timesteps, and how much the caption takes
+    off it.
+    """
     noise = torch.from_numpy(draws(0, "held out").standard_normal((count, *data.shape), dtype=np.float32))
     timesteps = ((torch.arange(count) * 7919 % count + 0.5) / count * NOISE_STEPS).long()
     latents = torch.cat([torch.from_numpy(data.means([i]).astype(np.float32)) for i in range(count)])
     errors = {}
-    for name, tokens in (("held_out_epsilon", data.tokens), ("held_out_epsilon_no_caption", data.empty.expand_as(data.tokens))):
+    for name, tokens in (
+        ("held_out_epsilon", data.tokens),
+        ("held_out_epsilon_no_caption", data.empty.expand_as(data.tokens)),
+    ):
         total = 0.0
         for i in range(0, count, 32):
             cut = slice(i, min(i + 32, count))
             level = alpha_bar[timesteps[cut].to(alpha_bar.device)]
-            noisy, target = noisy_and_target(latents[cut].to(level.device), noise[cut].to(level.device), level, SCHEDULER)
+            noisy, target = noisy_and_target(
+                latents[cut].to(level.device), noise[cut].to(level.device), level, SCHEDULER
+            )
             found = net(noisy, timesteps[cut].to(level.device), tokens[cut].to(level.device))
             total += float(
                 (level.view(-1, 1, 1, 1) * (found - target).square()).mean(dim=(1, 2, 3)).sum()

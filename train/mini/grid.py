@@ -1,4 +1,6 @@
-"""A picture to judge a base by: held-out pictures above their reconstructions, then samples of held-out captions."""
+"""A picture to judge a base by: held-out pictures above their reconstructions, then samples of held-out
+captions.
+"""
 
 import textwrap
 from pathlib import Path
@@ -23,7 +25,9 @@ def write(path: Path, folder: Path, held_out: Pictures, *, samples: int = 24, se
     again = autoencoder.reconstruct(vae, images)
     captions = [held_out.caption(2 * COLUMNS + i) for i in range(samples)]
     drawn = scores.draw(folder, captions, seed=seed)
-    rows = [row for i in (0, COLUMNS) for row in (_row(images[i : i + COLUMNS]), _row(again[i : i + COLUMNS]))]
+    rows = [
+        row for i in (0, COLUMNS) for row in (_row(images[i : i + COLUMNS]), _row(again[i : i + COLUMNS]))
+    ]
     for i in range(0, samples, COLUMNS):
         rows += [_row(drawn[i : i + COLUMNS]), _words(captions[i : i + COLUMNS], images.shape[1])]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,5 +45,7 @@ def _words(captions: list[str], side: int) -> NDArray[np.uint8]:
     sheet = Image.new("RGB", (COLUMNS * side, WORDS), "white")
     pen = ImageDraw.Draw(sheet)
     for i, caption in enumerate(captions):
-        pen.multiline_text((i * side + 3, 2), textwrap.fill(caption, (side - 6) // 5), fill="black", font_size=8, spacing=1)
+        pen.multiline_text(
+            (i * side + 3, 2), textwrap.fill(caption, (side - 6) // 5), fill="black", font_size=8, spacing=1
+        )
     return np.array(sheet)

@@ -1,4 +1,6 @@
-"""What the UNet learns from: latents of the pictures, computed when they are first asked for and kept in a file."""
+"""What the UNet learns from: latents of the pictures, computed when they are first asked for and kept in a
+file.
+"""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -49,13 +51,22 @@ def of_pictures(
         if new:
             images = autoencoder.to_tensor(pictures.images([indices[k] for k in new]), device)
             with torch.autocast(device, torch.bfloat16):
-                found[new] = (vae.encode(images).latent_dist.mean.float() * scale).cpu().numpy().astype(np.float16)
+                found[new] = (
+                    (vae.encode(images).latent_dist.mean.float() * scale).cpu().numpy().astype(np.float16)
+                )
             for k in new:
                 kept[indices[k]] = found[k]
         return found
 
     tokens = text.tokens_of(tokenizer, [pictures.caption(i) for i in range(len(pictures))])
-    return Latents(len(pictures), shape, means, autoencoder.deviation(vae) * scale, tokens, text.tokens_of(tokenizer, [""])[0])
+    return Latents(
+        len(pictures),
+        shape,
+        means,
+        autoencoder.deviation(vae) * scale,
+        tokens,
+        text.tokens_of(tokenizer, [""])[0],
+    )
 
 
 def fingerprint(vae: Any) -> str:  # 16 hex
@@ -67,7 +78,9 @@ def fingerprint(vae: Any) -> str:  # 16 hex
 
 
 def _kept(path: Path, shape: tuple[int, ...]) -> NDArray[np.float16]:
-    """Zeros where nothing has been computed yet: a file of holes, which takes no space before it is filled."""
+    """Zeros where nothing has been computed yet: a file of holes, which takes no space before
+    it is filled.
+    """
     if not path.is_file():
         np.lib.format.open_memmap(path.with_suffix(".tmp"), mode="w+", dtype=np.float16, shape=shape).flush()
         path.with_suffix(".tmp").rename(path)

@@ -1,4 +1,6 @@
-"""The loop of the mini models: one network, one average of it, one counter; it can be stopped and gone on with at any step."""
+"""The loop of the mini models: one network, one average of it, one counter; it can be stopped and gone on
+with at any step.
+"""
 
 import functools
 import json
@@ -49,7 +51,8 @@ class Spent:
 def learn(
     net: nn.Module,
     groups: list[dict[str, Any]],  # of the optimizer, with lr as the factor of `rate`
-    loss_at: Callable[[nn.Module, int], Tensor],  # the network, images seen before this batch => loss; a pure function of both
+    # the network, images seen before this batch => loss; a pure function of both
+    loss_at: Callable[[nn.Module, int], Tensor],
     rate: Callable[[int], float],  # images seen => learning rate
     measure: Callable[[nn.Module], dict[str, float]],  # of the average, on held-out pictures
     loop: Loop,
@@ -79,7 +82,10 @@ def learn(
         optimizer.zero_grad(set_to_none=True)
         average.follow(mean, net, loop.half_life, spent.images, loop.batch)
         before, spent.images = spent.images, spent.images + loop.batch
-        spent.seconds, spent.cpu_seconds = base_seconds + time.monotonic() - clock, base_cpu + time.process_time() - cpu
+        spent.seconds, spent.cpu_seconds = (
+            base_seconds + time.monotonic() - clock,
+            base_cpu + time.process_time() - cpu,
+        )
         losses.append(float(loss.detach()))
         if _passes(before, spent.images, loop.log_every):
             row = {"loss": sum(losses) / len(losses), "gradient_norm": float(norm), "lr": rate(before) * warm}
@@ -125,7 +131,8 @@ def _state(folder: Path) -> dict[str, Any] | None:
     return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
 
 
-def _load(folder: Path, net: nn.Module, mean: nn.Module, optimizer: Any, spent: Spent) -> tuple[Spent, int]:  # ..., images at the start
+# ..., images at the start
+def _load(folder: Path, net: nn.Module, mean: nn.Module, optimizer: Any, spent: Spent) -> tuple[Spent, int]:
     state = _state(folder)
     if state is None:
         return spent, spent.images
@@ -137,14 +144,24 @@ def _load(folder: Path, net: nn.Module, mean: nn.Module, optimizer: Any, spent: 
 
 def _save(folder: Path, net: nn.Module, mean: nn.Module, optimizer: Any, spent: Spent, start: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    state = {"net": net.state_dict(), "mean": mean.state_dict(), "optimizer": optimizer.state_dict(), "spent": vars(spent), "start": start}
+    state = {
+        "net": net.state_dict(),
+        "mean": mean.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "spent": vars(spent),
+        "start": start,
+    }
     work = folder / f".tmp-{STATE}-{os.getpid()}"
     torch.save(state, work)
     work.rename(folder / STATE)
 
 
 def _log(folder: Path, part: str, spent: Spent, row: dict[str, float]) -> None:
-    line = {"part": part, **{key: round(value, 1) for key, value in vars(spent).items()}, **{k: round(v, 6) for k, v in row.items()}}
+    line = {
+        "part": part,
+        **{key: round(value, 1) for key, value in vars(spent).items()},
+        **{k: round(v, 6) for k, v in row.items()},
+    }
     folder.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "log.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")

@@ -1,6 +1,7 @@
 """Makes the mini base from pictures: the VAE first, then the UNet with its text encoder on its latents.
 
-Each part goes on from its own state in `out`, or else from the weights of an older base, and counts its images from the very beginning.
+Each part goes on from its own state in `out`, or else from the weights of an older base, and counts its
+images from the very beginning.
 """
 
 import functools
@@ -34,38 +35,64 @@ def train(
     held_out: Pictures,
     out: Path,
     *,
-    older: Path | None = None,  # a base's folder whose weights to go on from where `out` has none; None = from nothing
+    # a base's folder whose weights to go on from where `out` has none; None = from nothing
+    older: Path | None = None,
     seconds: float = float("inf"),  # of this call
     device: str = "cpu",
 ) -> bool:  # whether all images of the recipe have been seen
-    """Stops after `seconds` or at SIGTERM with everything saved; the same call goes on. `out/log.jsonl` says how it goes."""
+    """Stops after `seconds` or at SIGTERM with everything saved; the same call goes on.
+
+    `out/log.jsonl` says how it goes.
+    """
     until = time.monotonic() + seconds
     if not make_vae(recipe, pictures, held_out, out, older=older, until=until, device=device):
         return False
     vae = load_vae(recipe, pictures, out).to(device)
     tokenizer = load_tokenizer(pictures, out, older)
-    data, watched = (latents.of_pictures(vae, tokenizer, some, out / "latents", device=device) for some in (pictures, held_out))
+    data, watched = (
+        latents.of_pictures(vae, tokenizer, some, out / "latents", device=device)
+        for some in (pictures, held_out)
+    )
     net = Denoiser(*_new_denoiser(recipe, tokenizer, pictures.side))
     spent = Spent()
     if older is not None and learning.spent_of(out / "denoiser") is None:
         spent = base.load_denoiser(older, net)
     alpha_bar = denoiser.levels().to(device)
-    loop = Loop(part="denoiser", images=recipe.denoiser.images, batch=recipe.denoiser.batch, half_life=recipe.denoiser.half_life)
+    loop = Loop(
+        part="denoiser",
+        images=recipe.denoiser.images,
+        batch=recipe.denoiser.batch,
+        half_life=recipe.denoiser.half_life,
+    )
     _, _, done = learning.learn(
         net.to(device),
         denoiser.parameter_groups(net),
-        functools.partial(denoiser.loss_at, data=data, recipe=recipe.denoiser, alpha_bar=alpha_bar, seed=recipe.seed),
+        functools.partial(
+            denoiser.loss_at, data=data, recipe=recipe.denoiser, alpha_bar=alpha_bar, seed=recipe.seed
+        ),
         functools.partial(denoiser.rate, recipe.denoiser),
         lambda mean: denoiser.held_out_error(mean, watched, alpha_bar, min(EXAMPLES, len(held_out.captions))),
-        loop, out / "denoiser", spent=spent, until=until,
-    )  # fmt: skip
+        loop,
+        out / "denoiser",
+        spent=spent,
+        until=until,
+    )
     return done
 
 
 def make_vae(
-    recipe: BaseRecipe, pictures: Pictures, held_out: Pictures, out: Path, *, older: Path | None, until: float, device: str
+    recipe: BaseRecipe,
+    pictures: Pictures,
+    held_out: Pictures,
+    out: Path,
+    *,
+    older: Path | None,
+    until: float,
+    device: str,
 ) -> bool:  # whether it is there
-    """A VAE that has seen the recipe's images is left alone, since its UNet knows no other latents; one that has not goes on."""
+    """A VAE that has seen the recipe's images is left alone, since its UNet knows no other latents; one that
+    has not goes on.
+    """
     plan = recipe.autoencoder
     if (out / "vae" / base.VAE_FILE).is_file() and base.spent_of(out)["vae"].images >= plan.images:
         return True
@@ -79,7 +106,9 @@ def make_vae(
     else:
         autoencoder.start(vae, pictures)
     groups = autoencoder.parameter_groups(vae)
-    mean, spent, done = _learn_pictures(recipe, vae, groups, plan, out / "vae", "vae", pictures, held_out, before, until, device)
+    mean, spent, done = _learn_pictures(
+        recipe, vae, groups, plan, out / "vae", "vae", pictures, held_out, before, until, device
+    )
     if done:
         mean = base.rounded(mean)  # as it will be shipped, so that the latents are its own
         autoencoder.settle(mean, pictures, device=device)
@@ -97,7 +126,9 @@ def polish(
     seconds: float = float("inf"),
     device: str = "cpu",
 ) -> bool:  # whether all images of `recipe.autoencoder.polish` have been seen
-    """Trains the decoder alone, which no UNet notices; beside `train`, in a process of its own, if there is a core for it."""
+    """Trains the decoder alone, which no UNet notices; beside `train`, in a process of its own, if there is a
+    core for it.
+    """
     until = time.monotonic() + seconds
     if not make_vae(recipe, pictures, held_out, out, older=older, until=until, device=device):
         return False
@@ -111,7 +142,9 @@ def polish(
     old = base.spent_of(older) if older is not None else {}
     before = old["decoder"] if "decoder" in old and old["vae"] == base.spent_of(out)["vae"] else Spent()
     folder = _decoder_folder(vae, out)
-    return _learn_pictures(recipe, vae, groups, plan, folder, "decoder", pictures, held_out, before, until, device)[2]
+    return _learn_pictures(
+        recipe, vae, groups, plan, folder, "decoder", pictures, held_out, before, until, device
+    )[2]
 
 
 def _decoder_folder(vae: Any, out: Path) -> Path:
@@ -138,14 +171,27 @@ def _learn_pictures(
         found = autoencoder.decibels(watched, autoencoder.reconstruct(mean, watched, device=device))
         return {"held_out_psnr": float(found.mean()), "n": len(watched)}
 
-    loop = Loop(part=part, images=plan.images, batch=plan.batch, half_life=plan.half_life, measure_every=2000, log_every=400)
-    loss_at = functools.partial(autoencoder.loss_at, pictures=pictures, recipe=plan, seed=recipe.seed, device=device)
+    loop = Loop(
+        part=part,
+        images=plan.images,
+        batch=plan.batch,
+        half_life=plan.half_life,
+        measure_every=2000,
+        log_every=400,
+    )
+    loss_at = functools.partial(
+        autoencoder.loss_at, pictures=pictures, recipe=plan, seed=recipe.seed, device=device
+    )
     rate = functools.partial(autoencoder.rate, plan)
-    return learning.learn(vae.to(device), groups, loss_at, rate, measure, loop, folder, spent=spent, until=until)
+    return learning.learn(
+        vae.to(device), groups, loss_at, rate, measure, loop, folder, spent=spent, until=until
+    )
 
 
 def load_vae(recipe: BaseRecipe, pictures: Pictures, out: Path) -> Any:
-    """The finished one with its decoder as polished, else the one in training, so that a half-made base can be looked at."""
+    """The finished one with its decoder as polished, else the one in training, so that a half-made base can
+    be looked at.
+    """
     vae = autoencoder.build(recipe.autoencoder, pictures.side, recipe.seed)
     if (out / "vae" / base.VAE_FILE).is_file():
         base.copy_vae(out, vae)
@@ -169,20 +215,34 @@ def load_trained(recipe: BaseRecipe, pictures: Pictures, out: Path, older: Path 
     """The parts of a base as they are now, and what they cost."""
     tokenizer = load_tokenizer(pictures, out, older)
     net = Denoiser(*_new_denoiser(recipe, tokenizer, pictures.side))
-    spent = base.spent_of(out) if (out / "vae" / base.VAE_FILE).is_file() else {"vae": learning.spent_of(out / "vae") or Spent()}
+    spent = (
+        base.spent_of(out)
+        if (out / "vae" / base.VAE_FILE).is_file()
+        else {"vae": learning.spent_of(out / "vae") or Spent()}
+    )
     old = base.spent_of(older) if older is not None else {}
     vae = load_vae(recipe, pictures, out)
     same = old.get("vae") == spent["vae"]
-    spent["decoder"] = learning.spent_of(_decoder_folder(vae, out)) or (old.get("decoder", Spent()) if same else Spent())
+    spent["decoder"] = learning.spent_of(_decoder_folder(vae, out)) or (
+        old.get("decoder", Spent()) if same else Spent()
+    )
     spent["denoiser"] = learning.spent_of(out / "denoiser") or old.get("denoiser", Spent())
     if not learning.average_of(out / "denoiser", net) and older is not None:
         base.load_denoiser(older, net)
     return {
-        "vae": vae, "unet": net.unet.eval(), "text_encoder": net.text_encoder.eval(), "tokenizer": tokenizer, "spent": spent,
-    }  # fmt: skip
+        "vae": vae,
+        "unet": net.unet.eval(),
+        "text_encoder": net.text_encoder.eval(),
+        "tokenizer": tokenizer,
+        "spent": spent,
+    }
 
 
 def _new_denoiser(recipe: BaseRecipe, tokenizer: Any, side: int) -> tuple[Any, Any]:
     plan = recipe.denoiser
-    unet = denoiser.build_unet(plan, latent_channels=recipe.autoencoder.latent_channels, side=side, seed=recipe.seed)
-    return unet, text.build_encoder(tokenizer, width=plan.text_width, layers=plan.text_layers, heads=plan.heads, seed=recipe.seed)
+    unet = denoiser.build_unet(
+        plan, latent_channels=recipe.autoencoder.latent_channels, side=side, seed=recipe.seed
+    )
+    return unet, text.build_encoder(
+        tokenizer, width=plan.text_width, layers=plan.text_layers, heads=plan.heads, seed=recipe.seed
+    )

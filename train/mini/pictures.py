@@ -51,8 +51,13 @@ def read(folder: Path) -> Pictures:
     parts = tuple(np.load(name.with_suffix(".npy"), mmap_mode="r") for name in names)
     for name, part, row in zip(names, parts, rows, strict=True):
         if len(part) != len(row["captions"]):
-            raise ValueError(f"{name} has {len(row['captions'])} captions for {len(part)} pictures: delete the part and render it again")
-    return Pictures(parts, *(tuple(text for row in rows for text in row[key]) for key in ("captions", "mirrored")))
+            raise ValueError(
+                f"{name} has {len(row['captions'])} captions for {len(part)} pictures: delete the part and"
+                " render it again"
+            )
+    return Pictures(
+        parts, *(tuple(text for row in rows for text in row[key]) for key in ("captions", "mirrored"))
+    )
 
 
 def has_part(folder: Path, name: str) -> bool:
@@ -63,7 +68,8 @@ def has_part(folder: Path, name: str) -> bool:
 def write_part(
     folder: Path,
     name: str,
-    rows: Iterable[tuple[NDArray[np.uint8], str, str]],  # picture [s, s, 3], its caption, the caption of its mirror image
+    # picture [s, s, 3], its caption, the caption of its mirror image
+    rows: Iterable[tuple[NDArray[np.uint8], str, str]],
 ) -> int:  # pictures
     """A part is there as a whole or not at all."""
     images, captions, mirrored = [], [], []
@@ -72,7 +78,9 @@ def write_part(
         captions.append(caption)
         mirrored.append(other)
     if not images:
-        raise ValueError(f"part {name} of {folder} would be empty: ask for less of the pictures, or for more of them")
+        raise ValueError(
+            f"part {name} of {folder} would be empty: ask for less of the pictures, or for more of them"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     work = folder / f".tmp-{name}-{os.getpid()}"
     with work.open("wb") as file:

@@ -26,11 +26,23 @@ def measure(parts: Mapping[str, Any], held_out: Pictures, *, count: int = 500) -
     scale = parts["vae"].config.scaling_factor
     with torch.no_grad():
         means = np.concatenate(
-            [parts["vae"].encode(autoencoder.to_tensor(images[i : i + 1], "cpu")).latent_dist.mean.numpy() for i in chosen]
+            [
+                parts["vae"].encode(autoencoder.to_tensor(images[i : i + 1], "cpu")).latent_dist.mean.numpy()
+                for i in chosen
+            ]
         )
     half = (means * scale).astype(np.float16)
-    data = Latents(len(half), half.shape[1:], lambda indices: half[indices], 0.0, tokens, text.tokens_of(parts["tokenizer"], [""])[0])
-    errors = denoiser.held_out_error(Denoiser(parts["unet"], parts["text_encoder"]), data, denoiser.levels(), len(half))
+    data = Latents(
+        len(half),
+        half.shape[1:],
+        lambda indices: half[indices],
+        0.0,
+        tokens,
+        text.tokens_of(parts["tokenizer"], [""])[0],
+    )
+    errors = denoiser.held_out_error(
+        Denoiser(parts["unet"], parts["text_encoder"]), data, denoiser.levels(), len(half)
+    )
     return {
         "n": len(images),
         "reconstruction_psnr": _interval(found),
@@ -41,11 +53,16 @@ def measure(parts: Mapping[str, Any], held_out: Pictures, *, count: int = 500) -
 
 
 def _interval(values: NDArray[np.float64]) -> list[float]:
-    return [round(float(values.mean()), 3), round(1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)), 3)]
+    return [
+        round(float(values.mean()), 3),
+        round(1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)), 3),
+    ]
 
 
 def _edge_agreement(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:  # [N]
-    """F1 of Canny's edges (100, 200), a pixel's tolerance: whether a picture keeps its edges where they were."""
+    """F1 of Canny's edges (100, 200), a pixel's tolerance: whether a picture keeps its edges
+    where they were.
+    """
     import cv2
 
     scores = []
@@ -58,14 +75,18 @@ def _edge_agreement(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDA
 
 
 @torch.no_grad()
-def draw(folder: Path, captions: Sequence[str], *, seed: int = 0, steps: int = 25, guidance: float = 3.0) -> NDArray[np.uint8]:
+def draw(
+    folder: Path, captions: Sequence[str], *, seed: int = 0, steps: int = 25, guidance: float = 3.0
+) -> NDArray[np.uint8]:
     """Samples at the base's own size [N, s, s, 3], by diffusers' own pipeline."""
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True).to(torch.float32)
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, local_files_only=True
+    ).to(torch.float32)
     if shown:
         logging.enable_progress_bar()
     pipeline.set_progress_bar_config(disable=True)
@@ -74,7 +95,15 @@ def draw(folder: Path, captions: Sequence[str], *, seed: int = 0, steps: int = 2
     for i in range(0, len(captions), 16):
         some = list(captions[i : i + 16])
         generators = [torch.Generator().manual_seed(seed + i + k) for k in range(len(some))]
-        out.append(pipeline(
-            some, height=side, width=side, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
-        ).images)  # fmt: skip
+        out.append(
+            pipeline(
+                some,
+                height=side,
+                width=side,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=generators,
+                output_type="np",
+            ).images
+        )
     return (np.concatenate(out) * 255).round().astype(np.uint8)

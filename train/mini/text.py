@@ -19,7 +19,9 @@ def words_of(captions: Iterable[str]) -> list[str]:
 
 
 def merges_of(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Byte pair encoding (Sennrich et al. 2016) of the words alone, until each is one symbol; ties go to the first in the alphabet."""
+    """Byte pair encoding (Sennrich et al. 2016) of the words alone, until each is one symbol; ties go to the
+    first in the alphabet.
+    """
     split = [[*word[:-1], word[-1] + WORD_END] for word in words]
     merges: list[tuple[str, str]] = []
     while True:
@@ -58,7 +60,8 @@ def build_tokenizer(words: Sequence[str], length: int = LENGTH) -> Any:  # trans
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)  # type: ignore[arg-type]  # it is annotated with less
 
 
-def build_encoder(tokenizer: Any, *, width: int, layers: int, heads: int, seed: int) -> Any:  # transformers CLIPTextModel
+# transformers CLIPTextModel
+def build_encoder(tokenizer: Any, *, width: int, layers: int, heads: int, seed: int) -> Any:
     """Random weights; it is trained with the UNet."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -66,18 +69,30 @@ def build_encoder(tokenizer: Any, *, width: int, layers: int, heads: int, seed: 
         torch.manual_seed(seed)
         return CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-                num_attention_heads=heads, max_position_embeddings=tokenizer.model_max_length, hidden_act="quick_gelu",
-                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+                vocab_size=len(tokenizer),
+                hidden_size=width,
+                intermediate_size=4 * width,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                max_position_embeddings=tokenizer.model_max_length,
+                hidden_act="quick_gelu",
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
             )
-        )  # fmt: skip
+        )
 
 
 def tokens_of(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:  # [N, T] int64
-    """Padded to the full length; ValueError where a caption is cut, because then words would be lost without a sign."""
+    """Padded to the full length; ValueError where a caption is cut, because then words would be lost without
+    a sign.
+    """
     found = tokenizer(list(captions))["input_ids"]
     longest = max(range(len(found)), key=lambda i: len(found[i]))
     if len(found[longest]) > tokenizer.model_max_length:
-        raise ValueError(f"a caption has {len(found[longest])} tokens, {tokenizer.model_max_length} fit: {captions[longest]!r}")
+        raise ValueError(
+            f"a caption has {len(found[longest])} tokens, {tokenizer.model_max_length} fit:"
+            f" {captions[longest]!r}"
+        )
     padded = [ids + [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(ids)) for ids in found]
     return torch.tensor(padded, dtype=torch.int64)

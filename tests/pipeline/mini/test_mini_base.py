@@ -13,7 +13,8 @@ from pipeline.scenes import words
 ROOT = Path(__file__).parents[3]
 GOOD = """
 name: toy
-scenes: {count: 12, seed: 3, held_out: {count: 6, seed: 4}, resolution: 64, most_objects: 2, least_box: 0.06, least_visible: 0.7}
+scenes: {count: 12, seed: 3, held_out: {count: 6, seed: 4}, resolution: 64, most_objects: 2,
+         least_box: 0.06, least_visible: 0.7}
 recipe: {autoencoder: {images: 8}, denoiser: {widths: [8, 16, 16, 16], lr: 1.0e-4}}
 """
 
@@ -34,7 +35,11 @@ def test_the_shipped_manifest_is_complete_and_asks_for_held_out_scenes_of_anothe
 def test_what_a_recipe_says_reaches_the_trainer_and_the_rest_is_default(tmp_path: Path) -> None:
     path = written(tmp_path)
     recipe = mini.recipe_of(mini.load(path))
-    assert (recipe.autoencoder.images, recipe.denoiser.widths, recipe.denoiser.lr) == (8, (8, 16, 16, 16), 1e-4)
+    assert (recipe.autoencoder.images, recipe.denoiser.widths, recipe.denoiser.lr) == (
+        8,
+        (8, 16, 16, 16),
+        1e-4,
+    )
     assert recipe.denoiser.batch == type(recipe.denoiser)().batch
 
 
@@ -47,21 +52,27 @@ def test_what_a_recipe_says_reaches_the_trainer_and_the_rest_is_default(tmp_path
         ("name: toy", "title: toy", "title: unknown key; known keys: name, recipe, scenes"),
     ],
 )
-def test_a_mistake_in_a_manifest_is_named_by_file_and_key(tmp_path: Path, before: str, after: str, message: str) -> None:
+def test_a_mistake_in_a_manifest_is_named_by_file_and_key(
+    tmp_path: Path, before: str, after: str, message: str
+) -> None:
     path = written(tmp_path, GOOD.replace(before, after))
     with pytest.raises(MillError, match=message) as caught:
         mini.recipe_of(mini.load(path))
     assert str(path) in str(caught.value)
 
 
-def test_only_simple_scenes_are_kept_and_they_are_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_simple_scenes_are_kept_and_they_are_rendered_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = mini.load(written(tmp_path)).scenes
     seen, held_out = render(plan, tmp_path)
     kept = [index for index in range(12) if plan.limits.hold(scenes.render(3, index, 64).facts)]
     assert 0 < len(kept) < 12 and len(seen.captions) == len(kept)
     last = scenes.render(3, kept[-1], 64)
     assert (seen.images([len(kept) - 1])[0] == last.image).all()
-    assert seen.caption(len(kept) - 1) == last.caption and seen.caption(2 * len(kept) - 1) == words.mirrored(last.caption)
+    assert seen.caption(len(kept) - 1) == last.caption and seen.caption(2 * len(kept) - 1) == words.mirrored(
+        last.caption
+    )
     monkeypatch.setattr(scenes, "render", None)
     again, _ = render(plan, tmp_path)
     assert again.captions == seen.captions and len(held_out.captions) > 0
@@ -79,7 +90,9 @@ def test_a_base_can_be_made_and_exported_from_a_manifest_alone(tmp_path: Path) -
     import torch
 
     torch.set_num_threads(1)
-    text = GOOD.replace("images: 8", "images: 8, polish: 0, batch: 4, widths: [16, 48, 48, 32], bf16: false").replace(
+    text = GOOD.replace(
+        "images: 8", "images: 8, polish: 0, batch: 4, widths: [16, 48, 48, 32], bf16: false"
+    ).replace(
         "lr: 1.0e-4", "lr: 1.0e-4, groups: 4, heads: 2, text_width: 16, text_layers: 1, images: 8, batch: 4"
     )
     path = written(tmp_path, text)

@@ -28,8 +28,16 @@ def test_a_detector_is_made_and_exported_from_a_manifest_alone(tmp_path: Path) -
     assert detector.make_detector(path, tmp_path / "work")
     found = detector.export_detector(path, tmp_path / "work", tmp_path / "out")
     assert found["scenes"]["n"] == 3
-    page, told = (tmp_path / "out" / "README.md").read_text(), json.loads((tmp_path / "out" / "detector.json").read_text())
-    assert "held out: seed 4" in page and told["sha256"] in page and told["spent"]["images"] == 4 and told["spent_on_figures"]["images"] == 2
+    page, told = (
+        (tmp_path / "out" / "README.md").read_text(),
+        json.loads((tmp_path / "out" / "detector.json").read_text()),
+    )
+    assert (
+        "held out: seed 4" in page
+        and told["sha256"] in page
+        and told["spent"]["images"] == 4
+        and told["spent_on_figures"]["images"] == 2
+    )
 
 
 def test_the_truth_is_that_of_the_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,8 +52,12 @@ def test_the_truth_is_that_of_the_scene(tmp_path: Path, monkeypatch: pytest.Monk
             from annotate.label_spaces import SPACES
 
             table = np.array([SPACES[space].names.index(word[column]) for word in words.classes])
-            assert (table[truth.classes[0]] == scene.maps[name].array).all(), "the joint classes say what both label spaces say"
-        assert training.wanted[row].objects == tuple((one["shape"], one["colour"]) for one in scene.facts["objects"])
+            assert (table[truth.classes[0]] == scene.maps[name].array).all(), (
+                "the joint classes say what both label spaces say"
+            )
+        assert training.wanted[row].objects == tuple(
+            (one["shape"], one["colour"]) for one in scene.facts["objects"]
+        )
         assert training.wanted[row].person == bool(scene.facts["figure"]) == bool(truth.joints.any())
         assert words.wanted(scene.caption) == training.wanted[row], "the caption names what the facts know"
         assert np.allclose(truth.depth[0], scene.maps["depth_large"].array, rtol=1e-3)
@@ -54,7 +66,9 @@ def test_the_truth_is_that_of_the_scene(tmp_path: Path, monkeypatch: pytest.Monk
     assert again.wanted == training.wanted
 
 
-def test_pictures_through_a_vae_are_made_once_for_each_vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_through_a_vae_are_made_once_for_each_vae(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from train.mini import autoencoder, base
 
     path = tmp_path / "detector.yaml"
@@ -67,7 +81,9 @@ def test_pictures_through_a_vae_are_made_once_for_each_vae(tmp_path: Path, monke
     monkeypatch.setattr(autoencoder, "reconstruct", lambda vae, images: 255 - images)
     training, held_out = detector.render(detector.load(path), tmp_path / "work")
     truth = training.truth([0, 1], returned=np.array([False, True]))
-    assert (truth.images[0] == scenes.render(3, 0, 64).image).all() and (truth.images[1] == 255 - scenes.render(3, 1, 64).image).all()
+    assert (truth.images[0] == scenes.render(3, 0, 64).image).all() and (
+        truth.images[1] == 255 - scenes.render(3, 1, 64).image
+    ).all()
     assert (held_out.returned == 255 - held_out.truth([0, 1, 2]).images).all()
     monkeypatch.setattr(autoencoder, "reconstruct", lambda vae, images: images)
     assert (detector.render(detector.load(path), tmp_path / "work")[1].returned == held_out.returned).all()
@@ -81,11 +97,19 @@ def test_the_shipped_detector_reads_scenes_that_it_has_never_seen() -> None:
     seen = [scenes.render(912, index) for index in range(12)]
     net = detect.load()
     readings = detect.read(net, [scene.image for scene in seen])
-    hits = [hit for one, scene in zip(readings, seen, strict=True) for hit in scores.found(one, net.words.wanted(scene.caption))]
+    hits = [
+        hit
+        for one, scene in zip(readings, seen, strict=True)
+        for hit in scores.found(one, net.words.wanted(scene.caption))
+    ]
     assert len(hits) > 20 and np.mean(hits) >= 0.9
     ratios = [one.depth / scene.maps["depth_large"].array for one, scene in zip(readings, seen, strict=True)]
     assert np.mean([np.maximum(ratio, 1 / ratio) < 1.25 for ratio in ratios]) >= 0.95
-    people = [(one.joints, scene.maps["pose_openpose"].array[0]) for one, scene in zip(readings, seen, strict=True) if scene.facts["figure"]]
+    people = [
+        (one.joints, scene.maps["pose_openpose"].array[0])
+        for one, scene in zip(readings, seen, strict=True)
+        if scene.facts["figure"]
+    ]
     near = [hit for made, true in people for hit in scores.near(made, true)]
     assert len(near) > 30 and np.mean(near) >= 0.85
     assert net.words == detector.words(), "made again, it would learn the same classes"

@@ -1,4 +1,6 @@
-"""How the mini scorer is made: captions with one thing changed, a toy from a manifest alone, and what the shipped one tells."""
+"""How the mini scorer is made: captions with one thing changed, a toy from a manifest alone, and what the
+shipped one tells.
+"""
 
 import json
 import re
@@ -19,10 +21,14 @@ name: toy
 scenes: {count: 6, seed: 3, held_out: {count: 34, seed: 4}, resolution: 64}
 recipe: {images: 16, batch: 8, lr: 1.0e-3}
 """
-ONE = "one object: a white matte sphere on the left; a person in a green shirt and white trousers walking on the left, facing us; white brick wall"
+ONE = (
+    "one object: a white matte sphere on the left; a person in a green shirt and white trousers walking on"
+    " the left, facing us; white brick wall"
+)
 TWO = (
-    "two objects: an orange glossy sphere in the middle, a purple checked box on the left; a person in a purple shirt and orange trousers "
-    "crouching on the left, facing right; the orange sphere in front of the purple box; red carpet, plain blue wall, light from the left"
+    "two objects: an orange glossy sphere in the middle, a purple checked box on the left; a person in a"
+    " purple shirt and orange trousers crouching on the left, facing right; the orange sphere in front of the"
+    " purple box; red carpet, plain blue wall, light from the left"
 )
 
 
@@ -52,18 +58,26 @@ def test_a_mistake_in_its_recipe_is_named_by_file_and_key(tmp_path: Path) -> Non
 def test_another_colour_is_one_that_no_object_has_wherever_it_is_said() -> None:
     fresh = set(COLOURS) - {"orange", "purple"}
     wanted = {
-        TWO.replace("an orange glossy sphere", f"a {one} glossy sphere").replace("the orange sphere", f"the {one} sphere") for one in fresh
+        TWO.replace("an orange glossy sphere", f"a {one} glossy sphere").replace(
+            "the orange sphere", f"the {one} sphere"
+        )
+        for one in fresh
     }
-    wanted |= {TWO.replace("purple checked box", f"{one} checked box").replace("purple box", f"{one} box") for one in fresh - {"white"}}
+    wanted |= {
+        TWO.replace("purple checked box", f"{one} checked box").replace("purple box", f"{one} box")
+        for one in fresh - {"white"}
+    }
     assert all_changes(TWO, "another colour") == wanted  # a pattern on white would not be drawn
 
 
 def test_another_shape_is_one_that_can_have_the_gloss() -> None:
     assert all_changes(TWO, "another shape") == {
         *(TWO.replace("sphere", one) for one in ("cylinder", "cone")),
-        *(TWO.replace("purple checked box", f"purple checked {one}").replace("purple box", f"purple {one}")
-          for one in ("sphere", "cylinder", "cone", "pyramid")),
-    }  # fmt: skip
+        *(
+            TWO.replace("purple checked box", f"purple checked {one}").replace("purple box", f"purple {one}")
+            for one in ("sphere", "cylinder", "cone", "pyramid")
+        ),
+    }
 
 
 def test_another_place_leaves_the_person_where_it_is() -> None:
@@ -73,8 +87,12 @@ def test_another_place_leaves_the_person_where_it_is() -> None:
 
 
 def test_two_colours_are_exchanged_with_their_articles_and_one_can_not_be() -> None:
-    wanted = TWO.replace("an orange glossy", "a purple glossy").replace("a purple checked", "an orange checked")
-    wanted = wanted.replace("the orange sphere in front of the purple box", "the purple sphere in front of the orange box")
+    wanted = TWO.replace("an orange glossy", "a purple glossy").replace(
+        "a purple checked", "an orange checked"
+    )
+    wanted = wanted.replace(
+        "the orange sphere in front of the purple box", "the purple sphere in front of the orange box"
+    )
     assert all_changes(TWO, "two colours exchanged") == {wanted}
     assert all_changes(ONE, "two colours exchanged") == {"None"}
     same = "two objects: a red matte cone on the left, a blue matte cone on the left; red carpet"
@@ -86,7 +104,9 @@ def test_every_caption_of_the_renderer_can_be_changed_into_another_with_as_many_
     for index in range(8):
         caption = scenes.render(5, index, 64).caption
         other = changed(caption, kind, np.random.default_rng(index))
-        assert other and other != caption and len(re.findall(r"\w+", other)) == len(re.findall(r"\w+", caption))
+        assert (
+            other and other != caption and len(re.findall(r"\w+", other)) == len(re.findall(r"\w+", caption))
+        )
 
 
 def test_the_words_that_can_change_are_the_renderers() -> None:
@@ -94,7 +114,13 @@ def test_the_words_that_can_change_are_the_renderers() -> None:
     facts = {"objects": [], "figure": None, "before": None, "floor": "f", "wall": "w", "light": "l"}
     for colour in COLOURS:
         for shape in stage.SHAPES:
-            one = {"instance": 2, "colour": colour, "material": "matte", "shape": shape, "place": words.PLACES[1]}
+            one = {
+                "instance": 2,
+                "colour": colour,
+                "material": "matte",
+                "shape": shape,
+                "place": words.PLACES[1],
+            }
             text = words.describe({**facts, "objects": [one]})
             match = stage.THING.search(text)
             assert match and match.groups()[1:] == (colour, "matte", shape, "in the middle")
@@ -118,7 +144,9 @@ def test_a_scorer_is_made_in_two_sittings_and_exported_from_a_manifest_alone(tmp
     assert stage.make_scorer(path, work)
     found = stage.export_scorer(path, work, dest)
     scorer, note = mini.load(dest), json.loads((dest / "scorer.json").read_text())
-    assert note["spent"]["images"] == 16 and note["scores"] == found and note["made_from"]["scenes"]["seed"] == 3
+    assert (
+        note["spent"]["images"] == 16 and note["scores"] == found and note["made_from"]["scenes"]["seed"] == 3
+    )
     assert found["caption first of 32"]["n"] == found["caption before one with another colour"]["n"] == 34
     assert scorer.net.sizes.side == 64 and scorer.sha256 in (dest / "README.md").read_text()
     assert "right" in scorer.net.words and scorer.known([scenes.render(3, 0, 64).caption]) == [1]
