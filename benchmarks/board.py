@@ -422,7 +422,7 @@ def estimated(root: Path) -> dict[str, Any]:
 
     estimates._scores = quick  # type: ignore[assignment]
     catalog = Catalog(made.workspace)
-    whole = timed(lambda: estimates.estimate(made, catalog))
+    whole = timed(lambda: estimates.estimate(made, catalog, systems(made, catalog)))
     rows, systems_of = catalog.row("SELECT count(*), count(DISTINCT system) FROM scores")
     median = {name: statistics.median(it[name] for it in each) for name in whole}
     return {
@@ -459,9 +459,10 @@ def written(root: Path, folder: Path) -> dict[str, Any]:
 
     def work() -> None:
         made = plan.load_saved(Workspace(root / "workspace"))
-        assert leaderboard_scores.write(made, Catalog(made.workspace), folder)
+        catalog = Catalog(made.workspace)
+        compared = watched("systems", systems)(made, catalog)
+        assert leaderboard_scores.write(made, catalog, compared, folder)
 
-    leaderboard_scores.systems = watched("systems", leaderboard_scores.systems)  # type: ignore[assignment]
     leaderboard_scores.build = watched("build", leaderboard_scores.build)  # type: ignore[assignment]
     leaderboard_scores.leaderboard.render = watched("render", leaderboard_scores.leaderboard.render)  # type: ignore[assignment]
     first = timed(work)

@@ -14,7 +14,7 @@ from pipeline import plan as plans
 from pipeline.catalog import Catalog
 from pipeline.commands import preflight
 from pipeline.commands.mini import mini
-from pipeline.run import STAGES, Options, rebuild, run
+from pipeline.run import STAGES, RunOptions, rebuild, run
 from pipeline.storage.workspace import Workspace, stopping
 
 HOUSE = ("pipeline", "annotate", "train", "evaluate")
@@ -107,7 +107,7 @@ def run_command(
         )
         sys.exit(NOT_COMPLETE if absent else 0)
     signal.signal(signal.SIGTERM, _interrupt)
-    options = Options(chosen, limit=limit, workers=workers, address=address, retry_failed=retry_failed)
+    options = RunOptions(chosen, limit=limit, workers=workers, address=address, retry_failed=retry_failed)
     sys.exit(run(given, options, _say))
 
 

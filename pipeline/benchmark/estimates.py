@@ -4,7 +4,7 @@ What has not changed is not computed again.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from annotate.conditions import CONDITIONS
 from evaluate import alignment, fidelity, measures
 from evaluate.comparison import Metric
 from evaluate.replicates import Replicated, draws, least_left, of_distance, of_means
-from pipeline.benchmark.systems import REAL, System, readable, score_key, systems
+from pipeline.benchmark.systems import REAL, System, readable, score_key
 from pipeline.benchmark.tasks import tasks_of
 from pipeline.catalog import Catalog
 from pipeline.plan import Plan
@@ -81,7 +81,7 @@ class Scored:
         return np.array(rows) if rows else np.empty((0, 0), np.float32), np.array(there, np.int64)
 
 
-def scored(plan: Plan, catalog: Catalog) -> list[Scored]:
+def scored(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> list[Scored]:
     """The systems whose samples are all scored: a part of them is another benchmark."""
     if plan.manifest.evaluate is None:
         return []
@@ -91,7 +91,7 @@ def scored(plan: Plan, catalog: Catalog) -> list[Scored]:
     ):
         found.setdefault((name, key), []).append((path, sha256, count))
     out = []
-    for system in systems(plan, catalog):
+    for system in systems:
         key = score_key(plan, system)
         own = found.get((system.name, key), [])
         if sum(rows for *_, rows in own) == len(tasks_of(system, plan.manifest.evaluate.benchmark)):
@@ -100,9 +100,9 @@ def scored(plan: Plan, catalog: Catalog) -> list[Scored]:
     return out
 
 
-def estimate(plan: Plan, catalog: Catalog) -> int:
+def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
     """Brings the table `scores` up to date; returns its rows."""
-    found = scored(plan, catalog)
+    found = scored(plan, catalog, systems)
     known = dict(catalog.query("SELECT DISTINCT system, mark FROM scores"))
     reference = {it.system.condition: it for it in found if it.system.arm == REAL}
     rows: list[dict[str, Any]] = []

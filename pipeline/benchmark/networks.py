@@ -1,11 +1,20 @@
 """The networks that look at samples, once a process, and what identifies them."""
 
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import MillError
 from pipeline.manifest import Evaluate, Manifest
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The networks that a manifest asks for."""
+
+    features: tuple[tuple[str, str | None], ...] = ()  # extractor, absolute path of its weights
+    clip: str | None = None  # `mini`, or the absolute path of a folder of transformers
 
 
 @functools.cache
@@ -29,39 +38,39 @@ def dual_encoder(spec: str, device: str) -> Any:  # evaluate.alignment.DualEncod
         raise MillError(f"evaluate.clip: {error}") from error
 
 
-def wanted(evaluation: Evaluate) -> dict[str, Any]:
-    """As data for a worker, which may stand in another folder."""
-    return {
-        "features": [(it.extractor, _absolute(it.weights)) for it in evaluation.features],
-        "clip": evaluation.clip if evaluation.clip in (None, "mini") else _absolute(evaluation.clip),
-    }
+def wanted(evaluation: Evaluate) -> Wanted:
+    """With absolute paths, since a worker may stand in another folder."""
+    return Wanted(
+        tuple((it.extractor, _absolute(it.weights)) for it in evaluation.features),
+        evaluation.clip if evaluation.clip in (None, "mini") else _absolute(evaluation.clip),
+    )
 
 
 def identity(evaluation: Evaluate) -> list[list[str]]:
     """Versions and weights of all of them."""
     asked = wanted(evaluation)
-    found = [extractor(name, weights, "cpu") for name, weights in asked["features"]]
-    marks = [[it.name, it.version, it.weights_sha256] for it in found]
-    if asked["clip"]:
-        encoder = dual_encoder(asked["clip"], "cpu")
+    extractors = [extractor(name, weights, "cpu") for name, weights in asked.features]
+    marks = [[it.name, it.version, it.weights_sha256] for it in extractors]
+    if asked.clip:
+        encoder = dual_encoder(asked.clip, "cpu")
         marks.append(["clip", encoder.name, encoder.version, encoder.sha256])
     return marks
 
 
 def lacking(given: Manifest) -> list[str]:
     """A sentence for each network of `evaluate:` that can't be loaded here."""
-    asked, found = wanted(given.evaluate) if given.evaluate else {"features": [], "clip": None}, []
+    asked, sentences = wanted(given.evaluate) if given.evaluate else Wanted(), []
     loads: list[tuple[tuple[str | int, ...], Any, tuple[Any, ...]]] = [
         (("features", number), extractor, (name, weights, "cpu"))
-        for number, (name, weights) in enumerate(asked["features"])
+        for number, (name, weights) in enumerate(asked.features)
     ]
-    loads += [(("clip",), dual_encoder, (asked["clip"], "cpu"))] if asked["clip"] else []
+    loads += [(("clip",), dual_encoder, (asked.clip, "cpu"))] if asked.clip else []
     for steps, load, arguments in loads:
         try:
             load(*arguments)
         except MillError as error:
-            found.append(f"{given.at('evaluate', *steps)}: {error.__cause__ or error}")
-    return found
+            sentences.append(f"{given.at('evaluate', *steps)}: {error.__cause__ or error}")
+    return sentences
 
 
 def _absolute(path: str | None) -> str | None:

@@ -3,8 +3,8 @@ held-out pairs.
 """
 
 import functools
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from annotate.annotator import PROVIDED
@@ -14,7 +14,7 @@ from pipeline import MillError
 from pipeline.benchmark import networks
 from pipeline.catalog import Catalog
 from pipeline.experiment.base import base_fingerprint, base_spec
-from pipeline.experiment.pairs import planned_runs
+from pipeline.experiment.pairs import PlannedRun, planned_runs
 from pipeline.experiment.warm_starts import warm_folder, warm_starts
 from pipeline.plan import Plan
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, fingerprint
@@ -43,6 +43,16 @@ class Item:
     width: int
     map_shard: str
     row: int
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A ControlNet that is compared on one condition."""
+
+    model: str  # a run's name, or the manifest's for an external checkpoint
+    condition: str
+    checkpoint: str  # below the workspace, or the absolute path of an external one
+    weights: str  # identity
 
 
 @dataclass(frozen=True)
@@ -106,41 +116,44 @@ def systems(plan: Plan, catalog: Catalog) -> list[System]:
     evaluation = plan.manifest.evaluate
     if evaluation is None:
         return []
-    made = [*_runs(plan, catalog), *_externals(plan)]
-    wanted = [name for name in plan.conditions if any(condition == name for _, condition, *_ in made)]
-    if not made:
+    complete = catalog.query(
+        "SELECT run, conditions, checkpoint FROM runs WHERE status = 'complete' ORDER BY run"
+    )
+    runs = planned_runs(plan, catalog) if complete else []
+    entrants = [*_trained(complete, runs), *_externals(plan)]
+    if not entrants:
         return []
-    mark = base_fingerprint(base_spec(plan))
-    own = {model for model, _, checkpoint, _ in made if not Path(checkpoint).is_absolute()}
-    course = _courses(plan, own) if EARLIER in evaluation.baselines else {}
-    before = _befores(plan, catalog, [model for model, *_ in made]) if BEFORE in evaluation.baselines else {}
-    out: list[System] = []
-    for condition in wanted:
-        items, benchmark, asked = _benchmark(plan, catalog, condition, mark)
-        for arm in evaluation.baselines:
-            if arm in ALONE:
-                out.append(System(arm, condition, arm, "", "", benchmark, items, asked))
-        for model, follows, checkpoint, weights in made:
-            if follows == condition:
-                arms = (CONTROL, SHUFFLED) if SHUFFLED in evaluation.baselines else (CONTROL,)
-                out += [System(model, condition, arm, checkpoint, weights, benchmark, items) for arm in arms]
-                if (model, condition) in before:
-                    out.append(System(model, condition, BEFORE, *before[model, condition], benchmark, items))
-                for step, seen in course.get(model, []):
-                    if (place := f"{step}/{condition}") != checkpoint:
-                        out.append(
-                            System(
-                                model,
-                                condition,
-                                EARLIER,
-                                place,
-                                fingerprint([model, step]),
-                                benchmark,
-                                items,
-                                seen=seen,
-                            )
-                        )
-    return out
+    base = base_fingerprint(base_spec(plan))
+    kept = _kept(plan, entrants) if EARLIER in evaluation.baselines else {}
+    starts = _starts(plan, catalog, runs, entrants) if BEFORE in evaluation.baselines else {}
+    compared: list[System] = []
+    for condition in plan.conditions:
+        of_condition = [entrant for entrant in entrants if entrant.condition == condition]
+        if not of_condition:
+            continue
+        items, benchmark, asked = _benchmark(plan, catalog, condition, base)
+        alone = [arm for arm in evaluation.baselines if arm in ALONE]
+        compared += [System(arm, condition, arm, "", "", benchmark, items, asked) for arm in alone]
+        for entrant in of_condition:
+            control = System(
+                entrant.model, condition, CONTROL, entrant.checkpoint, entrant.weights, benchmark, items
+            )
+            compared.append(control)
+            if SHUFFLED in evaluation.baselines:
+                compared.append(replace(control, arm=SHUFFLED))
+            if start := starts.get((entrant.model, condition)):
+                compared.append(replace(control, arm=BEFORE, checkpoint=start[0], weights=start[1]))
+            compared += _earlier(control, kept.get(entrant.model, []))
+    return compared
+
+
+def _earlier(control: System, kept: list[tuple[str, int]]) -> Iterator[System]:
+    """The checkpoints on the way of a run, but for the last, which is the run itself."""
+    for step, seen in kept:
+        place = f"{step}/{control.condition}"
+        if place != control.checkpoint:
+            weights = fingerprint([control.model, step])
+            yield replace(control, arm=EARLIER, checkpoint=place, weights=weights, seen=seen)
 
 
 # items, fingerprint, System.asked
@@ -174,41 +187,39 @@ def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple
     return items, fingerprint(common | identity), fingerprint(common | asked)
 
 
-# model, condition, checkpoint, weights
-def _runs(plan: Plan, catalog: Catalog) -> list[tuple[str, str, str, str]]:
-    done = catalog.query(
-        "SELECT run, conditions, checkpoint FROM runs WHERE status = 'complete' ORDER BY run"
-    )
-    named = {planned.name for planned in planned_runs(plan, catalog)} if done else set()
-    # a run of an earlier manifest is left out: its conditions were made otherwise
-    return [
-        (run, condition, f"{checkpoint}/{condition}", fingerprint([run, checkpoint]))
-        for run, conditions, checkpoint in done
-        for condition in conditions
-        if run in named
-    ]
+def _trained(complete: Iterable[tuple[str, list[str], str]], runs: list[PlannedRun]) -> Iterator[Entrant]:
+    """Runs that are complete; one of an earlier manifest is left out: its conditions were made otherwise."""
+    names = {run.name for run in runs}
+    for run, conditions, checkpoint in complete:
+        if run in names:
+            weights = fingerprint([run, checkpoint])
+            yield from (Entrant(run, name, f"{checkpoint}/{name}", weights) for name in conditions)
 
 
-def _courses(plan: Plan, models: Collection[str]) -> dict[str, list[tuple[str, int]]]:
+def _kept(plan: Plan, entrants: list[Entrant]) -> dict[str, list[tuple[str, int]]]:
     """Run -> the checkpoints that it kept, and how many images each had seen."""
     from train import checkpoint
 
-    kept = {model: checkpoint.kept(plan.workspace.run(model)) for model in models}
+    runs = {entrant.model for entrant in entrants if not Path(entrant.checkpoint).is_absolute()}
     return {
-        model: [(plan.workspace.relative(it.path), it.images) for it in found]
-        for model, found in kept.items()
+        run: [
+            (plan.workspace.relative(it.path), it.images) for it in checkpoint.kept(plan.workspace.run(run))
+        ]
+        for run in runs
     }
 
 
-def _befores(plan: Plan, catalog: Catalog, models: list[str]) -> dict[tuple[str, str], tuple[str, str]]:
+def _starts(
+    plan: Plan, catalog: Catalog, runs: list[PlannedRun], entrants: list[Entrant]
+) -> dict[tuple[str, str], tuple[str, str]]:
     """Run and condition -> the ControlNet that it started from, and its weights; a run that began with the
     base alone has none.
     """
     from train import checkpoint
 
+    models = {entrant.model for entrant in entrants}
+    hashed = functools.cache(checkpoint.weights_hash)  # several conditions may share a start
     out = {}
-    # several conditions may share a start
-    runs, hashed = planned_runs(plan, catalog), functools.cache(checkpoint.weights_hash)
     for number, it in enumerate(runs):
         done = checkpoint.newest(plan.workspace.run(it.name)) if it.name in models and it.run.starts else None
         for condition, (place, _) in warm_starts(plan, catalog, runs, number).items() if done else ():
@@ -228,11 +239,10 @@ def _befores(plan: Plan, catalog: Catalog, models: list[str]) -> dict[tuple[str,
     return out
 
 
-def _externals(plan: Plan) -> list[tuple[str, str, str, str]]:
+def _externals(plan: Plan) -> Iterator[Entrant]:
     from train import average, checkpoint
 
     assert plan.manifest.evaluate is not None
-    out = []
     for number, it in enumerate(plan.manifest.evaluate.external):
         try:
             folder = checkpoint.locate(it.checkpoint)
@@ -240,8 +250,7 @@ def _externals(plan: Plan) -> list[tuple[str, str, str, str]]:
         except (OSError, ValueError) as error:
             place = plan.manifest.at("evaluate", "external", number, "checkpoint")
             raise MillError(f"{place}: {it.name}: {error}") from error
-        out.append((it.name, it.condition, str(Path(folder).resolve()), weights))
-    return out
+        yield Entrant(it.name, it.condition, str(Path(folder).resolve()), weights)
 
 
 def readable(plan: Plan, condition: str) -> bool:

@@ -7,6 +7,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from evaluate import fidelity
@@ -182,20 +183,24 @@ def rescored(
 ) -> list[str]:  # a sentence for each number that is not what is stored
     """Scores stored samples again: what the leaderboard says must follow from the pictures that it shows."""
     from pipeline.benchmark.scoring import jobs, score_part
+    from pipeline.benchmark.systems import systems
     from pipeline.experiment.base import device
 
-    done = [(path, job) for path, job, there in jobs(plan, catalog, device()) if there]
-    random.Random(seed).shuffle(done)
+    scored = [job for job, committed in jobs(plan, catalog, systems(plan, catalog), device()) if committed]
+    random.Random(seed).shuffle(scored)
     found: list[str] = []
     count = compared = 0
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=plan.workspace.root) as folder:
-        for path, job in done:
+        for job in scored:
             if count >= samples:
                 break
             again = Path(folder) / f"{count}.parquet"
-            score_part(job.args | {"path": str(again)}, job.rows, {}, False)
+            score_part(replace(job.args, path=again), job.rows, {}, False)
             for old, new in zip(
-                *(shards.read(it, ["image_id", "seed", "values"]).to_pylist() for it in (path, again)),
+                *(
+                    shards.read(it, ["image_id", "seed", "values"]).to_pylist()
+                    for it in (job.args.path, again)
+                ),
                 strict=True,
             ):
                 stored, made = (

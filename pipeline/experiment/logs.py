@@ -5,24 +5,26 @@ from typing import Any
 
 from train import log as logs
 
+LogRow = dict[str, Any]  # one line of a run's log.jsonl: train/log.py says what stands in it
 
-def read_log(out: Path) -> list[dict[str, Any]]:
+
+def read_log(out: Path) -> list[LogRow]:
     """What a run has told so far, without the lines that are damaged."""
     return logs.read_log(out / logs.LOG)[0]
 
 
-def notes(log: list[dict[str, Any]]) -> list[str]:
+def notes(log: list[LogRow]) -> list[str]:
     """What a person should know of a run: damage that it went on from, an option that changed on its way."""
     return [row["note"] for row in log if "note" in row]
 
 
-def held_out_rows(log: list[dict[str, Any]], condition: str) -> list[tuple[int, dict[str, Any]]]:
+def held_out_rows(log: list[LogRow], condition: str) -> list[tuple[int, dict[str, Any]]]:
     """Images seen, and what train.held_out.summary said of the condition's loss gap then."""
     return [
         (row["images"], row["held_out"][condition]) for row in log if condition in row.get("held_out", {})
     ]
 
 
-def follows(log: list[dict[str, Any]]) -> dict[str, int]:
+def follows(log: list[LogRow]) -> dict[str, int]:
     """Condition -> images seen when it began to follow its hints (train.held_out.alarms), as last told."""
     return next((row["alarm"] for row in reversed(log) if row.get("alarm")), {})

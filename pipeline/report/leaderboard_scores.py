@@ -32,7 +32,6 @@ from pipeline.benchmark.systems import (
     SHUFFLED,
     System,
     readable,
-    systems,
 )
 from pipeline.catalog import Catalog
 from pipeline.experiment.pairs import called
@@ -52,16 +51,16 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write(plan: Plan, catalog: Catalog, folder: Path) -> Path | None:
+def write(plan: Plan, catalog: Catalog, systems: list[System], folder: Path) -> Path | None:
     """Returns the page; None = nothing is scored yet."""
     with catalog.reading():
-        found = _board(plan, catalog)
+        found = _board(plan, catalog, systems)
     return leaderboard.render(found, folder) if found else None
 
 
-def _board(plan: Plan, catalog: Catalog) -> leaderboard_data.Board | None:
+def _board(plan: Plan, catalog: Catalog, systems: list[System]) -> leaderboard_data.Board | None:
     # the report has the course of a run
-    made = {system.name: system for system in systems(plan, catalog) if system.arm != EARLIER}
+    made = {system.name: system for system in systems if system.arm != EARLIER}
     rows = [
         dict(zip(COLUMNS, row, strict=True))
         for row in catalog.query(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY ALL")

@@ -12,7 +12,7 @@ from annotate.conditions import CONDITIONS
 from evaluate import measures
 from evaluate.replicates import LEVEL, Replicated, best, difference, draws, of_means, quantile, share
 from pipeline.benchmark.estimates import replicated
-from pipeline.benchmark.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, System, systems
+from pipeline.benchmark.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, System
 from pipeline.catalog import Catalog
 from pipeline.experiment.logs import held_out_rows, read_log
 from pipeline.experiment.pairs import called
@@ -45,9 +45,9 @@ def summary(plan: Plan, catalog: Catalog, made: list[System]) -> list[SummaryRow
     return sorted(rows, key=lambda row: (list(CONDITIONS).index(row.condition), row.model))
 
 
-def lines(plan: Plan, catalog: Catalog, page: Path) -> Iterator[str]:
+def lines(plan: Plan, catalog: Catalog, systems: list[System], page: Path) -> Iterator[str]:
     """For a person at the end of a run."""
-    rows = summary(plan, catalog, systems(plan, catalog))
+    rows = summary(plan, catalog, systems)
     if not rows:
         return
     several = len({row.condition for row in rows}) < len(rows)

@@ -3,8 +3,8 @@ part still lacks.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,205 +12,238 @@ from annotate import annotator, maps
 from annotate.annotator import PROVIDED, Annotation, Step
 from annotate.maps import RawMap
 from pipeline.catalog import Catalog
-from pipeline.cluster import Cluster, Job
+from pipeline.cluster.jobs import Job, Resources
 from pipeline.dataset import provided
 from pipeline.dataset.maps import annotation
 from pipeline.manifest import Image
-from pipeline.plan import Plan
+from pipeline.plan import Plan, Planned
+from pipeline.report.text import tally
 from pipeline.sources import RawImage
+from pipeline.stages.stage import StageContext, StageResult, result
 from pipeline.storage import codec, shards
+from pipeline.storage.shards import Row
 
 BATCH = 16  # images decoded at a time: bounds a worker's memory whatever the size of a part
 
+READABLE = """SELECT shards.part, images.row, image_id FROM images JOIN shards ON shards.path = images.shard
+              WHERE status = 'ok' ORDER BY ALL"""
+FIRST_ADDRESS = """SELECT shards.part, images.row, arg_min(uri, (sources.part, position))
+                   FROM images JOIN shards ON shards.path = images.shard JOIN sources USING (image_id)
+                   WHERE status = 'ok' GROUP BY ALL"""
+WITHOUT_PAIRS = """SELECT DISTINCT condition FROM annotations
+                   WHERE status = 'ok' AND condition NOT IN (SELECT condition FROM pairs)
+                   ORDER BY condition"""
 
-def annotate(plan: Plan, catalog: Catalog, cluster: Cluster, *, retry_failed: bool = False) -> int:
-    """Returns how many maps were to be made."""
-    workspace = plan.workspace
+
+@dataclass(frozen=True)
+class MapShard:
+    """One shard of maps that a part lacks, for a worker."""
+
+    path: Path
+    step: Step
+    name: str  # of the condition whose maps these are
+    fingerprint: str
+    detector: dict[str, Any]  # the record of the catalog, which the shard's footer repeats
+    again: frozenset[int] | None  # rows to make again, the others stay; None = there is no such shard yet
+
+    def wants(self, row: int) -> bool:
+        return self.again is None or row in self.again
+
+
+@dataclass(frozen=True)
+class AnnotatePart:
+    """One part of the images, for a worker."""
+
+    images: Path
+    part: int
+    image_key: str
+    missing: tuple[MapShard, ...]
+    parents: dict[str, Path]  # by condition: stored maps that others are made from
+    image: Image
+    raw_images: dict[int, RawImage]  # by row: where maps that came with the images are looked for
+    device: str
+    made_from: str
+
+
+def annotate(context: StageContext) -> StageResult:
+    to_do = _make_maps(context)
+    plan, catalog = context.plan, context.catalog
+    counts = dict(catalog.query("SELECT status, count(*) FROM annotations GROUP BY status"))
+    without = ", ".join(name for (name,) in catalog.query(WITHOUT_PAIRS))
+    what = f"{to_do} images to do" if to_do else "nothing to do"
+    empty = f"; `where` and `select` leave no pair of {without}" if without else ""
+    return result(f"{what}; maps: {tally(counts)} in {len(plan.conditions)} conditions{empty}", to_do, counts)
+
+
+def _make_maps(context: StageContext) -> int:
+    """Returns how many images lacked some map."""
+    catalog, cluster, conditions = context.catalog, context.cluster, context.plan.conditions
     parts: dict[int, list[tuple[int, str]]] = {}
     for part, row, image_id in catalog.query(READABLE):
         parts.setdefault(part, []).append((row, image_id))
-    committed = {
-        it.name: catalog.committed("maps", it.fingerprint, it.maps) for it in plan.conditions.values()
-    }
-    failed: dict[tuple[str, int], list[int]] = {}
-    if retry_failed:
-        for condition, part, row in catalog.query(
-            "SELECT condition, part, row FROM annotations WHERE status = 'failed'"
-        ):
-            failed.setdefault((condition, part), []).append(row)
-    own = _addresses(plan, catalog)
-    # Of conditions that share maps the one that gave its name comes first: others may be made from it.
-    steps = sorted(plan.conditions.values(), key=lambda it: it.maps != it.name)
-
-    def jobs() -> Iterator[Job]:
-        for part, members in parts.items():
-            todo: list[dict[str, Any]] = []
-            inputs = shards.made_from(plan.image_key, members)
-            for it in steps:
-                again = failed.get((it.name, part))
-                if part in committed[it.name] and not again:
-                    continue
-                path = workspace.maps(it.maps, it.fingerprint, part)
-                if any(other["path"] == str(path) for other in todo):
-                    continue  # another condition's maps are these
-                adopted = None if part in committed[it.name] else shards.adopt(path, inputs)
-                if adopted:
-                    catalog.commit(adopted)
-                else:
-                    # from here on the shard counts as uncommitted, so a kill can't leave the catalog with a
-                    # file that changed
-                    if again:
-                        catalog.forget(workspace.relative(path))
-                    todo.append(
-                        {
-                            "record": it.record(),
-                            "step": asdict(it.step),
-                            "name": it.maps,
-                            "path": str(path),
-                            "again": again,
-                        }
-                    )
-            if todo:
-                rows = tuple(row for row, _ in members)
-                needed = {name: str(plan.maps_of(name, part)) for name in _parents(todo)}
-                args = {
-                    "images": str(workspace.images(plan.image_key, part)),
-                    "image_key": plan.image_key,
-                    "part": part,
-                    "todo": todo,
-                    "parents": needed,
-                    "made_from": inputs,
-                    "device": cluster.device,
-                    "image": plan.manifest.image.model_dump(),
-                    "raws": own.get(part, {}),
-                }
-                yield Job(f"annotate part {part}", args, rows)
-
-    def done(job: Job, paths: list[str]) -> None:
-        for path in paths:
-            catalog.commit(shards.verify(Path(path), job.args["made_from"]))
-
-    total = sum(
+    committed = {it.name: catalog.committed("maps", it.fingerprint, it.maps) for it in conditions.values()}
+    failed: dict[tuple[str, int], set[int]] = {}
+    if context.retry_failed:
+        rows = catalog.query("SELECT condition, part, row FROM annotations WHERE status = 'failed'")
+        for condition, part, row in rows:
+            failed.setdefault((condition, part), set()).add(row)
+    to_do = sum(
         len(members)
         for part, members in parts.items()
-        if any(part not in committed[name] or (name, part) in failed for name in plan.conditions)
+        if any(part not in committed[name] or (name, part) in failed for name in conditions)
     )
-    if total:
-        cluster.run(annotate_part, jobs(), done, label="annotate", total=total, gpus=cluster.share)
-    return total
+    if to_do:
+
+        def done(job: Job, paths: list[Path]) -> None:
+            for path in paths:
+                catalog.commit(shards.verify(path, job.args.made_from))
+
+        jobs = _jobs(context, parts, committed, failed)
+        each = Resources(gpus=cluster.share)
+        cluster.run(annotate_part, jobs, done, label="annotate", total=to_do, each=each)
+    return to_do
 
 
-def _addresses(plan: Plan, catalog: Catalog) -> dict[int, dict[int, dict[str, Any]]]:
+def _jobs(
+    context: StageContext,
+    parts: dict[int, list[tuple[int, str]]],  # row and image id of the images of each
+    committed: dict[str, set[int]],  # condition -> parts
+    failed: dict[tuple[str, int], set[int]],  # condition, part -> rows to make again
+) -> Iterator[Job]:
+    plan, addresses = context.plan, _addresses(context.plan, context.catalog)
+    # Of conditions that share maps the one that gave its name comes first: others may be made from it.
+    conditions = sorted(plan.conditions.values(), key=lambda it: it.maps != it.name)
+    for part, members in parts.items():
+        made_from = shards.made_from(plan.image_key, members)
+        missing: dict[Path, MapShard] = {}
+        for it in conditions:
+            again = failed.get((it.name, part))
+            path = plan.workspace.maps(it.maps, it.fingerprint, part)
+            if path in missing or (part in committed[it.name] and not again):
+                continue  # another condition's maps are these, or they are there
+            if part not in committed[it.name] and _adopt(context.catalog, path, made_from):
+                continue
+            missing[path] = _map_shard(context.catalog, it, path, again)
+        if missing:
+            args = AnnotatePart(
+                images=plan.workspace.images(plan.image_key, part),
+                part=part,
+                image_key=plan.image_key,
+                missing=tuple(missing.values()),
+                parents={name: plan.maps_of(name, part) for name in _parents(missing.values())},
+                image=plan.manifest.image,
+                raw_images=addresses.get(part, {}),
+                device=context.cluster.device,
+                made_from=made_from,
+            )
+            yield Job(f"annotate part {part}", args, tuple(row for row, _ in members))
+
+
+def _adopt(catalog: Catalog, path: Path, made_from: str) -> bool:
+    adopted = shards.adopt(path, made_from)
+    if adopted:
+        catalog.commit(adopted)
+    return adopted is not None
+
+
+def _map_shard(catalog: Catalog, it: Planned, path: Path, again: set[int] | None) -> MapShard:
+    if (
+        again
+    ):  # from here on the shard counts as uncommitted: a kill can't leave the catalog with a changed file
+        catalog.forget(catalog.workspace.relative(path))
+    rows = frozenset(again) if again else None
+    return MapShard(path, it.step, it.maps, it.fingerprint, it.record(), rows)
+
+
+def _addresses(plan: Plan, catalog: Catalog) -> dict[int, dict[int, RawImage]]:
     """Part -> row -> where the image came from, for maps that came with it; nothing where no condition wants
     such.
     """
     if not any(it.step.detector == PROVIDED for it in plan.conditions.values()):
         return {}
     listed = {raw.uri: raw for raw in plan.raw_images()}
-    found: dict[int, dict[int, dict[str, Any]]] = {}
+    addresses: dict[int, dict[int, RawImage]] = {}
     for part, row, uri in catalog.query(FIRST_ADDRESS):
         if uri in listed:
-            found.setdefault(part, {})[row] = asdict(listed[uri])
-    return found
+            addresses.setdefault(part, {})[row] = listed[uri]
+    return addresses
 
 
-FIRST_ADDRESS = """SELECT shards.part, images.row, arg_min(uri, (sources.part, position)) FROM images JOIN
-                   shards ON shards.path = images.shard
-                   JOIN sources USING (image_id) WHERE status = 'ok' GROUP BY ALL"""
-READABLE = (
-    "SELECT shards.part, images.row, image_id FROM images JOIN shards ON shards.path = images.shard WHERE"
-    " status = 'ok' ORDER BY ALL"
-)
-
-
-def _parents(todo: list[dict[str, Any]]) -> set[str]:
+def _parents(missing: Iterable[MapShard]) -> set[str]:
     """Parents whose maps are stored already and only have to be read."""
-    made = {it["step"]["condition"] for it in todo}
-    return {it["step"]["parent"] for it in todo if it["step"]["parent"]} - made
+    steps = [it.step for it in missing]
+    return {step.parent for step in steps if step.parent} - {step.condition for step in steps}
 
 
 def annotate_part(
-    args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool
-) -> list[str]:
-    """In a worker: the conditions in `todo` for one part; a shard has one row for each row of the images
-    shard.
-    """
-    steps = [Step(**it["step"]) for it in args["todo"]]
-    pictures = shards.read(Path(args["images"]), ["image_id", "image"])
-    parents = {name: shards.read(Path(path)) for name, path in args["parents"].items()}
-    tables = {it["step"]["condition"]: _begin(it, pictures.num_rows) for it in args["todo"]}
-    wanted = [row for row in rows if any(_wants(it, row) for it in args["todo"])]
+    args: AnnotatePart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool
+) -> list[Path]:
+    """In a worker: the shards that a part lacks; each has one row for each row of the images shard."""
+    pictures = shards.read(args.images, ["image_id", "image"])
+    parents = {name: shards.read(path) for name, path in args.parents.items()}
+    tables = {it.step.condition: _begin(it, pictures.num_rows) for it in args.missing}
+    wanted = [row for row in rows if any(it.wants(row) for it in args.missing) and row not in poison_rows]
     for start in range(0, len(wanted), BATCH):
-        batch = [row for row in wanted[start : start + BATCH] if row not in deadly]
+        batch = wanted[start : start + BATCH]
         taken = pictures.take(batch).to_pylist()
-        images = [codec.decode(picture["image"]) for picture in taken]
-        given = {
-            name: [annotation(table.slice(row, 1).to_pylist()[0], name) for row in batch]
-            for name, table in parents.items()
-        }
-        made = annotator.annotate(
-            images,
+        annotations = annotator.annotate(
+            [codec.decode(picture["image"]) for picture in taken],
             [picture["image_id"] for picture in taken],
-            steps,
-            given=given,
-            provided=_provided(args, steps, batch),
-            device=args["device"],
+            [it.step for it in args.missing],
+            given={
+                name: [annotation(table.slice(row, 1).to_pylist()[0], name) for row in batch]
+                for name, table in parents.items()
+            },
+            provided=_provided(args, batch),
+            device=args.device,
         )
-        for it in args["todo"]:
-            name = it["step"]["condition"]
-            for row, one in zip(batch, made[name], strict=True):
-                if _wants(it, row):
-                    tables[name][row] |= _row(one)
-    for it in args["todo"]:
-        for row, reason in deadly.items():
-            if _wants(it, row):
-                tables[it["step"]["condition"]][row] |= _row(Annotation(status="failed", reason=reason))
-    if probe:
+        for it in args.missing:
+            for row, one in zip(batch, annotations[it.step.condition], strict=True):
+                if it.wants(row):
+                    tables[it.step.condition][row] |= _row(one)
+    for it in args.missing:
+        for row, reason in poison_rows.items():
+            if it.wants(row):
+                tables[it.step.condition][row] |= _row(Annotation(status="failed", reason=reason))
+    if dry_run:
         return []
     ids = pictures.column("image_id").to_pylist()
-    for it in args["todo"]:
-        table = [
-            row | {"image_id": image_id}
-            for row, image_id in zip(tables[it["step"]["condition"]], ids, strict=True)
-        ]
-        facts = {
-            "kind": "maps",
-            "key": it["record"]["fingerprint"],
-            "name": it["name"],
-            "detector": it["record"],
-        }
-        facts |= {name: args[name] for name in ("image_key", "part", "made_from")}
-        shards.write(Path(it["path"]), table, shards.MAPS, facts, replace=it["again"] is not None)
-    return [it["path"] for it in args["todo"]]
+    return [_write(args, it, tables[it.step.condition], ids) for it in args.missing]
 
 
-def _provided(
-    args: dict[str, Any], steps: list[Step], batch: list[int]
-) -> dict[str, list[RawMap | Exception]]:
+def _write(args: AnnotatePart, it: MapShard, table: list[Row], ids: list[str]) -> Path:
+    metadata = {
+        "kind": "maps",
+        "key": it.fingerprint,
+        "name": it.name,
+        "detector": it.detector,
+        "image_key": args.image_key,
+        "part": args.part,
+        "made_from": args.made_from,
+    }
+    rows = [row | {"image_id": image_id} for row, image_id in zip(table, ids, strict=True)]
+    return shards.write(it.path, rows, shards.MAPS, metadata, replace=it.again is not None)
+
+
+def _provided(args: AnnotatePart, batch: list[int]) -> dict[str, list[RawMap | Exception]]:
     """Condition -> the maps that came with these images, each image's source opened once."""
-    names = [step.condition for step in steps if step.detector == PROVIDED]
+    names = [it.step.condition for it in args.missing if it.step.detector == PROVIDED]
     gone = LookupError("its address is no longer in the source")
-    found = [
-        (
-            provided.read(RawImage(**args["raws"][row]), names, Image(**args["image"]))
-            if row in args["raws"]
-            else dict.fromkeys(names, gone)
-        )
+    of_images = [
+        provided.read(args.raw_images[row], names, args.image)
+        if row in args.raw_images
+        else dict.fromkeys(names, gone)
         for row in (batch if names else [])
     ]
-    return {name: [maps_of_one[name] for maps_of_one in found] for name in names}
+    return {name: [of_image[name] for of_image in of_images] for name in names}
 
 
-def _begin(it: dict[str, Any], rows: int) -> list[dict[str, Any]]:
+def _begin(it: MapShard, rows: int) -> list[Row]:
     """Empty rows, or on a retry the rows as they are, of which only the failed ones are made again."""
-    return shards.read(Path(it["path"])).to_pylist() if it["again"] else [{} for _ in range(rows)]
+    return shards.read(it.path).to_pylist() if it.again else [{} for _ in range(rows)]
 
 
-def _wants(it: dict[str, Any], row: int) -> bool:
-    return it["again"] is None or row in it["again"]
-
-
-def _row(made: Annotation) -> dict[str, Any]:
+def _row(made: Annotation) -> Row:
     return {
         "status": made.status,
         "reason": made.reason,

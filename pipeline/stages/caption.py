@@ -1,116 +1,121 @@
 """Canonical images -> captions by a network, for the images whose source gave none, or for all of them."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from annotate import captions
 from annotate.weights import PINNED
-from pipeline.catalog import Catalog
-from pipeline.cluster import Cluster, Job
-from pipeline.plan import Plan
+from pipeline.cluster.jobs import Job
+from pipeline.plan import PlannedCaptions
 from pipeline.report.text import tally
-from pipeline.stages.parts import make_missing, told
+from pipeline.stages.stage import StageContext, StageResult, make_missing, result, work
 from pipeline.storage import codec, shards
+from pipeline.storage.shards import Row
 from pipeline.storage.workspace import fingerprint
 
 BATCH = 16  # images decoded at a time
 
-WITHOUT = """SELECT shards.part, images.row, image_id, coalesce(source_caption, '') = '' FROM images JOIN
-             shards ON shards.path = images.shard
-             LEFT JOIN captions USING (image) WHERE status = 'ok' ORDER BY ALL"""
+WITHOUT = """SELECT shards.part, images.row, image_id, coalesce(source_caption, '') = ''
+             FROM images JOIN shards ON shards.path = images.shard LEFT JOIN captions USING (image)
+             WHERE status = 'ok' ORDER BY ALL"""
+FAILED = """SELECT DISTINCT path FROM caption_rows JOIN shards USING (shard)
+            WHERE caption_rows.status = 'failed' AND key = ?"""
+COUNTS = """SELECT caption_rows.status, count(*) FROM caption_rows JOIN shards USING (shard)
+            WHERE key = ? GROUP BY ALL"""
 
 
-FAILED = (
-    "SELECT DISTINCT path FROM caption_rows JOIN shards USING (shard) WHERE caption_rows.status = 'failed'"
-    " AND key = ?"
-)
+@dataclass(frozen=True)
+class CaptionPart:
+    """One part of the images, for a worker."""
+
+    path: Path  # of the shard to write
+    images: Path
+    part: int
+    image_key: str
+    captioner: PlannedCaptions
+    wanted: frozenset[int]  # rows that get a caption; the others have one
+    device: str
+    made_from: str
 
 
-def caption(plan: Plan, catalog: Catalog, cluster: Cluster, *, retry_failed: bool = False) -> str:
-    it = plan.captions
-    if it is None:
-        return "not asked for"
+def caption(context: StageContext) -> StageResult:
+    captioner = context.plan.captions
+    if captioner is None:
+        return StageResult("not asked for")
+    for (path,) in context.catalog.query(FAILED, [captioner.key]) if context.retry_failed else []:
+        context.catalog.forget(path)
+        (context.plan.workspace.root / path).unlink()
+    jobs = list(_jobs(context, captioner))
+    gpus = context.cluster.share if jobs else 0
+    to_do = make_missing(context, caption_part, jobs, label="caption", gpus=gpus)
+    counts = dict(context.catalog.query(COUNTS, [captioner.key]))
+    return result(f"{work(to_do, 'images')}; captions: {tally(counts)}", to_do, counts)
+
+
+def _jobs(context: StageContext, captioner: PlannedCaptions) -> Iterator[Job]:
+    plan, catalog = context.plan, context.catalog
     parts: dict[int, list[tuple[int, str, bool]]] = {}
     for part, row, image_id, bare in catalog.query(WITHOUT):
-        parts.setdefault(part, []).append((row, image_id, bare or it.when == "always"))
-    for (path,) in catalog.query(FAILED, [it.key]) if retry_failed else []:
-        catalog.forget(path)
-        (plan.workspace.root / path).unlink()
-    committed = catalog.committed("captions", it.key)
-    jobs: dict[Path, Job] = {}
+        parts.setdefault(part, []).append((row, image_id, bare or captioner.when == "always"))
+    committed = catalog.committed("captions", captioner.key)
     for part, members in parts.items():
         if part in committed:
             continue
-        path = plan.workspace.captions(it.key, part)
-        facts = {
-            "kind": "captions",
-            "key": it.key,
-            "image_key": plan.image_key,
-            "part": part,
-            "made_from": fingerprint([it.key, members]),
-        }
-        args = {
-            "path": str(path),
-            "images": str(plan.workspace.images(plan.image_key, part)),
-            "model": it.model,
-            "params": it.params,
-            "wanted": [row for row, _, wanted in members if wanted],
-            "device": cluster.device,
-            "facts": facts,
-        }
-        jobs[path] = Job(f"caption part {part}", args, tuple(row for row, *_ in members))
-    made = make_missing(
-        catalog, cluster, caption_part, jobs, label="caption", gpus=cluster.share if jobs else 0
-    )
-    counts = dict(
-        catalog.query(
-            "SELECT caption_rows.status, count(*) FROM caption_rows JOIN shards USING (shard) WHERE key = ?"
-            " GROUP BY ALL",
-            [it.key],
+        args = CaptionPart(
+            path=plan.workspace.captions(captioner.key, part),
+            images=plan.workspace.images(plan.image_key, part),
+            part=part,
+            image_key=plan.image_key,
+            captioner=captioner,
+            wanted=frozenset(row for row, _, wanted in members if wanted),
+            device=context.cluster.device,
+            made_from=fingerprint([captioner.key, members]),
         )
-    )
-    return f"{told(made, 'images')}; captions: {tally(counts)}"
+        yield Job(f"caption part {part}", args, tuple(row for row, *_ in members))
 
 
-def caption_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
+def caption_part(
+    args: CaptionPart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool
+) -> Path:
     """In a worker: one row for each image; those that have a caption already are `skipped`."""
-    pictures = shards.read(Path(args["images"]), ["image_id", "image"])
-    table: list[dict[str, Any]] = [
-        {"image_id": image_id} for image_id in pictures.column("image_id").to_pylist()
-    ]
+    pictures = shards.read(args.images, ["image_id", "image"])
+    table: list[Row] = [{"image_id": image_id} for image_id in pictures.column("image_id").to_pylist()]
     for row in rows:
-        table[row] |= (
-            {"status": "failed", "reason": deadly[row]}
-            if row in deadly
-            else {"status": "skipped", "reason": "its source gave one"}
-        )
-    todo = [row for row in rows if row in set(args["wanted"]) and row not in deadly]
-    params = {name: value for name, value in args["params"].items() if name != "weights"}
-    weights = args["params"].get("weights", PINNED)
+        table[row] |= {"status": "skipped", "reason": "its source gave one"}
+    for row, reason in poison_rows.items():
+        table[row] |= {"status": "failed", "reason": reason}
+    todo = [row for row in rows if row in args.wanted and row not in poison_rows]
     for start in range(0, len(todo), BATCH):
         batch = todo[start : start + BATCH]
         images = [codec.decode(one["image"]) for one in pictures.take(batch).to_pylist()]
-        for row, text in zip(
-            batch, _isolated(images, {**params, "weights": weights, "device": args["device"]}), strict=True
-        ):
+        for row, text in zip(batch, _isolated(images, args), strict=True):
             failed = isinstance(text, Exception)
             table[row] |= {
                 "status": "failed" if failed else "ok",
                 "reason": str(text) if failed else "",
                 "caption": None if failed else text,
             }
-    if not probe:
-        shards.write(Path(args["path"]), table, shards.CAPTIONS, args["facts"])
-    return args["path"]
+    if not dry_run:
+        metadata = {
+            "kind": "captions",
+            "key": args.captioner.key,
+            "image_key": args.image_key,
+            "part": args.part,
+            "made_from": args.made_from,
+        }
+        shards.write(args.path, table, shards.CAPTIONS, metadata)
+    return args.path
 
 
-def _isolated(images: list[Any], options: dict[str, Any]) -> list[str | Exception]:
+def _isolated(images: list[np.ndarray], args: CaptionPart) -> list[str | Exception]:
     """Whole batch first; if that raises, image by image, so that only the bad one fails."""
+    options = {"weights": PINNED, **args.captioner.params, "device": args.device}
     try:
         return list(captions.caption(images, **options))
     except Exception as error:
-        return (
-            [error]
-            if len(images) == 1
-            else [text for image in images for text in _isolated([image], options)]
-        )
+        if len(images) == 1:
+            return [error]
+        return [text for image in images for text in _isolated([image], args)]

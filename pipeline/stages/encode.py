@@ -2,22 +2,44 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import sources
-from pipeline.catalog import Catalog
-from pipeline.cluster import Cluster, Job
+from pipeline.cluster.jobs import Job
 from pipeline.experiment.base import base_fingerprint, base_spec, device, flips, latent_key, load_base, pack
-from pipeline.plan import Plan
-from pipeline.stages.parts import make_missing, of_one_size, told
+from pipeline.stages.stage import StageContext, StageResult, make_missing, of_one_size, result, work
 from pipeline.storage import codec, shards
+from pipeline.storage.shards import Row
 
 BATCH = {"cpu": 4, "cuda": 8}  # images of one size that pass the VAE together
 # of a GPU: while one job decodes and writes, three others keep it busy; a VAE in bf16 leaves room for that
 LEAST_SHARE = 0.25
+
+CAPTIONED = """SELECT shards.part, images.row, image_id, coalesce(caption, '')
+               FROM images JOIN shards ON shards.path = images.shard LEFT JOIN captions USING (image)
+               WHERE status = 'ok' ORDER BY ALL"""
+COUNTS = """SELECT latent_rows.status, count(*) FROM latent_rows JOIN shards USING (shard)
+            WHERE key = ? GROUP BY ALL"""
+
+
+@dataclass(frozen=True)
+class EncodePart:
+    """One part of the images, for a worker."""
+
+    path: Path  # of the shard to write
+    images: Path
+    part: int
+    key: str  # of the latents
+    image_key: str
+    base: str
+    flips: bool  # encode the mirror images too
+    captions: dict[int, str]  # by row
+    made_from: str
 
 
 @functools.cache
@@ -35,76 +57,71 @@ def load_encoders(spec: str, device: str) -> Any:
     return dataclasses.replace(loaded, vae=vae, dtype=torch.bfloat16)
 
 
-def encode(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
-    workspace, spec = plan.workspace, base_spec(plan)
-    key = latent_key(plan, base_fingerprint(spec))
+def encode(context: StageContext) -> StageResult:
+    plan = context.plan
+    base = base_spec(plan)
+    key = latent_key(plan, base_fingerprint(base))
+    jobs = list(_jobs(context, base, key))
+    share = max(context.cluster.share, LEAST_SHARE) if jobs else 0
+    to_do = make_missing(context, encode_part, jobs, label="encode", gpus=share)
+    return result(work(to_do, "images"), to_do, dict(context.catalog.query(COUNTS, [key])))
+
+
+def _jobs(context: StageContext, base: str, key: str) -> Iterator[Job]:
+    plan, catalog = context.plan, context.catalog
     parts: dict[int, list[tuple[int, str, str]]] = {}
     for part, row, image_id, caption in catalog.query(CAPTIONED):
         parts.setdefault(part, []).append((row, image_id, caption))
     committed = catalog.committed("latents", key)
-    jobs: dict[Path, Job] = {}
     for part, members in parts.items():
         if part in committed:
             continue
-        path = workspace.latents(key, part)
-        args = {
-            "path": str(path),
-            "images": str(workspace.images(plan.image_key, part)),
-            "base": spec,
-            "flips": flips(plan),
-            "captions": {row: caption for row, _, caption in members},
-            "facts": {
-                "kind": "latents",
-                "key": key,
-                "image_key": plan.image_key,
-                "part": part,
-                "made_from": shards.made_from(key, members),
-            },
-        }
-        jobs[path] = Job(f"encode part {part}", args, tuple(row for row, *_ in members))
-    share = max(cluster.share, LEAST_SHARE) if jobs else 0
-    return told(make_missing(catalog, cluster, encode_part, jobs, label="encode", gpus=share), "images")
+        args = EncodePart(
+            path=plan.workspace.latents(key, part),
+            images=plan.workspace.images(plan.image_key, part),
+            part=part,
+            key=key,
+            image_key=plan.image_key,
+            base=base,
+            flips=flips(plan),
+            captions={row: caption for row, _, caption in members},
+            made_from=shards.made_from(key, members),
+        )
+        yield Job(f"encode part {part}", args, tuple(row for row, *_ in members))
 
 
-CAPTIONED = """SELECT shards.part, images.row, image_id, coalesce(caption, '') FROM images JOIN shards ON
-               shards.path = images.shard
-               LEFT JOIN captions USING (image) WHERE status = 'ok' ORDER BY ALL"""
-
-
-def encode_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
+def encode_part(args: EncodePart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> Path:
     """In a worker: posterior mean and standard deviation (unscaled) and text embeddings, as float16; with
     flips the mirror image's too.
     """
-    pictures = shards.read(Path(args["images"]), ["image_id", "uri", "width", "height", "image"])
-    table: list[dict[str, Any]] = [
-        {"image_id": image_id} for image_id in pictures.column("image_id").to_pylist()
-    ]
-    sizes = list(
-        zip(pictures.column("height").to_pylist(), pictures.column("width").to_pylist(), strict=True)
-    )
-    for batch in of_one_size([row for row in rows if row not in deadly], sizes.__getitem__, BATCH[device()]):
+    pictures = shards.read(args.images, ["image_id", "uri", "width", "height", "image"])
+    table: list[Row] = [{"image_id": image_id} for image_id in pictures.column("image_id").to_pylist()]
+    heights, widths = (pictures.column(name).to_pylist() for name in ("height", "width"))
+    todo = [row for row in rows if row not in poison_rows]
+    for batch in of_one_size(todo, lambda row: (heights[row], widths[row]), BATCH[device()]):
         taken = pictures.take(batch).to_pylist()
-        captions = [args["captions"][row] for row in batch]
-        for row, caption, made in zip(
-            batch, captions, _encoded(args["base"], taken, captions, mirror=args["flips"]), strict=True
-        ):
-            table[row] |= {"status": "ok", "reason": "", "caption": caption} | {
-                name: pack(array) for name, array in made.items()
-            }
-    for row, reason in deadly.items():
+        captions = [args.captions[row] for row in batch]
+        encoded = _encoded(args.base, taken, captions, mirror=args.flips)
+        for row, caption, arrays in zip(batch, captions, encoded, strict=True):
+            table[row] |= {"status": "ok", "reason": "", "caption": caption}
+            table[row] |= {name: pack(array) for name, array in arrays.items()}
+    for row, reason in poison_rows.items():
         table[row] |= {"status": "failed", "reason": reason}
-    if not probe:
-        shards.write(
-            Path(args["path"]),
-            table,
-            shards.FLIPPED_LATENTS if args["flips"] else shards.LATENTS,
-            args["facts"],
-        )
-    return args["path"]
+    if not dry_run:
+        metadata = {
+            "kind": "latents",
+            "key": args.key,
+            "image_key": args.image_key,
+            "part": args.part,
+            "made_from": args.made_from,
+        }
+        schema = shards.FLIPPED_LATENTS if args.flips else shards.LATENTS
+        shards.write(args.path, table, schema, metadata)
+    return args.path
 
 
 def _encoded(
-    base: str, taken: list[dict[str, Any]], captions: list[str], *, mirror: bool
+    base: str, taken: list[Row], captions: list[str], *, mirror: bool
 ) -> list[dict[str, np.ndarray]]:
     """The arrays of each row; those of a mirror image are left out where the caption would be wrong of it."""
     from train import base as bases

@@ -4,7 +4,8 @@ all of them.
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,59 +13,73 @@ import numpy as np
 
 from annotate import maps
 from pipeline import MillError
-from pipeline.benchmark.systems import REAL, ROUND_TRIP, Item, System, systems
+from pipeline.benchmark.systems import REAL, ROUND_TRIP, Item, System
 from pipeline.benchmark.tasks import PART, Task, tasks_of
 from pipeline.catalog import Catalog
-from pipeline.cluster import Cluster, Job
+from pipeline.cluster.jobs import Job
 from pipeline.dataset.maps import read_map
 from pipeline.experiment.base import base_spec, device, load_base
-from pipeline.plan import Plan
-from pipeline.stages.parts import make_missing, of_one_size, told
+from pipeline.manifest import Benchmark
+from pipeline.stages.stage import StageContext, StageResult, make_missing, of_one_size, result, work
 from pipeline.storage import codec, shards
+from pipeline.storage.shards import Row
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, Workspace
 
 BATCH = {"cpu": 4, "cuda": 16}  # samples that pass the networks together; halved where memory runs out
 
 
-def generate(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
-    evaluation = plan.manifest.evaluate
-    if evaluation is None:
-        return "nothing asked for"
-    frozen = evaluation.benchmark
-    todo: dict[Path, Job] = {}
-    for system in systems(plan, catalog):
-        places = _places(catalog, system) if system.arm in (REAL, ROUND_TRIP) else {}
-        tasks = tasks_of(system, frozen)
+@dataclass(frozen=True)
+class GeneratePart:
+    """One shard of a system's samples, for a worker."""
+
+    root: Path  # of the workspace
+    path: Path  # of the shard to write
+    part: int
+    key: str
+    system: System
+    base: str
+    tasks: tuple[Task, ...]
+    images: dict[str, tuple[str, int]]  # image id -> shard and row, where the system needs the real image
+    benchmark: Benchmark
+    made_from: str
+
+
+def generate(context: StageContext) -> StageResult:
+    if context.plan.manifest.evaluate is None:
+        return StageResult("nothing asked for")
+    to_do = make_missing(context, generate_part, _jobs(context), label="generate", gpus=1)
+    counts = dict(context.catalog.query("SELECT status, count(*) FROM samples GROUP BY status"))
+    return result(f"{work(to_do, 'samples')}; {sum(counts.values())} samples", to_do, counts)
+
+
+def _jobs(context: StageContext) -> Iterator[Job]:
+    plan, catalog = context.plan, context.catalog
+    assert plan.manifest.evaluate is not None
+    benchmark = plan.manifest.evaluate.benchmark
+    seen: set[Path] = set()  # systems that can't differ share their samples
+    for system in context.systems:
+        images = _places(catalog, system) if system.arm in (REAL, ROUND_TRIP) else {}
+        tasks = tasks_of(system, benchmark)
         committed = catalog.committed("samples", system.key, system.drawn_as)
         for part, start in enumerate(range(0, len(tasks), PART)):
-            if part in committed:
-                continue
             path = plan.workspace.samples(system.drawn_as, system.key, part)
-            chunk = tasks[start : start + PART]
-            args = {
-                "root": str(plan.workspace.root),
-                "path": str(path),
-                "base": base_spec(plan),
-                "checkpoint": system.checkpoint,
-                "arm": system.arm,
-                "condition": system.condition,
-                "chunk": chunk,
-                "sources": {item.image_id: places.get(item.image_id) for item, *_ in chunk},
-                "settings": frozen.model_dump(include={"steps", "guidance", "scale", "guide_hint"}),
-                "negative": frozen.negative,
-                "facts": {
-                    "kind": "samples",
-                    "key": system.key,
-                    "name": system.drawn_as,
-                    "part": part,
-                    "made_from": shards.made_from(system.key, part),
-                },
-            }
-            todo[path] = Job(f"generate {system.drawn_as} part {part}", args, tuple(range(len(chunk))))
-
-    rows = make_missing(catalog, cluster, generate_part, todo, label="generate", gpus=1)
-    (count,) = catalog.row("SELECT count(*) FROM samples")
-    return f"{told(rows, 'samples')}; {count} samples"
+            if part in committed or path in seen:
+                continue
+            seen.add(path)
+            chunk = tuple(tasks[start : start + PART])
+            args = GeneratePart(
+                root=plan.workspace.root,
+                path=path,
+                part=part,
+                key=system.key,
+                system=replace(system, items=()),  # what is asked for is in the tasks
+                base=base_spec(plan),
+                tasks=chunk,
+                images={item.image_id: images[item.image_id] for item, *_ in chunk if images},
+                benchmark=benchmark,
+                made_from=shards.made_from(system.key, part),
+            )
+            yield Job(f"generate {system.drawn_as} part {part}", args, tuple(range(len(chunk))))
 
 
 def _places(catalog: Catalog, system: System) -> dict[str, tuple[str, int]]:
@@ -90,34 +105,42 @@ def load_trained(folder: str, base: str) -> Any:
     return sample.load_trained(Path(folder), load_base(base, ("unet", "vae", "text_encoder"), device()))
 
 
-def generate_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
+def generate_part(
+    args: GeneratePart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool
+) -> Path:
     """In a worker: a shard of samples of one system, those of one size together.
 
     Noise belongs to (seed, image id) alone.
     """
-    workspace, chunk = Workspace(Path(args["root"])), args["chunk"]
-    controlled = bool(args["checkpoint"])
-    table: list[dict[str, Any]] = [
+    table: list[Row] = [
         {
             "image_id": item.image_id,
-            "hint_image_id": hint.image_id if controlled else "",
+            "hint_image_id": hint.image_id if args.system.checkpoint else "",
             "seed": seed,
             "status": "failed",
-            "reason": deadly.get(row, ""),
+            "reason": poison_rows.get(row, ""),
         }
-        for row, (item, hint, seed) in enumerate(chunk)
+        for row, (item, hint, seed) in enumerate(args.tasks)
     ]
-    draw = {REAL: _real, ROUND_TRIP: _returned}.get(args["arm"], _drawn)
-    size = lambda row: (chunk[row][0].height, chunk[row][0].width)
-    for members in of_one_size([row for row in rows if row not in deadly], size, BATCH[device()]):
+    draw = {REAL: _real, ROUND_TRIP: _returned}.get(args.system.arm, _sampled)
+    size = lambda row: (args.tasks[row][0].height, args.tasks[row][0].width)
+    todo = [row for row in rows if row not in poison_rows]
+    for members in of_one_size(todo, size, BATCH[device()]):
         start = time.perf_counter()
-        encoded = _in_memory(functools.partial(draw, args, workspace), [chunk[row] for row in members])
+        encoded = _in_memory(functools.partial(draw, args), [args.tasks[row] for row in members])
         each = (time.perf_counter() - start) / len(members)
         for row, image in zip(members, encoded, strict=True):
             table[row] |= {"status": "ok", "seconds": each, "image": image}
-    if not probe:
-        shards.write(Path(args["path"]), table, shards.SAMPLES, args["facts"])
-    return args["path"]
+    if not dry_run:
+        metadata = {
+            "kind": "samples",
+            "key": args.key,
+            "name": args.system.drawn_as,
+            "part": args.part,
+            "made_from": args.made_from,
+        }
+        shards.write(args.path, table, shards.SAMPLES, metadata)
+    return args.path
 
 
 def _in_memory(draw: Callable[[list[Task]], list[bytes]], tasks: list[Task]) -> list[bytes]:
@@ -136,51 +159,47 @@ def _in_memory(draw: Callable[[list[Task]], list[bytes]], tasks: list[Task]) -> 
     return [*_in_memory(draw, tasks[:half]), *_in_memory(draw, tasks[half:])]
 
 
-def _drawn(args: dict[str, Any], workspace: Workspace, tasks: list[Task]) -> list[bytes]:  # PNG
+def _sampled(args: GeneratePart, tasks: list[Task]) -> list[bytes]:  # PNG
     from train import base as bases
     from train import sample
 
-    if args["checkpoint"]:
+    loaded, net = load_base(args.base, ("unet", "vae", "text_encoder"), device()), None
+    hints = None
+    height, width = tasks[0][0].height, tasks[0][0].width
+    if args.system.checkpoint:
         # an absolute path stays what it is
-        loaded, net = load_trained(str(workspace.root / args["checkpoint"]), args["base"])
-    else:
-        loaded, net = load_base(args["base"], ("unet", "vae", "text_encoder"), device()), None
-    items = [item for item, *_ in tasks]
-    height, width = items[0].height, items[0].width
-    hints = (
-        np.stack([_hint(workspace, hint, args["condition"], height, width) for _, hint, _ in tasks])
-        if net
-        else None
-    )
+        loaded, net = load_trained(str(args.root / args.system.checkpoint), args.base)
+        condition, workspace = args.system.condition, Workspace(args.root)
+        hints = np.stack([_hint(workspace, hint, condition, height, width) for _, hint, _ in tasks])
     images = sample.generate(
         loaded,
         net,
         hints=hints,
-        text=bases.encode_text(loaded, [item.caption for item in items]),
-        empty_text=bases.encode_text(loaded, [args["negative"]])[0],
+        text=bases.encode_text(loaded, [item.caption for item, *_ in tasks]),
+        empty_text=bases.encode_text(loaded, [args.benchmark.negative])[0],
         seeds=[seed for *_, seed in tasks],
-        noise_keys=[item.image_id for item in items],
+        noise_keys=[item.image_id for item, *_ in tasks],
         height=height,
         width=width,
-        **args["settings"],
+        **args.benchmark.model_dump(include={"steps", "guidance", "scale", "guide_hint"}),
     )
     return [codec.encode(image, "png") for image in images]
 
 
-def _real(args: dict[str, Any], workspace: Workspace, tasks: list[Task]) -> list[bytes]:
+def _real(args: GeneratePart, tasks: list[Task]) -> list[bytes]:
     """The held-out image itself, as it is stored: what the reader makes of it is the ceiling."""
-    found = (args["sources"][item.image_id] for item, *_ in tasks)
-    return [shards.read_row(workspace.root / shard, row, ["image"])["image"] for shard, row in found]
+    places = [args.images[item.image_id] for item, *_ in tasks]
+    return [shards.read_row(args.root / shard, row, ["image"])["image"] for shard, row in places]
 
 
-def _returned(args: dict[str, Any], workspace: Workspace, tasks: list[Task]) -> list[bytes]:  # PNG
+def _returned(args: GeneratePart, tasks: list[Task]) -> list[bytes]:  # PNG
     """There and back through the base's VAE: no sample can be better than this."""
     import torch
 
     from train import base as bases
 
-    loaded = load_base(args["base"], ("unet", "vae", "text_encoder"), device())
-    pixels = np.stack([codec.decode(data) for data in _real(args, workspace, tasks)])
+    loaded = load_base(args.base, ("unet", "vae", "text_encoder"), device())
+    pixels = np.stack([codec.decode(data) for data in _real(args, tasks)])
     mean, _ = bases.encode_images(loaded, pixels)
     images = bases.decode_latents(loaded, torch.from_numpy(mean) * loaded.scaling_factor)
     return [codec.encode(image, "png") for image in images]

@@ -1,80 +1,113 @@
-"""Raw images -> canonical images: each file once, each address recorded, each failure a row
-with its reason.
-"""
+"""Raw images -> canonical images: each file once, each address recorded, each failure a row with a reason."""
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from pipeline import sources
+from pipeline import MillError, sources
 from pipeline.catalog import Catalog
 from pipeline.catalog.commits import ROW_ALIGNED
-from pipeline.cluster import Cluster, Job
+from pipeline.cluster.jobs import Job
 from pipeline.dataset import canonical, quality
 from pipeline.manifest import Image, Split
 from pipeline.plan import Plan
+from pipeline.report.text import tally
 from pipeline.sources import RawImage
 from pipeline.sources.raw import Unreadable
+from pipeline.stages.stage import StageContext, StageResult
 from pipeline.storage import shards
-from pipeline.storage.shards import Shard
-from pipeline.storage.workspace import Workspace, canonical_json
+from pipeline.storage.shards import Row, Shard
+from pipeline.storage.workspace import canonical_json
 
 
-def ingest(
-    plan: Plan, catalog: Catalog, cluster: Cluster, *, limit: int | None = None, retry_failed: bool = False
-) -> int:
-    """Returns how many addresses were new."""
-    found = plan.raw_images()[:limit]
-    settled = "SELECT uri FROM sources JOIN images USING (image_id)" + (
-        " WHERE status <> 'failed'" if retry_failed else ""
+@dataclass(frozen=True)
+class IngestPart:
+    """One part of the source, for a worker."""
+
+    path: Path  # of the shard to write
+    part: int
+    image_key: str
+    raw_images: tuple[RawImage, ...]
+    image: Image
+    split: Split
+    retry: bool  # whether addresses that failed before are among them
+    made_from: str
+
+
+def ingest(context: StageContext) -> StageResult:
+    """MillError where a split that the manifest needs is empty."""
+    plan, catalog = context.plan, context.catalog
+    new = _new_images(context)
+    if new:
+        _read_images(context, new)
+    remove_stranded(catalog, plan.image_key)
+    counts = dict(catalog.query("SELECT status, count(*) FROM images GROUP BY status"))
+    splits = dict(catalog.query("SELECT split, count(*) FROM images WHERE status = 'ok' GROUP BY split"))
+    (addresses,) = catalog.row("SELECT count(*) FROM sources")
+    _check_splits(plan, splits)
+    duplicates = addresses - sum(counts.values())
+    sentence = (
+        f"{len(new)} new addresses; images: {tally(counts)}; {duplicates} exact duplicates; {tally(splits)}"
     )
-    known = {uri for (uri,) in catalog.query(settled)}
-    new = [raw for raw in found if raw.uri not in known]
-    if not new:
-        return 0
-    workspace, key = plan.workspace, plan.image_key
-    parts = _parts(new, catalog, key, plan.manifest.shard_images)
-    waiting: dict[int, Shard] = {}
-    turns = list(parts)
+    return StageResult(sentence, len(new), counts.get("ok", 0), counts.get("failed", 0), duplicates)
+
+
+def _new_images(context: StageContext) -> list[RawImage]:
+    """Those whose address has no row yet, or with `retry_failed` a failed one."""
+    listed = context.plan.raw_images()[: context.limit]
+    settled = "SELECT uri FROM sources JOIN images USING (image_id)"
+    if context.retry_failed:
+        settled += " WHERE status <> 'failed'"
+    known = {uri for (uri,) in context.catalog.query(settled)}
+    return [raw for raw in listed if raw.uri not in known]
+
+
+def _check_splits(plan: Plan, splits: dict[str, int]) -> None:
+    needed = {plan.manifest.evaluate.benchmark.split} if plan.manifest.evaluate else set()
+    needed |= {"train"} if plan.manifest.train else set()
+    for name in sorted(needed - splits.keys()):
+        raise MillError(
+            f"{plan.manifest.at('split')}: no image fell into {name!r} ({tally(splits)}): add images, or"
+            f" raise split.{name} or change split.salt in a new workspace."
+        )
+
+
+def _read_images(context: StageContext, new: list[RawImage]) -> None:
+    """Commits in the order of the source, so that of two equal files the earlier address gives the caption,
+    whoever finished first.
+    """
+    plan, catalog = context.plan, context.catalog
+    parts = _parts(new, catalog, plan.image_key, plan.manifest.shard_images)
+    order, finished = list(parts), dict[int, Shard]()
+
+    def commit_in_order(part: int, shard: Shard) -> None:
+        finished[part] = shard
+        while order and order[0] in finished:
+            catalog.commit(finished.pop(order.pop(0)))
 
     def jobs() -> Iterator[Job]:
         for part, members in parts.items():
-            raws = [asdict(raw) for raw in members]
-            inputs = shards.made_from(key, raws)
-            args = {
-                "root": str(workspace.root),
-                "key": key,
-                "part": part,
-                "raws": raws,
-                "image": plan.manifest.image.model_dump(),
-                "split": plan.manifest.split.model_dump(),
-                "made_from": inputs,
-                "retry": retry_failed,
-                "near": plan.manifest.split.near,
-            }
-            adopted = shards.adopt(workspace.images(key, part), inputs)
+            args = IngestPart(
+                path=plan.workspace.images(plan.image_key, part),
+                part=part,
+                image_key=plan.image_key,
+                raw_images=tuple(members),
+                image=plan.manifest.image,
+                split=plan.manifest.split,
+                retry=context.retry_failed,
+                made_from=shards.made_from(plan.image_key, [asdict(raw) for raw in members]),
+            )
+            adopted = shards.adopt(args.path, args.made_from)
             if adopted:
-                commit_in_turn(part, adopted)
+                commit_in_order(part, adopted)
             else:
-                yield Job(f"ingest part {part}", args, tuple(range(len(raws))))
+                yield Job(f"ingest part {part}", args, tuple(range(len(members))))
 
-    def commit_in_turn(part: int, shard: Shard) -> None:
-        # In the order of the source, so that of two equal files the earlier address gives the caption,
-        # whoever finished first.
-        waiting[part] = shard
-        while turns and turns[0] in waiting:
-            catalog.commit(waiting.pop(turns.pop(0)))
+    def done(job: Job, path: Path) -> None:
+        commit_in_order(job.args.part, shards.verify(path, job.args.made_from))
 
-    cluster.run(
-        ingest_part,
-        jobs(),
-        lambda job, path: commit_in_turn(job.args["part"], shards.verify(Path(path), job.args["made_from"])),
-        label="ingest",
-        total=len(new),
-    )
-    return len(new)
+    context.cluster.run(ingest_part, jobs(), done, label="ingest", total=len(new))
 
 
 def remove_stranded(catalog: Catalog, key: str) -> int:
@@ -99,10 +132,10 @@ def remove_stranded(catalog: Catalog, key: str) -> int:
 
 def _is_stranded(path: Path, key: str, living: set[int]) -> bool:
     try:
-        facts = shards.verify(path).facts
+        metadata = shards.verify(path).facts
     except shards.BROKEN:
         return False  # `controlmill verify` tells it
-    return facts["kind"] in ROW_ALIGNED and facts["image_key"] == key and facts["part"] not in living
+    return metadata["kind"] in ROW_ALIGNED and metadata["image_key"] == key and metadata["part"] not in living
 
 
 def _parts(new: list[RawImage], catalog: Catalog, key: str, size: int) -> dict[int, list[RawImage]]:
@@ -118,22 +151,27 @@ def _parts(new: list[RawImage], catalog: Catalog, key: str, size: int) -> dict[i
     }
 
 
-def ingest_part(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
+def ingest_part(args: IngestPart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> Path:
     """In a worker: reads, hashes, decodes, scales and stores one part of the source."""
-    image, split = Image(**args["image"]), Split(**args["split"])
     seen: set[str] = set()
-    table = [_row(RawImage(**args["raws"][row]), image, split, seen, deadly.get(row)) for row in rows]
-    path = Workspace(Path(args["root"])).images(args["key"], args["part"])
-    if not probe:
-        facts = {"kind": "images", "image_key": args["key"]} | {
-            name: args[name] for name in ("key", "part", "made_from", "retry", "near")
+    table = [_row(args, row, seen, poison_rows.get(row)) for row in rows]
+    if not dry_run:
+        metadata = {
+            "kind": "images",
+            "key": args.image_key,
+            "image_key": args.image_key,
+            "part": args.part,
+            "made_from": args.made_from,
+            "retry": args.retry,
+            "near": args.split.near,
         }
-        shards.write(path, table, shards.IMAGES, facts)
-    return str(path)
+        shards.write(args.path, table, shards.IMAGES, metadata)
+    return args.path
 
 
-def _row(raw: RawImage, image: Image, split: Split, seen: set[str], deadly: str | None) -> dict[str, Any]:
-    row: dict[str, Any] = {
+def _row(args: IngestPart, number: int, seen: set[str], poison: str | None) -> Row:
+    raw = args.raw_images[number]
+    row: Row = {
         "uri": raw.uri,
         "caption": raw.caption or "",
         "fields": canonical_json(raw.fields),
@@ -143,21 +181,9 @@ def _row(raw: RawImage, image: Image, split: Split, seen: set[str], deadly: str 
     try:
         data, row["caption"] = sources.read(raw)
         row |= {"image_id": sources.image_id(data), "raw_bytes": len(data)}
-        if deadly:
-            raise Unreadable(deadly)
-        if row["image_id"] in seen:
-            row |= {"status": "duplicate", "reason": ""}
-        else:
-            made = canonical.canonical(data, image)
-            row |= quality.measure(made.pixels)
-            row |= {
-                "status": "ok",
-                "reason": "",
-                "image": made.encoded,
-                "width": made.width,
-                "height": made.height,
-            }
-            row |= {"raw_width": made.raw_width, "raw_height": made.raw_height, "raw_format": made.raw_format}
+        if poison:
+            raise Unreadable(poison)
+        row |= {"status": "duplicate", "reason": ""} if row["image_id"] in seen else _canonical(data, args)
     except Unreadable as error:
         row |= {
             "reason": str(error),
@@ -170,8 +196,22 @@ def _row(raw: RawImage, image: Image, split: Split, seen: set[str], deadly: str 
     if data is None:  # nothing to hash: the address stands for the file
         row["image_id"] = hashlib.sha256(f"unreadable {raw.uri}".encode()).hexdigest()
     seen.add(row["image_id"])
-    row |= {"group_id": row["image_id"], "split": split_of(row["image_id"], split)}
+    row |= {"group_id": row["image_id"], "split": split_of(row["image_id"], args.split)}
     return row
+
+
+def _canonical(data: bytes, args: IngestPart) -> Row:
+    image = canonical.canonical(data, args.image)
+    return quality.measure(image.pixels) | {
+        "status": "ok",
+        "reason": "",
+        "image": image.encoded,
+        "width": image.width,
+        "height": image.height,
+        "raw_width": image.raw_width,
+        "raw_height": image.raw_height,
+        "raw_format": image.raw_format,
+    }
 
 
 def split_of(group_id: str, split: Split) -> str:

@@ -30,7 +30,6 @@ from pipeline.benchmark.systems import (
     ROUND_TRIP,
     System,
     readable,
-    systems,
 )
 from pipeline.benchmark.tasks import tasks_of
 from pipeline.catalog import Catalog
@@ -38,19 +37,31 @@ from pipeline.dataset.maps import read_annotation
 from pipeline.experiment.logs import follows, held_out_rows, read_log
 from pipeline.experiment.pairs import called
 from pipeline.plan import Plan
-from pipeline.report import contents, counts
+from pipeline.report import contents, counts, leaderboard_scores
 from pipeline.report import summary as summaries
 from pipeline.report.site import render
+from pipeline.stages.stage import StageContext, StageResult
 from pipeline.storage import codec, shards
 
 ROWS, PAIRS = 24, 6  # of the contact sheet and the evidence
 CAPTION = 400  # characters of a caption that the page shows
 
 
-def report(plan: Plan, catalog: Catalog) -> Path:
+def report(context: StageContext) -> StageResult:
+    """MillError where the manifest's benchmark can't be held; the page alone can be written all the same."""
+    plan, catalog, board = context.plan, context.catalog, None
+    if plan.manifest.evaluate:
+        folder = plan.workspace.report / "leaderboard"
+        board = leaderboard_scores.write(plan, catalog, context.systems, folder)
+    pages = [path for path in (write_page(context), board) if path]
+    return StageResult(" and ".join(map(str, pages)), done=len(pages))
+
+
+def write_page(context: StageContext) -> Path:
     """Returns the page's path; its pictures lie beside it."""
+    plan, catalog = context.plan, context.catalog
     told = counts.facts(catalog)
-    made = _systems(plan, catalog)
+    made = _systems(context)
     runs = tuple(_runs(plan, catalog, made))
     # those are shown as the course of their run
     compared = [system for system in made if system.arm != EARLIER]
@@ -74,9 +85,9 @@ def report(plan: Plan, catalog: Catalog) -> Path:
     return render(data, plan.workspace.report)
 
 
-def _systems(plan: Plan, catalog: Catalog) -> list[System]:
+def _systems(context: StageContext) -> list[System]:
     try:
-        return systems(plan, catalog)
+        return context.systems
     except MillError:
         return []  # a report under way: what the stages before still lack, they say themselves
 

@@ -2,15 +2,19 @@
 
 from pipeline.benchmark.estimates import estimate
 from pipeline.benchmark.scoring import jobs, score_part
-from pipeline.catalog import Catalog
-from pipeline.cluster import Cluster
-from pipeline.plan import Plan
-from pipeline.stages.parts import make_missing, told
+from pipeline.stages.stage import StageContext, StageResult, make_missing, result, work
+
+COUNTS = "SELECT status, count(DISTINCT (shard, row)) FROM score_rows GROUP BY status"
 
 
-def score(plan: Plan, catalog: Catalog, cluster: Cluster) -> str:
+def score(context: StageContext) -> StageResult:
+    plan, catalog, cluster = context.plan, context.catalog, context.cluster
     if plan.manifest.evaluate is None:
-        return "nothing asked for"
-    todo = {path: job for path, job, done in jobs(plan, catalog, cluster.device) if not done}
-    made = make_missing(catalog, cluster, score_part, todo, label="score", gpus=cluster.share if todo else 0)
-    return f"{told(made, 'samples')}; {estimate(plan, catalog)} scores"
+        return StageResult("nothing asked for")
+    missing = [
+        job for job, committed in jobs(plan, catalog, context.systems, cluster.device) if not committed
+    ]
+    gpus = cluster.share if missing else 0
+    to_do = make_missing(context, score_part, missing, label="score", gpus=gpus)
+    scores = estimate(plan, catalog, context.systems)
+    return result(f"{work(to_do, 'samples')}; {scores} scores", to_do, dict(catalog.query(COUNTS)))

@@ -70,6 +70,9 @@ SCHEMAS = {
 PAYLOADS = {"image", "map", "counts", "features", "mean", "std", "text", *MIRRORED}
 
 
+Row = dict[str, Any]  # of a shard: value by column of its schema
+
+
 @dataclass(frozen=True)
 class Shard:
     """A complete, verified file. `facts` is its footer: kind, key, part, what it was made from."""
@@ -82,7 +85,7 @@ class Shard:
 
 
 def write(
-    path: Path, rows: list[dict[str, Any]], schema: pa.Schema, facts: dict[str, Any], *, replace: bool = False
+    path: Path, rows: list[Row], schema: pa.Schema, facts: dict[str, Any], *, replace: bool = False
 ) -> Path:
     """Writes rows as one shard unless a shard of that name is there already (its name is its identity)."""
     table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata(

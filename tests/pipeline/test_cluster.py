@@ -1,4 +1,4 @@
-"""Ray runs plain functions: retried when a worker dies, bisected to the deadly row, failures named at the
+"""Ray runs plain functions: retried when a worker dies, bisected to the poison row, failures named at the
 end.
 """
 
@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pipeline import MillError
-from pipeline.cluster import Cluster, Job, JobsFailed, cluster
+from pipeline.cluster import Cluster, cluster
+from pipeline.cluster.jobs import Job, JobsFailed
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +29,11 @@ def run(workers: Cluster, function: Any, jobs: list[Job]) -> dict[str, Any]:
     return results
 
 
-def double(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> list[int]:
+def double(args: Any, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> list[int]:
     return [row * 2 for row in rows]
 
 
-def die_once(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
+def die_once(args: Any, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> str:
     mark = Path(args["mark"])
     if not mark.exists():
         mark.touch()
@@ -41,30 +42,30 @@ def die_once(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str]
 
 
 def die_on_three(
-    args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool
+    args: Any, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool
 ) -> dict[int, str]:
     for row in rows:
-        if row == 3 and row not in deadly:
+        if row == 3 and row not in poison_rows:
             os.kill(os.getpid(), signal.SIGSEGV)
-    return {row: deadly.get(row, "ok") for row in rows}
+    return {row: poison_rows.get(row, "ok") for row in rows}
 
 
-def raise_on_b(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
+def raise_on_b(args: Any, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> str:
     if args["name"] == "b":
         raise KeyError("missing thing")
     return args["name"]
 
 
-def fill_the_disk(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> str:
+def fill_the_disk(args: Any, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> str:
     raise OSError(28, "No space left on device", "/somewhere/part-000001.parquet")
 
 
-def die(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> None:
+def die(args: Any, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> None:
     if not args.get("live"):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def fail_in_a_rank(args: dict[str, Any], rows: tuple[int, ...], deadly: dict[int, str], probe: bool) -> None:
+def fail_in_a_rank(args: Any, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> None:
     import torch.distributed as dist
 
     if dist.get_rank() == 1:

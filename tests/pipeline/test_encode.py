@@ -48,17 +48,19 @@ def encoded(base: str, folder: Path, uris: list[str], *, flips: bool) -> list[di
     images = shards.write(
         folder / "images.parquet", rows, shards.IMAGES, {"kind": "images", "key": "k", "part": 0}
     )
-    facts = {"kind": "latents", "key": "k", "part": 0}
-    args = {
-        "path": str(folder / "latents.parquet"),
-        "images": str(images),
-        "base": base,
-        "flips": flips,
-        "captions": dict(enumerate(CAPTIONS)),
-        "facts": facts,
-    }
-    made = encode.encode_part(args, (0, 1, 2, 3, 4), {3: "killed its worker"}, False)
-    return shards.read(Path(made)).to_pylist()
+    args = encode.EncodePart(
+        path=folder / "latents.parquet",
+        images=images,
+        part=0,
+        key="k",
+        image_key="i",
+        base=base,
+        flips=flips,
+        captions=dict(enumerate(CAPTIONS)),
+        made_from="m",
+    )
+    path = encode.encode_part(args, (0, 1, 2, 3, 4), {3: "killed its worker"}, False)
+    return shards.read(path).to_pylist()
 
 
 def test_images_of_one_size_pass_the_vae_together_and_each_keeps_its_own_latents(
@@ -74,7 +76,7 @@ def test_images_of_one_size_pass_the_vae_together_and_each_keeps_its_own_latents
         lambda loaded, images: (passes.append(images.shape[:3]), plain(loaded, images))[1],
     )
     rows = encoded(base, tmp_path, ["x"] * 5, flips=False)
-    assert sorted(passes) == [(1, 64, 128), (3, 64, 64)], "the deadly row is left out"
+    assert sorted(passes) == [(1, 64, 128), (3, 64, 64)], "the poison row is left out"
     assert [row["status"] for row in rows] == ["ok", "ok", "ok", "failed", "ok"]
     assert not set(shards.MIRRORED) & set(rows[0]), "what is made without flips stays as it was"
     loaded = encode.load_encoders(base, "cpu")

@@ -168,6 +168,6 @@ def test_a_score_whose_samples_are_shared_names_the_benchmark_that_is_asked_for_
     for benchmark in ("first", "first", "second"):
         now = replace(alone, system=replace(alone.system, benchmark=benchmark))
         monkeypatch.setattr(estimates, "scored", lambda *_, now=now: [now])
-        estimates.estimate(reader, catalog)  # type: ignore[arg-type]
+        estimates.estimate(reader, catalog, [])  # type: ignore[arg-type]
         found.append([row["benchmark"] for row in catalog.rows])
     assert found == [["first"], [], ["second"]]

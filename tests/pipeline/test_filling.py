@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import MillError
 from pipeline import run as flow
+from pipeline.stages.stage import StageContext
 
 
 class Clock:
@@ -33,16 +34,18 @@ def filling(
 ) -> tuple[flow.Filling, list[tuple[str, float]]]:
     told: list[tuple[str, float]] = []
 
-    def write(plan: Any, catalog: Any) -> str:
+    def write(context: Any) -> None:
         told.append(("report", clock.now))
         clock.now += takes
-        return ""
 
-    monkeypatch.setattr(flow, "write_report", write)
-    monkeypatch.setattr(flow, "estimate", lambda plan, catalog: told.append(("scores", clock.now)))
+    monkeypatch.setattr(flow, "report", write)
+    monkeypatch.setattr(flow, "estimate", lambda *_: told.append(("scores", clock.now)))
+    monkeypatch.setattr("pipeline.stages.stage.systems", lambda plan, catalog: [])
     plan: Any = SimpleNamespace(manifest=SimpleNamespace(evaluate=evaluate or None))
     catalog: Any = SimpleNamespace(at_most=lambda seconds: contextlib.nullcontext())
-    return flow.Filling(plan, catalog, lambda text: told.append((text, clock.now))), told
+    cluster: Any = None
+    context = StageContext(plan, catalog, cluster)
+    return flow.Filling(context, lambda text: told.append((text, clock.now))), told
 
 
 def test_it_is_renewed_every_half_minute(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,14 +84,12 @@ def test_before_there_is_something_to_compare_the_page_shows_what_there_is(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page, told = filling(clock, monkeypatch, takes=0.1)
-    monkeypatch.setattr(
-        "pipeline.stages.report.report", lambda plan, catalog: told.append(("page alone", clock.now))
-    )
+    monkeypatch.setattr(flow, "write_page", lambda context: told.append(("page alone", clock.now)))
 
-    def lacks(plan: Any, catalog: Any) -> int:
+    def lacks(plan: Any, catalog: Any) -> None:
         raise MillError("no pairs yet")
 
-    monkeypatch.setattr(flow, "estimate", lacks)
+    monkeypatch.setattr("pipeline.stages.stage.systems", lacks)
     clock.now = 31.0
     page.renew()
     assert told == [("page alone", 31.0)] and page.written == 31.0
@@ -98,7 +99,7 @@ def test_a_report_that_fails_is_told_once_and_stops_nothing(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page, told = filling(clock, monkeypatch, takes=0.1)
-    monkeypatch.setattr(flow, "write_report", lambda plan, catalog: 1 / 0)
+    monkeypatch.setattr(flow, "report", lambda context: 1 / 0)
     for now in (31.0, 62.0, 93.0):
         clock.now = now
         page.renew()
@@ -106,3 +107,16 @@ def test_a_report_that_fails_is_told_once_and_stops_nothing(
         "report    not renewed: ZeroDivisionError: division by zero"
     ]
     assert page.written == 93.0, "and it is not tried again at once"
+
+
+def test_the_systems_are_derived_once_when_everything_is_trained_and_anew_before(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, _ = filling(clock, monkeypatch, takes=0.1)
+    derived: list[float] = []
+    monkeypatch.setattr("pipeline.stages.stage.systems", lambda *_: derived.append(clock.now) or [])
+    for settled, now in ((False, 31.0), (False, 62.0), (True, 93.0), (True, 124.0)):
+        page.settled, clock.now = settled, now
+        page.renew()
+    assert derived == [31.0, 62.0, 93.0]
+    assert page.context.systems == [] and len(derived) == 3, "the stages take what the report derived"

@@ -344,7 +344,8 @@ def test_a_workspace_with_scores_of_a_measure_that_is_gone_is_read_and_does_not_
     from pipeline.benchmark.estimates import estimate
     from pipeline.commands import verify
     from pipeline.report import leaderboard_scores
-    from pipeline.stages.report import report
+    from pipeline.stages.report import write_page
+    from pipeline.stages.stage import StageContext
     from pipeline.storage import shards
 
     root, _ = made
@@ -361,13 +362,14 @@ def test_a_workspace_with_scores_of_a_measure_that_is_gone_is_read_and_does_not_
         connection.execute("""INSERT INTO scores SELECT * REPLACE ('edge_ms_ssim_uint8' AS metric) FROM
         scores WHERE metric = 'edge_f1'""")
     assert verify.rescored(plan, catalog, 10_000, say=lambda _: None) == []
-    page = leaderboard_scores.write(plan, catalog, tmp_path / "board")
-    assert page and report(plan, catalog)
+    context = StageContext(plan, catalog, None)  # type: ignore[arg-type]
+    page = leaderboard_scores.write(plan, catalog, context.systems, tmp_path / "board")
+    assert page and write_page(context)
     assert all(
         "uint8" not in page.with_suffix(it).read_text(encoding="utf-8")
         for it in (".html", ".json", ".md", ".csv")
     )
-    assert estimate(plan, catalog) > 0
+    assert estimate(plan, catalog, context.systems) > 0
     frozen = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["benchmarks"][0]
     assert (frozen["resolution"], frozen["data"]) == (
         64,

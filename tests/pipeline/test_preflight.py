@@ -357,7 +357,7 @@ def test_a_damaged_manifest_of_a_workspace_is_told_with_the_remedy(
     with pytest.raises(
         MillError, match=r"ws/manifest.yaml:1: not YAML(.|\n)*is the workspace's own copy (.|\n)*delete it"
     ):
-        run.run(load(Path("m.yaml")), run.Options(), print)
+        run.run(load(Path("m.yaml")), run.RunOptions(), print)
 
 
 @pytest.mark.parametrize("module", ["pipeline", "pipeline.cli"])

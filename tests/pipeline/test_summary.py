@@ -197,9 +197,7 @@ def test_what_was_not_measured_is_left_open_and_a_fresh_controlnet_saved_nothing
     assert (row.gap_before, row.gap) == (None, None), "an external checkpoint has no log"
 
 
-def test_thirteen_lines_fit_a_screen_and_name_the_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_thirteen_lines_fit_a_screen_and_name_the_page(tmp_path: Path) -> None:
     name = "+".join(CONDITIONS) + "-0123abcd"
     watched(
         tmp_path,
@@ -212,8 +210,7 @@ def test_thirteen_lines_fit_a_screen_and_name_the_page(
     plan, catalog, made = scored(
         tmp_path, {arm: 100 * value for arm, value in HIGHER.items()}, tuple(CONDITIONS), name
     )
-    monkeypatch.setattr(summary, "systems", lambda plan, catalog: made)
-    text = list(summary.lines(plan, catalog, Path("runs/demo/report/index.html")))
+    text = list(summary.lines(plan, catalog, made, Path("runs/demo/report/index.html")))
     assert [line.removeprefix("*").split()[0] for line in text[1:14]] == list(CONDITIONS)
     assert max(map(len, text)) <= 150 and text[-1].startswith("runs/demo/report/index.html")
     assert all(word in text[1] for word in ("* canny", "edge_f1_bsds ↑", "-246.8±2.1", "<", "50±")), text[1]
@@ -224,22 +221,18 @@ def test_a_run_of_many_conditions_has_a_short_name_on_a_page() -> None:
     assert all(called(name) == name for name in ("canny+hed-0123abcd", "theirs", "sd-controlnet-canny"))
 
 
-def test_without_a_normalized_score_the_table_and_the_page_say_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_normalized_score_the_table_and_the_page_say_why(tmp_path: Path) -> None:
     """The real image scores below another image's hint: nothing is 572 % of such a way."""
     turned = HIGHER | {REAL: HIGHER[SHUFFLED] - 0.01 + SHAKEN}
     plan, catalog, made = scored(tmp_path, turned)
-    monkeypatch.setattr(summary, "systems", lambda plan, catalog: made)
     (row,) = summary.summary(plan, catalog, made)
     assert row.share is None and row.share_reason == NOT_BETTER and row.trained and row.ceiling
-    text = list(summary.lines(plan, catalog, Path("x")))
+    text = list(summary.lines(plan, catalog, made, Path("x")))
     assert text[1].split()[-1] == "–" and f"no ruler of canny: {NOT_BETTER}" in text
     page = render(ReportData(name="job", summary=(row,)), tmp_path / "report").read_text(encoding="utf-8")
     assert f'title="{NOT_BETTER}">–<' in page and f"no ruler of canny: {NOT_BETTER}" in page
 
 
-def test_with_nothing_scored_there_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_nothing_scored_there_is_no_table(tmp_path: Path) -> None:
     plan, catalog, _ = scored(tmp_path, {})
-    monkeypatch.setattr(summary, "systems", lambda plan, catalog: [system(CONTROL)])
-    assert list(summary.lines(plan, catalog, Path("x"))) == []
+    assert list(summary.lines(plan, catalog, [system(CONTROL)], Path("x"))) == []

@@ -3,7 +3,7 @@ from.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import pytest
 from pipeline import MillError
 from pipeline import plan as plans
 from pipeline.benchmark import networks
-from pipeline.benchmark.systems import ALONE, BEFORE, EARLIER, System, score_key, systems
+from pipeline.benchmark.systems import ALONE, BEFORE, EARLIER, Entrant, System, score_key, systems
+from pipeline.cluster.jobs import Job
 from pipeline.experiment.pairs import PlannedRun
 from pipeline.manifest import load
 from pipeline.plan import Plan
 from pipeline.stages import generate as stage
+from pipeline.stages.stage import StageContext
 from pipeline.storage.workspace import Workspace, fingerprint
 
 BASELINES = "[no_control, shuffled_condition, vae_round_trip, real_image, warm_start]"
@@ -39,6 +41,8 @@ class Pairs:
     """A catalog that has these pairs and nothing else."""
 
     def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        if "SELECT run, conditions" in sql:
+            return [("one", ["canny"], "c1")]  # so that runs are planned
         if "FROM pairs" in sql:
             return [(f"{number:064d}", "a scene", 64, 64, "maps", number) for number in ASKED[parameters[0]]]
         return []
@@ -58,12 +62,12 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
     (root / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
     monkeypatch.chdir(tmp_path)
     made = [
-        ("one", "canny", "c1", "w1"),
-        ("two", "canny", "c2", "w2"),
-        ("depth", "depth_large", "c3", "w3"),
-        ("pose", "pose_openpose", "c4", "w4"),
+        Entrant("one", "canny", "c1", "w1"),
+        Entrant("two", "canny", "c2", "w2"),
+        Entrant("depth", "depth_large", "c3", "w3"),
+        Entrant("pose", "pose_openpose", "c4", "w4"),
     ]
-    monkeypatch.setattr("pipeline.benchmark.systems._runs", lambda plan, catalog: made)
+    monkeypatch.setattr("pipeline.benchmark.systems._trained", lambda complete, runs: made)
     monkeypatch.setattr("pipeline.benchmark.systems.base_spec", lambda plan: "base")
     monkeypatch.setattr("pipeline.benchmark.systems.base_fingerprint", lambda spec: "mark")
 
@@ -95,14 +99,15 @@ def drawn(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """System -> samples that the stage would draw."""
     found: dict[str, int] = {}
 
-    def count(catalog: Any, cluster: Any, function: Any, jobs: dict[Path, Any], **more: Any) -> int:
-        for job in jobs.values():
-            found[job.args["facts"]["name"]] = found.get(job.args["facts"]["name"], 0) + len(job.rows)
+    def count(context: Any, function: Any, jobs: Iterable[Job], **more: Any) -> int:
+        for job in jobs:
+            name = job.args.system.drawn_as
+            found[name] = found.get(name, 0) + len(job.rows)
         return sum(found.values())
 
     monkeypatch.setattr(stage, "make_missing", count)
     monkeypatch.setattr(stage, "base_spec", lambda plan: "base")
-    stage.generate(plan, Pairs(), None)  # type: ignore[arg-type]
+    stage.generate(StageContext(plan, Pairs(), None))  # type: ignore[arg-type]
     return found
 
 
@@ -227,17 +232,14 @@ def test_a_guided_hint_is_another_benchmark_and_is_sampled_so(
     )
     assert [one.key for one in before] == [one.key for one in said]
     assert {one.arm for one, other in zip(before, after, strict=True) if one.key == other.key} == set(ALONE)
-    asked: list[dict[str, Any]] = []
+    asked: list[stage.GeneratePart] = []
     monkeypatch.setattr(
-        stage,
-        "make_missing",
-        lambda catalog, cluster, function, jobs, **more: asked.extend(job.args for job in jobs.values()),
+        stage, "make_missing", lambda context, function, jobs, **more: asked.extend(it.args for it in jobs)
     )
     monkeypatch.setattr(stage, "base_spec", lambda plan: "base")
-    stage.generate(plan, Pairs(), None)  # type: ignore[arg-type]
-    assert asked and all(
-        it["settings"] == {"steps": 20, "guidance": 7.5, "scale": 1.0, "guide_hint": True} for it in asked
-    )
+    stage.generate(StageContext(plan, Pairs(), None))  # type: ignore[arg-type]
+    wanted = {"steps": 20, "guidance": 7.5, "scale": 1.0, "guide_hint": True}
+    assert asked and all(it.benchmark.model_dump(include=set(wanted)) == wanted for it in asked)
 
 
 def test_a_run_stands_beside_what_it_started_from(compared: Callable[..., tuple[Plan, list[System]]]) -> None:
@@ -267,8 +269,11 @@ def test_a_run_stands_beside_the_checkpoints_that_it_kept_on_its_way(
         "kept",
         lambda out: [checkpoint.Checkpoint(out / f"step-{step}", 10 * step, step, {}) for step in (1, 2)],
     )
-    made = [("one", "canny", "checkpoints/one/step-2/canny", "w1"), ("theirs", "canny", "/elsewhere", "w2")]
-    monkeypatch.setattr("pipeline.benchmark.systems._runs", lambda plan, catalog: made)
+    made = [
+        Entrant("one", "canny", "checkpoints/one/step-2/canny", "w1"),
+        Entrant("theirs", "canny", "/elsewhere", "w2"),
+    ]
+    monkeypatch.setattr("pipeline.benchmark.systems._trained", lambda complete, runs: made)
     _, found = compared(TEXT.replace("BASELINES", "[no_control, earlier]"))
     earlier = [system for system in found if system.arm == EARLIER]
     told = [(it.name, it.checkpoint, it.seen) for it in earlier]

@@ -2,6 +2,7 @@
 what status tells.
 """
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -20,14 +21,16 @@ from pipeline import plan as plans
 from pipeline import run as flow
 from pipeline.catalog import Catalog
 from pipeline.cli import main
-from pipeline.cluster import Job
+from pipeline.cluster.jobs import Job
 from pipeline.commands import preflight, status
 from pipeline.commands import verify as verifier
 from pipeline.experiment import pairs
 from pipeline.experiment.pairs import PairAddress, PlannedRun, ShardPairs, planned_runs
+from pipeline.experiment.runs import options_of, record, record_all, take_shorter
 from pipeline.manifest import Run, load
 from pipeline.report import counts
 from pipeline.stages import train as stage
+from pipeline.stages.stage import StageContext
 from pipeline.storage.workspace import Workspace
 from tests.conftest import COMMAND, OPEN
 
@@ -209,20 +212,17 @@ def test_a_longer_run_goes_on_from_the_shorter_one_and_ends_with_the_same_bits(
         return plan, planned_runs(plan, Catalog(plan.workspace))[0]
 
     def trained(plan: Any, it: PlannedRun) -> dict[str, Any]:
-        args = stage._job(plan, Catalog(plan.workspace), [it], 0, {it.name: it}).args
-        return load_file(
-            Path(stage.train_run(args, (), {}, False)) / "canny/diffusion_pytorch_model.safetensors"
-        )
+        context = StageContext(plan, Catalog(plan.workspace), None)  # type: ignore[arg-type]
+        args = stage._job(context, [it], 0, {it.name: it}).args
+        return load_file(stage.train_run(args, (), {}, False) / "canny/diffusion_pytorch_model.safetensors")
 
     for name in ("on", "anew"):
         shutil.copytree(made[0], tmp_path / name)
     plan, other = longer(tmp_path / "on", ("1.0e-3", "2.0e-3"))
-    assert stage.take_shorter(plan.workspace, other) is None, "another rate is another run"
+    assert take_shorter(plan.workspace, other) is None, "another rate is another run"
     plan, it = longer(tmp_path / "on", ("images: 8", "images: 12"))
-    begun = stage.take_shorter(plan.workspace, it)
-    assert begun == plan.workspace.run(it.name_with(8)) and stage.take_shorter(plan.workspace, it) is None, (
-        "once"
-    )
+    begun = take_shorter(plan.workspace, it)
+    assert begun == plan.workspace.run(it.name_with(8)) and take_shorter(plan.workspace, it) is None, "once"
     taken = checkpoint.newest(plan.workspace.run(it.name))
     assert taken is not None and taken.images == 8 and checkpoint.newest(begun) is not None
     bits = trained(plan, it)
@@ -276,7 +276,7 @@ def alone(
         Path("manifest.yaml").write_text(text[: text.index(" runs:")] + f" runs: [{{{CANNY}{change}}}]\n")
         plan, here = plans.make(load(Path("manifest.yaml"))), Here()
         catalog = Catalog(plan.workspace)
-        told = stage.train(plan, catalog, here)  # type: ignore[arg-type]
+        told = stage.train(StageContext(plan, catalog, here)).sentence  # type: ignore[arg-type]
         (it,) = planned_runs(plan, catalog)
         place, state = catalog.row("SELECT checkpoint, status FROM runs WHERE run = ?", [it.name])
         files = {
@@ -404,10 +404,15 @@ def test_what_is_damaged_is_neither_converted_nor_sampled_nor_shipped_nor_starte
     monkeypatch.setattr(plans, "load_saved", lambda workspace: whole.plan)
     with pytest.raises(MillError, match="is damaged"):
         roots.export_roots(whole.plan.workspace, (), Path("shipped"))
-    args = stage._job(whole.plan, whole.catalog, [whole.it], 0, {}).args | {"name": "canny-other"}
-    args["run"] |= {"warm_start": "canny", "images": 4}
+    context = StageContext(whole.plan, whole.catalog, None)  # type: ignore[arg-type]
+    args = dataclasses.replace(
+        stage._job(context, [whole.it], 0, {}).args,
+        name="canny-other",
+        run=Run(**whole.it.run.model_dump() | {"warm_start": "canny", "images": 4}),
+        warm_start={"canny": str(whole.step.parent)},
+    )
     with pytest.raises(MillError, match=r"^warm_start: checkpoint .* is damaged"):
-        stage.train_run(args | {"warm_start": {"canny": str(whole.step.parent)}}, (), {}, False)
+        stage.train_run(args, (), {}, False)
     (whole.step / "meta.json").write_bytes(b"\xff\x00")
     # and no older one in its stead
     with pytest.raises(checkpoint.Damaged, match=r"meta.json is not as it was written"):
@@ -416,16 +421,16 @@ def test_what_is_damaged_is_neither_converted_nor_sampled_nor_shipped_nor_starte
 
 @pytest.mark.parametrize("garbage", [b"\x00\xff garbage", b'{"images": 8}'])
 def test_a_damaged_meta_is_no_traceback_in_status_nor_report_nor_run(alone: Any, garbage: bytes) -> None:
-    from pipeline.stages.report import report
+    from pipeline.stages.report import write_page
 
     whole = alone()
     (whole.step / "meta.json").write_bytes(garbage)
     log = whole.step.parent / "train.jsonl"
     log.write_bytes(log.read_bytes() + garbage + b"\n")
-    stage.record_all(whole.plan, whole.catalog)
+    record_all(whole.plan, whole.catalog)
     (told,) = [run for run in counts.facts(whole.catalog)["runs"] if run["run"] == whole.name]
     assert (told["status"], told["images"]) == ("incomplete", 4)
-    assert report(whole.plan, whole.catalog).is_file()
+    assert write_page(StageContext(whole.plan, whole.catalog, None)).is_file()  # type: ignore[arg-type]
     again = alone()
     assert again.files == whole.files and "meta.json is not as it was written" in again.said[-1]
 
@@ -438,7 +443,7 @@ def test_a_longer_run_goes_on_from_the_last_whole_checkpoint_of_the_shorter_one(
     longer = PlannedRun(
         "canny-longer", whole.it.run.model_copy(update={"images": 12}), "", "", [], [], whole.it.identity
     )
-    assert stage.take_shorter(whole.plan.workspace, longer, said.append) == whole.step.parent
+    assert take_shorter(whole.plan.workspace, longer, said.append) == whole.step.parent
     assert [path.name for path in whole.plan.workspace.run("canny-longer").glob("step-*")] == [
         "step-00000001"
     ]
@@ -506,7 +511,7 @@ def test_a_run_that_was_named_after_options_keeps_its_name_also_when_they_change
         )
     with whole.catalog.transaction() as connection:
         connection.execute("DELETE FROM runs WHERE run = ?", [whole.name])
-    stage.record_all(whole.plan, whole.catalog)
+    record_all(whole.plan, whole.catalog)
     asked = (f", micro_batch: {micro}" if micro else "") + (f", checkpoint_every: {every}" if every else "")
     same, other = alone(asked), alone(", micro_batch: 1, checkpoint_every: 8")
     assert same.told == other.told == f"{older} is trained" and same.files == whole.files
@@ -593,7 +598,7 @@ def test_an_optimizer_that_is_not_installed_is_told_before_any_work(
         " 'controlmill[lean]'`" in lacks[-1]
     )
     with pytest.raises(MillError, match="needs the package bitsandbytes"):
-        flow.run(given, flow.Options(), print)
+        flow.run(given, flow.RunOptions(), print)
     assert not (tmp_path / "ws").exists()
 
 
@@ -624,8 +629,9 @@ def test_each_condition_starts_where_its_run_says_and_waits_for_no_more_than_tha
         "canny": (str(tmp_path / "ws/checkpoints/first"), "first"),
         "hough": (str(tmp_path / "theirs"), ""),
     }
-    job = stage._job(plan, catalog, runs, 1, {it.name: it for it in runs})
-    assert job.after == ("train first",) and job.args["warm_start"].keys() == {"canny", "hough"}
+    context = StageContext(plan, catalog, None)  # type: ignore[arg-type]
+    job = stage._job(context, runs, 1, {it.name: it for it in runs})
+    assert job.after == ("train first",) and job.args.warm_start.keys() == {"canny", "hough"}
     assert stage.warm_folder(str(tmp_path / "theirs"), "theirs") == tmp_path / "theirs"
     (tmp_path / "theirs").rmdir()
     (lack,) = preflight.missing(plan)
@@ -681,7 +687,7 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Catalog, A
     (out / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in LOG) + '{"images": 12000, "st')
     for name, state in (("canny-1", "running"), ("canny-2", "queued")):
         it = PlannedRun(name, plan.manifest.train.runs[0], "nowhere/base", "mark", [], [])
-        stage.record(plan, catalog, name, state, planned=it)
+        record(plan, catalog, name, state, planned=it)
     return catalog, plan
 
 
@@ -735,15 +741,15 @@ def test_a_run_whose_driver_was_killed_is_incomplete(tmp_path: Path, monkeypatch
 
 def test_a_run_that_goes_on_elsewhere_keeps_the_precision_that_it_began_with() -> None:
     run = Run(conditions=["canny"], images=8)
-    here, there = stage.options_of(run, "cpu", {}), stage.options_of(run, "cuda:1", {})
+    here, there = options_of(run, "cpu", {}), options_of(run, "cuda:1", {})
     assert (here.precision, here.compile, here.grids) == ("fp32", False, 0)
     assert (there.precision, there.compile, there.grids) == ("bf16", True, 4)
-    assert stage.options_of(run, "cpu", {"precision": "bf16", "compile": True}).precision == "bf16"
-    assert not stage.options_of(run, "cuda", {"images": 8}).compile, (
+    assert options_of(run, "cpu", {"precision": "bf16", "compile": True}).precision == "bf16"
+    assert not options_of(run, "cuda", {"images": 8}).compile, (
         "of a checkpoint that is older than these options"
     )
     assert (
-        stage.options_of(Run(conditions=["canny"], images=8, precision="fp32", grids=0), "cuda", {}).precision
+        options_of(Run(conditions=["canny"], images=8, precision="fp32", grids=0), "cuda", {}).precision
         == "fp32"
     )
 
@@ -754,10 +760,10 @@ def names(count: int) -> Sequence[PairAddress]:
 
 def test_a_run_without_validation_pairs_says_that_there_is_no_loss_gap(tmp_path: Path) -> None:
     run = Run(conditions=["canny"], images=8)
-    assert stage._told(PlannedRun("canny-1", run, "b", "m", list(names(3)), [])).endswith(
+    assert stage._sentence(PlannedRun("canny-1", run, "b", "m", list(names(3)), [])).endswith(
         "; no loss gap: the validation split has no pairs"
     )
     assert (
-        stage._told(PlannedRun("canny-1", run, "b", "m", list(names(3)), list(names(1))))
+        stage._sentence(PlannedRun("canny-1", run, "b", "m", list(names(3)), list(names(1))))
         == "canny-1: 8 images of 3 pairs"
     )

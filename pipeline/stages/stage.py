@@ -1,0 +1,100 @@
+"""What all stages share: what they are given, what they give back, and the making of one shard a job."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.benchmark.systems import System, systems
+from pipeline.catalog import Catalog
+from pipeline.cluster import Cluster
+from pipeline.cluster.jobs import Job, Resources
+from pipeline.plan import Plan
+from pipeline.storage import shards
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What every stage is given."""
+
+    plan: Plan
+    catalog: Catalog
+    cluster: Cluster
+    limit: int | None = None  # take only the first N addresses of the source
+    retry_failed: bool = False
+
+    @cached_property
+    def systems(self) -> list[System]:
+        """Who is compared: derived once, by the first stage that asks, when everything is trained.
+
+        MillError where a benchmark is too small, or a checkpoint is damaged or gone.
+        """
+        return systems(self.plan, self.catalog)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What every stage gives back; its unit is the stage's own: images, maps, runs, samples, scores."""
+
+    sentence: str  # what the stage did and what there is now, for a person
+    to_do: int = 0  # what was missing when the stage began
+    done: int = 0  # what there is now, without what failed or was skipped
+    failed: int = 0
+    skipped: int = 0
+
+
+def result(sentence: str, to_do: int, counts: Mapping[str, int]) -> StageResult:
+    """With the counts of the rows that there are now, by status."""
+    return StageResult(
+        sentence, to_do, counts.get("ok", 0), counts.get("failed", 0), counts.get("skipped", 0)
+    )
+
+
+def make_missing(
+    context: StageContext,
+    function: Callable[..., Path],  # returns the path of the shard that it wrote
+    jobs: Iterable[Job],  # of the shards that are not committed; their args have `path` and `made_from`
+    *,
+    label: str,
+    gpus: float = 0,  # of one job, where the cluster has any
+) -> int:
+    """Adopts what a killed run left whole, makes the rest, commits each shard as it ends.
+
+    Returns how many rows there were to make.
+    """
+    jobs, catalog, cluster = list(jobs), context.catalog, context.cluster
+
+    def missing() -> Iterator[Job]:
+        for job in jobs:
+            adopted = shards.adopt(job.args.path, job.args.made_from)
+            if adopted:
+                catalog.commit(adopted)
+            else:
+                yield job
+
+    def commit(job: Job, path: Path) -> None:
+        catalog.commit(shards.verify(path, job.args.made_from))
+
+    rows = sum(len(job.rows) for job in jobs)
+    if rows:
+        each = Resources(gpus=min(gpus, cluster.gpus))
+        cluster.run(function, missing(), commit, label=label, total=rows, each=each)
+    return rows
+
+
+def of_one_size(
+    rows: Iterable[int],
+    size: Callable[[int], tuple[int, int]],  # row -> (height, width) of its picture
+    count: int,
+) -> Iterator[list[int]]:
+    """Rows in batches of at most `count`, the pictures of each of one size."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for row in rows:
+        by_size.setdefault(size(row), []).append(row)
+    for members in by_size.values():
+        yield from (members[start : start + count] for start in range(0, len(members), count))
+
+
+def work(rows: int, unit: str) -> str:
+    """How much there was to do, in words."""
+    return f"{rows} {unit} to do" if rows else "nothing to do"
