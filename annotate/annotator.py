@@ -54,7 +54,7 @@ class Annotation:
     reason: str = ""
     map: RawMap | None = None
     measures: dict[str, float] = field(default_factory=dict)
-    draws: Values = field(default_factory=dict)
+    random_params: Values = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -170,7 +170,7 @@ def annotate(
     steps: list[Step],  # in any order; a step's parent must be among them or in `given`
     *,
     # condition -> stored draws to use again, None = draw
-    draws: dict[str, list[Values | None]] | None = None,
+    random_params: dict[str, list[Values | None]] | None = None,
     # condition -> annotations of these images that are there already
     given: dict[str, list[Annotation]] | None = None,
     # condition -> the maps that came with the images, or why there is none
@@ -185,7 +185,7 @@ def annotate(
         if step.detector == PROVIDED:
             done[step.condition] = [_judge(step, raw, {}, 0.0) for raw in (provided or {})[step.condition]]
     for group in _passes([step for step in steps if step.detector != PROVIDED], set(done)):
-        done.update(_run_pass(group, images, image_ids, draws or {}, done, device))
+        done.update(_run_pass(group, images, image_ids, random_params or {}, done, device))
     return {step.condition: done[step.condition] for step in steps}
 
 
@@ -223,12 +223,12 @@ def _run_pass(
     group: list[Step],
     images: list[np.ndarray],
     image_ids: list[str],
-    draws: dict[str, list[Values | None]],
+    random_params: dict[str, list[Values | None]],
     done: dict[str, list[Annotation]],
     device: str,
 ) -> dict[str, list[Annotation]]:
     step, row = group[0], DETECTORS[group[0].detector]
-    stored = draws.get(step.condition) or [None] * len(images)
+    stored = random_params.get(step.condition) or [None] * len(images)
     found: list[Annotation | None] = [None] * len(images)
     if step.parent is not None:
         found = [_inherit(step.parent, parent) for parent in done[step.parent]]
@@ -287,7 +287,9 @@ def _judge(
             "skipped" if reason else "ok", reason or "", raw, measures(raw), dict(drawn), seconds
         )
     except Exception as error:
-        return Annotation("failed", f"{type(error).__name__}: {error}", draws=dict(drawn), seconds=seconds)
+        return Annotation(
+            "failed", f"{type(error).__name__}: {error}", random_params=dict(drawn), seconds=seconds
+        )
 
 
 def _inherit(parent: str, outcome: Annotation) -> Annotation | None:
@@ -299,9 +301,9 @@ def _inherit(parent: str, outcome: Annotation) -> Annotation | None:
 
 def _draw(row: Detector, step: Step, image_id: str, stored: Values | None) -> Values:
     """The image's random numbers depend on its id and the detector, never on the batch or the order."""
-    if row.draw is None:
+    if row.draw_params is None:
         return {}
     if stored:
         return dict(stored)
     seed = hashlib.sha256(f"{step.detector}\0{image_id}".encode()).digest()
-    return row.draw(step.params, random.Random(int.from_bytes(seed[:8], "big")))
+    return row.draw_params(step.params, random.Random(int.from_bytes(seed[:8], "big")))

@@ -138,7 +138,7 @@ def caption(
 
 
 @dataclass(frozen=True)
-class Network:
+class CaptionNetwork:
     """A captioner that is ready."""
 
     side: int  # pixels of the square that it sees
@@ -161,7 +161,7 @@ def prepare(image: np.ndarray, side: int) -> np.ndarray:
 
 
 @functools.cache
-def load(precision: str, device: str, place: str = PINNED) -> Network:
+def load(precision: str, device: str, place: str = PINNED) -> CaptionNetwork:
     """The network with its tokenizer, once per process; nothing is downloaded."""
     import tokenizers
     import torch
@@ -194,7 +194,7 @@ def load(precision: str, device: str, place: str = PINNED) -> Network:
         words = [tokens.decode(each[len(prompt) - 1 :], skip_special_tokens=True) for each in made.tolist()]
         return [text.removeprefix("##").strip() for text in words]
 
-    return Network(model.config.vision_config.image_size, texts)
+    return CaptionNetwork(model.config.vision_config.image_size, texts)
 
 
 def find(files: tuple[WeightFile, ...], place: str) -> Path:

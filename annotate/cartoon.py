@@ -9,7 +9,7 @@ from annotate.parameters import Values
 
 
 def detect(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """uint8 HW3 RGB -> white lines on black, at image size."""
     return [RawMap("edges", line_drawing(image, params)) for image in images]

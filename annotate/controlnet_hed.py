@@ -13,7 +13,7 @@ import numpy as np
 from annotate import inference
 from annotate.drawing import fit
 from annotate.hed import DEPTHS, PRECISIONS
-from annotate.hed_float import Layers, Network
+from annotate.hed_float import EdgeNetwork, Layers
 from annotate.maps import RawMap
 from annotate.parameters import Values
 from annotate.weights import PINNED, WeightFile, find
@@ -27,7 +27,7 @@ WEIGHTS = WeightFile(
 
 
 def detect(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """uint8 HW3 RGB images of any sizes -> soft edges at image size; resolution 0 = seen at image size, to
     the pixel.
@@ -45,7 +45,7 @@ def detect(
 
 
 @functools.cache
-def load(precision: str, device: str, weights: str = PINNED) -> Network:
+def load(precision: str, device: str, weights: str = PINNED) -> EdgeNetwork:
     """The network, once per process."""
     return PRECISIONS[precision](read_layers(find(WEIGHTS, weights)), device)
 

@@ -49,11 +49,11 @@ PATCH = 14
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # uint8 [n, h, w, 3] RGB -> inverse depth float32 [n, h, w]
-Network = Callable[[np.ndarray], np.ndarray]
+DepthNetwork = Callable[[np.ndarray], np.ndarray]
 
 
 def detect_midas(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """uint8 HW3 RGB images -> what the network gives, at image size; meta `seen` is the [h, w] at which it
     saw the image.
@@ -72,7 +72,7 @@ def detect_midas(
 
 
 @functools.cache
-def load_midas(precision: str, device: str, weights: str = PINNED) -> Network:
+def load_midas(precision: str, device: str, weights: str = PINNED) -> DepthNetwork:
     """MiDaS DPT-Hybrid, once per process; sides are multiples of 32."""
     import torch
 
@@ -164,7 +164,7 @@ def _fuse(block: "torch.nn.Module", *features: "torch.Tensor") -> "torch.Tensor"
 
 
 def detect_anything(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """uint8 HW3 RGB images -> inverse depth up to an unknown scale and shift, at image size."""
     network = load_anything(params["precision"], device, params["resolution"], params.get("weights", PINNED))
@@ -173,7 +173,7 @@ def detect_anything(
 
 
 @functools.cache
-def load_anything(precision: str, device: str, short: int, weights: str = PINNED) -> Network:
+def load_anything(precision: str, device: str, short: int, weights: str = PINNED) -> DepthNetwork:
     """Depth Anything V2, once per process; it scales the short side to `short` and the answer back, both
     bicubically, as its authors.
     """

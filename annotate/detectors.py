@@ -31,8 +31,8 @@ from annotate.mini import detect as mini
 from annotate.parameters import Choice, Number, Parameter, Values
 from annotate.weights import PINNED, WeightFile, identity, lacking
 
-# images uint8 HW3 RGB, parameters, draws of each image, parents' maps (empty without a parent), device -> one
-# map per image
+# images uint8 HW3 RGB, parameters, random parameters of each image, parents' maps (empty without a parent),
+# device -> one map per image
 Detect = Callable[[list[np.ndarray], Values, list[Values], list[RawMap], str], list[RawMap]]
 
 # what a shared pass found, one of its conditions, parameters -> that condition's map
@@ -63,7 +63,7 @@ class Detector:
     parameters: dict[str, Parameter]
     check: Callable[[Values], None] | None = None  # parameters that don't fit together: ValueError
     settle: Callable[[Values], Values] | None = None  # replace `auto` by what this machine does
-    draw: Callable[[Values, random.Random], Values] | None = None  # the random numbers of one image
+    draw_params: Callable[[Values, random.Random], Values] | None = None  # the random numbers of one image
     adapt: Adapt | None = None  # one pass, several conditions
     weights: tuple[WeightFile, ...] = ()  # all of them or nothing works
     reads_parent: bool = False
@@ -73,7 +73,7 @@ _ROWS = (
     Detector(
         name="opencv-canny", title="OpenCV Canny", version=1, licence="Apache-2.0", distributions=OPENCV,
         modules=("cv2",),
-        detect=edges.detect, draw=edges.draw, check=edges.check,
+        detect=edges.detect, draw_params=edges.draw_params, check=edges.check,
         parameters={
             "low": Number(default=100, least=0, most=10_000, whole=True, span=True),
             "high": Number(default=200, least=0, most=10_000, whole=True, span=True),
@@ -125,7 +125,7 @@ _ROWS = (
     Detector(
         name="sketch-hed", title="sketches from HED", version=1, licence="Apache-2.0", distributions=OPENCV,
         modules=("cv2",),
-        detect=sketch.detect, draw=sketch.draw, reads_parent=True,
+        detect=sketch.detect, draw_params=sketch.draw_params, reads_parent=True,
         parameters={
             # of the soft edges
             "threshold": Number(default=(64, 192), least=1, most=254, whole=True, span=True),

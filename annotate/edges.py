@@ -18,7 +18,7 @@ def check(params: Values) -> None:
         )
 
 
-def draw(params: Values, rng: random.Random) -> Values:
+def draw_params(params: Values, rng: random.Random) -> Values:
     """Thresholds of one image where a range is given (the paper: random thresholds); fixed ones
     are no draw.
     """
@@ -30,12 +30,12 @@ def draw(params: Values, rng: random.Random) -> Values:
 
 
 def detect(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """cv2.Canny on uint8 RGB, as ControlNet calls it: the strongest channel's gradient counts."""
     import cv2
 
-    settings = [{**params, **drawn} for drawn in draws]
+    settings = [{**params, **drawn} for drawn in random_params]
     return [
         RawMap("edges", cv2.Canny(image, s["low"], s["high"]))
         for image, s in zip(images, settings, strict=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from annotate import inference
-from annotate.hed_float import Layers, Network, float_network
+from annotate.hed_float import EdgeNetwork, Layers, float_network
 from annotate.hed_int8 import int8_network
 from annotate.maps import RawMap
 from annotate.parameters import Values
@@ -38,7 +38,7 @@ MARGIN = 16
 
 
 def detect(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """uint8 HW3 RGB images of any sizes -> soft edges at image size; equal sizes run together."""
     network = load(params["precision"], device, params.get("weights", PINNED))
@@ -51,7 +51,7 @@ def detect(
 
 
 @functools.cache
-def load(precision: str, device: str, weights: str = PINNED) -> Network:
+def load(precision: str, device: str, weights: str = PINNED) -> EdgeNetwork:
     """The network, once per process."""
     place = find(WEIGHTS, weights)
     return PRECISIONS[precision](
@@ -79,7 +79,7 @@ def read_layers(path: Path, largest: tuple[float, ...] | None = None) -> Layers:
     return Layers(blocks, sides, float(bias[0]), MEAN_BGR, bgr=True, keeps_odd=True, largest=largest)  # type: ignore[arg-type]
 
 
-PRECISIONS: dict[str, Callable[[Layers, str], Network]] = {
+PRECISIONS: dict[str, Callable[[Layers, str], EdgeNetwork]] = {
     "fp32": functools.partial(float_network, dtype="float32"),
     "bf16": functools.partial(float_network, dtype="bfloat16"),
     "int8": lambda layers, device: int8_network(layers),  # on the CPU whatever the device

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 # uint8 [n, h, w, 3] RGB -> float32 [n, h, w] in 0..1
-Network = Callable[[np.ndarray], np.ndarray]
+EdgeNetwork = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Layers:
 
 def float_network(
     layers: Layers, device: str, dtype: str, seen: Callable[[float], object] | None = None
-) -> Network:
+) -> EdgeNetwork:
     """fp32 or bf16, channels last; sides are added up in fp32.
 
     `seen` is told the largest activation after each 3x3 convolution.

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from annotate.hed_float import Layers, Network, float_network, fuse
+from annotate.hed_float import EdgeNetwork, Layers, float_network, fuse
 
 STRAYS = 4.0  # of 255: further from fp32 than this on the made-up picture, and int8 is refused
 
 
-def int8_network(layers: Layers) -> Network:
+def int8_network(layers: Layers) -> EdgeNetwork:
     """uint8 [n, h, w, 3] RGB -> float32 [n, h, w] in 0..1; ValueError where weights with unknown activations
     don't stand it.
     """
@@ -75,7 +75,7 @@ def int8_network(layers: Layers) -> Network:
     return run
 
 
-def _measured(layers: Layers) -> Network:
+def _measured(layers: Layers) -> EdgeNetwork:
     """Ranges from the made-up picture, rounded up to three digits so that every machine gets the same; then a
     look whether they serve.
     """

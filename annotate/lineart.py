@@ -30,7 +30,7 @@ THRESHOLD = 64
 
 
 def detect(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """uint8 HW3 RGB images of any sizes -> white lines on black in {0, 255}, at image size."""
     return [

@@ -9,7 +9,7 @@ from annotate.parameters import Values
 
 
 def detect(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """OpenCV's line segment detector (von Gioi 2010); the score is -log10 of the number of false alarms, the
     best first.

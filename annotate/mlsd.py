@@ -31,7 +31,7 @@ MOST = 200  # segments of an image, the surest
 
 
 def detect(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """uint8 HW3 RGB images of any sizes -> segments at image size, the surest first; the score is the
     probability of the centre.

@@ -37,11 +37,11 @@ FROM_DEPTH: dict[str, Parameter] = {
 SHORT = 384  # short side at which `spread` counts
 
 # uint8 [n, h, w, 3] RGB -> unit vectors float32 [n, h, w, 3]
-Network = Callable[[np.ndarray], np.ndarray]
+NormalNetwork = Callable[[np.ndarray], np.ndarray]
 
 
 def detect_bae(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """uint8 HW3 RGB images -> normals at image size."""
     import cv2
@@ -58,7 +58,7 @@ def detect_bae(
 
 
 @functools.cache
-def load_bae(precision: str, device: str, weights: str = PINNED) -> Network:
+def load_bae(precision: str, device: str, weights: str = PINNED) -> NormalNetwork:
     """controlnet_aux's own network, once per process; sides are multiples of 32."""
     import torch
 
@@ -90,7 +90,7 @@ def load_bae(precision: str, device: str, weights: str = PINNED) -> Network:
 
 
 def detect_from_depth(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """Inverse depth of each image -> normals at its size."""
     return [from_depth(raw, **params) for raw in parents]

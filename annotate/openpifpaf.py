@@ -56,7 +56,7 @@ Fields = tuple["torch.Tensor", "torch.Tensor"]
 
 
 def detect(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """uint8 HW3 RGB images of any sizes -> people [P, 17, 3], the surest first; a keypoint that lies outside
     the image is missing.

@@ -43,7 +43,7 @@ Fields = tuple[np.ndarray, np.ndarray]
 
 
 def detect(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """uint8 HW3 RGB images of any sizes -> people [P, 18, 3]; confidence is the height of the heat map at the
     peak, at most 1.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-Values = dict[str, Any]  # JSON-able values by name: parameters of a detector, or the draws of one image
+Values = dict[str, Any]  # JSON-able values by name: parameters of a detector, or the random ones of one image
 
 
 class ParameterError(ValueError):

@@ -40,7 +40,7 @@ class _Model:
 
 
 def detect(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """uint8 HW3 RGB -> people [0 or 1, 33, 3] with visibility as confidence: BlazePose finds one person in an
     image, never two.

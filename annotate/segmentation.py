@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     import torch
 
 # one batch as the processor gives it, (height, width) of the images -> uint8 ids [n, h, w]
-Network = Callable[[dict[str, "torch.Tensor"], tuple[int, int]], np.ndarray]
+LabelNetwork = Callable[[dict[str, "torch.Tensor"], tuple[int, int]], np.ndarray]
 # images uint8 HW3 RGB, options of the processor -> the network's inputs
 Prepare = Callable[..., dict[str, "torch.Tensor"]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class SegmentationModel:
     """One published network; the first of its files is the weights."""
 
     name: str
@@ -40,10 +40,10 @@ class Model:
 
 
 def detect(
-    model: Model,
+    model: SegmentationModel,
     images: list[np.ndarray],
     params: Values,
-    draws: list[Values],
+    random_params: list[Values],
     parents: list[RawMap],
     device: str,
 ) -> list[RawMap]:
@@ -68,7 +68,9 @@ def detect(
 
 
 @functools.cache
-def load(model: Model, precision: str, device: str, weights: str = PINNED) -> tuple[Prepare, Network]:
+def load(
+    model: SegmentationModel, precision: str, device: str, weights: str = PINNED
+) -> tuple[Prepare, LabelNetwork]:
     """Processor and network from local files, once per process; WeightsError where a file is absent or does
     not fit.
     """
@@ -91,12 +93,12 @@ def load(model: Model, precision: str, device: str, weights: str = PINNED) -> tu
     )
 
 
-def _local(model: Model) -> dict[str, Any]:
+def _local(model: SegmentationModel) -> dict[str, Any]:
     """OneFormer's processor downloads a list of class names when it is made; only training needs the list."""
     return {"class_info_file": None} if model.prompted else {}
 
 
-def _prepare(model: Model, processor: Any, folder: Path, config: Any) -> Prepare:
+def _prepare(model: SegmentationModel, processor: Any, folder: Path, config: Any) -> Prepare:
     call = processor
     if model.prompted:
         import transformers
@@ -113,7 +115,7 @@ def _prepare(model: Model, processor: Any, folder: Path, config: Any) -> Prepare
     return prepare
 
 
-def _run(processor: Any, network: Any, device: str, bf16: bool) -> Network:
+def _run(processor: Any, network: Any, device: str, bf16: bool) -> LabelNetwork:
     import torch
 
     def run(inputs: dict[str, "torch.Tensor"], size: tuple[int, int]) -> np.ndarray:
@@ -153,7 +155,7 @@ _TOKENIZER = ("merges.txt", "vocab.json", "tokenizer_config.json", "special_toke
 _CONFIG: dict[str, str | None] = {"config.json": None, "preprocessor_config.json": None}
 
 _ROWS = (
-    Model(
+    SegmentationModel(
         name="oneformer-coco", title="OneFormer (Swin-L, COCO panoptic)", licence="MIT",
         label_space="coco_panoptic_133",
         network="OneFormerForUniversalSegmentation", processor="OneFormerImageProcessor", prompted=True,
@@ -161,7 +163,7 @@ _ROWS = (
             "pytorch_model.bin": None, **_CONFIG, **dict.fromkeys(_TOKENIZER),
         }),
     ),
-    Model(
+    SegmentationModel(
         name="oneformer-ade20k", title="OneFormer (Swin-L, ADE20K)", licence="MIT", label_space="ade20k_150",
         network="OneFormerForUniversalSegmentation", processor="OneFormerImageProcessor", prompted=True,
         files=_files("shi-labs/oneformer_ade20k_swin_large", "4a5bac8e64f82681a12db2e151a4c2f4ce6092b2", {
@@ -174,7 +176,7 @@ _ROWS = (
             "special_tokens_map.json": "c4864a9376a8401918425bed71fc14fc0e81f9b59ec45c1cf96cccb2df508eac",
         }),
     ),
-    Model(
+    SegmentationModel(
         name="mask2former-coco", title="Mask2Former (Swin-L, COCO panoptic)", licence="MIT",
         label_space="coco_panoptic_133",
         network="Mask2FormerForUniversalSegmentation", processor="Mask2FormerImageProcessor",
@@ -183,7 +185,7 @@ _ROWS = (
             "model.safetensors": None, **_CONFIG,
         }),
     ),
-    Model(
+    SegmentationModel(
         name="mask2former-ade20k", title="Mask2Former (Swin-L, ADE20K)", licence="MIT",
         label_space="ade20k_150",
         network="Mask2FormerForUniversalSegmentation", processor="Mask2FormerImageProcessor",
@@ -193,7 +195,7 @@ _ROWS = (
             **_CONFIG,
         }),
     ),
-    Model(
+    SegmentationModel(
         name="upernet-ade20k", title="UPerNet (ConvNeXt-S, ADE20K)", licence="MIT", label_space="ade20k_150",
         network="UperNetForSemanticSegmentation", processor="SegformerImageProcessor",
         files=_files("openmmlab/upernet-convnext-small", "main", {
@@ -203,4 +205,4 @@ _ROWS = (
     ),
 )  # fmt: skip
 
-MODELS: dict[str, Model] = {row.name: row for row in _ROWS}
+MODELS: dict[str, SegmentationModel] = {row.name: row for row in _ROWS}

@@ -16,7 +16,7 @@ SHORTEST = 8  # pixels of a stroke
 CELLS = 24  # the masking field has CELLS x CELLS values
 
 
-def draw(params: Values, rng: random.Random) -> Values:
+def draw_params(params: Values, rng: random.Random) -> Values:
     """All four draws of one image."""
     return {
         "threshold": _whole(params["threshold"], rng),
@@ -30,11 +30,12 @@ def draw(params: Values, rng: random.Random) -> Values:
 
 
 def detect(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """Soft edges of the parents -> strokes in {0, 255} of the same size."""
     return [
-        RawMap("edges", sketch(parent.array, drawn)) for parent, drawn in zip(parents, draws, strict=True)
+        RawMap("edges", sketch(parent.array, drawn))
+        for parent, drawn in zip(parents, random_params, strict=True)
     ]
 
 

@@ -111,13 +111,13 @@ def _measured(plan: Plan, system: System, real: list[np.ndarray], more: dict[str
         more,
     )  # type: ignore[arg-type]
     seconds = (time.perf_counter() - start) / len(images)
-    ids, draws = (
+    ids, random_params = (
         [item.image_id for item in system.items],
-        {system.condition: [truth.draws for truth in truths]},
+        {system.condition: [truth.random_params for truth in truths]},
     )
-    read = annotator.annotate(images, ids, reader_steps(plan, system.condition), draws=draws, device="cpu")[
-        system.condition
-    ]
+    read = annotator.annotate(
+        images, ids, reader_steps(plan, system.condition), random_params=random_params, device="cpu"
+    )[system.condition]
     kind = CONDITIONS[system.condition].kind
     compared = [
         fidelity.compare(kind, as_map(truth.map), as_map(again.map) if again.map else None)  # type: ignore[arg-type]

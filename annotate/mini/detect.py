@@ -12,13 +12,13 @@ import numpy as np
 from annotate.conditions import Condition
 from annotate.maps import RawMap, depth_map
 from annotate.mini import figure
-from annotate.mini.words import PERSON, Words
+from annotate.mini.vocabulary import PERSON, Vocabulary
 from annotate.parameters import Values
 from annotate.skeletons import SKELETONS
 from annotate.weights import PINNED, WeightFile, find
 
 if TYPE_CHECKING:
-    from annotate.mini.network import Detector
+    from annotate.mini.network import DetectorNetwork
 
 WEIGHTS = WeightFile(
     name="detector.safetensors",
@@ -46,37 +46,37 @@ class Seen(NamedTuple):
 class Reading:
     """All that one pass tells of one picture, at its size."""
 
-    words: Words
+    vocabulary: Vocabulary
     depth: np.ndarray  # float32 [h, w]: 1 / metres
     normals: np.ndarray  # float32 [h, w, 3] unit
-    classes: np.ndarray  # uint8 [h, w]: of words.classes
-    colours: np.ndarray  # uint8 [h, w]: of words.colours
+    classes: np.ndarray  # uint8 [h, w]: of vocabulary.classes
+    colours: np.ndarray  # uint8 [h, w]: of vocabulary.colours
     # float32 [18, 3]: x y confidence; all 0 where there is no person, or no net that reads one
     joints: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene(RawMap):
+class ReadingMap(RawMap):
     """The map of depth, which carries the whole reading to `adapt`."""
 
     reading: Reading
 
 
 def detect(
-    images: list[np.ndarray], params: Values, draws: list[Values], parents: list[RawMap], device: str
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
     """uint8 HW3 RGB images of any sizes; one pass serves all conditions."""
     readings = read(load(params.get("weights", PINNED), device), images)
     depths = [depth_map(one.depth, "1/m") for one in readings]
     return [
-        Scene(depth.kind, depth.array, depth.meta, reading=one)
+        ReadingMap(depth.kind, depth.array, depth.meta, reading=one)
         for depth, one in zip(depths, readings, strict=True)
     ]
 
 
 def adapt(found: RawMap, condition: Condition, params: Values) -> RawMap:
     """The condition's own map: joints in its layout, labels of its first space."""
-    assert isinstance(found, Scene)
+    assert isinstance(found, ReadingMap)
     reading = found.reading
     if condition.kind == "normals":
         return RawMap("normals", reading.normals)
@@ -86,19 +86,19 @@ def adapt(found: RawMap, condition: Condition, params: Values) -> RawMap:
         return RawMap("people", people, {"size": list(reading.classes.shape), "layout": condition.layout})
     if condition.label_spaces:
         space = condition.label_spaces[0]
-        return RawMap("labels", reading.words.ids(space)[reading.classes], {"label_space": space})
+        return RawMap("labels", reading.vocabulary.ids(space)[reading.classes], {"label_space": space})
     return RawMap(found.kind, found.array, found.meta)
 
 
 @functools.cache
-def load(weights: str = PINNED, device: str = "cpu") -> "Detector":
+def load(weights: str = PINNED, device: str = "cpu") -> "DetectorNetwork":
     """Once per process."""
     from annotate.mini import network
 
     return network.load(find(WEIGHTS, weights)).to(device)
 
 
-def read(net: "Detector", images: Sequence[np.ndarray]) -> list[Reading]:  # uint8 HW3 RGB of any sizes
+def read(net: "DetectorNetwork", images: Sequence[np.ndarray]) -> list[Reading]:  # uint8 HW3 RGB of any sizes
     """Each is scaled to the size of the scenes that were learned from, and what is found is scaled back."""
     import cv2
     import torch
@@ -131,10 +131,10 @@ def objects(reading: Reading) -> list[Seen]:
     import cv2
 
     out = []
-    words, (height, width) = reading.words, reading.classes.shape
-    numbers = [words.number(shape) for shape in words.shapes]
+    vocabulary, (height, width) = reading.vocabulary, reading.classes.shape
+    numbers = [vocabulary.number(shape) for shape in vocabulary.shapes]
     anything = np.isin(reading.classes, numbers)
-    for colour, name in enumerate(words.colours[1:], 1):
+    for colour, name in enumerate(vocabulary.colours[1:], 1):
         count, areas, stats, _ = cv2.connectedComponentsWithStats(
             (anything & (reading.colours == colour)).astype(np.uint8)
         )
@@ -142,19 +142,19 @@ def objects(reading: Reading) -> list[Seen]:
             x, y, w, h, size = stats[area].tolist()
             if size < LEAST_OBJECT * height * width:
                 continue
-            votes = np.bincount(reading.classes[areas == area], minlength=len(words.classes))[numbers]
+            votes = np.bincount(reading.classes[areas == area], minlength=len(vocabulary.classes))[numbers]
             box = (x / width, y / height, (x + w) / width, (y + h) / height)
-            out.append(Seen(words.shapes[int(votes.argmax())], name, box))
+            out.append(Seen(vocabulary.shapes[int(votes.argmax())], name, box))
     return out
 
 
 def has_person(reading: Reading) -> bool:
-    return bool((reading.classes == reading.words.number(PERSON)).mean() >= LEAST_PERSON)
+    return bool((reading.classes == reading.vocabulary.number(PERSON)).mean() >= LEAST_PERSON)
 
 
 # size: width, height
 def _reading(
-    net: "Detector", image: np.ndarray, made: dict[str, np.ndarray], size: tuple[int, int]
+    net: "DetectorNetwork", image: np.ndarray, made: dict[str, np.ndarray], size: tuple[int, int]
 ) -> Reading:
     """Logits are scaled, so that a border of classes stays sharp.
 
@@ -166,8 +166,8 @@ def _reading(
     normals = scaled["normals"] / np.maximum(np.linalg.norm(scaled["normals"], axis=-1, keepdims=True), 1e-6)
     classes, colours = (scaled[name].argmax(axis=-1).astype(np.uint8) for name in ("classes", "colours"))
     joints = np.zeros((len(SKELETONS[LAYOUT].names), 3), np.float32)
-    found = Reading(net.words, _scaled(np.exp(made["depth"]), size), normals, classes, colours, joints)
-    mask = made["classes"].argmax(axis=0) == net.words.number(PERSON)
+    found = Reading(net.vocabulary, _scaled(np.exp(made["depth"]), size), normals, classes, colours, joints)
+    mask = made["classes"].argmax(axis=0) == net.vocabulary.number(PERSON)
     if net.figure is not None and has_person(found) and mask.any():
         joints[:] = figure.read(net.figure, image, mask)
         joints[:, :2] = np.where(

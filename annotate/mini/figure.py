@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from annotate.mini.network import Figure
+    from annotate.mini.network import JointNetwork
 
 SIDE = 96  # of the picture that a figure is cut out to
 FILL = 0.85  # share of it that the figure's longer side has
@@ -62,7 +62,7 @@ def cut(
 
 
 # float32 [18, 3]: x, y in pixels of the picture, confidence
-def read(net: "Figure", picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def read(net: "JointNetwork", picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     import torch
 
     one = cut(picture, mask)

@@ -1,5 +1,5 @@
-"""What the mini detector learns from: exact truth of rendered scenes, and pictures spoiled as a generator
-would spoil them.
+"""What the mini detector learns from: exact truth of rendered scenes, and pictures degraded as a generator
+would degrade them.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from annotate.flips import counterparts
 from annotate.mini import figure
-from annotate.mini.network import Detector, Figure
+from annotate.mini.network import DetectorNetwork, JointNetwork
 
 REACH = 1.5  # deviation of a joint's spot, in cells of two pixels
 SPOT = 20.0  # weight of a cell that holds a joint: a hundred others hold none
@@ -50,7 +50,7 @@ def mirrored(truth: Truth, which: NDArray[np.bool_]) -> Truth:  # which: [B]
     )
 
 
-def spoiled(images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def degraded(images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Blur, noise, other light and colours, and blocks: generated pictures have some of each."""
     out = np.empty_like(images)
     for image, into in zip(images, out, strict=True):
@@ -75,7 +75,7 @@ def to_tensor(images: NDArray[np.uint8]) -> Tensor:  # NHWC => NCHW in -1..1
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def loss(net: Detector, truth: Truth, device: str, *, bf16: bool) -> Tensor:
+def loss(net: DetectorNetwork, truth: Truth, device: str, *, bf16: bool) -> Tensor:
     """The sum of four: no weights were searched for, each is near 1 at the start."""
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
         made = net(to_tensor(truth.images).to(device))
@@ -93,7 +93,7 @@ def loss(net: Detector, truth: Truth, device: str, *, bf16: bool) -> Tensor:
 
 
 def figure_loss(
-    net: Figure, figures: tuple[NDArray[np.uint8], NDArray[np.float32]], device: str, *, bf16: bool
+    net: JointNetwork, figures: tuple[NDArray[np.uint8], NDArray[np.float32]], device: str, *, bf16: bool
 ) -> Tensor:
     """Of figures that were cut out, with their joints; near 1 at the start, when a hundred cells hold no
     joint for one that does.

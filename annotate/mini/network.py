@@ -9,24 +9,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from annotate.mini import words as meaning
-from annotate.mini.words import Words
+from annotate.mini.vocabulary import Vocabulary
 from annotate.weights import WeightsError
 
 JOINTS = 18  # in the order of OpenPose's skeleton
 WIDTHS = (32, 64, 96, 128)
 
 
-class _U(nn.Module):
+class _UNet(nn.Module):
     """RGB in -1..1 [B, 3, H, W], sides multiples of 16 => [B, widths[0], H / 2, W / 2]."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
         self.widths = widths
         self.stem = nn.Conv2d(3, widths[0], 5, stride=2, padding=2)
-        self.down = nn.ModuleList(_Block(a, b) for a, b in zip(widths[:1] + widths[:-1], widths, strict=True))
-        self.up = nn.ModuleList(_Block(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
-        self.deep = nn.Sequential(_Block(widths[-1], widths[-1]), _Block(widths[-1], widths[-1]))
+        self.down = nn.ModuleList(
+            _ResidualBlock(a, b) for a, b in zip(widths[:1] + widths[:-1], widths, strict=True)
+        )
+        self.up = nn.ModuleList(
+            _ResidualBlock(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True)
+        )
+        self.deep = nn.Sequential(
+            _ResidualBlock(widths[-1], widths[-1]), _ResidualBlock(widths[-1], widths[-1])
+        )
 
     def everywhere(self, images: Tensor) -> Tensor:
         x = self.stem(images)
@@ -40,7 +45,7 @@ class _U(nn.Module):
         return x
 
 
-class Figure(_U):
+class JointNetwork(_UNet):
     """A figure, cut out and scaled to one size [B, 3, s, s] => logits of its joints [B, 18, s / 2, s / 2].
 
     Read from the whole picture, which way a figure looks, and so which arm is the left one, was right of
@@ -55,14 +60,14 @@ class Figure(_U):
         return self.joints(self.everywhere(images))
 
 
-class Detector(_U):
+class DetectorNetwork(_UNet):
     """RGB in -1..1 [B, 3, H, W], sides multiples of 16 => maps at the image's size."""
 
-    def __init__(self, words: Words, widths: tuple[int, ...] = WIDTHS) -> None:
+    def __init__(self, vocabulary: Vocabulary, widths: tuple[int, ...] = WIDTHS) -> None:
         super().__init__(widths)
-        self.words = words
-        self.figure: Figure | None = None  # learned after it; without one no joints are read
-        self.sizes = (1, 3, len(words.classes), len(words.colours))
+        self.vocabulary = vocabulary
+        self.figure: JointNetwork | None = None  # learned after it; without one no joints are read
+        self.sizes = (1, 3, len(vocabulary.classes), len(vocabulary.colours))
         self.dense = nn.Conv2d(widths[0], 4 * sum(self.sizes), 1)  # two by two pixels at once
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -78,7 +83,7 @@ class Detector(_U):
         }
 
 
-class _Block(nn.Module):
+class _ResidualBlock(nn.Module):
     """Two convolutions around which the input is carried."""
 
     def __init__(self, before: int, after: int) -> None:
@@ -95,7 +100,7 @@ class _Block(nn.Module):
         return self.carry(x) + self.body(x)
 
 
-def save(net: Detector, path: Path) -> None:
+def save(net: DetectorNetwork, path: Path) -> None:
     """bfloat16, and in the same file what its numbers mean."""
     from safetensors.torch import save_file
 
@@ -104,20 +109,20 @@ def save(net: Detector, path: Path) -> None:
         name: value.detach().to("cpu", torch.bfloat16).contiguous()
         for name, value in net.state_dict().items()
     }
-    save_file(weights, path, {"words": meaning.to_text(net.words), "widths": json.dumps(net.widths)})
+    save_file(weights, path, {"words": net.vocabulary.to_json(), "widths": json.dumps(net.widths)})
 
 
-def load(path: Path) -> Detector:
+def load(path: Path) -> DetectorNetwork:
     """In evaluation mode, float32; WeightsError: the file holds something else."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            told = file.metadata() or {}
+            metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name).float() for name in file.keys()}
-        net = Detector(meaning.from_text(told["words"]), tuple(json.loads(told["widths"])))
+        net = DetectorNetwork(Vocabulary.from_json(metadata["words"]), tuple(json.loads(metadata["widths"])))
         if any(name.startswith("figure.") for name in weights):
-            net.figure = Figure(net.widths)
+            net.figure = JointNetwork(net.widths)
         net.load_state_dict(weights)
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise WeightsError(

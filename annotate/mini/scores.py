@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from annotate.mini import figure
 from annotate.mini.detect import Reading, has_person, objects, read
 from annotate.mini.losses import Truth
-from annotate.mini.network import Detector, Figure
-from annotate.mini.words import Wanted, Words
+from annotate.mini.network import DetectorNetwork, JointNetwork
+from annotate.mini.vocabulary import Vocabulary, Wanted
 
 NEAR = 0.1  # PCK: of the longer side of the box of the person's joints
 CLOSE = 1.25  # delta: the larger depth through the smaller
@@ -19,7 +19,7 @@ SPACES = ("coco_stuff_171", "ade20k_150")
 
 
 def measure(
-    net: Detector,
+    net: DetectorNetwork,
     truth: Truth,
     wanted: Sequence[Wanted],  # of each scene
     # other pictures of the same scenes, such as a VAE's; None = truth's own
@@ -46,7 +46,7 @@ def measure(
         "normals_mean_angle": interval(
             [_angle(one.normals, truth.normals[row]) for row, one in enumerate(readings)]
         ),
-        **{f"miou_{space}": round(miou(net.words, space, made, truth.classes), 4) for space in SPACES},
+        **{f"miou_{space}": round(miou(net.vocabulary, space, made, truth.classes), 4) for space in SPACES},
         "pck_0.1": interval(joints),
         "objects_found": interval(things),
         "objects_that_are_named": interval(named),
@@ -55,7 +55,7 @@ def measure(
 
 
 # as `near`, of figures that are cut out where they truly are
-def figure_hits(net: Figure, truth: Truth, person: int) -> list[float]:
+def figure_hits(net: JointNetwork, truth: Truth, person: int) -> list[float]:
     seen = zip(truth.images, truth.classes == person, truth.joints, strict=True)
     return [hit for picture, mask, joints in seen for hit in near(figure.read(net, picture, mask), joints)]
 
@@ -82,9 +82,9 @@ def _take(pair: tuple[str, str], left: list[tuple[str, str]]) -> bool:
 
 
 # own classes [N, h, w]
-def miou(words: Words, space: str, made: NDArray[np.uint8], true: NDArray[np.uint8]) -> float:
+def miou(vocabulary: Vocabulary, space: str, made: NDArray[np.uint8], true: NDArray[np.uint8]) -> float:
     """Over the classes of a label space that are there, of all pixels together."""
-    ids, numbers = np.unique(words.ids(space), return_inverse=True)
+    ids, numbers = np.unique(vocabulary.ids(space), return_inverse=True)
     counts = np.bincount(
         numbers[made].ravel() * len(ids) + numbers[true].ravel(), minlength=len(ids) ** 2
     ).reshape(len(ids), len(ids))

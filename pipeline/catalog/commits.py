@@ -19,7 +19,7 @@ def put(connection: Any, workspace: Workspace, shard: Shard) -> bool:
     """Puts a shard's facts in, in place of an earlier version of the same shard; False, and nothing in, where
     it does not fit its images.
     """
-    facts, path = shard.facts, workspace.relative(shard.path)
+    facts, path = shard.metadata, workspace.relative(shard.path)
     remove(connection, path)
     connection.register("incoming", shards.read_light(shard.path))
     if facts["kind"] in ROW_ALIGNED and not _fits(connection, facts):

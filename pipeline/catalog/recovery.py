@@ -21,7 +21,11 @@ def rebuild(workspace: Workspace, finish: Callable[[Catalog], None]) -> tuple[in
         except shards.BROKEN as error:
             broken.append(f"{workspace.relative(path)}: {error}")
     found.sort(
-        key=lambda shard: (list(shards.SCHEMAS).index(shard.facts["kind"]), shard.facts["part"], shard.path)
+        key=lambda shard: (
+            list(shards.SCHEMAS).index(shard.metadata["kind"]),
+            shard.metadata["part"],
+            shard.path,
+        )
     )
     temporary = workspace.root / f"{TEMPORARY}rebuild"
     shutil.rmtree(temporary, ignore_errors=True)  # of a rebuild that was killed

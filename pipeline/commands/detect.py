@@ -7,7 +7,7 @@ from pathlib import Path
 from annotate import annotator, maps
 from annotate.annotator import Step
 from pipeline import MillError, sources
-from pipeline.dataset import canonical
+from pipeline.dataset.images import canonical
 from pipeline.manifest import Image
 from pipeline.sources import RawImage
 from pipeline.sources.raw import Unreadable
@@ -33,7 +33,7 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
     for path in images:
         try:
             data, _ = sources.read(RawImage(str(path), ""))
-            made = canonical.canonical(data, Image(resolution=resolution, store="png"))
+            made = canonical(data, Image(resolution=resolution, store="png"))
         except Unreadable as error:
             yield Drawing(path, "", "failed", str(error))
             continue

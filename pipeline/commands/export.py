@@ -22,7 +22,7 @@ from annotate.parameters import near
 from pipeline import MillError, sources
 from pipeline.catalog import Catalog
 from pipeline.cluster.progress import Progress
-from pipeline.dataset.layouts import WRITERS, Hint, Origin, Sample
+from pipeline.dataset.layouts import WRITERS, ExportSample, Hint, Origin
 from pipeline.dataset.maps import annotation
 from pipeline.storage import codec, shards
 from pipeline.storage.workspace import OWN_FOLDERS, TEMPORARY, stopping
@@ -165,7 +165,7 @@ CAPTIONS = "SELECT image, coalesce(caption, '') FROM captions WHERE image BETWEE
 
 def _samples(
     catalog: Catalog, parts: list[Chosen], protocol: str, progress: Progress, flip: bool
-) -> Iterator[Sample]:
+) -> Iterator[ExportSample]:
     """Holds one part's shards at a time."""
     root = catalog.workspace.root
     with ThreadPoolExecutor() as pool:  # drawing and PNG coding mostly run outside Python's lock
@@ -191,7 +191,7 @@ def _sample(
     row: int,
     image: int,
     mirror: bool,
-) -> Sample | None:
+) -> ExportSample | None:
     """One pair or its mirror image; None where the caption would be wrong of that."""
     picture, text = pictures.slice(row, 1).to_pylist()[0], captions[image]
     stored = {
@@ -199,7 +199,7 @@ def _sample(
         for name, table in tables.items()
     }
     if not mirror:
-        return Sample(
+        return ExportSample(
             **picture,
             text=text,
             hints={name: _hint(one, data, protocol) for name, (one, data) in stored.items()},
@@ -214,7 +214,7 @@ def _sample(
         assert one.map is not None
         turned = replace(one, map=flips.flip(one.map))
         hints[name] = _hint(turned, maps.encode(flips.flip(one.map)), protocol)
-    return Sample(**picture, text=mirrored, hints=hints)
+    return ExportSample(**picture, text=mirrored, hints=hints)
 
 
 def _stored(row: dict[str, Any], condition: str, image_id: str) -> tuple[Annotation, bytes]:
@@ -230,7 +230,7 @@ def _stored(row: dict[str, Any], condition: str, image_id: str) -> tuple[Annotat
 def _hint(made: Annotation, data: bytes, protocol: str) -> Hint:
     assert made.map is not None
     png = codec.encode(maps.render(made.map, protocol=protocol), "png")
-    return Hint(png, data, made.map.kind, made.map.meta, dict(made.draws), made.measures)
+    return Hint(png, data, made.map.kind, made.map.meta, dict(made.random_params), made.measures)
 
 
 # -- writing -------------------------------------------------------------------------------------------------

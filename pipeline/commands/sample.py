@@ -19,7 +19,7 @@ from pipeline import MillError, sources
 from pipeline import plan as plans
 from pipeline.benchmark.systems import readable
 from pipeline.commands.detect import chain
-from pipeline.dataset import canonical
+from pipeline.dataset import images
 from pipeline.experiment.base import RANDOM_BASE, device, load_base
 from pipeline.manifest import Image
 from pipeline.plan import Plan
@@ -226,7 +226,7 @@ def _hint(
     condition = condition or known.condition
     try:
         data, _ = sources.read(RawImage(str(image), ""))
-        pixels = codec.decode(canonical.canonical(data, size).encoded)
+        pixels = codec.decode(images.canonical(data, size).encoded)
     except Unreadable as error:
         raise MillError(f"{image}: {error}.") from error
     if is_hint:

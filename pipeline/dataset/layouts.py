@@ -42,12 +42,12 @@ class Hint:
     raw: bytes
     kind: str
     meta: dict[str, Any]
-    draws: dict[str, Any]
+    random_params: dict[str, Any]
     measures: dict[str, float]
 
 
 @dataclass(frozen=True)
-class Sample:
+class ExportSample:
     """One canonical image, its bytes as stored, with the hints of every exported condition."""
 
     image_id: str
@@ -68,11 +68,11 @@ def suffix_of(data: bytes) -> str:
 
 
 # the export's folder, a split and its samples, what made the hints, whether the raw maps go along
-Writer = Callable[[Path, str, Iterator[Sample], list[Origin], bool], None]
+Writer = Callable[[Path, str, Iterator[ExportSample], list[Origin], bool], None]
 
 
 def write_parquet(
-    folder: Path, split: str, samples: Iterator[Sample], origins: list[Origin], raw: bool
+    folder: Path, split: str, samples: Iterator[ExportSample], origins: list[Origin], raw: bool
 ) -> None:
     """data/<split>-00000-of-00001.parquet with Hugging Face's features in the schema, so that pictures load
     as pictures.
@@ -109,7 +109,7 @@ def _schema(origins: list[Origin], raw: bool) -> pa.Schema:
     return datasets.Features(features).arrow_schema
 
 
-def _record(sample: Sample, origins: list[Origin], raw: bool) -> dict[str, Any]:
+def _record(sample: ExportSample, origins: list[Origin], raw: bool) -> dict[str, Any]:
     row: dict[str, Any] = {
         "image": {"bytes": sample.image, "path": f"{sample.image_id}.{suffix_of(sample.image)}"}
     }
@@ -124,7 +124,7 @@ def _record(sample: Sample, origins: list[Origin], raw: bool) -> dict[str, Any]:
             f"{name}{end}": getattr(origin, name)
             for name in ("detector", "fingerprint", "licence", "protocol")
         }
-        row[f"draws{end}"] = _json(hint.draws)
+        row[f"draws{end}"] = _json(hint.random_params)
         row |= (
             {f"raw{end}": hint.raw, f"raw_kind{end}": hint.kind, f"raw_meta{end}": _json(hint.meta)}
             if raw
@@ -138,7 +138,9 @@ def _endings(origins: list[Origin]) -> list[tuple[str, Origin]]:
     return [("" if len(origins) == 1 else f"_{origin.condition}", origin) for origin in origins]
 
 
-def write_tars(folder: Path, split: str, samples: Iterator[Sample], origins: list[Origin], raw: bool) -> None:
+def write_tars(
+    folder: Path, split: str, samples: Iterator[ExportSample], origins: list[Origin], raw: bool
+) -> None:
     """<split>/000000.tar …, the files of a sample side by side; equal samples give equal bytes."""
     (folder / split).mkdir()
     for number, pack in enumerate(_packs(samples)):
@@ -150,14 +152,16 @@ def write_tars(folder: Path, split: str, samples: Iterator[Sample], origins: lis
                     tar.addfile(member, io.BytesIO(data))
 
 
-def _members(sample: Sample, split: str, origins: list[Origin], raw: bool) -> Iterator[tuple[str, bytes]]:
+def _members(
+    sample: ExportSample, split: str, origins: list[Origin], raw: bool
+) -> Iterator[tuple[str, bytes]]:
     yield suffix_of(sample.image), sample.image
     told: dict[str, Any] = {name: getattr(sample, name) for name in ("image_id", "uri", "width", "height")}
     told |= {"split": split, "conditions": {}}
     for origin in origins:
         hint = sample.hints[origin.condition]
         yield f"{origin.condition}.png", hint.png
-        known = asdict(origin) | {"draws": hint.draws, "measures": hint.measures}
+        known = asdict(origin) | {"draws": hint.random_params, "measures": hint.measures}
         if raw:
             yield f"{origin.condition}.raw.{suffix_of(hint.raw)}", hint.raw
             known |= {"kind": hint.kind, "meta": hint.meta}
@@ -167,7 +171,7 @@ def _members(sample: Sample, split: str, origins: list[Origin], raw: bool) -> It
 
 
 def write_folder(
-    folder: Path, split: str, samples: Iterator[Sample], origins: list[Origin], raw: bool
+    folder: Path, split: str, samples: Iterator[ExportSample], origins: list[Origin], raw: bool
 ) -> None:
     """<split>/metadata.jsonl and the pictures that it names: the image-folder layout of `datasets`, columns
     image, text, conditioning_image.
@@ -203,13 +207,13 @@ WRITERS: dict[str, Writer] = {
 }
 
 
-def _packs(samples: Iterator[Sample]) -> Iterator[Iterator[Sample]]:
+def _packs(samples: Iterator[ExportSample]) -> Iterator[Iterator[ExportSample]]:
     """The samples of one file after the other; each pack must be read to its end before the next is asked
     for.
     """
     waiting = list(islice(samples, 1))
 
-    def pack() -> Iterator[Sample]:
+    def pack() -> Iterator[ExportSample]:
         count = size = 0
         while waiting and (count == 0 or (count < MOST_SAMPLES and size + waiting[0].size <= MOST_BYTES)):
             sample = waiting.pop()

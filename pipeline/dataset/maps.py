@@ -24,7 +24,7 @@ def annotation(row: dict[str, Any], condition: str) -> Annotation:
         reason=row["reason"],
         map=stored,
         measures=dict(row["measures"]),
-        draws=json.loads(row["draws"]),
+        random_params=json.loads(row["draws"]),
         seconds=row["seconds"],
     )
 

@@ -15,8 +15,8 @@ from annotate import label_spaces
 from annotate.conditions import CONDITIONS
 from annotate.maps import RawMap, depth_map
 from pipeline import sources
-from pipeline.dataset import canonical
-from pipeline.dataset.canonical import Placement
+from pipeline.dataset import images
+from pipeline.dataset.images import Placement
 from pipeline.manifest import Image
 from pipeline.sources.raw import MAX_BYTES, RawImage, Unreadable
 
@@ -33,10 +33,10 @@ def read(raw: RawImage, conditions: list[str], image: Image) -> dict[str, RawMap
         return truth(raw, conditions)
     try:
         data, _ = sources.read(raw)
-        height, width = canonical.upright_size(data)
+        height, width = images.upright_size(data)
     except Exception as error:
         return dict.fromkeys(conditions, error)
-    to = canonical.place(height, width, image)
+    to = images.place(height, width, image)
     return {name: _read_one(raw, name, to) for name in conditions}
 
 
@@ -111,7 +111,7 @@ def _pixels(data: Any) -> np.ndarray:
     from PIL import Image as Pillow
 
     try:
-        opened = Pillow.open(io.BytesIO(data), formats=canonical.FORMATS)
+        opened = Pillow.open(io.BytesIO(data), formats=images.FORMATS)
     except Pillow.UnidentifiedImageError:  # its own words name an address in memory, another for each image
         raise Unreadable("a map is a picture or .npy; this file is neither") from None
     with opened as picture:

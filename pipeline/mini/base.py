@@ -97,7 +97,7 @@ def objects_found(folder: Path, held_out: Any, count: int) -> dict[str, Any]:
         ("objects_found", scores.draw(folder, captions)),
         ("objects_found_in_scenes", held_out.images(range(len(captions)))),
     ):
-        wanted = [net.words.wanted(caption) for caption in captions]
+        wanted = [net.vocabulary.wanted(caption) for caption in captions]
         share = interval(
             [
                 one

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from annotate.mini.words import PERSON, Wanted, Words
+from annotate.mini.vocabulary import PERSON, Vocabulary, Wanted
 from pipeline import MillError, scenes
 from pipeline.manifest import NAME, Section, yaml_errors
 from pipeline.mini import manifests
@@ -59,12 +59,12 @@ def recipe_of(plan: MiniDetector) -> DetectorRecipe:
     return manifests.recipe(plan, DetectorRecipe)
 
 
-def words() -> Words:
+def vocabulary() -> Vocabulary:
     """Every floor, wall and shape is a class; COCO-Stuff and ADE20K call some of them the same."""
     rows = [(f"{name} floor", it.coco, it.ade) for name, it in FLOORS.items()]
     rows += [(f"{name} wall", it.coco, it.ade) for name, it in WALLS.items()]
     rows += [(name, *both) for name, both in CLASSES.items()]
-    return Words(tuple(rows), (NONE, *COLOURS), tuple(name for name in CLASSES if name != PERSON))
+    return Vocabulary(tuple(rows), (NONE, *COLOURS), tuple(name for name in CLASSES if name != PERSON))
 
 
 def make_detector(
@@ -83,7 +83,7 @@ def make_detector(
     import torch
 
     from annotate.mini import losses, scores
-    from annotate.mini.network import Detector, Figure
+    from annotate.mini.network import DetectorNetwork, JointNetwork
     from train.batches import draws
     from train.mini import learning
 
@@ -91,20 +91,23 @@ def make_detector(
     plan = load(manifest)
     recipe = recipe_of(plan)
     training, held_out = render(plan, work)
-    with_figure, person = training.figures(), words().number(PERSON)
+    with_figure, person = training.figures(), vocabulary().number(PERSON)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        net, figure = Detector(words(), recipe.widths).to(device), Figure(recipe.widths).to(device)
+        net, figure = (
+            DetectorNetwork(vocabulary(), recipe.widths).to(device),
+            JointNetwork(recipe.widths).to(device),
+        )
 
     def batch(part: str, rows: list[int], seen: int) -> tuple[Any, np.random.Generator]:
         """Of losses.Truth: some of the pictures through the VAE, half of them mirrored, all of
-        them spoiled.
+        them degraded.
         """
         rng = draws(recipe.seed, part, seen)
         places = [rows[learning.place(len(rows), recipe.seed, seen + i)] for i in range(recipe.batch)]
         truth = training.truth(places, returned=rng.random(recipe.batch) < recipe.returned)
         truth = losses.mirrored(truth, rng.random(recipe.batch) < 0.5)
-        return losses.replace_images(truth, losses.spoiled(truth.images, rng)), rng
+        return losses.replace_images(truth, losses.degraded(truth.images, rng)), rng
 
     def loss_at(net: Any, seen: int) -> Any:
         return losses.loss(
@@ -161,12 +164,12 @@ def export_detector(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  
 
     plan = load(manifest)
     recipe = recipe_of(plan)
-    net = network.Detector(words(), recipe.widths)
+    net = network.DetectorNetwork(vocabulary(), recipe.widths)
     spent = learning.spent_of(work / "detector")
     if spent is None or not learning.average_of(work / "detector", net):
         raise manifests.not_begun(work)
     if spent_on_figures := learning.spent_of(work / "figure"):
-        net.figure = network.Figure(recipe.widths)
+        net.figure = network.JointNetwork(recipe.widths)
         learning.average_of(work / "figure", net.figure)
     training, held_out = render(plan, work)
     path = dest / WEIGHTS.name
@@ -218,7 +221,7 @@ class Scenes:
 
     def figures(self) -> list[int]:
         """The scenes with somebody in sight."""
-        person = words().number(PERSON)
+        person = vocabulary().number(PERSON)
         parts = [(part == person).any(axis=(1, 2)) for part in self.arrays["classes"]]
         return np.flatnonzero(np.concatenate(parts)).tolist()
 
@@ -283,8 +286,8 @@ def _write(stem: Path, plan: MiniScenes, seed: int, indices: range) -> None:
 
 
 def _truths(plan: MiniScenes, seed: int, indices: range) -> Iterator[dict[str, Any]]:
-    meaning = words()
-    names = [name for name, *_ in meaning.classes]
+    known = vocabulary()
+    names = [name for name, *_ in known.classes]
     for index in indices:
         scene = scenes.render(seed, index, plan.resolution)
         if not plan.limits.hold(scene.facts):
@@ -297,7 +300,7 @@ def _truths(plan: MiniScenes, seed: int, indices: range) -> Iterator[dict[str, A
         )
         for one in scene.facts["objects"]:
             table[one["instance"]] = names.index(one["shape"])
-            colours[one["instance"]] = meaning.colours.index(one["colour"])
+            colours[one["instance"]] = known.colours.index(one["colour"])
         if scene.facts["figure"]:
             table[scene.facts["figure"]["instance"]] = names.index(PERSON)
         people = scene.maps["pose_openpose"].array

@@ -16,7 +16,7 @@ from pipeline.scenes import Limits, words
 PART = 1000  # scenes rendered for one file
 
 
-class HeldOut(Section):
+class HeldOutScenes(Section):
     """Scenes of another seed, which nothing is trained on."""
 
     count: Annotated[Whole, Field(ge=1)]
@@ -28,7 +28,7 @@ class MiniScenes(Section):
 
     count: Annotated[Whole, Field(ge=1)]
     seed: Annotated[Whole, Field(ge=0)] = 0
-    held_out: HeldOut
+    held_out: HeldOutScenes
     resolution: Literal[64, 128, 256] = 128
     most_objects: Annotated[Whole, Field(ge=1)] = 4
     least_box: Annotated[Real, Field(ge=0, lt=1)] = 0.0

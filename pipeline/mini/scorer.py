@@ -77,7 +77,7 @@ def make_scorer(
     """Stops after `seconds` or at SIGTERM; the same call goes on."""
     import torch
 
-    from annotate.mini.losses import spoiled
+    from annotate.mini.losses import degraded
     from evaluate.mini import losses, scores
     from evaluate.mini.clip import MiniClip
     from train.batches import draws
@@ -97,7 +97,7 @@ def make_scorer(
             changed(caption, CHANGES[rng.integers(len(CHANGES))], rng) or changed(caption, CHANGES[0], rng)
             for caption in captions
         ]
-        images = torch.from_numpy(spoiled(pictures.images(rows), rng)).to(device)
+        images = torch.from_numpy(degraded(pictures.images(rows), rng)).to(device)
         return losses.loss(net, images, captions, [str(text) for text in false], bf16=recipe.bf16)
 
     def rate(seen: int) -> float:

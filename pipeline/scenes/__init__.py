@@ -11,7 +11,7 @@ import numpy as np
 from annotate.maps import RawMap, depth_map
 from pipeline.scenes import outlines, truth, words
 from pipeline.scenes.painter import paint
-from pipeline.scenes.plan import Plan
+from pipeline.scenes.plan import ScenePlan
 from pipeline.scenes.plan import draw_plan as draw_plan
 from pipeline.scenes.raster import Buffers, cast
 
@@ -107,13 +107,13 @@ def render(seed: int, index: int, size: int = 128, limits: Limits = Limits()) ->
 class _Looked:
     """A scene before it is painted, which is most of the work."""
 
-    plan: Plan
+    plan: ScenePlan
     seen: Buffers
     points: dict[str, tuple[float, float, float]]
     facts: dict[str, Any]
 
     @classmethod
-    def at(cls, plan: Plan, size: int) -> "_Looked":
+    def at(cls, plan: ScenePlan, size: int) -> "_Looked":
         seen = cast(plan.bodies, plan.view, size)
         points = truth.keypoints(plan, seen)
         return cls(plan, seen, points, words.facts(plan, seen, points))

@@ -6,12 +6,12 @@ import numpy as np
 
 from pipeline.scenes import textures
 from pipeline.scenes.camera import pixels
-from pipeline.scenes.plan import Plan
+from pipeline.scenes.plan import ScenePlan
 from pipeline.scenes.props import FLOORS, WALLS
 from pipeline.scenes.raster import FLOOR, WALL, Buffers, cast
 
 
-def paint(plan: Plan, n: int) -> np.ndarray:
+def paint(plan: ScenePlan, n: int) -> np.ndarray:
     """uint8 [n, n, 3] RGB, one sample a pixel: Lambert and Blinn shading, shadows on floor and wall."""
     import cv2
 
@@ -72,7 +72,7 @@ def _glint(normal: np.ndarray, toward: np.ndarray, light: np.ndarray, axis: np.n
     return np.maximum(along, 0) ** 40
 
 
-def _shadows(plan: Plan, seen: Buffers) -> np.ndarray:
+def _shadows(plan: ScenePlan, seen: Buffers) -> np.ndarray:
     """bool [n, n]: floor and wall where a body is before the light; a convex body's shadow is the convex hull
     of its points' shadows.
     """

@@ -11,14 +11,14 @@ import numpy as np
 from pipeline.scenes import props
 from pipeline.scenes.bodies import Part
 from pipeline.scenes.camera import View
-from pipeline.scenes.props import COLOURS, FLOORS, WALLS, Figure, Thing, pick, span
+from pipeline.scenes.props import COLOURS, FLOORS, WALLS, Person, Thing, pick, span
 
 
 @dataclass(frozen=True)
 class Actor:
     """Someone or something that has found its place."""
 
-    who: Thing | Figure
+    who: Thing | Person
     parts: list[Part]
     hull: np.ndarray  # world points [N, 3]
     box: np.ndarray  # x0 y0 x1 y1 in half widths, y up
@@ -26,7 +26,7 @@ class Actor:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScenePlan:
     """What a scene is before it has a size."""
 
     view: View
@@ -41,14 +41,14 @@ class Plan:
         return [actor.parts for actor in self.actors]
 
     @property
-    def figure(self) -> tuple[int, Figure] | None:
+    def figure(self) -> tuple[int, Person] | None:
         """Instance and person."""
         return next(
-            ((k, actor.who) for k, actor in enumerate(self.actors, 2) if isinstance(actor.who, Figure)), None
+            ((k, actor.who) for k, actor in enumerate(self.actors, 2) if isinstance(actor.who, Person)), None
         )
 
 
-def draw_plan(seed: int, index: int) -> Plan:
+def draw_plan(seed: int, index: int) -> ScenePlan:
     rng = np.random.Generator(
         np.random.PCG64(int.from_bytes(hashlib.sha256(f"scene {seed} {index}".encode()).digest()[:16], "big"))
     )
@@ -68,7 +68,7 @@ def draw_plan(seed: int, index: int) -> Plan:
         actors = _place(rng, view, border, peopled)
         if len(actors) > peopled:
             noise = (2 * rng.random(4096) - 1).astype(np.float32)
-            return Plan(
+            return ScenePlan(
                 view,
                 light,
                 (floor, looks[0]),
@@ -98,7 +98,7 @@ def _place(rng: np.random.Generator, view: View, border: float, peopled: bool) -
             continue
         depth = float(-view.to_camera(at[None])[0, 2])
         spot, turn = (float(at[0]), float(at[2])), math.atan2(-at[0], -at[2])
-        who: Thing | Figure
+        who: Thing | Person
         if first and person is not None:
             top = view.project(at[None] + (0, max(point[1] for point in person.joints.values()) + 0.05, 0))[
                 0, 1
@@ -116,7 +116,7 @@ def _place(rng: np.random.Generator, view: View, border: float, peopled: bool) -
     return actors
 
 
-def _enter(who: Thing | Figure, view: View, depth: float, least: float) -> Actor | None:
+def _enter(who: Thing | Person, view: View, depth: float, least: float) -> Actor | None:
     """The actor, if it stands before the wall, is not much cut off and its box has `least` of the 4 that the
     image has; else None.
     """
@@ -131,7 +131,7 @@ def _enter(who: Thing | Figure, view: View, depth: float, least: float) -> Actor
     low, high = shown[:, :2].min(axis=0), shown[:, :2].max(axis=0)
     inside = np.maximum(np.minimum(high, 1) - np.maximum(low, -1), 0)
     area, share = float(inside.prod()), float(inside.prod() / (high - low).prod())
-    if isinstance(who, Figure):
+    if isinstance(who, Person):
         fits = inside[1] >= 0.84 and share > 0.88 and high[1] < 1.03  # 42 % of the height
     else:
         fits = least <= area <= 1.1 and share > 0.85
@@ -147,5 +147,5 @@ def _apart(one: Actor, other: Actor) -> bool:
         np.minimum(one.box[2:], other.box[2:]) - np.maximum(one.box[:2], other.box[:2]), 0
     ).prod()
     farther = one if one.depth > other.depth else other
-    most = (0.12 if isinstance(farther.who, Figure) else 0.3) * (farther.box[2:] - farther.box[:2]).prod()
+    most = (0.12 if isinstance(farther.who, Person) else 0.3) * (farther.box[2:] - farther.box[:2]).prod()
     return bool(max(gap[0], gap[2]) > 0.02 and common <= most)

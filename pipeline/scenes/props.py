@@ -200,7 +200,7 @@ ON = {
 
 
 @dataclass(frozen=True)
-class Figure:
+class Person:
     """A person: joints are world points, by the names of annotate/skeletons.py."""
 
     facing: str
@@ -262,14 +262,14 @@ class Figure:
             ]
         return parts
 
-    def stand(self, at: tuple[float, float], turn: float) -> "Figure":
+    def stand(self, at: tuple[float, float], turn: float) -> "Person":
         """The same person at world x, z, turned by a yaw more."""
         more = _yaw(turn)
         joints = {name: np.array([at[0], 0, at[1]]) + more @ point for name, point in self.joints.items()}
         return replace(self, axes=more @ self.axes, joints=joints)
 
 
-def draw_figure(rng: np.random.Generator) -> Figure:
+def draw_figure(rng: np.random.Generator) -> Person:
     """A person who stands at the origin and faces a camera far along +z, or shows it another side."""
     facing = pick(rng, list(FACINGS))
     view = {"left": "side", "right": "side", "us": "front"}.get(facing, "back")
@@ -301,7 +301,7 @@ def draw_figure(rng: np.random.Generator) -> Figure:
     trousers = pick(
         rng, [name for name in ("blue", "black", "white", "green", "purple", "red") if name != shirt]
     )
-    return Figure(
+    return Person(
         facing,
         words.format(side=sides[0]),
         shirt,

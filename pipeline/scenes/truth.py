@@ -10,13 +10,13 @@ from annotate.maps import RawMap
 from annotate.skeletons import SKELETONS
 from pipeline.scenes.camera import pixels
 from pipeline.scenes.outlines import BORDER
-from pipeline.scenes.plan import Plan
-from pipeline.scenes.props import CLASSES, FLOORS, ON, WALLS, Figure
+from pipeline.scenes.plan import ScenePlan
+from pipeline.scenes.props import CLASSES, FLOORS, ON, WALLS, Person
 from pipeline.scenes.raster import FLOOR, WALL, Buffers
 from pipeline.scenes.textures import row_shift
 
 
-def seams(plan: Plan, seen: Buffers) -> tuple[np.ndarray, np.ndarray]:
+def seams(plan: ScenePlan, seen: Buffers) -> tuple[np.ndarray, np.ndarray]:
     """Camera-space segments [M, 2, 3] and owners [M]: the border of floor and wall, and the seams wide enough
     apart to be seen.
     """
@@ -51,7 +51,7 @@ def seams(plan: Plan, seen: Buffers) -> tuple[np.ndarray, np.ndarray]:
     return np.array(ends), np.array(owners)
 
 
-def keypoints(plan: Plan, seen: Buffers) -> dict[str, tuple[float, float, float]]:
+def keypoints(plan: ScenePlan, seen: Buffers) -> dict[str, tuple[float, float, float]]:
     """Name -> x, y in pixels, and 1 seen, 0.5 hidden, 0 outside the image; empty without a figure."""
     if plan.figure is None:
         return {}
@@ -83,11 +83,11 @@ def people(points: Mapping[str, tuple[float, float, float]], layout: str, size: 
     return RawMap("people", array, {"size": [size, size], "layout": layout})
 
 
-def labels(plan: Plan, seen: Buffers, space: str, column: int) -> RawMap:
+def labels(plan: ScenePlan, seen: Buffers, space: str, column: int) -> RawMap:
     wall, floor = WALLS[plan.wall[0]], FLOORS[plan.floor[0]]
     words = [(wall.coco, wall.ade), (floor.coco, floor.ade)]
     words += [
-        CLASSES["person" if isinstance(actor.who, Figure) else actor.who.shape] for actor in plan.actors
+        CLASSES["person" if isinstance(actor.who, Person) else actor.who.shape] for actor in plan.actors
     ]
     table = np.array([SPACES[space].names.index(row[column]) for row in words], np.uint8)
     return RawMap("labels", table[seen.instance], {"label_space": space})

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.scenes.plan import Plan
-from pipeline.scenes.props import Figure
+from pipeline.scenes.plan import ScenePlan
+from pipeline.scenes.props import Person
 from pipeline.scenes.raster import Buffers
 
 NUMBERS = ("no", "one", "two", "three", "four")
@@ -15,7 +15,7 @@ PLACES = ("on the left", "in the middle", "on the right")
 _WORD = re.compile(r"(\W+)")  # split keeps what is between the words
 
 
-def facts(plan: Plan, seen: Buffers, points: Mapping[str, tuple[float, float, float]]) -> dict[str, Any]:
+def facts(plan: ScenePlan, seen: Buffers, points: Mapping[str, tuple[float, float, float]]) -> dict[str, Any]:
     objects: list[dict[str, Any]] = []
     figure: dict[str, Any] | None = None
     state = {1.0: "seen", 0.5: "hidden", 0.0: "outside"}
@@ -29,7 +29,7 @@ def facts(plan: Plan, seen: Buffers, points: Mapping[str, tuple[float, float, fl
             "box": [round(float(v) / size, 4) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)],
             "visible": round(len(xs) / max(seen.alone[instance - 2], 1), 3),
         }
-        if isinstance(one, Figure):
+        if isinstance(one, Person):
             words = {"facing": one.facing, "pose": one.pose, "shirt": one.shirt, "trousers": one.trousers}
             figure = (
                 words
@@ -56,7 +56,7 @@ def facts(plan: Plan, seen: Buffers, points: Mapping[str, tuple[float, float, fl
     }
 
 
-def _before(plan: Plan) -> list[int] | None:
+def _before(plan: ScenePlan) -> list[int] | None:
     """Two instances of which the first stands before the second: the pair that overlaps most in the image;
     None = none does.
     """

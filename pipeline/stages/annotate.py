@@ -250,6 +250,6 @@ def _row(made: Annotation) -> Row:
         "seconds": made.seconds,
         "measures": list(made.measures.items()),
         "meta": json.dumps(made.map.meta if made.map else {}),
-        "draws": json.dumps(made.draws),
+        "draws": json.dumps(made.random_params),
         "map": maps.encode(made.map) if made.map else None,
     }

@@ -9,7 +9,7 @@ from pipeline import MillError, sources
 from pipeline.catalog import Catalog
 from pipeline.catalog.commits import ROW_ALIGNED
 from pipeline.cluster.jobs import Job
-from pipeline.dataset import canonical, quality
+from pipeline.dataset import images, quality
 from pipeline.manifest import Image, Split
 from pipeline.plan import Plan
 from pipeline.report.text import tally
@@ -132,7 +132,7 @@ def remove_stranded(catalog: Catalog, key: str) -> int:
 
 def _is_stranded(path: Path, key: str, living: set[int]) -> bool:
     try:
-        metadata = shards.verify(path).facts
+        metadata = shards.verify(path).metadata
     except shards.BROKEN:
         return False  # `controlmill verify` tells it
     return metadata["kind"] in ROW_ALIGNED and metadata["image_key"] == key and metadata["part"] not in living
@@ -201,7 +201,7 @@ def _row(args: IngestPart, number: int, seen: set[str], poison: str | None) -> R
 
 
 def _canonical(data: bytes, args: IngestPart) -> Row:
-    image = canonical.canonical(data, args.image)
+    image = images.canonical(data, args.image)
     return quality.measure(image.pixels) | {
         "status": "ok",
         "reason": "",

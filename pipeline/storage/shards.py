@@ -75,21 +75,26 @@ Row = dict[str, Any]  # of a shard: value by column of its schema
 
 @dataclass(frozen=True)
 class Shard:
-    """A complete, verified file. `facts` is its footer: kind, key, part, what it was made from."""
+    """A complete, verified file. `metadata` is its footer: kind, key, part, what it was made from."""
 
     path: Path
     rows: int
     bytes: int
     sha256: str
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 def write(
-    path: Path, rows: list[Row], schema: pa.Schema, facts: dict[str, Any], *, replace: bool = False
+    path: Path,
+    rows: list[Row],
+    schema: pa.Schema,
+    metadata: dict[str, Any],
+    *,
+    replace: bool = False,
 ) -> Path:
     """Writes rows as one shard unless a shard of that name is there already (its name is its identity)."""
     table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata(
-        {FOOTER: json.dumps(facts, sort_keys=True).encode()}
+        {FOOTER: json.dumps(metadata, sort_keys=True).encode()}
     )
     light = [field.name for field in schema if field.name not in PAYLOADS]
 
@@ -109,15 +114,19 @@ def write(
     return path
 
 
-def facts(path: Path) -> dict[str, Any]:
+def metadata(path: Path) -> dict[str, Any]:
     """The footer alone; raises one of BROKEN on a file that is not a whole shard."""
-    metadata = pq.read_metadata(path).metadata or {}
-    if FOOTER not in metadata:
+    stored = pq.read_metadata(path).metadata or {}
+    if FOOTER not in stored:
         raise pa.ArrowInvalid(f"{path.name} is a Parquet file without ControlMill's footer")
-    told = json.loads(metadata[FOOTER])
-    if told["kind"] not in SCHEMAS or not isinstance(told["part"], int) or not isinstance(told["key"], str):
+    footer = json.loads(stored[FOOTER])
+    if (
+        footer["kind"] not in SCHEMAS
+        or not isinstance(footer["part"], int)
+        or not isinstance(footer["key"], str)
+    ):
         raise pa.ArrowInvalid(f"{path.name} has a footer that this version does not know")
-    return told
+    return footer
 
 
 def read(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -130,7 +139,9 @@ def read_light(path: Path) -> pa.Table:
     with _must_be_whole(path):
         names = [name for name in pq.read_schema(path).names if name not in PAYLOADS]
         table = _read(path, names)
-        for field in SCHEMAS[facts(path)["kind"]]:  # a shard of an earlier version lacks what later ones tell
+        for field in SCHEMAS[
+            metadata(path)["kind"]
+        ]:  # a shard of an earlier version lacks what later ones tell
             if field.name not in PAYLOADS and field.name not in names:
                 table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return table.add_column(0, "row", pa.array(range(table.num_rows), pa.int32()))
@@ -139,10 +150,9 @@ def read_light(path: Path) -> pa.Table:
 def read_row(path: Path, row: int, columns: list[str]) -> dict[str, Any]:
     """One row, from the one row group that holds it."""
     with _must_be_whole(path):
-        told = path.stat()
-        file = pq.ParquetFile(
-            path, metadata=_metadata(path, told.st_ino, told.st_mtime_ns), page_checksum_verification=True
-        )
+        state = path.stat()
+        footer = _footer(path, state.st_ino, state.st_mtime_ns)
+        file = pq.ParquetFile(path, metadata=footer, page_checksum_verification=True)
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows
             if row < size:
@@ -158,8 +168,8 @@ def verify(path: Path, made_from: str | None = None) -> Shard:
     here first.
     """
     table = _read(path)
-    shard = Shard(path, table.num_rows, path.stat().st_size, sha256_file(path), facts(path))
-    if made_from is not None and shard.facts["made_from"] != made_from:
+    shard = Shard(path, table.num_rows, path.stat().st_size, sha256_file(path), metadata(path))
+    if made_from is not None and shard.metadata["made_from"] != made_from:
         raise MillError(
             f"{path} was written by another process from other inputs: run the same command again."
         )
@@ -185,7 +195,7 @@ def made_from(*parts: Any) -> str:
 
 
 @functools.lru_cache(256)
-def _metadata(path: Path, inode: int, changed: int) -> pq.FileMetaData:
+def _footer(path: Path, inode: int, changed: int) -> pq.FileMetaData:
     """For those who read one row after another of the same files."""
     return pq.read_metadata(path)
 

@@ -21,19 +21,19 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Detectors whose work is a stub; the list holds the batch size of each call."""
     seen: list[int] = []
 
-    def soft(images: list, params: dict, draws: list, parents: list, device: str) -> list[RawMap]:
+    def soft(images: list, params: dict, random_params: list, parents: list, device: str) -> list[RawMap]:
         seen.append(len(images))
         params["precision"] = "spoilt by the detector"
         if any((image == BAD).all() for image in images):
             raise ArithmeticError("thirteen")
         return [RawMap("soft_edges", image[..., 0]) for image in images]
 
-    def child(images: list, params: dict, draws: list, parents: list, device: str) -> list[RawMap]:
+    def child(images: list, params: dict, random_params: list, parents: list, device: str) -> list[RawMap]:
         return [
             RawMap("edges", np.where(parent.array > 100, np.uint8(255), np.uint8(0))) for parent in parents
         ]
 
-    def pose(images: list, params: dict, draws: list, parents: list, device: str) -> list[RawMap]:
+    def pose(images: list, params: dict, random_params: list, parents: list, device: str) -> list[RawMap]:
         seen.append(len(images))
         return [
             RawMap("people", np.full((1, 33, 3), 5, np.float32), {"size": [32, 32], "layout": "blazepose_33"})
@@ -84,7 +84,7 @@ def test_two_conditions_of_one_detector_take_one_pass(calls: list[int]) -> None:
 def test_conditions_that_share_their_maps_take_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
-    def depth(images: list, params: dict, draws: list, parents: list, device: str) -> list[RawMap]:
+    def depth(images: list, params: dict, random_params: list, parents: list, device: str) -> list[RawMap]:
         seen.append(len(images))
         return [depth_map(image[..., 0].astype(np.float32)) for image in images]
 
@@ -134,22 +134,25 @@ def test_random_thresholds_depend_on_the_image_id_alone(small: np.ndarray) -> No
     other = small[::-1].copy()
     whole = annotate([small, other, small], ["a", "b", "c"], [step])["canny"]
     alone = annotate([other], ["b"], [step, resolve("hough")])["canny"]
-    assert whole[1].draws == alone[0].draws and len({str(one.draws) for one in whole}) == 3
+    assert (
+        whole[1].random_params == alone[0].random_params
+        and len({str(one.random_params) for one in whole}) == 3
+    )
     np.testing.assert_array_equal(whole[1].map.array, alone[0].map.array)
 
 
 def test_stored_draws_are_used_instead_of_new_ones(small: np.ndarray) -> None:
     step = resolve("canny", params={"low": [10, 150], "high": [150, 255]})
     stored = annotate([small], ["a"], [step])["canny"][0]
-    again, fresh = annotate([small, small], ["x", "x"], [step], draws={"canny": [stored.draws, None]})[
-        "canny"
-    ]
-    assert again.draws == stored.draws != fresh.draws
+    again, fresh = annotate(
+        [small, small], ["x", "x"], [step], random_params={"canny": [stored.random_params, None]}
+    )["canny"]
+    assert again.random_params == stored.random_params != fresh.random_params
     np.testing.assert_array_equal(again.map.array, stored.map.array)
 
 
 def test_fixed_thresholds_draw_nothing(small: np.ndarray) -> None:
-    assert annotate([small], ["a"], [resolve("canny")])["canny"][0].draws == {}
+    assert annotate([small], ["a"], [resolve("canny")])["canny"][0].random_params == {}
 
 
 def test_every_draw_is_json_and_repeats_for_the_same_seed() -> None:
@@ -157,9 +160,9 @@ def test_every_draw_is_json_and_repeats_for_the_same_seed() -> None:
 
     for condition, row in CONDITIONS.items():
         for name in row.detectors:
-            if name in DETECTORS and DETECTORS[name].draw is not None:
+            if name in DETECTORS and DETECTORS[name].draw_params is not None:
                 params: dict[str, Any] = resolve(condition, name).params
-                first, second = (DETECTORS[name].draw(params, random.Random(7)) for _ in range(2))  # type: ignore[misc]
+                first, second = (DETECTORS[name].draw_params(params, random.Random(7)) for _ in range(2))  # type: ignore[misc]
                 assert first == second == json.loads(json.dumps(first))
 
 

@@ -83,7 +83,7 @@ def test_a_batch_gives_each_picture_the_caption_that_it_gets_alone(
     ]
     shapes = []
     network = captions.load("fp32", "cpu", str(blip[0]))
-    texts = captions.Network(
+    texts = captions.CaptionNetwork(
         network.side, lambda pixels, *search: shapes.append(len(pixels)) or network.texts(pixels, *search)
     )  # type: ignore[func-returns-value]
     monkeypatch.setattr(captions, "load", lambda *_: texts)

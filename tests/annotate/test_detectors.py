@@ -31,7 +31,7 @@ def test_canny_is_opencvs_canny_of_the_rgb_image(astronaut: np.ndarray) -> None:
 
 def test_canny_draws_stay_inside_their_ranges_and_in_order() -> None:
     params = resolve("canny", params={"low": [50, 150], "high": [100, 200]}).params
-    drawn = [edges.draw(params, random.Random(i)) for i in range(300)]
+    drawn = [edges.draw_params(params, random.Random(i)) for i in range(300)]
     assert all(50 <= d["low"] <= 150 and 100 <= d["high"] <= 200 and d["low"] <= d["high"] for d in drawn)
     assert len({d["low"] for d in drawn}) > 50
 
@@ -153,11 +153,13 @@ def test_sketch_draws_replay_exactly_and_differ_between_images(
     steps = [resolve("hed"), resolve("sketch")]
     images = [astronaut[:256, :256].copy()] * 2
     first = annotate(images, ["a", "b"], steps)
-    again = annotate(images, ["c", "d"], steps, draws={"sketch": [one.draws for one in first["sketch"]]})
+    again = annotate(
+        images, ["c", "d"], steps, random_params={"sketch": [one.random_params for one in first["sketch"]]}
+    )
     for one, other in zip(first["sketch"], again["sketch"], strict=True):
-        assert one.draws == other.draws
+        assert one.random_params == other.random_params
         np.testing.assert_array_equal(one.map.array, other.map.array)
-    assert first["sketch"][0].draws != first["sketch"][1].draws
+    assert first["sketch"][0].random_params != first["sketch"][1].random_params
     assert set(np.unique(first["sketch"][0].map.array)) == {0, 255}
 
 

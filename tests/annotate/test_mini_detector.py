@@ -12,11 +12,11 @@ from annotate.label_spaces import SPACES
 from annotate.mini import detect, figure, losses, scores
 from annotate.mini.detect import Reading
 from annotate.mini.losses import Truth
-from annotate.mini.network import Detector, Figure, load, save
-from annotate.mini.words import Wanted, Words
+from annotate.mini.network import DetectorNetwork, JointNetwork, load, save
+from annotate.mini.vocabulary import Vocabulary, Wanted
 from annotate.weights import WeightsError
 
-WORDS = Words(
+VOCABULARY = Vocabulary(
     (
         ("wood floor", "floor-wood", "floor"),
         ("plain wall", "wall-other", "wall"),
@@ -59,7 +59,7 @@ def truth(count: int = 4) -> Truth:
 def reading(classes: np.ndarray, colours: np.ndarray) -> Reading:
     shape = classes.shape
     return Reading(
-        WORDS,
+        VOCABULARY,
         np.ones(shape, np.float32),
         np.zeros((*shape, 3), np.float32),
         classes,
@@ -68,7 +68,7 @@ def reading(classes: np.ndarray, colours: np.ndarray) -> Reading:
     )
 
 
-def by_hand(net: Detector | Figure) -> None:
+def by_hand(net: DetectorNetwork | JointNetwork) -> None:
     """Of each cell of 2 x 2 pixels, row by row, the three colours go through unchanged; what is made of them
     is still nothing.
     """
@@ -81,23 +81,23 @@ def by_hand(net: Detector | Figure) -> None:
             net.up[-1].carry.weight[k, net.widths[1] + k] = 1
 
 
-def random_detector() -> Detector:
+def random_detector() -> DetectorNetwork:
     torch.manual_seed(0)
-    return Detector(WORDS, WIDTHS).eval()
+    return DetectorNetwork(VOCABULARY, WIDTHS).eval()
 
 
 @pytest.fixture(scope="module")
-def exact() -> Detector:
+def exact() -> DetectorNetwork:
     """Set by hand, so that it is right about `truth` on every processor: class and colour are numbers in red
     and green.
     """
-    net = Detector(WORDS, WIDTHS)
+    net = DetectorNetwork(VOCABULARY, WIDTHS)
     by_hand(net)
     # factor, and whether of red or of green in -1..1
     number, object_, once = (127.5 / 60, 0), (127.5 / 90, 1), np.log(2)
     # depth; normals: of the box x, else z
     rows = [(object_, once, np.log(0.25)), (object_, 1, 0), (number, 0, 0), (object_, -1, 1)]
-    for source, count in ((number, len(WORDS.classes)), (object_, len(WORDS.colours))):
+    for source, count in ((number, len(VOCABULARY.classes)), (object_, len(VOCABULARY.colours))):
         # the nearest number has the highest logit, by 20
         rows += [(source, 40 * k, -20 * k**2) for k in range(count)]
     with torch.no_grad():
@@ -109,7 +109,7 @@ def exact() -> Detector:
 
 
 @pytest.fixture(scope="module")
-def weights(exact: Detector, tmp_path_factory: pytest.TempPathFactory) -> str:
+def weights(exact: DetectorNetwork, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("mini") / "detector.safetensors"
     save(exact, path)
     return str(path)
@@ -120,7 +120,7 @@ def small_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detect, "SIDE", SIDE)
 
 
-def test_scenes_that_are_read_exactly_score_best_by_every_measure(exact: Detector) -> None:
+def test_scenes_that_are_read_exactly_score_best_by_every_measure(exact: DetectorNetwork) -> None:
     told = scores.measure(exact, truth(), [RED_BOX] * 4)
     assert told["n"] == 4 and told["objects"] == 4 and told["joints"] == 4
     assert (
@@ -131,10 +131,13 @@ def test_scenes_that_are_read_exactly_score_best_by_every_measure(exact: Detecto
     assert lost["objects_found"][0] == 0, "of black pictures it reads no boxes"
 
 
-def test_who_reads_exactly_has_no_loss_and_learning_lowers_it(exact: Detector) -> None:
+def test_who_reads_exactly_has_no_loss_and_learning_lowers_it(exact: DetectorNetwork) -> None:
     assert losses.loss(exact, truth(), "cpu", bf16=False).item() < 0.01
     torch.manual_seed(0)
-    nets, rng = (Detector(WORDS, WIDTHS), Figure((16, 16, 16, 16))), np.random.default_rng(0)
+    nets, rng = (
+        (DetectorNetwork(VOCABULARY, WIDTHS), JointNetwork((16, 16, 16, 16))),
+        np.random.default_rng(0),
+    )
     loss_of = (
         lambda: losses.loss(nets[0], truth(), "cpu", bf16=False),
         lambda: losses.figure_loss(nets[1], losses.figures_of(figures(8), 3, rng), "cpu", bf16=False),
@@ -178,7 +181,7 @@ def test_both_layouts_of_a_person_come_from_one_set_of_joints() -> None:
     joints[[0, 1, 4, 7]] = ((5, 5, 0.9), (6, 8, 0.8), (1, 12, 0.7), (11, 12, 0.6))
     found = reading(np.full((SIDE, SIDE), 3, np.uint8), np.zeros((SIDE, SIDE), np.uint8))
     found.joints[:] = joints
-    scene = detect.Scene("depth", found.depth, {"scale": 1.0, "shift": 0.0}, reading=found)
+    scene = detect.ReadingMap("depth", found.depth, {"scale": 1.0, "shift": 0.0}, reading=found)
     body, coco = (detect.adapt(scene, CONDITIONS[name], {}) for name in ("pose_openpose", "pose_openpifpaf"))
     assert (body.array == joints).all() and body.meta == {"size": [SIDE, SIDE], "layout": "openpose_18"}
     assert coco.array.shape == (1, 17, 3) and (coco.array[0, [0, 9, 10]] == joints[[0, 7, 4]]).all(), (
@@ -222,7 +225,7 @@ def test_what_is_shipped_is_what_was_learned_to_eight_bits(tmp_path: Path) -> No
     learned, weights = random_detector(), tmp_path / "detector.safetensors"
     save(learned, weights)
     again = load(weights)
-    assert again.words == learned.words and again.widths == learned.widths
+    assert again.vocabulary == learned.vocabulary and again.widths == learned.widths
     assert all(
         torch.equal(a.bfloat16().float(), b)
         for a, b in zip(learned.parameters(), again.parameters(), strict=True)
@@ -291,11 +294,11 @@ def figures(count: int) -> Truth:
 
 
 @pytest.fixture(scope="module")
-def knows_figures() -> Figure:
+def knows_figures() -> JointNetwork:
     """Set by hand: how sure a wrist is goes with how red, or how green, its cell is; no other joint is ever
     seen.
     """
-    net = Figure((16, 16, 16, 16))
+    net = JointNetwork((16, 16, 16, 16))
     by_hand(net)
     with torch.no_grad():
         net.joints.bias.fill_(-20)
@@ -308,10 +311,10 @@ def knows_figures() -> Figure:
     return net.eval()
 
 
-def test_the_joints_of_a_figure_are_told_from_its_looks(knows_figures: Figure, tmp_path: Path) -> None:
+def test_the_joints_of_a_figure_are_told_from_its_looks(knows_figures: JointNetwork, tmp_path: Path) -> None:
     assert scores.figure_hits(knows_figures, figures(8), 3) == [1] * 16
     whole = random_detector()
-    whole.figure = Figure(WIDTHS)
+    whole.figure = JointNetwork(WIDTHS)
     save(whole, tmp_path / "whole.safetensors")
     again = load(tmp_path / "whole.safetensors")
     assert again.figure is not None and random_detector().figure is None
@@ -321,7 +324,7 @@ def test_the_joints_of_a_figure_are_told_from_its_looks(knows_figures: Figure, t
     )
 
 
-def test_joints_are_those_of_the_picture_that_was_given(knows_figures: Figure) -> None:
+def test_joints_are_those_of_the_picture_that_was_given(knows_figures: JointNetwork) -> None:
     sizes = {"normals": 3, "classes": 5, "colours": 3}
     made = {name: np.ones((count, SIDE, SIDE)) for name, count in sizes.items()} | {
         "depth": np.zeros((SIDE, SIDE))
@@ -360,9 +363,9 @@ def test_a_mirrored_scene_swaps_sides_everywhere() -> None:
     assert (same.joints == one.joints).all() and (same.normals == one.normals).all()
 
 
-def test_spoiling_is_of_the_picture_alone_and_depends_on_the_draw() -> None:
+def test_degrading_is_of_the_picture_alone_and_depends_on_the_draw() -> None:
     images = np.full((6, SIDE, SIDE, 3), 128, np.uint8)
-    first, again, other = (losses.spoiled(images, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    first, again, other = (losses.degraded(images, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert (
         (first == again).all()
         and (first != other).any()
@@ -403,16 +406,16 @@ def test_a_caption_names_what_it_brings_in_and_no_more() -> None:
         " person in a red shirt and blue trousers walking; the red box in front of the person; plain wall,"
         " light from the left"
     )
-    assert WORDS.wanted(caption) == Wanted((("cone", "blue"), ("box", "red")), True), (
-        "green is no colour of these words"
+    assert VOCABULARY.wanted(caption) == Wanted((("cone", "blue"), ("box", "red")), True), (
+        "green is no colour of this vocabulary"
     )
-    assert WORDS.wanted("one object: a red striped box; the person") == RED_BOX
+    assert VOCABULARY.wanted("one object: a red striped box; the person") == RED_BOX
 
 
 def test_measures_are_those_of_the_hand() -> None:
     true = np.array([[[0, 0, 1, 2]]], np.uint8)
     made = np.array([[[0, 1, 1, 2]]], np.uint8)
-    assert scores.miou(WORDS, "coco_stuff_171", made, true) == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
+    assert scores.miou(VOCABULARY, "coco_stuff_171", made, true) == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
     joints = np.zeros((18, 3), np.float32)
     joints[:4] = ((0, 0, 1), (100, 0, 1), (0, 60, 1), (50, 50, 0.5))
     guess = joints + np.float32([6, 7, 0])  # 9.2 pixels of the 10 that are allowed

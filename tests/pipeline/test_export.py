@@ -29,7 +29,7 @@ from pipeline import MillError
 from pipeline.catalog import Catalog
 from pipeline.commands import export
 from pipeline.dataset import layouts
-from pipeline.dataset.layouts import WRITERS, Hint, Origin, Sample
+from pipeline.dataset.layouts import WRITERS, ExportSample, Hint, Origin
 from pipeline.dataset.maps import read_annotation
 from pipeline.manifest import Split
 from pipeline.stages import annotate
@@ -371,13 +371,13 @@ def test_the_hint_is_drawn_by_the_protocol_that_was_asked_for() -> None:
 
 
 @pytest.fixture
-def lines() -> tuple[Sample, Origin]:
+def lines() -> tuple[ExportSample, Origin]:
     """One PNG picture with lines, made by hand."""
     png, npy = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (4, 4)).save(png, "PNG")
     np.save(npy, np.zeros((1, 5), np.float32))
     hint = Hint(png.getvalue(), npy.getvalue(), "lines", {"size": [4, 4]}, {}, {})
-    sample = Sample(
+    sample = ExportSample(
         image_id="ab",
         image=png.getvalue(),
         width=4,
@@ -389,7 +389,9 @@ def lines() -> tuple[Sample, Origin]:
     return sample, Origin("hough", "opencv-lsd", "0", "Apache-2.0", "cn10")
 
 
-def test_pictures_and_maps_are_named_by_what_they_are(lines: tuple[Sample, Origin], tmp_path: Path) -> None:
+def test_pictures_and_maps_are_named_by_what_they_are(
+    lines: tuple[ExportSample, Origin], tmp_path: Path
+) -> None:
     sample, origin = lines
     layouts.write_folder(tmp_path, "train", iter([replace(sample, text="a line")]), [origin], False)
     layouts.write_tars(tmp_path, "test", iter([sample]), [origin], True)
@@ -403,7 +405,7 @@ def test_pictures_and_maps_are_named_by_what_they_are(lines: tuple[Sample, Origi
 
 
 def test_captions_that_read_as_dates_stay_text_or_are_refused(
-    lines: tuple[Sample, Origin], hub: Any, tmp_path: Path
+    lines: tuple[ExportSample, Origin], hub: Any, tmp_path: Path
 ) -> None:
     sample, origin = lines
     layouts.write_parquet(tmp_path, "train", iter([sample]), [origin], False)

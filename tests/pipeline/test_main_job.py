@@ -328,7 +328,7 @@ def test_scores_follow_from_the_pictures_and_one_that_does_not_is_named(
         (name, value + 0.01 if name == "edge_f1" else value) for name, value in rows[0]["values"]
     ]
     shards.write(
-        workspace.root / path, rows, shards.SCORES, shards.facts(workspace.root / path), replace=True
+        workspace.root / path, rows, shards.SCORES, shards.metadata(workspace.root / path), replace=True
     )
     (found,) = verify.rescored(plan, catalog, 10_000, say=told.append)
     assert "edge_f1 of" in found and "stored is" in found
@@ -356,7 +356,7 @@ def test_a_workspace_with_scores_of_a_measure_that_is_gone_is_read_and_does_not_
         rows = shards.read(workspace.root / path).to_pylist()
         rows = [row | {"values": [*row["values"], ("edge_ms_ssim_uint8", 0.16)]} for row in rows]
         shards.write(
-            workspace.root / path, rows, shards.SCORES, shards.facts(workspace.root / path), replace=True
+            workspace.root / path, rows, shards.SCORES, shards.metadata(workspace.root / path), replace=True
         )
     with catalog.transaction() as connection:
         connection.execute("""INSERT INTO scores SELECT * REPLACE ('edge_ms_ssim_uint8' AS metric) FROM

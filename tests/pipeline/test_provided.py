@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 
 from annotate.maps import RawMap
 from pipeline import sources
-from pipeline.dataset import canonical, provided
+from pipeline.dataset import images, provided
 from pipeline.manifest import FolderSource, Image, ListSource, Provided
 from pipeline.sources import RawImage
 from pipeline.storage import codec
@@ -139,9 +139,7 @@ def test_a_map_lies_where_its_image_lies(tmp_path: Path) -> None:
     Pillow.fromarray(noise).save(tmp_path / "a.png")
     made = provided.read(raw, ["canny"], image)["canny"]
     seen = codec.decode(
-        canonical.canonical(
-            (tmp_path / "a.png").read_bytes(), image.model_copy(update={"store": "png"})
-        ).encoded
+        images.canonical((tmp_path / "a.png").read_bytes(), image.model_copy(update={"store": "png"})).encoded
     )
     assert isinstance(made, RawMap)
     np.testing.assert_array_equal(made.array, seen[..., 0])
@@ -189,7 +187,7 @@ def test_an_absent_map_is_that_images_failure_only(given: Callable[..., RawMap],
 
 def test_a_turned_photograph_takes_a_map_that_stands_upright(tmp_path: Path) -> None:
     exif = Pillow.Exif()
-    exif[canonical.ORIENTATION] = 6  # lies on its side: 160 x 96 is shown as 96 x 160
+    exif[images.ORIENTATION] = 6  # lies on its side: 160 x 96 is shown as 96 x 160
     Pillow.new("RGB", (WIDE, TALL), "red").save(tmp_path / "a.jpg", exif=exif)
     (tmp_path / "a.png.map").write_bytes(png(np.ones((WIDE, TALL), np.uint8)))
     raw = RawImage(

@@ -9,7 +9,7 @@ from pipeline import MillError
 from pipeline.storage import shards
 from pipeline.storage.workspace import TEMPORARY, Workspace, fingerprint, write_text, write_whole
 
-FACTS = {"kind": "maps", "key": "k", "part": 0, "made_from": "inputs"}
+METADATA = {"kind": "maps", "key": "k", "part": 0, "made_from": "inputs"}
 ROWS = [
     {
         "image_id": str(n),
@@ -23,11 +23,11 @@ ROWS = [
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
-    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, FACTS)
+    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, METADATA)
     assert shards.read(path, ["image_id", "map"]).to_pylist() == [
         {"image_id": row["image_id"], "map": row["map"]} for row in ROWS
     ]
-    assert shards.facts(path) == FACTS
+    assert shards.metadata(path) == METADATA
     for row in (0, 31, 32, 69):
         assert shards.read_row(path, row, ["map"])["map"] == ROWS[row]["map"]
     with pytest.raises(IndexError):
@@ -38,17 +38,17 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_an_existing_shard_is_never_overwritten_by_a_late_worker(tmp_path: Path) -> None:
-    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, FACTS)
+    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, METADATA)
     before = path.read_bytes()
-    shards.write(path, ROWS[:1], shards.MAPS, FACTS)
+    shards.write(path, ROWS[:1], shards.MAPS, METADATA)
     assert path.read_bytes() == before
-    shards.write(path, ROWS[:1], shards.MAPS, FACTS, replace=True)
+    shards.write(path, ROWS[:1], shards.MAPS, METADATA, replace=True)
     assert shards.read(path).num_rows == 1
 
 
 @pytest.mark.parametrize("place", [10, 20_000, -3])
 def test_a_flipped_byte_is_found(tmp_path: Path, place: int) -> None:
-    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, FACTS)
+    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, METADATA)
     data = bytearray(path.read_bytes())
     data[place] ^= 0xFF
     path.write_bytes(data)
@@ -59,17 +59,17 @@ def test_a_flipped_byte_is_found(tmp_path: Path, place: int) -> None:
 def test_a_complete_shard_of_the_same_inputs_is_adopted_and_any_other_removed(tmp_path: Path) -> None:
     path = tmp_path / "part.parquet"
     assert shards.adopt(path, "inputs") is None
-    shards.write(path, ROWS, shards.MAPS, FACTS)
+    shards.write(path, ROWS, shards.MAPS, METADATA)
     adopted = shards.adopt(path, "inputs")
     assert adopted and adopted.rows == 70
     assert shards.adopt(path, "other inputs") is None and not path.exists()
-    shards.write(path, ROWS, shards.MAPS, FACTS)
+    shards.write(path, ROWS, shards.MAPS, METADATA)
     path.write_bytes(path.read_bytes()[:-100])
     assert shards.adopt(path, "inputs") is None and not path.exists()
 
 
 def test_a_shard_of_other_inputs_is_never_taken_for_ones_own(tmp_path: Path) -> None:
-    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, FACTS)
+    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, METADATA)
     with pytest.raises(MillError, match="written by another process"):
         shards.verify(path, "other inputs")
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image as Pillow
 
 from pipeline import MillError, sources
-from pipeline.dataset import canonical
+from pipeline.dataset import images
 from pipeline.manifest import FolderSource, Image, ListSource
 from pipeline.sources import RawImage
 from pipeline.sources.raw import Unreadable
@@ -26,7 +26,7 @@ def stored(picture: Pillow.Image, form: str, **options: object) -> np.ndarray:
     """The canonical pixels of a picture saved in some form."""
     buffer = io.BytesIO()
     picture.save(buffer, form, **options)
-    return codec.decode(canonical.canonical(buffer.getvalue(), SIZE).encoded)
+    return codec.decode(images.canonical(buffer.getvalue(), SIZE).encoded)
 
 
 def test_rgb_keeps_its_colours() -> None:
@@ -89,7 +89,7 @@ def test_16_bit_grey_keeps_its_range() -> None:
 def test_jpeg_is_decoded_as_pillow_does(photograph: Callable[..., Pillow.Image]) -> None:
     buffer = io.BytesIO()
     photograph(3, 64, 64).save(buffer, "JPEG", quality=90)
-    made = codec.decode(canonical.canonical(buffer.getvalue(), SIZE).encoded)
+    made = codec.decode(images.canonical(buffer.getvalue(), SIZE).encoded)
     assert abs(made.astype(int) - np.asarray(Pillow.open(buffer)).astype(int)).max() <= 1
 
 
@@ -97,7 +97,7 @@ def test_jpeg_is_decoded_as_pillow_does(photograph: Callable[..., Pillow.Image])
 def test_what_is_stored_is_what_is_decoded(store: str, photograph: Callable[..., Pillow.Image]) -> None:
     buffer = io.BytesIO()
     photograph(1).save(buffer, "PNG")
-    made = canonical.canonical(buffer.getvalue(), Image(resolution=64, store=store))
+    made = images.canonical(buffer.getvalue(), Image(resolution=64, store=store))
     assert codec.decode(made.encoded).shape == (made.height, made.width, 3) == (64, 64, 3)
     assert (made.raw_width, made.raw_height, made.raw_format) == (160, 120, "PNG")
 
@@ -120,7 +120,7 @@ def test_crop_takes_the_centre() -> None:
 def test_buckets_are_multiples_of_64_no_larger_than_the_square(
     size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    height, width = canonical.canonical_size(*size, Image(resolution=512, fit="bucket"))
+    height, width = images.canonical_size(*size, Image(resolution=512, fit="bucket"))
     assert height % 64 == width % 64 == 0 and height * width <= 512 * 512
     ratio = np.log(width / height / (size[1] / size[0]))
     assert abs(ratio) <= abs(np.log(expected[1] / expected[0] / (size[1] / size[0]))) + 1e-9
@@ -157,14 +157,14 @@ def huge_png() -> bytes:
 )
 def test_what_gives_no_image_gives_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(Unreadable, match=reason):
-        canonical.canonical(data, SIZE)
+        images.canonical(data, SIZE)
 
 
 def test_the_size_is_checked_before_decoding() -> None:
     buffer = io.BytesIO()
     Pillow.new("RGB", (300, 300)).save(buffer, "PNG")
     with pytest.raises(Unreadable, match=r"300×300 is over image\.max_pixels") as caught:
-        canonical.canonical(
+        images.canonical(
             buffer.getvalue()[:100], Image(resolution=64, max_pixels=10_000)
         )  # header only: decoding it would say "truncated"
     assert (caught.value.width, caught.value.height, caught.value.format) == (300, 300, "PNG")

@@ -44,14 +44,14 @@ def test_the_truth_is_that_of_the_scene(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "detector.yaml"
     path.write_text(TEXT)
     training, _ = detector.render(detector.load(path), tmp_path)
-    words = detector.words()
+    vocabulary = detector.vocabulary()
     for row in range(6):
         scene, truth = scenes.render(3, row, 64), training.truth([row])
         assert (truth.images[0] == scene.image).all()
         for column, name, space in ((1, "seg_coco", "coco_stuff_171"), (2, "seg_ade20k", "ade20k_150")):
             from annotate.label_spaces import SPACES
 
-            table = np.array([SPACES[space].names.index(word[column]) for word in words.classes])
+            table = np.array([SPACES[space].names.index(word[column]) for word in vocabulary.classes])
             assert (table[truth.classes[0]] == scene.maps[name].array).all(), (
                 "the joint classes say what both label spaces say"
             )
@@ -59,7 +59,9 @@ def test_the_truth_is_that_of_the_scene(tmp_path: Path, monkeypatch: pytest.Monk
             (one["shape"], one["colour"]) for one in scene.facts["objects"]
         )
         assert training.wanted[row].person == bool(scene.facts["figure"]) == bool(truth.joints.any())
-        assert words.wanted(scene.caption) == training.wanted[row], "the caption names what the facts know"
+        assert vocabulary.wanted(scene.caption) == training.wanted[row], (
+            "the caption names what the facts know"
+        )
         assert np.allclose(truth.depth[0], scene.maps["depth_large"].array, rtol=1e-3)
     monkeypatch.setattr(scenes, "render", None)
     again, _ = detector.render(detector.load(path), tmp_path)
@@ -100,7 +102,7 @@ def test_the_shipped_detector_reads_scenes_that_it_has_never_seen() -> None:
     hits = [
         hit
         for one, scene in zip(readings, seen, strict=True)
-        for hit in scores.found(one, net.words.wanted(scene.caption))
+        for hit in scores.found(one, net.vocabulary.wanted(scene.caption))
     ]
     assert len(hits) > 20 and np.mean(hits) >= 0.9
     ratios = [one.depth / scene.maps["depth_large"].array for one, scene in zip(readings, seen, strict=True)]
@@ -112,4 +114,4 @@ def test_the_shipped_detector_reads_scenes_that_it_has_never_seen() -> None:
     ]
     near = [hit for made, true in people for hit in scores.near(made, true)]
     assert len(near) > 30 and np.mean(near) >= 0.85
-    assert net.words == detector.words(), "made again, it would learn the same classes"
+    assert net.vocabulary == detector.vocabulary(), "made again, it would learn the same classes"

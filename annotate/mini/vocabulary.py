@@ -21,7 +21,7 @@ class Wanted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Words:
+class Vocabulary:
     """Stored with the weights, since they know no others."""
 
     # own name (a floor, a wall, a shape, "person"), class of COCO-Stuff, class of ADE20K
@@ -44,11 +44,11 @@ class Words:
         pairs = tuple((shape, colour) for colour, shape in thing.findall(caption))
         return Wanted(pairs, re.search(rf"\ba {PERSON}\b", caption) is not None)
 
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
 
-def to_text(words: Words) -> str:
-    return json.dumps(asdict(words))
-
-
-def from_text(text: str) -> Words:
-    told = json.loads(text)
-    return Words(tuple(tuple(row) for row in told["classes"]), tuple(told["colours"]), tuple(told["shapes"]))
+    @classmethod
+    def from_json(cls, text: str) -> "Vocabulary":
+        stored = json.loads(text)
+        classes = tuple(tuple(row) for row in stored["classes"])
+        return cls(classes, tuple(stored["colours"]), tuple(stored["shapes"]))

@@ -19,7 +19,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 
 @dataclass(frozen=True)
-class Canonical:
+class CanonicalImage:
     """What every detector reads. `encoded` is what is stored, so it is also what is decoded again."""
 
     encoded: bytes
@@ -43,7 +43,7 @@ class Placement:
     size: tuple[int, int]  # (height, width) of the canonical image
 
 
-def canonical(data: bytes, image: Image) -> Canonical:
+def canonical(data: bytes, image: Image) -> CanonicalImage:
     """EXIF applied, RGB, alpha on white, scaled and cropped as the manifest says, encoded;
     raises Unreadable.
     """
@@ -82,7 +82,7 @@ def canonical(data: bytes, image: Image) -> Canonical:
             f"broken image: {str(error) or type(error).__name__}", width, height, kind
         ) from error
     small = fit(pixels, image)
-    return Canonical(
+    return CanonicalImage(
         codec.encode(small, image.store), small.shape[1], small.shape[0], width, height, kind or "", small
     )
 
