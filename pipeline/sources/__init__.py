@@ -11,8 +11,7 @@ from pipeline import MillError
 from pipeline.manifest import Image
 from pipeline.sources.raw import RawImage, Unreadable, clean, image_id
 
-# source kind -> module and the function that lists it: (source, image settings) -> RawImages in a stable
-# order
+# source kind -> module and function that list it: (source, image settings) -> RawImages in a stable order
 LISTERS = {
     "folder": ("files", "list_folder"),
     "list": ("files", "list_table"),
@@ -22,8 +21,7 @@ LISTERS = {
     "huggingface": ("hub", "list_dataset"),
     "scenes": ("rendered", "list_scenes"),
 }
-# RawImage.reader -> module and the function that reads one: RawImage -> raw bytes and caption; raises
-# Unreadable
+# RawImage.reader -> module and the function that reads one: RawImage -> raw bytes and caption; or Unreadable
 READERS = {
     "file": ("files", "read_file"),
     "tar": ("archives", "read_tar"),
@@ -39,10 +37,9 @@ def listing(
     """Every raw image of the manifest in a stable order, each address once; what lies below `without`, the
     workspace, is no source.
 
-    `spool` is the folder in which a source that can be read only once, from its start, keeps what it has
-    read.
+    `spool` is the folder in which a source that can be read only once keeps what it has read.
     """
-    found: dict[str, RawImage] = {}
+    by_address: dict[str, RawImage] = {}
     for source in sources:
         lister: Callable[..., Iterator[RawImage]] = _function(*LISTERS[source.kind])
         try:
@@ -52,15 +49,15 @@ def listing(
                 else lister(source, image)
             ):
                 if without is None or not Path(raw.uri).is_relative_to(without):
-                    found.setdefault(raw.uri, raw)
+                    by_address.setdefault(raw.uri, raw)
         except MillError as error:
             raise MillError(f"{source.at('path').where}{error}") from error
-    if not found:
+    if not by_address:
         places = ", ".join(str(getattr(source, "path", source.kind)) for source in sources)
         raise MillError(
             f"{sources[0].at().where}No images found in {places}: check `source` in the manifest."
         )
-    return list(found.values())
+    return list(by_address.values())
 
 
 def lack(source: Any, image: Image) -> str | None:

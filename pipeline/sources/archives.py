@@ -5,34 +5,22 @@ The listing reads headers and JSON members, never a picture.
 
 import os
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, cast
 
 from pipeline import MillError
-from pipeline.manifest import Image, WebDatasetSource
-from pipeline.sources.facts import MAX_TEXT, caption_of, json_facts, matching, nowhere, stamp, text
-from pipeline.sources.raw import MAX_BYTES, RawImage, Unreadable
+from pipeline.manifest import Image, Member, WebDatasetSource
+from pipeline.sources.columns import MAX_TEXT, caption_of, json_columns, text
+from pipeline.sources.files import matching, nowhere, stamp
+from pipeline.sources.raw import MAX_BYTES, Columns, ProvidedJson, RawImage, Span, TarPlace, Unreadable
 
 IMAGES = {
-    "jpg",
-    "jpeg",
-    "jpe",
-    "png",
-    "webp",
-    "gif",
-    "bmp",
-    "dib",
-    "tif",
-    "tiff",
-    "ppm",
-    "pgm",
-    "pbm",
-    "jp2",
-    "tga",
-    "ico",
-}
+    "jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "jp2",
+    "tga", "ico",
+}  # fmt: skip
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -44,7 +32,7 @@ MAGIC = {
 BLOCK = tarfile.BLOCKSIZE
 TAIL = 2**20  # bytes after the end mark in which a second tar is looked for
 
-Member = tuple[int, int, str]  # offset and size of its bytes, and its name
+File = tuple[int, int, str]  # a member: offset and size of its bytes, and its name
 
 
 def list_tars(source: WebDatasetSource, image: Image) -> Iterator[RawImage]:
@@ -57,42 +45,52 @@ def list_tars(source: WebDatasetSource, image: Image) -> Iterator[RawImage]:
     tars = matching(source.path, ".tar")
     if not tars:
         raise nowhere(source.path, ".tar")
-    yield from list_samples(
-        tars, source.captions, {name: it.model_dump() for name, it in source.provided.items()}
-    )
+    provided = {name: given.model_dump() for name, given in source.provided.items()}
+    yield from list_samples(tars, TarMembers(source.captions, provided))
 
 
-def list_samples(
-    tars: list[Path], captions: Any, provided: Mapping[str, dict[str, Any]]
-) -> Iterator[RawImage]:
+@dataclass(frozen=True)
+class TarMembers:
+    """What a manifest takes of each sample beside its image."""
+
+    captions: Member
+    provided: dict[str, ProvidedJson] = field(default_factory=dict)
+
+    @property
+    def caption(self) -> str | None:
+        """The extension of the member that holds the caption; None = no member does."""
+        name = self.captions.get("member") if isinstance(self.captions, dict) else None
+        return _extension(name) if name else None
+
+    @cached_property
+    def maps(self) -> set[str]:
+        """Extensions."""
+        names = (given.get(at) for given in self.provided.values() for at in ("column", "mask"))
+        return {_extension(name) for name in names if name}
+
+    @cached_property
+    def all(self) -> set[str]:
+        return self.maps | ({self.caption} if self.caption else set())
+
+
+def list_samples(tars: list[Path], wanted: TarMembers) -> Iterator[RawImage]:
     """The samples of these tars; a member that is asked for and that no sample has is a MillError."""
-    caption = captions.get("member") if isinstance(captions, dict) else None
-    maps = {_extension(it[at]) for it in provided.values() for at in ("column", "mask") if it.get(at)}
-    asked = maps | ({_extension(caption)} if caption else set())
-    lacking, found = set(asked), False
+    lacking, any_read = wanted.all, False
     for tar in tars:
         samples, problems = _samples(tar)
         try:
             with tar.open("rb") as file:
                 for key, members in samples.items():
                     lacking -= members.keys()
-                    images = _images(members, maps)
-                    raw = _sample(file, tar, key, members, images, captions, asked)
-                    # photo.v1.jpg, photo.v2.jpg: rather two photographs than one with its map
-                    if len(images) > 1 and "." in images[0]:
-                        reason = (
-                            f"a second image of the sample {key}, since a key ends at the first dot of a"
-                            " name: rename the member"
-                        )
-                        problems += [
-                            RawImage(f"{tar}::{members[it][2]}", "", problem=reason) for it in images[1:]
-                        ]
-                    found |= not raw.problem
-                    yield raw if raw.problem else _with(raw, provided)
+                    images = _images(members, wanted.maps)
+                    raw = _sample(file, tar, key, members, images, wanted)
+                    problems += _second_images(tar, key, members, images)
+                    any_read |= not raw.problem
+                    yield raw
         except OSError as error:
             problems.append(RawImage(str(tar), "", problem=f"can't be read: {error.strerror}"))
         yield from problems
-    if found and lacking:
+    if any_read and lacking:
         raise MillError(
             f"{tars[0]}{f' and {len(tars) - 1} more' if len(tars) > 1 else ''}: no sample has a member"
             f" .{min(lacking)}: set `source.captions` to {{member: …}}, {{json: …}}, {{template: …}} or none,"
@@ -100,18 +98,23 @@ def list_samples(
         )
 
 
-def _with(raw: RawImage, provided: Mapping[str, dict[str, Any]]) -> RawImage:
-    raw.provided.update(provided)
-    return raw
+def _second_images(tar: Path, key: str, members: Mapping[str, File], images: list[str]) -> list[RawImage]:
+    """photo.v1.jpg, photo.v2.jpg: rather two photographs than one with its map."""
+    if not images or "." not in images[0]:
+        return []
+    reason = (
+        f"a second image of the sample {key}, since a key ends at the first dot of a name: rename the member"
+    )
+    return [RawImage(f"{tar}::{members[image][2]}", "", problem=reason) for image in images[1:]]
 
 
-def _images(members: Mapping[str, Member], maps: set[str]) -> list[str]:
+def _images(members: Mapping[str, File], maps: set[str]) -> list[str]:
     """The extensions of a sample's images, the one to be read first: those without a dot (jpg before
     seg.png), then in name order.
     """
     return sorted(
-        (it for it in members if it.rpartition(".")[2] in IMAGES and it not in maps),
-        key=lambda it: ("." in it, it),
+        (name for name in members if name.rpartition(".")[2] in IMAGES and name not in maps),
+        key=lambda name: ("." in name, name),
     )
 
 
@@ -119,42 +122,51 @@ def _sample(
     file: IO[bytes],
     tar: Path,
     key: str,
-    members: Mapping[str, Member],
+    members: Mapping[str, File],
     images: list[str],
-    captions: Any,
-    asked: set[str],
+    wanted: TarMembers,
 ) -> RawImage:
     """The first of the images; `fields.images_not_read` names the others."""
     if not images:
         return RawImage(
             f"{tar}::{key}", "", problem=f"the sample has no image, only: {', '.join(sorted(members))}"
         )
-    fields: dict[str, Any] = {}
+    fields: Columns = {}
     if "json" in members:
         offset, size, _ = members["json"]
         file.seek(offset)
-        fields = json_facts(file.read(size)) if size <= MAX_TEXT else {"json": f"left out: {size} bytes"}
+        fields = json_columns(file.read(size)) if size <= MAX_TEXT else {"json": f"left out: {size} bytes"}
     if len(images) > 1:
         fields["images_not_read"] = images[1:]
-    place: dict[str, Any] = {"tar": str(tar), "image": members[images[0]][:2]}
-    place["members"] = {it: members[it][:2] for it in sorted(asked & members.keys())}
+    place: TarPlace = {
+        "tar": str(tar),
+        "image": members[images[0]][:2],
+        "members": {name: members[name][:2] for name in sorted(wanted.all & members.keys())},
+    }
     caption: str | None = ""
-    if isinstance(captions, dict):
-        caption = captions.get("template", caption_of(fields, captions.get("json", "")))
-        if _extension(captions.get("member", "")) in members:
-            caption, place["caption"] = None, _extension(captions["member"])  # read with the image
-    return RawImage(f"{tar}::{members[images[0]][2]}", caption, fields, reader="tar", place=place)
+    if isinstance(wanted.captions, dict):
+        caption = wanted.captions.get("template", caption_of(fields, wanted.captions.get("json", "")))
+        if wanted.caption and wanted.caption in members:
+            caption, place["caption"] = None, wanted.caption  # read with the image
+    return RawImage(
+        f"{tar}::{members[images[0]][2]}",
+        caption,
+        fields,
+        reader="tar",
+        place=place,
+        provided=dict(wanted.provided),
+    )
 
 
 def _extension(name: str) -> str:
     return name.lower().lstrip(".")
 
 
-def _samples(tar: Path) -> tuple[dict[str, dict[str, Member]], list[RawImage]]:
+def _samples(tar: Path) -> tuple[dict[str, dict[str, File]], list[RawImage]]:
     """Key -> extension -> where it lies, wherever in the tar the members of a key stand; and a row for
     whatever is wrong with the tar.
     """
-    samples: dict[str, dict[str, Member]] = {}
+    samples: dict[str, dict[str, File]] = {}
     problems: list[RawImage] = []
     last = None
     try:
@@ -186,7 +198,7 @@ class _Broken(Exception):
         self.whole = whole
 
 
-def _drop_unfinished(samples: dict[str, dict[str, Member]], last: str | None) -> str:
+def _drop_unfinished(samples: dict[str, dict[str, File]], last: str | None) -> str:
     """Leaves out the sample at the break unless it has what the one before it has: mended, the tar gives it
     whole.
     """
@@ -197,7 +209,7 @@ def _drop_unfinished(samples: dict[str, dict[str, Member]], last: str | None) ->
     return f"; the sample {last} is not whole and left out"
 
 
-def _members(tar: Path) -> Iterator[Member]:
+def _members(tar: Path) -> Iterator[File]:
     """Each regular member; raises _Broken after the last that is whole."""
     with tar.open("rb") as file:
         length = os.fstat(file.fileno()).st_size
@@ -253,28 +265,30 @@ def _shown(name: str) -> str:
 
 def read_tar(raw: RawImage) -> tuple[bytes, str]:
     """The raw bytes and the caption of a sample; raises Unreadable."""
-    data = _bytes(raw.place["tar"], raw.place["image"], "image")
+    place = cast(TarPlace, raw.place)
+    data = _bytes(place["tar"], place["image"], "image")
     if not data:
         raise Unreadable("empty file")
-    return data, raw.caption if raw.caption is not None else _caption(raw)
+    return data, raw.caption if raw.caption is not None else _caption(place)
 
 
-def _caption(raw: RawImage) -> str:
-    span = raw.place["members"][raw.place["caption"]]
+def _caption(place: TarPlace) -> str:
+    span = place["members"][place["caption"]]
     if span[1] > MAX_TEXT:
         raise Unreadable(f"its caption has {span[1]} bytes: too large")
-    return text(_bytes(raw.place["tar"], span, "caption"))
+    return text(_bytes(place["tar"], span, "caption"))
 
 
 def read_member(raw: RawImage, column: str) -> bytes:
     """The bytes of another member of the sample, by its extension; raises Unreadable."""
-    span = raw.place["members"].get(_extension(column))
+    place = cast(TarPlace, raw.place)
+    span = place["members"].get(_extension(column))
     if span is None:
         raise Unreadable(f"the sample has no member .{_extension(column)}")
-    return _bytes(raw.place["tar"], span, f".{column}")
+    return _bytes(place["tar"], span, f".{column}")
 
 
-def _bytes(tar: str, span: Sequence[int], what: str) -> bytes:
+def _bytes(tar: str, span: Span, what: str) -> bytes:
     offset, size = span
     if size > MAX_BYTES:
         raise Unreadable(f"too large: {size} bytes")

@@ -1,6 +1,7 @@
 """Images that are files: a folder of them, or a list in JSONL or CSV."""
 
 import csv
+import glob
 import importlib.util
 import json
 import os
@@ -12,7 +13,7 @@ from typing import IO, Any
 
 from pipeline import MillError
 from pipeline.manifest import FolderSource, Image, ListSource
-from pipeline.sources.raw import MAX_BYTES, RawImage, Unreadable, clean
+from pipeline.sources.raw import MAX_BYTES, Columns, FilePlace, RawImage, Unreadable, clean
 
 PACKAGE = "package://"  # package://skimage/data/coffee.png: a file that an installed package ships
 DEFAULT_CAPTION = "caption"  # column of a list; one without it is a list without captions
@@ -37,11 +38,11 @@ def list_folder(source: FolderSource, image: Image) -> Iterator[RawImage]:
     template = source.captions.get("template") if isinstance(source.captions, dict) else None
     fixed = template if template is not None else None if source.captions == "sidecar" else ""
     provided = {name: given.model_dump() for name, given in source.provided.items()}
-    found = [path for path in sorted(root.rglob("*")) if _is_photograph(path, root)]
+    paths = [path for path in sorted(root.rglob("*")) if _is_photograph(path, root)]
     maps = _maps_of(
-        found, root, [name for given in provided.values() for name in (given["path"], given["mask"]) if name]
+        paths, root, [name for given in provided.values() for name in (given["path"], given["mask"]) if name]
     )
-    for path in found:
+    for path in paths:
         if str(path) in maps:
             continue
         name = os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -56,8 +57,8 @@ def folder_of(source: FolderSource) -> Path:
     root = resolve(source.path)
     if root.is_dir():
         return root
-    told = f"{root} is a file" if root.exists() else f"the folder {root} does not exist"
-    raise MillError(f"source.path: {told}: set it to a folder of images.")
+    reason = f"{root} is a file" if root.exists() else f"the folder {root} does not exist"
+    raise MillError(f"source.path: {reason}: set it to a folder of images.")
 
 
 def _is_photograph(path: Path, root: Path) -> bool:
@@ -87,13 +88,13 @@ def beside(template: str, image: Path, root: Path) -> Path:
 def list_table(source: ListSource, image: Image) -> Iterator[RawImage]:
     path = resolve(source.path)
     if not path.is_file():
-        told = f"{path} is a folder" if path.is_dir() else f"the list {path} does not exist"
-        raise MillError(f"source.path: {told}: set it to a .jsonl or .csv file.")
+        reason = f"{path} is a folder" if path.is_dir() else f"the list {path} does not exist"
+        raise MillError(f"source.path: {reason}: set it to a .jsonl or .csv file.")
     if path.suffix not in (".jsonl", ".csv"):
         raise MillError(f"source.path: {path} is neither .jsonl nor .csv: set it to a file that is.")
     caption_column = source.captions.get("column", DEFAULT_CAPTION)
     provided = {name: given.model_dump() for name, given in source.provided.items()}
-    columns = {name for it in source.provided.values() for name in (it.column, it.mask) if name}
+    columns = {name for given in source.provided.values() for name in (given.column, given.mask) if name}
     seen: set[Any] = set()
     for number, row in (_csv_rows if path.suffix == ".csv" else _json_rows)(path):
         address = row.get(source.image_column)
@@ -120,25 +121,23 @@ def list_table(source: ListSource, image: Image) -> Iterator[RawImage]:
             for key, value in row.items()
             if key not in (source.image_column, caption_column, None)
         }
-        known_of_it = json.loads(clean(json.dumps(fields, ensure_ascii=False)))
-        place: dict[str, Any] = {"root": str(path.parent)}
+        kept = json.loads(clean(json.dumps(fields, ensure_ascii=False)))
+        place: FilePlace = {"root": str(path.parent)}
         if columns:  # maps may be large: the catalog keeps their paths, not their numbers
             place["cells"] = {name: row.get(name) for name in columns}
-            known_of_it = {
-                name: it for name, it in known_of_it.items() if name not in columns or _is_path(it)
-            }
-        yield RawImage(clean(uri), clean(caption), known_of_it, place=place, provided=provided)
+            kept = {name: cell for name, cell in kept.items() if name not in columns or _is_path(cell)}
+        yield RawImage(clean(uri), clean(caption), kept, place=place, provided=provided)
     if source.image_column not in seen:
         raise MillError(
             f"{path}: no row has {source.image_column!r}: set `source.image_column` to the column that names"
             " the image."
         )
     mapped = {
-        f"provided.{name}.{key}": at
-        for name, it in provided.items()
-        if it["column"]
+        f"provided.{name}.{key}": column
+        for name, given in provided.items()
+        if given["column"]
         for key in ("column", "mask")
-        if (at := it[key])
+        if (column := given[key])
     }
     captioned = (
         {"captions.column": caption_column}
@@ -154,7 +153,7 @@ def _is_path(cell: Any) -> bool:
     return isinstance(cell, str) and cell.lstrip()[:1] not in ("[", "{")
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(path: Path) -> Iterator[tuple[int, Columns]]:
     csv.field_size_limit(MAX_BYTES)
     with _text(path) as file:
         rows = csv.DictReader(file)
@@ -162,7 +161,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield rows.line_num, row
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(path: Path) -> Iterator[tuple[int, Columns]]:
     with _text(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -190,15 +189,51 @@ def resolve(path: str) -> Path:
         raise MillError(f"source.path: {path!r} is no path: {str(error).rstrip('.')}.") from error
 
 
+def matching(path: str, *endings: str) -> list[Path]:
+    """The files that `path` names and that end so, absolute and sorted: one file, all below a folder, or a
+    glob; perhaps none.
+
+    A link keeps its own name: in the hub's cache only that has the ending.
+    """
+    folder = resolve(path)
+    if folder.is_dir():
+        files = [
+            Path(inner, name)
+            for inner, folders, names in os.walk(folder)
+            if _seen(folders)
+            for name in names
+            if not name.startswith(".")
+        ]
+    else:
+        files = [Path(name).absolute() for name in glob.glob(str(Path(path).expanduser()), recursive=True)]  # noqa: PTH207 - an absolute pattern
+    return sorted(inner for inner in files if inner.name.lower().endswith(endings) and inner.is_file())
+
+
+def _seen(folders: list[str]) -> bool:
+    """Keeps os.walk out of hidden folders."""
+    folders[:] = [name for name in folders if not name.startswith(".")]
+    return True
+
+
+def stamp(path: str) -> tuple[int, int]:
+    """When a file was written and how long it is: an open file is kept only as long as this stays."""
+    state = os.stat(path)  # noqa: PTH116 - a read of one row needs no Path
+    return state.st_mtime_ns, state.st_size
+
+
+def nowhere(path: str, kind: str) -> MillError:
+    return MillError(f"source.path: {path} names no {kind}: set it to a file, a folder or a glob of {kind}s.")
+
+
 def read_file(raw: RawImage) -> tuple[bytes, str]:
     """The raw bytes and the caption; raises Unreadable when the file is not there to be read."""
     path = _locate(raw.uri)
     try:
-        told = path.stat()
-        if not stat.S_ISREG(told.st_mode):  # a pipe or a device might never end
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):  # a pipe or a device might never end
             raise Unreadable("not a file")
-        if told.st_size > MAX_BYTES:
-            raise Unreadable(f"too large: {told.st_size} bytes")
+        if state.st_size > MAX_BYTES:
+            raise Unreadable(f"too large: {state.st_size} bytes")
         data = path.read_bytes()
     except OSError as error:
         raise Unreadable(f"can't be read: {error.strerror}") from error

@@ -8,17 +8,21 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import MillError
 from pipeline.manifest import HuggingFaceSource, Image
-from pipeline.sources.facts import first_line, stamp
-from pipeline.sources.files import resolve
-from pipeline.sources.raw import RawImage
-from pipeline.sources.tables import arrow, facts, lacks, light, list_rows
+from pipeline.sources.columns import first_line
+from pipeline.sources.files import resolve, stamp
+from pipeline.sources.raw import RawImage, TablePlace
+from pipeline.sources.tables import TableColumns, arrow, list_rows
 from pipeline.storage.workspace import fingerprint, stopping, write_text, write_whole
+
+if TYPE_CHECKING:
+    import datasets
 
 SPOOLED_ROWS = 256  # of one Parquet file
 SPOOLED_GROUP = 32
@@ -41,16 +45,16 @@ def list_dataset(source: HuggingFaceSource, image: Image, spool: Path | None = N
 
 def _list_split(source: HuggingFaceSource) -> Iterator[RawImage]:
     """The rows of the Arrow files under a dataset that is on this disk, or is brought here now."""
-    provided = {name: it.model_dump() for name, it in source.provided.items()}
+    wanted = TableColumns.of(source)
     with _loading(source):
         import datasets
 
         splits, commit = _splits(source)
-        wanted = datasets.ReadInstruction.from_spec(source.split).to_absolute(
+        pieces = datasets.ReadInstruction.from_spec(source.split).to_absolute(
             {name: len(split) for name, split in splits.items()}
         )
     address, folder = _address(source, commit), _folder(source)
-    for piece in wanted:
+    for piece in pieces:
         files = [file["filename"] for file in splits[piece.splitname].cache_files]
         tables = [arrow(file, stamp(file)) for file in files]
         if sum(table.num_rows for table in tables) != len(splits[piece.splitname]):
@@ -60,26 +64,31 @@ def _list_split(source: HuggingFaceSource) -> Iterator[RawImage]:
             )
         start = 0
         for file, table in zip(files, tables, strict=True):
-            lacking = lacks(table.schema.names, source.image_column, source.captions, provided)
+            lacking = wanted.lacking(table.schema.names)
             if lacking:
                 raise MillError(f"{source.path}: {lacking}.")
             average = {
                 name: table.column(name).nbytes / max(table.num_rows, 1) for name in table.schema.names
             }
-            columns, left_out = light(table.schema, average, source.image_column, source.captions, provided)
+            columns, left_out = wanted.light(table.schema, average)
             first, last = max(piece.from_ - start, 0), min(piece.to - start, table.num_rows)
             for at in range(first, last, LISTED_ROWS):
                 slab = table.select(columns).slice(at, min(LISTED_ROWS, last - at))
-                for row, (caption, fields) in enumerate(facts(slab, source.captions, left_out), start=at):
+                for row, (caption, fields) in enumerate(wanted.read(slab, left_out), start=at):
                     uri = f"{address}/{piece.splitname}/{start + row}"
-                    place = {
+                    place: TablePlace = {
                         "file": file,
                         "row": row,
                         "column": source.image_column,
                         "folder": str(folder or Path(file).parent),
                     }
                     yield RawImage(
-                        uri, caption, fields, reader="huggingface", place=place, provided=dict(provided)
+                        uri,
+                        caption,
+                        fields,
+                        reader="huggingface",
+                        place=place,
+                        provided=dict(wanted.provided),
                     )
             start += table.num_rows
 
@@ -102,7 +111,7 @@ def _folder(source: HuggingFaceSource) -> Path | None:
     return None
 
 
-def _splits(source: HuggingFaceSource) -> tuple[dict[str, Any], str | None]:
+def _splits(source: HuggingFaceSource) -> tuple[dict[str, "datasets.Dataset"], str | None]:
     """Every split of the dataset, and the commit of the hub that it is."""
     import datasets
 
@@ -123,31 +132,54 @@ def _builder(source: HuggingFaceSource, revision: str | None) -> Any:
     return datasets.load_dataset_builder(str(_folder(source) or source.path), source.name, revision=revision)
 
 
+@dataclass
+class _Stream:
+    """What stream.json keeps of a stream beside its rows."""
+
+    path: str
+    name: str | None
+    split: str
+    revision: str | None
+    commit: str | None = None  # of the hub, that the first run met
+    complete: bool = False  # whether the stream was read to its end
+
+    @classmethod
+    def of(cls, source: HuggingFaceSource) -> "_Stream":
+        return cls(str(_folder(source) or source.path), source.name, source.split, source.revision)
+
+    @property
+    def key(self) -> str:
+        """The name of its folder in the spool."""
+        return fingerprint({name: getattr(self, name) for name in ("path", "name", "split", "revision")})
+
+    def load(self, record: Path) -> None:
+        try:
+            stored = json.loads(record.read_bytes().decode())
+            self.commit, self.complete = stored["commit"], stored["complete"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise _damaged(record) from error
+
+    def save(self, record: Path) -> None:
+        write_text(record, json.dumps(asdict(self)))
+
+
 def _list_stream(source: HuggingFaceSource, spool: Path) -> Iterator[RawImage]:
     """The rows kept so far, after as many more as are wanted have been read from the stream."""
-    told = {
-        "path": str(_folder(source) or source.path),
-        "name": source.name,
-        "split": source.split,
-        "revision": source.revision,
-    }
-    folder = spool / fingerprint(told)
+    stream = _Stream.of(source)
+    folder = spool / stream.key
     record = folder / "stream.json"
-    state: dict[str, Any] = told | {"commit": None, "complete": False}
     if record.is_file():
-        state = _kept_state(record)
+        stream.load(record)
     files, rows = _kept(folder)
-    if not state["complete"] and (source.count is None or rows < source.count):
+    if not stream.complete and (source.count is None or rows < source.count):
         with _loading(source):
-            _keep_more(source, folder, record, state, rows)
+            _keep_more(source, folder, record, stream, rows)
         files, rows = _kept(folder)
     firsts = {path: int(path.stem.removeprefix("rows-")) for path in files}
-    address = f"{_address(source, state['commit'])}/{source.split}"
+    address = f"{_address(source, stream.commit)}/{source.split}"
     listed = list_rows(
         files,
-        source.image_column,
-        source.captions,
-        {name: it.model_dump() for name, it in source.provided.items()},
+        TableColumns.of(source),
         reader="huggingface",
         address=lambda path, row: f"{address}/{firsts[path] + row}",
         folder=_folder(source),
@@ -171,14 +203,6 @@ def _kept(folder: Path) -> tuple[list[Path], int]:
     return files, rows
 
 
-def _kept_state(record: Path) -> dict[str, Any]:
-    try:
-        state = json.loads(record.read_bytes().decode())
-        return {**state, "commit": state["commit"], "complete": state["complete"]}
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise _damaged(record) from error
-
-
 def _damaged(path: Path) -> MillError:
     return MillError(
         f"{path}, kept of a stream, is damaged: delete the folder {path.parent}, and the stream is read"
@@ -186,16 +210,14 @@ def _damaged(path: Path) -> MillError:
     )
 
 
-def _keep_more(
-    source: HuggingFaceSource, folder: Path, record: Path, state: dict[str, Any], rows: int
-) -> None:
+def _keep_more(source: HuggingFaceSource, folder: Path, record: Path, kept: _Stream, rows: int) -> None:
     """Reads on where the last file ended, at the commit that the first run met."""
     import datasets
 
-    builder = _builder(source, state["commit"] or source.revision)
+    builder = _builder(source, kept.commit or source.revision)
     if not _folder(source):
-        state["commit"] = state["commit"] or builder.hash
-    write_text(record, json.dumps(state))
+        kept.commit = kept.commit or builder.hash
+    kept.save(record)
     stream = builder.as_streaming_dataset(source.split)
     for name, feature in (stream.features or {}).items():
         if isinstance(feature, datasets.Image):
@@ -208,7 +230,8 @@ def _keep_more(
         _write(folder / f"rows-{rows:09d}.parquet", _embed(table))
         rows += table.num_rows
     if source.count is None or rows < source.count:
-        write_text(record, json.dumps(state | {"complete": True}))
+        kept.complete = True
+        kept.save(record)
 
 
 def _write(path: Path, table: Any) -> None:
@@ -224,7 +247,7 @@ def _embed(table: Any) -> Any:
     import pyarrow as pa
     from datasets.utils.file_utils import xopen
 
-    def whole(cell: dict[str, Any] | None) -> dict[str, Any] | None:
+    def whole(cell: Any) -> Any:  # {bytes, path} or None
         if cell is None or cell["bytes"] is not None or not cell["path"]:
             return cell
         try:

@@ -6,13 +6,13 @@ What it failed to download is no row of ours.
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pipeline import MillError
-from pipeline.manifest import Image, Img2DatasetSource
-from pipeline.sources.archives import list_samples
-from pipeline.sources.facts import MAX_TEXT, caption_of, json_facts, matching, text
-from pipeline.sources.raw import RawImage
+from pipeline.manifest import Column, Image, Img2DatasetSource, Member
+from pipeline.sources.archives import TarMembers, list_samples
+from pipeline.sources.columns import MAX_TEXT, caption_of, json_columns, text
+from pipeline.sources.files import matching
+from pipeline.sources.raw import Columns, RawImage
 
 # its --encode_format: the file's ending, the tar's member and the Parquet column
 ENCODINGS = ("jpg", "png", "webp")
@@ -22,19 +22,14 @@ def list_img2dataset(source: Img2DatasetSource, image: Image) -> Iterator[RawIma
     """One RawImage for each image that was downloaded; its web address and sizes are in `fields`."""
     tars, folders = matching(source.path, ".tar"), _folders(source.path)
     if tars:
-        return list_samples(tars, source.captions, {})
+        return list_samples(tars, TarMembers(source.captions))
     if folders:
         return _list_folders(folders, source.captions)
     tables = matching(source.path, ".parquet")
     if tables and (column := _image_column(tables)):
-        from pipeline.sources.tables import list_rows
+        from pipeline.sources.tables import TableColumns, list_rows
 
-        captions: Any = source.captions
-        if isinstance(captions, dict) and "template" not in captions:
-            captions = {"column": captions.get("member") or captions["json"]}
-        return list_rows(
-            tables, column, captions, {}, keep=lambda fields: fields.get("status", "success") == "success"
-        )
+        return list_rows(tables, TableColumns(column, _columns(source.captions)), keep=_is_downloaded)
     written = "TFRecord, which can't be read here" if matching(source.path, ".tfrecord") else "none of them"
     raise MillError(
         f"source.path: {source.path} holds {written}: set it to the output folder of img2dataset with"
@@ -42,24 +37,37 @@ def list_img2dataset(source: Img2DatasetSource, image: Image) -> Iterator[RawIma
     )
 
 
+def _columns(captions: Member) -> Column:
+    """The same caption in Parquet, where a member and a key of its JSON are both columns."""
+    if not isinstance(captions, dict):
+        return captions
+    if "template" in captions:
+        return {"template": captions["template"]}
+    return {"column": captions.get("member") or captions["json"]}
+
+
+def _is_downloaded(fields: Columns) -> bool:
+    return fields.get("status", "success") == "success"
+
+
 def _folders(path: str) -> list[Path]:
     """The folders 00000, 00001, … that hold images, sorted."""
-    found = [
+    folders = [
         Path(folder)
         for folder, _, names in os.walk(Path(path).expanduser())
         if Path(folder).name.isdigit() and any(map(_is_image, names))
     ]
-    return sorted(folder.absolute() for folder in found)
+    return sorted(folder.absolute() for folder in folders)
 
 
 def _is_image(name: str) -> bool:
     return name.rpartition(".")[2] in ENCODINGS
 
 
-def _list_folders(folders: list[Path], captions: Any) -> Iterator[RawImage]:
+def _list_folders(folders: list[Path], captions: Member) -> Iterator[RawImage]:
     for folder in folders:
         for path in sorted(inner for inner in folder.iterdir() if _is_image(inner.name)):
-            fields = json_facts(data) if (data := _beside(path, "json")) is not None else {}
+            fields = json_columns(data) if (data := _beside(path, "json")) is not None else {}
             caption = ""
             if isinstance(captions, dict):
                 caption = captions.get("template", caption_of(fields, captions.get("json", "")))

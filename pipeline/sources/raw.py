@@ -1,10 +1,58 @@
 """One raw image of a source: where it is, and what is known of it before it is read."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 MAX_BYTES = 2**30  # of one raw file
+
+Columns = dict[str, Any]  # what a source says of an image beside its caption, under the source's own names
+ProvidedJson = dict[str, str | None]  # a manifest's Provided
+Span = Sequence[int]  # offset and size of bytes in a file
+
+
+class FilePlace(TypedDict):
+    """Of an image file: the source's folder, and the cells of a list's row that hold maps or name them."""
+
+    root: str
+    cells: NotRequired[Columns]
+
+
+class TarPlace(TypedDict):
+    """Of a tar's sample: where its image and the members that are wanted lie, by extension."""
+
+    tar: str
+    image: Span
+    members: dict[str, Span]
+    caption: NotRequired[str]  # the member that holds it
+
+
+class TablePlace(TypedDict):
+    """Of a table's row: where paths in its cells start, and where it is in its row group, or in the file."""
+
+    file: str
+    column: str
+    folder: str
+    row: int
+    group: NotRequired[int]
+
+
+class ScenePlace(TypedDict):
+    """Of a rendered scene."""
+
+    seed: int
+    index: int
+    size: int
+    limits: NotRequired[dict[str, Any]]  # Limits of pipeline/scenes
+
+
+class NoPlace(TypedDict):
+    """Of what needs nothing beside its address."""
+
+
+# JSON, since parts are known by the hash of what they are made from
+Place = FilePlace | TarPlace | TablePlace | ScenePlace | NoPlace
 
 
 @dataclass(frozen=True)
@@ -15,13 +63,12 @@ class RawImage:
 
     uri: str
     caption: str | None = None
-    # further facts that the source tells; kept in the catalog
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: Columns = field(default_factory=dict)  # kept in the catalog
     problem: str = ""  # why there is nothing to read, where the listing knows already
     reader: str = "file"  # a key of pipeline.sources.READERS
-    place: dict[str, Any] = field(default_factory=dict)  # what the reader needs beside the uri; JSON-able
+    place: Place = field(default_factory=NoPlace)  # what the reader needs beside the uri
     # condition -> where its map is and how it reads (pipeline/dataset/provided.py)
-    provided: dict[str, dict[str, Any]] = field(default_factory=dict)
+    provided: dict[str, ProvidedJson] = field(default_factory=dict)
 
 
 def image_id(data: bytes) -> str:

@@ -6,15 +6,16 @@ The listing reads light columns, never a picture.
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipeline import MillError
-from pipeline.manifest import Image, ParquetSource
-from pipeline.sources.facts import caption_of, first_line, matching, nowhere, plain, stamp
-from pipeline.sources.files import read_file
-from pipeline.sources.raw import MAX_BYTES, RawImage, Unreadable
+from pipeline.manifest import Column, HuggingFaceSource, Image, ParquetSource
+from pipeline.sources.columns import caption_of, first_line, plain
+from pipeline.sources.files import matching, nowhere, read_file, stamp
+from pipeline.sources.raw import MAX_BYTES, Columns, ProvidedJson, RawImage, TablePlace, Unreadable
 
 ENDINGS = (".parquet", ".parq", ".pq")
 LIGHT = 1024  # bytes of a cell, on average, up to which a column is kept in the catalog
@@ -31,96 +32,144 @@ def list_parquet(source: ParquetSource, image: Image) -> Iterator[RawImage]:
     files = matching(source.path, *ENDINGS)
     if not files:
         raise nowhere(source.path, ".parquet file")
-    yield from list_rows(
-        files,
-        source.image_column,
-        source.captions,
-        {name: it.model_dump() for name, it in source.provided.items()},
-    )
+    yield from list_rows(files, TableColumns.of(source))
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """What a manifest takes of a table."""
+
+    image: str
+    captions: Column
+    provided: dict[str, ProvidedJson] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, source: ParquetSource | HuggingFaceSource) -> "TableColumns":
+        provided = {name: given.model_dump() for name, given in source.provided.items()}
+        return cls(source.image_column, source.captions, provided)
+
+    @property
+    def caption(self) -> str | None:
+        """The column of captions; None = there is none."""
+        return self.captions.get("column") if isinstance(self.captions, dict) else None
+
+    def lacking(self, names: list[str]) -> str | None:
+        """What to set where a table of these columns lacks one that the manifest names; None = it has all."""
+        asked = [("image_column", self.image), ("captions", self.caption)]
+        asked += [
+            (f"provided.{condition}", given.get(at))
+            for condition, given in self.provided.items()
+            for at in ("column", "mask")
+        ]
+        for key, name in asked:
+            if name and name not in names:
+                remedy = ", to {template: …} or to none" if key == "captions" else ""
+                return f"there is no column {name!r}: set `source.{key}` to one of {', '.join(names)}{remedy}"
+        return None
+
+    def light(self, schema: Any, average: Mapping[str, float]) -> tuple[list[str], list[str]]:
+        """The columns that the catalog keeps, and those that are too large for it; bytes, the image and
+        provided maps are neither. `average`: bytes of a cell, by column.
+        """
+        taken = {self.image} | {
+            given.get(at) for given in self.provided.values() for at in ("column", "mask")
+        }
+        keep: list[str] = []
+        left_out: list[str] = []
+        for column in schema:
+            if column.name == self.caption:
+                keep.append(column.name)
+            elif column.name not in taken and not _binary(column.type):
+                (keep if average[column.name] <= LIGHT else left_out).append(column.name)
+        return keep, left_out
+
+    def read(self, table: Any, left_out: list[str]) -> Iterator[tuple[str, Columns]]:
+        """Caption and further columns of each row; a class is given by its name where the file tells it."""
+        column = self.caption
+        template = self.captions.get("template", "") if isinstance(self.captions, dict) else ""
+        classes = _classes(table.schema)
+        for cells in table.to_pylist() if table.num_columns else [{} for _ in range(table.num_rows)]:
+            fields = plain(cells)
+            fields |= {name: _named(names, fields[name]) for name, names in classes.items() if name in fields}
+            caption = template if column is None else caption_of(fields, column)
+            if column is not None and not isinstance(fields.get(column), list):
+                fields.pop(column, None)
+            yield caption, fields | ({"left_out": left_out} if left_out else {})
 
 
 def list_rows(
     files: Iterable[Path],
-    image_column: str,
-    captions: Any,
-    provided: Mapping[str, dict[str, Any]],
+    columns: TableColumns,
     *,
     reader: str = "parquet",
     address: Address = lambda path, row: f"{path}::{row}",
     folder: Path | None = None,
-    keep: Callable[[dict[str, Any]], bool] | None = None,
+    keep: Callable[[Columns], bool] | None = None,
 ) -> Iterator[RawImage]:
     """The rows of Parquet files; `folder`: where relative paths in cells start (None: beside the file);
     `keep` looks at the row's fields.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     bad: list[RawImage] = []
-    good = False
+    any_read = False
     for path in files:
         try:
-            with pq.ParquetFile(path) as file:
-                lacking = lacks(file.schema_arrow.names, image_column, captions, provided)
-                if lacking:
-                    raise ValueError(lacking)
-                sizes = _sizes(file.metadata)
-                average = {name: sum(it) / max(file.metadata.num_rows, 1) for name, it in sizes.items()}
-                columns, left_out = light(file.schema_arrow, average, image_column, captions, provided)
-                where, start = (
-                    {"file": str(path), "column": image_column, "folder": str(folder or path.parent)},
-                    0,
-                )
-                for group in range(file.num_row_groups):
-                    size = sizes[image_column][group]
-                    if size > GROUP_BYTES:
-                        uri = f"{path}::group {group}"
-                        reason = (
-                            f"row group {group} is too large to be read whole ({size} bytes): write it with"
-                            " row_group_size=100"
-                        )
-                        bad.append(RawImage(uri, "", problem=reason))
-                        start += file.metadata.row_group(group).num_rows
-                        continue
-                    table = file.read_row_group(group, columns=columns)
-                    for row, (caption, fields) in enumerate(facts(table, captions, left_out)):
-                        if keep is None or keep(fields):
-                            place = where | {"group": group, "row": row}
-                            yield RawImage(
-                                address(path, start + row),
-                                caption,
-                                fields,
-                                reader=reader,
-                                place=place,
-                                provided=dict(provided),
-                            )
-                    start += table.num_rows
-                good = True
+            for raw in _list_file(path, columns, reader, address, folder or path.parent):
+                if raw.problem:
+                    bad.append(raw)
+                elif keep is None or keep(raw.fields):
+                    yield raw
+            any_read = True
         except (pa.ArrowException, OSError, ValueError) as error:
             bad.append(RawImage(str(path), "", problem=first_line(error)))
-    if bad and not good:
+    if bad and not any_read:
         raise MillError(f"{bad[0].uri}: {bad[0].problem}.")
     yield from bad
 
 
-def lacks(
-    names: list[str], image_column: str, captions: Any, provided: Mapping[str, dict[str, Any]]
-) -> str | None:
-    """What to set where a table has no column of a name that the manifest gives; None where it
-    has them all.
-    """
-    caption = captions.get("column") if isinstance(captions, dict) else None
-    asked = [("image_column", image_column), ("captions", caption)]
-    asked += [
-        (f"provided.{condition}", it.get(at))
-        for condition, it in provided.items()
-        for at in ("column", "mask")
-    ]
-    for key, name in asked:
-        if name and name not in names:
-            remedy = ", to {template: …} or to none" if key == "captions" else ""
-            return f"there is no column {name!r}: set `source.{key}` to one of {', '.join(names)}{remedy}"
-    return None
+def _list_file(
+    path: Path, columns: TableColumns, reader: str, address: Address, folder: Path
+) -> Iterator[RawImage]:
+    """The rows of one file; a row group that is too large to be read is one row with the reason."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        lacking = columns.lacking(file.schema_arrow.names)
+        if lacking:
+            raise ValueError(lacking)
+        sizes = _sizes(file.metadata)
+        average = {name: sum(each) / max(file.metadata.num_rows, 1) for name, each in sizes.items()}
+        names, left_out = columns.light(file.schema_arrow, average)
+        start = 0
+        for group in range(file.num_row_groups):
+            size = sizes[columns.image][group]
+            if size > GROUP_BYTES:
+                reason = (
+                    f"row group {group} is too large to be read whole ({size} bytes): write it with"
+                    " row_group_size=100"
+                )
+                yield RawImage(f"{path}::group {group}", "", problem=reason)
+                start += file.metadata.row_group(group).num_rows
+                continue
+            table = file.read_row_group(group, columns=names)
+            for row, (caption, fields) in enumerate(columns.read(table, left_out)):
+                place: TablePlace = {
+                    "file": str(path),
+                    "column": columns.image,
+                    "folder": str(folder),
+                    "group": group,
+                    "row": row,
+                }
+                yield RawImage(
+                    address(path, start + row),
+                    caption,
+                    fields,
+                    reader=reader,
+                    place=place,
+                    provided=dict(columns.provided),
+                )
+            start += table.num_rows
 
 
 def _sizes(metadata: Any) -> dict[str, list[int]]:
@@ -137,28 +186,6 @@ def _sizes(metadata: Any) -> dict[str, list[int]]:
     return sizes
 
 
-def light(
-    schema: Any,
-    average: Mapping[str, float],
-    image_column: str,
-    captions: Any,
-    provided: Mapping[str, dict[str, Any]],
-) -> tuple[list[str], list[str]]:
-    """The columns that the catalog keeps, and those that are too large for it; bytes, the image and provided
-    maps are neither.
-    """
-    caption = captions.get("column") if isinstance(captions, dict) else None
-    taken = {image_column} | {it.get(at) for it in provided.values() for at in ("column", "mask")}
-    keep: list[str] = []
-    left_out: list[str] = []
-    for field in schema:
-        if field.name == caption:
-            keep.append(field.name)
-        elif field.name not in taken and not _binary(field.type):
-            (keep if average[field.name] <= LIGHT else left_out).append(field.name)
-    return keep, left_out
-
-
 def _binary(kind: Any) -> bool:
     import pyarrow as pa
 
@@ -172,28 +199,14 @@ def _binary(kind: Any) -> bool:
     return flat or isinstance(kind, pa.BaseExtensionType) or any(map(_binary, inner))
 
 
-def facts(table: Any, captions: Any, left_out: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Caption and fields of each row; a class is given by its name where the file tells it."""
-    column = captions.get("column") if isinstance(captions, dict) else None
-    template = captions.get("template", "") if isinstance(captions, dict) else ""
-    classes = _classes(table.schema)
-    for cells in table.to_pylist() if table.num_columns else [{} for _ in range(table.num_rows)]:
-        fields = plain(cells)
-        fields |= {name: _named(names, fields[name]) for name, names in classes.items() if name in fields}
-        caption = template if column is None else caption_of(fields, column)
-        if column is not None and not isinstance(fields.get(column), list):
-            fields.pop(column, None)
-        yield caption, fields | ({"left_out": left_out} if left_out else {})
-
-
 def _classes(schema: Any) -> dict[str, list[str]]:
     """Column -> names of its numbers, from what `datasets` writes into a schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {
-            name: it["names"]
-            for name, it in features.items()
-            if isinstance(it, dict) and it.get("_type") == "ClassLabel" and it.get("names")
+            name: feature["names"]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
         }
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
@@ -205,9 +218,10 @@ def _named(names: list[str], value: Any) -> Any:
 
 def read_row(raw: RawImage) -> tuple[bytes, str]:
     """The raw bytes and the caption of a row; raises Unreadable."""
-    data = read_cell(raw, raw.place["column"])
+    column = cast(TablePlace, raw.place)["column"]
+    data = read_cell(raw, column)
     if not isinstance(data, bytes):
-        raise Unreadable(f"the cell of {raw.place['column']!r} holds {type(data).__name__}, no picture")
+        raise Unreadable(f"the cell of {column!r} holds {type(data).__name__}, no picture")
     if not data:
         raise Unreadable("empty file")
     return data, raw.caption or ""
@@ -217,7 +231,8 @@ def read_cell(raw: RawImage, column: str) -> Any:
     """The bytes that a cell holds or names, as {bytes, path} or as a path; numbers, lists and JSON text as
     they are. Raises Unreadable.
     """
-    cell = _cell(raw.place, column)
+    place = cast(TablePlace, raw.place)
+    cell = _cell(place, column)
     if isinstance(cell, dict) and cell and cell.keys() <= {"bytes", "path"}:
         cell = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
     if cell is None:
@@ -230,10 +245,10 @@ def read_cell(raw: RawImage, column: str) -> Any:
         raise Unreadable(
             f"the cell of {column!r} holds no picture, only the address {cell[:100]!r}: download it first"
         )
-    return read_file(RawImage(str(Path(raw.place["folder"], cell)), ""))[0]
+    return read_file(RawImage(str(Path(place["folder"], cell)), ""))[0]
 
 
-def _cell(place: Mapping[str, Any], column: str) -> Any:
+def _cell(place: TablePlace, column: str) -> Any:
     import pyarrow as pa
 
     try:
