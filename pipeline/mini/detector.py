@@ -290,7 +290,7 @@ def _truths(plan: MiniScenes, seed: int, indices: range) -> Iterator[dict[str, A
     names = [name for name, *_ in known.classes]
     for index in indices:
         scene = scenes.render(seed, index, plan.resolution)
-        if not plan.limits.hold(scene.facts):
+        if not plan.limits.hold(scene.graph):
             continue
         drawn = scenes.draw_plan(seed, index)
         table, colours = np.zeros(256, np.uint8), np.zeros(256, np.uint8)
@@ -298,11 +298,11 @@ def _truths(plan: MiniScenes, seed: int, indices: range) -> Iterator[dict[str, A
             names.index(f"{drawn.floor[0]} floor"),
             names.index(f"{drawn.wall[0]} wall"),
         )
-        for one in scene.facts["objects"]:
-            table[one["instance"]] = names.index(one["shape"])
-            colours[one["instance"]] = known.colours.index(one["colour"])
-        if scene.facts["figure"]:
-            table[scene.facts["figure"]["instance"]] = names.index(PERSON)
+        for one in scene.graph.objects:
+            table[one.instance] = names.index(one.shape)
+            colours[one.instance] = known.colours.index(one.colour)
+        if scene.graph.person:
+            table[scene.graph.person.instance] = names.index(PERSON)
         people = scene.maps["pose_openpose"].array
         yield {
             "images": scene.image,
@@ -312,8 +312,8 @@ def _truths(plan: MiniScenes, seed: int, indices: range) -> Iterator[dict[str, A
             "colours": colours[scene.instances],
             "joints": people[0] if len(people) else np.zeros((18, 3), np.float32),
             "wanted": {
-                "objects": [[one["shape"], one["colour"]] for one in scene.facts["objects"]],
-                "person": scene.facts["figure"] is not None,
+                "objects": [[one.shape, one.colour] for one in scene.graph.objects],
+                "person": scene.graph.person is not None,
             },
         }
 

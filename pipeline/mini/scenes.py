@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pipeline import scenes
 from pipeline.manifest import Real, Section, Whole
-from pipeline.scenes import Limits, words
+from pipeline.scenes import Limits, description
 
 PART = 1000  # scenes rendered for one file
 
@@ -60,8 +60,8 @@ def render(plan: MiniScenes, work: Path) -> tuple[Any, Any]:
 def _kept(plan: MiniScenes, seed: int, indices: range) -> Iterator[tuple[np.ndarray, str, str]]:
     for index in indices:
         scene = scenes.render(seed, index, plan.resolution)
-        if plan.limits.hold(scene.facts):
-            yield scene.image, scene.caption, words.mirrored(scene.caption)
+        if plan.limits.hold(scene.graph):
+            yield scene.image, scene.caption, description.mirrored(scene.caption)
 
 
 def sentence(plan: MiniScenes, kept: int) -> str:

@@ -17,8 +17,8 @@ from pipeline.manifest import NAME, Section, yaml_errors
 from pipeline.mini import manifests, scenes
 from pipeline.mini.scenes import MiniScenes
 from pipeline.scenes.bodies import SOLIDS
+from pipeline.scenes.description import PLACES
 from pipeline.scenes.props import CLASSES, COLOURS, MATERIALS, PATTERNED
-from pipeline.scenes.words import PLACES
 
 PART = "scorer"  # in the log and in the work folder
 WATCHED = 256  # held-out scenes that it is measured on as it trains

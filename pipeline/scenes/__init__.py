@@ -2,14 +2,13 @@
 caption.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from annotate.maps import RawMap, depth_map
-from pipeline.scenes import outlines, truth, words
+from pipeline.scenes import description, outlines, truth
+from pipeline.scenes.description import SceneGraph
 from pipeline.scenes.painter import paint
 from pipeline.scenes.plan import ScenePlan
 from pipeline.scenes.plan import draw_plan as draw_plan
@@ -26,8 +25,6 @@ PROVIDES = (
     "depth_small",
     "normal",
 )
-
-
 TRIES = 1000  # numbers that belong to one scene with limits
 
 
@@ -39,14 +36,13 @@ class Limits:
     least_box: float = 0.0  # share of the picture that an object's box has at least
     least_visible: float = 0.0  # share of an object that nothing hides, at least
 
-    def hold(self, facts: Mapping[str, Any]) -> bool:
-        """Of a scene's facts."""
-        objects = facts["objects"]
-        boxes = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (one["box"] for one in objects)]
+    def hold(self, graph: SceneGraph) -> bool:
+        """Whether the scene keeps to them."""
+        boxes = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (one.box for one in graph.objects)]
         return (
-            len(objects) <= self.most_objects
+            len(graph.objects) <= self.most_objects
             and all(box >= self.least_box for box in boxes)
-            and all(one["visible"] >= self.least_visible for one in objects)
+            and all(one.visible >= self.least_visible for one in graph.objects)
         )
 
 
@@ -61,7 +57,7 @@ class Scene:
     # float32 [N, 4] x0 y0 x1 y1: the visible parts of straight edges and of seams in floor and wall
     lines: np.ndarray
     instances: np.ndarray  # uint8 [s, s]: 0 wall, 1 floor, then the objects and the figure, from near to far
-    facts: dict[str, Any]  # JSON-able
+    graph: SceneGraph  # what is there, and where
 
 
 def render(seed: int, index: int, size: int = 128, limits: Limits = Limits()) -> Scene:
@@ -77,11 +73,11 @@ def render(seed: int, index: int, size: int = 128, limits: Limits = Limits()) ->
     if not 64 <= size <= 1024:
         raise ValueError(f"scenes are rendered at 64 to 1024 pixels, not {size}")
     numbers = [index] if limits == Limits() else range(index * TRIES, (index + 1) * TRIES)
-    found = (_Looked.at(draw_plan(seed, number), size) for number in numbers)
-    it = next((it for it in found if limits.hold(it.facts)), None)
-    if it is None:
+    layouts = (_Layout.at(draw_plan(seed, number), size) for number in numbers)
+    layout = next((layout for layout in layouts if limits.hold(layout.graph)), None)
+    if layout is None:
         raise ValueError(f"none of {TRIES} scenes keeps to {limits}: loosen them")
-    plan, seen, points = it.plan, it.seen, it.points
+    plan, seen, points = layout.plan, layout.seen, layout.points
     image = cv2.resize(paint(plan, 2 * size), (size, size), interpolation=cv2.INTER_AREA)
     ends, owners = (
         np.concatenate(pair)
@@ -100,20 +96,21 @@ def render(seed: int, index: int, size: int = 128, limits: Limits = Limits()) ->
     }
     borders = outlines.borders(seen, plan.figure[0] if plan.figure else None)
     lines = outlines.seen_segments(ends, owners, plan.view, seen)
-    return Scene(image, words.describe(it.facts), maps, borders, lines, seen.instance, it.facts)
+    caption = description.describe(layout.graph)
+    return Scene(image, caption, maps, borders, lines, seen.instance, layout.graph)
 
 
 @dataclass(frozen=True)
-class _Looked:
+class _Layout:
     """A scene before it is painted, which is most of the work."""
 
     plan: ScenePlan
     seen: Buffers
     points: dict[str, tuple[float, float, float]]
-    facts: dict[str, Any]
+    graph: SceneGraph
 
     @classmethod
-    def at(cls, plan: ScenePlan, size: int) -> "_Looked":
+    def at(cls, plan: ScenePlan, size: int) -> "_Layout":
         seen = cast(plan.bodies, plan.view, size)
         points = truth.keypoints(plan, seen)
-        return cls(plan, seen, points, words.facts(plan, seen, points))
+        return cls(plan, seen, points, description.graph_of(plan, seen, points))

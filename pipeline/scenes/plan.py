@@ -11,7 +11,8 @@ import numpy as np
 from pipeline.scenes import props
 from pipeline.scenes.bodies import Part
 from pipeline.scenes.camera import View
-from pipeline.scenes.props import COLOURS, FLOORS, WALLS, Person, Thing, pick, span
+from pipeline.scenes.person import Person, draw_person
+from pipeline.scenes.props import COLOURS, FLOORS, WALLS, Thing, pick, span
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _place(rng: np.random.Generator, view: View, border: float, peopled: bool) -
     """Who stands where, the figure first; fewer than wanted where there is no room."""
     wanted = 1 + int(rng.random() * (3 if peopled else 4))
     colours = [name for _, name in sorted((rng.random(), name) for name in COLOURS)]
-    person = props.draw_figure(rng) if peopled else None
+    person = draw_person(rng) if peopled else None
     least = 0.2 if wanted + peopled > 1 else 0.35
     actors: list[Actor] = []
     for _ in range(60):

@@ -10,8 +10,9 @@ from annotate.maps import RawMap
 from annotate.skeletons import SKELETONS
 from pipeline.scenes.camera import pixels
 from pipeline.scenes.outlines import BORDER
+from pipeline.scenes.person import ON, Person
 from pipeline.scenes.plan import ScenePlan
-from pipeline.scenes.props import CLASSES, FLOORS, ON, WALLS, Person
+from pipeline.scenes.props import CLASSES, FLOORS, WALLS
 from pipeline.scenes.raster import FLOOR, WALL, Buffers
 from pipeline.scenes.textures import row_shift
 

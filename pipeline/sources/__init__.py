@@ -100,7 +100,7 @@ def mirrored_caption(uri: str, caption: str) -> str | None:
     A scene's words are known.
     """
     if uri.startswith("scene://"):
-        from pipeline.scenes.words import mirrored
+        from pipeline.scenes.description import mirrored
 
         return mirrored(caption)
     return caption if may_flip(caption) else None

@@ -2,9 +2,10 @@
 says what is there.
 """
 
-import copy
 import json
 import re
+from dataclasses import asdict, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 from annotate import maps
 from annotate.label_spaces import SPACES
 from annotate.skeletons import SKELETONS
-from pipeline.scenes import Limits, Scene, bodies, camera, props, raster, render
-from pipeline.scenes.words import describe, mirrored
+from pipeline.scenes import Limits, Scene, bodies, camera, raster, render
+from pipeline.scenes.description import describe, mirrored
+from pipeline.scenes.person import draw_person
 
 # said again here, so that a slip in the table of pipeline/scenes/props.py shows
 COCO = {
@@ -48,7 +50,7 @@ def some() -> list[Scene]:
 def same(a: Scene, b: Scene) -> bool:
     arrays = [(getattr(a, name), getattr(b, name)) for name in ("image", "outlines", "lines", "instances")]
     arrays += [(a.maps[name].array, b.maps[name].array) for name in a.maps]
-    return all(x.tobytes() == y.tobytes() for x, y in arrays) and (a.caption, a.facts) == (b.caption, b.facts)
+    return all(x.tobytes() == y.tobytes() for x, y in arrays) and (a.caption, a.graph) == (b.caption, b.graph)
 
 
 def near(mask: np.ndarray, distance: float) -> np.ndarray:
@@ -101,7 +103,7 @@ def test_two_sizes_show_the_same_scene() -> None:
 
 def test_a_scene_with_limits_is_the_first_of_its_thousand_that_keeps_to_them() -> None:
     limits = Limits(most_objects=1, least_box=0.08, least_visible=0.8)
-    first = next(scene for number in range(5000, 6000) if limits.hold((scene := render(3, number, 64)).facts))
+    first = next(scene for number in range(5000, 6000) if limits.hold((scene := render(3, number, 64)).graph))
     assert same(render(3, 5, 64, limits), first)
     assert not same(render(3, 5, 64), first)
     with pytest.raises(ValueError, match="loosen"):
@@ -141,7 +143,7 @@ def test_normals_are_those_of_the_depth() -> None:
         scene = render(6, index, size)
         depth = 1 / scene.maps["depth_large"].array.astype(float)
         v, u = np.mgrid[:size, :size]
-        focal = scene.facts["camera"]["focal"]
+        focal = scene.graph.camera.focal
         points = np.stack(
             [((u + 0.5) * 2 / size - 1) / focal * depth, -((v + 0.5) * 2 / size - 1) / focal * depth, -depth],
             axis=2,
@@ -169,33 +171,33 @@ def test_maps_keep_the_conventions_of_annotate(some: list[Scene]) -> None:
         assert depth.array[floor].mean() > depth.array[wall].mean()  # near is large
         np.testing.assert_allclose(np.linalg.norm(normal, axis=2), 1, atol=1e-5)
         assert (normal[floor][:, 1] > 0.5).all() and (normal[wall][:, 2] > 0.5).all()  # y up, z to the viewer
-        json.dumps(scene.facts)
+        json.dumps(asdict(scene.graph))
 
 
 # --- the figure ---
 
 
 def test_about_a_third_of_the_scenes_have_a_figure(many: list[Scene]) -> None:
-    share = np.mean([scene.facts["figure"] is not None for scene in many])
+    share = np.mean([scene.graph.person is not None for scene in many])
     assert 0.25 < share < 0.42  # three standard errors of 300 draws around a third
     for scene in many:
-        assert len(scene.maps["pose_openpose"].array) == (scene.facts["figure"] is not None)
+        assert len(scene.maps["pose_openpose"].array) == (scene.graph.person is not None)
 
 
 def test_seen_keypoints_lie_on_the_figure(some: list[Scene], many: list[Scene]) -> None:
     states = set()
     for scene in some + many:
-        figure = scene.facts["figure"]
+        figure = scene.graph.person
         for name, layout in (("pose_openpifpaf", "coco_17"), ("pose_openpose", "openpose_18")):
             assert scene.maps[name].meta["layout"] == layout
             for person in scene.maps[name].array:
                 for joint, (x, y, confidence) in zip(SKELETONS[layout].names, person, strict=True):
-                    state = figure["keypoints"][joint]
+                    state = figure.keypoints[joint]
                     states.add(state)
                     assert confidence == {"seen": 1, "hidden": 0.5, "outside": 0}[state]
                     if state != "outside":
                         there = scene.instances[round(float(y)), round(float(x))]
-                        assert there == figure["instance"] or state == "hidden"
+                        assert there == figure.instance or state == "hidden"
                     if state == "outside":
                         assert x == y == 0
     assert states == {"seen", "hidden", "outside"}
@@ -204,56 +206,55 @@ def test_seen_keypoints_lie_on_the_figure(some: list[Scene], many: list[Scene]) 
 def test_left_is_the_persons_left_and_faces_are_seen_from_the_front_only(many: list[Scene]) -> None:
     faces = {"us": 0, "away": 0}
     for scene in many:
-        figure = scene.facts["figure"]
-        if figure and figure["facing"] in faces:
+        figure = scene.graph.person
+        if figure and figure.facing in faces:
             points = dict(
                 zip(SKELETONS["coco_17"].names, scene.maps["pose_openpifpaf"].array[0], strict=True)
             )
-            sign = 1 if figure["facing"] == "us" else -1
+            sign = 1 if figure.facing == "us" else -1
             assert sign * (points["left_shoulder"][0] - points["right_shoulder"][0]) > 0
-            faces[figure["facing"]] += 1
-            assert figure["keypoints"]["nose"] == ("seen" if sign > 0 else "hidden")
+            faces[figure.facing] += 1
+            assert figure.keypoints["nose"] == ("seen" if sign > 0 else "hidden")
     assert min(faces.values()) >= 10
 
 
 def test_a_figure_that_faces_left_has_its_nose_left_of_its_ears(many: list[Scene]) -> None:
     seen = 0
     for scene in many:
-        figure = scene.facts["figure"]
-        if figure and figure["facing"] in ("left", "right"):
+        figure = scene.graph.person
+        if figure and figure.facing in ("left", "right"):
             points = dict(
                 zip(SKELETONS["coco_17"].names, scene.maps["pose_openpifpaf"].array[0], strict=True)
             )
             if all(points[name][2] > 0 for name in ("nose", "left_ear", "right_ear")):
                 ears = (points["left_ear"][0] + points["right_ear"][0]) / 2
-                assert (points["nose"][0] < ears) == (figure["facing"] == "left")
+                assert (points["nose"][0] < ears) == (figure.facing == "left")
                 seen += 1
     assert seen >= 20
 
 
 def test_figures_are_large(many: list[Scene]) -> None:
     for scene in many:
-        if scene.facts["figure"]:
-            assert np.ptp(scene.facts["figure"]["box"][1::2]) >= 0.4
+        if scene.graph.person:
+            assert np.ptp(scene.graph.person.box[1::2]) >= 0.4
 
 
 # --- words ---
 
 
-def test_the_caption_says_what_the_facts_say(many: list[Scene]) -> None:
+def test_the_caption_says_what_the_graph_says(many: list[Scene]) -> None:
     words = {1: "one object:", 2: "two objects:", 3: "three objects:", 4: "four objects:"}
     for scene in many:
-        facts, caption = scene.facts, scene.caption
-        assert caption.startswith(words[len(facts["objects"])])
-        for thing in facts["objects"]:
-            assert f"{thing['colour']} {thing['material']} {thing['shape']} {thing['place']}" in caption
-        assert facts["floor"] in caption and facts["wall"] in caption and f"light {facts['light']}" in caption
-        assert ("person" in caption) == (facts["figure"] is not None)
-        if facts["figure"]:
-            figure = facts["figure"]
+        graph, caption = scene.graph, scene.caption
+        assert caption.startswith(words[len(graph.objects)])
+        for thing in graph.objects:
+            assert f"{thing.colour} {thing.material} {thing.shape} {thing.place}" in caption
+        assert graph.floor in caption and graph.wall in caption and f"light {graph.light}" in caption
+        assert ("person" in caption) == (graph.person is not None)
+        if figure := graph.person:
             assert (
-                f"{figure['shirt']} shirt and {figure['trousers']} trousers {figure['pose']}"
-                f" {figure['place']}, facing {figure['facing']}" in caption
+                f"{figure.shirt} shirt and {figure.trousers} trousers {figure.pose}"
+                f" {figure.place}, facing {figure.facing}" in caption
             )
         assert len(re.findall(r"\w+|[^\w\s]", caption)) <= 75  # what CLIP's text encoder takes
 
@@ -261,8 +262,7 @@ def test_the_caption_says_what_the_facts_say(many: list[Scene]) -> None:
 def test_places_are_where_the_pixels_are_also_in_the_mirrored_scene(many: list[Scene]) -> None:
     for scene in many:
         named = {
-            one["instance"]: one["place"]
-            for one in [*scene.facts["objects"], *filter(None, [scene.facts["figure"]])]
+            one.instance: one.place for one in [*scene.graph.objects, *filter(None, [scene.graph.person])]
         }
         for instances, swap in ((scene.instances, str), (scene.instances[:, ::-1], mirrored)):
             for instance, place in named.items():
@@ -275,7 +275,7 @@ def test_places_are_where_the_pixels_are_also_in_the_mirrored_scene(many: list[S
                 assert low < middle < high
 
 
-def test_mirroring_the_facts_mirrors_the_caption(many: list[Scene]) -> None:
+def test_mirroring_the_graph_mirrors_the_caption(many: list[Scene]) -> None:
     swap = {"left": "right", "right": "left", "on the left": "on the right", "on the right": "on the left"}
     swap |= {"from the left": "from the right", "from the right": "from the left"}
     swap |= {
@@ -284,10 +284,16 @@ def test_mirroring_the_facts_mirrors_the_caption(many: list[Scene]) -> None:
     }
     changed = 0
     for scene in many:
-        facts = copy.deepcopy(scene.facts)
-        for one in [facts, *facts["objects"], *filter(None, [facts["figure"]])]:
-            one |= {key: swap.get(value, value) for key, value in one.items() if isinstance(value, str)}
-        assert describe(facts) == mirrored(scene.caption)
+
+        def turned(one: Any) -> Any:
+            words = {name: value for name, value in vars(one).items() if isinstance(value, str)}
+            return replace(one, **{name: swap.get(value, value) for name, value in words.items()})
+
+        objects = tuple(turned(one) for one in scene.graph.objects)
+        person = scene.graph.person and turned(scene.graph.person)
+        assert describe(replace(turned(scene.graph), objects=objects, person=person)) == mirrored(
+            scene.caption
+        )
         assert mirrored(mirrored(scene.caption)) == scene.caption
         changed += mirrored(scene.caption) != scene.caption
     assert changed == len(many)  # the light always comes from a side
@@ -296,8 +302,8 @@ def test_mirroring_the_facts_mirrors_the_caption(many: list[Scene]) -> None:
 def test_what_stands_before_something_is_nearer_and_overlaps_it(some: list[Scene]) -> None:
     told = 0
     for scene in some:
-        if scene.facts["before"]:
-            near_one, far_one = scene.facts["before"]
+        if scene.graph.in_front:
+            near_one, far_one = scene.graph.in_front
             inverse = scene.maps["depth_large"].array
             assert np.median(inverse[scene.instances == near_one]) > np.median(
                 inverse[scene.instances == far_one]
@@ -311,19 +317,17 @@ def test_what_stands_before_something_is_nearer_and_overlaps_it(some: list[Scene
 
 def test_everything_that_the_caption_names_can_be_seen(many: list[Scene]) -> None:
     for scene in many:
-        for one in [*scene.facts["objects"], *filter(None, [scene.facts["figure"]])]:
-            assert (scene.instances == one["instance"]).mean() >= 0.01
-            assert one["visible"] >= 0.4
+        for one in [*scene.graph.objects, *filter(None, [scene.graph.person])]:
+            assert (scene.instances == one.instance).mean() >= 0.01
+            assert one.visible >= 0.4
 
 
 def test_class_ids_are_those_of_the_names(many: list[Scene]) -> None:
     for scene in many:
-        expected = {
-            one["instance"]: (COCO[one["shape"]], ADE[one["shape"]]) for one in scene.facts["objects"]
-        }
-        if scene.facts["figure"]:
-            expected[scene.facts["figure"]["instance"]] = ("person", "person")
-        for instance, words in ((0, scene.facts["wall"]), (1, scene.facts["floor"])):
+        expected = {one.instance: (COCO[one.shape], ADE[one.shape]) for one in scene.graph.objects}
+        if scene.graph.person:
+            expected[scene.graph.person.instance] = ("person", "person")
+        for instance, words in ((0, scene.graph.wall), (1, scene.graph.floor)):
             plain = ("wall-other", "wall") if instance == 0 else SURFACES["plain"]
             expected[instance] = next((row for key, row in SURFACES.items() if words.endswith(key)), plain)
         for column, name in enumerate(("seg_coco", "seg_ade20k")):
@@ -350,11 +354,11 @@ def test_boxes_show_creases_and_balls_none(some: list[Scene]) -> None:
     found = {"box": 0, "sphere": 0}
     for scene in some:
         inner = ~near(border(scene.instances), 2.5)
-        for one in scene.facts["objects"]:
-            if one["shape"] in found and one["visible"] == 1:
-                creases = (scene.outlines > 0) & inner & (scene.instances == one["instance"])
-                assert (creases.sum() >= 12) == (one["shape"] == "box")
-                found[one["shape"]] += 1
+        for one in scene.graph.objects:
+            if one.shape in found and one.visible == 1:
+                creases = (scene.outlines > 0) & inner & (scene.instances == one.instance)
+                assert (creases.sum() >= 12) == (one.shape == "box")
+                found[one.shape] += 1
     assert min(found.values()) >= 4
 
 
@@ -362,9 +366,7 @@ def test_lines_lie_on_outlines_where_floor_and_wall_have_no_seams() -> None:
     tried = 0
     for index in range(80):
         scene = render(13, index, 128)
-        seamless = (
-            re.search(r"carpet|plain \w+ floor", scene.facts["floor"]) and "plain" in scene.facts["wall"]
-        )
+        seamless = re.search(r"carpet|plain \w+ floor", scene.graph.floor) and "plain" in scene.graph.wall
         if seamless:
             tried += 1
             assert np.concatenate([near(scene.outlines, 1.5)[along(line)] for line in scene.lines]).all(), (
@@ -380,9 +382,9 @@ def test_creases_of_boxes_and_pyramids_lie_on_lines(some: list[Scene]) -> None:
         for line in scene.lines:
             drawn[along(line)] = 1
         inner = ~near(border(scene.instances), 3)
-        for one in scene.facts["objects"]:
-            if one["shape"] in ("box", "pyramid"):
-                creases = (scene.outlines > 0) & inner & (scene.instances == one["instance"])
+        for one in scene.graph.objects:
+            if one.shape in ("box", "pyramid"):
+                creases = (scene.outlines > 0) & inner & (scene.instances == one.instance)
                 if creases.any():
                     assert near(drawn, 2)[creases].mean() > 0.97
                     tried += 1
@@ -413,12 +415,12 @@ def test_lines_stay_in_the_image_and_before_everything(some: list[Scene]) -> Non
     for scene in some:
         assert scene.lines.dtype == np.float32 and scene.lines.shape[1] == 4
         assert scene.lines.min() >= 0 and scene.lines.max() <= 191
-        figure = scene.facts["figure"]
+        figure = scene.graph.person
         if figure:  # nothing of a figure is straight, so no line crosses it
-            deep = (scene.instances == figure["instance"]) & ~near(scene.instances != figure["instance"], 2)
+            deep = (scene.instances == figure.instance) & ~near(scene.instances != figure.instance, 2)
             assert not any(deep[along(line)].any() for line in scene.lines)
 
 
 def test_a_figure_has_every_joint_of_both_layouts() -> None:
-    person = props.draw_figure(np.random.default_rng(0))
+    person = draw_person(np.random.default_rng(0))
     assert set(person.joints) == set(SKELETONS["coco_17"].names) | set(SKELETONS["openpose_18"].names)

@@ -8,7 +8,7 @@ import pytest
 from pipeline import MillError, scenes
 from pipeline.mini import base as mini
 from pipeline.mini.scenes import render
-from pipeline.scenes import words
+from pipeline.scenes import description
 
 ROOT = Path(__file__).parents[3]
 GOOD = """
@@ -66,13 +66,13 @@ def test_only_simple_scenes_are_kept_and_they_are_rendered_once(
 ) -> None:
     plan = mini.load(written(tmp_path)).scenes
     seen, held_out = render(plan, tmp_path)
-    kept = [index for index in range(12) if plan.limits.hold(scenes.render(3, index, 64).facts)]
+    kept = [index for index in range(12) if plan.limits.hold(scenes.render(3, index, 64).graph)]
     assert 0 < len(kept) < 12 and len(seen.captions) == len(kept)
     last = scenes.render(3, kept[-1], 64)
     assert (seen.images([len(kept) - 1])[0] == last.image).all()
-    assert seen.caption(len(kept) - 1) == last.caption and seen.caption(2 * len(kept) - 1) == words.mirrored(
-        last.caption
-    )
+    assert seen.caption(len(kept) - 1) == last.caption and seen.caption(
+        2 * len(kept) - 1
+    ) == description.mirrored(last.caption)
     monkeypatch.setattr(scenes, "render", None)
     again, _ = render(plan, tmp_path)
     assert again.captions == seen.captions and len(held_out.captions) > 0

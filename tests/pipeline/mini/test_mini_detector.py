@@ -55,12 +55,10 @@ def test_the_truth_is_that_of_the_scene(tmp_path: Path, monkeypatch: pytest.Monk
             assert (table[truth.classes[0]] == scene.maps[name].array).all(), (
                 "the joint classes say what both label spaces say"
             )
-        assert training.wanted[row].objects == tuple(
-            (one["shape"], one["colour"]) for one in scene.facts["objects"]
-        )
-        assert training.wanted[row].person == bool(scene.facts["figure"]) == bool(truth.joints.any())
+        assert training.wanted[row].objects == tuple((one.shape, one.colour) for one in scene.graph.objects)
+        assert training.wanted[row].person == bool(scene.graph.person) == bool(truth.joints.any())
         assert vocabulary.wanted(scene.caption) == training.wanted[row], (
-            "the caption names what the facts know"
+            "the caption names what the graph knows"
         )
         assert np.allclose(truth.depth[0], scene.maps["depth_large"].array, rtol=1e-3)
     monkeypatch.setattr(scenes, "render", None)
@@ -110,7 +108,7 @@ def test_the_shipped_detector_reads_scenes_that_it_has_never_seen() -> None:
     people = [
         (one.joints, scene.maps["pose_openpose"].array[0])
         for one, scene in zip(readings, seen, strict=True)
-        if scene.facts["figure"]
+        if scene.graph.person
     ]
     near = [hit for made, true in people for hit in scores.near(made, true)]
     assert len(near) > 30 and np.mean(near) >= 0.85

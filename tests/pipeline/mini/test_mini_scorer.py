@@ -12,7 +12,7 @@ import pytest
 from pipeline import MillError, scenes
 from pipeline.mini import scorer as stage
 from pipeline.mini.scorer import CHANGES, changed
-from pipeline.scenes import words
+from pipeline.scenes import camera, description
 from pipeline.scenes.props import CLASSES, COLOURS
 
 ROOT = Path(__file__).parents[3]
@@ -111,17 +111,13 @@ def test_every_caption_of_the_renderer_can_be_changed_into_another_with_as_many_
 
 def test_the_words_that_can_change_are_the_renderers() -> None:
     assert set(stage.SHAPES) == set(CLASSES) - {"person"}
-    facts = {"objects": [], "figure": None, "before": None, "floor": "f", "wall": "w", "light": "l"}
+    view = camera.View(focal=1, height=1, pitch=0, wall=1, yaw=0)
     for colour in COLOURS:
         for shape in stage.SHAPES:
-            one = {
-                "instance": 2,
-                "colour": colour,
-                "material": "matte",
-                "shape": shape,
-                "place": words.PLACES[1],
-            }
-            text = words.describe({**facts, "objects": [one]})
+            one = description.SceneObject(
+                shape, colour, "matte", 2, description.PLACES[1], (0.0, 0.0, 1.0, 1.0), visible=1.0
+            )
+            text = description.describe(description.SceneGraph(view, "f", "w", "l", (one,), None, None))
             match = stage.THING.search(text)
             assert match and match.groups()[1:] == (colour, "matte", shape, "in the middle")
 
