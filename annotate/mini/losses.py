@@ -2,7 +2,7 @@
 would degrade them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -131,8 +131,3 @@ def spots_of(joints: NDArray[np.float32], side: int) -> NDArray[np.float32]:  # 
     across = np.exp(-((grid - x[..., None]) ** 2) / (2 * REACH**2))
     down = np.exp(-((grid - y[..., None]) ** 2) / (2 * REACH**2))
     return joints[..., 2, None, None] * down[..., :, None] * across[..., None, :]
-
-
-def replace_images(truth: Truth, images: NDArray[np.uint8]) -> Truth:
-    """The same scenes in other pictures."""
-    return replace(truth, images=images)

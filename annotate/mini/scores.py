@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,8 @@ NEAR = 0.1  # PCK: of the longer side of the box of the person's joints
 CLOSE = 1.25  # delta: the larger depth through the smaller
 SPACES = ("coco_stuff_171", "ade20k_150")
 
+Scores = dict[str, float | list[float] | None]  # a count, a value, or an `interval`
+
 
 def measure(
     net: DetectorNetwork,
@@ -24,7 +25,7 @@ def measure(
     wanted: Sequence[Wanted],  # of each scene
     # other pictures of the same scenes, such as a VAE's; None = truth's own
     images: NDArray[np.uint8] | None = None,
-) -> dict[str, Any]:
+) -> Scores:
     """Means with half the width of their 95 % intervals, over scenes, or over joints and objects; mIoU over
     classes, of all pixels.
     """

@@ -57,6 +57,20 @@ def _trained(command: Callable[..., bool | None]) -> Callable[..., None]:
     return trained
 
 
+def _make_or_export(
+    make: Callable[..., bool],
+    export: Callable[..., Any],
+    given: Path,
+    work: Path,
+    seconds: float,
+    dest: Path | None,
+) -> bool | None:
+    if dest is None:
+        return make(given, work, seconds=seconds)
+    click.echo(json.dumps(export(given, work, dest)))
+    return None
+
+
 @mini.command("base")
 @_trained
 @click.option(
@@ -79,14 +93,14 @@ def mini_base(
 
     Example: controlmill mini base manifests/mini/base.yaml --work runs/mini-base --seconds 3600
     """
-    from pipeline.mini import base as stage
+    from pipeline.mini.base import draw_grid, export_base, make_base
 
-    if dest is None:
-        return stage.make_base(given, work, older=older, seconds=seconds, polish=polish)
-    click.echo(json.dumps(stage.export_base(given, work, dest, older=older)))
-    if grid is not None:
-        stage.draw_grid(given, work, dest, grid)
-    return None
+    make = functools.partial(make_base, older=older, polish=polish)
+    export = functools.partial(export_base, older=older)
+    complete = _make_or_export(make, export, given, work, seconds, dest)
+    if dest is not None and grid is not None:
+        draw_grid(given, work, dest, grid)
+    return complete
 
 
 @mini.command("detector")
@@ -96,12 +110,9 @@ def mini_detector(given: Path, work: Path, seconds: float, dest: Path | None) ->
 
     Example: controlmill mini detector manifests/mini/detector.yaml --work runs/mini-detector
     """
-    from pipeline.mini import detector as stage
+    from pipeline.mini.detector import export_detector, make_detector
 
-    if dest is None:
-        return stage.make_detector(given, work, seconds=seconds)
-    click.echo(json.dumps(stage.export_detector(given, work, dest)))
-    return None
+    return _make_or_export(make_detector, export_detector, given, work, seconds, dest)
 
 
 @mini.command("scorer")
@@ -111,12 +122,9 @@ def mini_scorer(given: Path, work: Path, seconds: float, dest: Path | None) -> b
 
     Example: controlmill mini scorer manifests/mini/scorer.yaml --work runs/mini-scorer
     """
-    from pipeline.mini import scorer as stage
+    from pipeline.mini.scorer import export_scorer, make_scorer
 
-    if dest is None:
-        return stage.make_scorer(given, work, seconds=seconds)
-    click.echo(json.dumps(stage.export_scorer(given, work, dest)))
-    return None
+    return _make_or_export(make_scorer, export_scorer, given, work, seconds, dest)
 
 
 @mini.command("roots")

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from pipeline.manifest import NAME, Section, yaml_errors
 from pipeline.mini import manifests, scenes
+from pipeline.mini.manifests import RecipeKeys
 from pipeline.mini.scenes import MiniScenes
 
 
@@ -18,8 +19,7 @@ class MiniBase(Section):
 
     name: Annotated[str, Field(pattern=NAME)]
     scenes: MiniScenes
-    # of train/mini/make.py; what is left out is its default
-    recipe: Annotated[dict[str, Any], Field(default_factory=dict)]
+    recipe: RecipeKeys  # of BaseRecipe in train/mini/make.py
 
 
 def make_base(
@@ -40,10 +40,9 @@ def make_base(
     return go(recipe_of(plan), pictures, held_out, work, older=older, seconds=seconds, device=device)
 
 
-# its scores
 def export_base(
     manifest: Path, work: Path, dest: Path, *, older: Path | None = None, count: int = 500
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # its scores
     """Writes what has been made so far as a diffusers folder with its card; training may go on meanwhile."""
     from train.mini import base, card, make, scores
 
@@ -54,32 +53,32 @@ def export_base(
     spent = parts.pop("spent")
     for name in ("vae", "unet", "text_encoder"):
         base.rounded(parts[name])  # scored as it is shipped
-    found = scores.measure(parts, held_out, count=count)
+    measured = scores.measure(parts, held_out, count=count)
     wanted = {
         "vae": recipe.autoencoder.images,
         "decoder": recipe.autoencoder.polish,
         "denoiser": recipe.denoiser.images,
     }
     base.write(dest, parts, spent, {}, "")  # sampled as it is shipped
-    found |= objects_found(dest, held_out, count)
+    measured |= objects_found(dest, held_out, count)
     text = card.write(
         parts=parts,
         spent=spent,
-        scores=found,
+        scores=measured,
         data=scenes.sentence(plan.scenes, len(pictures.captions)),
         wanted=wanted,
     )
-    facts = {
+    note = {
         "scenes": plan.scenes.model_dump(),
         "recipe": dataclasses.asdict(recipe),
-        "scores": found,
+        "scores": measured,
         "machine": card.machine(),
     }
-    base.write(dest, parts, spent, facts, text)
-    return found
+    base.write(dest, parts, spent, note, text)
+    return measured
 
 
-def objects_found(folder: Path, held_out: Any, count: int) -> dict[str, Any]:
+def objects_found(folder: Path, held_out: Any, count: int) -> dict[str, list[float] | int]:
     """How much of what captions name the mini detector finds in samples of the base, and in the scenes
     themselves; nothing without a detector.
     """
@@ -92,21 +91,18 @@ def objects_found(folder: Path, held_out: Any, count: int) -> dict[str, Any]:
     except (OSError, ValueError, RuntimeError):
         return {}
     captions = [held_out.caption(i) for i in range(min(count, len(held_out.captions)))]
-    told = {}
+    shares: dict[str, list[float] | int] = {}
     for name, images in (
         ("objects_found", scores.draw(folder, captions)),
         ("objects_found_in_scenes", held_out.images(range(len(captions)))),
     ):
         wanted = [net.vocabulary.wanted(caption) for caption in captions]
-        share = interval(
-            [
-                one
-                for reading, it in zip(detect.read(net, list(images)), wanted, strict=True)
-                for one in found(reading, it)
-            ]
-        )
-        told[name] = share or [0.0, 0.0]
-    return told | {"samples": len(captions)}
+        readings = detect.read(net, list(images))
+        hits = [
+            hit for reading, things in zip(readings, wanted, strict=True) for hit in found(reading, things)
+        ]
+        shares[name] = interval(hits) or [0.0, 0.0]
+    return shares | {"samples": len(captions)}
 
 
 def draw_grid(manifest: Path, work: Path, folder: Path, path: Path) -> None:

@@ -3,28 +3,30 @@ what is shipped.
 """
 
 import dataclasses
-import hashlib
 import json
-import math
-import os
-from collections.abc import Iterator
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from annotate.mini.vocabulary import PERSON, Vocabulary, Wanted
-from pipeline import MillError, scenes
+from annotate.mini.vocabulary import PERSON
 from pipeline.manifest import NAME, Section, yaml_errors
-from pipeline.mini import manifests
-from pipeline.mini.scenes import PART, MiniScenes
-from pipeline.scenes.props import CLASSES, COLOURS, FLOORS, WALLS
-from pipeline.scenes.raster import FLOOR, WALL
+from pipeline.mini import manifests, training, truth
+from pipeline.mini.manifests import RecipeKeys
+from pipeline.mini.scenes import MiniScenes
+from pipeline.mini.training import Schedule
+from pipeline.mini.truth import SceneTruths, Vae, vocabulary
+from pipeline.storage.workspace import sha256_file
 
-NONE = "none"
-FIELDS = ("images", "depth", "normals", "classes", "colours", "joints")
+if TYPE_CHECKING:
+    from annotate.mini.losses import Truth
+    from annotate.mini.scores import Scores
+
+DENSE, JOINTS = "detector", "figure"  # its two networks, in the log and in the work folder
+WATCHED = 64  # held-out scenes that each is measured on as it trains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,12 @@ class DetectorRecipe:
     half_life: float = 4_000  # images, of the average
     bf16: bool = True
 
+    def schedule(self, part: str, images: int) -> Schedule:
+        half_life = min(self.half_life, images / 8)
+        return Schedule(
+            part=part, seed=self.seed, images=images, batch=self.batch, lr=self.lr, half_life=half_life
+        )
+
 
 class MiniDetector(Section):
     """manifests/mini/detector.yaml."""
@@ -48,7 +56,7 @@ class MiniDetector(Section):
     name: Annotated[str, Field(pattern=NAME)]
     scenes: MiniScenes
     base: str | None = None  # a folder with a VAE, whose reconstructions are learned from too
-    recipe: Annotated[dict[str, Any], Field(default_factory=dict)]
+    recipe: RecipeKeys  # of DetectorRecipe
 
 
 def load(path: Path) -> MiniDetector:
@@ -59,12 +67,9 @@ def recipe_of(plan: MiniDetector) -> DetectorRecipe:
     return manifests.recipe(plan, DetectorRecipe)
 
 
-def vocabulary() -> Vocabulary:
-    """Every floor, wall and shape is a class; COCO-Stuff and ADE20K call some of them the same."""
-    rows = [(f"{name} floor", it.coco, it.ade) for name, it in FLOORS.items()]
-    rows += [(f"{name} wall", it.coco, it.ade) for name, it in WALLS.items()]
-    rows += [(name, *both) for name, both in CLASSES.items()]
-    return Vocabulary(tuple(rows), (NONE, *COLOURS), tuple(name for name in CLASSES if name != PERSON))
+def render(plan: MiniDetector, work: Path) -> tuple[SceneTruths, SceneTruths]:  # of training and held out
+    vae = Vae.load(Path(plan.base), plan.at("base")) if plan.base else None
+    return truth.render(plan.scenes, work, vae)
 
 
 def make_detector(
@@ -78,269 +83,128 @@ def make_detector(
 
     Stops after `seconds` or at SIGTERM; the same call goes on.
     """
-    import time
-
-    import torch
-
-    from annotate.mini import losses, scores
     from annotate.mini.network import DetectorNetwork, JointNetwork
-    from train.batches import draws
-    from train.mini import learning
 
     until = time.monotonic() + seconds
     plan = load(manifest)
     recipe = recipe_of(plan)
-    training, held_out = render(plan, work)
-    with_figure, person = training.figures(), vocabulary().number(PERSON)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        net, figure = (
-            DetectorNetwork(vocabulary(), recipe.widths).to(device),
-            JointNetwork(recipe.widths).to(device),
-        )
+    seen, held_out = render(plan, work)
+    with training.seeded(recipe.seed):
+        dense = DetectorNetwork(vocabulary(), recipe.widths).to(device)
+        joints = JointNetwork(recipe.widths).to(device)
+    session = _Session(recipe, seen, held_out, work, until, device)
+    if not _train_dense(dense, session):
+        return False
+    return not seen.with_person() or _train_joints(joints, session)
 
-    def batch(part: str, rows: list[int], seen: int) -> tuple[Any, np.random.Generator]:
-        """Of losses.Truth: some of the pictures through the VAE, half of them mirrored, all of
-        them degraded.
+
+@dataclass(frozen=True)
+class _Session:
+    """What both networks are trained with."""
+
+    recipe: DetectorRecipe
+    scenes: SceneTruths
+    held_out: SceneTruths
+    work: Path
+    until: float
+    device: str
+
+    def batch(self, rows: list[int], schedule: Schedule, rng: np.random.Generator, seen: int) -> "Truth":
+        """The next of `rows` after so many images: some of the pictures through the VAE, half of them
+        mirrored, all of them degraded.
         """
-        rng = draws(recipe.seed, part, seen)
-        places = [rows[learning.place(len(rows), recipe.seed, seen + i)] for i in range(recipe.batch)]
-        truth = training.truth(places, returned=rng.random(recipe.batch) < recipe.returned)
-        truth = losses.mirrored(truth, rng.random(recipe.batch) < 0.5)
-        return losses.replace_images(truth, losses.degraded(truth.images, rng)), rng
+        from annotate.mini import losses
 
-    def loss_at(net: Any, seen: int) -> Any:
-        return losses.loss(
-            net, batch("detector", list(range(len(training))), seen)[0], device, bf16=recipe.bf16
-        )
+        places = [rows[i] for i in schedule.rows(len(rows), seen)]
+        batch = self.scenes.truth(places, returned=rng.random(len(places)) < self.recipe.returned)
+        batch = losses.mirrored(batch, rng.random(len(places)) < 0.5)
+        return dataclasses.replace(batch, images=losses.degraded(batch.images, rng))
 
-    def figure_loss_at(net: Any, seen: int) -> Any:
-        truth, rng = batch("figure", with_figure, seen)
-        return losses.figure_loss(net, losses.figures_of(truth, person, rng), device, bf16=recipe.bf16)
+
+def _train_dense(net: Any, session: _Session) -> bool:
+    from annotate.mini import losses, scores
+
+    recipe, held_out = session.recipe, session.held_out
+    schedule, everything = recipe.schedule(DENSE, recipe.images), list(range(len(session.scenes)))
+
+    def loss(net: Any, seen: int) -> Any:
+        batch = session.batch(everything, schedule, schedule.rng(seen), seen)
+        return losses.loss(net, batch, session.device, bf16=recipe.bf16)
 
     def measure(mean: Any) -> dict[str, float]:
-        rows = list(range(min(64, len(held_out))))
-        told = scores.measure(mean, held_out.truth(rows), [held_out.wanted[row] for row in rows])
+        rows = list(range(min(WATCHED, len(held_out))))
+        values = scores.measure(mean, held_out.truth(rows), [held_out.wanted[row] for row in rows])
         return {
             name: value[0] if isinstance(value, list) else value
-            for name, value in told.items()
+            for name, value in values.items()
             if value is not None
         }
 
-    def measure_joints(mean: Any) -> dict[str, float]:
-        found = scores.figure_hits(mean, held_out.truth(held_out.figures()[:64]), person)
-        return {"pck_0.1": float(np.mean(found))} if found else {}
-
-    def learn(part: str, net: Any, images: int, loss_at: Any, measure: Any) -> tuple[Any, Any, bool]:
-        loop = learning.Loop(
-            part=part,
-            images=images,
-            batch=recipe.batch,
-            half_life=min(recipe.half_life, images / 8),
-            measure_every=16_000,
-        )
-        groups = [{"params": list(net.parameters()), "lr": 1.0}]
-
-        def rate(seen: int) -> float:
-            return recipe.lr * 0.5 * (1 + math.cos(math.pi * min(seen / images, 1)))
-
-        return learning.learn(
-            net, groups, loss_at, rate, measure, loop, work / part, spent=learning.Spent(), until=until
-        )
-
-    if not learn("detector", net, recipe.images, loss_at, measure)[2]:
-        return False
-    return not with_figure or learn("figure", figure, recipe.figures, figure_loss_at, measure_joints)[2]
+    return training.train(net, schedule, loss, measure, session.work, session.until)
 
 
-def export_detector(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  # its scores
+def _train_joints(net: Any, session: _Session) -> bool:
+    from annotate.mini import losses, scores
+
+    recipe, held_out, person = session.recipe, session.held_out, vocabulary().number(PERSON)
+    schedule, peopled = recipe.schedule(JOINTS, recipe.figures), session.scenes.with_person()
+
+    def loss(net: Any, seen: int) -> Any:
+        rng = schedule.rng(seen)
+        figures = losses.figures_of(session.batch(peopled, schedule, rng, seen), person, rng)
+        return losses.figure_loss(net, figures, session.device, bf16=recipe.bf16)
+
+    def measure(mean: Any) -> dict[str, float]:
+        hits = scores.figure_hits(mean, held_out.truth(held_out.with_person()[:WATCHED]), person)
+        return {"pck_0.1": float(np.mean(hits))} if hits else {}
+
+    return training.train(net, schedule, loss, measure, session.work, session.until)
+
+
+def export_detector(manifest: Path, work: Path, dest: Path) -> "dict[str, Scores]":
     """Writes the detector as it is now, with its card; scored as it is shipped, on scenes and on a VAE's
     pictures of them.
     """
     from annotate.mini import card, network, scores
     from annotate.mini.detect import WEIGHTS
-    from train.mini import learning
     from train.mini.card import machine
+    from train.mini.learning import Spent
 
     plan = load(manifest)
     recipe = recipe_of(plan)
     net = network.DetectorNetwork(vocabulary(), recipe.widths)
-    spent = learning.spent_of(work / "detector")
-    if spent is None or not learning.average_of(work / "detector", net):
-        raise manifests.not_begun(work)
-    if spent_on_figures := learning.spent_of(work / "figure"):
-        net.figure = network.JointNetwork(recipe.widths)
-        learning.average_of(work / "figure", net.figure)
-    training, held_out = render(plan, work)
+    spent = training.load_average(net, work, DENSE)
+    if spent is None:
+        raise training.not_begun(work)
+    joints = network.JointNetwork(recipe.widths)
+    spent_on_figures = training.load_average(joints, work, JOINTS)
+    if spent_on_figures:
+        net.figure = joints
+    seen, held_out = render(plan, work)
     path = dest / WEIGHTS.name
     network.save(net, path)
     net = network.load(path)
-    truth = held_out.truth(list(range(len(held_out))))
-    found = {"scenes": scores.measure(net, truth, held_out.wanted)}
+    whole = held_out.truth(list(range(len(held_out))))
+    measured = {"scenes": scores.measure(net, whole, held_out.wanted)}
     if held_out.returned is not None:
-        found["after the VAE"] = scores.measure(net, truth, held_out.wanted, held_out.returned)
-    facts: dict[str, Any] = {
+        measured["after the VAE"] = scores.measure(net, whole, held_out.wanted, held_out.returned)
+    note: dict[str, Any] = {
         "parameters": sum(p.numel() for p in net.parameters()),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "scores": found,
+        "sha256": sha256_file(path),
+        "scores": measured,
         "spent": vars(spent),
-        "spent_on_figures": vars(spent_on_figures or learning.Spent()),
+        "spent_on_figures": vars(spent_on_figures or Spent()),
         "machine": machine(),
     }
     made_from = {**plan.model_dump(exclude={"base", "recipe"}), "recipe": dataclasses.asdict(recipe)}
-    path.with_suffix(".json").write_text(json.dumps({**facts, "made_from": made_from}, indent=1) + "\n")
-    returned = recipe.returned if plan.base else None
+    path.with_suffix(".json").write_text(json.dumps({**note, "made_from": made_from}, indent=1) + "\n")
+    side = plan.scenes.resolution
     data = (
-        f"{len(training):,} rendered scenes (seed {plan.scenes.seed},"
-        f" {plan.scenes.resolution}x{plan.scenes.resolution}) with at most "
-    )
-    data += (
-        f"{plan.scenes.most_objects} objects, and their mirror images; held out: seed"
+        f"{len(seen):,} rendered scenes (seed {plan.scenes.seed}, {side}x{side}) with at most"
+        f" {plan.scenes.most_objects} objects, and their mirror images; held out: seed"
         f" {plan.scenes.held_out.seed}."
     )
-    (dest / "README.md").write_text(
-        card.write(**facts, wanted=(recipe.images, recipe.figures), data=data, returned=returned)
-    )
-    return found
-
-
-@dataclass(frozen=True)
-class Scenes:
-    """Rendered scenes with their truth, as memory maps of parts put one after the other."""
-
-    arrays: dict[str, list[np.ndarray]]
-    wanted: list[Wanted]
-    returned_parts: list[np.ndarray] | None
-
-    def __len__(self) -> int:
-        return len(self.wanted)
-
-    @property
-    def returned(self) -> np.ndarray | None:
-        return None if self.returned_parts is None else np.concatenate(self.returned_parts)
-
-    def figures(self) -> list[int]:
-        """The scenes with somebody in sight."""
-        person = vocabulary().number(PERSON)
-        parts = [(part == person).any(axis=(1, 2)) for part in self.arrays["classes"]]
-        return np.flatnonzero(np.concatenate(parts)).tolist()
-
-    # annotate.mini.losses.Truth
-    def truth(self, rows: list[int], *, returned: np.ndarray | None = None) -> Any:
-        """Copies; where `returned` says so, the picture is the one that has been through the VAE."""
-        from annotate.mini.losses import Truth
-
-        def take(parts: list[np.ndarray], row: int) -> np.ndarray:
-            for part in parts:
-                if row < len(part):
-                    return np.asarray(part[row])
-                row -= len(part)
-            raise IndexError(row)
-
-        found = {name: np.stack([take(self.arrays[name], row) for row in rows]) for name in FIELDS}
-        if returned is not None and self.returned_parts is not None:
-            for i in np.flatnonzero(returned):
-                found["images"][i] = take(self.returned_parts, rows[i])
-        return Truth(**found)
-
-
-def render(plan: MiniDetector, work: Path) -> tuple[Scenes, Scenes]:  # of training and held out
-    """Each part once; pictures through the VAE beside them, for each VAE."""
-    facts = {"version": scenes.VERSION, **plan.scenes.model_dump(exclude={"count", "held_out", "seed"})}
-    folder = work / "truth" / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-    vae = _vae(plan) if plan.base else None
-    out = []
-    for seed, count in (
-        (plan.scenes.seed, plan.scenes.count),
-        (plan.scenes.held_out.seed, plan.scenes.held_out.count),
-    ):
-        arrays: dict[str, list[np.ndarray]] = {name: [] for name in FIELDS}
-        wanted: list[Wanted] = []
-        returned: list[np.ndarray] = []
-        for first in range(0, count, PART):
-            stem = folder / f"{seed}-{count}" / f"{first:08d}"
-            if not stem.with_suffix(".json").is_file():
-                _write(stem, plan.scenes, seed, range(first, min(first + PART, count)))
-            for name in FIELDS:
-                arrays[name].append(np.load(f"{stem}-{name}.npy", mmap_mode="r"))
-            rows = json.loads(stem.with_suffix(".json").read_text())
-            wanted += [
-                Wanted(tuple((shape, colour) for shape, colour in row["objects"]), row["person"])
-                for row in rows
-            ]
-            if vae is not None:
-                returned.append(_returned(stem, arrays["images"][-1], vae))
-        out.append(Scenes(arrays, wanted, returned or None))
-    return out[0], out[1]
-
-
-def _write(stem: Path, plan: MiniScenes, seed: int, indices: range) -> None:
-    """The list of what is wanted last: where it is, the part is whole."""
-    rows = list(_truths(plan, seed, indices))
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    for name in FIELDS:
-        np.save(f"{stem}-{name}.npy", np.stack([row[name] for row in rows]))
-    work = stem.with_name(f".tmp-{stem.name}-{os.getpid()}")
-    work.write_text(json.dumps([row["wanted"] for row in rows]))
-    work.rename(stem.with_suffix(".json"))
-
-
-def _truths(plan: MiniScenes, seed: int, indices: range) -> Iterator[dict[str, Any]]:
-    known = vocabulary()
-    names = [name for name, *_ in known.classes]
-    for index in indices:
-        scene = scenes.render(seed, index, plan.resolution)
-        if not plan.limits.hold(scene.graph):
-            continue
-        drawn = scenes.draw_plan(seed, index)
-        table, colours = np.zeros(256, np.uint8), np.zeros(256, np.uint8)
-        table[FLOOR], table[WALL] = (
-            names.index(f"{drawn.floor[0]} floor"),
-            names.index(f"{drawn.wall[0]} wall"),
-        )
-        for one in scene.graph.objects:
-            table[one.instance] = names.index(one.shape)
-            colours[one.instance] = known.colours.index(one.colour)
-        if scene.graph.person:
-            table[scene.graph.person.instance] = names.index(PERSON)
-        people = scene.maps["pose_openpose"].array
-        yield {
-            "images": scene.image,
-            "depth": scene.maps["depth_large"].array.astype(np.float16),
-            "normals": (scene.maps["normal"].array * 127).round().astype(np.int8),
-            "classes": table[scene.instances],
-            "colours": colours[scene.instances],
-            "joints": people[0] if len(people) else np.zeros((18, 3), np.float32),
-            "wanted": {
-                "objects": [[one.shape, one.colour] for one in scene.graph.objects],
-                "person": scene.graph.person is not None,
-            },
-        }
-
-
-def _vae(plan: MiniDetector) -> tuple[Any, str]:
-    """And the identity of all its weights: pictures depend on the decoder too."""
-    from train.mini import base as bases
-
-    path = Path(str(plan.base)) / "vae" / bases.VAE_FILE
-    if not path.is_file():
-        raise MillError(
-            f"{plan.at('base')}: there is no {path}: make one with `controlmill mini base`, or leave the key"
-            " out."
-        )
-    return bases.load_vae(path.parent.parent), hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def _returned(stem: Path, images: np.ndarray, vae: tuple[Any, str]) -> np.ndarray:
-    import torch
-
-    from train.mini import autoencoder
-
-    path = stem.with_name(f"{stem.name}-returned-{vae[1]}.npy")
-    if not path.is_file():
-        work = path.with_name(f".tmp-{os.getpid()}.npy")
-        with torch.autocast("cpu", torch.bfloat16):
-            made = autoencoder.reconstruct(vae[0], np.array(images))
-        np.save(work, made)
-        work.rename(path)
-    return np.load(path, mmap_mode="r")
+    returned = recipe.returned if plan.base else None
+    text = card.write(**note, wanted=(recipe.images, recipe.figures), data=data, returned=returned)
+    (dest / "README.md").write_text(text)
+    return measured

@@ -1,15 +1,15 @@
 """The recipes in the manifests of the mini models."""
 
 import dataclasses
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline import MillError
 from pipeline.manifest import Section, yaml_errors
 
 Recipe = TypeVar("Recipe")
+RecipeKeys = Annotated[dict[str, Any], Field(default_factory=dict)]  # as a person wrote them; see `recipe`
 
 
 def recipe(given: Section, kind: type[Recipe]) -> Recipe:
@@ -31,7 +31,3 @@ def _refuse_unknown(value: Any, kind: Any, given: Section, *steps: str) -> None:
             )
         if dataclasses.is_dataclass(fields[name].type):
             _refuse_unknown(inner, fields[name].type, given, *steps, name)
-
-
-def not_begun(work: Path) -> MillError:
-    return MillError(f"{work} holds no training yet: run the command without --export first.")

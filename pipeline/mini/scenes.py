@@ -38,23 +38,37 @@ class MiniScenes(Section):
     def limits(self) -> Limits:
         return Limits(self.most_objects, self.least_box, self.least_visible)
 
+    @property
+    def splits(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Seed and count of the scenes to train on, and of those held out."""
+        return (self.seed, self.count), (self.held_out.seed, self.held_out.count)
+
+    @property
+    def key(self) -> str:
+        """Identity of what a seed and a number become here: the name of a folder."""
+        settings = {"version": scenes.VERSION, **self.model_dump(exclude={"count", "held_out", "seed"})}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def parts_of(count: int) -> Iterator[tuple[str, range]]:
+    """The name of each part's file, and its scenes."""
+    for first in range(0, count, PART):
+        yield f"{first:08d}", range(first, min(first + PART, count))
+
 
 # train.mini.pictures.Pictures of training and held out
 def render(plan: MiniScenes, work: Path) -> tuple[Any, Any]:
     """Each part once; another section of the manifest has a folder of its own."""
     from train.mini import pictures
 
-    facts = {"version": scenes.VERSION, **plan.model_dump(exclude={"count", "held_out", "seed"})}
-    folder = work / "scenes" / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-    out = []
-    for seed, count in ((plan.seed, plan.count), (plan.held_out.seed, plan.held_out.count)):
-        below = folder / f"{seed}-{count}"
-        for first in range(0, count, PART):
-            name = f"{first:08d}"
-            if not pictures.has_part(below, name):
-                pictures.write_part(below, name, _kept(plan, seed, range(first, min(first + PART, count))))
-        out.append(pictures.read(below))
-    return out[0], out[1]
+    splits = []
+    for seed, count in plan.splits:
+        folder = work / "scenes" / plan.key / f"{seed}-{count}"
+        for name, indices in parts_of(count):
+            if not pictures.has_part(folder, name):
+                pictures.write_part(folder, name, _kept(plan, seed, indices))
+        splits.append(pictures.read(folder))
+    return splits[0], splits[1]
 
 
 def _kept(plan: MiniScenes, seed: int, indices: range) -> Iterator[tuple[np.ndarray, str, str]]:

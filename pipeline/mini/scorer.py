@@ -2,7 +2,6 @@
 shipped.
 """
 
-import math
 import re
 import time
 from collections.abc import Mapping
@@ -14,8 +13,10 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.manifest import NAME, Section, yaml_errors
-from pipeline.mini import manifests, scenes
+from pipeline.mini import manifests, scenes, training
+from pipeline.mini.manifests import RecipeKeys
 from pipeline.mini.scenes import MiniScenes
+from pipeline.mini.training import Schedule
 from pipeline.scenes.bodies import SOLIDS
 from pipeline.scenes.description import PLACES
 from pipeline.scenes.props import CLASSES, COLOURS, MATERIALS, PATTERNED
@@ -49,14 +50,25 @@ class ScorerRecipe:
     half_life: float = 4_000  # images, of the average
     bf16: bool = True
 
+    def schedule(self) -> Schedule:
+        return Schedule(
+            part=PART,
+            seed=self.seed,
+            images=self.images,
+            batch=self.batch,
+            lr=self.lr,
+            lr_end=0.02,
+            half_life=self.half_life,
+            log_every=1_600,
+        )
+
 
 class MiniScorer(Section):
     """manifests/mini/scorer.yaml."""
 
     name: Annotated[str, Field(pattern=NAME)]
     scenes: MiniScenes
-    # ScorerRecipe; what is left out is its default
-    recipe: Annotated[dict[str, Any], Field(default_factory=dict)]
+    recipe: RecipeKeys  # of ScorerRecipe
 
 
 def load(path: Path) -> MiniScorer:
@@ -80,18 +92,15 @@ def make_scorer(
     from annotate.mini.losses import degraded
     from evaluate.mini import losses, scores
     from evaluate.mini.clip import MiniClip
-    from train.batches import draws
-    from train.mini import learning
 
     until = time.monotonic() + seconds
     plan = load(manifest)
     recipe = recipe_of(plan)
     pictures, held_out = scenes.render(plan.scenes, work)
-    net = _new(recipe, plan, pictures).to(device)
+    net, schedule = _new(recipe, plan, pictures).to(device), recipe.schedule()
 
-    def loss_at(net: Any, seen: int) -> Any:
-        rng = draws(recipe.seed, PART, seen)
-        rows = [learning.place(len(pictures), recipe.seed, seen + i) for i in range(recipe.batch)]
+    def loss(net: Any, seen: int) -> Any:
+        rng, rows = schedule.rng(seen), schedule.rows(len(pictures), seen)
         captions = [pictures.caption(row) for row in rows]
         false = [
             changed(caption, CHANGES[rng.integers(len(CHANGES))], rng) or changed(caption, CHANGES[0], rng)
@@ -100,58 +109,43 @@ def make_scorer(
         images = torch.from_numpy(degraded(pictures.images(rows), rng)).to(device)
         return losses.loss(net, images, captions, [str(text) for text in false], bf16=recipe.bf16)
 
-    def rate(seen: int) -> float:
-        return recipe.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(seen / recipe.images, 1))))
-
     def measure(mean: Any) -> dict[str, float]:
-        return {
-            name: one.value
-            for name, one in scores.measure(
-                MiniClip(mean, "", device), *_examination(held_out, WATCHED)
-            ).items()
-        }
+        measured = scores.measure(MiniClip(mean, "", device), *_examination(held_out, WATCHED))
+        return {name: one.value for name, one in measured.items()}
 
-    loop = learning.Loop(
-        part=PART,
-        images=recipe.images,
-        batch=recipe.batch,
-        half_life=recipe.half_life,
-        measure_every=16_000,
-        log_every=1_600,
-    )
-    groups = [{"params": list(net.parameters()), "lr": 1.0}]
-    return learning.learn(
-        net, groups, loss_at, rate, measure, loop, work / PART, spent=learning.Spent(), until=until
-    )[2]
+    return training.train(net, schedule, loss, measure, work, until)
 
 
-def export_scorer(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  # its scores
+def export_scorer(manifest: Path, work: Path, dest: Path) -> dict[str, dict[str, float]]:  # its scores
     """Writes the scorer as it is now, with its card; scored as it is shipped, on all held-out scenes."""
     from evaluate.mini import card, clip, scores
-    from train.mini import learning
     from train.mini.card import machine
 
     plan = load(manifest)
     recipe = recipe_of(plan)
     pictures, held_out = scenes.render(plan.scenes, work)
     net = _new(recipe, plan, pictures)
-    if not learning.average_of(work / PART, net):
-        raise manifests.not_begun(work)
-    spent = vars(learning.spent_of(work / PART))
-    facts = {"spent": spent, "machine": machine(), "made_from": plan.model_dump()}
-    clip.write(net, dest, facts)
+    spent = training.load_average(net, work, PART)
+    if spent is None:
+        raise training.not_begun(work)
+    note = {"spent": vars(spent), "machine": machine(), "made_from": plan.model_dump()}
+    clip.write(net, dest, note)
     shipped = clip.read(dest)
-    found = scores.measure(shipped, *_examination(held_out, len(held_out.captions)))
-    told = {
-        name: {key: round(value, 4) for key, value in one._asdict().items()} for name, one in found.items()
+    measured = scores.measure(shipped, *_examination(held_out, len(held_out.captions)))
+    rounded = {
+        name: {key: round(value, 4) for key, value in one._asdict().items()} for name, one in measured.items()
     }
-    clip.write(shipped.net, dest, {**facts, "scores": told})
-    data = scenes.sentence(plan.scenes, len(pictures.captions))
+    clip.write(shipped.net, dest, {**note, "scores": rounded})
     text = card.write(
-        scorer=shipped, spent=spent, scores=found, data=data, machine=machine(), wanted=recipe.images
+        scorer=shipped,
+        spent=vars(spent),
+        scores=measured,
+        data=scenes.sentence(plan.scenes, len(pictures.captions)),
+        machine=machine(),
+        wanted=recipe.images,
     )
     (dest / "README.md").write_text(text)
-    return told
+    return rounded
 
 
 def changed(caption: str, kind: str, rng: np.random.Generator) -> str | None:
@@ -182,11 +176,11 @@ def changed(caption: str, kind: str, rng: np.random.Generator) -> str | None:
             ]
         else:
             raise ValueError(f"{kind} is no change, known ones are {', '.join(CHANGES)}")
-    return _retold(caption, options[rng.integers(len(options))]) if options else None
+    return _rewritten(caption, options[rng.integers(len(options))]) if options else None
 
 
-def _retold(caption: str, changes: Mapping[str, tuple[str, Look]]) -> str:
-    def told(match: re.Match[str]) -> str:
+def _rewritten(caption: str, changes: Mapping[str, tuple[str, Look]]) -> str:
+    def changed_thing(match: re.Match[str]) -> str:
         article, before, material, _, place = match.groups()
         if before not in changes:
             return match[0]
@@ -197,7 +191,7 @@ def _retold(caption: str, changes: Mapping[str, tuple[str, Look]]) -> str:
             word for word in (article, colour, material, look.shape, place and look.place) if word
         )
 
-    return THING.sub(told, caption)
+    return THING.sub(changed_thing, caption)
 
 
 def _possible(colour: str, look: Look) -> bool:
@@ -209,12 +203,9 @@ def _possible(colour: str, look: Look) -> bool:
 
 # pictures: train.mini.pictures.Pictures
 def _new(recipe: ScorerRecipe, plan: MiniScorer, pictures: Any) -> Any:
-    import torch
-
     from evaluate.mini.network import Scorer, Sizes, words_of
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with training.seeded(recipe.seed):
         return Scorer(words_of(pictures.captions + pictures.mirrored), Sizes(side=plan.scenes.resolution))
 
 

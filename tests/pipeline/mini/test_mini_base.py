@@ -1,5 +1,6 @@
 """What the mini models are made of: a manifest, and scenes that are simple enough."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from pipeline import MillError, scenes
 from pipeline.mini import base as mini
 from pipeline.mini.scenes import render
 from pipeline.scenes import description
+from pipeline.scenes.description import SceneObject
 
 ROOT = Path(__file__).parents[3]
 GOOD = """
@@ -80,10 +82,12 @@ def test_only_simple_scenes_are_kept_and_they_are_rendered_once(
 
 def test_a_scene_is_simple_by_number_size_and_sight_of_its_objects(tmp_path: Path) -> None:
     limits = mini.load(written(tmp_path)).scenes.limits
-    good = {"box": [0.1, 0.1, 0.5, 0.5], "visible": 0.9}
-    assert limits.hold({"objects": [good, good]})
-    for bad in ([good] * 3, [good, {**good, "visible": 0.5}], [{**good, "box": [0.1, 0.1, 0.3, 0.3]}]):
-        assert not limits.hold({"objects": bad})
+    good = SceneObject("box", "red", "matte", 2, "in the middle", (0.1, 0.1, 0.5, 0.5), visible=0.9)
+    graph = scenes.render(3, 0, 64).graph
+    assert limits.hold(replace(graph, objects=(good, good)))
+    hidden, small = replace(good, visible=0.5), replace(good, box=(0.1, 0.1, 0.3, 0.3))
+    for bad in ((good, good, good), (good, hidden), (small,)):
+        assert not limits.hold(replace(graph, objects=bad))
 
 
 def test_a_base_can_be_made_and_exported_from_a_manifest_alone(tmp_path: Path) -> None:
