@@ -7,13 +7,12 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from annotate import inference, pretrained, weights
 from annotate.parameters import Number, Parameter, ParameterError, Values, fill, near
-from annotate.weights import PINNED, WeightFile, WeightsError, lacking
+from annotate.weights import PINNED, Identity, WeightFile, WeightsError, lacking
 
 # the network was tuned with it before every caption (BLIP, configs/caption_coco.yaml); it is cut off again
 PROMPT = "a picture of"
@@ -98,20 +97,10 @@ def missing(captioner: str, weights: str = PINNED) -> str | None:
     return f"{captioner} {lack}" if lack else None
 
 
-def identity(captioner: str, params: Values) -> dict[str, Any]:
-    """All that decides the text beside the image, in the form of annotator.identity; `params` as `resolve`
-    gives them.
-    """
-    row, place = CAPTIONERS[captioner], params.get("weights", PINNED)
-    library = weights.library(row.distributions)
-    return {
-        "detector": row.name,
-        "version": row.version,
-        "weights": weights.identity(row.weights, place),
-        "params": {name: value for name, value in params.items() if name != "weights"},
-        "precision": params["precision"],
-        "library": list(library) if library else None,
-    }
+def identity(captioner: str, params: Values) -> Identity:
+    """All that decides the text beside the image; `params` as `resolve` gives them."""
+    row = CAPTIONERS[captioner]
+    return weights.identity_of(row.name, row.version, row.weights, row.distributions, params)
 
 
 def caption(
@@ -185,14 +174,17 @@ def load(precision: str, device: str, place: str = PINNED) -> CaptionNetwork:
         }
         given = torch.tensor([prompt] * len(pixels), device=device)
         with torch.inference_mode():
-            made = model.generate(
+            sequences = model.generate(
                 pixel_values=torch.from_numpy(pixels).to(device, model.dtype),
                 input_ids=given,
                 attention_mask=torch.ones_like(given),
                 **search,
             )
-        words = [tokens.decode(each[len(prompt) - 1 :], skip_special_tokens=True) for each in made.tolist()]
-        return [text.removeprefix("##").strip() for text in words]
+        lines = [
+            tokens.decode(sequence[len(prompt) - 1 :], skip_special_tokens=True)
+            for sequence in sequences.tolist()
+        ]
+        return [text.removeprefix("##").strip() for text in lines]
 
     return CaptionNetwork(model.config.vision_config.image_size, texts)
 

@@ -3,15 +3,28 @@ drawing.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from annotate.label_spaces import SPACES, VOID
 from annotate.skeletons import SKELETONS, draw_cn10, draw_cn11, draw_lines
 
+
+class MapMeta(TypedDict, total=False):
+    """What is stored of a raw map beside its array; which keys it has, its kind says (annotate/maps.py)."""
+
+    size: list[int]  # [height, width] of the image
+    layout: str | None  # of keypoints
+    label_space: str
+    scale: float  # of the 16-bit code of depth, as is shift
+    shift: float
+    unit: str
+    seen: list[int]  # [height, width] that MiDaS saw
+
+
 # array of the map, meta, (height, width) -> uint8 [height, width, 3] RGB
-Drawer = Callable[[np.ndarray, dict[str, Any], tuple[int, int]], np.ndarray]
+Drawer = Callable[[np.ndarray, MapMeta, tuple[int, int]], np.ndarray]
 
 
 def fit(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -34,7 +47,7 @@ def scale_points(xy: np.ndarray, stored: tuple[int, int], size: tuple[int, int])
     return (xy + 0.5) * factor - 0.5
 
 
-def edges(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+def edges(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
     """White on black; shrinking keeps every pixel that an edge touches, so that no line breaks."""
     import cv2
 
@@ -46,12 +59,12 @@ def edges(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.
     return _grey(array)
 
 
-def soft_edges(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+def soft_edges(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
     """The strength of the edge as brightness."""
     return _grey(fit(array, size))
 
 
-def soft_edges_safe(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+def soft_edges_safe(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
     """ControlNet 1.1's safe_step(x, 2), so that no grey picture hides in the edges: 0 below 85, 127 below
     170, 255 from there on.
     """
@@ -59,7 +72,7 @@ def soft_edges_safe(array: np.ndarray, meta: dict[str, Any], size: tuple[int, in
     return _grey((level.astype(np.uint16) * 255 // 2).astype(np.uint8))
 
 
-def lines(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+def lines(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
     """White lines of one pixel."""
     import cv2
 
@@ -73,7 +86,7 @@ def lines(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.
 def people_drawer(by_layout: dict[str, Callable[..., np.ndarray]]) -> Drawer:
     """A drawer of keypoints that knows one way of drawing per layout."""
 
-    def people(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    def people(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
         moved = array.copy()
         moved[..., :2] = scale_points(array[..., :2], tuple(meta["size"]), size)
         return by_layout[meta["layout"]](moved, SKELETONS[meta["layout"]], np.zeros((*size, 3), np.uint8))
@@ -81,7 +94,7 @@ def people_drawer(by_layout: dict[str, Callable[..., np.ndarray]]) -> Drawer:
     return people
 
 
-def labels(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+def labels(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
     """Each id in the colour of its label space, void black; another size takes the nearest pixel, so that no
     id is invented.
 
@@ -106,14 +119,14 @@ def labels(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np
     return table[array]
 
 
-def depth(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+def depth(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
     """Near is white: inverse depth, minimum to maximum of this image; a flat map is black."""
     values = fit(array.astype(np.float32), size)
     low, high = float(values.min()), float(values.max())
     return _grey(np.rint((values - low) * (255.0 / (high - low) if high > low else 0.0)).astype(np.uint8))
 
 
-def normals_cn11(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+def normals_cn11(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
     """Red is left, green is up, blue is to the viewer; an invalid pixel is mid grey."""
     n = fit(array.astype(np.float32), size)
     x, y, z = np.moveaxis(n, 2, 0)
@@ -123,7 +136,7 @@ def normals_cn11(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int])
     return (n * np.array([-127.5, 127.5, 127.5], np.float32) + 127.5).clip(0, 255).astype(np.uint8)
 
 
-def normals_cn10(array: np.ndarray, meta: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+def normals_cn10(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
     """The released normal model was fed its map with red and blue exchanged: red is to the viewer, blue is
     left.
     """

@@ -50,6 +50,13 @@ def float_network(
     sides = [tensor(pair) for pair in layers.sides]
     mean = torch.tensor(layers.mean, device=device)
 
+    def convolve(x: torch.Tensor, block: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        for weight, bias in block:
+            x = functional.conv2d(x, weight, bias, padding=1).relu_()
+            if seen:
+                seen(float(x.max()))
+        return x
+
     def run(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             # (n, 3, h, w) seen through channels-last memory
@@ -58,10 +65,7 @@ def float_network(
             outputs = []
             for n, block in enumerate(blocks):
                 x = functional.max_pool2d(x, 2, ceil_mode=layers.keeps_odd) if n else x
-                for weight, bias in block:
-                    x = functional.conv2d(x, weight, bias, padding=1).relu_()
-                    if seen:
-                        seen(float(x.max()))
+                x = convolve(x, block)
                 outputs.append(functional.conv2d(x, *sides[n]).float())
             return fuse(outputs, layers.bias)
 
@@ -69,9 +73,7 @@ def float_network(
 
 
 def fuse(outputs: list["torch.Tensor"], bias: float) -> np.ndarray:
-    """Sum the weighted sides at the size of the first, then the logistic function: float32 [n,
-    h, w] in 0..1.
-    """
+    """Sum the weighted sides at the size of the first, then the logistic function: float32 [n, h, w]."""
     from torch.nn import functional
 
     total = outputs[0]

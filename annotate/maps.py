@@ -6,12 +6,11 @@ import functools
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from annotate.conditions import MEASURES_OF
-from annotate.drawing import PROTOCOLS
+from annotate.drawing import PROTOCOLS, MapMeta
 
 VOID = 255  # label that means "no class", in 8-bit and in 16-bit label maps
 FLAT_SOFT = 32  # soft edges that never reach this strength out of 255 hold nothing a ControlNet could follow
@@ -32,7 +31,7 @@ class RawMap:
 
     kind: str
     array: np.ndarray
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: MapMeta = field(default_factory=MapMeta)
 
     def __post_init__(self) -> None:
         row = _kind(self.kind)
@@ -64,7 +63,7 @@ def encode(raw: RawMap) -> bytes:
     return _kind(raw.kind).encode(raw.array, raw.meta)
 
 
-def decode(kind: str, data: bytes, meta: dict[str, Any]) -> RawMap:
+def decode(kind: str, data: bytes, meta: MapMeta) -> RawMap:
     """A map from its stored bytes and meta."""
     return RawMap(kind, _kind(kind).decode(data, meta), meta)
 
@@ -117,46 +116,46 @@ def _read_png(data: bytes) -> np.ndarray:
     return array
 
 
-def _encode_edges(array: np.ndarray, meta: dict[str, Any]) -> bytes:
+def _encode_edges(array: np.ndarray, meta: MapMeta) -> bytes:
     import cv2
 
     return _png(array, cv2.IMWRITE_PNG_BILEVEL, 1)
 
 
-def _encode_grey(array: np.ndarray, meta: dict[str, Any]) -> bytes:
+def _encode_grey(array: np.ndarray, meta: MapMeta) -> bytes:
     return _png(array)
 
 
-def _decode_grey(data: bytes, meta: dict[str, Any]) -> np.ndarray:
+def _decode_grey(data: bytes, meta: MapMeta) -> np.ndarray:
     return _read_png(data)
 
 
-def _encode_points(array: np.ndarray, meta: dict[str, Any]) -> bytes:
+def _encode_points(array: np.ndarray, meta: MapMeta) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
 
 
-def _decode_points(data: bytes, meta: dict[str, Any]) -> np.ndarray:
+def _decode_points(data: bytes, meta: MapMeta) -> np.ndarray:
     return np.load(io.BytesIO(data), allow_pickle=False)
 
 
-def _encode_depth(array: np.ndarray, meta: dict[str, Any]) -> bytes:
+def _encode_depth(array: np.ndarray, meta: MapMeta) -> bytes:
     code = np.rint((array.astype(np.float64) - meta["shift"]) / meta["scale"])
     return _png(code.clip(0, 65535).astype(np.uint16))
 
 
-def _decode_depth(data: bytes, meta: dict[str, Any]) -> np.ndarray:
+def _decode_depth(data: bytes, meta: MapMeta) -> np.ndarray:
     return (_read_png(data) * float(meta["scale"]) + float(meta["shift"])).astype(np.float32)
 
 
-def _encode_normals(array: np.ndarray, meta: dict[str, Any]) -> bytes:
+def _encode_normals(array: np.ndarray, meta: MapMeta) -> bytes:
     code = np.rint((array.astype(np.float64) + 1) * 32767).clip(0, 65534).astype(np.uint16)
     code[~array.any(axis=2)] = 0  # a unit vector never encodes to 0 0 0
     return _png(np.ascontiguousarray(code[..., ::-1]))  # cv2 writes the last channel as red
 
 
-def _decode_normals(data: bytes, meta: dict[str, Any]) -> np.ndarray:
+def _decode_normals(data: bytes, meta: MapMeta) -> np.ndarray:
     code = _read_png(data)[..., ::-1]
     array = _units()[code]
     array[(code[..., 0] | code[..., 1] | code[..., 2]) == 0] = 0
@@ -171,15 +170,15 @@ def _units() -> np.ndarray:  # float32 [65536], what each 16-bit code of a norma
 # --- measures and blanks ---
 
 
-def _measure_lines(array: np.ndarray, meta: dict[str, Any]) -> tuple[float, ...]:
+def _measure_lines(array: np.ndarray, meta: MapMeta) -> tuple[float, ...]:
     h, w = meta["size"]
     length = np.hypot(array[:, 2] - array[:, 0], array[:, 3] - array[:, 1]).sum()
     return len(array), length / np.hypot(h, w)  # in diagonals of the image
 
 
-def _measure_people(array: np.ndarray, meta: dict[str, Any]) -> tuple[float, ...]:
-    found = (array[..., 2] > 0).mean(axis=1) if len(array) else np.zeros(1)
-    return len(array), found.max()  # the paper's rule asks for the share of the best person
+def _measure_people(array: np.ndarray, meta: MapMeta) -> tuple[float, ...]:
+    shares = (array[..., 2] > 0).mean(axis=1) if len(array) else np.zeros(1)
+    return len(array), shares.max()  # the paper's rule asks for the share of the best person
 
 
 def _blank_edges(array: np.ndarray) -> str | None:
@@ -201,9 +200,9 @@ def _blank_flat(array: np.ndarray) -> str | None:
 class _Kind:
     dtypes: tuple[str, ...]
     ndim: int
-    encode: Callable[[np.ndarray, dict[str, Any]], bytes]
-    decode: Callable[[bytes, dict[str, Any]], np.ndarray]
-    measure: Callable[[np.ndarray, dict[str, Any]], tuple[float, ...]]
+    encode: Callable[[np.ndarray, MapMeta], bytes]
+    decode: Callable[[bytes, MapMeta], np.ndarray]
+    measure: Callable[[np.ndarray, MapMeta], tuple[float, ...]]
     blank: Callable[[np.ndarray], str | None]
     meta: tuple[str, ...] = ()
 

@@ -68,10 +68,8 @@ class Choice:
 Parameter = Number | Choice
 
 
-def fill(declared: dict[str, Parameter], given: dict[str, Any] | None, owner: str) -> dict[str, Any]:
-    """All parameters, checked, defaults filled in, JSON-able, in declared order and in a dict
-    of their own.
-    """
+def fill(declared: dict[str, Parameter], given: Values | None, owner: str) -> Values:
+    """All parameters, checked, defaults filled in, JSON-able, in declared order, in a dict of their own."""
     given = dict(given or {})
     for name in given:
         if name not in declared:
@@ -90,5 +88,5 @@ def fill(declared: dict[str, Parameter], given: dict[str, Any] | None, owner: st
 
 def near(name: str, known: Any) -> str:
     """' (did you mean …?)' or nothing."""
-    found = get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    close = get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -63,8 +63,8 @@ def detect(
         size = inference.detection_size(h, w, short)
         return network(prepare([inference.resize(image, size) for image in batch], do_resize=False), (h, w))
 
-    found = inference.run(images, forward, device, f"{model.name} {short} {params['precision']}")
-    return [RawMap("labels", ids, {"label_space": model.label_space}) for ids in found]
+    labels = inference.run(images, forward, device, f"{model.name} {short} {params['precision']}")
+    return [RawMap("labels", ids, {"label_space": model.label_space}) for ids in labels]
 
 
 @functools.cache
@@ -93,7 +93,7 @@ def load(
     )
 
 
-def _local(model: SegmentationModel) -> dict[str, Any]:
+def _local(model: SegmentationModel) -> dict[str, None]:
     """OneFormer's processor downloads a list of class names when it is made; only training needs the list."""
     return {"class_info_file": None} if model.prompted else {}
 
@@ -136,10 +136,10 @@ def decode(processor: Any, outputs: Any, size: tuple[int, int]) -> np.ndarray:
     names = [name for name in ("logits", "class_queries_logits", "masks_queries_logits") if name in outputs]
     for name in names:
         outputs[name] = outputs[name].float()
-    found = processor.post_process_semantic_segmentation(
+    labels = processor.post_process_semantic_segmentation(
         outputs, target_sizes=[size] * len(outputs[names[0]])
     )
-    return torch.stack(found).to(torch.uint8).cpu().numpy()
+    return torch.stack(labels).to(torch.uint8).cpu().numpy()
 
 
 def _files(repo: str, revision: str, sha256: dict[str, str | None]) -> tuple[WeightFile, ...]:

@@ -9,6 +9,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
+
+from annotate.parameters import Values
 
 FOLDER_VARIABLE = "CONTROLMILL_WEIGHTS"
 # names that the files of many models have; only their repository's own folder tells them apart
@@ -50,6 +53,17 @@ class WeightFile:
         return self.install or f"hf download {self.repo} {self.name} --revision {self.revision}"
 
 
+class Identity(TypedDict):
+    """All that decides what a detector or captioner makes of an image, beside the image and the parents."""
+
+    detector: str
+    version: int
+    weights: str | None
+    params: Values
+    precision: str | None
+    library: list[str] | None  # name and version
+
+
 def find(weight: WeightFile, given: str = PINNED) -> Path:
     """The first place that has the file, checked against its sha256; `given` names a file, or a folder that
     has it, in place of all.
@@ -59,10 +73,10 @@ def find(weight: WeightFile, given: str = PINNED) -> Path:
     for place in _places(weight):
         if not place.is_file():
             continue
-        found = sha256(place)
-        if weight.sha256 and found != weight.sha256:
+        own = sha256(place)
+        if weight.sha256 and own != weight.sha256:
             raise WeightsError(
-                f"{place} is not the pinned {weight.name}: sha256 {found[:12]}… instead of"
+                f"{place} is not the pinned {weight.name}: sha256 {own[:12]}… instead of"
                 f" {weight.sha256[:12]}…; remove it and get the pinned file ({weight.get}), or name it with"
                 " the parameter `weights`"
             )
@@ -110,16 +124,32 @@ def identity(files: tuple[WeightFile, ...], given: str = PINNED) -> str | None:
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 
+def identity_of(
+    name: str, version: int, files: tuple[WeightFile, ...], distributions: tuple[str, ...], params: Values
+) -> Identity:
+    """Of a row with all its parameters: JSON-able, the same on every call."""
+    installed = library(distributions)
+    return {
+        "detector": name,
+        "version": version,
+        "weights": identity(files, params.get("weights", PINNED)),
+        # where they lie says nothing about what they make
+        "params": {key: value for key, value in params.items() if key != "weights"},
+        "precision": params.get("precision"),
+        "library": list(installed) if installed else None,
+    }
+
+
 def _given(weight: WeightFile, place: Path) -> Path:
-    found = next((path for path in _named(weight, place) if path.is_file()), None)
-    if found is None:
+    file = next((path for path in _named(weight, place) if path.is_file()), None)
+    if file is None:
         here = (
             f"{place} holds no {weight.name}{_in_parts(weight, place)}"
             if place.is_dir()
             else f"there is no file {place}"
         )
         raise WeightsError(f"weights: {here}")
-    return found
+    return file
 
 
 def _named(weight: WeightFile, place: Path) -> list[Path]:
@@ -210,8 +240,8 @@ def library(distributions: tuple[str, ...]) -> tuple[str, str] | None:
 
 def sha256(path: Path) -> str:
     """Of the file's bytes, read once a process unless the file changes."""
-    told = path.stat()
-    return _sha256(path, told.st_size, told.st_mtime_ns)
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
 
 
 @functools.cache

@@ -74,10 +74,10 @@ def detect(
     ]
 
 
-def adapt(found: RawMap, condition: Condition, params: Values) -> RawMap:
+def adapt(raw: RawMap, condition: Condition, params: Values) -> RawMap:
     """The condition's own map: joints in its layout, labels of its first space."""
-    assert isinstance(found, ReadingMap)
-    reading = found.reading
+    assert isinstance(raw, ReadingMap)
+    reading = raw.reading
     if condition.kind == "normals":
         return RawMap("normals", reading.normals)
     if condition.layout is not None:
@@ -87,7 +87,7 @@ def adapt(found: RawMap, condition: Condition, params: Values) -> RawMap:
     if condition.label_spaces:
         space = condition.label_spaces[0]
         return RawMap("labels", reading.vocabulary.ids(space)[reading.classes], {"label_space": space})
-    return RawMap(found.kind, found.array, found.meta)
+    return RawMap(raw.kind, raw.array, raw.meta)
 
 
 @functools.cache
@@ -117,8 +117,8 @@ def read(net: "DetectorNetwork", images: Sequence[np.ndarray]) -> list[Reading]:
                 / 127.5
                 - 1
             )
-            made = {name: value[0].float().cpu().numpy() for name, value in net(pixels).items()}
-        out.append(_reading(net, image, made, (width, height)))
+            outputs = {name: value[0].float().cpu().numpy() for name, value in net(pixels).items()}
+        out.append(_reading(net, image, outputs, (width, height)))
     return out
 
 
@@ -154,26 +154,28 @@ def has_person(reading: Reading) -> bool:
 
 # size: width, height
 def _reading(
-    net: "DetectorNetwork", image: np.ndarray, made: dict[str, np.ndarray], size: tuple[int, int]
+    net: "DetectorNetwork", image: np.ndarray, outputs: dict[str, np.ndarray], size: tuple[int, int]
 ) -> Reading:
     """Logits are scaled, so that a border of classes stays sharp.
 
     `image` is what the network saw, and the figure is cut out of that.
     """
     scaled = {
-        name: _scaled(made[name].transpose(1, 2, 0), size) for name in ("normals", "classes", "colours")
+        name: _scaled(outputs[name].transpose(1, 2, 0), size) for name in ("normals", "classes", "colours")
     }
     normals = scaled["normals"] / np.maximum(np.linalg.norm(scaled["normals"], axis=-1, keepdims=True), 1e-6)
     classes, colours = (scaled[name].argmax(axis=-1).astype(np.uint8) for name in ("classes", "colours"))
     joints = np.zeros((len(SKELETONS[LAYOUT].names), 3), np.float32)
-    found = Reading(net.vocabulary, _scaled(np.exp(made["depth"]), size), normals, classes, colours, joints)
-    mask = made["classes"].argmax(axis=0) == net.vocabulary.number(PERSON)
-    if net.figure is not None and has_person(found) and mask.any():
+    reading = Reading(
+        net.vocabulary, _scaled(np.exp(outputs["depth"]), size), normals, classes, colours, joints
+    )
+    mask = outputs["classes"].argmax(axis=0) == net.vocabulary.number(PERSON)
+    if net.figure is not None and has_person(reading) and mask.any():
         joints[:] = figure.read(net.figure, image, mask)
         joints[:, :2] = np.where(
             joints[:, 2:] > 0, (joints[:, :2] + 0.5) * np.array(size) / image.shape[1::-1] - 0.5, 0
         )
-    return found
+    return reading
 
 
 def _scaled(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -33,9 +33,9 @@ def measure(
     rows = range(len(readings))
     ratios = [one.depth / truth.depth[row].astype(np.float32) for row, one in enumerate(readings)]
     joints = [hit for row in rows for hit in near(readings[row].joints, truth.joints[row])]
-    finds = [found(readings[row], wanted[row]) for row in rows]
+    finds = [recall_hits(readings[row], wanted[row]) for row in rows]
     things = [hit for hits in finds for hit in hits]
-    named = [hit for row in rows for hit in _named(readings[row], wanted[row])]
+    named = [hit for row in rows for hit in _precision_hits(readings[row], wanted[row])]
     made = np.stack([one.classes for one in readings])
     return {
         "n": len(readings),
@@ -61,15 +61,15 @@ def figure_hits(net: JointNetwork, truth: Truth, person: int) -> list[float]:
     return [hit for picture, mask, joints in seen for hit in near(figure.read(net, picture, mask), joints)]
 
 
-def found(reading: Reading, wanted: Wanted) -> list[float]:  # of each thing named, the person last: 1 = found
-    """Each object seen counts for one that is named."""
+def recall_hits(reading: Reading, wanted: Wanted) -> list[float]:  # of each thing named, the person last
+    """1 = found; each object seen counts for one that is named."""
     seen = [(one.shape, one.colour) for one in objects(reading)]
     out = [float(_take(pair, seen)) for pair in wanted.objects]
     return [*out, float(has_person(reading))] if wanted.person else out
 
 
-def _named(reading: Reading, wanted: Wanted) -> list[float]:  # of each thing seen: 1 = it is named
-    """The other side of `found`: what sees everything everywhere finds all."""
+def _precision_hits(reading: Reading, wanted: Wanted) -> list[float]:  # of each thing seen: 1 = it is named
+    """The other side of recall: what sees everything everywhere finds all."""
     left = list(wanted.objects)
     out = [float(_take((one.shape, one.colour), left)) for one in objects(reading)]
     return [*out, float(wanted.person)] if has_person(reading) else out

@@ -83,7 +83,7 @@ def objects_found(folder: Path, held_out: Any, count: int) -> dict[str, list[flo
     themselves; nothing without a detector.
     """
     from annotate.mini import detect
-    from annotate.mini.scores import found, interval
+    from annotate.mini.scores import interval, recall_hits
     from train.mini import scores
 
     try:
@@ -99,7 +99,9 @@ def objects_found(folder: Path, held_out: Any, count: int) -> dict[str, list[flo
         wanted = [net.vocabulary.wanted(caption) for caption in captions]
         readings = detect.read(net, list(images))
         hits = [
-            hit for reading, things in zip(readings, wanted, strict=True) for hit in found(reading, things)
+            hit
+            for reading, things in zip(readings, wanted, strict=True)
+            for hit in recall_hits(reading, things)
         ]
         shares[name] = interval(hits) or [0.0, 0.0]
     return shares | {"samples": len(captions)}

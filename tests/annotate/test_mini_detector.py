@@ -396,8 +396,8 @@ def test_each_object_seen_counts_for_one_that_is_named() -> None:
     classes[4:20, 4:20], colours[4:20, 4:20] = 2, 1
     one = reading(classes, colours)
     wanted = Wanted((("box", "red"), ("box", "red"), ("box", "blue")), True)
-    assert scores.found(one, wanted) == [1, 0, 0, 0]
-    assert scores.found(one, RED_BOX) == [1] and scores.found(one, Wanted((), False)) == []
+    assert scores.recall_hits(one, wanted) == [1, 0, 0, 0]
+    assert scores.recall_hits(one, RED_BOX) == [1] and scores.recall_hits(one, Wanted((), False)) == []
 
 
 def test_a_caption_names_what_it_brings_in_and_no_more() -> None:

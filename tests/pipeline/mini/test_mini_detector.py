@@ -100,7 +100,7 @@ def test_the_shipped_detector_reads_scenes_that_it_has_never_seen() -> None:
     hits = [
         hit
         for one, scene in zip(readings, seen, strict=True)
-        for hit in scores.found(one, net.vocabulary.wanted(scene.caption))
+        for hit in scores.recall_hits(one, net.vocabulary.wanted(scene.caption))
     ]
     assert len(hits) > 20 and np.mean(hits) >= 0.9
     ratios = [one.depth / scene.maps["depth_large"].array for one, scene in zip(readings, seen, strict=True)]
