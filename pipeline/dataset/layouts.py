@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.json import read_json
 
+from annotate.drawing import MapMeta
+from annotate.parameters import Values
 from pipeline import MillError
 
 MOST_SAMPLES, MOST_BYTES = 10_000, 10**9  # of one tar or Parquet file
@@ -41,8 +43,8 @@ class Hint:
     png: bytes
     raw: bytes
     kind: str
-    meta: dict[str, Any]
-    random_params: dict[str, Any]
+    meta: MapMeta
+    random_params: Values
     measures: dict[str, float]
 
 
@@ -93,7 +95,7 @@ def _schema(origins: list[Origin], raw: bool) -> pa.Schema:
     import datasets
 
     text, whole = datasets.Value("string"), datasets.Value("int32")
-    features: dict[str, Any] = {"image": datasets.Image()}
+    features: dict[str, object] = {"image": datasets.Image()}
     for end, _ in _endings(origins):
         features[f"conditioning_image{end}"] = datasets.Image()
     features |= {"text": text, "image_id": text, "width": whole, "height": whole}
@@ -109,8 +111,8 @@ def _schema(origins: list[Origin], raw: bool) -> pa.Schema:
     return datasets.Features(features).arrow_schema
 
 
-def _record(sample: ExportSample, origins: list[Origin], raw: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {
+def _record(sample: ExportSample, origins: list[Origin], raw: bool) -> dict[str, object]:
+    row: dict[str, object] = {
         "image": {"bytes": sample.image, "path": f"{sample.image_id}.{suffix_of(sample.image)}"}
     }
     row |= {"text": sample.text} | {name: getattr(sample, name) for name in ("image_id", "width", "height")}
@@ -156,8 +158,7 @@ def _members(
     sample: ExportSample, split: str, origins: list[Origin], raw: bool
 ) -> Iterator[tuple[str, bytes]]:
     yield suffix_of(sample.image), sample.image
-    told: dict[str, Any] = {name: getattr(sample, name) for name in ("image_id", "uri", "width", "height")}
-    told |= {"split": split, "conditions": {}}
+    conditions: dict[str, object] = {}
     for origin in origins:
         hint = sample.hints[origin.condition]
         yield f"{origin.condition}.png", hint.png
@@ -165,9 +166,10 @@ def _members(
         if raw:
             yield f"{origin.condition}.raw.{suffix_of(hint.raw)}", hint.raw
             known |= {"kind": hint.kind, "meta": hint.meta}
-        told["conditions"][known.pop("condition")] = known
+        conditions[known.pop("condition")] = known
+    about = {name: getattr(sample, name) for name in ("image_id", "uri", "width", "height")}
     yield "txt", sample.text.encode()
-    yield "json", _json(told).encode()
+    yield "json", _json(about | {"split": split, "conditions": conditions}).encode()
 
 
 def write_folder(

@@ -38,10 +38,10 @@ def read_annotation(workspace: Workspace, shard: str, row: int, condition: str) 
 
 def read_map(workspace: Workspace, shard: str, row: int, condition: str) -> RawMap:
     """The map of a row that is `ok`, as those of pairs are; MillError where the row holds none."""
-    made = read_annotation(workspace, shard, row, condition)
-    if made.map is None:
+    stored = read_annotation(workspace, shard, row, condition)
+    if stored.map is None:
         raise MillError(
-            f"{shard}, row {row}: {condition} is {made.status} and holds no map ({made.reason}): run the same"
-            " command again."
+            f"{shard}, row {row}: {condition} is {stored.status} and holds no map ({stored.reason}): run the"
+            " same command again."
         )
-    return made.map
+    return stored.map

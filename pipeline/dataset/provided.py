@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,10 +17,8 @@ from annotate.maps import RawMap, depth_map
 from pipeline import sources
 from pipeline.dataset import images
 from pipeline.dataset.images import Placement
-from pipeline.manifest import Image
-from pipeline.sources.raw import MAX_BYTES, RawImage, Unreadable
-
-Settings = dict[str, Any]  # a manifest's Provided
+from pipeline.manifest import Image, Provided
+from pipeline.sources.raw import MAX_BYTES, FilePlace, RawImage, Unreadable
 
 COCO_KEYPOINTS, OPENPOSE_KEYPOINTS = 17, 18
 
@@ -41,12 +39,13 @@ def read(raw: RawImage, conditions: list[str], image: Image) -> dict[str, RawMap
 
 
 def _read_one(raw: RawImage, condition: str, to: Placement) -> RawMap | Exception:
-    settings = raw.provided.get(condition) or raw.provided.get(CONDITIONS[condition].shares or "")
-    if settings is None:
+    stored = raw.provided.get(condition) or raw.provided.get(CONDITIONS[condition].shares or "")
+    if stored is None:
         return Unreadable("no map came with this image: its source has no `provided` for this condition")
     try:
-        value = _fetch(raw, settings["column"] or settings["path"])
-        mask = _fetch(raw, settings["mask"]) if settings.get("mask") else None
+        settings = Provided.model_validate(stored)
+        value = _fetch(raw, str(settings.column or settings.path))
+        mask = _fetch(raw, settings.mask) if settings.mask else None
         valid = None if mask is None else _pixels(mask).reshape(_pixels(mask).shape[:2]) > 0
         return READERS[CONDITIONS[condition].kind](value, settings, to, valid, condition)
     except Exception as error:
@@ -58,17 +57,18 @@ def _fetch(raw: RawImage, name: str) -> Any:
     if raw.reader in LOOKUPS:
         module, function = LOOKUPS[raw.reader]
         return getattr(import_module(f"pipeline.sources.{module}"), function)(raw, name)
-    if name in raw.place.get("cells", ()):  # a list's column: a path, the numbers themselves, or their JSON
-        cell = raw.place["cells"][name]
+    place = cast(FilePlace, raw.place)
+    if name in place.get("cells", ()):  # a list's column: a path, the numbers themselves, or their JSON
+        cell = place["cells"][name]
         if cell is None:
             raise Unreadable(f"no map came with this image: its row has no {name!r}")
         return (
-            _file(_beside(raw, cell))
+            _file(Path(place["root"], cell))
             if isinstance(cell, str) and cell.lstrip()[:1] not in ("[", "{")
             else cell
         )
     path = PurePath(raw.uri)
-    root = Path(raw.place["root"])
+    root = Path(place["root"])
     inside = path.parent.is_relative_to(root)
     if "{folder}" in name and not inside:
         raise Unreadable(
@@ -86,10 +86,6 @@ LOOKUPS = {
     "parquet": ("tables", "read_cell"),
     "huggingface": ("tables", "read_cell"),
 }
-
-
-def _beside(raw: RawImage, cell: str) -> Path:
-    return Path(cell) if Path(cell).is_absolute() else Path(raw.place["root"], cell)
 
 
 def _file(path: Path) -> bytes:
@@ -166,12 +162,12 @@ def _valid(mask: np.ndarray | None, to: Placement) -> np.ndarray:
     return np.ones(to.size, bool) if mask is None else _plane(mask.astype(np.uint8), to) > 0
 
 
-def _labels(value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
-    if not settings["labels"]:
+def _labels(value: Any, settings: Provided, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
+    if not settings.labels:
         raise ValueError(f"provided.{condition}: set `labels` to what the numbers mean")
     array, space = (
-        label_spaces.translate(_plane(value, to), settings["labels"]),
-        label_spaces.SOURCES[settings["labels"]],
+        label_spaces.translate(_plane(value, to), settings.labels),
+        label_spaces.SOURCES[settings.labels],
     )
     if space not in CONDITIONS[condition].label_spaces:
         raise ValueError(
@@ -181,40 +177,40 @@ def _labels(value: Any, settings: Settings, to: Placement, mask: np.ndarray | No
     return RawMap("labels", array, {"label_space": space})
 
 
-def _depth(value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
+def _depth(value: Any, settings: Provided, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
     """Inverse depth; what is invalid counts as infinitely far."""
     plane = _plane(value, to).astype(np.float32)
     valid = _valid(mask, to) & np.isfinite(plane)
-    if settings["depth"] == "inverse":
+    if settings.depth == "inverse":
         return depth_map(np.where(valid, plane, plane[valid].min() if valid.any() else 0), unit="relative")
     valid &= plane > 0
     return depth_map(np.divide(1, plane, out=np.zeros_like(plane), where=valid), unit="1/m")
 
 
 def _normals(
-    value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str
+    value: Any, settings: Provided, to: Placement, mask: np.ndarray | None, condition: str
 ) -> RawMap:
     """What is 0 0 0 is invalid: black in a picture of normals too, which no unit vector gives."""
     array = _plane(value, to, channels=3)
-    told = array.any(axis=2)
+    nonzero = array.any(axis=2)
     if array.dtype.kind == "u":  # a picture of them
         array = array.astype(np.float32) / np.iinfo(array.dtype).max * 2 - 1
     array = array.astype(np.float32) * (
-        1 if settings["normals"] != "x right, y down, z away" else np.array([1, -1, -1], np.float32)
+        1 if settings.normals != "x right, y down, z away" else np.array([1, -1, -1], np.float32)
     )
     length = np.linalg.norm(array, axis=2, keepdims=True)
-    valid = told & (length[..., 0] > 0.5) & np.isfinite(array).all(axis=2) & _valid(mask, to)
+    valid = nonzero & (length[..., 0] > 0.5) & np.isfinite(array).all(axis=2) & _valid(mask, to)
     return RawMap(
         "normals", np.where(valid[..., None], array / np.where(length > 0, length, 1), 0).astype(np.float32)
     )
 
 
-def _people(value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
+def _people(value: Any, settings: Provided, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
     """COCO's annotations of one image ([{keypoints: [x, y, v, …]}, …]) or OpenPose's JSON ({people:
     [{pose_keypoints_2d: …}]}).
     """
-    told = json.loads(value) if isinstance(value, bytes | str) else value
-    people = told.get("people", told.get("annotations", [])) if isinstance(told, dict) else told
+    stored = json.loads(value) if isinstance(value, bytes | str) else value
+    people = stored.get("people", stored.get("annotations", [])) if isinstance(stored, dict) else stored
     lists = (
         []
         if people is None
@@ -229,28 +225,28 @@ def _people(value: Any, settings: Settings, to: Placement, mask: np.ndarray | No
     odd = next((len(one) for one in given if len(one) != count), None)
     if odd is not None:
         raise ValueError(f"a person of {odd} keypoints where {condition} takes {count}")
-    found = np.array(given, np.float32).reshape(-1, count, 3)
-    if settings["keypoints"] == "coco":  # 2 = seen, 1 = hidden, 0 = not labelled
-        found[..., 2] /= 2
+    joints = np.array(given, np.float32).reshape(-1, count, 3)
+    if settings.keypoints == "coco":  # 2 = seen, 1 = hidden, 0 = not labelled
+        joints[..., 2] /= 2
     y, x = to.size[0] / to.height, to.size[1] / to.width
-    found[..., 0] = (found[..., 0] - to.left + 0.5) * x - 0.5
-    found[..., 1] = (found[..., 1] - to.top + 0.5) * y - 0.5
+    joints[..., 0] = (joints[..., 0] - to.left + 0.5) * x - 0.5
+    joints[..., 1] = (joints[..., 1] - to.top + 0.5) * y - 0.5
     inside = (
-        (found[..., 0] >= 0)
-        & (found[..., 0] < to.size[1])
-        & (found[..., 1] >= 0)
-        & (found[..., 1] < to.size[0])
+        (joints[..., 0] >= 0)
+        & (joints[..., 0] < to.size[1])
+        & (joints[..., 1] >= 0)
+        & (joints[..., 1] < to.size[0])
     )
-    found[~(inside & (found[..., 2] > 0))] = 0
-    return RawMap("people", found[found[..., 2].any(axis=1)], {"size": list(to.size), "layout": layout})
+    joints[~(inside & (joints[..., 2] > 0))] = 0
+    return RawMap("people", joints[joints[..., 2].any(axis=1)], {"size": list(to.size), "layout": layout})
 
 
-def _edges(value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
+def _edges(value: Any, settings: Provided, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
     return RawMap("edges", np.where(_grey(value, to, small=1) > 127, np.uint8(255), np.uint8(0)))
 
 
 def _soft_edges(
-    value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str
+    value: Any, settings: Provided, to: Placement, mask: np.ndarray | None, condition: str
 ) -> RawMap:
     return RawMap("soft_edges", _grey(value, to))
 
@@ -268,20 +264,20 @@ def _grey(value: Any, to: Placement, small: int = 0) -> np.ndarray:
     return np.rint(array.astype(np.float32) * (255 / full)).astype(np.uint8)
 
 
-def _lines(value: Any, settings: Settings, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
+def _lines(value: Any, settings: Provided, to: Placement, mask: np.ndarray | None, condition: str) -> RawMap:
     """float [N, 4 or 5]: x0 y0 x1 y1 and a score, on the raw image."""
     given = np.asarray(_pixels(value), np.float32)
     y, x = to.size[0] / to.height, to.size[1] / to.width
-    found = np.concatenate(
+    lines = np.concatenate(
         [given[:, :4], given[:, 4:5] if given.shape[1] > 4 else np.ones((len(given), 1), np.float32)], axis=1
     )
-    found[:, [0, 2]] = (found[:, [0, 2]] - to.left + 0.5) * x - 0.5
-    found[:, [1, 3]] = (found[:, [1, 3]] - to.top + 0.5) * y - 0.5
-    return RawMap("lines", found, {"size": list(to.size)})
+    lines[:, [0, 2]] = (lines[:, [0, 2]] - to.left + 0.5) * x - 0.5
+    lines[:, [1, 3]] = (lines[:, [1, 3]] - to.top + 0.5) * y - 0.5
+    return RawMap("lines", lines, {"size": list(to.size)})
 
 
 # kind of map -> (value, settings, placement, where it is valid, condition) -> the map
-READERS: dict[str, Callable[[Any, Settings, Placement, np.ndarray | None, str], RawMap]] = {
+READERS: dict[str, Callable[[Any, Provided, Placement, np.ndarray | None, str], RawMap]] = {
     "labels": _labels, "depth": _depth, "normals": _normals, "people": _people,
     "edges": _edges, "soft_edges": _soft_edges, "lines": _lines,
 }  # fmt: skip

@@ -5,7 +5,7 @@ no longer lies where it could be looked for, and our own JPEG of quality 95 woul
 """
 
 import math
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -37,7 +37,17 @@ _FREQUENCIES = np.array(
 ).T
 
 
-def measure(pixels: np.ndarray) -> dict[str, Any]:  # uint8 [h, w, 3] RGB -> MEASURES in their order
+class Quality(TypedDict):
+    """As stored with the image; about each, the function of its name."""
+
+    sharpness: float
+    contrast: float  # standard deviation of grey, of 255
+    colour: float
+    phash: int
+    grey: bool
+
+
+def measure(pixels: np.ndarray) -> Quality:  # uint8 [h, w, 3] RGB
     """The measures of one image; about 2 ms at 512 x 512 on one core.
 
     Finite for every image, flat and tiny ones too.

@@ -38,13 +38,21 @@ class TablePlace(TypedDict):
     group: NotRequired[int]
 
 
+class LimitsJson(TypedDict):
+    """Limits of pipeline/scenes."""
+
+    most_objects: int
+    least_box: float
+    least_visible: float
+
+
 class ScenePlace(TypedDict):
     """Of a rendered scene."""
 
     seed: int
     index: int
     size: int
-    limits: NotRequired[dict[str, Any]]  # Limits of pipeline/scenes
+    limits: NotRequired[LimitsJson]
 
 
 class NoPlace(TypedDict):

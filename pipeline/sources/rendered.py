@@ -11,7 +11,7 @@ from annotate.maps import RawMap
 from pipeline import scenes
 from pipeline.manifest import Image, ScenesSource
 from pipeline.scenes import Limits
-from pipeline.sources.raw import RawImage, ScenePlace, Unreadable
+from pipeline.sources.raw import LimitsJson, RawImage, ScenePlace, Unreadable
 from pipeline.storage import codec
 
 
@@ -22,7 +22,7 @@ def list_scenes(source: ScenesSource, image: Image) -> Iterator[RawImage]:
     for index in range(source.count):
         place: ScenePlace = {"seed": source.seed, "index": index, "size": image.resolution}
         if query:
-            place["limits"] = asdict(limits)
+            place["limits"] = LimitsJson(**asdict(limits))
         yield RawImage(f"scene://{source.seed}/{index}{query}", "", reader="scene", place=place)
 
 
@@ -41,5 +41,5 @@ def truth(raw: RawImage, conditions: list[str]) -> dict[str, RawMap | Exception]
 
 def _render(raw: RawImage) -> scenes.Scene:
     place = cast(ScenePlace, raw.place)
-    limits = Limits(**place.get("limits", {}))
+    limits = Limits(**place["limits"]) if "limits" in place else Limits()
     return scenes.render(place["seed"], place["index"], place["size"], limits)

@@ -4,7 +4,7 @@ was made.
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,9 +86,9 @@ class Shard:
 
 def write(
     path: Path,
-    rows: list[Row],
+    rows: Sequence[Mapping[str, object]],
     schema: pa.Schema,
-    metadata: dict[str, Any],
+    metadata: Mapping[str, object],
     *,
     replace: bool = False,
 ) -> Path:

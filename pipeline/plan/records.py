@@ -1,0 +1,111 @@
+"""A plan, and what the stages ask of it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from annotate import annotator
+from annotate.annotator import Step
+from annotate.conditions import CONDITIONS
+from annotate.parameters import Values
+from annotate.weights import PINNED, Identity
+from pipeline import sources
+from pipeline.catalog.selections import Selection
+from pipeline.manifest import Manifest, Select
+from pipeline.sources import RawImage
+from pipeline.storage.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One condition to make.
+
+    `fingerprint` covers detector, weights, parameters, precision, library, image key and parents.
+    """
+
+    step: Step
+    identity: Identity
+    fingerprint: str
+    select: Select
+    asked: bool  # False: made only because another condition is made from it
+    lack: str | None = None  # what it misses on this machine
+
+    @property
+    def name(self) -> str:
+        return self.step.condition
+
+    @property
+    def maps(self) -> str:
+        """The name under which its maps lie: that of the condition whose maps it shares, else its own."""
+        return CONDITIONS[self.name].shares or self.name
+
+    def record(self) -> dict[str, Any]:
+        """What the catalog and the shard's footer keep of the detector."""
+        licence = annotator.licence(self.step.detector, self.step.params.get("weights", PINNED))
+        return {
+            "condition": self.name,
+            "maps": self.maps,
+            "fingerprint": self.fingerprint,
+            "identity": self.identity,
+            "licence": licence,
+        }
+
+
+@dataclass(frozen=True)
+class PlannedCaptions:
+    """Captions that a network makes of the canonical images."""
+
+    model: str
+    params: Values
+    key: str  # fingerprint of captioner, weights, parameters, `when` and image key
+    when: str  # missing, always
+    lack: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    manifest: Manifest
+    workspace: Workspace
+    image_key: str
+    conditions: dict[str, Planned]  # parents before their children
+    captions: PlannedCaptions | None = None
+    # what reads a condition again, where it is not what made it
+    readers: dict[str, Planned] = field(default_factory=dict)
+
+    def reader(self, condition: str) -> Planned:
+        """What reads the condition from generated images."""
+        return self.readers.get(condition, self.conditions[condition])
+
+    def raw_images(self) -> list[RawImage]:
+        """Every raw image of the sources, in their order."""
+        return sources.listing(
+            self.manifest.source, self.manifest.image, without=self.workspace.root, spool=self.workspace.spool
+        )
+
+    def maps_of(self, condition: str, part: int) -> Path:
+        """The shard of a condition's maps."""
+        planned = self.conditions[condition]
+        return self.workspace.maps(planned.maps, planned.fingerprint, part)
+
+    def settings(self) -> dict[str, str]:
+        """What the catalog's views show: the images, captions and their rule that are in force."""
+        chosen = (
+            {"caption_key": self.captions.key, "caption_when": self.captions.when} if self.captions else {}
+        )
+        return {"image_key": self.image_key, **chosen}
+
+    def selections(self) -> dict[str, Selection]:
+        """Condition -> what makes its maps pairs."""
+        at = self.manifest.at
+        return {
+            name: Selection(
+                (
+                    (str(at("where")), self.manifest.where),
+                    (str(at("conditions", name, "select", "where")), planned.select.where),
+                ),
+                planned.select.order_by,
+                planned.select.limit,
+                str(at("conditions", name, "select", "order_by")),
+            )
+            for name, planned in self.conditions.items()
+        }
