@@ -15,7 +15,7 @@ class MapMeta(TypedDict, total=False):
     """What is stored of a raw map beside its array; which keys it has, its kind says (annotate/maps.py)."""
 
     size: list[int]  # [height, width] of the image
-    layout: str | None  # of keypoints
+    layout: str  # of keypoints
     label_space: str
     scale: float  # of the 16-bit code of depth, as is shift
     shift: float
@@ -76,8 +76,8 @@ def lines(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray
     """White lines of one pixel."""
     import cv2
 
-    canvas = np.zeros(size, np.uint8)
-    ends = np.rint(scale_points(array[:, :4].reshape(-1, 2, 2), tuple(meta["size"]), size)).astype(np.int32)
+    canvas, (height, width) = np.zeros(size, np.uint8), meta["size"]
+    ends = np.rint(scale_points(array[:, :4].reshape(-1, 2, 2), (height, width), size)).astype(np.int32)
     for (x0, y0), (x1, y1) in ends.tolist():
         cv2.line(canvas, (x0, y0), (x1, y1), 255, 1, cv2.LINE_8)
     return _grey(canvas)
@@ -87,8 +87,8 @@ def people_drawer(by_layout: dict[str, Callable[..., np.ndarray]]) -> Drawer:
     """A drawer of keypoints that knows one way of drawing per layout."""
 
     def people(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
-        moved = array.copy()
-        moved[..., :2] = scale_points(array[..., :2], tuple(meta["size"]), size)
+        moved, (height, width) = array.copy(), meta["size"]
+        moved[..., :2] = scale_points(array[..., :2], (height, width), size)
         return by_layout[meta["layout"]](moved, SKELETONS[meta["layout"]], np.zeros((*size, 3), np.uint8))
 
     return people

@@ -25,6 +25,11 @@ def _indices(names: tuple[str, ...], limbs: str) -> tuple[tuple[int, int], ...]:
     return tuple((names.index(a), names.index(b)) for a, b in pairs)
 
 
+def _hue(hue: float) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hsv_to_rgb(hue, 1.0, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
 _OPENPOSE = (
     "nose",
     "neck",
@@ -109,9 +114,7 @@ SKELETONS: dict[str, Skeleton] = {
             " right_elbow-right_wrist left_eye-right_eye nose-left_eye nose-right_eye left_eye-left_ear"
             " right_eye-right_ear left_ear-left_shoulder right_ear-right_shoulder",
         ),
-        colours=tuple(
-            tuple(round(255 * v) for v in colorsys.hsv_to_rgb(i / 19, 1.0, 1.0)) for i in range(19)
-        ),  # type: ignore[misc]
+        colours=tuple(_hue(i / 19) for i in range(19)),
     ),
 }
 

@@ -219,8 +219,8 @@ def _people(value: Any, settings: Provided, to: Placement, mask: np.ndarray | No
             for one in people
         ]
     )
-    layout = CONDITIONS[condition].layout
-    count = {"coco_17": COCO_KEYPOINTS, "openpose_18": OPENPOSE_KEYPOINTS}[str(layout)]
+    layout = str(CONDITIONS[condition].layout)
+    count = {"coco_17": COCO_KEYPOINTS, "openpose_18": OPENPOSE_KEYPOINTS}[layout]
     given = [np.asarray(one, np.float32).reshape(-1, 3) for one in lists if one]
     odd = next((len(one) for one in given if len(one) != count), None)
     if odd is not None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from pipeline import MillError
 from pipeline.manifest import Image, Member, WebDatasetSource
@@ -221,7 +221,8 @@ def _members(tar: Path) -> Iterator[File]:
                 " unpack it to a plain .tar."
             )
         file.seek(0)
-        end, archive = 0, None  # type: int, Any
+        end = 0
+        archive: Any = None
         try:
             archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - it owns nothing
             while (member := archive.next()) is not None:

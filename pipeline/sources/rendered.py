@@ -22,7 +22,11 @@ def list_scenes(source: ScenesSource, image: Image) -> Iterator[RawImage]:
     for index in range(source.count):
         place: ScenePlace = {"seed": source.seed, "index": index, "size": image.resolution}
         if query:
-            place["limits"] = LimitsJson(**asdict(limits))
+            place["limits"] = LimitsJson(
+                most_objects=limits.most_objects,
+                least_box=limits.least_box,
+                least_visible=limits.least_visible,
+            )
         yield RawImage(f"scene://{source.seed}/{index}{query}", "", reader="scene", place=place)
 
 
