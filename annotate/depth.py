@@ -168,8 +168,8 @@ def detect_anything(
 ) -> list[RawMap]:
     """uint8 HW3 RGB images -> inverse depth up to an unknown scale and shift, at image size."""
     network = load_anything(params["precision"], device, params["resolution"], params.get("weights", PINNED))
-    found = inference.run(images, network, device, f"depth-anything-v2 {params['resolution']}")
-    return [depth_map(inverse, unit="relative") for inverse in found]
+    maps = inference.run(images, network, device, f"depth-anything-v2 {params['resolution']}")
+    return [depth_map(inverse, unit="relative") for inverse in maps]
 
 
 @functools.cache

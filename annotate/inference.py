@@ -124,13 +124,13 @@ def run(images: Sequence[np.ndarray], forward: Forward, device: str, name: str) 
             micro = _micro_batch(name, shape, device, lambda first=images[same[0]]: forward(first[None]))  # type: ignore[misc]
             chosen = todo[:micro]
             try:
-                found = forward(np.stack([images[i] for i in (chosen + chosen[-1:] * micro)[:micro]]))
+                outputs = forward(np.stack([images[i] for i in (chosen + chosen[-1:] * micro)[:micro]]))
             except Exception as error:
                 if not _out_of_memory(error) or micro == 1:
                     raise
                 _BATCHES[name, shape, device] = micro // 2
                 continue
-            results.update(zip(chosen, list(found), strict=False))
+            results.update(zip(chosen, list(outputs), strict=False))
             todo = todo[micro:]
     return [results[i] for i in range(len(images))]
 

@@ -37,13 +37,13 @@ def translate(array: np.ndarray, source: str) -> np.ndarray:
     least, most = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if least < 0 or most > VOID:
         raise ValueError(f"{source} has no id {least if least < 0 else most}")
-    found = table[array]
-    if (found < 0).any():
+    ids = table[array]
+    if (ids < 0).any():
         raise ValueError(
-            f"{source} has no id {int(array[found < 0].max())}; its ids are 0 to {len(codes) - 1}, and {VOID}"
+            f"{source} has no id {int(array[ids < 0].max())}; its ids are 0 to {len(codes) - 1}, and {VOID}"
             " for void"
         )
-    return found.astype(np.uint8)
+    return ids.astype(np.uint8)
 
 
 def disagreement(id2label: Mapping[int, str], space: str) -> str | None:

@@ -22,10 +22,12 @@ def detect(
 
 def _segments(detector: Any, grey: np.ndarray, params: Values) -> RawMap:
     ends, _, _, score = detector.detect(grey)
-    found = np.zeros((0, 5), np.float32)
+    segments = np.zeros((0, 5), np.float32)
     if ends is not None:
-        found = np.concatenate([ends.reshape(-1, 4), score.reshape(-1, 1)], axis=1).astype(np.float32)
-    long_enough = np.hypot(found[:, 2] - found[:, 0], found[:, 3] - found[:, 1]) >= params["min_length"]
-    found = found[long_enough & (found[:, 4] >= params["min_score"])]
-    found = found[np.argsort(-found[:, 4], kind="stable")]
-    return RawMap("lines", found, {"size": list(grey.shape)})
+        segments = np.concatenate([ends.reshape(-1, 4), score.reshape(-1, 1)], axis=1).astype(np.float32)
+    long_enough = (
+        np.hypot(segments[:, 2] - segments[:, 0], segments[:, 3] - segments[:, 1]) >= params["min_length"]
+    )
+    segments = segments[long_enough & (segments[:, 4] >= params["min_score"])]
+    segments = segments[np.argsort(-segments[:, 4], kind="stable")]
+    return RawMap("lines", segments, {"size": list(grey.shape)})

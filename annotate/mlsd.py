@@ -40,10 +40,10 @@ def detect(
     seen = inference.at_resolution(images, params["resolution"])
     maps = []
     for image, small, field in zip(images, seen, inference.run(seen, forward, device, "mlsd"), strict=True):
-        found = decode(field, params["thr_v"], params["thr_d"])
-        ends = found[:, :4].reshape(-1, 2, 2)
-        found[:, :4] = scale_points(ends, small.shape[:2], image.shape[:2]).reshape(-1, 4)
-        maps.append(RawMap("lines", found, {"size": list(image.shape[:2])}))
+        segments = decode(field, params["thr_v"], params["thr_d"])
+        ends = segments[:, :4].reshape(-1, 2, 2)
+        segments[:, :4] = scale_points(ends, small.shape[:2], image.shape[:2]).reshape(-1, 4)
+        maps.append(RawMap("lines", segments, {"size": list(image.shape[:2])}))
     return maps
 
 
@@ -110,7 +110,7 @@ def decode(field: np.ndarray, thr_v: float, thr_d: float) -> np.ndarray:
     y, x = y[best], x[best]
     x0, y0, x1, y1 = field[1:, y, x]
     long_enough = np.hypot(x1 - x0, y1 - y0) > thr_d
-    found = np.stack(
+    segments = np.stack(
         [STRIDE * (x + x0), STRIDE * (y + y0), STRIDE * (x + x1), STRIDE * (y + y1), heat[y, x]], axis=1
     )
-    return found[long_enough].astype(np.float32)
+    return segments[long_enough].astype(np.float32)

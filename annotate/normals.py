@@ -47,12 +47,12 @@ def detect_bae(
     import cv2
 
     network = load_bae(params["precision"], device, params.get("weights", PINNED))
-    found = inference.run(
+    vectors = inference.run(
         inference.at_resolution(images, params["resolution"]), network, device, "normal-bae"
     )
     sized = [
         cv2.resize(n, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-        for n, image in zip(found, images, strict=True)
+        for n, image in zip(vectors, images, strict=True)
     ]
     return [RawMap("normals", _unit(n)) for n in sized]
 

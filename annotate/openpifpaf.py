@@ -68,13 +68,13 @@ def detect(
     )
     people = []
     for image, smaller, each in zip(images, seen, fields, strict=True):
-        found = decode(each, stride, params)
+        keypoints = decode(each, stride, params)
         left, top = margins(*smaller.shape[:2])
-        moved = scale_points(found[..., :2] - (left, top), smaller.shape[:2], image.shape[:2])
-        people.append(keep_inside(np.concatenate([moved, found[..., 2:]], axis=-1), image.shape[:2]))
+        moved = scale_points(keypoints[..., :2] - (left, top), smaller.shape[:2], image.shape[:2])
+        people.append(keep_inside(np.concatenate([moved, keypoints[..., 2:]], axis=-1), image.shape[:2]))
     return [
-        RawMap("people", found, {"size": list(image.shape[:2]), "layout": LAYOUT})
-        for found, image in zip(people, images, strict=True)
+        RawMap("people", keypoints, {"size": list(image.shape[:2]), "layout": LAYOUT})
+        for keypoints, image in zip(people, images, strict=True)
     ]
 
 
@@ -195,10 +195,10 @@ def decode(fields: Fields, stride: int, params: Values) -> np.ndarray:
     utils.NMSKeypoints.set_instance_threshold(params["instance_threshold"])
     decoder.set_keypoint_threshold(params["keypoint_threshold"])
     cif, caf = (field.contiguous() for field in fields)
-    found, _ = decoder(len(COCO_KEYPOINTS), torch.tensor(COCO_PERSON_SKELETON) - 1).call(
+    annotations, _ = decoder(len(COCO_KEYPOINTS), torch.tensor(COCO_PERSON_SKELETON) - 1).call(
         cif, stride, caf, stride
     )
-    people = found.numpy()[..., [1, 2, 0]]  # from confidence, x, y, scale
+    people = annotations.numpy()[..., [1, 2, 0]]  # from confidence, x, y, scale
     return np.where(people[..., 2:] > 0, people, np.float32(0))
 
 

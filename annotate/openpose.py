@@ -155,12 +155,12 @@ def find_peaks(smooth: np.ndarray, threshold: float) -> list[tuple[np.ndarray, n
     top[:, :-1] &= smooth[:, :-1] >= smooth[:, 1:]
     part, y, x = np.unravel_index(np.flatnonzero(top), smooth.shape)
     height = smooth[part, y, x]
-    found = []
+    peaks = []
     for k in range(len(smooth)):
         mine = np.flatnonzero(part == k)
         strongest = np.sort(mine[np.argsort(-height[mine], kind="stable")[:MOST_PEAKS]])
-        found.append((x[strongest], y[strongest]))
-    return found
+        peaks.append((x[strongest], y[strongest]))
+    return peaks
 
 
 def connect(
@@ -223,12 +223,12 @@ def assemble(peaks: list[np.ndarray], limbs: list[list[Any]], min_parts: int, mi
     kept = [
         person for person in people if person.parts >= min_parts and person.score / person.parts >= min_score
     ]
-    found = np.zeros((len(kept), PARTS, 3), np.float32)
+    keypoints = np.zeros((len(kept), PARTS, 3), np.float32)
     for n, person in enumerate(kept):
         for part in np.flatnonzero(person.peaks >= 0):
             x, y, height = peaks[part][person.peaks[part]]
-            found[n, part] = x, y, np.clip(height, 1e-6, 1)
-    return found
+            keypoints[n, part] = x, y, np.clip(height, 1e-6, 1)
+    return keypoints
 
 
 class _Person:

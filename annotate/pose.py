@@ -49,14 +49,14 @@ def detect(
     return [_landmarks(model, image) for image in images]
 
 
-def adapt(found: RawMap, condition: Condition, params: Values) -> RawMap:
+def adapt(raw: RawMap, condition: Condition, params: Values) -> RawMap:
     """The condition's keypoints out of the 33; points outside the image or hardly visible are missing, the
     neck is mid-shoulder.
     """
     layout = str(condition.layout)
-    height, width = found.meta["size"]
+    height, width = raw.meta["size"]
     people = []
-    for person in found.array:
+    for person in raw.array:
         inside = (
             (person[:, 0] >= 0)
             & (person[:, 0] <= width - 1)
@@ -68,7 +68,7 @@ def adapt(found: RawMap, condition: Condition, params: Values) -> RawMap:
         points["neck"] = _between(points["left_shoulder"], points["right_shoulder"])
         people.append([points[name] for name in SKELETONS[layout].names])
     kept = np.array([p for p in people if np.any(p)], np.float32).reshape(-1, len(SKELETONS[layout].names), 3)
-    return RawMap("people", kept, {"size": found.meta["size"], "layout": layout})
+    return RawMap("people", kept, {"size": raw.meta["size"], "layout": layout})
 
 
 def _between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -83,14 +83,14 @@ def _landmarks(model: _Model, image: np.ndarray) -> RawMap:
     with contextlib.nullcontext() if model.greeted else _quiet():
         result = model.graph.process(np.ascontiguousarray(image))
     model.greeted |= result.pose_landmarks is not None
-    found = np.zeros((0, 33, 3), np.float32)
+    people = np.zeros((0, 33, 3), np.float32)
     if result.pose_landmarks is not None:
         # normalised to 0..1 over the image's area; pixel centres lie at integers here
         points = [
             (p.x * width - 0.5, p.y * height - 0.5, p.visibility) for p in result.pose_landmarks.landmark
         ]
-        found = np.array([points], np.float32)
-    return RawMap("people", found, {"size": [height, width], "layout": "blazepose_33"})
+        people = np.array([points], np.float32)
+    return RawMap("people", people, {"size": [height, width], "layout": "blazepose_33"})
 
 
 @functools.cache

@@ -40,7 +40,7 @@ def load(network: str, folder: Path, owner: str, *, file: Path | None = None) ->
     logging.disable_progress_bar()  # of the library, in the middle of a run's own lines
     logging.set_verbosity_error()  # a table of absent tensors, which are judged here
     try:
-        model, told = kind.from_pretrained(
+        model, loading = kind.from_pretrained(
             None,
             config=config,
             state_dict=tensors,
@@ -55,10 +55,12 @@ def load(network: str, folder: Path, owner: str, *, file: Path | None = None) ->
             logging.enable_progress_bar()
     unused = UNUSED.get(network, ())
     absent = sorted(
-        it for it in told["missing_keys"] | _untied(model, tensors, path) if not it.startswith(unused)
+        name
+        for name in loading["missing_keys"] | _untied(model, tensors, path)
+        if not name.startswith(unused)
     )
-    if absent or told["mismatched_keys"]:
-        shapes = sorted(name for name, *_ in told["mismatched_keys"])
+    if absent or loading["mismatched_keys"]:
+        shapes = sorted(name for name, *_ in loading["mismatched_keys"])
         which = (
             f"lack {len(absent)} of its tensors, {absent[0]} first"
             if absent

@@ -45,7 +45,7 @@ def cut(
     import cv2
 
     (top, bottom), (left, right) = (
-        (found[0], found[-1]) for found in (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+        (where[0], where[-1]) for where in (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     )
     longer = max(right - left, bottom - top) + 1
     scale = SIDE * fill / longer

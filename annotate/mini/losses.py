@@ -78,17 +78,17 @@ def to_tensor(images: NDArray[np.uint8]) -> Tensor:  # NHWC => NCHW in -1..1
 def loss(net: DetectorNetwork, truth: Truth, device: str, *, bf16: bool) -> Tensor:
     """The sum of four: no weights were searched for, each is near 1 at the start."""
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
-        made = net(to_tensor(truth.images).to(device))
+        outputs = net(to_tensor(truth.images).to(device))
     depth = torch.from_numpy(truth.depth.astype(np.float32)).to(device).log()
     normals = torch.from_numpy(truth.normals.astype(np.float32)).to(device).permute(0, 3, 1, 2) / 127
     classes, colours = (
         torch.from_numpy(labels.astype(np.int64)).to(device) for labels in (truth.classes, truth.colours)
     )
     return (
-        2 * (made["depth"].float() - depth).abs().mean()
-        + (1 - (made["normals"] * normals).sum(dim=1)).mean()
-        + functional.cross_entropy(made["classes"].float(), classes)
-        + functional.cross_entropy(made["colours"].float(), colours)
+        2 * (outputs["depth"].float() - depth).abs().mean()
+        + (1 - (outputs["normals"] * normals).sum(dim=1)).mean()
+        + functional.cross_entropy(outputs["classes"].float(), classes)
+        + functional.cross_entropy(outputs["colours"].float(), colours)
     )
 
 
@@ -100,9 +100,9 @@ def figure_loss(
     """
     pictures, joints = figures
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
-        made = net(to_tensor(pictures).to(device))
+        outputs = net(to_tensor(pictures).to(device))
     spots = torch.from_numpy(spots_of(joints, figure.SIDE // 2)).to(device)
-    return 10 * functional.binary_cross_entropy_with_logits(made.float(), spots, weight=1 + SPOT * spots)
+    return 10 * functional.binary_cross_entropy_with_logits(outputs.float(), spots, weight=1 + SPOT * spots)
 
 
 def figures_of(

@@ -36,7 +36,7 @@ def measure(
     finds = [recall_hits(readings[row], wanted[row]) for row in rows]
     things = [hit for hits in finds for hit in hits]
     named = [hit for row in rows for hit in _precision_hits(readings[row], wanted[row])]
-    made = np.stack([one.classes for one in readings])
+    labels = np.stack([one.classes for one in readings])
     return {
         "n": len(readings),
         "joints": len(joints),
@@ -47,7 +47,7 @@ def measure(
         "normals_mean_angle": interval(
             [_angle(one.normals, truth.normals[row]) for row, one in enumerate(readings)]
         ),
-        **{f"miou_{space}": round(miou(net.vocabulary, space, made, truth.classes), 4) for space in SPACES},
+        **{f"miou_{space}": round(miou(net.vocabulary, space, labels, truth.classes), 4) for space in SPACES},
         "pck_0.1": interval(joints),
         "objects_found": interval(things),
         "objects_that_are_named": interval(named),
@@ -83,30 +83,30 @@ def _take(pair: tuple[str, str], left: list[tuple[str, str]]) -> bool:
 
 
 # own classes [N, h, w]
-def miou(vocabulary: Vocabulary, space: str, made: NDArray[np.uint8], true: NDArray[np.uint8]) -> float:
+def miou(vocabulary: Vocabulary, space: str, labels: NDArray[np.uint8], true: NDArray[np.uint8]) -> float:
     """Over the classes of a label space that are there, of all pixels together."""
     ids, numbers = np.unique(vocabulary.ids(space), return_inverse=True)
     counts = np.bincount(
-        numbers[made].ravel() * len(ids) + numbers[true].ravel(), minlength=len(ids) ** 2
+        numbers[labels].ravel() * len(ids) + numbers[true].ravel(), minlength=len(ids) ** 2
     ).reshape(len(ids), len(ids))
     union = counts.sum(axis=0) + counts.sum(axis=1) - counts.diagonal()
     return float((counts.diagonal()[union > 0] / union[union > 0]).mean())
 
 
 # [18, 3] both: of each joint in sight, 1 = near
-def near(made: NDArray[np.float32], true: NDArray[np.float32]) -> list[float]:
+def near(predicted: NDArray[np.float32], true: NDArray[np.float32]) -> list[float]:
     """A joint that was not found is not near."""
     there = true[:, 2] > 0
     if not there.any():
         return []
     reach = NEAR * float(np.ptp(true[there, :2], axis=0).max())
-    hits = (made[:, 2] > 0) & (np.hypot(*(made - true)[:, :2].T) <= reach)
+    hits = (predicted[:, 2] > 0) & (np.hypot(*(predicted - true)[:, :2].T) <= reach)
     return [float(hit) for hit in hits[true[:, 2] == 1]]
 
 
-def _angle(made: NDArray[np.float32], true: NDArray[np.int8]) -> float:  # degrees
+def _angle(predicted: NDArray[np.float32], true: NDArray[np.int8]) -> float:  # degrees
     length = np.maximum(np.linalg.norm(true.astype(np.float32), axis=-1), 1e-6)
-    return float(np.degrees(np.arccos(((made * true).sum(axis=-1) / length).clip(-1, 1))).mean())
+    return float(np.degrees(np.arccos(((predicted * true).sum(axis=-1) / length).clip(-1, 1))).mean())
 
 
 def interval(values: Sequence[float]) -> list[float] | None:  # mean, half the width of its 95 % interval

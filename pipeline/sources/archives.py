@@ -4,35 +4,24 @@ The listing reads headers and JSON members, never a picture.
 """
 
 import os
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from pipeline import MillError
 from pipeline.manifest import Image, Member, WebDatasetSource
 from pipeline.sources.columns import MAX_TEXT, caption_of, json_columns, text
 from pipeline.sources.files import matching, nowhere, stamp
 from pipeline.sources.raw import MAX_BYTES, Columns, ProvidedJson, RawImage, Span, TarPlace, Unreadable
+from pipeline.sources.tars import Broken, TarMember, members_of
 
 IMAGES = {
     "jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "jp2",
     "tga", "ico",
 }  # fmt: skip
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
-MAGIC = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\x04\x22\x4d\x18": "lz4",
-}
-BLOCK = tarfile.BLOCKSIZE
-TAIL = 2**20  # bytes after the end mark in which a second tar is looked for
-
-File = tuple[int, int, str]  # a member: offset and size of its bytes, and its name
 
 
 def list_tars(source: WebDatasetSource, image: Image) -> Iterator[RawImage]:
@@ -98,7 +87,9 @@ def list_samples(tars: list[Path], wanted: TarMembers) -> Iterator[RawImage]:
         )
 
 
-def _second_images(tar: Path, key: str, members: Mapping[str, File], images: list[str]) -> list[RawImage]:
+def _second_images(
+    tar: Path, key: str, members: Mapping[str, TarMember], images: list[str]
+) -> list[RawImage]:
     """photo.v1.jpg, photo.v2.jpg: rather two photographs than one with its map."""
     if not images or "." not in images[0]:
         return []
@@ -108,7 +99,7 @@ def _second_images(tar: Path, key: str, members: Mapping[str, File], images: lis
     return [RawImage(f"{tar}::{members[image][2]}", "", problem=reason) for image in images[1:]]
 
 
-def _images(members: Mapping[str, File], maps: set[str]) -> list[str]:
+def _images(members: Mapping[str, TarMember], maps: set[str]) -> list[str]:
     """The extensions of a sample's images, the one to be read first: those without a dot (jpg before
     seg.png), then in name order.
     """
@@ -122,7 +113,7 @@ def _sample(
     file: IO[bytes],
     tar: Path,
     key: str,
-    members: Mapping[str, File],
+    members: Mapping[str, TarMember],
     images: list[str],
     wanted: TarMembers,
 ) -> RawImage:
@@ -162,15 +153,15 @@ def _extension(name: str) -> str:
     return name.lower().lstrip(".")
 
 
-def _samples(tar: Path) -> tuple[dict[str, dict[str, File]], list[RawImage]]:
+def _samples(tar: Path) -> tuple[dict[str, dict[str, TarMember]], list[RawImage]]:
     """Key -> extension -> where it lies, wherever in the tar the members of a key stand; and a row for
     whatever is wrong with the tar.
     """
-    samples: dict[str, dict[str, File]] = {}
+    samples: dict[str, dict[str, TarMember]] = {}
     problems: list[RawImage] = []
     last = None
     try:
-        for offset, size, name in _members(tar):
+        for offset, size, name in members_of(tar):
             folder, _, base = name.rpartition("/")
             stem, _, extension = base.partition(".")
             if not stem or not extension:  # hidden, or of no kind
@@ -182,7 +173,7 @@ def _samples(tar: Path) -> tuple[dict[str, dict[str, File]], list[RawImage]]:
                 continue
             samples[key][extension] = (offset, size, name)
             last = key
-    except _Broken as error:
+    except Broken as error:
         left_out = "" if error.whole else _drop_unfinished(samples, last)
         problems.append(RawImage(str(tar), "", problem=f"{error}{left_out}"))
     except OSError as error:
@@ -190,15 +181,7 @@ def _samples(tar: Path) -> tuple[dict[str, dict[str, File]], list[RawImage]]:
     return samples, problems
 
 
-class _Broken(Exception):
-    """Where and why a tar can't be read any further; `whole` where no sample can have been torn."""
-
-    def __init__(self, reason: str, whole: bool = False) -> None:
-        super().__init__(reason)
-        self.whole = whole
-
-
-def _drop_unfinished(samples: dict[str, dict[str, File]], last: str | None) -> str:
+def _drop_unfinished(samples: dict[str, dict[str, TarMember]], last: str | None) -> str:
     """Leaves out the sample at the break unless it has what the one before it has: mended, the tar gives it
     whole.
     """
@@ -207,61 +190,6 @@ def _drop_unfinished(samples: dict[str, dict[str, File]], last: str | None) -> s
         return ""
     del samples[last]
     return f"; the sample {last} is not whole and left out"
-
-
-def _members(tar: Path) -> Iterator[File]:
-    """Each regular member; raises _Broken after the last that is whole."""
-    with tar.open("rb") as file:
-        length = os.fstat(file.fileno()).st_size
-        start = file.read(8)
-        packed = next((name for magic, name in MAGIC.items() if start.startswith(magic)), None)
-        if packed:
-            raise MillError(
-                f"source.path: {tar} is compressed ({packed}), and nothing can be read from its middle:"
-                " unpack it to a plain .tar."
-            )
-        file.seek(0)
-        end = 0
-        archive: Any = None
-        try:
-            archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - it owns nothing
-            while (member := archive.next()) is not None:
-                where, plain = member.offset_data, member.isreg() and not member.issparse()
-                # a link tells the size of what it names, a sparse member that of its holes too
-                size = member.size if plain else 0
-                if size < 0 or where < end + BLOCK or where + size > length:
-                    raise _Broken(
-                        _break(member.offset, length, f"the member {_shown(member.name)} is not whole")
-                    )
-                end = where + size
-                if plain:
-                    yield where, member.size, _shown(member.name)
-                archive.members = []  # a tar of a million members is not kept in memory
-        except (tarfile.TarError, ValueError, ArithmeticError, RecursionError) as error:
-            raise _Broken(
-                _break(archive.offset if archive else 0, length, str(error) or type(error).__name__)
-            ) from error
-        file.seek(archive.offset)
-        tail = file.read(TAIL)
-        if tail[:BLOCK].strip(b"\0"):
-            raise _Broken(_break(archive.offset, length, "what stands there is no header"))
-        if len(tail) < BLOCK:
-            raise _Broken(_break(archive.offset, length, "it has no end mark"))
-        if tail.strip(b"\0"):
-            raise _Broken(
-                f"more data follows the end mark at byte {archive.offset}: two tars were joined; keep them"
-                " apart",
-                True,
-            )
-
-
-def _break(at: int, length: int, why: str) -> str:
-    return f"the tar breaks at byte {at} of {length}: {why}; what lies behind is lost: copy or make it again"
-
-
-def _shown(name: str) -> str:
-    """A member's name in UTF-8; bytes that are none are spelled out, so that two names stay two."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def read_tar(raw: RawImage) -> tuple[bytes, str]:
