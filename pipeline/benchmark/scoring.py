@@ -142,7 +142,11 @@ def _reread(args: ScorePart, image_id: str, picture: np.ndarray | None) -> Row:
     reread: RawMap | None = None
     if picture is not None:
         made = annotator.annotate(
-            [picture], [image_id], list(args.steps), random_params={condition: [truth.random_params]}, device=args.device
+            [picture],
+            [image_id],
+            list(args.steps),
+            random_params={condition: [truth.random_params]},
+            device=args.device,
         )
         (found,) = made[condition]
         reread = found.map

@@ -1,7 +1,6 @@
 """Stored raw maps, read back from their shards."""
 
 import json
-from typing import Any
 
 from annotate import maps
 from annotate.annotator import Annotation
@@ -9,10 +8,11 @@ from annotate.conditions import CONDITIONS
 from annotate.maps import RawMap
 from pipeline import MillError
 from pipeline.storage import shards
+from pipeline.storage.shards import Row
 from pipeline.storage.workspace import Workspace
 
 
-def annotation(row: dict[str, Any], condition: str) -> Annotation:
+def annotation(row: Row, condition: str) -> Annotation:
     """A stored row as the annotator made it."""
     stored = (
         None

@@ -147,7 +147,7 @@ def read_light(path: Path) -> pa.Table:
     return table.add_column(0, "row", pa.array(range(table.num_rows), pa.int32()))
 
 
-def read_row(path: Path, row: int, columns: list[str]) -> dict[str, Any]:
+def read_row(path: Path, row: int, columns: list[str]) -> Row:
     """One row, from the one row group that holds it."""
     with _must_be_whole(path):
         state = path.stat()
