@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from train.loss import NOISE_STEPS
 from train.options import Options
-
-NOISE_STEPS = 1000  # of the diffusion process
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Batch:
         )
 
 
-def draws(seed: int, *key: str | int) -> np.random.Generator:
+def rng(seed: int, *key: str | int) -> np.random.Generator:
     """One generator per purpose and sample, so that no draw depends on batch, worker or resume."""
     digest = hashlib.sha256("\0".join(map(str, (seed, *key))).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
@@ -90,7 +89,7 @@ def order(
     What each size leaves over fills the mixed batches at the two ends of the epoch: the rest of the batch
     that the epoch before began, and its own last ones.
     """
-    shuffled = draws(seed, "order", epoch).permutation(len(sizes))
+    shuffled = rng(seed, "order", epoch).permutation(len(sizes))
     kinds = {size: kind for kind, size in enumerate(sorted(set(sizes)))}
     if len(kinds) == 1:
         return shuffled
@@ -104,7 +103,7 @@ def order(
     head = min(-epoch * len(sizes) % batch, len(sizes))
     while len(left) < head:
         left += list(whole.pop())
-    between = [whole[i] for i in draws(seed, "batches", epoch).permutation(len(whole))]
+    between = [whole[i] for i in rng(seed, "batches", epoch).permutation(len(whole))]
     return np.array(
         [*left[:head], *(index for chunk in between for index in chunk), *left[head:]], dtype=np.int64
     )
@@ -150,13 +149,13 @@ def _batch(
     rows, latents, noise, timesteps, texts, dropped, mirrored = [], [], [], [], [], [], []
     for epoch, index in places:
         key = (options.seed, epoch, pairs.ids[index])
-        mirrored.append(bool(options.flip and draws(*key, "flip").random() < options.flip))
+        mirrored.append(bool(options.flip and rng(*key, "flip").random() < options.flip))
         row = pairs.mirrored(index) if mirrored[-1] else pairs[index]
-        eps = draws(*key, "posterior").standard_normal(row.mean.shape, dtype=np.float32)
+        eps = rng(*key, "posterior").standard_normal(row.mean.shape, dtype=np.float32)
         latents.append((row.mean + row.std * eps) * np.float32(scaling_factor))
-        noise.append(draws(*key, "noise").standard_normal(row.mean.shape, dtype=np.float32))
-        timesteps.append(int(draws(*key, "timestep").integers(NOISE_STEPS)))
-        dropped.append(bool(draws(*key, "prompt").random() < options.prompt_drop))
+        noise.append(rng(*key, "noise").standard_normal(row.mean.shape, dtype=np.float32))
+        timesteps.append(int(rng(*key, "timestep").integers(NOISE_STEPS)))
+        dropped.append(bool(rng(*key, "prompt").random() < options.prompt_drop))
         texts.append(pairs.empty_text if dropped[-1] else row.text)
         rows.append(row)
     return Batch(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from train.halves import encode_half
+from train.unet_parts import unet_encoder
 
 Layer = TypeVar("Layer", bound=nn.Module)
 PAPER_WIDTHS = (16, 32, 96, 256)  # of the hint encoder on a base that is 320 wide
@@ -192,7 +192,7 @@ class ControlNet(nn.Module):
         recompute: bool = False,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Behind the hint encoder, whose features [B, C, h, w] are the same at every step of sampling."""
-        skips, mid, _ = encode_half(self, noisy_latents, timesteps, text, features, recompute=recompute)
+        skips, mid, _ = unet_encoder(self, noisy_latents, timesteps, text, features, recompute=recompute)
         downs = tuple(
             zero(skip) * scale for zero, skip in zip(self.controlnet_down_blocks, skips, strict=True)
         )

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from train import kinds
-from train.original import SAFE_SUFFIX, SD15, SD21, check_fit, original_names, read_file
+from train.original import SD15, SD21, original_names
+from train.weights_file import SAFE_SUFFIX, check_fit, read_file
 
 SUFFIXES = (SAFE_SUFFIX, ".ckpt")
 UNET, VAE, CLIP, OPEN_CLIP = (

@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from train.checkpoint import WEIGHTS, tensors_of
+from train.weights_file import WEIGHTS, tensors_of
 
 # In the ControlNet's folder: a whole UNet in the diffusers layout. Give diffusers the path of this folder
 # itself: with `subfolder=` it takes the file of the same name in the folder above.

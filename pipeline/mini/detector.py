@@ -84,7 +84,7 @@ def make_detector(
 
     from annotate.mini import losses, scores
     from annotate.mini.network import Detector, Figure
-    from train.batches import draws
+    from train.batches import rng
     from train.mini import learning
 
     until = time.monotonic() + seconds
@@ -100,11 +100,11 @@ def make_detector(
         """Of losses.Truth: some of the pictures through the VAE, half of them mirrored, all of
         them spoiled.
         """
-        rng = draws(recipe.seed, part, seen)
+        generator = rng(recipe.seed, part, seen)
         places = [rows[learning.place(len(rows), recipe.seed, seen + i)] for i in range(recipe.batch)]
-        truth = training.truth(places, returned=rng.random(recipe.batch) < recipe.returned)
-        truth = losses.mirrored(truth, rng.random(recipe.batch) < 0.5)
-        return losses.replace_images(truth, losses.spoiled(truth.images, rng)), rng
+        truth = training.truth(places, returned=generator.random(recipe.batch) < recipe.returned)
+        truth = losses.mirrored(truth, generator.random(recipe.batch) < 0.5)
+        return losses.replace_images(truth, losses.spoiled(truth.images, generator)), generator
 
     def loss_at(net: Any, seen: int) -> Any:
         return losses.loss(

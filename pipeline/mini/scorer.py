@@ -80,7 +80,7 @@ def make_scorer(
     from annotate.mini.losses import spoiled
     from evaluate.mini import losses, scores
     from evaluate.mini.clip import MiniClip
-    from train.batches import draws
+    from train.batches import rng
     from train.mini import learning
 
     until = time.monotonic() + seconds
@@ -90,14 +90,15 @@ def make_scorer(
     net = _new(recipe, plan, pictures).to(device)
 
     def loss_at(net: Any, seen: int) -> Any:
-        rng = draws(recipe.seed, PART, seen)
+        generator = rng(recipe.seed, PART, seen)
         rows = [learning.place(len(pictures), recipe.seed, seen + i) for i in range(recipe.batch)]
         captions = [pictures.caption(row) for row in rows]
         false = [
-            changed(caption, CHANGES[rng.integers(len(CHANGES))], rng) or changed(caption, CHANGES[0], rng)
+            changed(caption, CHANGES[generator.integers(len(CHANGES))], generator)
+            or changed(caption, CHANGES[0], generator)
             for caption in captions
         ]
-        images = torch.from_numpy(spoiled(pictures.images(rows), rng)).to(device)
+        images = torch.from_numpy(spoiled(pictures.images(rows), generator)).to(device)
         return losses.loss(net, images, captions, [str(text) for text in false], bf16=recipe.bf16)
 
     def rate(seen: int) -> float:

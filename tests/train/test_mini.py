@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from train import base as bases
-from train import checkpoint, mini
+from train import encoders, mini, pretrained
 from train.mini import (
     autoencoder,
     base,
@@ -310,7 +310,7 @@ def test_latents_are_the_shipped_encoders_own_of_unit_variance(
     shipped = bases.load(made[1])
     vae = make.load_vae(TINY, seen, made[0])
     data = latents.of_pictures(vae, base.load_tokenizer(made[1]), seen, made[0] / "latents", device="cpu")
-    mean, std = bases.encode_images(shipped, seen.images([0, 30]))
+    mean, std = encoders.encode_images(shipped, seen.images([0, 30]))
     assert np.abs(mean * shipped.scaling_factor - data.means([0, 30])).max() < 0.1  # computed in bfloat16
     assert data.means(range(48)).std() == pytest.approx(
         1, abs=0.05
@@ -433,12 +433,12 @@ def test_the_shipped_base_and_its_controlnets_have_names(
     assert bases.locate("mini") == mini.BASE and bases.fingerprint("mini") == bases.fingerprint(mini.BASE)
     monkeypatch.setattr(mini, "ROOTS", tmp_path)
     with pytest.raises(FileNotFoundError, match="there are none"):
-        checkpoint.locate("mini/canny")
+        pretrained.locate("mini/canny")
     (tmp_path / "canny").mkdir()
     (tmp_path / "canny/config.json").write_text("{}")
-    assert checkpoint.locate("mini/canny") == tmp_path / "canny"
+    assert pretrained.locate("mini/canny") == tmp_path / "canny"
     with pytest.raises(FileNotFoundError, match="there are mini/canny"):
-        checkpoint.locate("mini/hough")
+        pretrained.locate("mini/hough")
     assert mini.root("minister/canny") is None and mini.root("mini") is None
 
 
@@ -447,7 +447,7 @@ def test_the_shipped_posterior_is_as_narrow_as_the_unet_was_trained_with() -> No
     shipped = bases.load("mini", parts=("vae",))
     base.verify(mini.BASE)
     pictures_of_noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    _, std = bases.encode_images(shipped, pictures_of_noise)
+    _, std = encoders.encode_images(shipped, pictures_of_noise)
     assert std * shipped.scaling_factor == pytest.approx(patches.DEVIATION * shipped.scaling_factor, rel=0.05)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from train.batches import NOISE_STEPS, draws
-from train.loss import noisy_and_target, timestep_weights
+from train.batches import rng
+from train.loss import NOISE_STEPS, noisy_and_target, timestep_weights
 from train.mini.latents import Latents
 from train.mini.learning import place
 
@@ -96,20 +96,22 @@ def loss_at(
     of the counter.
     """
     rows = [place(data.count, seed, seen + i) for i in range(recipe.batch)]
-    rng = draws(seed, "denoiser", seen)
+    generator = rng(seed, "denoiser", seen)
     shape = (recipe.batch, *data.shape)
-    means = data.means(rows).astype(np.float32) + np.float32(data.deviation) * rng.standard_normal(
+    means = data.means(rows).astype(np.float32) + np.float32(data.deviation) * generator.standard_normal(
         shape, dtype=np.float32
     )
     # Evenly spread over the batch: the same mean as independent draws, with less noise.
-    timesteps = torch.from_numpy((np.arange(recipe.batch) + rng.random()) / recipe.batch * NOISE_STEPS).long()
-    dropped = torch.from_numpy(rng.random(recipe.batch) < recipe.prompt_drop)
+    timesteps = torch.from_numpy(
+        (np.arange(recipe.batch) + generator.random()) / recipe.batch * NOISE_STEPS
+    ).long()
+    dropped = torch.from_numpy(generator.random(recipe.batch) < recipe.prompt_drop)
     tokens = torch.where(dropped[:, None], data.empty, data.tokens[rows])
     with _fast(alpha_bar.device.type, recipe.bf16):
         return _weighted_error(
             net,
             torch.from_numpy(means),
-            torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)),
+            torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)),
             timesteps,
             tokens,
             alpha_bar,
@@ -148,7 +150,7 @@ def held_out_error(net: nn.Module, data: Latents, alpha_bar: Tensor, count: int)
     """Squared error of epsilon, at fixed noise and evenly spread timesteps, and how much the caption takes
     off it.
     """
-    noise = torch.from_numpy(draws(0, "held out").standard_normal((count, *data.shape), dtype=np.float32))
+    noise = torch.from_numpy(rng(0, "held out").standard_normal((count, *data.shape), dtype=np.float32))
     timesteps = ((torch.arange(count) * 7919 % count + 0.5) / count * NOISE_STEPS).long()
     latents = torch.cat([torch.from_numpy(data.means([i]).astype(np.float32)) for i in range(count)])
     errors = {}

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from train import average
-from train.batches import draws
+from train import ema
+from train.batches import rng
 
 STATE = "state.pt"
 FIRST = 100  # steps until the learning rate is at its full height, also after a start from weights alone
@@ -62,7 +62,7 @@ def learn(
     until: float,  # time.monotonic() at which to stop
 ) -> tuple[nn.Module, Spent, bool]:  # the average, what it has cost, and whether it has seen all its images
     """Saves and returns at `until`, at SIGTERM, and at the end."""
-    mean = average.start(net)
+    mean = ema.start(net)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     factors = [group["lr"] for group in optimizer.param_groups]
     spent, start = _load(folder, net, mean, optimizer, spent)
@@ -80,7 +80,7 @@ def learn(
         if bool(torch.isfinite(norm)):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        average.follow(mean, net, loop.half_life, spent.images, loop.batch)
+        ema.update(mean, net, loop.half_life, spent.images, loop.batch)
         before, spent.images = spent.images, spent.images + loop.batch
         spent.seconds, spent.cpu_seconds = (
             base_seconds + time.monotonic() - clock,
@@ -109,7 +109,7 @@ def place(n: int, seed: int, counter: int) -> int:  # images seen so far => inde
 
 @functools.lru_cache(maxsize=4)
 def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return draws(seed, "order", epoch).permutation(n)
+    return rng(seed, "order", epoch).permutation(n)
 
 
 def spent_of(folder: Path) -> Spent | None:

@@ -6,14 +6,51 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 LOG = "train.jsonl"
-ASKED = ("n", "gap", "gap_error")  # of train.held_out.summary: what its readers can't do without
+NEEDED = ("n", "gap", "gap_error")  # of a Measure: what its readers can't do without
+
+
+class Measure(TypedDict, total=False):
+    """One measurement of a condition on the held-out pairs (train.held_out.summary); None = no number."""
+
+    n: int  # pairs
+    n_shuffled: int  # those of them that have another pair of their size
+    loss: float | None
+    base_loss: float | None
+    losses: list[float | None]  # [n]
+    gap: float | None  # the conditioning gain: the base's loss minus the ControlNet's
+    gap_error: float | None  # its standard error
+    gap_by_timestep: dict[str, float | None]
+    shuffled_gap: float | None  # the same with another pair's hint
+    shuffled_gap_by_timestep: dict[str, float | None]
+    control: float | None  # the loss with another's hint minus that with its own
+    control_z: float | None
+
+
+class LogRow(TypedDict, total=False):
+    """A line of the log: a note, a measurement before the first step, or the means since the last line."""
+
+    images: Required[int]  # seen so far
+    step: int
+    note: str
+    loss: dict[str, float]  # by condition, like all tables here
+    gradient_norm: dict[str, float]
+    lr: float
+    images_per_second: float
+    seconds: float  # of training, all sessions together
+    seconds_left: float
+    peak_memory: int  # bytes
+    micro_batch: int
+    joined: bool
+    mfu: float  # model FLOP/s as a share of what a matrix product reaches here
+    held_out: dict[str, Measure]
+    alarm: dict[str, int]  # images at the convergence step
 
 
 # the rows; the numbers, from 1, of lines that are none
-def read_log(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+def read_log(path: Path) -> tuple[list[LogRow], list[int]]:
     """What stands behind the last line break is a row in the making, or was when its process was killed: no
     row, and no damage.
     """
@@ -28,7 +65,7 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     return rows, damaged
 
 
-def write_log(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_log(path: Path, rows: Sequence[LogRow]) -> None:
     """In place of what is there."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -41,9 +78,9 @@ def lines_text(numbers: Sequence[int]) -> str:
     return f"line{'s' if len(numbers) > 1 else ''} {shown}"
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def _row(line: bytes) -> LogRow | None:
     try:
-        row = json.loads(line.decode())
+        row: Any = json.loads(line.decode())
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and _fits(row) else None
@@ -63,16 +100,16 @@ def _fits(row: dict[str, Any]) -> bool:
     numbers = (*tables[0].values(), *tables[1].values())
     return (
         all(map(_is_number, numbers))
-        and all(map(_is_measured, tables[2].values()))
+        and all(map(_is_measure, tables[2].values()))
         and isinstance(row.get("note", ""), str)
     )
 
 
-def _is_measured(told: Any) -> bool:
-    if not isinstance(told, dict) or not isinstance(told.get("losses", []), list):
+def _is_measure(measure: Any) -> bool:
+    if not isinstance(measure, dict) or not isinstance(measure.get("losses", []), list):
         return False
-    more = (told[name] for name in ("shuffled_gap", "control", "control_z") if name in told)
-    values = (*(told.get(name, "") for name in ASKED), *more, *told.get("losses", []))
+    more = (measure[name] for name in ("shuffled_gap", "control", "control_z") if name in measure)
+    values = (*(measure.get(name, "") for name in NEEDED), *more, *measure.get("losses", []))
     return all(value is None or _is_number(value) for value in values)
 
 
