@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from train import hub, kinds, mini, single_file
-from train.controlnet import unsupported
+from train.controlnet import Config, unsupported
 from train.loss import levels_of
 from train.random_base import NOTE_FILE
 
@@ -49,7 +49,7 @@ class Base:
     vae: Any  # diffusers AutoencoderKL | None
     text_encoder: Any  # transformers CLIPTextModel | None
     tokenizer: Any  # transformers CLIPTokenizer | None
-    scheduler: dict[str, Any]  # the diffusers scheduler config: noise schedule and prediction type
+    scheduler: Config  # the diffusers scheduler config: noise schedule and prediction type
     # latents times this have about unit variance; known also when the vae is not loaded
     scaling_factor: float
     name: str
@@ -81,12 +81,17 @@ def load(
     folder = locate(spec)
     _check_configs(f"base {spec}", folder)
     single = folder.is_file()
-    loaded: dict[str, Any] = dict.fromkeys(WEIGHTS)
-    for part in parts:
+
+    def load_model(part: str) -> Any:
+        if part not in parts:
+            return None
         model = single_file.load_part(folder, part, dtype) if single else _load_part(folder, part, dtype)
-        loaded[part] = model.to(device).requires_grad_(False).eval()
+        return model.to(device).requires_grad_(False).eval()
+
     return Base(
-        **loaded,
+        unet=load_model("unet"),
+        vae=load_model("vae"),
+        text_encoder=load_model("text_encoder"),
         tokenizer=_load_tokenizer(folder) if "text_encoder" in parts else None,
         scheduler=_config(folder, "scheduler"),
         scaling_factor=float(_config(folder, "vae").get("scaling_factor", 0.18215)),
@@ -124,7 +129,7 @@ def _load_tokenizer(folder: Path) -> Any:
     return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
 
 
-def _config(folder: Path, part: str) -> dict[str, Any]:
+def _config(folder: Path, part: str) -> Config:
     if folder.is_file():
         return single_file.config(folder, part)
     return kinds.read_object(

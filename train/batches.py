@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -63,10 +63,13 @@ class Batch:
 
     def pinned(self) -> "Batch":
         """In memory that a GPU copies from while the host goes on."""
-        names = ("latents", "noise", "timesteps", "text")
-        pinned: dict[str, Any] = {name: getattr(self, name).pin_memory() for name in names}
         return replace(
-            self, **pinned, hints={condition: hint.pin_memory() for condition, hint in self.hints.items()}
+            self,
+            latents=self.latents.pin_memory(),
+            noise=self.noise.pin_memory(),
+            timesteps=self.timesteps.pin_memory(),
+            text=self.text.pin_memory(),
+            hints={condition: hint.pin_memory() for condition, hint in self.hints.items()},
         )
 
 
@@ -186,8 +189,8 @@ def batches(
 
     def make(counter: int) -> tuple[Batch, ...]:
         mine = [places[counter + i] for i in range(options.batch)][share]
-        made = batch_at(pairs, conditions, mine, options, scaling_factor=scaling_factor)
-        return tuple(batch.pinned() for batch in made) if pin else made
+        parts = batch_at(pairs, conditions, mine, options, scaling_factor=scaling_factor)
+        return tuple(batch.pinned() for batch in parts) if pin else parts
 
     if not options.workers:
         yield from map(make, counters)
@@ -211,13 +214,11 @@ def _hints(rows: list[Pair], condition: str) -> Tensor:
     for row in rows:
         if condition not in row.hints:
             raise ValueError(f"image {row.image_id} has no hint for {condition}")
-        found, wanted = (
-            row.hints[condition],
-            (*(8 * n for n in row.mean.shape[1:]), rows[0].hints[condition].shape[-1]),
-        )
-        if found.dtype != np.uint8 or found.shape != wanted:
+        hint = row.hints[condition]
+        wanted = (*(8 * n for n in row.mean.shape[1:]), rows[0].hints[condition].shape[-1])
+        if hint.dtype != np.uint8 or hint.shape != wanted:
             raise ValueError(
-                f"hint {condition} of image {row.image_id} must be uint8 {wanted}, not {found.dtype}"
-                f" {found.shape}"
+                f"hint {condition} of image {row.image_id} must be uint8 {wanted}, not {hint.dtype}"
+                f" {hint.shape}"
             )
     return torch.from_numpy(np.stack([row.hints[condition] for row in rows])).permute(0, 3, 1, 2)

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn, optim
 
-from train.controlnet import ControlNet
+from train.controlnet import Config, ControlNet
 from train.integrity import META, SEAL, STEP, Checkpoint, Damaged, name_of, problems, read, seal_of, whole
 from train.optimizer import OPTIMIZER, optimizer_tensors
 from train.weights_file import WEIGHTS, sha256_of
@@ -70,7 +70,7 @@ def save(
     work.rename(final)
     _fsync(out)
     shutil.rmtree(out / f"{ASIDE}{final.name}", ignore_errors=True)  # made again
-    stay = {it.path for it in kept(out)}
+    stay = {each.path for each in kept(out)}
     for old in folders(out)[:-KEEP]:
         if old not in stay:
             _discard(old)
@@ -114,11 +114,11 @@ def set_aside(folder: Path) -> Path:
 
 def kept(out: Path) -> list[Checkpoint]:
     """Those that stay for good (Options.keep_every), oldest first."""
-    found = []
+    checkpoints = []
     for folder in folders(out):
         with contextlib.suppress(Damaged):
-            found.append(read(folder))
-    return [it for it in found if it.meta.get("kept")]
+            checkpoints.append(read(folder))
+    return [each for each in checkpoints if each.meta.get("kept")]
 
 
 def take_over(begun: Checkpoint, out: Path) -> Path:  # the folder that it lay in
@@ -131,7 +131,7 @@ def take_over(begun: Checkpoint, out: Path) -> Path:  # the folder that it lay i
     out.mkdir(parents=True, exist_ok=True)
     for log in source.glob("*.jsonl"):
         shutil.copy2(log, out / log.name)
-    stay = [it.path for it in kept(source) if it.images < begun.images and not problems(it.path)]
+    stay = [each.path for each in kept(source) if each.images < begun.images and not problems(each.path)]
     for folder in [*stay, begun.path]:
         work = out / f"{TEMPORARY}{folder.name}"
         shutil.rmtree(work, ignore_errors=True)
@@ -157,7 +157,7 @@ def sweep(out: Path) -> None:
 
 def diffusers_config(
     model: Any,  # ControlNet, or the UNet2DConditionModel of an unlocked base
-) -> dict[str, Any]:
+) -> Config:
     """The config.json that diffusers, and so ComfyUI and A1111, reads beside the weights."""
     from diffusers import __version__
 
@@ -184,7 +184,7 @@ def _discard(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

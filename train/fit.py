@@ -220,7 +220,7 @@ def log_row(
 
 # of a checkpoint's meta.json
 def run_facts(
-    progress: Progress, means: Means, micro_batch: MicroBatch, *, kept: bool, began_with: dict[str, Any]
+    progress: Progress, means: Means, micro_batch: MicroBatch, *, kept: bool, began_with: Mapping[str, object]
 ) -> dict[str, Any]:
     return {
         "images": progress.images,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from train.optimizer import OPTIMIZER
@@ -17,7 +18,7 @@ SEAL = "sha256"  # of META: that of all else in it; those written before it was 
 STEP = re.compile(r"step-\d{8,}")
 # of META: what a run needs to go on
 RESUMED = ("conditions", "base", "pairs_hash", "warm_start", "options", "seconds")
-KINDS: dict[str, Any] = {
+KINDS: dict[str, type | UnionType] = {
     "conditions": list, "base": str, "pairs_hash": str, "warm_start": dict, "options": dict,
     "seconds": int | float, "began_with": dict,
 }  # fmt: skip
@@ -140,7 +141,7 @@ def _fits(meta: Any, folder: Path) -> bool:
     )
 
 
-def seal_of(meta: Mapping[str, Any]) -> str:
+def seal_of(meta: Mapping[str, object]) -> str:
     return hashlib.sha256(
         json.dumps({name: meta[name] for name in meta if name != SEAL}, sort_keys=True).encode()
     ).hexdigest()

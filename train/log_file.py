@@ -86,7 +86,7 @@ def _row(line: bytes) -> LogRow | None:
     return row if isinstance(row, dict) and _fits(row) else None
 
 
-def _fits(row: dict[str, Any]) -> bool:
+def _fits(row: Any) -> bool:
     """Whether the values are of the kinds that readers compute with."""
     counts = type(row.get("images")) is int and type(row.get("step", 0)) is int
     speeds = all(

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from train import kinds
-from train.controlnet import BGR, PAPER_WIDTHS, POOLED, SHARED_CONFIG, empty_controlnet
+from train.controlnet import BGR, PAPER_WIDTHS, POOLED, SHARED_CONFIG, Config, empty_controlnet
 from train.weights_file import check_fit, read_file
 
 PREFIX = "control_model."
@@ -26,7 +26,7 @@ FIRST_HINT = "input_hint_block.0.weight"  # [w, hint channels, 3, 3]
 DIFFUSERS_HINT = "controlnet_cond_embedding.conv_in.weight"  # the same tensor there
 FIRST_TEXT = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"  # [C, text width]
 
-SD15: dict[str, Any] = {  # models/cldm_v15.yaml
+SD15: Config = {  # models/cldm_v15.yaml
     "in_channels": 4, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2,
     "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D",
     "DownBlock2D"],
@@ -109,21 +109,22 @@ def read_controlnet(
     # .safetensors, or a file of torch.save: a ControlNet alone, with or without the prefix, or a whole model
     # around one
     path: Path,
-    base_config: (
-        Mapping[str, Any] | None
-    ) = None,  # of the UNet it belongs to; None = as the file says, else SD 1.5 or 2.1 by its text width
+    # of the UNet it belongs to; None = as the file says, else SD 1.5 or 2.1 by its text width
+    base_config: Config | None = None,
     # weights by diffusers' names, in the file's own dtype; the config
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], Config]:
     """Every tensor must be there, have its shape, and be known; ValueError names the first that isn't, and
     other kinds of files.
     """
     prefix, weights, header = read_file(path, (PREFIX, ""), look=functools.partial(kinds.check_names, path))
     if FIRST_HINT not in weights:
-        found = f"its first tensor is {min(weights)}" if weights else "it has no tensors"
+        instead = f"its first tensor is {min(weights)}" if weights else "it has no tensors"
         if DIFFUSERS_HINT in weights:
-            found = "its names are those of diffusers: name the folder that it lies in, with its config.json"
+            instead = (
+                "its names are those of diffusers: name the folder that it lies in, with its config.json"
+            )
         raise ValueError(
-            f"{path} holds no ControlNet in the original layout: it lacks {PREFIX}{FIRST_HINT}, and {found}"
+            f"{path} holds no ControlNet in the original layout: it lacks {PREFIX}{FIRST_HINT}, and {instead}"
         )
     config = _config(path, weights, base_config, header)
     kinds.check_config(path, config)
@@ -137,7 +138,7 @@ def write_controlnet(
     path: Path,
     weights: Mapping[str, Tensor],  # by diffusers' names; their dtype is kept
     # diffusers' config.json; it is kept in the header, so that nothing is lost on the way back
-    config: Mapping[str, Any],
+    config: Config,
 ) -> None:
     """One safetensors file, every name under `control_model.`; ValueError where the layout can't hold what
     the config says.
@@ -147,7 +148,7 @@ def write_controlnet(
             "this ControlNet takes hints as BGR, which the original layout can't say: programs that read it"
             " would swap red and blue"
         )
-    expected = {name: tensor.shape for name, tensor in empty_controlnet(dict(config)).state_dict().items()}
+    expected = {name: tensor.shape for name, tensor in empty_controlnet(config).state_dict().items()}
     check_fit("the ControlNet", "", weights, expected)
     names = original_names(expected, config.get("layers_per_block", 2))
     tensors = {PREFIX + names[name]: tensor.contiguous() for name, tensor in weights.items()}
@@ -156,7 +157,7 @@ def write_controlnet(
 
 
 def unfixed(
-    config: Mapping[str, Any],  # diffusers' config.json
+    config: Config,  # diffusers' config.json
 ) -> str:  # '' = it has the shapes of SD 1.5 or 2.1
     """How a network differs from those whose shapes ComfyUI and A1111 build, whatever the file says: they
     can't load it.
@@ -178,8 +179,8 @@ def _plain(value: Any) -> Any:
 
 
 def _config(
-    path: Path, weights: Mapping[str, Tensor], base_config: Mapping[str, Any] | None, header: dict[str, str]
-) -> dict[str, Any]:
+    path: Path, weights: Mapping[str, Tensor], base_config: Config | None, header: dict[str, str]
+) -> Config:
     """What the tensors say themselves is taken from them: the hint's channels and the widths of
     its encoder.
     """

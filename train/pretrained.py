@@ -29,7 +29,7 @@ def locate(spec: str | Path, *, download: bool = True) -> Path:
         _check_kind(here)
         return here
     needed = ["config.json", WEIGHTS]
-    found = hub.folder(
+    cached_folder = hub.folder(
         str(spec),
         str(spec),
         needed,
@@ -37,8 +37,8 @@ def locate(spec: str | Path, *, download: bool = True) -> Path:
         "name its path",
         lambda cached: [name for name in needed if not (cached / name).is_file()],
     )
-    _check_kind(found)
-    return found
+    _check_kind(cached_folder)
+    return cached_folder
 
 
 def _check_kind(controlnet: Path) -> None:

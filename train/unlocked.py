@@ -19,10 +19,10 @@ def unlocked_copy(
     """A copy, since the caller's base may serve other runs; parameters that train are those that require a
     gradient.
     """
-    made = copy.deepcopy(unet).requires_grad_(False)
-    for name, parameter in made.named_parameters():
+    copied = copy.deepcopy(unet).requires_grad_(False)
+    for name, parameter in copied.named_parameters():
         parameter.requires_grad_(unlock == "all" or name.startswith(DECODER))
-    return made
+    return copied
 
 
 def has_unet(

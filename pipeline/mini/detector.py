@@ -136,14 +136,13 @@ def make_detector(
             half_life=min(recipe.half_life, images / 8),
             measure_every=16_000,
         )
-        groups = [{"params": list(net.parameters()), "lr": 1.0}]
+        groups = [learning.ParameterGroup(list(net.parameters()))]
 
         def rate(seen: int) -> float:
             return recipe.lr * 0.5 * (1 + math.cos(math.pi * min(seen / images, 1)))
 
-        return learning.learn(
-            net, groups, loss_at, rate, measure, loop, work / part, spent=learning.Spent(), until=until
-        )
+        objective = learning.Objective(groups, loss_at, rate, measure)
+        return learning.learn(net, objective, loop, work / part, spent=learning.Spent(), until=until)
 
     if not learn("detector", net, recipe.images, loss_at, measure)[2]:
         return False

@@ -120,10 +120,9 @@ def make_scorer(
         measure_every=16_000,
         log_every=1_600,
     )
-    groups = [{"params": list(net.parameters()), "lr": 1.0}]
-    return learning.learn(
-        net, groups, loss_at, rate, measure, loop, work / PART, spent=learning.Spent(), until=until
-    )[2]
+    groups = [learning.ParameterGroup(list(net.parameters()))]
+    objective = learning.Objective(groups, loss_at, rate, measure)
+    return learning.learn(net, objective, loop, work / PART, spent=learning.Spent(), until=until)[2]
 
 
 def export_scorer(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  # its scores

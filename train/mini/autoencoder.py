@@ -13,7 +13,7 @@ from torch import Tensor
 
 from train.batches import rng
 from train.mini import patches
-from train.mini.learning import place
+from train.mini.learning import ParameterGroup, place
 from train.mini.pictures import Pictures
 
 CROP = 64  # pixels; one image counts as one crop, so that a step costs the same at both sizes
@@ -63,13 +63,12 @@ def start(vae: Any, pictures: Pictures) -> None:
     patches.write_encoder(vae, patches.fit(pictures.images(chosen), vae.config.latent_channels))
 
 
-def parameter_groups(vae: Any) -> list[dict[str, Any]]:
-    """The encoder goes more slowly."""
-    encoder = [*vae.encoder.parameters(), *vae.quant_conv.parameters()]
-    return [
-        {"params": encoder, "lr": ENCODER_RATE},
-        {"params": [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()], "lr": 1.0},
-    ]
+def parameter_groups(vae: Any) -> tuple[ParameterGroup, ParameterGroup]:
+    """Encoder and decoder; the encoder goes more slowly."""
+    return (
+        ParameterGroup([*vae.encoder.parameters(), *vae.quant_conv.parameters()], ENCODER_RATE),
+        ParameterGroup([*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]),
+    )
 
 
 def rate(recipe: AutoencoderRecipe, seen: int) -> float:

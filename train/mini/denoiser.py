@@ -1,7 +1,7 @@
 """The mini UNet and its text encoder, trained together on latents that are computed once."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,12 @@ from train.loss import NOISE_STEPS, noisy_and_target, timestep_weights
 from train.mini.latents import Latents
 from train.mini.learning import place
 
+BETA_START, BETA_END, PREDICTION_TYPE = 0.00085, 0.012, "v_prediction"
 SCHEDULER = {
-    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "beta_start": BETA_START, "beta_end": BETA_END, "beta_schedule": "scaled_linear",
     "num_train_timesteps": NOISE_STEPS,
     # at a width where epsilon's errors at high noise would be magnified into wrong colours
-    "prediction_type": "v_prediction",
+    "prediction_type": PREDICTION_TYPE,
     "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
 }  # fmt: skip
 # images at the full learning rate, which then falls with the root of the images: it can be stopped anywhere
@@ -79,13 +80,8 @@ def rate(recipe: DenoiserRecipe, seen: int) -> float:
     return recipe.lr * (FULL / max(seen, FULL)) ** 0.5
 
 
-def levels(scheduler: Mapping[str, Any] = SCHEDULER) -> Tensor:  # [1000] float32: alpha bar
-    betas = (
-        torch.linspace(
-            scheduler["beta_start"] ** 0.5, scheduler["beta_end"] ** 0.5, scheduler["num_train_timesteps"]
-        )
-        ** 2
-    )
+def levels() -> Tensor:  # [1000] float32: alpha bar
+    betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, NOISE_STEPS) ** 2
     return torch.cumprod(1 - betas, dim=0)
 
 
@@ -138,11 +134,11 @@ def _weighted_error(
 ) -> Tensor:
     device = alpha_bar.device
     level = alpha_bar[timesteps.to(device)]
-    noisy, target = noisy_and_target(latents.to(device), noise.to(device), level, SCHEDULER)
+    noisy, target = noisy_and_target(latents.to(device), noise.to(device), level, PREDICTION_TYPE)
     error = (
         (net(noisy, timesteps.to(device), tokens.to(device)).float() - target).square().mean(dim=(1, 2, 3))
     )
-    return (timestep_weights(level, SCHEDULER, gamma) * error).mean()
+    return (timestep_weights(level, PREDICTION_TYPE, gamma) * error).mean()
 
 
 @torch.no_grad()
@@ -163,15 +159,11 @@ def held_out_error(net: nn.Module, data: Latents, alpha_bar: Tensor, count: int)
             cut = slice(i, min(i + 32, count))
             level = alpha_bar[timesteps[cut].to(alpha_bar.device)]
             noisy, target = noisy_and_target(
-                latents[cut].to(level.device), noise[cut].to(level.device), level, SCHEDULER
+                latents[cut].to(level.device), noise[cut].to(level.device), level, PREDICTION_TYPE
             )
-            found = net(noisy, timesteps[cut].to(level.device), tokens[cut].to(level.device))
+            prediction = net(noisy, timesteps[cut].to(level.device), tokens[cut].to(level.device))
             total += float(
-                (level.view(-1, 1, 1, 1) * (found - target).square()).mean(dim=(1, 2, 3)).sum()
+                (level.view(-1, 1, 1, 1) * (prediction - target).square()).mean(dim=(1, 2, 3)).sum()
             )  # epsilon = sqrt(a) v + sqrt(1 - a) x
         errors[name] = total / count
     return {**errors, "n": count}
-
-
-def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
-    return [{"params": list(net.parameters()), "lr": 1.0}]
