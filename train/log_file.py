@@ -83,11 +83,13 @@ def _row(line: bytes) -> LogRow | None:
         row: Any = json.loads(line.decode())
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and _fits(row) else None
+    return row if _fits(row) else None
 
 
 def _fits(row: Any) -> bool:
     """Whether the values are of the kinds that readers compute with."""
+    if not isinstance(row, dict):
+        return False
     counts = type(row.get("images")) is int and type(row.get("step", 0)) is int
     speeds = all(
         _is_number(row[name])
