@@ -277,7 +277,7 @@ def convergence_steps(
 
 
 def follows_hints(
-    measure: Measure,
+    measure: Mapping[str, Any],  # of `summary`
     level: float,
 ) -> bool:  # its own hints save more than others', beyond chance
     return (measure.get("control_z") or 0.0) > NormalDist().inv_cdf((1 + level) / 2)

@@ -1,15 +1,17 @@
 """What a training has told so far: its losses, its conditioning gain on held-out pairs, its notes."""
 
 from pathlib import Path
+from typing import Any
 
 from train import log_file as logs
-from train.log_file import LogRow as LogRow
-from train.log_file import Measure
+
+LogRow = dict[str, Any]  # one line of a run's log.jsonl: train/log_file.py says what stands in it
 
 
 def read_log(out: Path) -> list[LogRow]:
     """What a run has told so far, without the lines that are damaged."""
-    return logs.read_log(out / logs.LOG)[0]
+    rows: list[Any] = logs.read_log(out / logs.LOG)[0]
+    return rows
 
 
 def notes(log: list[LogRow]) -> list[str]:
@@ -17,13 +19,13 @@ def notes(log: list[LogRow]) -> list[str]:
     return [row["note"] for row in log if "note" in row]
 
 
-def held_out_rows(log: list[LogRow], condition: str) -> list[tuple[int, Measure]]:
-    """Images seen, and what train.held_out.summary said of the condition then."""
+def held_out_rows(log: list[LogRow], condition: str) -> list[tuple[int, dict[str, Any]]]:
+    """Images seen, and what train.held_out.summary said of the condition's loss gap then."""
     return [
         (row["images"], row["held_out"][condition]) for row in log if condition in row.get("held_out", {})
     ]
 
 
 def follows(log: list[LogRow]) -> dict[str, int]:
-    """Condition -> images seen at its convergence step (train.held_out.convergence_steps), as last logged."""
+    """Condition -> images at its convergence step (train.held_out.convergence_steps), as last told."""
     return next((row["alarm"] for row in reversed(log) if row.get("alarm")), {})

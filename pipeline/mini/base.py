@@ -53,7 +53,7 @@ def export_base(
     parts, spent = make.load_trained(recipe, pictures, work, older)
     for part in (parts.vae, parts.unet, parts.text_encoder):
         base.rounded(part)  # scored as it is shipped
-    found = scores.measure(parts, held_out, count=count)
+    found: Any = scores.measure(parts, held_out, count=count)  # train.mini.scores.Scores
     wanted = {
         "vae": recipe.autoencoder.images,
         "decoder": recipe.autoencoder.polish,
