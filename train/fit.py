@@ -59,7 +59,7 @@ def fit(
     states = train_state.build_all(base, example, conditions, options, warm_start=warm_start, done=done)
     model = diffusion_model(base, states, options)
     micro_batch, changed = resume.first_micro_batch(options, done, ranks)
-    progress = Progress() if done is None else Progress(done.images, done.step, float(done.meta["seconds"]))
+    progress = TrainProgress.at(done)
     logger = TrainLogger(base, model, held_out, options, out, progress.images, log) if ranks.writes else None
     if logger is not None:
         logger.start(model, [*notes, *changed, *resume.new_interval(options, done)], warm=bool(warm_start))
@@ -74,7 +74,7 @@ def fit(
         losses, micro_batch = gradients_in_memory(model, parts, options, micro_batch, states)
         norms = train_state.step_all(states, options, images=progress.images, ranks=ranks)
         buffer.add(tuple(name for part in parts for name in part.image_ids), losses, norms)
-        progress = Progress(progress.images + options.batch, progress.step + 1, progress.seconds)
+        progress = replace(progress, images=progress.images + options.batch, step=progress.step + 1)
 
         due = due_at(progress.images, options)
         if due.log:
@@ -97,12 +97,16 @@ def fit(
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainProgress:
     """How far a run is, all its sessions together."""
 
     images: int = 0  # seen
     step: int = 0
     seconds: float = 0.0  # of training
+
+    @classmethod
+    def at(cls, done: Checkpoint | None) -> "TrainProgress":  # None = at the beginning
+        return cls() if done is None else cls(done.images, done.step, float(done.meta["seconds"]))
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,7 @@ def gradients_in_memory(
 
 
 def log_row(
-    progress: Progress,
+    progress: TrainProgress,
     means: Means,
     speed: float,  # images per second
     micro_batch: MicroBatch,
@@ -220,7 +224,12 @@ def log_row(
 
 # of a checkpoint's meta.json
 def run_facts(
-    progress: Progress, means: Means, micro_batch: MicroBatch, *, kept: bool, began_with: Mapping[str, object]
+    progress: TrainProgress,
+    means: Means,
+    micro_batch: MicroBatch,
+    *,
+    kept: bool,
+    began_with: Mapping[str, object],
 ) -> dict[str, Any]:
     return {
         "images": progress.images,

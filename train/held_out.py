@@ -21,7 +21,7 @@ from torch import Tensor
 from train.base import Base, noise_levels
 from train.batches import Pairs, batch_at, rng
 from train.controlnet import ControlNet
-from train.log_file import LogRow, Measure
+from train.log_file import ConditioningGain, LogRow
 from train.loss import NOISE_STEPS, noisy_and_target
 from train.options import Options
 from train.unet_parts import Residuals, unet_decoder, unet_encoder
@@ -111,7 +111,7 @@ class HeldOut:
         # the base, or the copy of it that trained along: the gain is over the locked base in any case
         unet: Any,
         controlnets: Mapping[str, ControlNet],  # by condition, on the device, in any precision
-    ) -> dict[str, Measure]:  # by condition
+    ) -> dict[str, ConditioningGain]:  # by condition
         losses = self._losses(unet, controlnets).cpu().double().numpy()  # the one wait for the device
         return {
             condition: summary(self.base_losses, true, shuffled, self.buckets, self.shuffled)
@@ -216,7 +216,7 @@ def summary(
     shuffled: NDArray[np.float64],  # [N] with another's; no number where `has` is False
     buckets: NDArray[np.int64],  # [N] 0..7, of the timesteps
     has: NDArray[np.bool_],  # [N]
-) -> Measure:
+) -> ConditioningGain:
     """Plain numbers, None where there is none.
 
     `gap` is the conditioning gain: what the ControlNet saves in all, knowing the images' kind too; `control`

@@ -51,9 +51,8 @@ def read(folder: Path) -> Checkpoint:
     """
     if not (folder / META).is_file():
         raise Damaged(f"{folder} is not a complete checkpoint: it has no {META}")
-    meta = meta_of(folder)
-    done = Checkpoint(folder, meta["images"], meta["step"], meta)
-    for name in meta["files"]:
+    done = _described(folder)
+    for name in done.meta["files"]:
         if wrong := _wrong(done, name, hashed=False):
             raise Damaged(f"checkpoint {folder} is damaged: {name} {wrong}")
     return done
@@ -76,11 +75,10 @@ def whole(folder: Path, *, resume: bool = True) -> Checkpoint:
 def problems(folder: Path) -> list[str]:  # none = it is whole
     """A sentence for each damaged file."""
     try:
-        meta = meta_of(folder)
+        done = _described(folder)
     except Damaged as error:
         return [str(error)]
-    done = Checkpoint(folder, meta["images"], meta["step"], meta)
-    wrong = {name: _wrong(done, name) for name in meta["files"]}
+    wrong = {name: _wrong(done, name) for name in done.meta["files"]}
     return [f"checkpoint {folder} is damaged: {name} {what}" for name, what in wrong.items() if what]
 
 
@@ -95,16 +93,21 @@ def check_controlnet(controlnet: Path) -> None:
         if not (folder / META).is_file():
             continue
         try:
-            meta = meta_of(folder)
+            done = _described(folder)
         except Damaged:
             if STEP.fullmatch(folder.name):
                 raise
             continue  # somebody's file of the same name
-        done = Checkpoint(folder, meta["images"], meta["step"], meta)
         below = f"{here.relative_to(folder).as_posix()}/"
-        for name in meta["files"]:
+        for name in done.meta["files"]:
             if name.startswith(below) and not name.endswith(OPTIMIZER) and (wrong := _wrong(done, name)):
                 raise Damaged(f"checkpoint {folder} is damaged: {name} {wrong}")
+
+
+def _described(folder: Path) -> Checkpoint:
+    """By its META alone, whatever became of its files."""
+    meta = meta_of(folder)
+    return Checkpoint(folder, meta["images"], meta["step"], meta)
 
 
 def meta_of(folder: Path) -> dict[str, Any]:

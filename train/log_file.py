@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Required, TypedDict
 
 LOG = "train.jsonl"
-NEEDED = ("n", "gap", "gap_error")  # of a Measure: what its readers can't do without
+NEEDED = ("n", "gap", "gap_error")  # of a ConditioningGain: what its readers can't do without
 
 
-class Measure(TypedDict, total=False):
+class ConditioningGain(TypedDict, total=False):
     """One measurement of a condition on the held-out pairs (train.held_out.summary); None = no number."""
 
     n: int  # pairs
@@ -45,7 +45,7 @@ class LogRow(TypedDict, total=False):
     micro_batch: int
     joined: bool
     mfu: float  # model FLOP/s as a share of what a matrix product reaches here
-    held_out: dict[str, Measure]
+    held_out: dict[str, ConditioningGain]
     alarm: dict[str, int]  # images at the convergence step
 
 
@@ -102,16 +102,16 @@ def _fits(row: Any) -> bool:
     numbers = (*tables[0].values(), *tables[1].values())
     return (
         all(map(_is_number, numbers))
-        and all(map(_is_measure, tables[2].values()))
+        and all(map(_is_gain, tables[2].values()))
         and isinstance(row.get("note", ""), str)
     )
 
 
-def _is_measure(measure: Any) -> bool:
-    if not isinstance(measure, dict) or not isinstance(measure.get("losses", []), list):
+def _is_gain(gain: Any) -> bool:
+    if not isinstance(gain, dict) or not isinstance(gain.get("losses", []), list):
         return False
-    more = (measure[name] for name in ("shuffled_gap", "control", "control_z") if name in measure)
-    values = (*(measure.get(name, "") for name in NEEDED), *more, *measure.get("losses", []))
+    more = (gain[name] for name in ("shuffled_gap", "control", "control_z") if name in gain)
+    values = (*(gain.get(name, "") for name in NEEDED), *more, *gain.get("losses", []))
     return all(value is None or _is_number(value) for value in values)
 
 
