@@ -35,7 +35,7 @@ def run(
     """Where the batch does not fit, half of it, and so on: the script itself would stop."""
     import torch
 
-    from train import meter
+    from train import throughput
 
     while True:
         try:
@@ -44,14 +44,14 @@ def run(
             while not done:
                 for _ in range(steps):
                     step()
-                meter.wait(device)
+                throughput.wait(device)
                 done = enough()
             return {"batch": batch, "micro_batch": batch}
         except torch.OutOfMemoryError:
             if batch == 1:
                 raise
         batch, step = batch // 2, lambda: 0.0  # lets go of all that the failed one held
-        meter.reset_peak(device)
+        throughput.reset_peak(device)
 
 
 def start(

@@ -147,8 +147,7 @@ def _measured(plan: Plan, system: System, real: list[np.ndarray], more: dict[str
 
 
 def _drawn(plan: Plan, system: System, hints: list[np.ndarray], more: dict[str, Any]) -> list[np.ndarray]:
-    from train import base as bases
-    from train import sample
+    from train import encoders, sample
 
     assert plan.manifest.evaluate is not None
     frozen = plan.manifest.evaluate.benchmark
@@ -157,20 +156,25 @@ def _drawn(plan: Plan, system: System, hints: list[np.ndarray], more: dict[str, 
         load_base(base_spec(plan), ("unet", "vae", "text_encoder"), "cpu"),
     )
     settings = frozen.model_dump(include={"steps", "guidance", "scale", "guide_hint"}) | more
-    empty = bases.encode_text(base, [frozen.negative])[0]
+    empty = encoders.encode_text(base, [frozen.negative])[0]
 
     def part(items: tuple[Item, ...], shown: list[np.ndarray]) -> np.ndarray:
         return sample.generate(
             base,
             net,
             hints=np.stack(shown),
-            text=bases.encode_text(base, [item.caption for item in items]),
-            empty_text=empty,
+            prompt_embeds=encoders.encode_text(base, [item.caption for item in items]),
+            negative_prompt_embeds=empty,
             seeds=[frozen.seeds[0]] * len(items),
             noise_keys=[item.image_id for item in items],
-            height=shown[0].shape[0],
-            width=shown[0].shape[1],
-            **settings,
+            settings=sample.SamplingSettings(
+                height=shown[0].shape[0],
+                width=shown[0].shape[1],
+                num_inference_steps=settings["steps"],
+                guidance_scale=settings["guidance"],
+                controlnet_conditioning_scale=settings["scale"],
+                cfg_hint="conditional" if settings["guide_hint"] else "both",
+            ),
         )
 
     size = BATCH["cpu"]

@@ -176,7 +176,9 @@ def toy_base(widths: Sequence[int], steps: int) -> tuple["Base", float]:
         latents, text, _ = stacked(toys, range(16 * step, 16 * step + 16))
         text = torch.where(torch.rand(16, 1, 1) < 0.1, 0.0, text)
         timesteps = torch.randint(0, 1000, (16,))
-        noisy, target = noisy_and_target(latents, torch.randn_like(latents), alphas[timesteps], SCHEDULER)
+        noisy, target = noisy_and_target(
+            latents, torch.randn_like(latents), alphas[timesteps], base.prediction_type
+        )
         loss = (unet(noisy, timesteps, text).sample - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -205,9 +207,9 @@ def stacked(toys: Toys, rows: Sequence[int]) -> "tuple[Tensor, Tensor, Tensor]":
 # yields one row a point
 def learn(base: "Base", held_out: Toys, mode: Any, seed: int, given: argparse.Namespace) -> Any:
     """The run stops at each point and goes on from its checkpoint, which changes nothing."""
-    from train.checkpoint import load_controlnet
     from train.fit import Options, fit
-    from train.meter import peak_memory, reset_peak
+    from train.pretrained import load_controlnet
+    from train.throughput import peak_memory, reset_peak
 
     every = given.images // given.points // given.batch * given.batch
     rates: list[float] = []
@@ -253,23 +255,23 @@ def gaps(base: "Base", held_out: Toys, controlnet: Any, mode: str) -> tuple[floa
     import torch
 
     from train.base import noise_levels
-    from train.halves import decode_half, encode_half
     from train.loss import noisy_and_target
+    from train.unet_parts import unet_decoder, unet_encoder
 
     latents, text, hints = stacked(held_out, range(len(held_out)))
     timesteps = torch.linspace(50, 950, len(latents)).long()
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    noisy, target = noisy_and_target(latents, noise, noise_levels(base)[timesteps], base.scheduler)
+    noisy, target = noisy_and_target(latents, noise, noise_levels(base)[timesteps], base.prediction_type)
     losses = []
     with torch.no_grad():
-        skips, mid, emb = encode_half(base.unet, noisy, timesteps, text)
+        skips, mid, emb = unet_encoder(base.unet, noisy, timesteps, text)
         for seen in (None, hints, hints.roll(1, 0)):
             residuals = None
             if seen is not None:
                 downs, middle = controlnet(noisy, timesteps, text, seen)
                 residuals = (downs if mode == "full" else None, middle)
             losses.append(
-                float((decode_half(base.unet, skips, mid, emb, text, residuals) - target).square().mean())
+                float((unet_decoder(base.unet, skips, mid, emb, text, residuals) - target).square().mean())
             )
     return losses[0] - losses[1], losses[0] - losses[2]
 

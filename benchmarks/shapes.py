@@ -136,10 +136,10 @@ def flops_per_image(base: "Base", shape: Shape, conditions: int, *, connect: str
     """Of one training step, with the encoders of image and text where they run live."""
     import torch
 
-    from train import meter
+    from train import throughput
 
     side = shape.pixels // 8
-    flops = meter.flops_per_image(
+    flops = throughput.flops_per_image(
         base.unet, [3] * conditions, height=side, width=side, tokens=shape.tokens, connect=connect
     )
     if live:
@@ -148,9 +148,9 @@ def flops_per_image(base: "Base", shape: Shape, conditions: int, *, connect: str
                 type(base.vae).from_config(base.vae.config),
                 torch.empty(1, 3, shape.pixels, shape.pixels),
             )
-            flops += meter.counted(lambda: vae.encode(pixels))[0]
+            flops += throughput.counted(lambda: vae.encode(pixels))[0]
         with torch.no_grad():
-            flops += meter.counted(
+            flops += throughput.counted(
                 lambda: base.text_encoder(torch.zeros(1, shape.tokens, dtype=torch.int64))
             )[0]
     return flops

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from benchmarks.annotate import machine
     from benchmarks.shapes import SHAPES, RandomPairs, flops_per_image, random_base
-    from train import meter
+    from train import throughput
 
     # it warns of what is not there whenever a network changes its type
     diffusers.utils.logging.set_verbosity_error()
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     most = max((row.conditions for row in rows), default=1)
     pairs = RandomPairs(shape, [f"condition-{k}" for k in range(most)], 2 * max(row.batch for row in rows))
     base = random_base(given.shape, shape, device)
-    rate = meter.matmul_rate(device, dtype)
+    rate = throughput.matmul_rate(device, dtype)
     versions = {
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
@@ -233,14 +233,14 @@ def timed_run(
     import torch
 
     from benchmarks import diffusers_loop
-    from train import meter
+    from train import throughput
 
     if given.compile:
         torch.compiler.reset()
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = False  # what one contestant switches on must not serve the next
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    meter.reset_peak(given.device)
+    throughput.reset_peak(given.device)
     marks: list[float] = []
     start = time.perf_counter()
 
@@ -272,7 +272,7 @@ def timed_run(
         "images_per_s": round(facts["batch"] * given.steps / statistics.median(spans), 4),
         "readings": [round(span, 4) for span in spans],
         "start": round(marks[0] - start, 2),
-        "peak": meter.peak_memory(given.device),
+        "peak": throughput.peak_memory(given.device),
         **facts,
     }
     gc.collect()
@@ -304,13 +304,12 @@ def run_ours(
 
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Measured):
         fit(
-            base,
+            dataclasses.replace(base, device=given.device),
             pairs,
             list(pairs.conditions[: row.conditions]),
             options,
             Path(folder) / "run",
             log=log,
-            device=given.device,
         )
     return {"batch": row.batch, "micro_batch": last.get("micro_batch")}
 

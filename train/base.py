@@ -1,6 +1,5 @@
-"""The locked base model: where it lies, what it is (fingerprint), and its encoders of images and text."""
+"""The locked base model: where it lies, whether it can be trained on, its fingerprint, and loading it."""
 
-import functools
 import hashlib
 import json
 import re
@@ -8,19 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from train import hub, kinds, mini, single_file
-from train.batches import NOISE_STEPS
-from train.controlnet import unsupported
-from train.original import check_fit
+from train.controlnet import Config, unsupported
+from train.loss import levels_of
 from train.random_base import NOTE_FILE
 
 # `train.base` is the door to everything about bases
 from train.random_base import build_random as build_random
+from train.weights_file import check_fit, content_of
 
 WEIGHTS = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
@@ -52,7 +49,7 @@ class Base:
     vae: Any  # diffusers AutoencoderKL | None
     text_encoder: Any  # transformers CLIPTextModel | None
     tokenizer: Any  # transformers CLIPTokenizer | None
-    scheduler: dict[str, Any]  # the diffusers scheduler config: noise schedule and prediction type
+    scheduler: Config  # the diffusers scheduler config: noise schedule and prediction type
     # latents times this have about unit variance; known also when the vae is not loaded
     scaling_factor: float
     name: str
@@ -60,6 +57,10 @@ class Base:
     random_weights: bool  # True = nothing this base draws means anything; reports must say so
     device: str
     dtype: torch.dtype
+
+    @property
+    def prediction_type(self) -> str:  # epsilon | v_prediction
+        return str(self.scheduler.get("prediction_type", "epsilon"))
 
 
 def load(
@@ -80,12 +81,17 @@ def load(
     folder = locate(spec)
     _check_configs(f"base {spec}", folder)
     single = folder.is_file()
-    loaded: dict[str, Any] = dict.fromkeys(WEIGHTS)
-    for part in parts:
+
+    def load_model(part: str) -> Any:
+        if part not in parts:
+            return None
         model = single_file.load_part(folder, part, dtype) if single else _load_part(folder, part, dtype)
-        loaded[part] = model.to(device).requires_grad_(False).eval()
+        return model.to(device).requires_grad_(False).eval()
+
     return Base(
-        **loaded,
+        unet=load_model("unet"),
+        vae=load_model("vae"),
+        text_encoder=load_model("text_encoder"),
         tokenizer=_load_tokenizer(folder) if "text_encoder" in parts else None,
         scheduler=_config(folder, "scheduler"),
         scaling_factor=float(_config(folder, "vae").get("scaling_factor", 0.18215)),
@@ -123,7 +129,7 @@ def _load_tokenizer(folder: Path) -> Any:
     return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
 
 
-def _config(folder: Path, part: str) -> dict[str, Any]:
+def _config(folder: Path, part: str) -> Config:
     if folder.is_file():
         return single_file.config(folder, part)
     return kinds.read_object(
@@ -274,108 +280,7 @@ def fingerprint(spec: str | Path) -> str:  # 16 hex
     return FORMERLY.get(mark, mark)
 
 
-def content_of(path: Path) -> str:  # sha256
-    """Of a large file; it is read again only where its size or its time has changed."""
-    return _sha256(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=256)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """The hub's cache names large files by their hash already; others are read once per process."""
-    if re.fullmatch(r"[0-9a-f]{64}", path.name):
-        return path.name
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@torch.no_grad()
-def encode_images(
-    base: Base,
-    images: NDArray[np.uint8],  # NHWC RGB, sides multiples of 8
-    # mean, std: [N, 4, H/8, W/8], before the scaling factor
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The posterior rather than a sample of it, so that each epoch can draw its own."""
-    _check_images(images)
-    pixels = torch.from_numpy(np.array(images)).to(base.device).permute(0, 3, 1, 2).to(base.dtype) / 127.5 - 1
-    posterior = _part(base, "vae").encode(pixels).latent_dist
-    return posterior.mean.float().cpu().numpy(), posterior.std.float().cpu().numpy()
-
-
-@torch.no_grad()
-def encode_text(base: Base, captions: list[str]) -> NDArray[np.float32]:  # [N, T, D]; "" is the empty prompt
-    """The last hidden state at the tokenizer's full length, as Stable Diffusion 1.5 was trained with."""
-    _part(base, "text_encoder")
-    tokens = base.tokenizer(
-        captions,
-        padding="max_length",
-        max_length=base.tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    return base.text_encoder(tokens.input_ids.to(base.device))[0].float().cpu().numpy()
-
-
-@torch.no_grad()
-# [N, 4, h, w], scaled to unit variance => NHWC RGB
-def decode_latents(base: Base, latents: Tensor) -> NDArray[np.uint8]:
-    """One image at a time: the decoder's largest maps are the peak of memory of a whole sampling run."""
-    vae = _part(base, "vae")
-    images = [
-        vae.decode(one[None].to(base.device, base.dtype) / base.scaling_factor).sample[0] for one in latents
-    ]
-    pixels = (torch.stack(images).float() * 127.5 + 127.5).round().clamp(0, 255)
-    return pixels.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
-
-
 # [1000] float32: the share of signal variance left at each timestep (alpha bar)
 def noise_levels(base: Base) -> Tensor:
     """Those that samples are drawn by, to the last bit."""
     return levels_of(f"base {base.name}", base.scheduler)
-
-
-def levels_of(what: str, scheduler: dict[str, Any]) -> Tensor:
-    """By diffusers' own scheduler, so that trained betas and a terminal SNR of zero count here as they do in
-    sampling; ValueError for others.
-    """
-    from diffusers import DDIMScheduler
-
-    predicted = scheduler.get("prediction_type", "epsilon")
-    if predicted not in ("epsilon", "v_prediction"):
-        raise ValueError(f"{what} predicts {predicted!r}; epsilon and v_prediction are known")
-    try:
-        made: Any = DDIMScheduler.from_config(scheduler)
-    except (NotImplementedError, TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{what} has the noise schedule {scheduler.get('beta_schedule')!r}; scaled_linear, linear and"
-            f" trained_betas are known ({error})"
-        ) from error
-    levels: Tensor = made.alphas_cumprod
-    if len(levels) != NOISE_STEPS:
-        raise ValueError(f"{what} has {len(levels)} timesteps; bases of {NOISE_STEPS} are known")
-    if not levels.all() and predicted == "epsilon":
-        raise ValueError(
-            f"{what} leaves no signal at its last timestep (rescale_betas_zero_snr) and predicts the noise,"
-            " which says nothing of the image there: such a base predicts the velocity, prediction_type:"
-            " v_prediction"
-        )
-    return levels
-
-
-def _part(base: Base, name: str) -> Any:
-    part = getattr(base, name)
-    if part is None:
-        raise ValueError(f"base {base.name} was loaded without its {name}: add it to `parts`")
-    return part
-
-
-def _check_images(images: NDArray[np.uint8]) -> None:
-    if (
-        images.dtype != np.uint8
-        or images.ndim != 4
-        or images.shape[3] != 3
-        or images.shape[1] % 8
-        or images.shape[2] % 8
-    ):
-        raise ValueError(
-            f"images must be uint8 NHWC RGB with sides in multiples of 8, not {images.dtype} {images.shape}"
-        )

@@ -7,16 +7,15 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from train.loss import NOISE_STEPS
 from train.options import Options
-
-NOISE_STEPS = 1000  # of the diffusion process
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,17 @@ class Batch:
 
     def pinned(self) -> "Batch":
         """In memory that a GPU copies from while the host goes on."""
-        names = ("latents", "noise", "timesteps", "text")
-        pinned: dict[str, Any] = {name: getattr(self, name).pin_memory() for name in names}
         return replace(
-            self, **pinned, hints={condition: hint.pin_memory() for condition, hint in self.hints.items()}
+            self,
+            latents=self.latents.pin_memory(),
+            noise=self.noise.pin_memory(),
+            timesteps=self.timesteps.pin_memory(),
+            text=self.text.pin_memory(),
+            hints={condition: hint.pin_memory() for condition, hint in self.hints.items()},
         )
 
 
-def draws(seed: int, *key: str | int) -> np.random.Generator:
+def rng(seed: int, *key: str | int) -> np.random.Generator:
     """One generator per purpose and sample, so that no draw depends on batch, worker or resume."""
     digest = hashlib.sha256("\0".join(map(str, (seed, *key))).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
@@ -90,7 +92,7 @@ def order(
     What each size leaves over fills the mixed batches at the two ends of the epoch: the rest of the batch
     that the epoch before began, and its own last ones.
     """
-    shuffled = draws(seed, "order", epoch).permutation(len(sizes))
+    shuffled = rng(seed, "order", epoch).permutation(len(sizes))
     kinds = {size: kind for kind, size in enumerate(sorted(set(sizes)))}
     if len(kinds) == 1:
         return shuffled
@@ -104,7 +106,7 @@ def order(
     head = min(-epoch * len(sizes) % batch, len(sizes))
     while len(left) < head:
         left += list(whole.pop())
-    between = [whole[i] for i in draws(seed, "batches", epoch).permutation(len(whole))]
+    between = [whole[i] for i in rng(seed, "batches", epoch).permutation(len(whole))]
     return np.array(
         [*left[:head], *(index for chunk in between for index in chunk), *left[head:]], dtype=np.int64
     )
@@ -150,13 +152,13 @@ def _batch(
     rows, latents, noise, timesteps, texts, dropped, mirrored = [], [], [], [], [], [], []
     for epoch, index in places:
         key = (options.seed, epoch, pairs.ids[index])
-        mirrored.append(bool(options.flip and draws(*key, "flip").random() < options.flip))
+        mirrored.append(bool(options.flip and rng(*key, "flip").random() < options.flip))
         row = pairs.mirrored(index) if mirrored[-1] else pairs[index]
-        eps = draws(*key, "posterior").standard_normal(row.mean.shape, dtype=np.float32)
+        eps = rng(*key, "posterior").standard_normal(row.mean.shape, dtype=np.float32)
         latents.append((row.mean + row.std * eps) * np.float32(scaling_factor))
-        noise.append(draws(*key, "noise").standard_normal(row.mean.shape, dtype=np.float32))
-        timesteps.append(int(draws(*key, "timestep").integers(NOISE_STEPS)))
-        dropped.append(bool(draws(*key, "prompt").random() < options.prompt_drop))
+        noise.append(rng(*key, "noise").standard_normal(row.mean.shape, dtype=np.float32))
+        timesteps.append(int(rng(*key, "timestep").integers(NOISE_STEPS)))
+        dropped.append(bool(rng(*key, "prompt").random() < options.prompt_drop))
         texts.append(pairs.empty_text if dropped[-1] else row.text)
         rows.append(row)
     return Batch(
@@ -187,8 +189,8 @@ def batches(
 
     def make(counter: int) -> tuple[Batch, ...]:
         mine = [places[counter + i] for i in range(options.batch)][share]
-        made = batch_at(pairs, conditions, mine, options, scaling_factor=scaling_factor)
-        return tuple(batch.pinned() for batch in made) if pin else made
+        parts = batch_at(pairs, conditions, mine, options, scaling_factor=scaling_factor)
+        return tuple(batch.pinned() for batch in parts) if pin else parts
 
     if not options.workers:
         yield from map(make, counters)
@@ -212,13 +214,11 @@ def _hints(rows: list[Pair], condition: str) -> Tensor:
     for row in rows:
         if condition not in row.hints:
             raise ValueError(f"image {row.image_id} has no hint for {condition}")
-        found, wanted = (
-            row.hints[condition],
-            (*(8 * n for n in row.mean.shape[1:]), rows[0].hints[condition].shape[-1]),
-        )
-        if found.dtype != np.uint8 or found.shape != wanted:
+        hint = row.hints[condition]
+        wanted = (*(8 * n for n in row.mean.shape[1:]), rows[0].hints[condition].shape[-1])
+        if hint.dtype != np.uint8 or hint.shape != wanted:
             raise ValueError(
-                f"hint {condition} of image {row.image_id} must be uint8 {wanted}, not {found.dtype}"
-                f" {found.shape}"
+                f"hint {condition} of image {row.image_id} must be uint8 {wanted}, not {hint.dtype}"
+                f" {hint.shape}"
             )
     return torch.from_numpy(np.stack([row.hints[condition] for row in rows])).permute(0, 3, 1, 2)

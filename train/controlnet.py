@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from train.halves import encode_half
+from train.unet_parts import unet_encoder
 
 Layer = TypeVar("Layer", bound=nn.Module)
+Config = dict[str, Any]  # a config.json of diffusers; open, since each class and version has keys of its own
 PAPER_WIDTHS = (16, 32, 96, 256)  # of the hint encoder on a base that is 320 wide
 GAIN = 3.0  # of variance, before a SiLU: 4 keeps what is near zero, 2.8 a standard normal
 # hint encoder, zero convolutions
@@ -137,7 +138,7 @@ class ControlNet(nn.Module):
         super().__init__()
         _check_supported(unet)
         widths = hint_widths or widths_for(unet.config.block_out_channels[0])
-        self.config: dict[str, Any] = {name: unet.config[name] for name in SHARED_CONFIG}
+        self.config: Config = {name: unet.config[name] for name in SHARED_CONFIG}
         self.config |= {"conditioning_channels": hint_channels, "conditioning_embedding_out_channels": widths}
         self.config |= {BGR: "bgr"} if bgr else {}
         self.config |= {POOLED: True} if pooled else {}
@@ -192,7 +193,7 @@ class ControlNet(nn.Module):
         recompute: bool = False,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Behind the hint encoder, whose features [B, C, h, w] are the same at every step of sampling."""
-        skips, mid, _ = encode_half(self, noisy_latents, timesteps, text, features, recompute=recompute)
+        skips, mid, _ = unet_encoder(self, noisy_latents, timesteps, text, features, recompute=recompute)
         downs = tuple(
             zero(skip) * scale for zero, skip in zip(self.controlnet_down_blocks, skips, strict=True)
         )
@@ -233,7 +234,7 @@ def widths_for(base_width: int) -> tuple[int, ...]:
     return tuple(max(8, 4 * round(width * base_width / 320 / 4)) for width in PAPER_WIDTHS)
 
 
-def empty_controlnet(config: dict[str, Any]) -> ControlNet:
+def empty_controlnet(config: Config) -> ControlNet:
     """The structure of a ControlNet file without weights (on the meta device), from its config.json."""
     from diffusers import UNet2DConditionModel
 
@@ -274,7 +275,7 @@ def _zero_layer(in_channels: int, out_channels: int, spatial: int) -> nn.Module:
 
 
 def unsupported(
-    config: Mapping[str, Any],  # of a UNet
+    config: Config,  # of a UNet
 ) -> list[str]:
     """What in it is beyond the topology of SD 1.5 and 2.1; empty = nothing."""
     odd = [name for name in UNSUPPORTED if config.get(name) is not None]

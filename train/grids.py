@@ -4,6 +4,7 @@ two checkpoints compare.
 
 import copy
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.base import Base, decode_latents
+from train.base import Base
 from train.batches import Pair, Pairs
 from train.controlnet import ControlNet
+from train.encoders import decode_latents
 from train.held_out import choose
-from train.sample import generate
+from train.sample import SamplingSettings, generate
 
 COLUMNS = ("condition", "generated", "target")
 INK, PAPER = 235, 24  # grey of the labels and of what lies behind them
 LINE = 22  # pixels of a line of the label
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a grid shows."""
+
+    condition: str
+    count: int  # pairs, a row each: the first of those that the conditioning gain is measured on
+    seed: int
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5
 
 
 def write(
@@ -29,13 +42,8 @@ def write(
     unet: Any,
     controlnet: ControlNet,  # on the same device; stays as it is
     pairs: Pairs,  # held out
-    condition: str,
-    *,
-    count: int,  # pairs, a row each: the first of those that the loss gap is measured on
-    seed: int,
+    grid: Grid,
     images: int,  # seen so far, for the label
-    steps: int = 20,
-    guidance: float = 7.5,
 ) -> NDArray[np.uint8]:  # HWC RGB, what was written
     """Condition, generated, target: the target is what the VAE makes of the pair's mean latents, the best
     that training could reach.
@@ -44,11 +52,11 @@ def write(
 
     sampler, controlnet = as_one(base, unet), for_sampling(controlnet, unet)
     rows = [
-        row(sampler, controlnet, pairs[i], pairs.empty_text, condition, seed, steps, guidance)
-        for i in choose(pairs.ids, count, seed)
+        row(sampler, controlnet, pairs[i], pairs.empty_text, grid)
+        for i in choose(pairs.ids, grid.count, grid.seed)
     ]
     note = ", random weights" if base.random_weights else ""
-    picture = assemble(rows, f"{condition}, {images} images seen, {base.name}{note}")
+    picture = assemble(rows, f"{grid.condition}, {images} images seen, {base.name}{note}")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
     Image.fromarray(picture).save(temporary, format="PNG")
@@ -57,29 +65,25 @@ def write(
 
 
 def row(
-    base: Base,
-    controlnet: ControlNet,
-    pair: Pair,
-    empty_text: NDArray[np.float32],
-    condition: str,
-    seed: int,
-    steps: int,
-    guidance: float,
+    base: Base, controlnet: ControlNet, pair: Pair, empty_text: NDArray[np.float32], grid: Grid
 ) -> NDArray[np.uint8]:  # [H, 3W, 3]
     """One pair at a time, since they may be of several sizes; its noise belongs to (seed, image id)."""
-    hint = pair.hints[condition]
+    hint = pair.hints[grid.condition]
+    settings = SamplingSettings(
+        height=hint.shape[0],
+        width=hint.shape[1],
+        num_inference_steps=grid.num_inference_steps,
+        guidance_scale=grid.guidance_scale,
+    )
     (generated,) = generate(
         base,
         controlnet,
         hints=hint[None],
-        text=pair.text[None],
-        empty_text=empty_text,
-        seeds=[seed],
+        prompt_embeds=pair.text[None],
+        negative_prompt_embeds=empty_text,
+        seeds=[grid.seed],
         noise_keys=[pair.image_id],
-        height=hint.shape[0],
-        width=hint.shape[1],
-        steps=steps,
-        guidance=guidance,
+        settings=settings,
     )
     with torch.no_grad():
         (target,) = decode_latents(base, torch.from_numpy(pair.mean)[None] * base.scaling_factor)

@@ -1,5 +1,5 @@
-"""The held-out loss gap: what a ControlNet makes of its condition, on latents, noise and timesteps that never
-change.
+"""The conditioning gain: what a ControlNet makes of its condition, on held-out latents, noise and timesteps
+that never change.
 
 The training loss does not show the moment at which a ControlNet begins to follow its condition, since noise
 and timesteps move it far more. Here everything is paired instead: the same inputs without control, with their
@@ -19,24 +19,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from train.base import Base, noise_levels
-from train.batches import NOISE_STEPS, Pairs, batch_at, draws
+from train.batches import Pairs, batch_at, rng
 from train.controlnet import ControlNet
-from train.halves import Residuals, decode_half, encode_half
-from train.loss import noisy_and_target
+from train.log_file import ConditioningGain, LogRow
+from train.loss import NOISE_STEPS, noisy_and_target
 from train.options import Options
+from train.unet_parts import Residuals, unet_decoder, unet_encoder
 
 BUCKETS = 8  # of timesteps, each with an equal share of the pairs
 BUCKET_NAMES = tuple(
     f"{b * NOISE_STEPS // BUCKETS:03d}-{(b + 1) * NOISE_STEPS // BUCKETS - 1:03d}" for b in range(BUCKETS)
 )
-# stands for the epoch in the draws, so that no epoch of training repeats the held-out noise
+# stands for the epoch in the random draws, so that no epoch of training repeats the held-out noise
 BEFORE_TRAINING = -1
-ALARM = 4.25  # control_z
+CONVERGED = 4.25  # control_z
 IN_A_ROW = 2  # measures
 
 
 @dataclass(frozen=True)
-class Group:
+class SizeGroup:
     """The held-out pairs of one size."""
 
     noisy: Tensor  # [n, 4, h, w] float32, like all here on the host
@@ -62,16 +63,16 @@ class HeldOut:
         *,
         count: int,  # pairs to measure on; fewer where there are fewer
         seed: int,
-        device: str,
         connect: str,  # full | middle
         micro_batch: int = 8,
     ) -> None:
         if count < 1 or micro_batch < 1 or not len(pairs):
             raise ValueError(
-                f"the loss gap needs held-out pairs: {len(pairs)} are there, {count} asked for, {micro_batch}"
-                " at a time"
+                f"the conditioning gain needs held-out pairs: {len(pairs)} are there, {count} asked for,"
+                f" {micro_batch} at a time"
             )
-        self.device, self.connect, self.micro_batch = device, connect, micro_batch
+        self.device = next(unet.parameters()).device
+        self.connect, self.micro_batch = connect, micro_batch
         places = choose(pairs.ids, count, seed)
         timesteps = stratified_timesteps([pairs.ids[i] for i in places], seed)
         plain = Options(images=1, batch=1, seed=seed, prompt_drop=0.0)
@@ -86,9 +87,9 @@ class HeldOut:
         self.groups = []
         for batch in batches:
             times = torch.tensor([timesteps[image_id] for image_id in batch.image_ids])
-            noisy, target = noisy_and_target(batch.latents, batch.noise, levels[times], base.scheduler)
+            noisy, target = noisy_and_target(batch.latents, batch.noise, levels[times], base.prediction_type)
             self.groups.append(
-                Group(
+                SizeGroup(
                     noisy,
                     target,
                     times,
@@ -107,10 +108,10 @@ class HeldOut:
 
     def measure(
         self,
-        # the base, or the copy of it that trained along: the gap is against the locked base in any case
+        # the base, or the copy of it that trained along: the gain is over the locked base in any case
         unet: Any,
         controlnets: Mapping[str, ControlNet],  # by condition, on the device, in any precision
-    ) -> dict[str, dict[str, Any]]:  # by condition: the numbers of `summary`, ready for JSON
+    ) -> dict[str, ConditioningGain]:  # by condition
         losses = self._losses(unet, controlnets).cpu().double().numpy()  # the one wait for the device
         return {
             condition: summary(self.base_losses, true, shuffled, self.buckets, self.shuffled)
@@ -128,7 +129,9 @@ class HeldOut:
             with contextlib.suppress(torch.OutOfMemoryError):  # as in fit
                 return self._in_parts(unet, controlnets)
             if self.micro_batch == 1:
-                raise MemoryError("the loss gap runs out of memory with one image at a time: set held_out: 0")
+                raise MemoryError(
+                    "the conditioning gain runs out of memory with one image at a time: set held_out: 0"
+                )
             self.micro_batch //= 2
             torch.cuda.empty_cache()
 
@@ -140,17 +143,19 @@ class HeldOut:
         return torch.cat(columns, dim=1)
 
     # [2K or 1, b]
-    def _part(self, unet: Any, controlnets: Mapping[str, ControlNet], group: Group, rows: slice) -> Tensor:
+    def _part(
+        self, unet: Any, controlnets: Mapping[str, ControlNet], group: SizeGroup, rows: slice
+    ) -> Tensor:
         noisy, target, timesteps, text = (
             tensor[rows].to(self.device)
             for tensor in (group.noisy, group.target, group.timesteps, group.text)
         )
         dtype = next(unet.parameters()).dtype
-        half = encode_half(unet, noisy.to(dtype), timesteps, text.to(dtype))
+        encoded = unet_encoder(unet, noisy.to(dtype), timesteps, text.to(dtype))
 
         def loss(residuals: Residuals | None) -> Tensor:  # [b]
             return (
-                (decode_half(unet, *half, text.to(dtype), residuals).float() - target)
+                (unet_decoder(unet, *encoded, text.to(dtype), residuals).float() - target)
                 .square()
                 .mean(dim=(1, 2, 3))
             )
@@ -180,7 +185,7 @@ def choose(
     seed: int,
 ) -> list[int]:  # indices, at most `count`
     """An image is chosen by a draw of its own, so most stay the same when others come or go."""
-    return sorted(range(len(ids)), key=lambda i: (draws(seed, ids[i], "held-out").random(), ids[i]))[:count]
+    return sorted(range(len(ids)), key=lambda i: (rng(seed, ids[i], "held-out").random(), ids[i]))[:count]
 
 
 def stratified_timesteps(
@@ -190,7 +195,7 @@ def stratified_timesteps(
     """Every bucket of timesteps gets its share, or a few unlucky draws would decide what the mean says."""
     width = NOISE_STEPS // BUCKETS
     return {
-        image_id: i % BUCKETS * width + int(draws(seed, image_id, "held-out timestep").integers(width))
+        image_id: i % BUCKETS * width + int(rng(seed, image_id, "held-out timestep").integers(width))
         for i, image_id in enumerate(ids)
     }
 
@@ -199,7 +204,7 @@ def derangement(n: int, seed: int, size: Sequence[int]) -> Tensor | None:  # [n]
     """One cycle through all of them in a drawn order: nobody keeps its own."""
     if n < 2:
         return None
-    cycle = draws(seed, "held-out shuffle", *size).permutation(n)
+    cycle = rng(seed, "held-out shuffle", *size).permutation(n)
     partner = np.empty(n, np.int64)
     partner[cycle] = np.roll(cycle, -1)
     return torch.from_numpy(partner)
@@ -211,17 +216,17 @@ def summary(
     shuffled: NDArray[np.float64],  # [N] with another's; no number where `has` is False
     buckets: NDArray[np.int64],  # [N] 0..7, of the timesteps
     has: NDArray[np.bool_],  # [N]
-) -> dict[str, Any]:
+) -> ConditioningGain:
     """Plain numbers, None where there is none.
 
-    `gap` is what the ControlNet saves in all, knowing the images' kind too; `control` only what it saves by
-    its own hint over another's. `losses` are those of the pairs, so that two measures of a run can be
-    compared pair by pair. `control_z` is Wilcoxon's signed-rank statistic of those savings as shares of the
-    base's loss, which differs a hundredfold between timesteps: near a standard normal while the hints say
-    nothing to the network, at most 7 with 64 pairs.
+    `gap` is the conditioning gain: what the ControlNet saves in all, knowing the images' kind too; `control`
+    only what it saves by its own hint over another's. `losses` are those of the pairs, so that two measures
+    of a run can be compared pair by pair. `control_z` is Wilcoxon's signed-rank statistic of those savings as
+    shares of the base's loss, which differs a hundredfold between timesteps: near a standard normal while the
+    hints say nothing to the network, at most 7 with 64 pairs.
     """
     share = (shuffled[has] - true[has]) / base[has]
-    gap, without = base - true, base - shuffled
+    gain, shuffled_gain = base - true, base - shuffled
 
     def by_timestep(values: NDArray[np.float64], which: NDArray[np.bool_]) -> dict[str, float | None]:
         return {name: _mean(values[which & (buckets == b)]) for b, name in enumerate(BUCKET_NAMES)}
@@ -232,20 +237,20 @@ def summary(
         "loss": _mean(true),
         "base_loss": _mean(base),
         "losses": [_number(round(value, 7)) for value in true],
-        "gap": _mean(gap),
+        "gap": _mean(gain),
         # standard error of the mean
-        "gap_error": _number(np.std(gap, ddof=1) / math.sqrt(len(gap))) if len(gap) > 1 else None,
-        "gap_by_timestep": by_timestep(gap, np.ones_like(has)),
-        "shuffled_gap": _mean(without[has]),
-        "shuffled_gap_by_timestep": by_timestep(without, has),
+        "gap_error": _number(np.std(gain, ddof=1) / math.sqrt(len(gain))) if len(gain) > 1 else None,
+        "gap_by_timestep": by_timestep(gain, np.ones_like(has)),
+        "shuffled_gap": _mean(shuffled_gain[has]),
+        "shuffled_gap_by_timestep": by_timestep(shuffled_gain, has),
         "control": _mean((shuffled - true)[has]),
         "control_z": _signed_ranks(share[share != 0]),
     }
 
 
-def alarms(
+def convergence_steps(
     # of train.jsonl, in any number; those without `held_out` are passed over
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[LogRow],
     # condition -> images at which it began to follow its hints; conditions that do not yet are missing
 ) -> dict[str, int]:
     """The sudden convergence: control_z of at least 4.25 at two measures in a row, of which the first is the
@@ -258,24 +263,24 @@ def alarms(
     three quarters of 64 pairs is known one measure after it; fewer than 24 pairs can't be told from chance so
     surely.
     """
-    found: dict[str, int] = {}
+    converged: dict[str, int] = {}
     streak: dict[str, list[int]] = {}
     for row in rows:
         for condition, numbers in (row.get("held_out") or {}).items():
             z = numbers.get("control_z")
             streak[condition] = (
-                [*streak.get(condition, []), row["images"]] if z is not None and z >= ALARM else []
+                [*streak.get(condition, []), row["images"]] if z is not None and z >= CONVERGED else []
             )
             if len(streak[condition]) == IN_A_ROW:
-                found.setdefault(condition, streak[condition][0])
-    return found
+                converged.setdefault(condition, streak[condition][0])
+    return converged
 
 
-def heard(
-    numbers: Mapping[str, Any],  # of `summary`
+def follows_hints(
+    measure: Mapping[str, Any],  # of `summary`
     level: float,
 ) -> bool:  # its own hints save more than others', beyond chance
-    return (numbers.get("control_z") or 0.0) > NormalDist().inv_cdf((1 + level) / 2)
+    return (measure.get("control_z") or 0.0) > NormalDist().inv_cdf((1 + level) / 2)
 
 
 def _signed_ranks(values: NDArray[np.float64]) -> float | None:  # None where there are none

@@ -4,11 +4,11 @@ a whole ControlNet is read.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from train.controlnet import BGR, empty_controlnet
+from train.controlnet import BGR, Config, empty_controlnet
 
 CLASS = "ControlNetModel"
 READ = "ControlMill reads whole ControlNets of Stable Diffusion 1.5 and 2.1"
@@ -57,11 +57,11 @@ def check_names(
             " weights; get the whole ControlNet, which the same authors publish without `diff` in its name"
         )
     for kind, pattern in KINDS.items():
-        if found := min(filter(re.compile(pattern).search, names), default=None):
-            raise ValueError(f"{where}: {kind} is not read (it has {found}): {READ}")
+        if telling := min(filter(re.compile(pattern).search, names), default=None):
+            raise ValueError(f"{where}: {kind} is not read (it has {telling}): {READ}")
 
 
-def check_config(where: Path, config: Mapping[str, Any]) -> None:
+def check_config(where: Path, config: Config) -> None:
     """ValueError where a folder's config.json is not that of a whole ControlNet of a known base, or no
     network can be built from it.
     """
@@ -83,14 +83,14 @@ def check_config(where: Path, config: Mapping[str, Any]) -> None:
             f"{where}: its config.json is not that of a ControlNet: it lacks {', '.join(lacking)}"
         )
     try:
-        empty_controlnet(dict(config))
+        empty_controlnet(config)
     except Exception as error:  # whatever diffusers and torch make of a value of another kind
         raise ValueError(
             f"{where}: its config.json is not that of a ControlNet ({error}): get the file again"
         ) from error
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> Config:
     """The config.json of a ControlNet's folder, of the kind that is read."""
     config = read_object(folder / "config.json")
     check_config(folder, config)
@@ -119,5 +119,5 @@ def in_place_of(path: Path) -> str:
     half = path.with_name(f"{path.stem}.fp16{path.suffix}")
     if half.is_file():
         return f"; {half} has them in half precision: a copy of it called {path.name} is read"
-    pickled = [it for it in path.parent.glob("*.bin") if path.suffix == ".safetensors"]
+    pickled = [other for other in path.parent.glob("*.bin") if path.suffix == ".safetensors"]
     return f"; {pickled[0]} is not read: get {path.name}" if pickled else ""

@@ -1,11 +1,18 @@
-"""The optimizers: AdamW, and the same with its two moments in eight bits."""
+"""The optimizers: AdamW, and the same with its two moments in eight bits; their state in a checkpoint, by
+name.
+"""
 
 import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
 from torch import nn, optim
 
 from train.options import Options
+
+OPTIMIZER = "optimizer.safetensors"
 
 
 def make(
@@ -39,3 +46,32 @@ def lacking(optimizer: str) -> str | None:
         f"optimizer: {optimizer} needs the package bitsandbytes: `pip install 'controlmill[lean]'`, or set"
         " optimizer to adamw"
     )
+
+
+def optimizer_tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, torch.Tensor]:
+    """`<parameter>.<state>`, by name, so that no pickle and no parameter order is involved; an int becomes an
+    int64 tensor without axes.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    # what parameters share, such as the code book of an 8-bit optimizer, is written for each: a file can't
+    # share
+    seen: set[int] = set()
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensor = torch.tensor(value) if isinstance(value, int) else value.contiguous()
+            tensors[f"{name}.{key}"] = tensor.clone() if tensor.data_ptr() in seen else tensor
+            seen.add(tensor.data_ptr())
+    return tensors
+
+
+def load_optimizer(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> None:
+    """The reverse of optimizer_tensors; a parameter that never had a gradient has no state."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    index = {name: i for i, name in enumerate(names)}
+    state: dict[int, dict[str, torch.Tensor | int]] = {}
+    for name, tensor in load_file(folder / OPTIMIZER).items():
+        parameter, key = name.rsplit(".", 1)
+        state.setdefault(index[parameter], {})[key] = (
+            int(tensor) if tensor.ndim == 0 and tensor.dtype == torch.int64 else tensor
+        )
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -34,7 +34,7 @@ class Options:
     seed: int = 0
     clip: float | None = 1.0  # largest norm of a ControlNet's gradient; None = no clipping
     checkpoint_every: int = 4000  # images
-    # images between checkpoints that stay for good, to see the course of a run; None = the newest stay
+    # images between checkpoints that stay for good, for a run's learning curve; None = the newest stay
     keep_every: int | None = None
     log_every: int = 400  # images
     # middle = the paper's small-scale mode: no residuals for the skips
@@ -51,12 +51,12 @@ class Options:
     gradient_checkpointing: bool = False
     # of the passes; what learns is float32 always. bf16 goes with channels_last
     precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False  # torch.compile of the hot halves, each shape once
+    compile: bool = False  # torch.compile of encoder, ControlNet and decoder, each shape once
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     flip: float = 0.0  # share of images seen mirrored, hints and all
     # the decoder passes of all conditions as one batch: faster while it is small, K times the memory
     join: bool = False
-    held_out: int = 64  # pairs that the loss gap is measured on; 0 = none
+    held_out: int = 64  # pairs that the conditioning gain is measured on; 0 = none
     watch_every: int | None = None  # images between two such measures; None = checkpoint_every
     # held-out pairs whose samples are drawn at each checkpoint: condition | generated | target
     grids: int = 0

@@ -7,31 +7,26 @@ directions are exact.
 
 import functools
 import json
-import pickle
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Size, Tensor
+from torch import Tensor
 
 from train import kinds
-from train.controlnet import BGR, PAPER_WIDTHS, POOLED, SHARED_CONFIG, empty_controlnet
+from train.controlnet import BGR, PAPER_WIDTHS, POOLED, SHARED_CONFIG, Config, empty_controlnet
+from train.weights_file import check_fit, read_file
 
 PREFIX = "control_model."
 # in the header of files written here: diffusers' config.json, which other files of this layout lack
 CONFIG_KEY = "controlnet_config"
-SAFE_SUFFIX = ".safetensors"
-SUFFIXES = (SAFE_SUFFIX, ".ckpt", ".pth", ".pt", ".bin")
 SHUFFLE = "shuffle"  # in the name of a file: control_v11e_sd15_shuffle
 FIRST_HINT = "input_hint_block.0.weight"  # [w, hint channels, 3, 3]
 DIFFUSERS_HINT = "controlnet_cond_embedding.conv_in.weight"  # the same tensor there
 FIRST_TEXT = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"  # [C, text width]
 
-SD15: dict[str, Any] = {  # models/cldm_v15.yaml
+SD15: Config = {  # models/cldm_v15.yaml
     "in_channels": 4, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2,
     "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D",
     "DownBlock2D"],
@@ -114,21 +109,22 @@ def read_controlnet(
     # .safetensors, or a file of torch.save: a ControlNet alone, with or without the prefix, or a whole model
     # around one
     path: Path,
-    base_config: (
-        Mapping[str, Any] | None
-    ) = None,  # of the UNet it belongs to; None = as the file says, else SD 1.5 or 2.1 by its text width
+    # of the UNet it belongs to; None = as the file says, else SD 1.5 or 2.1 by its text width
+    base_config: Config | None = None,
     # weights by diffusers' names, in the file's own dtype; the config
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], Config]:
     """Every tensor must be there, have its shape, and be known; ValueError names the first that isn't, and
     other kinds of files.
     """
     prefix, weights, header = read_file(path, (PREFIX, ""), look=functools.partial(kinds.check_names, path))
     if FIRST_HINT not in weights:
-        found = f"its first tensor is {min(weights)}" if weights else "it has no tensors"
+        instead = f"its first tensor is {min(weights)}" if weights else "it has no tensors"
         if DIFFUSERS_HINT in weights:
-            found = "its names are those of diffusers: name the folder that it lies in, with its config.json"
+            instead = (
+                "its names are those of diffusers: name the folder that it lies in, with its config.json"
+            )
         raise ValueError(
-            f"{path} holds no ControlNet in the original layout: it lacks {PREFIX}{FIRST_HINT}, and {found}"
+            f"{path} holds no ControlNet in the original layout: it lacks {PREFIX}{FIRST_HINT}, and {instead}"
         )
     config = _config(path, weights, base_config, header)
     kinds.check_config(path, config)
@@ -142,7 +138,7 @@ def write_controlnet(
     path: Path,
     weights: Mapping[str, Tensor],  # by diffusers' names; their dtype is kept
     # diffusers' config.json; it is kept in the header, so that nothing is lost on the way back
-    config: Mapping[str, Any],
+    config: Config,
 ) -> None:
     """One safetensors file, every name under `control_model.`; ValueError where the layout can't hold what
     the config says.
@@ -152,7 +148,7 @@ def write_controlnet(
             "this ControlNet takes hints as BGR, which the original layout can't say: programs that read it"
             " would swap red and blue"
         )
-    expected = {name: tensor.shape for name, tensor in empty_controlnet(dict(config)).state_dict().items()}
+    expected = {name: tensor.shape for name, tensor in empty_controlnet(config).state_dict().items()}
     check_fit("the ControlNet", "", weights, expected)
     names = original_names(expected, config.get("layers_per_block", 2))
     tensors = {PREFIX + names[name]: tensor.contiguous() for name, tensor in weights.items()}
@@ -161,7 +157,7 @@ def write_controlnet(
 
 
 def unfixed(
-    config: Mapping[str, Any],  # diffusers' config.json
+    config: Config,  # diffusers' config.json
 ) -> str:  # '' = it has the shapes of SD 1.5 or 2.1
     """How a network differs from those whose shapes ComfyUI and A1111 build, whatever the file says: they
     can't load it.
@@ -182,94 +178,9 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def read_file(
-    path: Path,
-    prefixes: tuple[str, ...],  # the first that any name begins with is taken; "" = all tensors
-    # gets all names of the file, and raises where it is not what is wanted
-    look: Callable[[Iterable[str]], None] = lambda names: None,
-    # that prefix, the tensors below it by the rest of their names, the header's texts
-) -> tuple[str, dict[str, Tensor], dict[str, str]]:
-    """No code in a file is run: safetensors, or torch.load(weights_only=True).
-
-    Without any of the prefixes there are no tensors.
-    """
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} is no file of weights: its name should end in {', '.join(SUFFIXES)}")
-    try:
-        if path.suffix == SAFE_SUFFIX:
-            with safe_open(path, framework="pt") as file:
-                look(file.keys())
-                prefix, names = _below(file.keys(), prefixes)
-                return prefix, {name: file.get_tensor(prefix + name) for name in names}, file.metadata() or {}
-        # Mapped, so that a model of 6 GB around a ControlNet of 1.4 GB is not read whole.
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} can't be read: it is damaged, or no {path.suffix} file ({_first_line(error)})"
-        ) from error
-    except pickle.UnpicklingError as error:
-        if not _is_pickle(path):
-            raise ValueError(f"{path} can't be read: it is damaged, or no {path.suffix} file") from error
-        raise ValueError(
-            f"{path} holds more than tensors, and reading that could run code from the file: get the"
-            " .safetensors of this model, or save its state dict alone"
-        ) from error
-    outer = stored
-    if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
-        stored = stored["state_dict"]
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path} holds a {type(stored).__name__}, not a state dict")
-    look(name for name in (*outer, *stored) if isinstance(name, str))
-    tensors = {
-        name: value for name, value in stored.items() if isinstance(name, str) and isinstance(value, Tensor)
-    }
-    prefix, names = _below(tensors, prefixes)
-    return prefix, {name: tensors[prefix + name] for name in names}, {}
-
-
-def check_fit(where: str, prefix: str, weights: Mapping[str, Tensor], expected: Mapping[str, Size]) -> None:
-    """ValueError with the first name that is missing, of another shape, or unknown, and what was expected of
-    it.
-    """
-    for name, shape in expected.items():
-        if name not in weights:
-            raise ValueError(
-                f"{where} lacks the tensor {prefix}{name} with the shape"
-                f" {list(shape)}{_others(expected.keys() - weights.keys())}"
-            )
-        if weights[name].shape != shape:
-            differ = {one for one in expected.keys() & weights.keys() if weights[one].shape != expected[one]}
-            raise ValueError(
-                f"{where} belongs to another base: {prefix}{name} has the shape {list(weights[name].shape)}, "
-                f"{list(shape)} was expected{_others(differ)}"
-            )
-    unknown = weights.keys() - expected.keys()
-    if unknown:
-        raise ValueError(
-            f"{where} has the tensor {prefix}{min(unknown)}, which has no place in this"
-            f" network{_others(unknown)}"
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
-
-
-def _is_pickle(path: Path) -> bool:
-    """By its first byte: a page of a web server, or the pointer that git leaves without LFS, holds text."""
-    with path.open("rb") as file:
-        return zipfile.is_zipfile(path) or file.read(1) == pickle.PROTO
-
-
-def _below(names: Iterable[str], prefixes: tuple[str, ...]) -> tuple[str, list[str]]:
-    names = list(names)
-    prefix = next((one for one in prefixes if any(name.startswith(one) for name in names)), prefixes[-1])
-    return prefix, [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-
-
 def _config(
-    path: Path, weights: Mapping[str, Tensor], base_config: Mapping[str, Any] | None, header: dict[str, str]
-) -> dict[str, Any]:
+    path: Path, weights: Mapping[str, Tensor], base_config: Config | None, header: dict[str, str]
+) -> Config:
     """What the tensors say themselves is taken from them: the hint's channels and the widths of
     its encoder.
     """
@@ -306,7 +217,3 @@ def _config(
 def _place(item: tuple[str, Tensor]) -> int:  # in the hint encoder; -1 = elsewhere, or a bias
     parts = item[0].split(".")
     return int(parts[1]) if parts[0] == "input_hint_block" and parts[-1] == "weight" else -1
-
-
-def _others(names: set[str]) -> str:
-    return f", and {len(names) - 1} more like it" if len(names) > 1 else ""

@@ -35,11 +35,11 @@ def twin(
     """
     if precision == "fp32":
         return master
-    made = _copy(master, precision)
-    for low, high in zip(made.parameters(), master.parameters(), strict=True):
+    copied = _copy(master, precision)
+    for low, high in zip(copied.parameters(), master.parameters(), strict=True):
         if high.requires_grad:
             low.register_post_accumulate_grad_hook(_hand_over_to(high))
-    return made
+    return copied
 
 
 @torch.no_grad()
@@ -69,9 +69,11 @@ def _copy(module: Model, precision: str, device: str | None = None) -> Model:
         layout = torch.channels_last if precision == "bf16" and tensor.dim() == 4 else torch.preserve_format
         return tensor.detach().to(device, dtype, copy=True, memory_format=layout)
 
-    made: dict[int, Any] = {id(buffer): converted(buffer) for buffer in module.buffers()}
-    made |= {id(each): nn.Parameter(converted(each), each.requires_grad) for each in module.parameters()}
-    return copy.deepcopy(module, made)
+    converted_by_id: dict[int, Any] = {id(buffer): converted(buffer) for buffer in module.buffers()}
+    converted_by_id |= {
+        id(each): nn.Parameter(converted(each), each.requires_grad) for each in module.parameters()
+    }
+    return copy.deepcopy(module, converted_by_id)
 
 
 def _hand_over_to(master: nn.Parameter) -> Any:

@@ -2,8 +2,9 @@
 
 import copy
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from train import unlocked
-from train.average import folder_to_sample
-from train.base import Base, decode_latents
-from train.batches import draws
-from train.checkpoint import load_controlnet
+from train.base import Base
+from train.batches import rng
 from train.controlnet import POOLED, ControlNet
-from train.halves import Residuals, decode_half, encode_half
+from train.ema import folder_to_sample
+from train.encoders import decode_latents
+from train.pretrained import load_controlnet
+from train.unet_parts import Residuals, unet_decoder, unet_encoder
 
 CONTROL_POINTS = 13  # the twelve skips, then the middle
 
@@ -36,6 +38,40 @@ def load_trained(
     return base, controlnet
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How to sample; names and defaults are those of diffusers' pipelines, but for the number of steps."""
+
+    height: int = 512  # multiples of 8
+    width: int = 512
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5  # 1 = off, at half the cost
+    controlnet_conditioning_scale: float = 1.0  # of the ControlNet's residuals
+    # which branch of the guidance sees the hint. conditional: guidance strengthens the hint as well as the
+    # prompt (paper, 3.5)
+    cfg_hint: Literal["both", "conditional"] = "both"
+    # the hint leads instead of the prompt: as cfg_hint conditional, and the fine residuals get less
+    guess_mode: bool = False
+    control_guidance_start: float = 0.0  # the share of the steps from which on the ControlNet works
+    control_guidance_end: float = 1.0  # ... and up to which
+
+    def __post_init__(self) -> None:
+        if self.height % 8 or self.width % 8:
+            raise ValueError(f"height and width must be multiples of 8, not {self.height} x {self.width}")
+        start, end = self.control_guidance_start, self.control_guidance_end
+        if not 0 <= start < end <= 1:
+            raise ValueError(
+                f"start and end are shares of the steps, 0 <= start < end <= 1, not {start} and {end}"
+            )
+
+    def controls(self, number: int) -> bool:
+        """Whether the ControlNet works in this step, counted from 0."""
+        return (
+            self.control_guidance_start <= number / self.num_inference_steps
+            and (number + 1) / self.num_inference_steps <= self.control_guidance_end
+        )
+
+
 @torch.no_grad()
 def generate(
     base: Base,  # with its unet and vae
@@ -43,23 +79,12 @@ def generate(
     *,
     # NHWC at height x width, RGB or what it was trained on; None only without a ControlNet
     hints: NDArray[np.uint8] | None,
-    text: NDArray[np.float32],  # [N, T, D] of the captions; with `guess` it may be that of ""
-    empty_text: NDArray[np.float32],  # [T, D] of ""
+    prompt_embeds: NDArray[np.float32],  # [N, T, D]; with guess_mode it may be that of ""
+    negative_prompt_embeds: NDArray[np.float32],  # [T, D], of "" where there is no negative prompt
     seeds: list[int],  # one per sample
     # one per sample, e.g. image ids: then the noise belongs to (seed, key). None = to the seed
     noise_keys: list[str] | None = None,
-    height: int = 512,  # multiples of 8
-    width: int = 512,
-    steps: int = 20,
-    guidance: float = 7.5,  # 1 = off, at half the cost
-    scale: float = 1.0,  # of the ControlNet's residuals
-    # guidance strengthens the hint as well as the prompt: the unconditional branch gets no control (paper,
-    # 3.5)
-    guide_hint: bool = False,
-    # the hint leads instead of the prompt: as guide_hint, and the fine residuals get less
-    guess: bool = False,
-    start: float = 0.0,  # the share of the steps from which on the ControlNet works
-    end: float = 1.0,  # ... and up to which
+    settings: SamplingSettings = SamplingSettings(),
 ) -> NDArray[np.uint8]:  # NHWC RGB
     """DDIM without added noise; both branches of the guidance see the hint, as in the released code, unless
     it is to be guided too.
@@ -68,63 +93,80 @@ def generate(
     """
     from diffusers import DDIMScheduler
 
-    _check(controlnet, hints, text, seeds, noise_keys, height, width)
-    if not 0 <= start < end <= 1:
-        raise ValueError(
-            f"start and end are shares of the steps, 0 <= start < end <= 1, not {start} and {end}"
-        )
+    _check(controlnet, hints, prompt_embeds, seeds, noise_keys, settings)
     unet, device, dtype = base.unet, base.device, base.dtype
+    guided = settings.guidance_scale != 1.0
     scheduler: Any = DDIMScheduler.from_config(base.scheduler, clip_sample=False)
-    scheduler.set_timesteps(steps)
-    latents = (
-        initial_noise(seeds, noise_keys, height, width, unet.config.in_channels).to(device)
-        * scheduler.init_noise_sigma
-    )
-    texts = torch.from_numpy(np.array(text)).to(device, dtype)
-    if guidance != 1.0:
-        texts = torch.cat([torch.from_numpy(np.array(empty_text)).to(device, dtype).expand_as(texts), texts])
-    pooled = controlnet is not None and bool(controlnet.config.get(POOLED))
-    scales = point_scales(scale, guess and not pooled)
-    # the last rows of a pass: those that get control
-    led = len(seeds) if guide_hint or guess or pooled else len(texts)
-    features = None
+    scheduler.set_timesteps(settings.num_inference_steps)
+    noise = initial_noise(seeds, noise_keys, settings.height, settings.width, unet.config.in_channels)
+    latents = noise.to(device) * scheduler.init_noise_sigma
+    text = torch.from_numpy(np.array(prompt_embeds)).to(device, dtype)
+    if guided:
+        empty = torch.from_numpy(np.array(negative_prompt_embeds)).to(device, dtype)
+        text = torch.cat([empty.expand_as(text), text])
+    control = None
     if controlnet is not None and hints is not None:
-        controlnet = _as_computed(controlnet, device, dtype)
-        hint = torch.from_numpy(np.array(hints)).to(device).permute(0, 3, 1, 2).to(dtype) / 255
-        features = controlnet.controlnet_cond_embedding(hint).repeat(led // len(hint), 1, 1, 1)
+        control = _control(controlnet, hints, settings, len(text), device, dtype)
     for number, timestep in enumerate(scheduler.timesteps):
-        x = latents.repeat(len(texts) // len(latents), 1, 1, 1).to(dtype)
+        x = latents.repeat(len(text) // len(latents), 1, 1, 1).to(dtype)
         t = timestep.to(device).expand(len(x))
-        skips, mid, emb = encode_half(unet, x, t, texts)
-        residuals: Residuals | None = None
-        if (
-            controlnet is not None
-            and features is not None
-            and start <= number / steps
-            and (number + 1) / steps <= end
-        ):
-            downs, middle = controlnet.residuals(x[-led:], t[-led:], texts[-led:], features)
-            points = [
-                _behind_zeros(point * share, len(x))
-                for point, share in zip((*downs, middle), scales, strict=True)
-            ]
-            residuals = (tuple(points[:-1]), points[-1])
-        prediction = decode_half(unet, skips, mid, emb, texts, residuals).float()
-        if guidance != 1.0:
-            plain, prompted = prediction.chunk(2)
-            prediction = plain + guidance * (prompted - plain)
+        skips, mid, emb = unet_encoder(unet, x, t, text)
+        residuals = control.residuals(x, t, text) if control and settings.controls(number) else None
+        prediction = unet_decoder(unet, skips, mid, emb, text, residuals).float()
+        if guided:
+            unconditional, conditional = prediction.chunk(2)
+            prediction = unconditional + settings.guidance_scale * (conditional - unconditional)
         latents = scheduler.step(prediction, timestep, latents).prev_sample
     return decode_latents(base, latents)
 
 
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet with its hints, at work on the last rows of each pass."""
+
+    controlnet: ControlNet
+    features: Tensor  # [rows, C, h, w] of the hints
+    scales: list[float]  # of the thirteen residuals
+
+    def residuals(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Residuals:
+        """Of all rows; zero in front of those that are controlled."""
+        rows = len(self.features)
+        downs, middle = self.controlnet.residuals(x[-rows:], timesteps[-rows:], text[-rows:], self.features)
+        scaled = [
+            _behind_zeros(residual * scale, len(x))
+            for residual, scale in zip((*downs, middle), self.scales, strict=True)
+        ]
+        return tuple(scaled[:-1]), scaled[-1]
+
+
+def _control(
+    controlnet: ControlNet,
+    hints: NDArray[np.uint8],
+    settings: SamplingSettings,
+    rows: int,  # of a pass: a row per hint, or two with guidance
+    device: str,
+    dtype: torch.dtype,
+) -> Control:
+    pooled = bool(controlnet.config.get(POOLED))
+    conditional = settings.cfg_hint == "conditional" or settings.guess_mode or pooled
+    controlnet = _as_computed(controlnet, device, dtype)
+    hint = torch.from_numpy(np.array(hints)).to(device).permute(0, 3, 1, 2).to(dtype) / 255
+    repeats = 1 if conditional else rows // len(hint)
+    features = controlnet.controlnet_cond_embedding(hint).repeat(repeats, 1, 1, 1)
+    scales = point_scales(settings.controlnet_conditioning_scale, settings.guess_mode and not pooled)
+    return Control(controlnet, features, scales)
+
+
 def point_scales(
     scale: float,
-    guess: bool,
+    guess_mode: bool,
 ) -> list[float]:  # of the twelve skips, from the finest, and of the middle
     """A ControlNet that must guess leads by its coarse maps: a tenth at the finest, as diffusers has it;
     0.825 ** (12 - i) in the released code.
     """
-    return [scale * 10 ** (i / (CONTROL_POINTS - 1) - 1) if guess else scale for i in range(CONTROL_POINTS)]
+    return [
+        scale * 10 ** (i / (CONTROL_POINTS - 1) - 1) if guess_mode else scale for i in range(CONTROL_POINTS)
+    ]
 
 
 def initial_noise(
@@ -139,7 +181,7 @@ def initial_noise(
             [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         )
     keyed = [
-        draws(seed, key, "sample").standard_normal(shape, dtype=np.float32)
+        rng(seed, key, "sample").standard_normal(shape, dtype=np.float32)
         for seed, key in zip(seeds, noise_keys, strict=True)
     ]
     return torch.from_numpy(np.stack(keyed))
@@ -162,26 +204,19 @@ def _behind_zeros(residual: Tensor, rows: int) -> Tensor:
 def _check(
     controlnet: ControlNet | None,
     hints: NDArray[np.uint8] | None,
-    text: NDArray[np.float32],
+    prompt_embeds: NDArray[np.float32],
     seeds: list[int],
     noise_keys: list[str] | None,
-    height: int,
-    width: int,
+    settings: SamplingSettings,
 ) -> None:
-    if height % 8 or width % 8:
-        raise ValueError(f"height and width must be multiples of 8, not {height} x {width}")
-    if len(text) != len(seeds) or (noise_keys is not None and len(noise_keys) != len(seeds)):
+    if len(prompt_embeds) != len(seeds) or (noise_keys is not None and len(noise_keys) != len(seeds)):
         raise ValueError(
-            f"{len(seeds)} seeds need as many texts and noise keys, not {len(text)} and"
+            f"{len(seeds)} seeds need as many texts and noise keys, not {len(prompt_embeds)} and"
             f" {len(noise_keys or seeds)}"
         )
     if controlnet is not None and hints is None:
         raise ValueError("a ControlNet needs hints; pass controlnet=None to sample the base alone")
-    wanted = (
-        len(seeds),
-        height,
-        width,
-        controlnet.config["conditioning_channels"] if controlnet is not None else 3,
-    )
+    channels = controlnet.config["conditioning_channels"] if controlnet is not None else 3
+    wanted = (len(seeds), settings.height, settings.width, channels)
     if hints is not None and (hints.dtype != np.uint8 or hints.shape != wanted):
         raise ValueError(f"hints must be uint8 {wanted}, not {hints.dtype} {hints.shape}")

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from train import kinds
-from train.original import SAFE_SUFFIX, SD15, SD21, check_fit, original_names, read_file
+from train.controlnet import Config
+from train.original import SD15, SD21, original_names
+from train.weights_file import SAFE_SUFFIX, check_fit, read_file
 
 SUFFIXES = (SAFE_SUFFIX, ".ckpt")
 UNET, VAE, CLIP, OPEN_CLIP = (
@@ -27,7 +29,7 @@ FIRST_UNET = f"{UNET}input_blocks.0.0.weight"  # [w, channels, 3, 3]
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 VOCABULARY = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either is a whole tokenizer
 
-VAE_CONFIG: dict[str, Any] = {  # first_stage_config of v1-inference.yaml; SD 2.x has the same
+VAE_CONFIG: Config = {  # first_stage_config of v1-inference.yaml; SD 2.x has the same
     "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
     "norm_num_groups": 32, "sample_size": 512,
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
@@ -39,7 +41,7 @@ SCHEDULER = {  # linear_start, linear_end of v1-inference.yaml, under diffusers'
     "set_alpha_to_one": False, "clip_sample": False, "prediction_type": "epsilon",
 }  # fmt: skip
 # by the prefix of the text encoder, which is what tells the families apart
-CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
+CONFIGS: dict[str, dict[str, Config]] = {
     CLIP: {  # SD 1.x: openai/clip-vit-large-patch14
         "unet": SD15, "vae": VAE_CONFIG, "scheduler": SCHEDULER,
         "text_encoder": {
@@ -102,7 +104,7 @@ def tokenizer_folder(path: Path) -> Path:
     )
 
 
-def config(path: Path, part: str) -> dict[str, Any]:
+def config(path: Path, part: str) -> Config:
     """The part's config beside the file, else that of its family; ValueError where the family
     leaves it open.
     """
@@ -165,8 +167,8 @@ def unet_channels(
     """What the first layer of the file's UNet takes: 9 in a base for inpainting, of which its family's config
     knows nothing.
     """
-    _, found, _ = read_file(path, (FIRST_UNET,))
-    return next((tensor.shape[1] for tensor in found.values()), usual)
+    _, tensors, _ = read_file(path, (FIRST_UNET,))
+    return next((tensor.shape[1] for tensor in tensors.values()), usual)
 
 
 def load_tokenizer(path: Path) -> Any:  # CLIPTokenizer
@@ -176,11 +178,13 @@ def load_tokenizer(path: Path) -> Any:  # CLIPTokenizer
     from transformers import CLIPTokenizer
 
     own = any((folder / "text_encoder/config.json").is_file() for folder in beside(path))
-    known: dict[str, Any] = {} if own else {"pad_token": PADDING[_family(path)], "model_max_length": 77}
-    return CLIPTokenizer.from_pretrained(tokenizer_folder(path), local_files_only=True, **known)
+    from_folder = functools.partial(
+        CLIPTokenizer.from_pretrained, tokenizer_folder(path), local_files_only=True
+    )
+    return from_folder() if own else from_folder(pad_token=PADDING[_family(path)], model_max_length=77)
 
 
-def facts(path: Path) -> dict[str, Any]:
+def facts(path: Path) -> dict[str, Config]:
     """What besides the file itself decides what the base computes."""
     parts = {part: config(path, part) for part in ("unet", "vae", "text_encoder", "scheduler")}
     tokenizer = {
@@ -246,9 +250,9 @@ def _family(path: Path) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _read_family(path: Path, size: int, mtime_ns: int) -> str:
-    below, found, _ = read_file(path, tuple(LAST_NORM))  # two small tensors, not the whole file
-    if found:
-        return LAST_NORM[below]
+    prefix, tensors, _ = read_file(path, tuple(LAST_NORM))  # two small tensors, not the whole file
+    if tensors:
+        return LAST_NORM[prefix]
     raise ValueError(
         f"base {path} is no whole Stable Diffusion 1.x or 2.x: it has no tensor below {CLIP} or {OPEN_CLIP}; "
         "give a file with UNet, VAE and text encoder, or a complete diffusers folder"

@@ -2,6 +2,7 @@
 decoder, in the memory there is.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,104 +12,108 @@ from torch import Tensor
 
 from train.batches import Batch
 from train.controlnet import ControlNet
-from train.halves import Residuals, decode_half, encode_half
 from train.loss import noisy_and_target, timestep_weights
 from train.options import Options
+from train.unet_parts import Residuals, unet_decoder, unet_encoder
 
 
 @dataclass(frozen=True)
-class Room:
+class MicroBatch:
     """How much of a logical batch is on the device at once; the gradients are the same, but for rounding."""
 
-    micro: int  # images per forward pass
+    images: int  # per forward pass
     join: bool  # whether all conditions' decoder passes are one batch
 
-    def smaller(self) -> "Room":
+    def smaller(self) -> "MicroBatch":
         """Where memory ran out: first the conditions part, then half the images; MemoryError where one image
         is too much.
         """
         if self.join:
             return replace(self, join=False)
-        if self.micro == 1:
+        if self.images == 1:
             raise MemoryError(
                 "training runs out of memory with one image at a time: set gradient_checkpointing: true,"
                 " connect: middle, optimizer: adamw8bit or precision: bf16, train fewer conditions at once,"
                 " or lower image.resolution"
             )
-        return replace(self, micro=(self.micro + 1) // 2)
+        return replace(self, images=(self.images + 1) // 2)
 
 
 @dataclass(frozen=True)
-class Network:
+class DiffusionModel:
     """All that a step runs, as it computes; `encode`, `control` and `decode` may be compiled."""
 
     unet: Any  # UNet2DConditionModel: the base, or the copy of it that trains too
     controlnets: Mapping[str, ControlNet]
     alphas: Tensor  # [1000] share of signal variance left, on the device
-    scheduler: dict[str, Any]
-    encode: Callable[..., tuple[tuple[Tensor, ...], Tensor, Tensor]] = encode_half
+    prediction_type: str  # epsilon | v_prediction
+    encode: Callable[..., tuple[tuple[Tensor, ...], Tensor, Tensor]] = unet_encoder
     control: Callable[..., tuple[tuple[Tensor, ...], Tensor]] = lambda controlnet, *given, **more: controlnet(
         *given, **more
     )
-    decode: Callable[..., Tensor] = decode_half
+    decode: Callable[..., Tensor] = unet_decoder
 
-    def compiled(self, backend: str = "inductor") -> "Network":
-        """Each hot half once for each shape; K ControlNets share one program, since their weights are its
+    def compiled(self, backend: str = "inductor") -> "DiffusionModel":
+        """Each part once for each shape; K ControlNets share one program, since their weights are its
         inputs.
         """
         # aspect buckets and last micro-batches
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        halves = {name: getattr(self, name) for name in ("encode", "control", "decode")}
-        made: dict[str, Any] = {
-            name: torch.compile(half, dynamic=False, backend=backend) for name, half in halves.items()
-        }
-        return replace(self, **made)
+        compile_part = functools.partial(torch.compile, dynamic=False, backend=backend)
+        return replace(
+            self,
+            encode=compile_part(self.encode),
+            control=compile_part(self.control),
+            decode=compile_part(self.decode),
+        )
 
 
 def gradients(
-    network: Network,
+    model: DiffusionModel,
     parts: Sequence[Batch],  # of one logical batch (this rank's share), each of one size
     options: Options,
-    room: Room,
+    micro_batch: MicroBatch,
     # by condition: [b] float32 losses on the device, detached; the gradients lie in the parameters
 ) -> dict[str, Tensor]:
     """Raises torch.OutOfMemoryError with some of the gradients written: forget them, and try with a smaller
-    room.
+    micro-batch.
     """
-    losses: dict[str, list[Tensor]] = {condition: [] for condition in network.controlnets}
-    groups = [list(network.controlnets)] if room.join else [[condition] for condition in network.controlnets]
+    losses: dict[str, list[Tensor]] = {condition: [] for condition in model.controlnets}
+    groups = (
+        [list(model.controlnets)] if micro_batch.join else [[condition] for condition in model.controlnets]
+    )
     device, dtype, again = (
-        network.alphas.device,
-        next(network.unet.parameters()).dtype,
+        model.alphas.device,
+        next(model.unet.parameters()).dtype,
         options.gradient_checkpointing,
     )
     for batch in parts:
-        for start in range(0, len(batch.image_ids), room.micro):
-            rows = slice(start, start + room.micro)
+        for start in range(0, len(batch.image_ids), micro_batch.images):
+            rows = slice(start, start + micro_batch.images)
             latents, noise, timesteps, text = (
                 tensor[rows].to(device, non_blocking=True)
                 for tensor in (batch.latents, batch.noise, batch.timesteps, batch.text)
             )
-            noisy, target = noisy_and_target(latents, noise, network.alphas[timesteps], network.scheduler)
+            noisy, target = noisy_and_target(latents, noise, model.alphas[timesteps], model.prediction_type)
             noisy, text = noisy.to(dtype), text.to(dtype)
             with torch.set_grad_enabled(options.unlock == "all"):
-                half = network.encode(network.unet, noisy, timesteps, text, recompute=again)
+                encoded = model.encode(model.unet, noisy, timesteps, text, recompute=again)
             for group in groups:
                 residuals = []
                 for condition in group:
                     hint = batch.hints[condition][rows].to(device, non_blocking=True).to(dtype) / 255
-                    downs, middle = network.control(
-                        network.controlnets[condition], noisy, timesteps, text, hint, recompute=again
+                    downs, middle = model.control(
+                        model.controlnets[condition], noisy, timesteps, text, hint, recompute=again
                     )
                     residuals.append((downs if options.connect == "full" else None, middle))
-                prediction = network.decode(network.unet, *_together(half, text, residuals), recompute=again)
+                prediction = model.decode(model.unet, *_together(encoded, text, residuals), recompute=again)
                 # [K, b]
                 errors = (
                     (prediction.float().unflatten(0, (len(group), -1)) - target).square().mean(dim=(2, 3, 4))
                 )
                 if options.min_snr is not None:
                     errors = errors * timestep_weights(
-                        network.alphas[timesteps], network.scheduler, options.min_snr
+                        model.alphas[timesteps], model.prediction_type, options.min_snr
                     )
                 (errors.sum() / options.batch).backward()
                 for condition, each in zip(group, errors.detach(), strict=True):
@@ -117,11 +122,13 @@ def gradients(
 
 
 def _together(
-    half: tuple[tuple[Tensor, ...], Tensor, Tensor],  # of b images
+    encoded: tuple[tuple[Tensor, ...], Tensor, Tensor],  # skips, middle, time embedding of b images
     text: Tensor,  # [b, T, D]
     residuals: list[Residuals],  # of K conditions, b images each
-) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor, Residuals]:  # decode_half's arguments for K * b images
-    (skips, mid, emb), k = half, len(residuals)
+) -> tuple[
+    tuple[Tensor, ...], Tensor, Tensor, Tensor, Residuals
+]:  # unet_decoder's arguments for K * b images
+    (skips, mid, emb), k = encoded, len(residuals)
     if k == 1:
         return skips, mid, emb, text, residuals[0]
     downs = [down for down, _ in residuals if down is not None]

@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from train.checkpoint import WEIGHTS, tensors_of
+from train.weights_file import WEIGHTS, tensors_of
 
 # In the ControlNet's folder: a whole UNet in the diffusers layout. Give diffusers the path of this folder
 # itself: with `subfolder=` it takes the file of the same name in the folder above.
@@ -19,10 +19,10 @@ def unlocked_copy(
     """A copy, since the caller's base may serve other runs; parameters that train are those that require a
     gradient.
     """
-    made = copy.deepcopy(unet).requires_grad_(False)
-    for name, parameter in made.named_parameters():
+    copied = copy.deepcopy(unet).requires_grad_(False)
+    for name, parameter in copied.named_parameters():
         parameter.requires_grad_(unlock == "all" or name.startswith(DECODER))
-    return made
+    return copied
 
 
 def has_unet(

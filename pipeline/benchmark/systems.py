@@ -215,17 +215,17 @@ def _starts(
     """Run and condition -> the ControlNet that it started from, and its weights; a run that began with the
     base alone has none.
     """
-    from train import checkpoint
+    from train import checkpoint, integrity, pretrained
 
     models = {entrant.model for entrant in entrants}
-    hashed = functools.cache(checkpoint.weights_hash)  # several conditions may share a start
+    hashed = functools.cache(pretrained.weights_hash)  # several conditions may share a start
     out = {}
     for number, it in enumerate(runs):
         done = checkpoint.newest(plan.workspace.run(it.name)) if it.name in models and it.run.starts else None
         for condition, (place, _) in warm_starts(plan, catalog, runs, number).items() if done else ():
             try:
                 folder = warm_folder(place, it.run.starts[condition])
-            except checkpoint.Damaged as error:
+            except integrity.Damaged as error:
                 raise MillError(f"evaluate.baselines: warm_start: {error}: {DAMAGED_CHECKPOINT}.") from error
             weights = hashed(folder)
             if done and done.meta.get("warm_start", {}).get(condition) != weights:
@@ -240,13 +240,13 @@ def _starts(
 
 
 def _externals(plan: Plan) -> Iterator[Entrant]:
-    from train import average, checkpoint
+    from train import ema, pretrained
 
     assert plan.manifest.evaluate is not None
     for number, it in enumerate(plan.manifest.evaluate.external):
         try:
-            folder = checkpoint.locate(it.checkpoint)
-            weights = checkpoint.weights_hash(average.folder_to_sample(folder))
+            folder = pretrained.locate(it.checkpoint)
+            weights = pretrained.weights_hash(ema.folder_to_sample(folder))
         except (OSError, ValueError) as error:
             place = plan.manifest.at("evaluate", "external", number, "checkpoint")
             raise MillError(f"{place}: {it.name}: {error}") from error

@@ -37,7 +37,7 @@ def convert(
     _must_be_free(dest)
     if to == "original" and dest.suffix != ".safetensors":
         raise MillError(f"{dest}: the original layout is one file; give it a name that ends in .safetensors.")
-    from train import checkpoint, original, unlocked
+    from train import integrity, original, unlocked
 
     warn = warn or say
     try:
@@ -47,7 +47,7 @@ def convert(
             _write_original(dest, weights, config)
         else:
             _write_diffusers(dest, weights, config)
-    except checkpoint.Damaged as error:
+    except integrity.Damaged as error:
         raise MillError(f"{error}: {DAMAGED_CHECKPOINT}.") from error
     except (FileNotFoundError, ValueError) as error:  # the libraries' sentences
         raise MillError(f"{error}.") from error
@@ -84,7 +84,7 @@ def convert(
 
 # tensors by diffusers' names, config.json
 def _read(folder: Path, base_config: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    from train import checkpoint, kinds, original
+    from train import checkpoint, kinds, original, weights_file
     from train.controlnet import empty_controlnet
 
     if folder.is_file():
@@ -94,17 +94,17 @@ def _read(folder: Path, base_config: Path | None) -> tuple[dict[str, Any], dict[
         return weights, (
             config if "_class_name" in config else checkpoint.diffusers_config(empty_controlnet(config))
         )
-    if not (folder / "config.json").is_file() or not (folder / checkpoint.WEIGHTS).is_file():
-        there = kinds.in_place_of(folder / checkpoint.WEIGHTS)
+    if not (folder / "config.json").is_file() or not (folder / weights_file.WEIGHTS).is_file():
+        there = kinds.in_place_of(folder / weights_file.WEIGHTS)
         raise MillError(
             f"{folder} is no ControlNet in the diffusers layout: it needs config.json and"
-            f" {checkpoint.WEIGHTS}{there}."
+            f" {weights_file.WEIGHTS}{there}."
         )
     config = kinds.read_config(folder)
-    weights = checkpoint.tensors_of(folder / checkpoint.WEIGHTS)
+    weights = weights_file.tensors_of(folder / weights_file.WEIGHTS)
     kinds.check_names(folder, weights)
     expected = {name: tensor.shape for name, tensor in empty_controlnet(config).state_dict().items()}
-    original.check_fit(str(folder / checkpoint.WEIGHTS), "", weights, expected)
+    weights_file.check_fit(str(folder / weights_file.WEIGHTS), "", weights, expected)
     return weights, config
 
 
@@ -114,13 +114,13 @@ def _meant(
     """What was trained and what is sampled with are two sets of weights where a run kept an average; the same
     rule as sampling's.
     """
-    from train import checkpoint
-    from train.average import FOLDER, folder_to_sample
+    from train import integrity
+    from train.ema import FOLDER, folder_to_sample
 
     if not src.exists():
         raise MillError(f"{src}: there is no such file or folder.")
     folder = src if src.is_file() else _controlnet_folder(src, say)
-    checkpoint.check_controlnet(folder)
+    integrity.check_controlnet(folder)
     if folder.name == FOLDER and folder.is_dir():
         if which == "trained":
             raise MillError(f"{folder} is an average: the weights that learned are in {folder.parent}.")
@@ -141,7 +141,7 @@ def _controlnet_folder(src: Path, say: Callable[[str], None]) -> Path:
     """A checkpoint holds a folder for each condition it trained; its newest whole one is meant where a whole
     run is given.
     """
-    from train import checkpoint
+    from train import checkpoint, integrity
 
     if checkpoint.folders(src):
         made, damaged = checkpoint.newest_whole(src, resume=False)
@@ -149,8 +149,8 @@ def _controlnet_folder(src: Path, say: Callable[[str], None]) -> Path:
             say(f"{sentence}: {f'{made.path.name} is taken instead' if made else 'passed over'}")
         if made is None:
             raise MillError(f"{src} has no whole checkpoint: {DAMAGED_CHECKPOINT}.")
-    elif (src / checkpoint.META).is_file() and not (src / "config.json").is_file():
-        made = checkpoint.read(src)
+    elif (src / integrity.META).is_file() and not (src / "config.json").is_file():
+        made = integrity.read(src)
     else:
         return src
     conditions = sorted(path.name for path in made.path.iterdir() if path.is_dir())
@@ -185,7 +185,7 @@ def _write_original(dest: Path, weights: dict[str, Any], config: dict[str, Any])
 def _write_diffusers(dest: Path, weights: dict[str, Any], config: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    from train import checkpoint
+    from train import weights_file
 
     work = dest.with_name(f"{TEMPORARY}{os.getpid()}-{dest.name}")
     shutil.rmtree(work, ignore_errors=True)
@@ -194,7 +194,7 @@ def _write_diffusers(dest: Path, weights: dict[str, Any], config: dict[str, Any]
         (work / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         save_file(
             {name: tensor.contiguous() for name, tensor in weights.items()},
-            work / checkpoint.WEIGHTS,
+            work / weights_file.WEIGHTS,
             metadata={"format": "pt"},
         )
         os.sync()  # a power cut must not leave a whole folder of empty files

@@ -308,22 +308,22 @@ def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # 
 
 
 def _absent(controlnet: str) -> str:  # '' = it is here
-    from train import checkpoint
+    from train import pretrained
 
     try:
-        checkpoint.locate(controlnet, download=False)
+        pretrained.locate(controlnet, download=False)
     except (OSError, ValueError) as error:
         return str(error)
     return ""
 
 
 def _externals_lacking(given: Manifest) -> list[str]:
-    from train import checkpoint
+    from train import pretrained
 
     found = []
     for number, it in enumerate(given.evaluate.external if given.evaluate else []):
         try:
-            checkpoint.locate(it.checkpoint, download=False)
+            pretrained.locate(it.checkpoint, download=False)
         except (OSError, ValueError) as error:
             found.append(f"{given.at('evaluate', 'external', number, 'checkpoint')}: {it.name}: {error}")
     return found

@@ -30,22 +30,22 @@ def export_roots(
     dest: Path,
 ) -> dict[str, Any]:  # by condition
     """Writes DEST/<condition> in the diffusers layout, bfloat16, each with a note, and a card of them all."""
-    from train import average, checkpoint
+    from train import ema, integrity, pretrained
 
     plan, catalog = plans.load_saved(workspace), Catalog(workspace)
     facts = {}
     for system in _trained(plan, catalog, wanted):
         condition = system.condition
         try:
-            checkpoint.check_controlnet(workspace.root / system.checkpoint)
-        except checkpoint.Damaged as error:
+            integrity.check_controlnet(workspace.root / system.checkpoint)
+        except integrity.Damaged as error:
             raise MillError(f"{error}: {DAMAGED_CHECKPOINT}.") from error
-        folder = average.folder_to_sample(workspace.root / system.checkpoint)
-        checkpoint.write_rounded(folder, dest / condition)
+        folder = ema.folder_to_sample(workspace.root / system.checkpoint)
+        pretrained.write_rounded(folder, dest / condition)
         facts[condition] = (
             _facts(plan, catalog, system)
             | _sampling(plan)
-            | {"weights": checkpoint.weights_hash(dest / condition)}
+            | {"weights": pretrained.weights_hash(dest / condition)}
         )
         write_text(dest / condition / NOTE, json.dumps(facts[condition], indent=1) + "\n")
     write_text(dest / "README.md", _card(facts))

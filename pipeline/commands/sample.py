@@ -80,8 +80,7 @@ def sample(
     """Annotates the image, samples, and returns what was written; MillError with one sentence where that
     can't be.
     """
-    from train import base as bases
-    from train import checkpoint as checkpoints
+    from train import encoders, integrity, pretrained
     from train import sample as sampling
 
     if not 0 <= settings.start < settings.end <= 1:
@@ -95,14 +94,14 @@ def sample(
             " times."
         )
     try:
-        folder = checkpoints.locate(checkpoint)
-        checkpoints.check_controlnet(folder)
+        folder = pretrained.locate(checkpoint)
+        integrity.check_controlnet(folder)
         known = _known(folder)
         loaded = load_base(
             base or _recorded_base(checkpoint, known), ("unet", "vae", "text_encoder"), device()
         )
         loaded, net = sampling.load_trained(folder, loaded)
-    except checkpoints.Damaged as error:
+    except integrity.Damaged as error:
         raise MillError(f"{error}: {DAMAGED_CHECKPOINT}.") from error
     except (OSError, ValueError) as error:
         raise MillError(f"{error}.") from error
@@ -120,15 +119,20 @@ def sample(
         loaded,
         net,
         hints=hint[None],
-        text=bases.encode_text(loaded, [prompt]),
-        empty_text=bases.encode_text(loaded, [""])[0],
+        prompt_embeds=encoders.encode_text(loaded, [prompt]),
+        negative_prompt_embeds=encoders.encode_text(loaded, [""])[0],
         seeds=[settings.seed],
-        height=hint.shape[0],
-        width=hint.shape[1],
-        guess=settings.guess,
-        start=settings.start,
-        end=settings.end,
-        **chosen,
+        settings=sampling.SamplingSettings(
+            height=hint.shape[0],
+            width=hint.shape[1],
+            num_inference_steps=chosen["steps"],
+            guidance_scale=chosen["guidance"],
+            controlnet_conditioning_scale=chosen["scale"],
+            cfg_hint="conditional" if chosen["guide_hint"] else "both",
+            guess_mode=settings.guess,
+            control_guidance_start=settings.start,
+            control_guidance_end=settings.end,
+        ),
     )[0]
     beside = out.with_name(f"{out.stem}.hint.png")
     for path, pixels in ((out, made), (beside, hint)):
@@ -141,16 +145,15 @@ def _known(folder: Path) -> Known:
     """Of <workspace>/checkpoints/<run>/step-…/<condition>, also where only the step's folder was taken
     elsewhere, and of what is shipped.
     """
-    from train import checkpoint as checkpoints
-    from train import kinds
-    from train.average import FOLDER
+    from train import integrity, kinds
+    from train.ema import FOLDER
 
     place = folder.resolve()
     place = place.parent if place.name == FOLDER else place
     meta: dict[str, Any] = {}
     # a run's own was checked before; this is somebody's file of the same name
-    with contextlib.suppress(checkpoints.Damaged):
-        meta = checkpoints.meta_of(place.parent)
+    with contextlib.suppress(integrity.Damaged):
+        meta = integrity.meta_of(place.parent)
     plan, above = None, list(place.parents)[2:4]
     workspace = Workspace(above[1]) if len(above) == 2 and above[0].name == "checkpoints" else None
     if workspace is not None and workspace.manifest.is_file():

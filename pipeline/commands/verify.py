@@ -74,7 +74,7 @@ def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> 
 # how many there are
 def _checkpoints(catalog: Catalog, found: list[str], *, repair: bool, say: Callable[[str], None]) -> int:
     """Adds a sentence for each damaged file of a checkpoint and each line of a run's log that is none."""
-    from train import checkpoint, log
+    from train import checkpoint, integrity, log_file
 
     count = 0
     for out in sorted(
@@ -85,19 +85,21 @@ def _checkpoints(catalog: Catalog, found: list[str], *, repair: bool, say: Calla
         steps = checkpoint.folders(out)
         count += len(steps)
         for folder in steps:
-            wrong = checkpoint.problems(folder)
+            wrong = integrity.problems(folder)
             if wrong and folder.exists():  # a run under way keeps the newest only
                 found += wrong
                 _tell_of_checkpoint(
                     catalog, folder, wrong, newest=folder == steps[-1], repair=repair, say=say
                 )
-        rows, damaged = log.read_log(out / log.LOG)
+        rows, damaged = log_file.read_log(out / log_file.LOG)
         if damaged:
-            place = catalog.workspace.relative(out / log.LOG)
-            found.append(f"{place}: {log.lines_text(damaged)}: damaged, and passed over by whoever reads it")
+            place = catalog.workspace.relative(out / log_file.LOG)
+            found.append(
+                f"{place}: {log_file.lines_text(damaged)}: damaged, and passed over by whoever reads it"
+            )
             say(found[-1])
             if repair:
-                log.write_log(out / log.LOG, rows)
+                log_file.write_log(out / log_file.LOG, rows)
                 say(f"{place}: taken out; what stood there is lost, and nothing is made from it but curves")
     return count
 

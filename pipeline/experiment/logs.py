@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from train import log as logs
+from train import log_file as logs
 
-LogRow = dict[str, Any]  # one line of a run's log.jsonl: train/log.py says what stands in it
+LogRow = dict[str, Any]  # one line of a run's log.jsonl: train/log_file.py says what stands in it
 
 
 def read_log(out: Path) -> list[LogRow]:
     """What a run has told so far, without the lines that are damaged."""
-    return logs.read_log(out / logs.LOG)[0]
+    rows: list[Any] = logs.read_log(out / logs.LOG)[0]
+    return rows
 
 
 def notes(log: list[LogRow]) -> list[str]:
@@ -26,5 +27,5 @@ def held_out_rows(log: list[LogRow], condition: str) -> list[tuple[int, dict[str
 
 
 def follows(log: list[LogRow]) -> dict[str, int]:
-    """Condition -> images seen when it began to follow its hints (train.held_out.alarms), as last told."""
+    """Condition -> images at its convergence step (train.held_out.convergence_steps), as last told."""
     return next((row["alarm"] for row in reversed(log) if row.get("alarm")), {})

@@ -17,7 +17,7 @@ def warm_starts(
     # it, or ''
 ) -> dict[str, tuple[str, str]]:
     """What the conditions of run `number` start from; those that start from the base are left out."""
-    from train import checkpoint
+    from train import pretrained
 
     assert plan.manifest.train is not None
     sources = plan.manifest.train.waits_for(number)
@@ -37,7 +37,7 @@ def warm_starts(
                 str(
                     plan.workspace.run(rows[0][0])
                     if rows
-                    else checkpoint.locate(wanted, download=False).resolve()
+                    else pretrained.locate(wanted, download=False).resolve()
                 ),
                 "",
             )
@@ -57,9 +57,9 @@ def warm_folder(
     wanted: str,  # the condition, where it is a run's folder of checkpoints
 ) -> Path:
     """The ControlNet to start from, the average where one was kept."""
-    from train import checkpoint
-    from train.average import folder_to_sample
+    from train import checkpoint, integrity
+    from train.ema import folder_to_sample
 
     steps = checkpoint.folders(Path(place))
-    newest = checkpoint.read(steps[-1]) if steps else None  # and no other in its stead
+    newest = integrity.read(steps[-1]) if steps else None  # and no other in its stead
     return folder_to_sample(newest.path / wanted if newest else Path(place))

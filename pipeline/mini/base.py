@@ -49,10 +49,9 @@ def export_base(
     plan = load(manifest)
     recipe = recipe_of(plan)
     pictures, held_out = scenes.render(plan.scenes, work)
-    parts = make.load_trained(recipe, pictures, work, older)
-    spent = parts.pop("spent")
-    for name in ("vae", "unet", "text_encoder"):
-        base.rounded(parts[name])  # scored as it is shipped
+    parts, spent = make.load_trained(recipe, pictures, work, older)
+    for part in (parts.vae, parts.unet, parts.text_encoder):
+        base.rounded(part)  # scored as it is shipped
     measured = scores.measure(parts, held_out, count=count)
     wanted = {
         "vae": recipe.autoencoder.images,

@@ -34,7 +34,7 @@ class Schedule:
         """Of the batch after so many images."""
         from train import batches
 
-        return batches.draws(self.seed, self.part, seen)
+        return batches.rng(self.seed, self.part, seen)
 
     def rows(self, count: int, seen: int) -> list[int]:
         """Which of `count` pictures are in the batch after so many images."""
@@ -76,11 +76,10 @@ def train(
         measure_every=MEASURE_EVERY,
         log_every=schedule.log_every,
     )
-    groups = [{"params": list(net.parameters()), "lr": 1.0}]
+    groups = [learning.ParameterGroup(list(net.parameters()))]
+    objective = learning.Objective(groups, loss, schedule.rate, measure)
     folder = work / schedule.part
-    _, _, complete = learning.learn(
-        net, groups, loss, schedule.rate, measure, loop, folder, spent=learning.Spent(), until=until
-    )
+    _, _, complete = learning.learn(net, objective, loop, folder, spent=learning.Spent(), until=until)
     return complete
 
 

@@ -234,7 +234,7 @@ def _gaps(plan: Plan, system: System, log: list[dict[str, Any]]) -> dict[str, An
         "gap_before": _gap(first) if began == 0 else Number(value=0.0) if fresh else None,
         "gap": _gap(last),
         "gap_verdict": "" if began else _gained(first, last),
-        "heard": held_out.heard(last, LEVEL),
+        "heard": held_out.follows_hints(last, LEVEL),
     }
 
 

@@ -124,7 +124,7 @@ def _encoded(
     base: str, taken: list[Row], captions: list[str], *, mirror: bool
 ) -> list[dict[str, np.ndarray]]:
     """The arrays of each row; those of a mirror image are left out where the caption would be wrong of it."""
-    from train import base as bases
+    from train import encoders
 
     loaded = load_encoders(base, device())
     images = np.stack([codec.decode(one["image"]) for one in taken])
@@ -137,19 +137,19 @@ def _encoded(
     made: list[dict[str, np.ndarray]] = [{} for _ in taken]
     for number, mean, std, text in zip(
         range(len(taken)),
-        *bases.encode_images(loaded, images),
-        bases.encode_text(loaded, captions),
+        *encoders.encode_images(loaded, images),
+        encoders.encode_text(loaded, captions),
         strict=True,
     ):
         made[number] |= {"mean": mean, "std": std, "text": text}
     if turned:
         for number, mean, std in zip(
-            turned, *bases.encode_images(loaded, images[turned, :, ::-1]), strict=True
+            turned, *encoders.encode_images(loaded, images[turned, :, ::-1]), strict=True
         ):
             made[number] |= {"mean_mirrored": mean, "std_mirrored": std}
     if other:  # a scene's caption that names sides
         for number, text in zip(
-            other, bases.encode_text(loaded, [str(texts[number]) for number in other]), strict=True
+            other, encoders.encode_text(loaded, [str(texts[number]) for number in other]), strict=True
         ):
             made[number]["text_mirrored"] = text
     return made

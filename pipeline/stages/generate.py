@@ -96,11 +96,11 @@ def load_trained(folder: str, base: str) -> Any:
     """The base and the ControlNet, read once a process and hashed then: a run that unlocked the base has its
     own.
     """
-    from train import checkpoint, sample
+    from train import integrity, sample
 
     try:
-        checkpoint.check_controlnet(Path(folder))
-    except checkpoint.Damaged as error:
+        integrity.check_controlnet(Path(folder))
+    except integrity.Damaged as error:
         raise MillError(f"{error}: {DAMAGED_CHECKPOINT}.") from error
     return sample.load_trained(Path(folder), load_base(base, ("unet", "vae", "text_encoder"), device()))
 
@@ -160,8 +160,7 @@ def _in_memory(draw: Callable[[list[Task]], list[bytes]], tasks: list[Task]) -> 
 
 
 def _sampled(args: GeneratePart, tasks: list[Task]) -> list[bytes]:  # PNG
-    from train import base as bases
-    from train import sample
+    from train import encoders, sample
 
     loaded, net = load_base(args.base, ("unet", "vae", "text_encoder"), device()), None
     hints = None
@@ -175,13 +174,18 @@ def _sampled(args: GeneratePart, tasks: list[Task]) -> list[bytes]:  # PNG
         loaded,
         net,
         hints=hints,
-        text=bases.encode_text(loaded, [item.caption for item, *_ in tasks]),
-        empty_text=bases.encode_text(loaded, [args.benchmark.negative])[0],
+        prompt_embeds=encoders.encode_text(loaded, [item.caption for item, *_ in tasks]),
+        negative_prompt_embeds=encoders.encode_text(loaded, [args.benchmark.negative])[0],
         seeds=[seed for *_, seed in tasks],
         noise_keys=[item.image_id for item, *_ in tasks],
-        height=height,
-        width=width,
-        **args.benchmark.model_dump(include={"steps", "guidance", "scale", "guide_hint"}),
+        settings=sample.SamplingSettings(
+            height=height,
+            width=width,
+            num_inference_steps=args.benchmark.steps,
+            guidance_scale=args.benchmark.guidance,
+            controlnet_conditioning_scale=args.benchmark.scale,
+            cfg_hint="conditional" if args.benchmark.guide_hint else "both",
+        ),
     )
     return [codec.encode(image, "png") for image in images]
 
@@ -196,12 +200,12 @@ def _returned(args: GeneratePart, tasks: list[Task]) -> list[bytes]:  # PNG
     """There and back through the base's VAE: no sample can be better than this."""
     import torch
 
-    from train import base as bases
+    from train import encoders
 
     loaded = load_base(args.base, ("unet", "vae", "text_encoder"), device())
     pixels = np.stack([codec.decode(data) for data in _real(args, tasks)])
-    mean, _ = bases.encode_images(loaded, pixels)
-    images = bases.decode_latents(loaded, torch.from_numpy(mean) * loaded.scaling_factor)
+    mean, _ = encoders.encode_images(loaded, pixels)
+    images = encoders.decode_latents(loaded, torch.from_numpy(mean) * loaded.scaling_factor)
     return [codec.encode(image, "png") for image in images]
 
 

@@ -66,12 +66,12 @@ def _is_whole(plan: Plan, place: str, say: Callable[[str], None]) -> bool:
     """Whether the ControlNets of a complete run are what was written; what they were learned with does not
     matter any more.
     """
-    from train import checkpoint
+    from train import integrity
 
     folder = plan.workspace.root / place
     try:
-        checkpoint.whole(folder, resume=False)
-    except checkpoint.Damaged as error:
+        integrity.whole(folder, resume=False)
+    except integrity.Damaged as error:
         if folder.exists():
             say(f"{error}: its run makes it again.")
         return False
@@ -228,10 +228,9 @@ def _mark_of(workspace: Workspace, name: str) -> Path:
 
 def train_run(args: TrainRun, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> Path:
     """In a worker, or in each of several that share the run: fits it, going on from its newest checkpoint."""
-    from train import base as bases
-    from train import checkpoint
+    from train import checkpoint, encoders, integrity
+    from train.distributed import Ranks
     from train.fit import fit
-    from train.ranks import Ranks
 
     workspace, run, ranks = Workspace(args.root), args.run, Ranks.here()
     out, where = workspace.run(args.name), _device_of(ranks.count)
@@ -244,7 +243,7 @@ def train_run(args: TrainRun, rows: tuple[int, ...], poison_rows: dict[int, str]
     drawn = ("vae",) if options.grids and args.held_out and ranks.writes else ()
     # the network moves what it computes with
     loaded = load_base(args.base, ("unet", "text_encoder", *drawn), "cpu")
-    empty = np.asarray(bases.encode_text(loaded, [""])[0])
+    empty = np.asarray(encoders.encode_text(loaded, [""])[0])
     # a vae stays where it is, and takes the GPU's memory only while it draws
     loaded = dataclasses.replace(loaded, device=where)
     held_out = ShardPairs(workspace, args.held_out, empty)
@@ -257,11 +256,9 @@ def train_run(args: TrainRun, rows: tuple[int, ...], poison_rows: dict[int, str]
             options,
             out,
             held_out=held_out if len(held_out) else None,
-            device=where,
-            ranks=ranks,
             warm_start=starts,
         )
-    except checkpoint.Damaged as error:  # of a warm start
+    except integrity.Damaged as error:  # of a warm start
         raise MillError(f"warm_start: {error}: {DAMAGED_CHECKPOINT}.") from error
     return last.path
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.cli import main
 from pipeline.commands.convert import convert
-from train import checkpoint
+from train import checkpoint, pretrained
 from train.controlnet import ControlNet, empty_controlnet
 from train.original import SD15, SD21, unfixed
 
@@ -135,7 +135,7 @@ def test_a_checkpoint_of_a_run_is_read_where_one_condition_is_meant(tmp_path: Pa
     for number, src in enumerate((both.path / "hed", one.path, tmp_path / "one")):
         made = tmp_path / f"{number}.safetensors"
         assert run(src, made, "--to", "original").exit_code == 0
-        back = checkpoint.load_controlnet(made)
+        back = pretrained.load_controlnet(made)
         assert all(
             torch.equal(tensor, nets["hed"].state_dict()[name]) for name, tensor in back.state_dict().items()
         )

@@ -66,12 +66,12 @@ def encoded(base: str, folder: Path, uris: list[str], *, flips: bool) -> list[di
 def test_images_of_one_size_pass_the_vae_together_and_each_keeps_its_own_latents(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train import base as bases
+    from train import encoders
 
     passes: list[tuple[int, ...]] = []
-    plain = bases.encode_images
+    plain = encoders.encode_images
     monkeypatch.setattr(
-        bases,
+        encoders,
         "encode_images",
         lambda loaded, images: (passes.append(images.shape[:3]), plain(loaded, images))[1],
     )
@@ -85,7 +85,7 @@ def test_images_of_one_size_pass_the_vae_together_and_each_keeps_its_own_latents
         for name, expected in (
             ("mean", mean),
             ("std", std),
-            ("text", bases.encode_text(loaded, [CAPTIONS[number]])[0]),
+            ("text", encoders.encode_text(loaded, [CAPTIONS[number]])[0]),
         ):
             found = unpack(rows[number][name])
             assert found.shape == expected.shape and np.allclose(found, expected, rtol=2e-3, atol=2e-3)
@@ -94,17 +94,17 @@ def test_images_of_one_size_pass_the_vae_together_and_each_keeps_its_own_latents
 def test_a_mirror_image_has_latents_of_its_own_unless_its_caption_would_be_wrong(
     base: str, tmp_path: Path
 ) -> None:
-    from train import base as bases
+    from train import encoders
 
     rows = encoded(base, tmp_path, ["x", "scene://0/1", "x", "x", "x"], flips=True)
     loaded = encode.load_encoders(base, "cpu")
     for number in (0, 1, 4):
-        mean, std = (array[0] for array in bases.encode_images(loaded, pixels(number)[None, :, ::-1]))
+        mean, std = (array[0] for array in encoders.encode_images(loaded, pixels(number)[None, :, ::-1]))
         assert np.allclose(unpack(rows[number]["mean_mirrored"]), mean, rtol=2e-3, atol=2e-3)
         assert np.allclose(unpack(rows[number]["std_mirrored"]), std, rtol=2e-3, atol=2e-3)
         assert not np.allclose(unpack(rows[number]["mean"]), mean, rtol=2e-2, atol=2e-2)
     assert rows[2]["mean_mirrored"] is None, "left-handed"
-    told = bases.encode_text(loaded, ["a red cup on the right"])[0]
+    told = encoders.encode_text(loaded, ["a red cup on the right"])[0]
     assert np.allclose(unpack(rows[1]["text_mirrored"]), told, rtol=2e-3, atol=2e-3), (
         "a scene's words are known"
     )

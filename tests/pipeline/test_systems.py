@@ -72,7 +72,7 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
     monkeypatch.setattr("pipeline.benchmark.systems.base_fingerprint", lambda spec: "mark")
 
     def make(changed: str = TEXT, trained_from: str | None = None) -> tuple[Plan, list[System]]:
-        from train import checkpoint
+        from train import checkpoint, integrity, pretrained
 
         (tmp_path / "m.yaml").write_text(changed.replace("START", str(root)).replace("BASELINES", BASELINES))
         plan = plans.make(load(tmp_path / "m.yaml"), here=False)
@@ -82,12 +82,12 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
             for name, run in zip(("one", "two"), plan.manifest.train.runs, strict=True)
         ]
         monkeypatch.setattr("pipeline.benchmark.systems.planned_runs", lambda plan, catalog: runs)
-        meta = {"warm_start": {"canny": trained_from or checkpoint.weights_hash(root)}}
+        meta = {"warm_start": {"canny": trained_from or pretrained.weights_hash(root)}}
         monkeypatch.setattr(
             checkpoint,
             "newest",
             lambda out: (
-                checkpoint.Checkpoint(out / "step", 8, 1, meta) if out.name in ("one", "two") else None
+                integrity.Checkpoint(out / "step", 8, 1, meta) if out.name in ("one", "two") else None
             ),
         )
         return plan, systems(plan, Pairs())  # type: ignore[arg-type]
@@ -261,13 +261,13 @@ def test_a_run_stands_beside_what_it_started_from(compared: Callable[..., tuple[
 def test_a_run_stands_beside_the_checkpoints_that_it_kept_on_its_way(
     compared: Callable[..., tuple[Plan, list[System]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train import checkpoint
+    from train import checkpoint, integrity
 
     compared()
     monkeypatch.setattr(
         checkpoint,
         "kept",
-        lambda out: [checkpoint.Checkpoint(out / f"step-{step}", 10 * step, step, {}) for step in (1, 2)],
+        lambda out: [integrity.Checkpoint(out / f"step-{step}", 10 * step, step, {}) for step in (1, 2)],
     )
     made = [
         Entrant("one", "canny", "checkpoints/one/step-2/canny", "w1"),

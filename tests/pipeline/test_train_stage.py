@@ -118,14 +118,14 @@ def test_a_failed_run_stops_neither_the_others_nor_passes_silently(
 def test_a_run_starts_from_what_another_run_of_the_manifest_has_made(
     made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train import checkpoint
+    from train import pretrained
 
     root, _ = made
     hough, canny, *_ = (it.name for it in planned(root, monkeypatch))
     found = rows(root)
     meta = json.loads((root / "ws" / found[hough]["checkpoint"] / "meta.json").read_text())
     assert meta["warm_start"] == {
-        "hough": checkpoint.weights_hash(root / "ws" / found[canny]["checkpoint"] / "canny")
+        "hough": pretrained.weights_hash(root / "ws" / found[canny]["checkpoint"] / "canny")
     }
 
 
@@ -360,7 +360,7 @@ def test_what_is_damaged_is_neither_converted_nor_sampled_nor_shipped_nor_starte
 ) -> None:
     from pipeline.commands import roots
     from pipeline.stages import generate
-    from train import checkpoint
+    from train import integrity
 
     whole = alone()
     flip(whole.step / WEIGHTS)
@@ -415,7 +415,7 @@ def test_what_is_damaged_is_neither_converted_nor_sampled_nor_shipped_nor_starte
         stage.train_run(args, (), {}, False)
     (whole.step / "meta.json").write_bytes(b"\xff\x00")
     # and no older one in its stead
-    with pytest.raises(checkpoint.Damaged, match=r"meta.json is not as it was written"):
+    with pytest.raises(integrity.Damaged, match=r"meta.json is not as it was written"):
         stage.warm_folder(str(whole.step.parent), "canny")
 
 

@@ -21,20 +21,10 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 
 from tests.train.conftest import SCHEDULER, tiny_base
-from train import checkpoint, hub, loss
-from train.base import (
-    WEIGHTS,
-    build_random,
-    check,
-    decode_latents,
-    encode_images,
-    encode_text,
-    fingerprint,
-    load,
-    locate,
-    noise_levels,
-)
+from train import hub, loss, pretrained, weights_file
+from train.base import WEIGHTS, build_random, check, fingerprint, load, locate, noise_levels
 from train.controlnet import ControlNet
+from train.encoders import decode_latents, encode_images, encode_text
 from train.random_base import rectangles
 
 
@@ -206,7 +196,7 @@ def test_every_command_for_a_base_fetches_its_files_and_no_other_weights(
 def test_the_command_for_a_controlnet_fetches_its_two_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError) as error:
-        checkpoint.locate("somebody/something")
+        pretrained.locate("somebody/something")
     (said,) = re.findall("`(hf download .*?)`", str(error.value))
     two = {"config.json", "diffusion_pytorch_model.safetensors"}
     assert (
@@ -248,9 +238,9 @@ def test_noise_levels_are_those_of_diffusers_for_every_kind_of_schedule(
     levels = noise_levels(base)
     assert torch.equal(levels, theirs.alphas_cumprod) and levels.shape == (1000,)
     assert torch.equal(levels, DDIMScheduler.from_config(base.scheduler).alphas_cumprod)  # what samples
-    weights = loss.timestep_weights(levels, base.scheduler, 5.0)
+    weights = loss.timestep_weights(levels, base.prediction_type, 5.0)
     noisy, target = loss.noisy_and_target(
-        torch.ones(1000, 1, 1, 1), torch.ones(1000, 1, 1, 1), levels, base.scheduler
+        torch.ones(1000, 1, 1, 1), torch.ones(1000, 1, 1, 1), levels, base.prediction_type
     )
     assert all(bool(torch.isfinite(one).all()) for one in (weights, noisy, target)) and weights.min() >= 0
 
@@ -461,7 +451,7 @@ def test_a_partly_cached_base_names_what_is_missing_and_the_command_where_nothin
 def test_a_controlnet_that_is_partly_cached_is_completed_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train import checkpoint
+    from train import pretrained
 
     (tmp_path / "config.json").write_text(
         json.dumps({"block_out_channels": [32] * 4, "down_block_types": ["DownBlock2D"] * 4})
@@ -470,13 +460,13 @@ def test_a_controlnet_that_is_partly_cached_is_completed_too(
 
     def snapshot_download(name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
         if not local_files_only:
-            (tmp_path / checkpoint.WEIGHTS).write_bytes(b"")
+            (tmp_path / weights_file.WEIGHTS).write_bytes(b"")
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    with pytest.raises(FileNotFoundError, match=rf"--include '{checkpoint.WEIGHTS}'` completes it"):
-        checkpoint.locate("some/net", download=False)
-    assert checkpoint.locate("some/net") == tmp_path and (tmp_path / checkpoint.WEIGHTS).is_file()
+    with pytest.raises(FileNotFoundError, match=rf"--include '{weights_file.WEIGHTS}'` completes it"):
+        pretrained.locate("some/net", download=False)
+    assert pretrained.locate("some/net") == tmp_path and (tmp_path / weights_file.WEIGHTS).is_file()
 
 
 def test_a_hub_that_can_not_be_reached_says_so_with_what_is_missing(

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tests.train.conftest import ToyPairs
-from train.batches import Batch, Order, batch_at, batches, draws
+from train.batches import Batch, Order, batch_at, batches, rng
 from train.options import Options
 
 
@@ -79,9 +79,9 @@ def test_the_draws_of_a_sample_do_not_depend_on_the_conditions() -> None:
 
 
 def test_each_purpose_draws_its_own_numbers() -> None:
-    assert draws(0, 1, "a", "noise").random() == draws(0, 1, "a", "noise").random()
+    assert rng(0, 1, "a", "noise").random() == rng(0, 1, "a", "noise").random()
     keys = [(0, 1, "a", "noise"), (0, 1, "a", "prompt"), (0, 2, "a", "noise"), (1, 1, "a", "noise")]
-    assert len({draws(*key).random() for key in keys}) == 4
+    assert len({rng(*key).random() for key in keys}) == 4
 
 
 @pytest.mark.parametrize(("count", "size"), [(23, 4), (8, 5), (3, 8), (24, 4)])

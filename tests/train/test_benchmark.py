@@ -12,7 +12,7 @@ from benchmarks import diffusers_loop
 from benchmarks import train as benchmark
 from benchmarks.shapes import SHAPES, RandomPairs, random_base
 from train import fit as loop
-from train import meter
+from train import throughput
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--shape", "tiny", "--steps", "1", "--readings", "1", "--repeats", "1", "--threads", "1"]
@@ -165,4 +165,4 @@ def test_the_shape_sd15_is_stable_diffusion_1_5() -> None:
     assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
     assert sum(parameter.numel() for parameter in vae.parameters()) == 83_653_863
     with torch.no_grad():
-        assert meter.counted(lambda: vae.encode(pixels))[0] == pytest.approx(1117e9, rel=0.02)
+        assert throughput.counted(lambda: vae.encode(pixels))[0] == pytest.approx(1117e9, rel=0.02)

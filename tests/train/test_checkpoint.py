@@ -10,25 +10,17 @@ import torch
 from diffusers import ControlNetModel
 
 from tests.train.conftest import ToyPairs, tiny_base, tiny_unet
-from train import checkpoint
-from train.checkpoint import (
-    KEEP,
-    META,
-    OPTIMIZER,
-    SEAL,
-    WEIGHTS,
-    Checkpoint,
-    Damaged,
-    check_controlnet,
-    kept,
-    load_controlnet,
-    newest,
-    read,
-)
+from train import checkpoint, integrity, pretrained
+from train.checkpoint import KEEP, kept, newest
 from train.controlnet import ControlNet
-from train.fit import Options, beginning, fit
-from train.log import LOG, read_log
-from train.ranks import Ranks
+from train.distributed import Ranks
+from train.fit import Options, fit
+from train.integrity import META, SEAL, Checkpoint, Damaged, check_controlnet, read
+from train.log_file import LOG, read_log
+from train.optimizer import OPTIMIZER
+from train.pretrained import load_controlnet
+from train.resume import newest_checkpoint
+from train.weights_file import WEIGHTS
 
 OPTIONS = Options(images=24, batch=4, lr=1e-2, checkpoint_every=8, log_every=8)
 
@@ -121,7 +113,7 @@ def test_a_file_that_is_cut_short_is_named_where_no_hash_tells(tmp_path: Path) -
         tmp_path
     )
     (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:-9])
-    for read_it in (load_controlnet, lambda folder: checkpoint.write_rounded(folder, tmp_path / "rounded")):
+    for read_it in (load_controlnet, lambda folder: pretrained.write_rounded(folder, tmp_path / "rounded")):
         with pytest.raises(
             ValueError, match=f"{tmp_path / WEIGHTS} can't be read: it is damaged, or no .safetensors file"
         ):
@@ -231,7 +223,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_made_again(
     shutil.copytree(trained.path.parent, out)
     damage(out / "step-00000006" / name)
     made = fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, out)
-    assert made.step == 6 and checkpoint.whole(made.path) == made
+    assert made.step == 6 and integrity.whole(made.path) == made
     files = {name: fact["sha256"] for name, fact in trained.meta["files"].items()}
     assert {name: fact["sha256"] for name, fact in made.meta["files"].items()} == files, "bit for bit"
     (note,) = [row for row in read_log(out / LOG)[0] if "note" in row]
@@ -248,12 +240,12 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_made_again(
 
 def test_what_took_the_place_of_a_checkpoints_record_is_told_of(trained: Checkpoint, tmp_path: Path) -> None:
     step = shutil.copytree(trained.path, tmp_path / trained.path.name)
-    assert not checkpoint.problems(step)
+    assert not integrity.problems(step)
     retold('"seed": 0', '"seed": 1')(step / META)
-    assert checkpoint.problems(step) == [f"checkpoint {step} is damaged: {META} is not as it was written"]
+    assert integrity.problems(step) == [f"checkpoint {step} is damaged: {META} is not as it was written"]
     (step / META).unlink()
     (step / META).mkdir()
-    assert checkpoint.problems(step) == [f"{step} is not a complete checkpoint: it has no {META}"]
+    assert integrity.problems(step) == [f"{step} is not a complete checkpoint: it has no {META}"]
 
 
 def test_where_no_checkpoint_is_whole_the_run_begins_anew(trained: Checkpoint, tmp_path: Path) -> None:
@@ -272,8 +264,8 @@ def test_only_those_who_use_a_checkpoint_hash_it(
 ) -> None:
     shutil.copytree(trained.path.parent, tmp_path / "run")
     hashed: list[str] = []
-    real = checkpoint._sha256
-    monkeypatch.setattr(checkpoint, "_sha256", lambda path: hashed.append(path.name) or real(path))
+    real = integrity.sha256_of
+    monkeypatch.setattr(integrity, "sha256_of", lambda path: hashed.append(path.name) or real(path))
     assert (
         newest(tmp_path / "run").step == 6
         and not kept(tmp_path / "run")
@@ -292,8 +284,8 @@ def test_only_those_who_use_a_checkpoint_hash_it(
     )
     done, damaged = checkpoint.newest_whole(tmp_path / "run")
     assert done is not None and done.step == 4 and list(damaged) == [tmp_path / "run/step-00000006"]
-    (sentence,) = checkpoint.problems(tmp_path / "run/step-00000006")
-    assert f"edges/{OPTIMIZER} has another sha256" in sentence and not checkpoint.problems(
+    (sentence,) = integrity.problems(tmp_path / "run/step-00000006")
+    assert f"edges/{OPTIMIZER} has another sha256" in sentence and not integrity.problems(
         tmp_path / "run/step-00000004"
     )
 
@@ -307,12 +299,12 @@ def test_a_file_that_the_disk_does_not_give_is_damage_and_one_that_is_forbidden_
 
         return digest
 
-    monkeypatch.setattr(checkpoint, "_sha256", fails(errno.EIO))
+    monkeypatch.setattr(integrity, "sha256_of", fails(errno.EIO))
     with pytest.raises(Damaged, match=r"config.json can't be read \(Input/output error\)"):
-        checkpoint.whole(trained.path)
-    monkeypatch.setattr(checkpoint, "_sha256", fails(errno.EACCES))
+        integrity.whole(trained.path)
+    monkeypatch.setattr(integrity, "sha256_of", fails(errno.EACCES))
     with pytest.raises(PermissionError):
-        checkpoint.whole(trained.path)
+        integrity.whole(trained.path)
 
 
 def test_of_several_ranks_the_first_decides_where_all_go_on(
@@ -325,9 +317,9 @@ def test_of_several_ranks_the_first_decides_where_all_go_on(
             return [decided, here]
 
     monkeypatch.setattr(
-        checkpoint, "_sha256", lambda path: pytest.fail("another than the first reads nothing")
+        integrity, "sha256_of", lambda path: pytest.fail("another than the first reads nothing")
     )
-    assert beginning(tmp_path, Second(1, 2)) == decided
+    assert newest_checkpoint(tmp_path, Second(1, 2)) == decided
 
 
 def test_a_controlnet_of_a_checkpoint_is_compared_with_what_was_written(

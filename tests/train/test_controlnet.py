@@ -6,8 +6,8 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 
 from tests.train.conftest import tiny_unet
 from train.controlnet import ADDED, ControlNet, HintEncoder, empty_controlnet, transfer_weights, widths_for
-from train.halves import decode_half, encode_half
 from train.original import SD15, SD21
+from train.unet_parts import unet_decoder, unet_encoder
 
 
 def inputs(batch: int = 2, side: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -110,8 +110,8 @@ def test_the_two_halves_equal_the_whole_unet(
     unet = tiny_unet(only_cross_attention=only_cross_attention)
     x, t, text, _ = inputs(side=side)
     with torch.no_grad():
-        skips, mid, emb = encode_half(unet, x, t, text)
-        assert torch.equal(decode_half(unet, skips, mid, emb, text), unet(x, t, text).sample)
+        skips, mid, emb = unet_encoder(unet, x, t, text)
+        assert torch.equal(unet_decoder(unet, skips, mid, emb, text), unet(x, t, text).sample)
         residuals = (tuple(torch.full_like(skip, 0.3) for skip in skips), torch.full_like(mid, 0.2))
         controlled = unet(
             x,
@@ -120,7 +120,7 @@ def test_the_two_halves_equal_the_whole_unet(
             down_block_additional_residuals=residuals[0],
             mid_block_additional_residual=residuals[1],
         ).sample
-        assert torch.equal(decode_half(unet, skips, mid, emb, text, residuals), controlled)
+        assert torch.equal(unet_decoder(unet, skips, mid, emb, text, residuals), controlled)
 
 
 def test_a_new_controlnet_leaves_the_base_bit_for_bit_as_it_is() -> None:
@@ -128,9 +128,9 @@ def test_a_new_controlnet_leaves_the_base_bit_for_bit_as_it_is() -> None:
     controlnet, transfer = ControlNet.from_unet(unet)
     x, t, text, hint = inputs()
     with torch.no_grad():
-        skips, mid, emb = encode_half(unet, x, t, text)
+        skips, mid, emb = unet_encoder(unet, x, t, text)
         assert torch.equal(
-            decode_half(unet, skips, mid, emb, text, controlnet(x, t, text, hint)), unet(x, t, text).sample
+            unet_decoder(unet, skips, mid, emb, text, controlnet(x, t, text, hint)), unet(x, t, text).sample
         )
     base = unet.state_dict()
     assert all(torch.equal(controlnet.state_dict()[name], base[name]) for name in transfer.copied)
@@ -147,8 +147,8 @@ def test_gradient_reaches_the_network_in_three_waves() -> None:
     for _ in range(3):
         optimizer.zero_grad()
         with torch.no_grad():
-            skips, mid, emb = encode_half(unet, x, t, text)
-        decode_half(unet, skips, mid, emb, text, controlnet(x, t, text, hint)).square().mean().backward()
+            skips, mid, emb = unet_encoder(unet, x, t, text)
+        unet_decoder(unet, skips, mid, emb, text, controlnet(x, t, text, hint)).square().mean().backward()
         reached.append(
             {
                 name

@@ -14,12 +14,15 @@ from diffusers import ControlNetModel
 from safetensors.torch import load_file
 
 from tests.train.conftest import ToyPairs, tiny_base, tiny_unet
-from train import checkpoint
+from train import pretrained
 from train.batches import Pair
-from train.checkpoint import META, OPTIMIZER, SEAL, WEIGHTS, Checkpoint, Damaged, newest
+from train.checkpoint import newest
 from train.fit import Options, fit
-from train.watch import LOG
-from train.window import NotFinite
+from train.integrity import META, SEAL, Checkpoint, Damaged
+from train.logger import LOG
+from train.metric_buffer import NotFinite
+from train.optimizer import OPTIMIZER
+from train.weights_file import WEIGHTS
 
 OPTIONS = Options(images=32, batch=4, lr=1e-2, checkpoint_every=16, log_every=8)
 
@@ -299,7 +302,7 @@ def test_a_warm_start_keeps_how_its_controlnet_takes_hints_and_gives_residuals(
         tiny_base(), pairs, ["edges", "inverse"], options, tmp_path / "run", warm_start=warm, held_out=pairs
     )
     again = ControlNetModel.from_pretrained(done.path / "edges").eval()
-    ours = checkpoint.load_controlnet(done.path / "edges", tiny_unet())
+    ours = pretrained.load_controlnet(done.path / "edges", tiny_unet())
     assert all(again.config[key] == value for key, value in settings.items())
     x, t, text, hint = (
         torch.randn(2, 4, 16, 16),
@@ -307,7 +310,7 @@ def test_a_warm_start_keeps_how_its_controlnet_takes_hints_and_gives_residuals(
         torch.randn(2, 5, 8),
         torch.rand(2, 3, 128, 128),
     )
-    for other, mine in ((theirs, checkpoint.load_controlnet(tmp_path / "theirs")), (again, ours)):
+    for other, mine in ((theirs, pretrained.load_controlnet(tmp_path / "theirs")), (again, ours)):
         plain = ControlNetModel.from_config(
             {**other.config, **dict.fromkeys(settings)}, controlnet_conditioning_channel_order="rgb"
         ).eval()

@@ -9,16 +9,17 @@ import torch
 from PIL import Image
 
 from tests.train.conftest import ToyPairs
-from train.base import Base, decode_latents, load
+from train.base import Base, load
 from train.batches import Pair
 from train.controlnet import ControlNet
+from train.encoders import decode_latents
 from train.fit import Options, fit
-from train.grids import INK, LINE, assemble, write
+from train.grids import INK, LINE, Grid, assemble, write
 from train.held_out import choose
-from train.sample import generate
+from train.sample import SamplingSettings, generate
 
 SEED = 3
-QUICK: dict[str, Any] = {"count": 2, "seed": SEED, "images": 4000, "steps": 2}
+QUICK = Grid("edges", count=2, seed=SEED, num_inference_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_a_row_is_condition_generated_target_of_a_held_out_pair(
     tmp_path: Path, base: Base, controlnet: ControlNet
 ) -> None:
     pairs = pairs_for(base)
-    picture = write(tmp_path / "grids" / "edges.png", base, base.unet, controlnet, pairs, "edges", **QUICK)
+    picture = write(tmp_path / "grids" / "edges.png", base, base.unet, controlnet, pairs, QUICK, 4000)
     assert np.array_equal(picture, np.asarray(Image.open(tmp_path / "grids" / "edges.png")))
     assert [path.name for path in (tmp_path / "grids").iterdir()] == ["edges.png"]
     assert (picture[: 2 * LINE] > 150).any()
@@ -78,14 +79,11 @@ def test_a_row_is_condition_generated_target_of_a_held_out_pair(
             base,
             controlnet,
             hints=pair.hints["edges"][None],
-            text=pair.text[None],
-            empty_text=pairs.empty_text,
+            prompt_embeds=pair.text[None],
+            negative_prompt_embeds=pairs.empty_text,
             seeds=[SEED],
             noise_keys=[pair.image_id],
-            height=64,
-            width=64,
-            steps=2,
-            guidance=7.5,
+            settings=SamplingSettings(height=64, width=64, num_inference_steps=2, guidance_scale=7.5),
         )
         target = decode_latents(base, torch.from_numpy(pair.mean)[None] * base.scaling_factor)
         for column, expected in enumerate((pair.hints["edges"], drawn[0], target[0])):
@@ -98,7 +96,7 @@ def test_two_checkpoints_start_from_the_same_noise_and_leave_all_as_it_was(
     before = {name: tensor.clone() for name, tensor in controlnet.state_dict().items()}
     generator = torch.get_rng_state()
     pictures = [
-        write(tmp_path / f"{i}.png", base, base.unet, controlnet, pairs_for(base), "edges", **QUICK)
+        write(tmp_path / f"{i}.png", base, base.unet, controlnet, pairs_for(base), QUICK, 4000)
         for i in range(2)
     ]
     assert np.array_equal(*pictures)
@@ -110,19 +108,19 @@ def test_two_checkpoints_start_from_the_same_noise_and_leave_all_as_it_was(
         base.unet,
         controlnet,
         pairs_for(base),
-        "edges",
-        **(QUICK | {"seed": 4, "count": 1}),
+        dataclasses.replace(QUICK, seed=4, count=1),
+        4000,
     )
     assert not np.array_equal(rows(pictures[0])[0], rows(other)[0])
 
 
 def test_a_pass_in_bf16_rounds_no_master(tmp_path: Path, base: Base, controlnet: ControlNet) -> None:
     unet = copy.deepcopy(base.unet).to(torch.bfloat16, memory_format=torch.channels_last)
-    low = rows(write(tmp_path / "low.png", base, unet, controlnet, pairs_for(base), "edges", **QUICK))
+    low = rows(write(tmp_path / "low.png", base, unet, controlnet, pairs_for(base), QUICK, 4000))
     assert {parameter.dtype for parameter in (*controlnet.parameters(), *base.vae.parameters())} == {
         torch.float32
     }
-    high = rows(write(tmp_path / "high.png", base, base.unet, controlnet, pairs_for(base), "edges", **QUICK))
+    high = rows(write(tmp_path / "high.png", base, base.unet, controlnet, pairs_for(base), QUICK, 4000))
     assert 0 < np.abs(low[0].astype(int) - high[0]).mean() < 10
 
 
@@ -136,9 +134,8 @@ def test_pairs_of_several_sizes_and_hints_of_one_channel_have_their_rows(tmp_pat
 
     pairs = Grey(count=3, side=8, wide=(1,), text_width=base.unet.config.cross_attention_dim)
     net, _ = ControlNet.from_unet(base.unet, 1)
-    picture = write(
-        tmp_path / "grey.png", base, base.unet, net, pairs, "edges", **(QUICK | {"count": 3, "steps": 1})
-    )
+    three = dataclasses.replace(QUICK, count=3, num_inference_steps=1)
+    picture = write(tmp_path / "grey.png", base, base.unet, net, pairs, three, 4000)
     changes = [i for i, index in enumerate(choose(pairs.ids, 3, SEED)) if index == 1]
     heads = 2 if changes[0] in (0, 2) else 3
     assert picture.shape == (LINE * (1 + heads) + 3 * 64, 3 * 128, 3)
@@ -156,7 +153,7 @@ def test_a_long_title_is_not_cut_off() -> None:
 def test_a_base_without_its_vae_draws_no_grid(tmp_path: Path, base: Base, controlnet: ControlNet) -> None:
     bare = dataclasses.replace(base, vae=None)
     with pytest.raises(ValueError, match="without its vae, which draws the grids"):
-        write(tmp_path / "x.png", bare, base.unet, controlnet, pairs_for(base), "edges", **QUICK)
+        write(tmp_path / "x.png", bare, base.unet, controlnet, pairs_for(base), QUICK, 4000)
 
 
 def test_a_grid_that_finds_no_memory_costs_no_checkpoint(
@@ -165,7 +162,7 @@ def test_a_grid_that_finds_no_memory_costs_no_checkpoint(
     def no_room(*given: Any, **more: Any) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr("train.watch.grids.write", no_room)
+    monkeypatch.setattr("train.logger.grids.write", no_room)
     options = Options(images=2, batch=2, grids=1, held_out=0)
     made = fit(base, pairs_for(base), ["edges"], options, tmp_path, held_out=pairs_for(base))
     assert made.images == 2 and "no memory is left to draw" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from train import base as bases
-from train import checkpoint, mini
+from train import encoders, mini, pretrained
 from train.mini import (
     autoencoder,
     base,
@@ -92,8 +92,7 @@ def made(seen: Pictures, unseen: Pictures, tmp_path_factory: pytest.TempPathFact
 
 
 def export(work: Path, dest: Path, seen: Pictures, unseen: Pictures, older: Path | None = None) -> None:
-    parts = make.load_trained(TINY, seen, work, older)
-    spent = parts.pop("spent")
+    parts, spent = make.load_trained(TINY, seen, work, older)
     found = scores.measure(parts, unseen, count=4)
     page = card.write(
         parts=parts,
@@ -210,10 +209,12 @@ def learn(
     loop = Loop(part="line", images=images, batch=4, half_life=20, log_every=16, measure_every=32)
     return learning.learn(  # type: ignore[return-value]
         net,
-        [{"params": list(net.parameters()), "lr": 1.0}],
-        loss or (lambda net, seen: (net.weight - torch.tensor([1.0, -1.0, seen % 3])).square().sum()),
-        lambda seen: 0.05,
-        lambda mean: {"held_out": float(sum(p.detach().abs().sum() for p in mean.parameters()))},
+        learning.Objective(
+            [learning.ParameterGroup(list(net.parameters()))],
+            loss or (lambda net, seen: (net.weight - torch.tensor([1.0, -1.0, seen % 3])).square().sum()),
+            lambda seen: 0.05,
+            lambda mean: {"held_out": float(sum(p.detach().abs().sum() for p in mean.parameters()))},
+        ),
         loop,
         folder / "line",
         spent=spent or Spent(),
@@ -310,7 +311,7 @@ def test_latents_are_the_shipped_encoders_own_of_unit_variance(
     shipped = bases.load(made[1])
     vae = make.load_vae(TINY, seen, made[0])
     data = latents.of_pictures(vae, base.load_tokenizer(made[1]), seen, made[0] / "latents", device="cpu")
-    mean, std = bases.encode_images(shipped, seen.images([0, 30]))
+    mean, std = encoders.encode_images(shipped, seen.images([0, 30]))
     assert np.abs(mean * shipped.scaling_factor - data.means([0, 30])).max() < 0.1  # computed in bfloat16
     assert data.means(range(48)).std() == pytest.approx(
         1, abs=0.05
@@ -360,12 +361,12 @@ def test_an_older_base_is_gone_on_from_with_its_vae_its_words_and_its_counts(
 
     more = replace(TINY, denoiser=replace(TINY.denoiser, images=96))
     assert make.train(more, seen, unseen, tmp_path, older=made[1])
-    parts = make.load_trained(more, seen, tmp_path, made[1])
-    assert parts["spent"]["denoiser"].images == 96 and parts["spent"]["vae"].images == 24
+    parts, spent = make.load_trained(more, seen, tmp_path, made[1])
+    assert spent["denoiser"].images == 96 and spent["vae"].images == 24
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {row["part"] for row in rows} == {"denoiser"} and rows[-1]["images"] == 96
     old = bases.load(made[1], parts=("vae",)).vae.state_dict()
-    assert all(torch.equal(old[name], value) for name, value in parts["vae"].state_dict().items())
+    assert all(torch.equal(old[name], value) for name, value in parts.vae.state_dict().items())
 
 
 def test_a_vae_goes_on_when_the_recipe_asks_for_more_and_its_unet_with_it(
@@ -377,9 +378,9 @@ def test_a_vae_goes_on_when_the_recipe_asks_for_more_and_its_unet_with_it(
         TINY, autoencoder=replace(TINY.autoencoder, images=32), denoiser=replace(TINY.denoiser, images=72)
     )
     assert make.train(more, seen, unseen, tmp_path, older=made[1])
-    parts = make.load_trained(more, seen, tmp_path, made[1])
-    assert (parts["spent"]["vae"].images, parts["spent"]["denoiser"].images) == (32, 72)
-    assert latents.fingerprint(parts["vae"]) != latents.fingerprint(make.load_vae(TINY, seen, made[0]))
+    parts, spent = make.load_trained(more, seen, tmp_path, made[1])
+    assert (spent["vae"].images, spent["denoiser"].images) == (32, 72)
+    assert latents.fingerprint(parts.vae) != latents.fingerprint(make.load_vae(TINY, seen, made[0]))
 
 
 def test_a_polished_decoder_leaves_the_latents_as_they_were(
@@ -396,8 +397,8 @@ def test_a_polished_decoder_leaves_the_latents_as_they_were(
         for a, b in zip(before.encoder.parameters(), after.encoder.parameters(), strict=True)
     )
     assert not torch.equal(before.decoder.conv_out.weight, after.decoder.conv_out.weight)
-    parts = make.load_trained(recipe, seen, tmp_path, made[1])
-    assert (parts["spent"]["decoder"].images, parts["spent"]["denoiser"].images) == (8, 48)
+    _, spent = make.load_trained(recipe, seen, tmp_path, made[1])
+    assert (spent["decoder"].images, spent["denoiser"].images) == (8, 48)
 
 
 def test_an_older_base_of_another_size_is_refused(
@@ -433,12 +434,12 @@ def test_the_shipped_base_and_its_controlnets_have_names(
     assert bases.locate("mini") == mini.BASE and bases.fingerprint("mini") == bases.fingerprint(mini.BASE)
     monkeypatch.setattr(mini, "ROOTS", tmp_path)
     with pytest.raises(FileNotFoundError, match="there are none"):
-        checkpoint.locate("mini/canny")
+        pretrained.locate("mini/canny")
     (tmp_path / "canny").mkdir()
     (tmp_path / "canny/config.json").write_text("{}")
-    assert checkpoint.locate("mini/canny") == tmp_path / "canny"
+    assert pretrained.locate("mini/canny") == tmp_path / "canny"
     with pytest.raises(FileNotFoundError, match="there are mini/canny"):
-        checkpoint.locate("mini/hough")
+        pretrained.locate("mini/hough")
     assert mini.root("minister/canny") is None and mini.root("mini") is None
 
 
@@ -447,7 +448,7 @@ def test_the_shipped_posterior_is_as_narrow_as_the_unet_was_trained_with() -> No
     shipped = bases.load("mini", parts=("vae",))
     base.verify(mini.BASE)
     pictures_of_noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    _, std = bases.encode_images(shipped, pictures_of_noise)
+    _, std = encoders.encode_images(shipped, pictures_of_noise)
     assert std * shipped.scaling_factor == pytest.approx(patches.DEVIATION * shipped.scaling_factor, rel=0.05)
 
 

@@ -14,13 +14,13 @@ from torch import nn
 
 from tests.train.conftest import SCHEDULER, ToyPairs, tiny_base
 from tests.train.test_fit import assert_equal, rows, tensors
-from train import average
+from train import ema
 from train.base import noise_levels
 from train.batches import Order, Pair, batch_at
-from train.checkpoint import WEIGHTS
 from train.fit import Options, fit
-from train.halves import decode_half, encode_half
 from train.sample import load_trained
+from train.unet_parts import unet_decoder, unet_encoder
+from train.weights_file import WEIGHTS
 
 OPTIONS = Options(images=8, batch=4, lr=1e-3, checkpoint_every=16, log_every=4, workers=0)
 
@@ -102,8 +102,8 @@ def test_sampling_uses_the_averages_and_the_base_that_trained_along(tmp_path: Pa
         expected = unet(
             x, t, text, down_block_additional_residuals=downs, mid_block_additional_residual=mid
         ).sample
-        skips, middle, emb = encode_half(base.unet, x, t, text)
-        found = decode_half(base.unet, skips, middle, emb, text, net(x, t, text, hint))
+        skips, middle, emb = unet_encoder(base.unet, x, t, text)
+        found = unet_decoder(base.unet, skips, middle, emb, text, net(x, t, text, hint))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert_equal(caller.unet.state_dict(), tiny_base().unet.state_dict())
     plain = fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path / "plain")
@@ -115,12 +115,12 @@ def test_sampling_uses_the_averages_and_the_base_that_trained_along(tmp_path: Pa
 def test_half_of_what_the_average_lacks_is_gone_after_its_half_life_whatever_the_batch() -> None:
     for batch in (1, 2, 8):
         model = nn.Linear(3, 2)
-        mean = average.start(model)
+        mean = ema.start(model)
         start = mean.weight.clone()
         with torch.no_grad():
             model.weight.add_(1.0)
         for _ in range(8 // batch):
-            average.follow(mean, model, half_life=8, seen=10**9, batch=batch)
+            ema.update(mean, model, half_life=8, seen=10**9, batch=batch)
         torch.testing.assert_close(mean.weight, start + 0.5)
 
 

@@ -13,10 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.train.conftest import tiny_unet
-from train import checkpoint
-from train.checkpoint import OPTIMIZER, load_optimizer, optimizer_tensors
+from train import checkpoint, pretrained
 from train.controlnet import ControlNet
-from train.optimizer import lacking, make
+from train.optimizer import OPTIMIZER, lacking, load_optimizer, make, optimizer_tensors
 from train.options import Options
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -72,7 +71,7 @@ def test_a_resume_with_moments_in_eight_bits_is_exact(layout: torch.memory_forma
     saved = checkpoint.save(tmp_path, {"edges": half}, {"edges": optimizers[1]}, {"step": 3, "images": 12})
     kept = load_file(saved.path / "edges" / OPTIMIZER)
     assert {tensor.dtype for tensor in kept.values()} == {torch.uint8, torch.float32, torch.int64}
-    back = checkpoint.load_controlnet(saved.path / "edges").to(memory_format=layout)
+    back = pretrained.load_controlnet(saved.path / "edges").to(memory_format=layout)
     back.conv_in.requires_grad_(False)
     optimizer = make(learning(back), LEAN, 1e-2)
     load_optimizer(saved.path / "edges", back, optimizer)

@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.train.conftest import tiny_unet
-from train.checkpoint import diffusers_config, load_controlnet, locate, weights_hash
+from train.checkpoint import diffusers_config
 from train.controlnet import ControlNet, empty_controlnet
 from train.original import CONFIG_KEY, PREFIX, SD15, SD21, original_names, read_controlnet, write_controlnet
+from train.pretrained import load_controlnet, locate, weights_hash
 
 PROJECTION = {"SD 1.5": (768, False), "SD 2.1": (1024, True)}
 CONFIGS: dict[str, dict[str, Any]] = {"SD 1.5": SD15, "SD 2.1": SD21}

@@ -11,12 +11,22 @@ from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetP
 
 from tests.train.conftest import ToyPairs, tiny_base
 from train import checkpoint
-from train.base import Base, encode_text, load
+from train.base import Base, load
 from train.controlnet import ControlNet
+from train.encoders import encode_text
 from train.fit import Options, fit
-from train.sample import generate, initial_noise, load_trained, point_scales
+from train.sample import SamplingSettings, generate, initial_noise, load_trained, point_scales
 
-SMALL = {"height": 64, "width": 64, "steps": 3}
+SMALL = {"height": 64, "width": 64, "num_inference_steps": 3}
+
+
+def draw(
+    base: Base, net: ControlNet | None, *, text: np.ndarray, empty: np.ndarray, **more: Any
+) -> np.ndarray:
+    """With any fields of SamplingSettings."""
+    given = {name: more.pop(name) for name in ("hints", "seeds")}
+    settings = SamplingSettings(**{**SMALL, **more})
+    return generate(base, net, prompt_embeds=text, negative_prompt_embeds=empty, settings=settings, **given)
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +55,15 @@ def hints(count: int) -> np.ndarray:
 
 
 def test_an_image_does_not_depend_on_its_batch(base: Base, texts: np.ndarray, controlnet: ControlNet) -> None:
-    together = generate(
-        base, controlnet, hints=hints(3), text=texts[:3], empty_text=texts[3], seeds=[5, 6, 7], **SMALL
-    )
+    together = draw(base, controlnet, hints=hints(3), text=texts[:3], empty=texts[3], seeds=[5, 6, 7])
     for i in range(3):
-        alone = generate(
+        alone = draw(
             base,
             controlnet,
             hints=hints(3)[i : i + 1],
             text=texts[i : i + 1],
-            empty_text=texts[3],
+            empty=texts[3],
             seeds=[5 + i],
-            **SMALL,
         )
         assert np.abs(alone[0].astype(int) - together[i]).max() <= 1
 
@@ -72,17 +79,18 @@ def test_without_a_controlnet_and_with_a_fresh_one_the_base_draws_the_same(
     base: Base, texts: np.ndarray
 ) -> None:
     fresh, _ = ControlNet.from_unet(base.unet)
-    plain = generate(base, None, hints=None, text=texts[:1], empty_text=texts[3], seeds=[0], **SMALL)
-    assert np.array_equal(
-        plain, generate(base, fresh, hints=hints(1), text=texts[:1], empty_text=texts[3], seeds=[0], **SMALL)
-    )
+    plain = draw(base, None, hints=None, text=texts[:1], empty=texts[3], seeds=[0])
+    assert np.array_equal(plain, draw(base, fresh, hints=hints(1), text=texts[:1], empty=texts[3], seeds=[0]))
 
 
 def test_hint_and_scale_change_the_image(base: Base, texts: np.ndarray, controlnet: ControlNet) -> None:
-    common = {"text": texts[:1], "empty_text": texts[3], "seeds": [0], **SMALL}
-    full, half = (generate(base, controlnet, hints=hints(1), scale=scale, **common) for scale in (1.0, 0.5))
+    common = {"text": texts[:1], "empty": texts[3], "seeds": [0]}
+    full, half = (
+        draw(base, controlnet, hints=hints(1), controlnet_conditioning_scale=scale, **common)
+        for scale in (1.0, 0.5)
+    )
     assert not np.array_equal(full, half)
-    assert not np.array_equal(full, generate(base, controlnet, hints=255 - hints(1), **common))
+    assert not np.array_equal(full, draw(base, controlnet, hints=255 - hints(1), **common))
 
 
 def test_the_hint_is_guided_only_where_that_is_asked_for(
@@ -94,18 +102,23 @@ def test_the_hint_is_guided_only_where_that_is_asked_for(
     common: dict[str, Any] = {
         "hints": hints(1),
         "text": texts[3:4],
-        "empty_text": texts[3],
+        "empty": texts[3],
         "seeds": [0],
-        **SMALL,
     }
     off, on, led = (
-        generate(base, controlnet, **common | {"guidance": guidance, "guide_hint": guide}).astype(int)
-        for guidance, guide in ((1.0, False), (3.0, False), (3.0, True))
+        draw(base, controlnet, **common | {"guidance_scale": scale, "cfg_hint": branches}).astype(int)
+        for scale, branches in ((1.0, "both"), (3.0, "both"), (3.0, "conditional"))
     )
     assert np.abs(on - off).max() <= 1 < np.abs(led - off).mean(), "rounding tips one value in two thousand"
-    without = generate(base, None, **common | {"hints": None, "guidance": 3.0})
+    without = draw(base, None, **common | {"hints": None, "guidance_scale": 3.0})
     assert np.array_equal(
-        without, generate(base, controlnet, **common | {"guidance": 3.0, "guide_hint": True, "scale": 0.0})
+        without,
+        draw(
+            base,
+            controlnet,
+            **common
+            | {"guidance_scale": 3.0, "cfg_hint": "conditional", "controlnet_conditioning_scale": 0.0},
+        ),
     )
 
 
@@ -132,24 +145,15 @@ def pipeline(
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
+    "settings",
     [
-        ({"guidance": 1.0}, {"guidance_scale": 1.0}),
-        ({"guidance": 7.5}, {"guidance_scale": 7.5}),
-        ({"guidance": 7.5, "guess": True}, {"guidance_scale": 7.5, "guess_mode": True}),
-        ({"guidance": 1.0, "guess": True}, {"guidance_scale": 1.0, "guess_mode": True}),
-        (
-            {"guidance": 3.0, "guess": True, "scale": 1.7, "prompt": ""},
-            {"guidance_scale": 3.0, "guess_mode": True, "controlnet_conditioning_scale": 1.7, "prompt": ""},
-        ),
-        (
-            {"start": 0.3, "steps": 4},
-            {"guidance_scale": 7.5, "control_guidance_start": 0.3, "num_inference_steps": 4},
-        ),
-        (
-            {"end": 0.5, "steps": 4},
-            {"guidance_scale": 7.5, "control_guidance_end": 0.5, "num_inference_steps": 4},
-        ),
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 7.5},
+        {"guidance_scale": 7.5, "guess_mode": True},
+        {"guidance_scale": 1.0, "guess_mode": True},
+        {"guidance_scale": 3.0, "guess_mode": True, "controlnet_conditioning_scale": 1.7, "prompt": ""},
+        {"guidance_scale": 7.5, "control_guidance_start": 0.3, "num_inference_steps": 4},
+        {"guidance_scale": 7.5, "control_guidance_end": 0.5, "num_inference_steps": 4},
     ],
     ids=[
         "prompt only",
@@ -166,21 +170,20 @@ def test_the_image_of_an_exported_checkpoint_is_that_of_the_diffusers_pipeline(
     texts: np.ndarray,
     controlnet: ControlNet,
     pipeline: StableDiffusionControlNetPipeline,
-    ours: dict,
-    theirs: dict,
+    settings: dict[str, Any],
 ) -> None:
     hint = torch.from_numpy(hints(1)).permute(0, 3, 1, 2) / 255
-    told = {"prompt": "a cat", "num_inference_steps": 3} | theirs
-    image = pipeline(**told, image=hint, latents=initial_noise([3], None, 64, 64), output_type="np").images
-    settings: dict[str, Any] = SMALL | ours
-    text = texts[3:] if settings.pop("prompt", None) == "" else texts[:1]
-    common = {"hints": hints(1), "text": text, "empty_text": texts[3], "seeds": [3]}
-    found = generate(base, controlnet, **common, **settings)
-    assert np.abs(np.round(image * 255) - found).max() <= 1
-    plain = {"guidance": settings.get("guidance", 7.5), "height": 64, "width": 64, "steps": settings["steps"]}
+    given = {"prompt": "a cat", "num_inference_steps": 3} | settings
+    image = pipeline(**given, image=hint, latents=initial_noise([3], None, 64, 64), output_type="np").images
+    ours = {name: value for name, value in settings.items() if name != "prompt"}
+    text = texts[3:] if settings.get("prompt") == "" else texts[:1]
+    common = {"hints": hints(1), "text": text, "empty": texts[3], "seeds": [3]}
+    drawn = draw(base, controlnet, **common, **ours)
+    assert np.abs(np.round(image * 255) - drawn).max() <= 1
+    plain = {"guidance_scale": ours["guidance_scale"], "num_inference_steps": given["num_inference_steps"]}
     assert (
-        ours in ({"guidance": 1.0}, {"guidance": 7.5})
-        or np.abs(generate(base, controlnet, **common, **plain).astype(int) - found).max() > 8
+        ours in ({"guidance_scale": 1.0}, {"guidance_scale": 7.5})
+        or np.abs(draw(base, controlnet, **common, **plain).astype(int) - drawn).max() > 8
     )
 
 
@@ -212,15 +215,15 @@ def test_what_a_foreign_controlnet_says_of_its_hints_and_residuals_is_done(
     common: dict[str, Any] = {
         "hints": hints(1),
         "text": texts[:1],
-        "empty_text": texts[3],
+        "empty": texts[3],
         "seeds": [3],
-        "guidance": 3.0,
-        "guess": guess,
+        "guidance_scale": 3.0,
+        "guess_mode": guess,
     }
     _, net = load_trained(folder, base)
-    found = generate(base, net, **common, **SMALL)
+    found = draw(base, net, **common)
     assert np.abs(np.round(image * 255) - found).max() <= 1
-    assert np.abs(generate(base, controlnet, **common, **SMALL).astype(int) - found).mean() > 0.5
+    assert np.abs(draw(base, controlnet, **common).astype(int) - found).mean() > 0.5
 
 
 def test_guess_mode_follows_the_released_code_from_a_tenth_to_all_of_the_scale() -> None:
@@ -249,19 +252,19 @@ def test_a_controlnet_of_the_middle_only_samples_with_the_middle_only(tmp_path: 
 def test_a_base_in_bf16_draws_nearly_the_same_and_a_net_that_trains_is_not_rounded(
     base: Base, random_base_folder: Path, texts: np.ndarray, controlnet: ControlNet
 ) -> None:
-    common = {"hints": hints(1), "text": texts[:1], "empty_text": texts[3], "seeds": [0], **SMALL}
-    whole = generate(base, controlnet, **common).astype(int)
+    common = {"hints": hints(1), "text": texts[:1], "empty": texts[3], "seeds": [0]}
+    whole = draw(base, controlnet, **common).astype(int)
     low = load(random_base_folder, dtype=torch.bfloat16)
     low = dataclasses.replace(low, unet=low.unet.to(memory_format=torch.channels_last))
     before = copy.deepcopy(controlnet.state_dict())
-    drawn = generate(low, controlnet, **common)
+    drawn = draw(low, controlnet, **common)
     assert all(
         torch.equal(tensor, before[name]) and tensor.dtype == torch.float32
         for name, tensor in controlnet.state_dict().items()
     )
     with torch.autocast("cpu", torch.bfloat16):
-        cast = generate(base, controlnet, **common)
-    alone = generate(base, None, **{**common, "hints": None})
+        cast = draw(base, controlnet, **common)
+    alone = draw(base, None, **{**common, "hints": None})
     # the random VAE makes much of little: what it draws in bf16 from the same latents differs as much
     for image in (drawn, cast):
         assert 0 < np.abs(image - whole).mean() < np.abs(image - alone.astype(int)).mean() / 2
@@ -281,22 +284,21 @@ def test_a_window_that_holds_no_step_is_refused(
     base: Base, texts: np.ndarray, controlnet: ControlNet, start: float, end: float
 ) -> None:
     with pytest.raises(ValueError, match=r"0 <= start < end <= 1, not"):
-        generate(
+        draw(
             base,
             controlnet,
             hints=hints(1),
             text=texts[:1],
-            empty_text=texts[3],
+            empty=texts[3],
             seeds=[0],
-            start=start,
-            end=end,
-            **SMALL,
+            control_guidance_start=start,
+            control_guidance_end=end,
         )
 
 
 def test_wrong_hints_are_refused(base: Base, texts: np.ndarray, controlnet: ControlNet) -> None:
-    common = {"text": texts[:1], "empty_text": texts[3], "seeds": [0], **SMALL}
+    common = {"text": texts[:1], "empty": texts[3], "seeds": [0]}
     with pytest.raises(ValueError, match="needs hints"):
-        generate(base, controlnet, hints=None, **common)
+        draw(base, controlnet, hints=None, **common)
     with pytest.raises(ValueError, match=r"hints must be uint8 \(1, 64, 64, 3\)"):
-        generate(base, controlnet, hints=hints(1)[:, :32], **common)
+        draw(base, controlnet, hints=hints(1)[:, :32], **common)

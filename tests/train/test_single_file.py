@@ -22,7 +22,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from tests.train.conftest import tiny_unet
 from train import single_file
-from train.base import check, encode_images, encode_text, fingerprint, load, locate
+from train.base import check, fingerprint, load, locate
+from train.encoders import encode_images, encode_text
 from train.original import original_names
 
 CONFIGS = ("unet", "vae", "text_encoder", "scheduler", "tokenizer")

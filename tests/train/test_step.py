@@ -16,10 +16,10 @@ from tests.train.test_fit import assert_equal, rows, tensors
 from train import precision
 from train import step as steps
 from train.controlnet import ControlNet
+from train.distributed import Ranks
 from train.fit import Options, fit
-from train.halves import decode_half
-from train.ranks import Ranks
-from train.window import NotFinite, Window
+from train.metric_buffer import MetricBuffer, NotFinite
+from train.unet_parts import unet_decoder
 
 OPTIONS = Options(images=16, batch=4, lr=1e-2, checkpoint_every=16, log_every=8)
 TWO = ToyPairs(8, conditions=("edges", "inverse"), side=8)
@@ -59,7 +59,7 @@ def spied(real, passes: list[int]):
     def gradients(network, *given):
         def decode(unet, skips, *more, **options):
             passes.append(len(skips[0]))
-            return decode_half(unet, skips, *more, **options)
+            return unet_decoder(unet, skips, *more, **options)
 
         return real(dataclasses.replace(network, decode=decode), *given)
 
@@ -78,7 +78,7 @@ class LittleMemory:
                 self.tried.append(len(skips[0]))
                 if len(skips[0]) > self.most:
                     raise torch.OutOfMemoryError("no room")
-                return decode_half(unet, skips, *more, **options)
+                return unet_decoder(unet, skips, *more, **options)
 
             return real(dataclasses.replace(network, decode=decode), *given)
 
@@ -123,7 +123,7 @@ def test_a_gradient_of_a_pass_that_failed_is_forgotten(
         calls.append(len(given[1][0]))
         if len(calls) == 2:
             raise torch.OutOfMemoryError("no room")
-        return decode_half(*given, **options)
+        return unet_decoder(*given, **options)
 
     real = steps.gradients
     monkeypatch.setattr(
@@ -207,11 +207,11 @@ def test_compiled_halves_give_the_same_gradients_for_every_condition() -> None:
     """With the tracing of torch.compile but without its code generator, which takes a minute."""
     unet = tiny_unet()
     nets = {name: ControlNet.from_unet(unet)[0] for name in ("edges", "inverse")}
-    network = steps.Network(unet, nets, torch.linspace(0.99, 0.01, 1000), {"prediction_type": "epsilon"})
+    network = steps.DiffusionModel(unet, nets, torch.linspace(0.99, 0.01, 1000), "epsilon")
     parts = steps_of(TWO)
     found = []
     for each in (network, network.compiled(backend="aot_eager")):
-        losses = steps.gradients(each, parts, OPTIONS, steps.Room(4, join=False))
+        losses = steps.gradients(each, parts, OPTIONS, steps.MicroBatch(4, join=False))
         found.append(
             (
                 losses,
@@ -254,7 +254,6 @@ def train_as_rank(out: Path, port: int, rank: int, drift: bool) -> None:
             options,
             out,
             held_out=ToyPairs(3, conditions=TWO.conditions),
-            ranks=ranks,
         )
         norm = torch.nn.Linear(2, 2)
         with torch.no_grad():
@@ -267,14 +266,14 @@ def train_as_rank(out: Path, port: int, rank: int, drift: bool) -> None:
             ranks.check_equal({"norm": norm}, 0)
         except RuntimeError as error:
             told["error"] = str(error)
-        window = Window(["edges"], ranks)
-        window.add(
+        buffer = MetricBuffer(["edges"], ranks)
+        buffer.add(
             (f"image-{rank}",),
             {"edges": torch.tensor([0.5 / rank if rank else math.nan])},
             {"edges": torch.tensor(1.0)},
         )
         try:
-            window.read(1)
+            buffer.take(1)
         except NotFinite as error:
             told["lost"] = str(error)
         (out / f"rank-{rank}.json").write_text(json.dumps(told))

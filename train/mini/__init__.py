@@ -21,6 +21,6 @@ def root(name: str) -> Path | None:
     if condition not in known:
         raise FileNotFoundError(
             f"{name}: no such ControlNet is shipped; there are"
-            f" {', '.join(f'{NAME}/{it}' for it in known) or 'none'}"
+            f" {', '.join(f'{NAME}/{each}' for each in known) or 'none'}"
         )
     return ROOTS / condition

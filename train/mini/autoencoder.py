@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train.batches import draws
+from train.batches import rng
 from train.mini import patches
-from train.mini.learning import place
+from train.mini.learning import ParameterGroup, place
 from train.mini.pictures import Pictures
 
 CROP = 64  # pixels; one image counts as one crop, so that a step costs the same at both sizes
@@ -63,13 +63,12 @@ def start(vae: Any, pictures: Pictures) -> None:
     patches.write_encoder(vae, patches.fit(pictures.images(chosen), vae.config.latent_channels))
 
 
-def parameter_groups(vae: Any) -> list[dict[str, Any]]:
-    """The encoder goes more slowly."""
-    encoder = [*vae.encoder.parameters(), *vae.quant_conv.parameters()]
-    return [
-        {"params": encoder, "lr": ENCODER_RATE},
-        {"params": [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()], "lr": 1.0},
-    ]
+def parameter_groups(vae: Any) -> tuple[ParameterGroup, ParameterGroup]:
+    """Encoder and decoder; the encoder goes more slowly."""
+    return (
+        ParameterGroup([*vae.encoder.parameters(), *vae.quant_conv.parameters()], ENCODER_RATE),
+        ParameterGroup([*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]),
+    )
 
 
 def rate(recipe: AutoencoderRecipe, seen: int) -> float:
@@ -83,7 +82,7 @@ def loss_at(
     """Squared error, since what counts is that edges lie where they lay."""
     images = to_tensor(_crops(pictures, seen, recipe, seed), device)
     noise = torch.from_numpy(
-        draws(seed, "posterior", seen).standard_normal(
+        rng(seed, "posterior", seen).standard_normal(
             (len(images), recipe.latent_channels, *(n // 8 for n in images.shape[2:])), dtype=np.float32
         )
     ).to(device)
@@ -100,7 +99,7 @@ def _crops(pictures: Pictures, seen: int, recipe: AutoencoderRecipe, seed: int) 
         count = max(recipe.batch * CROP**2 // side**2, 1)
         return pictures.images([place(len(pictures), seed, seen + i) for i in range(count)])
     images = pictures.images([place(len(pictures), seed, seen + i) for i in range(recipe.batch)])
-    corners = draws(seed, "crop", seen).integers(0, (side - CROP) // 8 + 1, (len(images), 2)) * 8
+    corners = rng(seed, "crop", seen).integers(0, (side - CROP) // 8 + 1, (len(images), 2)) * 8
     return np.stack(
         [image[y : y + CROP, x : x + CROP] for image, (y, x) in zip(images, corners, strict=True)]
     )

@@ -2,11 +2,11 @@
 files.
 """
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,28 @@ from train.mini import denoiser
 from train.mini.denoiser import Denoiser
 from train.mini.learning import Spent
 from train.random_base import NOTE_FILE
+from train.weights_file import sha256_of
 
 VAE_FILE = "diffusion_pytorch_model.safetensors"
 SPENT_FILE = "spent.json"
 SUMS = "SHA256SUMS"
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A whole mini base."""
+
+    vae: Any  # diffusers AutoencoderKL
+    unet: Any  # diffusers UNet2DConditionModel
+    text_encoder: Any  # transformers CLIPTextModel
+    tokenizer: Any  # transformers CLIPTokenizer
+
+
 def write(
     dest: Path,  # replaced as a whole
-    parts: Mapping[str, Any],  # vae, unet, text_encoder, tokenizer
+    parts: Parts,
     spent: Mapping[str, Spent],  # vae, denoiser
-    facts: Mapping[str, Any],  # JSON-able; kept in the note
+    facts: Mapping[str, object],  # JSON-able; kept in the note
     card: str,
 ) -> None:
     """A folder that diffusers.StableDiffusionPipeline and train.base load, all of it as float32, though it is
@@ -36,10 +47,11 @@ def write(
     """
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    models = {name: nn.Module.to(parts[name], torch.bfloat16) for name in ("vae", "unet", "text_encoder")}
     pipeline: Any = StableDiffusionPipeline(
-        **models,
-        tokenizer=parts["tokenizer"],
+        vae=nn.Module.to(parts.vae, torch.bfloat16),
+        unet=nn.Module.to(parts.unet, torch.bfloat16),
+        text_encoder=nn.Module.to(parts.text_encoder, torch.bfloat16),
+        tokenizer=parts.tokenizer,
         scheduler=DDIMScheduler(**denoiser.SCHEDULER),
         safety_checker=None,  # type: ignore[arg-type]
         feature_extractor=None,
@@ -55,9 +67,7 @@ def write(
     (work / NOTE_FILE).write_text(json.dumps(note, indent=2) + "\n")
     (work / "README.md").write_text(card)
     names = sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file())
-    (work / SUMS).write_text(
-        "".join(f"{hashlib.sha256((work / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
-    )
+    (work / SUMS).write_text("".join(f"{sha256_of(work / name)}  {name}\n" for name in names))
     shutil.rmtree(dest, ignore_errors=True)
     work.rename(dest)
 
@@ -66,10 +76,7 @@ def verify(folder: Path) -> None:
     """ValueError names the first file that is not what was written."""
     for line in (folder / SUMS).read_text().splitlines():
         wanted, name = line.split("  ", 1)
-        if (
-            not (folder / name).is_file()
-            or hashlib.sha256((folder / name).read_bytes()).hexdigest() != wanted
-        ):
+        if not (folder / name).is_file() or sha256_of(folder / name) != wanted:
             raise ValueError(
                 f"{folder / name} is missing or is not the file of {SUMS}: take the folder from the"
                 " repository again"

@@ -3,9 +3,10 @@
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from train.mini.base import Parts
 from train.mini.learning import Spent
+from train.mini.scores import Scores
 
 WEAKNESSES = (
     (
@@ -23,18 +24,18 @@ WEAKNESSES = (
 
 def write(
     *,
-    parts: Mapping[str, Any],
+    parts: Parts,
     spent: Mapping[str, Spent],
-    scores: Mapping[str, Any],
+    scores: Scores,
     data: str,  # one sentence: what the pictures were
     wanted: Mapping[str, int],  # images that the recipe asks for, by part
 ) -> str:  # Markdown
     """Says what is unfinished before it says what is good."""
-    millions = {
-        name: sum(p.numel() for p in parts[name].parameters()) / 1e6
-        for name in ("vae", "unet", "text_encoder")
-    }
-    latents, side = parts["vae"].config.latent_channels, 8 * parts["unet"].config.sample_size
+    vae, unet, text_encoder = (
+        sum(p.numel() for p in part.parameters()) / 1e6
+        for part in (parts.vae, parts.unet, parts.text_encoder)
+    )
+    latents, side = parts.vae.config.latent_channels, 8 * parts.unet.config.sample_size
     psnr, edges = scores["reconstruction_psnr"], scores["reconstruction_edge_f1"]
     short = [
         f"the {name} has seen {spent[name].images:,} of {count:,}"
@@ -57,9 +58,9 @@ def write(
         "",
         "| part | parameters, M | images seen | CPU hours |",
         "|---|---|---|---|",
-        _row("VAE", millions["vae"], spent["vae"]),
-        _row("its decoder, alone afterwards", millions["vae"], spent["decoder"]),
-        _row("UNet and text encoder", millions["unet"] + millions["text_encoder"], spent["denoiser"]),
+        _row("VAE", vae, spent["vae"]),
+        _row("its decoder, alone afterwards", vae, spent["decoder"]),
+        _row("UNet and text encoder", unet + text_encoder, spent["denoiser"]),
         "",
         (
             f"**Data.** {data} No picture of anyone, no downloaded file. "
@@ -110,7 +111,7 @@ def _row(name: str, millions: float, cost: Spent) -> str:
     return f"| {name} | {millions:.2f} | {cost.images:,} | {cost.cpu_seconds / 3600:.2f} |"
 
 
-def _found(scores: Mapping[str, Any]) -> list[str]:
+def _found(scores: Scores) -> list[str]:
     """Where the mini detector was there to read samples."""
     if "objects_found" not in scores:
         return []

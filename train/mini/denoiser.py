@@ -1,7 +1,7 @@
 """The mini UNet and its text encoder, trained together on latents that are computed once."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from train.batches import NOISE_STEPS, draws
-from train.loss import noisy_and_target, timestep_weights
+from train.batches import rng
+from train.loss import NOISE_STEPS, noisy_and_target, timestep_weights
 from train.mini.latents import Latents
 from train.mini.learning import place
 
+BETA_START, BETA_END, PREDICTION_TYPE = 0.00085, 0.012, "v_prediction"
 SCHEDULER = {
-    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "beta_start": BETA_START, "beta_end": BETA_END, "beta_schedule": "scaled_linear",
     "num_train_timesteps": NOISE_STEPS,
     # at a width where epsilon's errors at high noise would be magnified into wrong colours
-    "prediction_type": "v_prediction",
+    "prediction_type": PREDICTION_TYPE,
     "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
 }  # fmt: skip
 # images at the full learning rate, which then falls with the root of the images: it can be stopped anywhere
@@ -79,13 +80,8 @@ def rate(recipe: DenoiserRecipe, seen: int) -> float:
     return recipe.lr * (FULL / max(seen, FULL)) ** 0.5
 
 
-def levels(scheduler: Mapping[str, Any] = SCHEDULER) -> Tensor:  # [1000] float32: alpha bar
-    betas = (
-        torch.linspace(
-            scheduler["beta_start"] ** 0.5, scheduler["beta_end"] ** 0.5, scheduler["num_train_timesteps"]
-        )
-        ** 2
-    )
+def levels() -> Tensor:  # [1000] float32: alpha bar
+    betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, NOISE_STEPS) ** 2
     return torch.cumprod(1 - betas, dim=0)
 
 
@@ -96,20 +92,22 @@ def loss_at(
     of the counter.
     """
     rows = [place(data.count, seed, seen + i) for i in range(recipe.batch)]
-    rng = draws(seed, "denoiser", seen)
+    generator = rng(seed, "denoiser", seen)
     shape = (recipe.batch, *data.shape)
-    means = data.means(rows).astype(np.float32) + np.float32(data.deviation) * rng.standard_normal(
+    means = data.means(rows).astype(np.float32) + np.float32(data.deviation) * generator.standard_normal(
         shape, dtype=np.float32
     )
     # Evenly spread over the batch: the same mean as independent draws, with less noise.
-    timesteps = torch.from_numpy((np.arange(recipe.batch) + rng.random()) / recipe.batch * NOISE_STEPS).long()
-    dropped = torch.from_numpy(rng.random(recipe.batch) < recipe.prompt_drop)
+    timesteps = torch.from_numpy(
+        (np.arange(recipe.batch) + generator.random()) / recipe.batch * NOISE_STEPS
+    ).long()
+    dropped = torch.from_numpy(generator.random(recipe.batch) < recipe.prompt_drop)
     tokens = torch.where(dropped[:, None], data.empty, data.tokens[rows])
     with _fast(alpha_bar.device.type, recipe.bf16):
         return _weighted_error(
             net,
             torch.from_numpy(means),
-            torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)),
+            torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)),
             timesteps,
             tokens,
             alpha_bar,
@@ -136,11 +134,11 @@ def _weighted_error(
 ) -> Tensor:
     device = alpha_bar.device
     level = alpha_bar[timesteps.to(device)]
-    noisy, target = noisy_and_target(latents.to(device), noise.to(device), level, SCHEDULER)
+    noisy, target = noisy_and_target(latents.to(device), noise.to(device), level, PREDICTION_TYPE)
     error = (
         (net(noisy, timesteps.to(device), tokens.to(device)).float() - target).square().mean(dim=(1, 2, 3))
     )
-    return (timestep_weights(level, SCHEDULER, gamma) * error).mean()
+    return (timestep_weights(level, PREDICTION_TYPE, gamma) * error).mean()
 
 
 @torch.no_grad()
@@ -148,7 +146,7 @@ def held_out_error(net: nn.Module, data: Latents, alpha_bar: Tensor, count: int)
     """Squared error of epsilon, at fixed noise and evenly spread timesteps, and how much the caption takes
     off it.
     """
-    noise = torch.from_numpy(draws(0, "held out").standard_normal((count, *data.shape), dtype=np.float32))
+    noise = torch.from_numpy(rng(0, "held out").standard_normal((count, *data.shape), dtype=np.float32))
     timesteps = ((torch.arange(count) * 7919 % count + 0.5) / count * NOISE_STEPS).long()
     latents = torch.cat([torch.from_numpy(data.means([i]).astype(np.float32)) for i in range(count)])
     errors = {}
@@ -161,15 +159,11 @@ def held_out_error(net: nn.Module, data: Latents, alpha_bar: Tensor, count: int)
             cut = slice(i, min(i + 32, count))
             level = alpha_bar[timesteps[cut].to(alpha_bar.device)]
             noisy, target = noisy_and_target(
-                latents[cut].to(level.device), noise[cut].to(level.device), level, SCHEDULER
+                latents[cut].to(level.device), noise[cut].to(level.device), level, PREDICTION_TYPE
             )
-            found = net(noisy, timesteps[cut].to(level.device), tokens[cut].to(level.device))
+            prediction = net(noisy, timesteps[cut].to(level.device), tokens[cut].to(level.device))
             total += float(
-                (level.view(-1, 1, 1, 1) * (found - target).square()).mean(dim=(1, 2, 3)).sum()
+                (level.view(-1, 1, 1, 1) * (prediction - target).square()).mean(dim=(1, 2, 3)).sum()
             )  # epsilon = sqrt(a) v + sqrt(1 - a) x
         errors[name] = total / count
     return {**errors, "n": count}
-
-
-def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
-    return [{"params": list(net.parameters()), "lr": 1.0}]

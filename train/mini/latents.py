@@ -46,17 +46,17 @@ def of_pictures(
 
     @torch.no_grad()
     def means(indices: Sequence[int]) -> NDArray[np.float16]:
-        found = kept[indices]
-        new = [k for k, one in enumerate(found) if not one.any()]
+        rows = kept[indices]
+        new = [k for k, one in enumerate(rows) if not one.any()]
         if new:
             images = autoencoder.to_tensor(pictures.images([indices[k] for k in new]), device)
             with torch.autocast(device, torch.bfloat16):
-                found[new] = (
+                rows[new] = (
                     (vae.encode(images).latent_dist.mean.float() * scale).cpu().numpy().astype(np.float16)
                 )
             for k in new:
-                kept[indices[k]] = found[k]
-        return found
+                kept[indices[k]] = rows[k]
+        return rows
 
     tokens = text.tokens_of(tokenizer, [pictures.caption(i) for i in range(len(pictures))])
     return Latents(

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from train import average
-from train.batches import draws
+from train import ema
+from train.batches import rng
 
 STATE = "state.pt"
 FIRST = 100  # steps until the learning rate is at its full height, also after a start from weights alone
@@ -39,6 +39,25 @@ class Loop:
     clip: float = 1.0  # largest norm of the gradient
 
 
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that learn at a share of the learning rate."""
+
+    parameters: Sequence[nn.Parameter]
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a network is to learn."""
+
+    groups: Sequence[ParameterGroup]
+    # the network, images seen before this batch => loss; a pure function of both
+    loss_at: Callable[[nn.Module, int], Tensor]
+    rate: Callable[[int], float]  # images seen => learning rate
+    measure: Callable[[nn.Module], dict[str, float]]  # of the average, on held-out pictures
+
+
 @dataclass
 class Spent:
     """What a network has cost so far, in all sessions."""
@@ -50,11 +69,7 @@ class Spent:
 
 def learn(
     net: nn.Module,
-    groups: list[dict[str, Any]],  # of the optimizer, with lr as the factor of `rate`
-    # the network, images seen before this batch => loss; a pure function of both
-    loss_at: Callable[[nn.Module, int], Tensor],
-    rate: Callable[[int], float],  # images seen => learning rate
-    measure: Callable[[nn.Module], dict[str, float]],  # of the average, on held-out pictures
+    objective: Objective,
     loop: Loop,
     folder: Path,
     *,
@@ -62,9 +77,9 @@ def learn(
     until: float,  # time.monotonic() at which to stop
 ) -> tuple[nn.Module, Spent, bool]:  # the average, what it has cost, and whether it has seen all its images
     """Saves and returns at `until`, at SIGTERM, and at the end."""
-    mean = average.start(net)
+    mean = ema.start(net)
+    groups = [{"params": list(group.parameters), "lr": group.share} for group in objective.groups]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    factors = [group["lr"] for group in optimizer.param_groups]
     spent, start = _load(folder, net, mean, optimizer, spent)
     stop, restore = _stop_at_sigterm()
     saved, clock, cpu = time.monotonic(), time.monotonic(), time.process_time()
@@ -72,15 +87,16 @@ def learn(
     base_seconds, base_cpu = spent.seconds, spent.cpu_seconds
     while spent.images < loop.images and not stop.is_set() and time.monotonic() < until:
         warm = min(1.0, (1 + (spent.images - start) / loop.batch) / FIRST)
-        for group, factor in zip(optimizer.param_groups, factors, strict=True):
-            group["lr"] = factor * warm * rate(spent.images)
-        loss = loss_at(net, spent.images)
+        rate = objective.rate(spent.images)
+        for group, learned in zip(optimizer.param_groups, objective.groups, strict=True):
+            group["lr"] = learned.share * warm * rate
+        loss = objective.loss_at(net, spent.images)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(net.parameters(), loop.clip)
         if bool(torch.isfinite(norm)):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        average.follow(mean, net, loop.half_life, spent.images, loop.batch)
+        ema.update(mean, net, loop.half_life, spent.images, loop.batch)
         before, spent.images = spent.images, spent.images + loop.batch
         spent.seconds, spent.cpu_seconds = (
             base_seconds + time.monotonic() - clock,
@@ -88,11 +104,11 @@ def learn(
         )
         losses.append(float(loss.detach()))
         if _passes(before, spent.images, loop.log_every):
-            row = {"loss": sum(losses) / len(losses), "gradient_norm": float(norm), "lr": rate(before) * warm}
+            row = {"loss": sum(losses) / len(losses), "gradient_norm": float(norm), "lr": rate * warm}
             _log(folder, loop.part, spent, row)
             losses = []
         if _passes(before, spent.images, loop.measure_every) or spent.images >= loop.images:
-            _log(folder, loop.part, spent, measure(mean.eval()))
+            _log(folder, loop.part, spent, objective.measure(mean.eval()))
         if time.monotonic() - saved > loop.save_every:
             _save(folder, net, mean, optimizer, spent, start)
             saved = time.monotonic()
@@ -109,7 +125,7 @@ def place(n: int, seed: int, counter: int) -> int:  # images seen so far => inde
 
 @functools.lru_cache(maxsize=4)
 def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return draws(seed, "order", epoch).permutation(n)
+    return rng(seed, "order", epoch).permutation(n)
 
 
 def spent_of(folder: Path) -> Spent | None:

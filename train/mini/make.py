@@ -6,14 +6,16 @@ images from the very beginning.
 
 import functools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from train.mini import autoencoder, base, denoiser, latents, learning, text
 from train.mini.autoencoder import AutoencoderRecipe
+from train.mini.base import Parts
 from train.mini.denoiser import Denoiser, DenoiserRecipe
-from train.mini.learning import Loop, Spent
+from train.mini.learning import Loop, Objective, ParameterGroup, Spent
 from train.mini.pictures import Pictures
 
 WATCHED = 64  # held-out pictures that the VAE is measured on as it trains
@@ -27,6 +29,19 @@ class BaseRecipe:
     seed: int = 0
     autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
     denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
+
+
+@dataclass(frozen=True)
+class Session:
+    """One call of `train` or `polish`: what it learns from, where it saves, when it ends."""
+
+    recipe: BaseRecipe
+    pictures: Pictures
+    held_out: Pictures
+    out: Path
+    older: Path | None  # a base's folder whose weights to go on from where `out` has none
+    until: float  # time.monotonic()
+    device: str
 
 
 def train(
@@ -44,8 +59,8 @@ def train(
 
     `out/log.jsonl` says how it goes.
     """
-    until = time.monotonic() + seconds
-    if not make_vae(recipe, pictures, held_out, out, older=older, until=until, device=device):
+    session = Session(recipe, pictures, held_out, out, older, time.monotonic() + seconds, device)
+    if not make_vae(session):
         return False
     vae = load_vae(recipe, pictures, out).to(device)
     tokenizer = load_tokenizer(pictures, out, older)
@@ -58,41 +73,32 @@ def train(
     if older is not None and learning.spent_of(out / "denoiser") is None:
         spent = base.load_denoiser(older, net)
     alpha_bar = denoiser.levels().to(device)
+    net = net.to(device)
+    objective = Objective(
+        groups=[ParameterGroup(list(net.parameters()))],
+        loss_at=functools.partial(
+            denoiser.loss_at, data=data, recipe=recipe.denoiser, alpha_bar=alpha_bar, seed=recipe.seed
+        ),
+        rate=functools.partial(denoiser.rate, recipe.denoiser),
+        measure=lambda mean: denoiser.held_out_error(
+            mean, watched, alpha_bar, min(EXAMPLES, len(held_out.captions))
+        ),
+    )
     loop = Loop(
         part="denoiser",
         images=recipe.denoiser.images,
         batch=recipe.denoiser.batch,
         half_life=recipe.denoiser.half_life,
     )
-    _, _, done = learning.learn(
-        net.to(device),
-        denoiser.parameter_groups(net),
-        functools.partial(
-            denoiser.loss_at, data=data, recipe=recipe.denoiser, alpha_bar=alpha_bar, seed=recipe.seed
-        ),
-        functools.partial(denoiser.rate, recipe.denoiser),
-        lambda mean: denoiser.held_out_error(mean, watched, alpha_bar, min(EXAMPLES, len(held_out.captions))),
-        loop,
-        out / "denoiser",
-        spent=spent,
-        until=until,
-    )
+    _, _, done = learning.learn(net, objective, loop, out / "denoiser", spent=spent, until=session.until)
     return done
 
 
-def make_vae(
-    recipe: BaseRecipe,
-    pictures: Pictures,
-    held_out: Pictures,
-    out: Path,
-    *,
-    older: Path | None,
-    until: float,
-    device: str,
-) -> bool:  # whether it is there
+def make_vae(session: Session) -> bool:  # whether it is there
     """A VAE that has seen the recipe's images is left alone, since its UNet knows no other latents; one that
     has not goes on.
     """
+    recipe, pictures, out, older = session.recipe, session.pictures, session.out, session.older
     plan = recipe.autoencoder
     if (out / "vae" / base.VAE_FILE).is_file() and base.spent_of(out)["vae"].images >= plan.images:
         return True
@@ -106,12 +112,10 @@ def make_vae(
     else:
         autoencoder.start(vae, pictures)
     groups = autoencoder.parameter_groups(vae)
-    mean, spent, done = _learn_pictures(
-        recipe, vae, groups, plan, out / "vae", "vae", pictures, held_out, before, until, device
-    )
+    mean, spent, done = _learn_pictures(session, plan, vae, groups, "vae", out / "vae", before)
     if done:
         mean = base.rounded(mean)  # as it will be shipped, so that the latents are its own
-        autoencoder.settle(mean, pictures, device=device)
+        autoencoder.settle(mean, pictures, device=session.device)
         base.save_vae(mean, out / "vae", spent)
     return done
 
@@ -129,22 +133,19 @@ def polish(
     """Trains the decoder alone, which no UNet notices; beside `train`, in a process of its own, if there is a
     core for it.
     """
-    until = time.monotonic() + seconds
-    if not make_vae(recipe, pictures, held_out, out, older=older, until=until, device=device):
+    session = Session(recipe, pictures, held_out, out, older, time.monotonic() + seconds, device)
+    if not make_vae(session):
         return False
     vae = autoencoder.build(recipe.autoencoder, pictures.side, recipe.seed)
     base.copy_vae(out, vae)
-    groups = autoencoder.parameter_groups(vae)[1:]
+    _, decoder = autoencoder.parameter_groups(vae)
     vae.requires_grad_(False)
-    for parameter in groups[0]["params"]:
+    for parameter in decoder.parameters:
         parameter.requires_grad_(True)
     plan = replace(recipe.autoencoder, images=recipe.autoencoder.polish)
     old = base.spent_of(older) if older is not None else {}
     before = old["decoder"] if "decoder" in old and old["vae"] == base.spent_of(out)["vae"] else Spent()
-    folder = _decoder_folder(vae, out)
-    return _learn_pictures(
-        recipe, vae, groups, plan, folder, "decoder", pictures, held_out, before, until, device
-    )[2]
+    return _learn_pictures(session, plan, vae, [decoder], "decoder", _decoder_folder(vae, out), before)[2]
 
 
 def _decoder_folder(vae: Any, out: Path) -> Path:
@@ -153,24 +154,33 @@ def _decoder_folder(vae: Any, out: Path) -> Path:
 
 
 def _learn_pictures(
-    recipe: BaseRecipe,
-    vae: Any,
-    groups: list[dict[str, Any]],
+    session: Session,
     plan: AutoencoderRecipe,
-    folder: Path,
+    vae: Any,
+    groups: Sequence[ParameterGroup],
     part: str,
-    pictures: Pictures,
-    held_out: Pictures,
+    folder: Path,
     spent: Spent,
-    until: float,
-    device: str,
 ) -> tuple[Any, Spent, bool]:
+    held_out, device = session.held_out, session.device
     watched = held_out.images(range(min(WATCHED, len(held_out.captions))))
 
     def measure(mean: Any) -> dict[str, float]:
-        found = autoencoder.decibels(watched, autoencoder.reconstruct(mean, watched, device=device))
-        return {"held_out_psnr": float(found.mean()), "n": len(watched)}
+        psnr = autoencoder.decibels(watched, autoencoder.reconstruct(mean, watched, device=device))
+        return {"held_out_psnr": float(psnr.mean()), "n": len(watched)}
 
+    objective = Objective(
+        groups=groups,
+        loss_at=functools.partial(
+            autoencoder.loss_at,
+            pictures=session.pictures,
+            recipe=plan,
+            seed=session.recipe.seed,
+            device=device,
+        ),
+        rate=functools.partial(autoencoder.rate, plan),
+        measure=measure,
+    )
     loop = Loop(
         part=part,
         images=plan.images,
@@ -179,13 +189,7 @@ def _learn_pictures(
         measure_every=2000,
         log_every=400,
     )
-    loss_at = functools.partial(
-        autoencoder.loss_at, pictures=pictures, recipe=plan, seed=recipe.seed, device=device
-    )
-    rate = functools.partial(autoencoder.rate, plan)
-    return learning.learn(
-        vae.to(device), groups, loss_at, rate, measure, loop, folder, spent=spent, until=until
-    )
+    return learning.learn(vae.to(device), objective, loop, folder, spent=spent, until=session.until)
 
 
 def load_vae(recipe: BaseRecipe, pictures: Pictures, out: Path) -> Any:
@@ -211,8 +215,10 @@ def load_tokenizer(pictures: Pictures, out: Path, older: Path | None) -> Any:
     return tokenizer
 
 
-def load_trained(recipe: BaseRecipe, pictures: Pictures, out: Path, older: Path | None) -> dict[str, Any]:
-    """The parts of a base as they are now, and what they cost."""
+def load_trained(
+    recipe: BaseRecipe, pictures: Pictures, out: Path, older: Path | None
+) -> tuple[Parts, dict[str, Spent]]:
+    """The base as it is now, and what its vae, decoder and denoiser have cost."""
     tokenizer = load_tokenizer(pictures, out, older)
     net = Denoiser(*_new_denoiser(recipe, tokenizer, pictures.side))
     spent = (
@@ -229,13 +235,7 @@ def load_trained(recipe: BaseRecipe, pictures: Pictures, out: Path, older: Path 
     spent["denoiser"] = learning.spent_of(out / "denoiser") or old.get("denoiser", Spent())
     if not learning.average_of(out / "denoiser", net) and older is not None:
         base.load_denoiser(older, net)
-    return {
-        "vae": vae,
-        "unet": net.unet.eval(),
-        "text_encoder": net.text_encoder.eval(),
-        "tokenizer": tokenizer,
-        "spent": spent,
-    }
+    return Parts(vae, net.unet.eval(), net.text_encoder.eval(), tokenizer), spent
 
 
 def _new_denoiser(recipe: BaseRecipe, tokenizer: Any, side: int) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ From random weights an encoder needs thousands of steps to find as much. Trainin
 residual branches are alive.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -55,8 +56,8 @@ def fit(
 
 def encode(basis: Basis, images: NDArray[np.uint8]) -> NDArray[np.float32]:  # NHWC => [N, C, H/8, W/8]
     """What `write_encoder`'s encoder computes as the posterior's mean."""
-    found = ((_blocks(images) - basis.mean) @ basis.rows.T).astype(np.float32, copy=False)
-    return found.transpose(0, 3, 1, 2)
+    latents = ((_blocks(images) - basis.mean) @ basis.rows.T).astype(np.float32, copy=False)
+    return latents.transpose(0, 3, 1, 2)
 
 
 def _blocks(images: NDArray[np.uint8]) -> NDArray[np.float32]:  # [N, H/8, W/8, 192] in -1..1
@@ -99,10 +100,8 @@ def write_encoder(
         stride.weight[:, :carried] = 0
         stride.bias.zero_()
         if carried < 48:
-            for channel in range(carried):
-                for dy in range(2):
-                    for dx in range(2):
-                        stride.weight[4 * channel + 2 * dy + dx, channel, dy, dx] = 1
+            for channel, dy, dx in itertools.product(range(carried), range(2), range(2)):
+                stride.weight[4 * channel + 2 * dy + dx, channel, dy, dx] = 1
     analysis = encoder.down_blocks[2].downsamplers[0].conv
     analysis.weight[:channels, :48, :2, :2] = _third_stride(basis)
     analysis.bias[:channels] = torch.from_numpy(-basis.rows @ basis.mean)

@@ -87,12 +87,12 @@ def tokens_of(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:  # [N, T
     """Padded to the full length; ValueError where a caption is cut, because then words would be lost without
     a sign.
     """
-    found = tokenizer(list(captions))["input_ids"]
-    longest = max(range(len(found)), key=lambda i: len(found[i]))
-    if len(found[longest]) > tokenizer.model_max_length:
+    tokens = tokenizer(list(captions))["input_ids"]
+    longest = max(range(len(tokens)), key=lambda i: len(tokens[i]))
+    if len(tokens[longest]) > tokenizer.model_max_length:
         raise ValueError(
-            f"a caption has {len(found[longest])} tokens, {tokenizer.model_max_length} fit:"
+            f"a caption has {len(tokens[longest])} tokens, {tokenizer.model_max_length} fit:"
             f" {captions[longest]!r}"
         )
-    padded = [ids + [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(ids)) for ids in found]
+    padded = [ids + [tokenizer.pad_token_id] * (tokenizer.model_max_length - len(ids)) for ids in tokens]
     return torch.tensor(padded, dtype=torch.int64)

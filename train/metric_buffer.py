@@ -4,27 +4,40 @@ for the host.
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from train.ranks import ALONE, Ranks
+from train.distributed import ALONE, Ranks
 
 
 class NotFinite(RuntimeError):
     """The loss or a gradient is no number any more; nothing after the last checkpoint is worth keeping."""
 
 
-class Window:
+@dataclass(frozen=True)
+class Means:
+    """Of the steps since the last log row, over all ranks, by condition."""
+
+    steps: int
+    loss: dict[str, float]
+    gradient_norm: dict[str, float]
+
+
+class MetricBuffer:
     """Numbers still on the device, with the images they came from."""
 
     def __init__(self, conditions: list[str], ranks: Ranks = ALONE) -> None:
+        self.conditions, self.ranks = conditions, ranks
+        self.clear()
+
+    def clear(self) -> None:
         # one [b] per step: this rank's images
-        self.losses: dict[str, list[Tensor]] = {condition: [] for condition in conditions}
+        self.losses: dict[str, list[Tensor]] = {condition: [] for condition in self.conditions}
         # one scalar per step, of all ranks
-        self.norms: dict[str, list[Tensor]] = {condition: [] for condition in conditions}
+        self.norms: dict[str, list[Tensor]] = {condition: [] for condition in self.conditions}
         self.images: list[tuple[str, ...]] = []  # ids of each step's images
-        self.ranks = ranks
 
     def add(self, images: tuple[str, ...], losses: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> None:
         self.images.append(images)
@@ -32,9 +45,10 @@ class Window:
             self.losses[condition].append(losses[condition])
             self.norms[condition].append(norms[condition])
 
-    def read(self, step: int) -> dict[str, dict[str, float]]:
-        """Means of the window over all ranks; a number that is not finite is traced to its step and its
-        images.
+    def take(self, step: int) -> Means:
+        """Means over all steps and ranks, and the buffer is empty again.
+
+        A number that is not finite is traced to its step and its images.
         """
         mine = {condition: torch.stack(parts) for condition, parts in self.losses.items()}
         losses = {condition: self.ranks.gather(values).double().cpu() for condition, values in mine.items()}
@@ -55,7 +69,10 @@ class Window:
                     f" images {', '.join(names)}: look at these pairs, or lower lr; the checkpoints already"
                     " written are good"
                 )
-        return {
-            "loss": {condition: float(values.mean()) for condition, values in losses.items()},
-            "gradient_norm": {condition: float(values.mean()) for condition, values in norms.items()},
-        }
+        means = Means(
+            steps=len(self.images),
+            loss={condition: float(values.mean()) for condition, values in losses.items()},
+            gradient_norm={condition: float(values.mean()) for condition, values in norms.items()},
+        )
+        self.clear()
+        return means

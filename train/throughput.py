@@ -15,8 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from train import precision
+from train.batches import Pair
 from train.controlnet import ControlNet
-from train.halves import decode_half, encode_half
+from train.options import Options
+from train.step import DiffusionModel
+from train.unet_parts import unet_decoder, unet_encoder
 from train.unlocked import unlocked_copy
 
 # of the square matrices: large enough that starting a kernel costs nothing
@@ -73,18 +77,39 @@ def _flops(
 
     def encode() -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         with torch.set_grad_enabled(unlock == "all"):
-            return encode_half(base, latents, timesteps, text, recompute=recompute)
+            return unet_encoder(base, latents, timesteps, text, recompute=recompute)
 
     def learn(channels: int) -> None:
         controlnet = ControlNet(base, hint_channels=channels)
         hint = torch.empty(1, channels, 8 * height, 8 * width, device="meta")
         downs, middle = controlnet(latents, timesteps, text, hint, recompute=recompute)
         residuals = (downs if connect == "full" else None, middle)
-        decode_half(base, skips, mid, emb, text, residuals, recompute=recompute).sum().backward()
+        unet_decoder(base, skips, mid, emb, text, residuals, recompute=recompute).sum().backward()
 
     shared, (skips, mid, emb) = counted(encode)
     each = {channels: counted(functools.partial(learn, channels))[0] for channels in set(hint_channels)}
     return shared + sum(each[channels] for channels in hint_channels)
+
+
+def utilisation(
+    model: DiffusionModel,
+    example: Pair,  # any that trains: what an image costs follows from its size
+    options: Options,
+    device: str,
+    speed: float,  # images per second and process
+) -> float:
+    """Model FLOP/s as a share of what a matrix product reaches here, in the precision of the passes."""
+    height, width = example.mean.shape[1:]
+    flops = flops_per_image(
+        model.unet,
+        [controlnet.config["conditioning_channels"] for controlnet in model.controlnets.values()],
+        height=height,
+        width=width,
+        tokens=len(example.text),
+        connect=options.connect,
+        unlock=options.unlock,
+    )
+    return flops * speed / matmul_rate(device, precision.dtype_of(options.precision))
 
 
 # FLOPs of the call and of its backward pass where it makes one; its result

@@ -20,7 +20,7 @@ def start(model: Model) -> Model:
 
 
 @torch.no_grad()
-def follow(
+def update(
     average: nn.Module,
     model: nn.Module,
     half_life: float,  # images

@@ -1,7 +1,8 @@
-"""All that learns for one condition: its ControlNet, the base where it is unlocked, their optimizers and
+"""All that trains for one condition: its ControlNet, the base where it is unlocked, their optimizers and
 averages.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,50 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn, optim
 
-from train import average, checkpoint, optimizer, precision, unlocked
-from train.batches import draws
+from train import ema, optimizer, precision, unlocked
+from train.base import Base
+from train.batches import Pair, rng
 from train.controlnet import ControlNet
+from train.distributed import ALONE, Ranks
+from train.integrity import Checkpoint
 from train.options import Options
-from train.ranks import ALONE, Ranks
+from train.pretrained import load_controlnet
+from train.weights_file import WEIGHTS
 
 
 @dataclass(frozen=True)
-class Learner:
+class TrainState:
     """Keys are folders of a checkpoint: `<condition>`, `<condition>/unet`, and for averages `<condition>/ema`
     and `<condition>/ema/unet`.
     """
 
-    models: dict[str, nn.Module]  # float32: those that learn
+    models: dict[str, nn.Module]  # float32: those that train
     compute: dict[str, nn.Module]  # what runs for each of `models`: itself, or its bf16 twin
     optimizers: dict[str, optim.Optimizer]  # of `models`
     averages: dict[str, nn.Module]  # of `models` in the same order; empty without ema
+
+
+def build_all(
+    base: Base,  # on whose device they train
+    example: Pair,  # any that trains: its hints tell how many channels a ControlNet reads
+    conditions: Sequence[str],
+    options: Options,
+    *,
+    warm_start: Mapping[str, Path],  # condition -> ControlNet to start from
+    done: Checkpoint | None,
+) -> dict[str, TrainState]:  # by condition
+    return {
+        condition: build(
+            base.unet,
+            condition,
+            options,
+            device=base.device,
+            hint_channels=example.hints[condition].shape[-1] if condition in example.hints else 3,
+            warm=warm_start.get(condition),
+            done=done,
+        )
+        for condition in conditions
+    }
 
 
 def build(
@@ -37,8 +65,8 @@ def build(
     device: str,
     hint_channels: int,
     warm: Path | None,  # ControlNet folder to start from; None = a copy of the base
-    done: checkpoint.Checkpoint | None,  # to go on from
-) -> Learner:
+    done: Checkpoint | None,  # to go on from
+) -> TrainState:
     """As the run began, or exactly as its checkpoint was left."""
     folder = done.path / condition if done is not None else warm
     controlnet = initial_controlnet(unet, condition, options.seed, warm, hint_channels)
@@ -47,7 +75,7 @@ def build(
         for parameter in controlnet.controlnet_down_blocks.parameters():
             nn.init.zeros_(parameter)
     if done is not None:
-        controlnet = checkpoint.load_controlnet(done.path / condition, unet)
+        controlnet = load_controlnet(done.path / condition, unet)
     models: dict[str, nn.Module] = {condition: controlnet}
     if options.unlock != "none":
         unet = unlocked.unlocked_copy(unet, options.unlock)
@@ -64,16 +92,16 @@ def build(
     averages: dict[str, nn.Module] = {}
     for name, model in models.items():
         lr = options.lr if name == condition or options.unlock_lr is None else options.unlock_lr
-        optimizers[name] = optimizer.make(learning(model), options, lr)
+        optimizers[name] = optimizer.make(trainable(model), options, lr)
         if done is not None:
-            checkpoint.load_optimizer(done.path / name, model, optimizers[name])
+            optimizer.load_optimizer(done.path / name, model, optimizers[name])
         if options.ema is not None:
-            mean = f"{condition}/{average.FOLDER}{name.removeprefix(condition)}"
-            averages[mean] = average.start(model)
+            mean = f"{condition}/{ema.FOLDER}{name.removeprefix(condition)}"
+            averages[mean] = ema.start(model)
             if done is not None:
-                averages[mean].load_state_dict(load_file(done.path / mean / checkpoint.WEIGHTS))
+                averages[mean].load_state_dict(load_file(done.path / mean / WEIGHTS))
     compute = {name: precision.twin(model, options.precision) for name, model in models.items()}
-    return Learner(models, compute, optimizers, averages)
+    return TrainState(models, compute, optimizers, averages)
 
 
 def initial_controlnet(
@@ -83,7 +111,7 @@ def initial_controlnet(
     ones.
     """
     if warm is not None:
-        controlnet = checkpoint.load_controlnet(warm, unet)
+        controlnet = load_controlnet(warm, unet)
         if controlnet.config["conditioning_channels"] != hint_channels:
             expected = controlnet.config["conditioning_channels"]
             raise ValueError(
@@ -92,35 +120,43 @@ def initial_controlnet(
             )
         return controlnet
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(draws(seed, condition, "hint encoder").integers(2**63)))
+        torch.manual_seed(int(rng(seed, condition, "hint encoder").integers(2**63)))
         return ControlNet.from_unet(unet, hint_channels)[0]
 
 
-def learning(model: nn.Module) -> list[nn.Parameter]:
+def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def forget_gradients(learner: Learner) -> None:
-    for model in (*learner.models.values(), *learner.compute.values()):
+def zero_gradients(state: TrainState) -> None:
+    for model in (*state.models.values(), *state.compute.values()):
         model.zero_grad(set_to_none=True)
 
 
+def step_all(
+    states: Mapping[str, TrainState], options: Options, *, images: int, ranks: Ranks
+) -> dict[str, Tensor]:  # what `step` returns, by condition
+    return {
+        condition: step(state, options, images=images, ranks=ranks) for condition, state in states.items()
+    }
+
+
 def step(
-    learner: Learner,
+    state: TrainState,
     options: Options,
     *,
-    seen: int,  # images before this step
+    images: int,  # seen before this step
     ranks: Ranks = ALONE,
 ) -> Tensor:  # scalar on the device: the norm of the whole gradient before clipping
     """One loss has one gradient, so the ControlNet and an unlocked base are clipped together."""
     limit = options.clip if options.clip is not None else float("inf")
-    parameters = [parameter for model in learner.models.values() for parameter in learning(model)]
+    parameters = [parameter for model in state.models.values() for parameter in trainable(model)]
     ranks.sum_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, limit)
-    for name, each in learner.optimizers.items():
+    for name, each in state.optimizers.items():
         each.step()
-        precision.refresh(learner.compute[name], learner.models[name])
+        precision.refresh(state.compute[name], state.models[name])
     if options.ema is not None:
-        for mean, model in zip(learner.averages.values(), learner.models.values(), strict=True):
-            average.follow(mean, model, options.ema, seen, options.batch)
+        for mean, model in zip(state.averages.values(), state.models.values(), strict=True):
+            ema.update(mean, model, options.ema, images, options.batch)
     return norm

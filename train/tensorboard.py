@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from train.log_file import LogRow
+
 AXIS = ("images", "step")  # what the curves run over, and its twin
 
 
-class Board:
+class TensorBoard:
     """Silent where tensorboard is not installed: a run needs it for nothing."""
 
     def __init__(
         self,
         folder: Path,
-        seen: int,  # images so far; what an earlier process told beyond them is taken back
+        seen: int,  # images so far; what an earlier process wrote beyond them is taken back
     ) -> None:
         self.writer: Any = None
         try:
@@ -27,7 +29,7 @@ class Board:
             return
         self.writer = SummaryWriter(str(folder), purge_step=seen + 1)
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: LogRow) -> None:
         """At once on disk, as train.jsonl is, or a killed run would show a hole between two checkpoints."""
         if self.writer is None:
             return
@@ -51,7 +53,7 @@ class Board:
             self.writer.close()
 
 
-def flatten(row: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+def flatten(row: Mapping[str, object], above: str = "") -> Iterator[tuple[str, float]]:
     """Tags such as held_out/canny/gap; what is not a finite number (None, text, lists) has no place on a
     curve.
     """

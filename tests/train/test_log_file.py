@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from train.log import lines_text, read_log
+from train.log_file import lines_text, read_log
 
 MEASURED = {
     "n": 2,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from train.board import Board, flatten
+from train.tensorboard import TensorBoard, flatten
 
 ROW = {
     "images": 400, "step": 100, "loss": {"canny": 0.25, "depth": 0.5}, "lr": 1e-5, "seconds_left": None,
@@ -43,7 +43,7 @@ def test_every_number_of_a_row_is_a_curve_over_images_and_nothing_else_is() -> N
 
 
 def test_what_was_added_is_read_back_at_once(tmp_path: Path) -> None:
-    board = Board(tmp_path, 0)
+    board = TensorBoard(tmp_path, 0)
     board.add(ROW)
     board.add(row(800, 0.125))
     board.picture("grid/canny", np.full((8, 12, 3), 200, np.uint8), 800)
@@ -56,21 +56,21 @@ def test_what_was_added_is_read_back_at_once(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_takes_back_what_lies_beyond_its_checkpoint(tmp_path: Path) -> None:
-    first = Board(tmp_path, 0)
+    first = TensorBoard(tmp_path, 0)
     for images in (400, 800, 1200, 1600):
         first.add(row(images, 1.0))
     first.close()
-    again = Board(tmp_path, 800)
+    again = TensorBoard(tmp_path, 800)
     again.add(row(1200, 2.0))
     again.close()
     assert points(tmp_path, "loss/canny") == [(400, 1.0), (800, 1.0), (1200, 2.0)]
 
 
 def test_a_run_that_starts_over_takes_everything_back(tmp_path: Path) -> None:
-    first = Board(tmp_path, 0)
+    first = TensorBoard(tmp_path, 0)
     first.add(row(400, 1.0))
     first.close()
-    again = Board(tmp_path, 0)
+    again = TensorBoard(tmp_path, 0)
     again.add(row(200, 2.0))
     again.close()
     assert points(tmp_path, "loss/canny") == [(200, 2.0)]
@@ -80,7 +80,7 @@ def test_without_tensorboard_a_run_is_told_so_once_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    board = Board(tmp_path / "board", 0)
+    board = TensorBoard(tmp_path / "board", 0)
     board.add(ROW)
     board.picture("grid/canny", np.zeros((8, 8, 3), np.uint8), 400)
     board.close()

@@ -1,4 +1,4 @@
-"""The two halves of a Stable Diffusion UNet, so that K conditions can share one pass of the
+"""The two parts of a Stable Diffusion UNet, so that K conditions can share one pass of the
 locked encoder.
 """
 
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 Residuals = tuple[tuple[Tensor, ...] | None, Tensor]
 
 
-def encode_half(
+def unet_encoder(
     trunk: Any,  # a UNet2DConditionModel or a ControlNet: both hold conv_in, time_*, down_blocks, mid_block
     x: Tensor,  # [B, 4, h, w] noisy latents
     timesteps: Tensor,  # [B] int64, 0..999
@@ -41,7 +41,7 @@ def encode_half(
     )
 
 
-def decode_half(
+def unet_decoder(
     unet: Any,  # UNet2DConditionModel
     skips: Sequence[Tensor],
     mid: Tensor,
@@ -49,7 +49,7 @@ def decode_half(
     text: Tensor,  # [B, T, D]
     residuals: Residuals | None = None,  # None = no control: the base as it is
     *,
-    recompute: bool = False,  # as in encode_half
+    recompute: bool = False,  # as in unet_encoder
 ) -> Tensor:  # [B, 4, h, w] prediction
     """The zero convolutions add to the decoder's inputs only: the middle, and each skip before it is
     concatenated.

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tests.train.conftest import tiny_unet
-from train import meter
-from train.meter import flops_per_image, matmul_rate, peak_memory, reset_peak
+from train import throughput
+from train.throughput import flops_per_image, matmul_rate, peak_memory, reset_peak
 
 SD15_AT_512 = {"height": 64, "width": 64, "tokens": 77}
 TINY = {"height": 8, "width": 8, "tokens": 5}
@@ -63,7 +63,7 @@ def test_counting_leaves_the_network_alone() -> None:
 
 
 def test_the_matmul_rate_is_measured_once_and_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(meter.SIDES, "cpu", 256)
+    monkeypatch.setitem(throughput.SIDES, "cpu", 256)
     matmul_rate.cache_clear()
     rate = matmul_rate("cpu", torch.float32)
     a, start = torch.rand(256, 256), time.perf_counter()
@@ -91,7 +91,7 @@ def test_without_leave_to_reset_the_mark_only_growth_beyond_it_is_seen(
     block = torch.ones(60_000_000)
     del block
     # writing to a folder is an OSError, as where the kernel says no
-    monkeypatch.setattr(meter, "_CLEAR", tmp_path)
+    monkeypatch.setattr(throughput, "_CLEAR", tmp_path)
     reset_peak("cpu")
     torch.ones(2_000_000)
     assert peak_memory("cpu") < 50e6
