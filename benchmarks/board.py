@@ -388,8 +388,8 @@ def samples_of(made: Plan, system: System, pool: list[Seen], rng: np.random.Gene
 
 def _shown(system: System, values: list[list[tuple[str, float]]], failed: np.ndarray) -> set[int]:
     """The samples that the page may choose: the first, the extremes and the median from either end."""
-    telling = measures.telling(CONDITIONS[system.condition].kind).name
-    told = np.array([dict(it)[telling] for it in values])
+    headline = measures.headline(CONDITIONS[system.condition].kind).name
+    told = np.array([dict(it)[headline] for it in values])
     ranked = np.sort(told)
     # and all that are tied with them
     chosen = np.isin(told, ranked[[0, (len(told) - 1) // 2, len(told) // 2, -1]])

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate.extractors import Images, folder_sha256, pretrained
+from evaluate.extractors import Images
+from evaluate.weights import folder_sha256, pretrained
 
 
 class DualEncoder(Protocol):

@@ -2,9 +2,8 @@
 pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +67,7 @@ STATISTICS: dict[str, Prepare] = {
 def compare(truth: Map, made: Map | None) -> Comparison:
     true = _segments(truth, "truth")
     found = np.empty((0, 5), np.float32) if made is None else _segments(made, "made")
-    distance = distances(_scaled(found, made.meta if made else truth.meta), _scaled(true, truth.meta))
+    distance = distances(_scaled(found, (made or truth).meta["size"]), _scaled(true, truth.meta["size"]))
     counts: dict[str, np.ndarray] = {
         "scores": found[:, 4].copy(),
         "hits": np.stack([hits(distance, found[:, 4], reach) for reach in REACHES], axis=1).astype(np.uint8),
@@ -77,7 +76,9 @@ def compare(truth: Map, made: Map | None) -> Comparison:
     if made is None or (len(true) and not len(found)):
         return Comparison(worst(METRICS), counts)
     values = {f"line_f1_{reach:g}": structural_f1(distance, reach) for reach in REACHES}
-    pixels = edge_counts(_drawn(true, truth.meta), _drawn(found, made.meta), RASTER * SIDE * 2**0.5)
+    pixels = edge_counts(
+        _drawn(true, truth.meta["size"]), _drawn(found, made.meta["size"]), RASTER * SIDE * 2**0.5
+    )
     return Comparison(values | {"line_raster_f1": f1(pixels)}, counts)
 
 
@@ -123,15 +124,15 @@ def _segments(given: Map, name: str) -> NDArray[np.float32]:
     return given.array.astype(np.float32)
 
 
-def _scaled(segments: NDArray[np.float32], meta: Mapping[str, Any]) -> NDArray[np.float32]:
-    h, w = meta["size"]
+def _scaled(segments: NDArray[np.float32], size: Sequence[int]) -> NDArray[np.float32]:
+    h, w = size
     return segments[:, :4] * np.array([SIDE / w, SIDE / h, SIDE / w, SIDE / h], np.float32)
 
 
-def _drawn(segments: NDArray[np.float32], meta: Mapping[str, Any]) -> NDArray[np.uint8]:
+def _drawn(segments: NDArray[np.float32], size: Sequence[int]) -> NDArray[np.uint8]:
     import cv2
 
     canvas = np.zeros((int(SIDE), int(SIDE)), np.uint8)
-    for x0, y0, x1, y1 in np.rint(_scaled(segments, meta)).astype(int).tolist():
+    for x0, y0, x1, y1 in np.rint(_scaled(segments, size)).astype(int).tolist():
         cv2.line(canvas, (x0, y0), (x1, y1), 255, 1)
     return canvas

@@ -145,7 +145,7 @@ def primary(kind: str) -> Metric:  # a kind of map
     return next(fidelity.METRICS[name] for name in fidelity.NAMES[kind] if fidelity.METRICS[name].primary)
 
 
-def telling(kind: str) -> Metric:
+def headline(kind: str) -> Metric:
     """The same of one sample, where the primary measure is one of the whole set."""
     best = primary(kind)
     if best.level == "sample":

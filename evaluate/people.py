@@ -268,31 +268,32 @@ def oks(
 def hits(
     similar: NDArray[np.float64],  # [made, true], the made from the surest down
     asked: NDArray[np.bool_] | None = None,  # [true] who counts; None = everyone
-) -> NDArray[
-    np.uint8
-    # [made, 10]: 1 = found a true person at this threshold, LEFT_OUT = one who doesn't count, because none
-    # was left who does
-]:
-    """cocoeval's greedy matching, the surest first, each to the most similar that is left; NaN is never less
-    than a threshold, as there.
+) -> NDArray[np.uint8]:  # [made, 10]: 1 = found a true person at this threshold, LEFT_OUT = one not asked for
+    """cocoeval's greedy matching, the surest first: each to the most similar that is left of those who count,
+    else to one who doesn't.
     """
-    found = np.zeros((len(similar), len(THRESHOLDS)), np.uint8)
+    matches = np.zeros((len(similar), len(THRESHOLDS)), np.uint8)
     wanted = np.ones(similar.shape[1], bool) if asked is None else asked
-    counting, others = np.flatnonzero(wanted).tolist(), np.flatnonzero(~wanted).tolist()
+    groups = ((np.flatnonzero(wanted).tolist(), 1), (np.flatnonzero(~wanted).tolist(), LEFT_OUT))
     for t, threshold in enumerate(THRESHOLDS):
         taken: set[int] = set()
         for i, row in enumerate(similar):
-            for people, worth in ((counting, 1), (others, LEFT_OUT)):
-                best, match = min(threshold, 1 - 1e-10), -1
-                for j in people:
-                    if j in taken or row[j] < best:
-                        continue
-                    best, match = row[j], j
-                if match >= 0:
+            for people, worth in groups:
+                match = _most_similar(row, [j for j in people if j not in taken], threshold)
+                if match is not None:
                     taken.add(match)
-                    found[i, t] = worth
+                    matches[i, t] = worth
                     break
-    return found
+    return matches
+
+
+def _most_similar(row: NDArray[np.float64], people: list[int], threshold: float) -> int | None:
+    """The last of the most similar; NaN is never less than a threshold, as in cocoeval."""
+    best, match = min(threshold, 1 - 1e-10), None
+    for j in people:
+        if not row[j] < best:
+            best, match = row[j], j
+    return match
 
 
 def _assigned(similar: NDArray[np.float64], made: People, true: People) -> dict[str, float]:

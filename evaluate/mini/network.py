@@ -47,7 +47,7 @@ class Scorer(nn.Module):
         self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # log of the inverse temperature
         self.trunk = nn.Sequential(
             nn.Conv2d(3, sizes.widths[0], 5, stride=2, padding=2),
-            *itertools.starmap(_Block, itertools.pairwise(sizes.widths)),
+            *itertools.starmap(DownBlock, itertools.pairwise(sizes.widths)),
             nn.Conv2d(sizes.widths[-1], sizes.features, 1),
         )
         self.image = nn.Linear(sizes.features * (sizes.side >> len(sizes.widths)) ** 2, sizes.width)
@@ -109,7 +109,7 @@ class Scorer(nn.Module):
         return torch.tensor([row + [NOTHING] * (length - len(row)) for row in found], dtype=torch.int64)
 
 
-class _Block(nn.Module):
+class DownBlock(nn.Module):
     """Half the size, then two convolutions around which the input is carried."""
 
     def __init__(self, before: int, after: int) -> None:

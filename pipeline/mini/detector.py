@@ -196,7 +196,9 @@ def export_detector(manifest: Path, work: Path, dest: Path) -> dict[str, Any]:  
         f" {plan.scenes.held_out.seed}."
     )
     (dest / "README.md").write_text(
-        card.write(**facts, wanted=(recipe.images, recipe.figures), data=data, returned=returned)
+        card.write(
+            card.Trained(**facts), wanted=(recipe.images, recipe.figures), data=data, returned=returned
+        )
     )
     return found
 

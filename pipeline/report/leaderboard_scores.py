@@ -203,7 +203,9 @@ def _scores(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[leaderboard_data
         rank = {row["system"]: place for row, place in zip(ranked, places, strict=False)}
         for row in group:
             floor, ceiling = _ends(row, group)
-            found = replicates.share(row["score"], floor, ceiling, higher_is_better=row["higher_is_better"])
+            found = replicates.normalized_score(
+                row["score"], floor, ceiling, higher_is_better=row["higher_is_better"]
+            )
             share, reason = (None, found) if isinstance(found, str) else (found, "")
             yield leaderboard_data.Score(
                 model=called(row["model"]),
@@ -286,7 +288,7 @@ def _evidence(
     import cv2
 
     controls = [system for system in made.values() if system.arm == CONTROL]
-    chosen = evidence.telling(plan, catalog, controls, SAME)
+    chosen = evidence.extremes(plan, catalog, controls, SAME)
     photographs = evidence.photographs(catalog, sorted({sample.image_id for _, sample in chosen}))
     items = {system.name: {item.image_id: item for item in system.items} for system in controls}
 

@@ -10,7 +10,16 @@ import numpy as np
 
 from annotate.conditions import CONDITIONS
 from evaluate import measures
-from evaluate.replicates import LEVEL, Replicated, best, difference, draws, of_means, quantile, share
+from evaluate.replicates import (
+    LEVEL,
+    Replicated,
+    best,
+    bootstrap_weights,
+    difference,
+    normalized_score,
+    of_means,
+    quantile,
+)
 from pipeline.benchmark.estimates import replicated
 from pipeline.benchmark.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, System
 from pipeline.catalog import Catalog
@@ -198,7 +207,7 @@ def _share(found: Mapping[str, Replicated], higher_is_better: bool) -> dict[str,
     """In percent, with the longer arm of its interval; or why there is none."""
     if CONTROL not in found:
         return {}
-    way = share(
+    way = normalized_score(
         found[CONTROL], _floor(found, higher_is_better), found.get(REAL), higher_is_better=higher_is_better
     )
     if isinstance(way, str):
@@ -258,6 +267,6 @@ def _gained(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     if not pairs:
         return ""
     before, after = np.array(pairs).T
-    saved = of_means(1 - after / before, np.arange(len(pairs)), draws(len(pairs)))
+    saved = of_means(1 - after / before, np.arange(len(pairs)), bootstrap_weights(len(pairs)))
     low, high = saved.interval or (None, None)
     return _side(low, high, higher_is_better=True)

@@ -14,7 +14,7 @@ from scipy import stats
 
 from annotate.conditions import CONDITIONS
 from evaluate import measures
-from evaluate.replicates import NOT_BETTER, draws, of_means
+from evaluate.replicates import NOT_BETTER, bootstrap_weights, of_means
 from pipeline.benchmark.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, Item, System
 from pipeline.catalog import Catalog
 from pipeline.experiment.pairs import called
@@ -44,7 +44,7 @@ def system(arm: str, condition: str = "canny", model: str = "run") -> System:
 
 
 def score_row(it: System, values: Any) -> dict[str, Any]:  # of each prompt
-    score = of_means(np.asarray(values, np.float64), np.arange(PROMPTS), draws(PROMPTS))
+    score = of_means(np.asarray(values, np.float64), np.arange(PROMPTS), bootstrap_weights(PROMPTS))
     return {
         "system": it.name,
         "model": it.model,
@@ -137,7 +137,7 @@ def test_a_verdict_is_of_the_paired_difference_and_the_better_may_be_lower() -> 
     """Prompts differ far more than systems do: only image by image does the difference exclude chance."""
 
     def of(values: np.ndarray) -> Any:
-        return of_means(values, np.arange(PROMPTS), draws(PROMPTS))
+        return of_means(values, np.arange(PROMPTS), bootstrap_weights(PROMPTS))
 
     hard = np.random.default_rng(2).normal(0, 1, PROMPTS)
     assert summary._verdict(of(hard + 0.1 + SHAKEN), of(hard), True) == "<"
