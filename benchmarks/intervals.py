@@ -31,8 +31,10 @@ sys.path[:] = [
 ]
 
 from evaluate import extractors, measures
-from evaluate.distribution import Images, frechet_infinity, kernel_distance_full
+from evaluate.distribution import kernel_distance_full
+from evaluate.features import Images
 from evaluate.fidelity import Map, compare
+from evaluate.frechet import frechet_infinity
 from evaluate.replicates import (
     Replicated,
     bootstrap_weights,

@@ -171,11 +171,11 @@ def distances(
     prompts: int,  # that something was made for
 ) -> Iterator[tuple[Metric, Distance]]:
     """How far samples lie from the real images of their prompts."""
-    from evaluate import distribution
-    from evaluate.distribution import Images
+    from evaluate import distribution, frechet
+    from evaluate.features import Images
 
     real = Images(reference, of_reference)
-    moments = distribution.Moments.of(reference)
+    moments = frechet.Moments.of(reference)
 
     def named(what: str) -> Metric:
         return dataclasses.replace(metric(f"{what} ({extractor})"), dimensions=reference.shape[1])
@@ -192,8 +192,8 @@ def distances(
     yield (
         named("fd"),
         lambda found, prompt, block: (
-            distribution.frechet(distribution.Moments.of(found), moments),
-            distribution.frechet_without(Images(found, prompt), real, block),
+            frechet.frechet(frechet.Moments.of(found), moments),
+            frechet.frechet_without(Images(found, prompt), real, block),
         ),
     )
     yield (
@@ -203,10 +203,10 @@ def distances(
     yield named("cmmd"), left_out(distribution.cmmd)
     if min(len(reference), prompts) < FEW:
         return
-    if min(len(reference), prompts) >= distribution.LINE * reference.shape[1]:
+    if min(len(reference), prompts) >= frechet.LINE * reference.shape[1]:
         yield (
             named("fd_infinity"),
-            lambda found, prompt, block: distribution.frechet_infinity(Images(found, prompt), real, block),
+            lambda found, prompt, block: frechet.frechet_infinity(Images(found, prompt), real, block),
         )
     for name in ("precision", "recall", "density", "coverage"):
         yield (
@@ -221,11 +221,11 @@ def distances(
 
 def marks(metric: Metric, n: int) -> list[str]:
     """What a reader must know before believing a number; a marked score is not ranked."""
-    from evaluate import distribution
+    from evaluate import frechet
 
     what = {"fd": "biased", "fd_infinity": "extrapolated from few"}.get(metric.name.partition(" ")[0])
-    if what and metric.dimensions and distribution.ranking(n, metric.dimensions) != "fd":
-        return [f"{what}: n = {n:,} < {distribution.ENOUGH} × {metric.dimensions:,} dimensions; ranked by kd"]
+    if what and metric.dimensions and frechet.ranking(n, metric.dimensions) != "fd":
+        return [f"{what}: n = {n:,} < {frechet.ENOUGH} × {metric.dimensions:,} dimensions; ranked by kd"]
     return []
 
 

@@ -93,7 +93,7 @@ def test_distances_leave_out_blocks_and_skip_samples_without_a_picture(tmp_path:
         and score.value > 10
     )
     assert "precision (net)" not in found, "six images have no neighbourhoods"
-    from evaluate.distribution import Moments, frechet
+    from evaluate.frechet import Moments, frechet
 
     without = {
         k: frechet(Moments.of(np.delete(features, [2, k], 0) + 3), Moments.of(np.delete(features, k, 0)))
