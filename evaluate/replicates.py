@@ -157,7 +157,7 @@ class NormalizedScore(NamedTuple):
     high: float
 
 
-NO_FLOOR = "neither no control nor another image's condition has a score by this measure"
+NO_FLOOR = "neither no control nor the shuffled condition has a score by this measure"
 NO_CEILING = "the real image has no score by this measure"
 NOT_BETTER = "the real image scores no better than the better baseline"
 BY_CHANCE = "the real image scores better than the better baseline, but that may be chance"

@@ -8,8 +8,7 @@ from typing import Any
 
 from annotate import label_spaces
 from annotate.conditions import CONDITIONS, MEASURES
-from pipeline import MillError, sources
-from pipeline.benchmark import networks
+from pipeline import MillError
 from pipeline.benchmark.systems import LEAST, few
 from pipeline.catalog import Catalog, CatalogHeld, check_selections
 from pipeline.experiment.pairs import SMALLEST_SHARE
@@ -75,7 +74,7 @@ def _doubts(given: Manifest, stages: Collection[str], most: int | None) -> list[
     if watching and given.split.validation == 0 and "train" in stages:
         place = given.at("train", "runs", watching[0], "held_out")
         out.append(
-            f"{place}: split.validation is 0, so no loss gap is measured: raise it, or set held_out: 0."
+            f"{place}: split.validation is 0, so no conditioning gain is measured: raise it, or set held_out: 0."
         )
     uncaptioned = [
         getattr(source, "captions", "own") in ("none", {"template": ""}) for source in given.source
@@ -251,88 +250,3 @@ def without_caption(plan: Plan, catalog: Catalog) -> list[str]:
         for (bare, count), names in alike.items()
         if bare
     ]
-
-
-# -- what this machine lacks ---------------------------------------------------------------------------------
-
-
-def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # None = all stages
-    """A sentence for each thing that the stages need and this machine does not have: sources, weights, base
-    model.
-    """
-    at, evaluation = plan.manifest.at, plan.manifest.evaluate
-
-    def wanted(*names: str) -> bool:
-        return stages is None or any(name in stages for name in names)
-
-    makers = {it.name for it in plan.conditions.values() if wanted("annotate")}
-    makers |= (
-        {name for name in plan.conditions if name not in plan.readers}
-        if evaluation and wanted("score")
-        else set()
-    )
-    found = [
-        f"{at('conditions', it.name)}: {it.lack}"
-        for it in plan.conditions.values()
-        if it.lack and it.name in makers
-    ]
-    found += (
-        [f"{at('captions')}: {plan.captions.lack}"]
-        if plan.captions and plan.captions.lack and wanted("caption")
-        else []
-    )
-    for number, source in enumerate(plan.manifest.source if wanted("ingest") else []):
-        lack = sources.lack(source, plan.manifest.image)
-        found += [f"{at('source', number, 'path')}: {lack}"] if lack else []
-    for number, run in enumerate(plan.manifest.train.runs if plan.manifest.train and wanted("train") else []):
-        for start in dict.fromkeys(run.starts.values()):
-            if start not in plan.conditions and (why := _absent(start)):
-                what = "is neither a condition of this manifest nor a ControlNet's folder or file"
-                found.append(f"{at('train', 'runs', number, 'warm_start')}: {start} {what} ({why})")
-    found += optimizers_lacking(plan) if wanted("train") else []
-    found += [
-        f"{at('evaluate', 'readers', it.name)}: {it.lack}"
-        for it in plan.readers.values()
-        if it.lack and wanted("score")
-    ]
-    found += _externals_lacking(plan.manifest) if wanted("generate") else []
-    found += networks.lacking(plan.manifest) if wanted("score") else []
-    if plan.manifest.base not in (None, "random") and wanted("encode", "train", "generate"):
-        from train import base
-
-        try:
-            base.check(str(plan.manifest.base))
-        except (ValueError, OSError) as error:
-            found.append(f"{at('train' if plan.manifest.train else 'evaluate', 'base')}: {error}")
-    return found
-
-
-def _absent(controlnet: str) -> str:  # '' = it is here
-    from train import checkpoint
-
-    try:
-        checkpoint.locate(controlnet, download=False)
-    except (OSError, ValueError) as error:
-        return str(error)
-    return ""
-
-
-def _externals_lacking(given: Manifest) -> list[str]:
-    from train import checkpoint
-
-    found = []
-    for number, it in enumerate(given.evaluate.external if given.evaluate else []):
-        try:
-            checkpoint.locate(it.checkpoint, download=False)
-        except (OSError, ValueError) as error:
-            found.append(f"{given.at('evaluate', 'external', number, 'checkpoint')}: {it.name}: {error}")
-    return found
-
-
-def optimizers_lacking(plan: Plan) -> list[str]:
-    """A sentence for each run whose optimizer is not installed."""
-    from train.optimizer import lacking
-
-    lacks = [lacking(run.optimizer) for run in plan.manifest.train.runs] if plan.manifest.train else []
-    at = plan.manifest.at
-    return [f"{at('train', 'runs', number)}.{lack}" for number, lack in enumerate(lacks) if lack]
