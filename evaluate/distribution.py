@@ -25,14 +25,16 @@ def kernel_distance_full(x: Features, y: Features) -> float:
 
 
 # of all, [blocks]
-def kernel_distance_without(made: Images, real: Images, block: Block) -> tuple[float, NDArray[np.float64]]:
+def kernel_distance_without(
+    generated: Images, real: Images, block: Block
+) -> tuple[float, NDArray[np.float64]]:
     """KID of all pairs of different prompts, and without each block in turn, for the price of one.
 
     What is made for a prompt is no independent draw beside the prompt's real image, nor beside another
     seed's: such pairs bias KID.
     """
     block_count(block)
-    tables = _kernel_sums(made, real, block)
+    tables = _kernel_sums(generated, real, block)
     sums = [table.sum((1, 2)) for table in tables]
     left = [
         table.sum((1, 2))[:, None] - table.sum(1) - table.sum(2) + table.diagonal(axis1=1, axis2=2)
@@ -70,8 +72,8 @@ def _kernel_sums(x: Images, y: Images, block: Block) -> list[NDArray[np.float64]
 
 
 def _cubic(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:  # [a, d], [b, d] -> [a, b]
-    found = a @ b.T / a.shape[1] + 1
-    return found * found * found
+    shifted = a @ b.T / a.shape[1] + 1
+    return shifted * shifted * shifted
 
 
 def cmmd(x: Features, y: Features, *, sigma: float = 10.0, scale: float = 1000.0) -> float:
@@ -91,27 +93,27 @@ def cmmd(x: Features, y: Features, *, sigma: float = 10.0, scale: float = 1000.0
     return scale * (within + other - 2 * across)
 
 
-def prdc(real: Features, made: Features, *, k: int = 5) -> dict[str, float]:
+def prdc(real: Features, generated: Features, *, k: int = 5) -> dict[str, float]:
     """Precision, recall (arXiv 1904.06991), density and coverage (2002.09797), of balls that reach to the
     k-th nearest neighbour.
     """
-    true, found = checked_pair(real, made)
-    if min(len(true), len(found)) <= k:
+    true, generated = checked_pair(real, generated)
+    if min(len(true), len(generated)) <= k:
         raise ValueError(
-            f"{k} neighbours need more than {k} samples on each side, found {len(true)} and {len(found)}"
+            f"{k} neighbours need more than {k} samples on each side, found {len(true)} and {len(generated)}"
         )
-    reach_true, reach_found = _reach(true, k), _reach(found, k)
-    inside = np.zeros(len(found))  # of how many true balls
+    reach_true, reach_generated = _reach(true, k), _reach(generated, k)
+    inside = np.zeros(len(generated))  # of how many true balls
     recalled, covered = 0, 0
     for start in range(0, len(true), features.ROWS):
         part = slice(start, start + features.ROWS)
         # [rows, made]
         apart = np.concatenate(
-            [_squared(true[part].astype(np.float64), other) for other in parts(found)], axis=1
+            [_squared(true[part].astype(np.float64), other) for other in parts(generated)], axis=1
         )
         within = apart < reach_true[part, None]
         inside += within.sum(0)
-        recalled += int((apart < reach_found).any(1).sum())
+        recalled += int((apart < reach_generated).any(1).sum())
         covered += int(within.any(1).sum())
     return {
         "precision": float((inside > 0).mean()),
@@ -123,13 +125,13 @@ def prdc(real: Features, made: Features, *, k: int = 5) -> dict[str, float]:
 
 def _reach(rows: Features, k: int) -> NDArray[np.float64]:  # [n]
     """Squared distance to the k-th nearest of the others."""
-    found = []
+    reaches = []
     for start, part in numbered_parts(rows):
         apart = np.concatenate([_squared(part, other) for other in parts(rows)], axis=1)
         # a row is its own nearest, whatever rounding says
         apart[np.arange(len(part)), start + np.arange(len(part))] = -1
-        found.append(np.partition(apart, k, axis=1)[:, k])
-    return np.concatenate(found)
+        reaches.append(np.partition(apart, k, axis=1)[:, k])
+    return np.concatenate(reaches)
 
 
 # [a, d], [b, d] -> [a, b]

@@ -60,14 +60,14 @@ class FeatureNetwork:
     def __call__(self, images: Images) -> NDArray[np.float32]:
         import torch
 
-        found = [np.empty((0, self.dimensions), np.float32)]
+        features = [np.empty((0, self.dimensions), np.float32)]
         for start in range(0, len(images), BATCH):
             raw = np.stack([resize(image, self.side) for image in checked(images[start : start + BATCH])])
             pixels = ((raw - np.array(self.shift)) / np.array(self.scale)).astype(np.float32)
             with torch.inference_mode():
                 batch = torch.from_numpy(pixels.transpose(0, 3, 1, 2)).contiguous().to(self.device)
-                found.append(self.forward(batch).float().cpu().numpy())
-        return np.concatenate(found)
+                features.append(self.forward(batch).float().cpu().numpy())
+        return np.concatenate(features)
 
 
 def load(
@@ -212,9 +212,9 @@ def _of_transformers(
             f"{folder} has no preprocessor_config.json, which says how images are normalised: get it with the"
             " weights"
         )
-    told = json.loads(path.read_text())
-    crop = told.get("crop_size") or side
-    mean, deviation = (tuple(255.0 * value for value in told[key]) for key in ("image_mean", "image_std"))
+    settings = json.loads(path.read_text())
+    crop = settings.get("crop_size") or side
+    mean, deviation = (tuple(255.0 * value for value in settings[key]) for key in ("image_mean", "image_std"))
     return FeatureNetwork(
         name=name,
         version="1",

@@ -74,38 +74,38 @@ class Moments:
         return Moments(n, mean, self.scatter - part.scatter - np.outer(apart, apart) * (n * part.n / self.n))
 
 
-def frechet(made: Moments, reference: Moments) -> float:
+def frechet(generated: Moments, reference: Moments) -> float:
     """|m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½) (arXiv 1706.08500).
 
     S1 S2 has the eigenvalues of the symmetric F^T S1 F with F F^T = S2, so that no square root has an
     imaginary part to be dropped.
     """
-    if made.mean.shape != reference.mean.shape:
+    if generated.mean.shape != reference.mean.shape:
         raise ValueError(
-            f"features to compare must have one width, found {len(made.mean)} and {len(reference.mean)}"
+            f"features to compare must have one width, found {len(generated.mean)} and {len(reference.mean)}"
         )
-    product = reference.factor.T @ made.cov @ reference.factor
+    product = reference.factor.T @ generated.cov @ reference.factor
     overlap = np.sqrt(np.linalg.eigvalsh(product).clip(0)).sum()
-    apart = made.mean - reference.mean
-    return max(0.0, float(apart @ apart + np.trace(made.cov) + np.trace(reference.cov) - 2 * overlap))
+    apart = generated.mean - reference.mean
+    return max(0.0, float(apart @ apart + np.trace(generated.cov) + np.trace(reference.cov) - 2 * overlap))
 
 
-def frechet_without(made: Images, real: Images, block: Block) -> NDArray[np.float64]:  # [blocks]
+def frechet_without(generated: Images, real: Images, block: Block) -> NDArray[np.float64]:  # [blocks]
     """The Fréchet distance without each block in turn: what a jackknife needs.
 
     Other prompts would have other real images too.
     """
-    whole = Moments.of(made.features), Moments.of(real.features)
+    whole = Moments.of(generated.features), Moments.of(real.features)
     return np.array(
         [
-            frechet(_less(whole[0], made, block == left), _less(whole[1], real, block == left))
+            frechet(_less(whole[0], generated, block == left), _less(whole[1], real, block == left))
             for left in range(block_count(block))
         ]
     )
 
 
 # of all, [blocks]
-def frechet_infinity(made: Images, real: Images, block: Block) -> tuple[float, NDArray[np.float64]]:
+def frechet_infinity(generated: Images, real: Images, block: Block) -> tuple[float, NDArray[np.float64]]:
     """Fréchet distance of infinitely many prompts, and without each block: a line in 1/n through all and two
     halves (after arXiv 1911.07023).
 
@@ -115,15 +115,17 @@ def frechet_infinity(made: Images, real: Images, block: Block) -> tuple[float, N
     count = block_count(block)
     if count < 4:
         raise ValueError(f"halves without a block need at least four blocks, found {count}")
+    both = (generated, real)
     halves = [
-        tuple(Moments.of(it.features[block[it.prompt] % 2 == half]) for it in (made, real)) for half in (0, 1)
+        tuple(Moments.of(images.features[block[images.prompt] % 2 == half]) for images in both)
+        for half in (0, 1)
     ]
     far = [frechet(*half) for half in halves]
     whole = halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
     without = []
     for left in range(count):
         rest, half = (
-            tuple(_less(moments, it, block == left) for moments, it in zip(pair, (made, real), strict=True))
+            tuple(_less(moments, images, block == left) for moments, images in zip(pair, both, strict=True))
             for pair in (whole, halves[left % 2])
         )
         other = 1 - left % 2

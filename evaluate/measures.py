@@ -128,15 +128,15 @@ def metric(name: str) -> Metric:
     """KeyError: there is no such measure."""
     if name in fidelity.METRICS:
         return fidelity.METRICS[name]
-    found = re.fullmatch(r"(\w+) \((.+)\)", name)
-    if not found or found[1] not in _NETWORKS:
+    match = re.fullmatch(r"(\w+) \((.+)\)", name)
+    if not match or match[1] not in _NETWORKS:
         raise KeyError(name)
-    template = _NETWORKS[found[1]]
+    template = _NETWORKS[match[1]]
     return dataclasses.replace(
         template,
         name=name,
-        title=f"{template.title} ({found[2]})",
-        definition=template.definition.format(network=found[2]),
+        title=f"{template.title} ({match[2]})",
+        definition=template.definition.format(network=match[2]),
     )
 
 
@@ -181,24 +181,26 @@ def distances(
         return dataclasses.replace(metric(f"{what} ({extractor})"), dimensions=reference.shape[1])
 
     def left_out(distance: Callable[[Features, Features], float]) -> Distance:
-        def measured(found: Features, prompt: Prompts, block: Block) -> tuple[float, NDArray[np.float64]]:
+        def measured(generated: Features, prompt: Prompts, block: Block) -> tuple[float, NDArray[np.float64]]:
             rest = (block != left for left in range(int(block.max()) + 1))
-            return distance(found, reference), np.array(
-                [distance(found[kept[prompt]], reference[kept[of_reference]]) for kept in rest]
+            return distance(generated, reference), np.array(
+                [distance(generated[kept[prompt]], reference[kept[of_reference]]) for kept in rest]
             )
 
         return measured
 
     yield (
         named("fd"),
-        lambda found, prompt, block: (
-            frechet.frechet(frechet.Moments.of(found), moments),
-            frechet.frechet_without(Images(found, prompt), real, block),
+        lambda generated, prompt, block: (
+            frechet.frechet(frechet.Moments.of(generated), moments),
+            frechet.frechet_without(Images(generated, prompt), real, block),
         ),
     )
     yield (
         named("kd"),
-        lambda found, prompt, block: distribution.kernel_distance_without(Images(found, prompt), real, block),
+        lambda generated, prompt, block: distribution.kernel_distance_without(
+            Images(generated, prompt), real, block
+        ),
     )
     yield named("cmmd"), left_out(distribution.cmmd)
     if min(len(reference), prompts) < FEW:
@@ -206,14 +208,14 @@ def distances(
     if min(len(reference), prompts) >= frechet.LINE * reference.shape[1]:
         yield (
             named("fd_infinity"),
-            lambda found, prompt, block: frechet.frechet_infinity(Images(found, prompt), real, block),
+            lambda generated, prompt, block: frechet.frechet_infinity(Images(generated, prompt), real, block),
         )
     for name in ("precision", "recall", "density", "coverage"):
         yield (
             named(name),
             left_out(
-                lambda found, known, name=name: (
-                    distribution.prdc(known, found)[name] if min(len(found), len(known)) > 5 else 0.0
+                lambda generated, known, name=name: (
+                    distribution.prdc(known, generated)[name] if min(len(generated), len(known)) > 5 else 0.0
                 )
             ),  # type: ignore[misc]
         )

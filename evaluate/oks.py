@@ -47,15 +47,15 @@ def area(person: NDArray[np.float32]) -> float:  # [17, 3]
 
 
 def oks(
-    made: People,
+    read: People,
     true: People,
     areas: NDArray[np.float64],  # of the true people, square pixels
-) -> NDArray[np.float64]:  # [made, true]
+) -> NDArray[np.float64]:  # [read, true]
     """exp(-d^2 / (2 s^2 k^2)) averaged over the true person's visible keypoints, k = 2 sigma (cocoeval); a
     missing keypoint is infinitely far.
     """
-    d, t = made.astype(np.float64)[:, None], true.astype(np.float64)[None]
-    squared = ((d[..., :2] - t[..., :2]) ** 2).sum(axis=-1)  # [made, true, 17]
+    d, t = read.astype(np.float64)[:, None], true.astype(np.float64)[None]
+    squared = ((d[..., :2] - t[..., :2]) ** 2).sum(axis=-1)  # [read, true, 17]
     error = squared / (2 * SIGMAS) ** 2 / (areas[None, :, None] + np.spacing(1)) / 2
     seen = t[..., 2] > 0
     near = np.where(seen & (d[..., 2] > 0), np.exp(-error), 0.0)
@@ -63,9 +63,9 @@ def oks(
 
 
 def hits(
-    similar: NDArray[np.float64],  # [made, true], the made from the surest down
+    similar: NDArray[np.float64],  # [read, true], the read from the surest down
     asked: NDArray[np.bool_] | None = None,  # [true] who counts; None = everyone
-) -> NDArray[np.uint8]:  # [made, 10]: 1 = found a true person at this threshold, LEFT_OUT = one not asked for
+) -> NDArray[np.uint8]:  # [read, 10]: 1 = found a true person at this threshold, LEFT_OUT = one not asked for
     """cocoeval's greedy matching, the surest first: each to the most similar that is left of those who count,
     else to one who doesn't.
     """

@@ -169,26 +169,24 @@ STATISTICS: dict[str, Prepare] = {
 }
 
 
-def compare(truth: Map, made: Map | None) -> Comparison:
+def compare(truth: Map, reread: Map | None) -> Comparison:
     true = coco(truth, "truth")
-    found = np.empty((0, 17, 3), np.float32)
-    if made is not None:
-        h, w = made.meta["size"]
-        found = coco(made, "made") * np.array(
+    read = np.empty((0, 17, 3), np.float32)
+    if reread is not None:
+        h, w = reread.meta["size"]
+        read = coco(reread, "made") * np.array(
             [truth.meta["size"][1] / w, truth.meta["size"][0] / h, 1], np.float32
         )
-    score = np.array([person[person[:, 2] > 0, 2].mean() for person in found], np.float32)
+    score = np.array([person[person[:, 2] > 0, 2].mean() for person in read], np.float32)
     order = np.argsort(-score, kind="stable")
-    everyone, found, score = len(found), found[order][:MOST], score[order][:MOST]
-    similar = oks(found, true, np.array([area(person) for person in true]))
+    everyone, read, score = len(read), read[order][:MOST], score[order][:MOST]
+    similar = oks(read, true, np.array([area(person) for person in true]))
     counts: dict[str, np.ndarray] = {
         "scores": score,
         "hits": hits(similar),
-        "hits_paper": hits(oks(found, true, np.array([paper.person_area(person) for person in true]))),
+        "hits_paper": hits(oks(read, true, np.array([paper.person_area(person) for person in true]))),
         "hits_cap": hits(
-            np.array([[paper.cosine(t, d, SIGMAS) for t in true] for d in found]).reshape(
-                len(found), len(true)
-            )
+            np.array([[paper.cosine(t, d, SIGMAS) for t in true] for d in read]).reshape(len(read), len(true))
         ),
         "n_truth": np.array([len(true)], np.int32),
     }
@@ -196,28 +194,28 @@ def compare(truth: Map, made: Map | None) -> Comparison:
     for size, (low, high) in SIZES.items():
         of_size = [
             np.array([low <= area(person) / (h * w) < high for person in people], bool)
-            for people in (true, found)
+            for people in (true, read)
         ]
         matched = hits(similar, of_size[0])
         counts[f"hits_{size}"] = np.where((matched == 0) & ~of_size[1][:, None], LEFT_OUT, matched).astype(
             np.uint8
         )
         counts[f"n_truth_{size}"] = np.array([of_size[0].sum()], np.int32)
-    values = {"people_oks": float(not len(found)), **dict.fromkeys(PCKS, float(not len(found)))}
+    values = {"people_oks": float(not len(read)), **dict.fromkeys(PCKS, float(not len(read)))}
     if len(true):
-        values = _assigned(similar, found, true)
-    elif made is None:
+        values = _assigned(similar, read, true)
+    elif reread is None:
         values = dict.fromkeys(values, 0.0)
     return Comparison(values | {"people_pce": float(min(abs(everyone - len(true)), MOST))}, counts)
 
 
-def _assigned(similar: NDArray[np.float64], made: People, true: People) -> dict[str, float]:
+def _assigned(similar: NDArray[np.float64], read: People, true: People) -> dict[str, float]:
     """The assignment of people with the greatest sum of OKS."""
     from scipy.optimize import linear_sum_assignment
 
     i, j = linear_sum_assignment(similar, maximize=True)
     visible = true[..., 2] > 0
-    pairs = made[i], true[j]
+    pairs = read[i], true[j]
     distance = np.linalg.norm(pairs[0][..., :2].astype(np.float64) - pairs[1][..., :2], axis=-1)
     side = np.array([np.ptp(person[person[:, 2] > 0, :2], axis=0).max() for person in pairs[1]]).reshape(
         -1, 1

@@ -48,8 +48,8 @@ def average_precision(
         if not len(known):
             return 0.0 if (weights[sample_of] * real).any() else 1.0
         true = np.cumsum(weight * hit_of[:, known], axis=-1)
-        found = np.maximum(np.cumsum(weight, axis=-1), 1e-12)
-        envelope = np.maximum.accumulate((true / found * last_of[known])[..., ::-1], axis=-1)[..., ::-1]
+        retrieved = np.maximum(np.cumsum(weight, axis=-1), 1e-12)
+        envelope = np.maximum.accumulate((true / retrieved * last_of[known])[..., ::-1], axis=-1)[..., ::-1]
         recall = true / asked[known, None]
         covered = recall if points is None else np.searchsorted(points, recall, side="right") / len(points)
         return float((np.diff(covered, axis=-1, prepend=0.0) * envelope).sum(axis=-1).mean())
@@ -60,10 +60,10 @@ def average_precision(
 def average_recall(counts: Sequence[Counts], hits: str) -> Statistic:
     """COCO's AR: the share of the true that is found, averaged over the thresholds."""
     n_truth = np.array([int(it["n_truth"][0]) for it in counts], np.float64)
-    found = np.array([float(it[hits].sum(axis=0).mean()) for it in counts])
+    recalled = np.array([float(it[hits].sum(axis=0).mean()) for it in counts])
 
     def statistic(weights: NDArray[np.float64]) -> float:
         asked = float(weights @ n_truth)
-        return float(weights @ found) / asked if asked else 1.0
+        return float(weights @ recalled) / asked if asked else 1.0
 
     return statistic

@@ -95,18 +95,18 @@ class Scorer(nn.Module):
         """ValueError where a caption has no words or too many, because it would then be scored for what it
         does not say.
         """
-        found = [
+        rows = [
             [self.numbers.get(word, UNKNOWN) for word in WORD.findall(caption.lower())]
             for caption in captions
         ]
-        for caption, row in zip(captions, found, strict=True):
+        for caption, row in zip(captions, rows, strict=True):
             if not 0 < len(row) <= self.sizes.length:
                 raise ValueError(
                     f"the caption {caption!r} has {len(row)} words: the mini scorer reads from 1 to"
                     f" {self.sizes.length}"
                 )
-        length = length or max(map(len, found))
-        return torch.tensor([row + [NOTHING] * (length - len(row)) for row in found], dtype=torch.int64)
+        length = length or max(map(len, rows))
+        return torch.tensor([row + [NOTHING] * (length - len(row)) for row in rows], dtype=torch.int64)
 
 
 class DownBlock(nn.Module):

@@ -24,7 +24,7 @@ USERS = ("encode", "train", "generate", "score")  # stages that work on pairs
 def check(plan: Plan, stages: Collection[str], limit: int | None = None) -> list[str]:
     """MillError names all that can't work; returns what is likely to disappoint. Nothing is touched."""
     given = plan.manifest
-    found = [
+    mistakes = [
         sentence
         for number, source in enumerate(given.source)
         for sentence in _provided(given, number, source)
@@ -37,23 +37,23 @@ def check(plan: Plan, stages: Collection[str], limit: int | None = None) -> list
     if given.evaluate and {"generate", "score"} & set(stages):
         if _share(given, split) == 0:
             place = given.at("evaluate", "benchmark", "split")
-            found.append(
+            mistakes.append(
                 f"{place}: asks for the {split} split, and split.{split} is 0: raise it, or name another"
                 " split"
             )
         elif most is not None and most < LEAST:
-            found.append(
+            mistakes.append(
                 f"{given.at('evaluate', 'benchmark')}: needs {LEAST} images of the {split} split, and there"
                 f" is {most}: take more images"
             )
     try:
         check_selections(plan.selections(), MEASURES)
-        found += [] if new else _failing(plan)
+        mistakes += [] if new else _failing(plan)
     except MillError as error:
-        found += str(error).splitlines()
-    found += _unwritable(plan)
-    if found:
-        raise MillError("\n".join(line if line.endswith((".", ")")) else f"{line}." for line in found))
+        mistakes += str(error).splitlines()
+    mistakes += _unwritable(plan)
+    if mistakes:
+        raise MillError("\n".join(line if line.endswith((".", ")")) else f"{line}." for line in mistakes))
     return [*_doubts(given, stages, most), *([] if new else _of_catalog(plan, stages))]
 
 
@@ -74,7 +74,8 @@ def _doubts(given: Manifest, stages: Collection[str], most: int | None) -> list[
     if watching and given.split.validation == 0 and "train" in stages:
         place = given.at("train", "runs", watching[0], "held_out")
         out.append(
-            f"{place}: split.validation is 0, so no conditioning gain is measured: raise it, or set held_out: 0."
+            f"{place}: split.validation is 0, so no conditioning gain is measured: raise it, or set"
+            " held_out: 0."
         )
     uncaptioned = [
         getattr(source, "captions", "own") in ("none", {"template": ""}) for source in given.source
@@ -182,7 +183,7 @@ def check_pairs(plan: Plan, catalog: Catalog, stages: Collection[str]) -> None:
     """Before the first stage that works on pairs: MillError where one of those asked for has
     too few of them.
     """
-    given, found = plan.manifest, []
+    given, mistakes = plan.manifest, []
     counts = {
         (name, split): n
         for name, split, n in catalog.query("SELECT condition, split, count(*) FROM pairs GROUP BY ALL")
@@ -190,14 +191,14 @@ def check_pairs(plan: Plan, catalog: Catalog, stages: Collection[str]) -> None:
     runs = given.train.runs if given.train and {"encode", "train"} & set(stages) else []
     for number, run in enumerate(runs):
         bare = [name for name in run.conditions if not counts.get((name, "train"))]
-        found += [_bare(plan, name) for name in bare]
+        mistakes += [_bare(plan, name) for name in bare]
         (shared,) = catalog.row(SHARED_BY_ALL, [run.conditions, len(run.conditions)])
         poor = [
             name for name in run.conditions if not bare and shared < SMALLEST_SHARE * counts[name, "train"]
         ]
         if poor:
             place, most = given.at("train", "runs", number, "conditions"), counts[poor[0], "train"]
-            found.append(
+            mistakes.append(
                 f"{place}: {' + '.join(run.conditions)} share {shared} pairs, under 90 % of the {most} of"
                 f" {poor[0]}: train them apart."
             )
@@ -209,9 +210,9 @@ def check_pairs(plan: Plan, catalog: Catalog, stages: Collection[str]) -> None:
                 *(it.condition for it in given.evaluate.external),
             ]
         )
-        found += [few(plan, name, n) for name in compared if (n := counts.get((name, split), 0)) < LEAST]
-    if found:
-        raise MillError("\n".join(dict.fromkeys(found)))
+        mistakes += [few(plan, name, n) for name in compared if (n := counts.get((name, split), 0)) < LEAST]
+    if mistakes:
+        raise MillError("\n".join(dict.fromkeys(mistakes)))
 
 
 SHARED_BY_ALL = """SELECT count(*) FROM (SELECT image_id FROM pairs WHERE split = 'train' AND condition IN

@@ -100,14 +100,14 @@ def export_roots(
 
 def _trained(plan: Plan, catalog: Catalog, wanted: Collection[str]) -> list[System]:
     """ControlNets of runs that are complete."""
-    made = [
+    trained = [
         it for it in systems(plan, catalog) if it.arm == CONTROL and not Path(it.checkpoint).is_absolute()
     ]
-    lacking = [name for name in wanted if all(it.condition != name for it in made)]
-    if lacking or not made:
+    lacking = [name for name in wanted if all(it.condition != name for it in trained)]
+    if lacking or not trained:
         what = f"no run of {' or '.join(lacking)}" if lacking else "no run of its manifest"
         raise MillError(f"{plan.workspace.root}: {what} is complete: `controlmill run` goes on with them.")
-    return [it for it in made if not wanted or it.condition in wanted]
+    return [it for it in trained if not wanted or it.condition in wanted]
 
 
 def _shipped(plan: Plan, catalog: Catalog, system: System, weights: str) -> ShippedControlNet:

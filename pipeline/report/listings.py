@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.report.figures import above, figure, places, share_text
 from pipeline.report.leaderboard_data import EvidenceSample, Leaderboard
-from pipeline.report.leaderboard_view import Cell, ConditionTable, Row
+from pipeline.report.leaderboard_view import Cell, ConditionTable, Reported, Row
 
 VERSION = 2  # of the layout of leaderboard.json
 Json = dict[str, Any]  # a JSON object
@@ -150,34 +150,38 @@ def markdown(data: Leaderboard, tables: Sequence[ConditionTable]) -> str:
             lines += ["", _text(condition.limit)]
         lines += [_text(sentence) for sentence in condition.unplaced]
         for reported in condition.reported:
-            protocol = (
-                "by the protocol of this benchmark"
-                if reported.comparable
-                else "by another protocol, not to be compared with the numbers above"
-            )
-            lines += [
-                "",
-                f"Reported elsewhere, {protocol}; not ranked:",
-                "",
-                _row("model", *(name for name, _ in reported.metrics)),
-                "|" + " --- |" * (len(reported.metrics) + 1),
-            ]
-            for model, cells in reported.models.items():
-                lines.append(
-                    _row(
-                        model,
-                        *(", ".join(f"{number.value:g} ({note})" for number, note in cell) for cell in cells),
-                    )
-                )
-            lines += [
-                "",
-                *(
-                    _text(f"{number}. {source}, {url} {note}")
-                    for number, (source, url, note) in enumerate(reported.notes, 1)
-                ),
-            ]
+            lines += _reported(reported)
         lines.append("")
     return "\n".join(lines)
+
+
+def _reported(reported: Reported) -> list[str]:
+    protocol = (
+        "by the protocol of this benchmark"
+        if reported.comparable
+        else "by another protocol, not to be compared with the numbers above"
+    )
+    rows = [
+        _row(
+            model,
+            *(", ".join(f"{number.value:g} ({note})" for number, note in cell) for cell in cells),
+        )
+        for model, cells in reported.models.items()
+    ]
+    notes = [
+        _text(f"{number}. {source}, {url} {note}")
+        for number, (source, url, note) in enumerate(reported.notes, 1)
+    ]
+    return [
+        "",
+        f"Reported elsewhere, {protocol}; not ranked:",
+        "",
+        _row("model", *(name for name, _ in reported.metrics)),
+        "|" + " --- |" * (len(reported.metrics) + 1),
+        *rows,
+        "",
+        *notes,
+    ]
 
 
 def _name(row: Row) -> str:

@@ -1,5 +1,5 @@
-"""Whether a published number was got as this board's were: else the two stand apart, and what differs is
-said.
+"""Whether a published number was got as this leaderboard's were: else the two stand apart, and what differs
+is said.
 """
 
 from collections.abc import Iterable, Iterator
