@@ -54,7 +54,8 @@ def _kernel_sums(x: Images, y: Images, block: Block) -> list[NDArray[np.float64]
     blocks, blocks]. No pair of one prompt.
     """
     x, y = (
-        Images(rows, it.prompt) for rows, it in zip(checked_pair(x.features, y.features), (x, y), strict=True)
+        Images(rows, images.prompt)
+        for rows, images in zip(checked_pair(x.features, y.features), (x, y), strict=True)
     )
     of_block = np.eye(int(block.max()) + 1)[block]  # [prompts, blocks]
     tables = []
@@ -65,7 +66,7 @@ def _kernel_sums(x: Images, y: Images, block: Block) -> list[NDArray[np.float64]
                 own, their = a.prompt[start : start + features.ROWS], b.prompt[at : at + features.ROWS]
                 part = of_block[own].T @ (_cubic(rows, others) * (own[:, None] != their)) @ of_block[their]
                 sums += part + part.T if a is b and at < start else part
-        n, m = (np.bincount(it.prompt, minlength=len(block)) for it in (a, b))
+        n, m = (np.bincount(images.prompt, minlength=len(block)) for images in (a, b))
         pairs = np.outer(n @ of_block, m @ of_block) - np.diag((n * m) @ of_block)
         tables.append(np.stack([sums, pairs]))
     return tables

@@ -184,7 +184,7 @@ def compare(truth: Map, reread: Map | None) -> Comparison:
     pairs = [edge_counts(true, read, reach) for reach in reaches]
     widest = pairs[-1]
     counts: dict[str, np.ndarray] = {
-        "matched": np.array([it.matched for it in pairs], np.int32),
+        "matched": np.array([pair.matched for pair in pairs], np.int32),
         "pixels": np.array([widest.n_truth, widest.n_made], np.int32),
     }
     if reread is None or (true.any() and not read.any()):
@@ -228,8 +228,8 @@ def _pooled(tolerance: str) -> Prepare:
     index = TOLERANCES.index(tolerance)
 
     def prepare(counts: Sequence[Counts]) -> Statistic:
-        matched = np.array([it["matched"][index] for it in counts], np.float64)
-        pixels = np.array([it["pixels"].sum() for it in counts], np.float64)
+        matched = np.array([image["matched"][index] for image in counts], np.float64)
+        pixels = np.array([image["pixels"].sum() for image in counts], np.float64)
 
         def statistic(weights: NDArray[np.float64]) -> float:
             total = float(weights @ pixels)

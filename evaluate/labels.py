@@ -86,11 +86,11 @@ def compare(truth: Map, reread: Map | None) -> Comparison:
 
 
 def _miou(counts: Sequence[Counts]) -> Statistic:
-    classes = np.unique(np.concatenate([it["classes"] for it in counts]))
+    classes = np.unique(np.concatenate([image["classes"] for image in counts]))
     both, areas = np.zeros((len(counts), len(classes))), np.zeros((len(counts), len(classes)))
-    for row, it in enumerate(counts):
-        at = np.searchsorted(classes, it["classes"])
-        both[row, at], areas[row, at] = it["both"], it["truth"] + it["made"]
+    for row, image in enumerate(counts):
+        at = np.searchsorted(classes, image["classes"])
+        both[row, at], areas[row, at] = image["both"], image["truth"] + image["made"]
 
     def statistic(weights: NDArray[np.float64]) -> float:
         overlap = weights @ both
@@ -102,7 +102,9 @@ def _miou(counts: Sequence[Counts]) -> Statistic:
 
 
 def _accuracy(counts: Sequence[Counts]) -> Statistic:
-    right, pixels = (np.array([it[key].sum() for it in counts], np.float64) for key in ("both", "truth"))
+    right, pixels = (
+        np.array([image[key].sum() for image in counts], np.float64) for key in ("both", "truth")
+    )
 
     def statistic(weights: NDArray[np.float64]) -> float:
         total = float(weights @ pixels)

@@ -5,6 +5,7 @@ images.
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,14 +212,14 @@ def distances(
             lambda generated, prompt, block: frechet.frechet_infinity(Images(generated, prompt), real, block),
         )
     for name in ("precision", "recall", "density", "coverage"):
-        yield (
-            named(name),
-            left_out(
-                lambda generated, known, name=name: (
-                    distribution.prdc(known, generated)[name] if min(len(generated), len(known)) > 5 else 0.0
-                )
-            ),  # type: ignore[misc]
-        )
+        yield named(name), left_out(partial(_neighbourhood, name))
+
+
+def _neighbourhood(name: str, generated: Features, known: Features) -> float:
+    """Precision, recall, density or coverage; 0 where there are too few for neighbours."""
+    from evaluate import distribution
+
+    return distribution.prdc(known, generated)[name] if min(len(generated), len(known)) > 5 else 0.0
 
 
 def marks(metric: Metric, n: int) -> list[str]:

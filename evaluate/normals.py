@@ -59,7 +59,7 @@ def compare(truth: Map, reread: Map | None) -> Comparison:
     if reread is None:
         return Comparison(worst(METRICS), {})
     same_size(truth.array[..., 0], reread.array[..., 0])
-    seen, given = (np.asarray(it.array.any(axis=2)) for it in (truth, reread))
+    seen, given = (np.asarray(each.array.any(axis=2)) for each in (truth, reread))
     if seen.any() and not given.any():
         return Comparison(worst(METRICS), {})
     if not seen.any():  # nothing to follow

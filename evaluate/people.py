@@ -140,16 +140,16 @@ METRICS = (
 
 def _of_size(counts: Sequence[Counts], size: str) -> Statistic:
     """AP averages thresholds, and at each of them others are left out."""
-    kept = [[it[f"hits_{size}"][:, t] < LEFT_OUT for it in counts] for t in range(len(THRESHOLDS))]
+    kept = [[image[f"hits_{size}"][:, t] < LEFT_OUT for image in counts] for t in range(len(THRESHOLDS))]
     at = [
         average_precision(
             [
                 {
-                    "scores": it["scores"][own],
-                    "hits": it[f"hits_{size}"][own, t : t + 1],
-                    "n_truth": it[f"n_truth_{size}"],
+                    "scores": image["scores"][own],
+                    "hits": image[f"hits_{size}"][own, t : t + 1],
+                    "n_truth": image[f"n_truth_{size}"],
                 }
-                for it, own in zip(counts, kept[t], strict=True)
+                for image, own in zip(counts, kept[t], strict=True)
             ],
             "hits",
         )

@@ -146,7 +146,7 @@ def ranks(
 
 def best(scores: Iterable[Replicated], higher_is_better: bool) -> Replicated | None:
     """The best by its value, as of two baselines the better is the floor; None = there are none."""
-    return max(scores, key=lambda it: it.value if higher_is_better else -it.value, default=None)
+    return max(scores, key=lambda each: each.value if higher_is_better else -each.value, default=None)
 
 
 class NormalizedScore(NamedTuple):
@@ -178,7 +178,9 @@ def normalized_score(
     """
     if floor is None or ceiling is None:
         return NO_FLOOR if ceiling is not None else NO_CEILING
-    if not all(np.isfinite(it.value) and np.isfinite(it.replicates).all() for it in (score, floor, ceiling)):
+    if not all(
+        np.isfinite(each.value) and np.isfinite(each.replicates).all() for each in (score, floor, ceiling)
+    ):
         return NOT_FINITE
     sign = 1 if higher_is_better else -1
     length = sign * (ceiling.value - floor.value)
@@ -187,7 +189,9 @@ def normalized_score(
     if len(score.replicates) < 2:
         return TOO_FEW
     way = sign * (score.value - floor.value) + 0.0  # never -0
-    moved, apart = (sign * (it.replicates.astype(np.float64) - floor.replicates) for it in (score, ceiling))
+    moved, apart = (
+        sign * (each.replicates.astype(np.float64) - floor.replicates) for each in (score, ceiling)
+    )
     moved_moved, moved_apart, apart_apart = (
         quantile((1 + LEVEL) / 2, _freedom(score)) ** 2 * _covariance(a, b, score)
         for a, b in ((moved, moved), (moved, apart), (apart, apart))

@@ -75,12 +75,14 @@ def export(catalog: Catalog, dest: Path, options: ExportOptions, say: Callable[[
         )
     chosen = _choose(catalog, names, options.splits, say)
     origins = [_origin(catalog, name, options.protocol) for name in names]
-    counts = {split: sum(len(it.rows) for it in chosen if it.split == split) for split in options.splits}
+    counts = {
+        split: sum(len(part.rows) for part in chosen if part.split == split) for split in options.splits
+    }
     try:
         with _whole_folder(place) as folder, Progress("export", sum(counts.values())) as progress:
             for split, count in counts.items():
                 if count:
-                    parts = [it for it in chosen if it.split == split]
+                    parts = [part for part in chosen if part.split == split]
                     samples = _samples(catalog, parts, options, progress)
                     WRITERS[options.to](folder, split, samples, origins, options.raw)
     except OSError as error:  # pyarrow's too

@@ -139,7 +139,7 @@ def _provided(given: Manifest, number: int, source: Any) -> list[str]:
     """What the kind of each provided map demands, and what says nothing there."""
     out = []
     maps: dict[str, Provided] = getattr(source, "provided", {})
-    for name, it in maps.items():
+    for name, asked in maps.items():
         row, place = CONDITIONS[name], given.at("source", number, "provided", name)
         for key, kinds in (
             ("labels", ("labels",)),
@@ -148,27 +148,27 @@ def _provided(given: Manifest, number: int, source: Any) -> list[str]:
             ("keypoints", ("people",)),
             ("mask", MASKED),
         ):
-            if getattr(it, key) is not None and row.kind not in kinds:
+            if getattr(asked, key) is not None and row.kind not in kinds:
                 out.append(f"{place.at(key)}: {name} is no map of {' or '.join(kinds)}: take it out")
         if row.kind == "labels":
             fitting = [coding for coding, space in label_spaces.SOURCES.items() if space in row.label_spaces]
-            if it.labels is None:
+            if asked.labels is None:
                 out.append(
                     f"{place}: `labels:` is missing, which says what the numbers mean: add one of"
                     f" {', '.join(fitting)}"
                 )
-            elif it.labels not in fitting:
-                takes = f"{name} takes labels of {' or '.join(row.label_spaces)}, not of {it.labels}"
+            elif asked.labels not in fitting:
+                takes = f"{name} takes labels of {' or '.join(row.label_spaces)}, not of {asked.labels}"
                 out.append(f"{place.at('labels')}: {takes}: set one of {', '.join(fitting)}")
         layout = KEYPOINTS.get(row.layout or "")
-        if row.kind == "people" and it.keypoints not in (None, layout):
+        if row.kind == "people" and asked.keypoints not in (None, layout):
             out.append(
                 f"{place.at('keypoints')}: {name} takes keypoints as {layout} counts them, not"
-                f" {it.keypoints}: set it to {layout}"
+                f" {asked.keypoints}: set it to {layout}"
             )
-        if source.kind == "folder" and it.column is not None:
+        if source.kind == "folder" and asked.column is not None:
             out.append(f"{place.at('column')}: the files of a folder have no columns: write `path:` instead")
-        if source.kind in ("webdataset", "parquet", "huggingface") and it.path is not None:
+        if source.kind in ("webdataset", "parquet", "huggingface") and asked.path is not None:
             out.append(
                 f"{place.at('path')}: nothing lies beside the rows of a {source.kind} source: write `column:`"
                 " instead"
@@ -207,7 +207,7 @@ def check_pairs(plan: Plan, catalog: Catalog, stages: Collection[str]) -> None:
         compared = dict.fromkeys(
             [
                 *(name for run in (given.train.runs if given.train else []) for name in run.conditions),
-                *(it.condition for it in given.evaluate.external),
+                *(external.condition for external in given.evaluate.external),
             ]
         )
         mistakes += [few(plan, name, n) for name in compared if (n := counts.get((name, split), 0)) < LEAST]

@@ -18,7 +18,11 @@ def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # 
     lacks = []
     if wanted("annotate") or (given.evaluate and wanted("score")):
         # whoever only scores needs the makers of those that no other detector reads
-        makers = [it for it in plan.conditions.values() if wanted("annotate") or it.name not in plan.readers]
+        makers = [
+            maker
+            for maker in plan.conditions.values()
+            if wanted("annotate") or maker.name not in plan.readers
+        ]
         lacks += [f"{at('conditions', maker.name)}: {maker.lack}" for maker in makers if maker.lack]
     if plan.captions and plan.captions.lack and wanted("caption"):
         lacks.append(f"{at('captions')}: {plan.captions.lack}")
@@ -29,7 +33,9 @@ def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # 
         lacks += [*_warm_starts(plan), *_optimizers(plan)]
     if wanted("score"):
         lacks += [
-            f"{at('evaluate', 'readers', it.name)}: {it.lack}" for it in plan.readers.values() if it.lack
+            f"{at('evaluate', 'readers', reader.name)}: {reader.lack}"
+            for reader in plan.readers.values()
+            if reader.lack
         ]
     if wanted("generate"):
         lacks += _externals(given)

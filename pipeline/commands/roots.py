@@ -101,13 +101,15 @@ def export_roots(
 def _trained(plan: Plan, catalog: Catalog, wanted: Collection[str]) -> list[System]:
     """ControlNets of runs that are complete."""
     trained = [
-        it for it in systems(plan, catalog) if it.arm == CONTROL and not Path(it.checkpoint).is_absolute()
+        system
+        for system in systems(plan, catalog)
+        if system.arm == CONTROL and not Path(system.checkpoint).is_absolute()
     ]
-    lacking = [name for name in wanted if all(it.condition != name for it in trained)]
+    lacking = [name for name in wanted if all(system.condition != name for system in trained)]
     if lacking or not trained:
         what = f"no run of {' or '.join(lacking)}" if lacking else "no run of its manifest"
         raise MillError(f"{plan.workspace.root}: {what} is complete: `controlmill run` goes on with them.")
-    return [it for it in trained if not wanted or it.condition in wanted]
+    return [system for system in trained if not wanted or system.condition in wanted]
 
 
 def _shipped(plan: Plan, catalog: Catalog, system: System, weights: str) -> ShippedControlNet:

@@ -127,7 +127,7 @@ def _detector(name: str) -> DetectorRow:
         licence=row.licence,
         weights=[
             WeightRow(
-                file=weight.file,
+                file=weight.name,
                 repository=weight.repo or weight.package,
                 revision=weight.revision,
                 sha256=weight.sha256,

@@ -200,14 +200,14 @@ def rescored(
             score_part(replace(job.args, path=again), job.rows, {}, False)
             for old, new in zip(
                 *(
-                    shards.read(it, ["image_id", "seed", "values"]).to_pylist()
-                    for it in (job.args.path, again)
+                    shards.read(file, ["image_id", "seed", "values"]).to_pylist()
+                    for file in (job.args.path, again)
                 ),
                 strict=True,
             ):
                 stored, fresh = (
-                    {name: value for name, value in it["values"] or () if not fidelity.retired(name)}
-                    for it in (old, new)
+                    {name: value for name, value in row["values"] or () if not fidelity.retired(name)}
+                    for row in (old, new)
                 )
                 compared += len(stored)
                 sentences += [

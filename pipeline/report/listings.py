@@ -52,8 +52,8 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list | tuple):
-        return [_finite(it) for it in value]
-    return {key: _finite(it) for key, it in value.items()} if isinstance(value, Mapping) else value
+        return [_finite(item) for item in value]
+    return {key: _finite(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def lines(stored: Json) -> str:

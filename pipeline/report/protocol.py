@@ -43,5 +43,5 @@ def _differing(row: Published, benchmark: FrozenBenchmark, names: Iterable[str])
     for name in names:
         there, here = getattr(row, name), ours[name]
         if there is None or here is None or str(there) != KNOWN_AS.get(str(here), str(here)):
-            said = ("not known" if it is None else str(it) for it in (there, here))
+            said = ("not known" if setting is None else str(setting) for setting in (there, here))
             yield "{}: {} (here: {})".format(name, *said)

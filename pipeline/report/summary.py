@@ -2,7 +2,7 @@
 beside its baselines and its ceiling.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +240,7 @@ def _estimate(score: Replicated | None) -> Estimate | None:
     return Estimate(value=score.value, reach=between[1] - score.value if between else None)
 
 
-def _gains(plan: Plan, system: System, measured: list[tuple[int, Measured]]) -> Gains:
+def _gains(plan: Plan, system: System, measured: Sequence[tuple[int, Measured]]) -> Gains:
     """At the start of the training and when it was last measured; a ControlNet that begins as a copy of the
     base saves nothing at the start.
     """
