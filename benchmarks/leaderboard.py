@@ -30,10 +30,10 @@ sys.path[:] = [
 from annotate.conditions import CONDITIONS
 from pipeline.report.leaderboard import render
 from pipeline.report.leaderboard_data import (
-    Entrant,
     EvidenceSample,
     FrozenBenchmark,
     Leaderboard,
+    LeaderboardModel,
     Measure,
     Score,
     Speed,
@@ -148,16 +148,16 @@ def _benchmark(condition: str) -> FrozenBenchmark:
     )
 
 
-def _models(names: list[str]) -> Iterator[Entrant]:
+def _models(names: list[str]) -> Iterator[LeaderboardModel]:
     for name in names:
-        yield Entrant(
+        yield LeaderboardModel(
             name=name,
             kind="run" if name.startswith("run") else "external",
             base="stable-diffusion-v1-5",
             checkpoint=f"checkpoints/{name}/step-00004000",
         )
     for arm in ("no_control", "vae_round_trip", "real_image"):
-        yield Entrant(name=arm, kind="baseline", base="stable-diffusion-v1-5")
+        yield LeaderboardModel(name=arm, kind="baseline", base="stable-diffusion-v1-5")
 
 
 def _scores(rng: np.random.Generator, names: list[str], condition: str, number: int) -> Iterator[Score]:

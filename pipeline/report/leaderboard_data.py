@@ -62,7 +62,7 @@ class FrozenBenchmark:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrant:
+class LeaderboardModel:
     name: str
     kind: Literal["run", "external", "baseline"]
     base: str = ""
@@ -155,7 +155,7 @@ class Leaderboard:
     machine: str = ""
     metrics: tuple[Measure, ...] = ()  # in the order of the columns
     benchmarks: tuple[FrozenBenchmark, ...] = ()  # in the order of the page
-    models: tuple[Entrant, ...] = ()
+    models: tuple[LeaderboardModel, ...] = ()
     scores: tuple[Score, ...] = ()
     speeds: tuple[Speed, ...] = ()
     evidence: tuple[EvidenceSample, ...] = ()

@@ -36,9 +36,9 @@ from pipeline.manifest import AnySource, Manifest
 from pipeline.plan import Plan
 from pipeline.report import leaderboard
 from pipeline.report.leaderboard_data import (
-    Entrant,
     FrozenBenchmark,
     Leaderboard,
+    LeaderboardModel,
     Measure,
     Score,
     Speed,
@@ -212,7 +212,7 @@ def _source(source: AnySource) -> str:
     return f"{source.kind} {parts[-1]}"
 
 
-def _models(plan: Plan, compared: Mapping[str, System]) -> Iterator[Entrant]:
+def _models(plan: Plan, compared: Mapping[str, System]) -> Iterator[LeaderboardModel]:
     assert plan.manifest.evaluate is not None
     external = {other.name for other in plan.manifest.evaluate.external}
     seen: dict[str, System] = {}
@@ -220,7 +220,7 @@ def _models(plan: Plan, compared: Mapping[str, System]) -> Iterator[Entrant]:
         seen.setdefault(system.model, system)
     for name, system in seen.items():
         kind: Any = "baseline" if system.arm in ALONE else "external" if name in external else "run"
-        yield Entrant(
+        yield LeaderboardModel(
             name=called(name), kind=kind, base=str(plan.manifest.base), checkpoint=system.checkpoint, note=""
         )
 

@@ -10,10 +10,10 @@ from evaluate import fidelity
 from evaluate.replicates import BY_CHANCE, NO_CEILING, NO_FLOOR, NOT_BETTER, NOT_FINITE, TOO_FEW
 from pipeline import MillError
 from pipeline.report.leaderboard_data import (
-    Entrant,
     EvidenceSample,
     FrozenBenchmark,
     Leaderboard,
+    LeaderboardModel,
     Measure,
     Published,
     Score,
@@ -25,7 +25,7 @@ from pipeline.report.listings import PICTURES, STORED_AS, VERSION, Json
 PARTS = {
     "metrics": Measure,
     "benchmarks": FrozenBenchmark,
-    "models": Entrant,
+    "models": LeaderboardModel,
     "scores": Score,
     "speeds": Speed,
 }

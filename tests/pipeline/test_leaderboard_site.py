@@ -25,10 +25,10 @@ from pipeline.report.figures import above, bar, digits, share_text
 from pipeline.report.leaderboard import render
 from pipeline.report.leaderboard_data import (
     PROTOCOL,
-    Entrant,
     EvidenceSample,
     FrozenBenchmark,
     Leaderboard,
+    LeaderboardModel,
     Measure,
     Published,
     Score,
@@ -190,8 +190,11 @@ def board() -> Leaderboard:
             benchmark("hed", reader="other 11aa", negative=EVIL),
         ),
         models=(
-            *(Entrant(name=name, kind="run", base="mini", checkpoint="c", note=EVIL) for name in names),
-            *(Entrant(name=name, kind="baseline") for name in ("no_control", "real_image")),
+            *(
+                LeaderboardModel(name=name, kind="run", base="mini", checkpoint="c", note=EVIL)
+                for name in names
+            ),
+            *(LeaderboardModel(name=name, kind="baseline") for name in ("no_control", "real_image")),
         ),
         scores=tuple(scores),
         speeds=(Speed(model="alpha", condition="canny", seconds_per_image=1.25),),
@@ -740,7 +743,7 @@ def test_a_board_without_scores_says_so(tmp_path: Path) -> None:
         name="new",
         benchmarks=(benchmark("canny"),),
         metrics=(F1,),
-        models=(Entrant(name="alpha", kind="run"),),
+        models=(LeaderboardModel(name="alpha", kind="run"),),
     )
     assert "not scored" in Read(render(waiting, tmp_path)).text
     jsonschema.validate(json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8")), SCHEMA)
