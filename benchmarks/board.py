@@ -59,7 +59,7 @@ from pipeline.experiment.base import base_fingerprint, base_spec, latent_key
 from pipeline.experiment.pairs import planned_runs
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
-from pipeline.report import leaderboard_scores
+from pipeline.report import leaderboard_evidence, leaderboard_scores
 from pipeline.run import settle
 from pipeline.storage import codec, shards
 from pipeline.storage.workspace import Workspace
@@ -388,12 +388,12 @@ def samples_of(made: Plan, system: System, pool: list[Seen], rng: np.random.Gene
 
 def _shown(system: System, values: list[list[tuple[str, float]]], failed: np.ndarray) -> set[int]:
     """The samples that the page may choose: the first, the extremes and the median from either end."""
-    telling = measures.telling(CONDITIONS[system.condition].kind).name
-    told = np.array([dict(it)[telling] for it in values])
+    headline = measures.headline(CONDITIONS[system.condition].kind).name
+    told = np.array([dict(it)[headline] for it in values])
     ranked = np.sort(told)
     # and all that are tied with them
     chosen = np.isin(told, ranked[[0, (len(told) - 1) // 2, len(told) // 2, -1]])
-    return {*range(leaderboard_scores.SAME), *np.flatnonzero(chosen), *np.flatnonzero(failed)}
+    return {*range(leaderboard_evidence.SAME), *np.flatnonzero(chosen), *np.flatnonzero(failed)}
 
 
 # -- the steps, each in a process of its own -----------------------------------------------------------------

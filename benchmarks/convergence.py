@@ -1,4 +1,4 @@
-"""Is there a sudden convergence? Of each ControlNet of a workspace: when its alarm went off, how fast its
+"""Is there a sudden convergence? Of each ControlNet of a workspace: its convergence step, how fast its
 hint came to matter, and since when its samples show it.
 
 The saving is what an image's own hint takes off the held-out loss more than another's does, in thousandths;
@@ -59,7 +59,7 @@ def main() -> None:
         if it.arm == CONTROL
     }
     print(
-        f"{'condition':16} {'alarm':>7} {'half':>7} {'largest rise':>13} {'shown':>7}   (images seen; share"
+        f"{'condition':16} {'step':>7} {'half':>7} {'largest rise':>13} {'shown':>7}   (images seen; share"
         " of the end, between two measures)"
     )
     for condition in sorted(found, key=list(CONDITIONS).index):

@@ -27,6 +27,8 @@ sys.path[:] = [
 from annotate import annotator, maps
 from annotate.conditions import CONDITIONS
 from evaluate import alignment, distribution, fidelity, measures
+from evaluate.features import Images
+from evaluate.frechet import Moments, frechet
 from evaluate.replicates import blocks
 from pipeline import plan as plans
 from pipeline.benchmark import evidence, networks
@@ -130,7 +132,7 @@ def _measured(plan: Plan, system: System, real: list[np.ndarray], more: dict[str
         value = float(np.mean([it.values[metric.name] for it in compared]))
     prompts = np.arange(len(images))
     extractor = networks.extractor(evaluation.features[0].extractor, evaluation.features[0].weights, "cpu")
-    made, known = (distribution.Images(extractor(those), prompts) for those in (images, real))
+    made, known = (Images(extractor(those), prompts) for those in (images, real))
     encoder = networks.dual_encoder(evaluation.clip, "cpu")
     suits = alignment.similarity(
         encoder.images(images), encoder.texts([item.caption for item in system.items])
@@ -140,7 +142,7 @@ def _measured(plan: Plan, system: System, real: list[np.ndarray], more: dict[str
         "fidelity": round(value, 4),
         "captions": round(float(suits.mean()), 4),
         "seconds": round(seconds, 3),
-        "fd": round(distribution.frechet(*(distribution.Moments.of(it.features) for it in (made, known))), 2),
+        "fd": round(frechet(*(Moments.of(it.features) for it in (made, known))), 2),
         "kd": round(distribution.kernel_distance_without(made, known, blocks(len(images)))[0], 2),
         "pairs": len(images),
     }

@@ -31,9 +31,19 @@ sys.path[:] = [
 ]
 
 from evaluate import extractors, measures
-from evaluate.distribution import Images, frechet_infinity, kernel_distance_full
+from evaluate.distribution import kernel_distance_full
+from evaluate.features import Images
 from evaluate.fidelity import Map, compare
-from evaluate.replicates import Replicated, detectable, difference, draws, of_distance, of_means, ranks
+from evaluate.frechet import frechet_infinity
+from evaluate.replicates import (
+    Replicated,
+    bootstrap_weights,
+    detectable,
+    difference,
+    of_distance,
+    of_means,
+    ranks,
+)
 from pipeline.scenes import render
 
 Floats = NDArray[np.float64]
@@ -208,7 +218,7 @@ def means(repeats: int) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(3)
     for n, seeds in ((20, 4), (200, 1), (200, 4)):
         prompt = np.repeat(np.arange(n), seeds)
-        together, apart = draws(n), draws(n * seeds)
+        together, apart = bootstrap_weights(n), bootstrap_weights(n * seeds)
         hits = np.zeros(2)
         for _ in range(repeats):
             values = (rng.exponential(1.0, n)[prompt] + rng.exponential(1.0, n * seeds)) / 2
@@ -231,7 +241,7 @@ def power(repeats: int) -> Iterator[dict[str, Any]]:
     """Two models that lie as far apart as is called detectable: how often their difference is found."""
     rng = np.random.default_rng(4)
     for n in (20, 200):
-        drawn = draws(n)
+        drawn = bootstrap_weights(n)
 
         def score(prompts: Floats, gain: float, drawn: Any = drawn) -> Replicated:
             return of_means(prompts + gain + rng.normal(0, 0.5, len(prompts)), np.arange(len(prompts)), drawn)
@@ -337,7 +347,7 @@ def scored(name: str, prompts: NDArray[np.int64], noise: int, seed: NDArray[np.i
 
 @cache
 def _draws() -> NDArray[np.float32]:
-    return draws(PROMPTS)
+    return bootstrap_weights(PROMPTS)
 
 
 @cache

@@ -30,11 +30,11 @@ sys.path[:] = [
 from annotate.conditions import CONDITIONS
 from pipeline.report.leaderboard import render
 from pipeline.report.leaderboard_data import (
-    Benchmark,
-    Board,
-    Evidence,
-    Metric,
-    Model,
+    EvidenceSample,
+    FrozenBenchmark,
+    Leaderboard,
+    LeaderboardModel,
+    Measure,
     Score,
     Speed,
     published,
@@ -70,7 +70,7 @@ METRICS = (  # name, title, unit, higher is better, column, level, best, worst
     ("pixel_accuracy", "Agreement of pixels", "%", True, "corrected", "sample", 95.0, 40.0),
 )
 
-PASSPORT = {
+PROVENANCE = {
     "benchmark": "4f5e6d7c8b9a0011", "condition made by": "opencv-canny 1 (00ff00ff)",
     "read again by": "opencv-canny 1 (00ff00ff)",
     "interval": "95 %, bootstrap over 500 prompts",
@@ -79,7 +79,7 @@ PASSPORT = {
 }  # fmt: skip
 
 
-def board(models: int, conditions: int, metrics: int, pictures: int, seed: int = 0) -> Board:
+def board(models: int, conditions: int, metrics: int, pictures: int, seed: int = 0) -> Leaderboard:
     """`pictures` samples of each model and condition are shown: best, median and worst, then some that all
     share.
     """
@@ -87,7 +87,7 @@ def board(models: int, conditions: int, metrics: int, pictures: int, seed: int =
     names = [f"{'run' if number % 3 else 'external'}-{number:02d}" for number in range(models)]
     listed = list(CONDITIONS)[:conditions]
     columns = [
-        Metric(
+        Measure(
             name=name,
             title=title,
             definition=f"{title}, between the condition and what was read again from the image.",
@@ -101,7 +101,7 @@ def board(models: int, conditions: int, metrics: int, pictures: int, seed: int =
         )
         for number, (name, title, unit, better, column, level, *_) in enumerate(METRICS[:metrics])
     ]
-    return Board(
+    return Leaderboard(
         name="synthetic",
         made_at="2026-11-23 10:00 UTC",
         version="controlmill 0.1.0",
@@ -126,9 +126,9 @@ def board(models: int, conditions: int, metrics: int, pictures: int, seed: int =
     )
 
 
-def _benchmark(condition: str) -> Benchmark:
+def _benchmark(condition: str) -> FrozenBenchmark:
     row = CONDITIONS[condition]
-    return Benchmark(
+    return FrozenBenchmark(
         condition=condition,
         title=row.title,
         kind=row.kind,
@@ -148,16 +148,16 @@ def _benchmark(condition: str) -> Benchmark:
     )
 
 
-def _models(names: list[str]) -> Iterator[Model]:
+def _models(names: list[str]) -> Iterator[LeaderboardModel]:
     for name in names:
-        yield Model(
+        yield LeaderboardModel(
             name=name,
             kind="run" if name.startswith("run") else "external",
             base="stable-diffusion-v1-5",
             checkpoint=f"checkpoints/{name}/step-00004000",
         )
     for arm in ("no_control", "vae_round_trip", "real_image"):
-        yield Model(name=arm, kind="baseline", base="stable-diffusion-v1-5")
+        yield LeaderboardModel(name=arm, kind="baseline", base="stable-diffusion-v1-5")
 
 
 def _scores(rng: np.random.Generator, names: list[str], condition: str, number: int) -> Iterator[Score]:
@@ -168,7 +168,7 @@ def _scores(rng: np.random.Generator, names: list[str], condition: str, number: 
     def score(model: str, arm: Any, share: float, **more: Any) -> Score:
         low, high = sorted((worst + (share - 0.03) * scale, worst + (share + 0.03) * scale))
         identity = f"{rng.integers(2**63):016x}"
-        passport = PASSPORT | {
+        provenance = PROVENANCE | {
             "system": f"{model}/{condition}/{arm}",
             "checkpoint": f"checkpoints/{model}",
             "scores": identity,
@@ -182,7 +182,7 @@ def _scores(rng: np.random.Generator, names: list[str], condition: str, number: 
             low=low,
             high=high,
             n=1000,
-            passport=passport,
+            provenance=provenance,
             n_failed=int(rng.integers(0, 9)) if share < 0.5 else 0,
             share=share,
             share_low=share - 0.03,
@@ -203,7 +203,7 @@ def _scores(rng: np.random.Generator, names: list[str], condition: str, number: 
 
 def _evidence(
     rng: np.random.Generator, names: list[str], conditions: list[str], pictures: int
-) -> Iterator[Evidence]:
+) -> Iterator[EvidenceSample]:
     from skimage import data
 
     photographs = [
@@ -221,7 +221,7 @@ def _evidence(
                 noisy = np.clip(source + rng.normal(0, 4 + 2 * place, source.shape), 0, 255).astype(np.uint8)
                 score = (0.9, 0.6, 0.2, float(rng.uniform(0.2, 0.9)))[min(number, 3)]
                 hint, read = (cv2.Canny(it, 100, 200)[:, :, None].repeat(3, 2) for it in (source, noisy))
-                yield Evidence(
+                yield EvidenceSample(
                     condition=condition,
                     model=model,
                     metric="edge_f1_tolerant",

@@ -149,8 +149,8 @@ def networks(extractor: Any, encoder: Any, size: int) -> Callable[[int], dict[st
 def scoring(extractor: Any, encoder: Any, options: argparse.Namespace) -> Callable[[int], dict[str, float]]:
     """Pictures in, numbers out; only the features of all pictures are kept."""
     from evaluate.alignment import similarity
-    from evaluate.distribution import Moments, frechet
     from evaluate.edges import edge_counts, f1
+    from evaluate.frechet import Moments, frechet
 
     reference = Moments.of(np.random.default_rng(0).normal(size=(4096, extractor.dimensions)))
     _ = reference.root  # once for all systems

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="JSON file; nothing is written without it")
     options = parser.parse_args()
 
-    from evaluate.replicates import draws, of_means
+    from evaluate.replicates import bootstrap_weights, of_means
     from pipeline import scenes
 
     found: dict[str, list[float]] = {}
@@ -59,7 +59,7 @@ def main() -> None:
         defined = values[np.isfinite(values)]
         if not len(defined):
             continue
-        told = of_means(defined, np.arange(len(defined)), draws(len(defined)))
+        told = of_means(defined, np.arange(len(defined)), bootstrap_weights(len(defined)))
         low, high = told.interval or (0.0, 0.0)
         rows[name] = {
             "mean": round(told.value, 4),

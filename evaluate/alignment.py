@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate.extractors import Images, folder_sha256, pretrained
+from evaluate.extractors import Images
+from evaluate.weights import folder_sha256, pretrained
 
 
 class DualEncoder(Protocol):
@@ -65,8 +66,10 @@ class Clip:
         output loses that token.
         """
         positions = self.model.config.text_config.max_position_embeddings
-        told = self.tokenizer(texts, padding=True, truncation=True, max_length=positions, return_tensors="pt")
-        return {key: told[key].to(self.device) for key in ("input_ids", "attention_mask")}
+        encoded = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=positions, return_tensors="pt"
+        )
+        return {key: encoded[key].to(self.device) for key in ("input_ids", "attention_mask")}
 
 
 def load(spec: str | Path, device: str = "cpu") -> DualEncoder:
@@ -85,8 +88,8 @@ def load(spec: str | Path, device: str = "cpu") -> DualEncoder:
         if not (folder / name).is_file()
     ]:
         raise ValueError(f"{folder} lacks {' and '.join(lacking)}: get all the files of the model")
-    told = json.loads((folder / "preprocessor_config.json").read_text())
-    mean, deviation = (np.array(told[key], np.float32) for key in ("image_mean", "image_std"))
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    mean, deviation = (np.array(settings[key], np.float32) for key in ("image_mean", "image_std"))
     return Clip(
         name=folder.name,
         version="1",

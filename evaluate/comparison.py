@@ -60,8 +60,8 @@ def worst(metrics: Iterable[Metric]) -> dict[str, float]:
     return {metric.name: metric.worst for metric in metrics if metric.level == "sample"}
 
 
-def same_size(truth: np.ndarray, made: np.ndarray) -> None:
-    if truth.shape != made.shape:
+def same_size(truth: np.ndarray, reread: np.ndarray) -> None:
+    if truth.shape != reread.shape:
         raise ValueError(
-            f"maps to compare must have one size, found {truth.shape} and {made.shape} (height, width)"
+            f"maps to compare must have one size, found {truth.shape} and {reread.shape} (height, width)"
         )

@@ -76,29 +76,29 @@ METRICS = (
 STATISTICS: dict[str, Prepare] = {}
 
 
-def compare(truth: Map, made: Map | None) -> Comparison:
-    if made is None:
+def compare(truth: Map, reread: Map | None) -> Comparison:
+    if reread is None:
         return Comparison(worst(METRICS), {})
-    true, found = truth.array, made.array
-    same_size(true, found)
-    if not (np.isfinite(true).all() and np.isfinite(found).all()):
+    true, read = truth.array, reread.array
+    same_size(true, read)
+    if not (np.isfinite(true).all() and np.isfinite(read).all()):
         raise ValueError("depth to compare must be finite everywhere")
     low, high = float(true.min()), float(true.max())
     if low == high:  # nothing to follow: only another flat map keeps it
         return Comparison(
-            {metric.name: metric.best if found.min() == found.max() else metric.worst for metric in METRICS},
+            {metric.name: metric.best if read.min() == read.max() else metric.worst for metric in METRICS},
             {},
         )
     t = (true.astype(np.float64) - low) / (high - low)
-    fitted = aligned(t, found.astype(np.float64))
+    fitted = aligned(t, read.astype(np.float64))
     z, again = depths(t), depths(fitted)
     return Comparison(
         {
             "depth_rmse": float(np.sqrt(np.mean((fitted - t) ** 2))),
-            "depth_rmse_255": paper.depth_rmse(true, found),
+            "depth_rmse_255": paper.depth_rmse(true, read),
             "depth_absrel": float(np.mean(np.abs(again - z) / z)),
             "depth_delta1": float(np.mean(np.maximum(z / again, again / z) < DELTA)),
-            "depth_ordinal": ordinal(t, found),
+            "depth_ordinal": ordinal(t, read),
         },
         {},
     )
@@ -106,12 +106,12 @@ def compare(truth: Map, made: Map | None) -> Comparison:
 
 def aligned(
     truth: NDArray[np.float64],  # [h, w] inverse depth
-    made: NDArray[np.float64],  # [h, w]
+    reread: NDArray[np.float64],  # [h, w]
 ) -> NDArray[np.float64]:
     """argmin over s >= 0 and t of |s made + t - truth|^2: a negative scale would turn near into far and be
     praised for it.
     """
-    centred = made - made.mean()
+    centred = reread - reread.mean()
     spread = float((centred**2).sum())
     scale = max(float((centred * truth).sum()) / spread, 0.0) if spread else 0.0
     return scale * centred + truth.mean()
@@ -124,12 +124,12 @@ def depths(
     return 1 / ((1 - 1 / FAR) * inverse.clip(0, 1) + 1 / FAR)
 
 
-def ordinal(truth: NDArray[np.float64], made: np.ndarray) -> float:
+def ordinal(truth: NDArray[np.float64], reread: np.ndarray) -> float:
     """Of the range 0..1 of `truth`; a tie in the re-reading is no agreement."""
     rng = np.random.default_rng(SEED)
     first, second = rng.integers(0, truth.size, (2, PAIRS))
     gap = truth.ravel()[first] - truth.ravel()[second]
     asked = np.abs(gap) >= APART
-    values = made.ravel()
+    values = reread.ravel()
     again = np.sign(values[first] - values[second])
     return float((again == np.sign(gap))[asked].mean()) if asked.any() else 1.0

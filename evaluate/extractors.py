@@ -4,19 +4,17 @@ file with a hash.
 Nothing here downloads.
 """
 
-import functools
-import hashlib
 import importlib
 import json
-import os
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from evaluate.weights import file_sha256, folder_sha256, is_program, located, pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 Numbers = tuple[float, float, float]  # of red, green and blue
 
-FOLDER_VARIABLE = "CONTROLMILL_WEIGHTS"
 BATCH = 16  # images that are in memory as floats; changes no result beyond rounding
 
 
@@ -45,7 +42,7 @@ class Extractor(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class FeatureNetwork:
     """A network behind clean-fid's resizing: the whole image to a square, bicubic, in float, never rounded to
     8 bits again.
     """
@@ -63,14 +60,14 @@ class Network:
     def __call__(self, images: Images) -> NDArray[np.float32]:
         import torch
 
-        found = [np.empty((0, self.dimensions), np.float32)]
+        features = [np.empty((0, self.dimensions), np.float32)]
         for start in range(0, len(images), BATCH):
             raw = np.stack([resize(image, self.side) for image in checked(images[start : start + BATCH])])
             pixels = ((raw - np.array(self.shift)) / np.array(self.scale)).astype(np.float32)
             with torch.inference_mode():
                 batch = torch.from_numpy(pixels.transpose(0, 3, 1, 2)).contiguous().to(self.device)
-                found.append(self.forward(batch).float().cpu().numpy())
-        return np.concatenate(found)
+                features.append(self.forward(batch).float().cpu().numpy())
+        return np.concatenate(features)
 
 
 def load(
@@ -133,18 +130,18 @@ INCEPTION = {
 }
 
 
-def inception(weights: str | Path | None = None, device: str = "cpu") -> Network:
+def inception(weights: str | Path | None = None, device: str = "cpu") -> FeatureNetwork:
     """The 2048 features of FID, normalised as TensorFlow's graph does."""
     import torch
 
-    path = _place(
+    path = located(
         "inception",
         weights,
         tuple(INCEPTION),
         "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
     )
-    sha256 = _sha256(path)
-    if _is_program(path):
+    sha256 = file_sha256(path)
+    if is_program(path):
         if sha256 not in INCEPTION.values():
             raise ValueError(
                 f"{path} is a TorchScript program that nobody knows (sha256 {sha256[:12]}…): only the"
@@ -165,7 +162,7 @@ def inception(weights: str | Path | None = None, device: str = "cpu") -> Network
             ) from error
         forward = net.to(device)
     middle = (128.0, 128.0, 128.0)
-    return Network(
+    return FeatureNetwork(
         name="inception",
         version="1",
         weights_sha256=sha256,
@@ -178,9 +175,9 @@ def inception(weights: str | Path | None = None, device: str = "cpu") -> Network
     )
 
 
-def clip(weights: str | Path | None = None, device: str = "cpu") -> Network:
+def clip(weights: str | Path | None = None, device: str = "cpu") -> FeatureNetwork:
     """Image embeddings of a CLIP in transformers' layout, before they are brought to unit length."""
-    folder = _place("clip", weights, ("openai/clip-vit-base-patch16",), _get("openai/clip-vit-base-patch16"))
+    folder = located("clip", weights, ("openai/clip-vit-base-patch16",), _get("openai/clip-vit-base-patch16"))
     model = pretrained("CLIPModel", folder, device)
     forward = lambda batch: model.visual_projection(model.vision_model(pixel_values=batch).pooler_output)
     return _of_transformers(
@@ -188,9 +185,9 @@ def clip(weights: str | Path | None = None, device: str = "cpu") -> Network:
     )
 
 
-def dinov2(weights: str | Path | None = None, device: str = "cpu") -> Network:
+def dinov2(weights: str | Path | None = None, device: str = "cpu") -> FeatureNetwork:
     """The class token after the last norm, as FD-DINOv2 reads it (arXiv 2306.04675)."""
-    folder = _place("dinov2", weights, ("facebook/dinov2-large",), _get("facebook/dinov2-large"))
+    folder = located("dinov2", weights, ("facebook/dinov2-large",), _get("facebook/dinov2-large"))
     model = pretrained("Dinov2Model", folder, device)
     forward = lambda batch: model(pixel_values=batch).pooler_output
     return _of_transformers(
@@ -205,7 +202,7 @@ def _of_transformers(
     side: int,
     dimensions: int,
     forward: Callable[["torch.Tensor"], "torch.Tensor"],
-) -> Network:
+) -> FeatureNetwork:
     """Side, mean and deviation are the folder's own; its way to resize is not, so that all extractors see
     one.
     """
@@ -215,10 +212,10 @@ def _of_transformers(
             f"{folder} has no preprocessor_config.json, which says how images are normalised: get it with the"
             " weights"
         )
-    told = json.loads(path.read_text())
-    crop = told.get("crop_size") or side
-    mean, deviation = (tuple(255.0 * value for value in told[key]) for key in ("image_mean", "image_std"))
-    return Network(
+    settings = json.loads(path.read_text())
+    crop = settings.get("crop_size") or side
+    mean, deviation = (tuple(255.0 * value for value in settings[key]) for key in ("image_mean", "image_std"))
+    return FeatureNetwork(
         name=name,
         version="1",
         weights_sha256=folder_sha256(folder),
@@ -279,78 +276,6 @@ EXTRACTORS: dict[str, Callable[[str | Path | None, str], Extractor]] = {
 }
 
 
-def pretrained(network: str, folder: Path, device: str) -> Any:
-    """A class of transformers from a folder; ValueError where a tensor is absent, since the library would
-    draw it at random and go on.
-    """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no network of transformers: config.json is not there")
-    import transformers
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model, told = getattr(transformers, network).from_pretrained(
-            str(folder),
-            local_files_only=True,
-            weights_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    except OSError as error:
-        raise ValueError(f"{folder} holds no weights of a {network}: {str(error).splitlines()[0]}") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-    if wrong := sorted(told["missing_keys"]) + sorted(name for name, *_ in told["mismatched_keys"]):
-        raise ValueError(
-            f"the weights in {folder} are not those of a {network}: {len(wrong)} of its tensors don't fit,"
-            f" {wrong[0]} first"
-        )
-    return model.float().eval().to(device)
-
-
-def folder_sha256(folder: Path) -> str:
-    """Of the weight file, as the hub shows it; of all of them and their names where there are several."""
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    hashes = {path.name: _sha256(path) for path in files}
-    return (
-        next(iter(hashes.values()))
-        if len(hashes) == 1
-        else hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
-    )
-
-
 def _get(repo: str) -> str:
     """The command that gets a network's files, without its weights in the formats of other libraries."""
     return f"hf download {repo} --exclude '*.h5' --exclude '*.msgpack' --local-dir {repo}"
-
-
-def _place(name: str, weights: str | Path | None, usual: tuple[str, ...], get: str) -> Path:
-    """The weights named, or the usual ones below the folder of the weights."""
-    home = os.environ.get(FOLDER_VARIABLE)
-    places = [Path(weights)] if weights else [Path(home, file) for file in usual] if home else []
-    if found := next((place for place in places if place.exists()), None):
-        return found
-    where = f"{places[0]} is not there" if places else "none are named"
-    raise ValueError(
-        f"the extractor '{name}' needs weights, and {where}. Download them ({get}), and name them, or put"
-        f" them below the folder that ${FOLDER_VARIABLE} names, as {usual[0]}"
-    )
-
-
-def _is_program(path: Path) -> bool:
-    """TorchScript holds code, a file of tensors none."""
-    return zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist())
-
-
-def _sha256(path: Path) -> str:
-    told = path.stat()
-    return _read_sha256(path, told.st_size, told.st_mtime_ns)
-
-
-@functools.cache
-def _read_sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

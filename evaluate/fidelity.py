@@ -60,7 +60,7 @@ def retired(name: str) -> bool:
 def compare(
     kind: str,  # of map
     truth: Map,  # the map the image was generated from
-    made: Map | None,  # the map read from the generated image; None = there is none
+    reread: Map | None,  # the map read from the generated image; None = there is none
 ) -> Comparison:
     """One sample; what can't be read again, or is empty where the condition is not, scores the worst and
     stays in the set.
@@ -69,7 +69,7 @@ def compare(
         raise ValueError(
             f"no fidelity measure for maps of kind '{kind}': there are measures for {', '.join(_COMPARE)}"
         )
-    return _COMPARE[kind](truth, made)
+    return _COMPARE[kind](truth, reread)
 
 
 def prepared(

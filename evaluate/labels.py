@@ -52,17 +52,17 @@ METRICS = (
 )
 
 
-def compare(truth: Map, made: Map | None) -> Comparison:
+def compare(truth: Map, reread: Map | None) -> Comparison:
     true = truth.array
-    found = np.full_like(true, VOID) if made is None else made.array
-    same_size(true, found)
-    if made is not None and truth.meta.get("label_space") != made.meta.get("label_space"):
+    read = np.full_like(true, VOID) if reread is None else reread.array
+    same_size(true, read)
+    if reread is not None and truth.meta.get("label_space") != reread.meta.get("label_space"):
         raise ValueError(
-            f"labels of {made.meta.get('label_space')} can't be compared with those of"
+            f"labels of {reread.meta.get('label_space')} can't be compared with those of"
             f" {truth.meta.get('label_space')}"
         )
     seen = true != VOID
-    t, m = true[seen].astype(np.int64), found[seen].astype(np.int64)
+    t, m = true[seen].astype(np.int64), read[seen].astype(np.int64)
     size = int(max(t.max(initial=0), m.max(initial=0), VOID)) + 1
     truth_area, made_area, both = (np.bincount(labels, minlength=size) for labels in (t, m, t[t == m]))
     made_area[VOID] = 0
@@ -73,7 +73,7 @@ def compare(truth: Map, made: Map | None) -> Comparison:
         "truth": truth_area[classes],
         "made": made_area[classes],
     }
-    if made is None or (len(t) and (m == VOID).all()):
+    if reread is None or (len(t) and (m == VOID).all()):
         return Comparison(worst(METRICS), counts)
     union = counts["truth"] + counts["made"] - counts["both"]
     return Comparison(
@@ -86,11 +86,11 @@ def compare(truth: Map, made: Map | None) -> Comparison:
 
 
 def _miou(counts: Sequence[Counts]) -> Statistic:
-    classes = np.unique(np.concatenate([it["classes"] for it in counts]))
+    classes = np.unique(np.concatenate([image["classes"] for image in counts]))
     both, areas = np.zeros((len(counts), len(classes))), np.zeros((len(counts), len(classes)))
-    for row, it in enumerate(counts):
-        at = np.searchsorted(classes, it["classes"])
-        both[row, at], areas[row, at] = it["both"], it["truth"] + it["made"]
+    for row, image in enumerate(counts):
+        at = np.searchsorted(classes, image["classes"])
+        both[row, at], areas[row, at] = image["both"], image["truth"] + image["made"]
 
     def statistic(weights: NDArray[np.float64]) -> float:
         overlap = weights @ both
@@ -102,7 +102,9 @@ def _miou(counts: Sequence[Counts]) -> Statistic:
 
 
 def _accuracy(counts: Sequence[Counts]) -> Statistic:
-    right, pixels = (np.array([it[key].sum() for it in counts], np.float64) for key in ("both", "truth"))
+    right, pixels = (
+        np.array([image[key].sum() for image in counts], np.float64) for key in ("both", "truth")
+    )
 
     def statistic(weights: NDArray[np.float64]) -> float:
         total = float(weights @ pixels)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate import people
+from evaluate import oks
 from evaluate.alignment import DualEncoder
 from evaluate.comparison import Map
 from evaluate.labels import VOID
@@ -207,12 +207,12 @@ def _keypoint_stats(pairs: Sequence[Pair]) -> NDArray[np.float64]:
     true, found = COCO(), []
     annotations: list[dict[str, Any]] = []
     for number, (truth, made) in enumerate(pairs, start=1):
-        for person in people.coco(truth, "truth"):
+        for person in oks.coco(truth, "truth"):
             box = {"id": len(annotations) + 1, "bbox": [0.0, 0.0, 1.0, 1.0]}
             annotations.append(_annotation(person, number) | box)
         (height, width), (h, w) = truth.meta["size"], made.meta["size"]
         scale = np.array([width / w, height / h, 1], np.float32)
-        found += [_annotation(person * scale, number) for person in people.coco(made, "made")]
+        found += [_annotation(person * scale, number) for person in oks.coco(made, "made")]
     true.dataset = {
         "images": [{"id": number} for number in range(1, len(pairs) + 1)],
         "annotations": annotations,
@@ -238,7 +238,7 @@ def _annotation(person: NDArray[np.float32], image: int) -> dict[str, Any]:  # [
         "iscrowd": 0,
         "keypoints": [float(value) for x, y, c in person for value in (x, y, 2 if c > 0 else 0)],
         "num_keypoints": int(visible.sum()),
-        "area": people.area(person),
+        "area": oks.area(person),
         "score": float(person[visible, 2].mean()),
     }
 

@@ -2,9 +2,8 @@
 pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,30 +64,32 @@ STATISTICS: dict[str, Prepare] = {
 }
 
 
-def compare(truth: Map, made: Map | None) -> Comparison:
+def compare(truth: Map, reread: Map | None) -> Comparison:
     true = _segments(truth, "truth")
-    found = np.empty((0, 5), np.float32) if made is None else _segments(made, "made")
-    distance = distances(_scaled(found, made.meta if made else truth.meta), _scaled(true, truth.meta))
+    read = np.empty((0, 5), np.float32) if reread is None else _segments(reread, "made")
+    distance = distances(_scaled(read, (reread or truth).meta["size"]), _scaled(true, truth.meta["size"]))
     counts: dict[str, np.ndarray] = {
-        "scores": found[:, 4].copy(),
-        "hits": np.stack([hits(distance, found[:, 4], reach) for reach in REACHES], axis=1).astype(np.uint8),
+        "scores": read[:, 4].copy(),
+        "hits": np.stack([hits(distance, read[:, 4], reach) for reach in REACHES], axis=1).astype(np.uint8),
         "n_truth": np.array([len(true)], np.int32),
     }
-    if made is None or (len(true) and not len(found)):
+    if reread is None or (len(true) and not len(read)):
         return Comparison(worst(METRICS), counts)
     values = {f"line_f1_{reach:g}": structural_f1(distance, reach) for reach in REACHES}
-    pixels = edge_counts(_drawn(true, truth.meta), _drawn(found, made.meta), RASTER * SIDE * 2**0.5)
+    pixels = edge_counts(
+        _drawn(true, truth.meta["size"]), _drawn(read, reread.meta["size"]), RASTER * SIDE * 2**0.5
+    )
     return Comparison(values | {"line_raster_f1": f1(pixels)}, counts)
 
 
 def distances(
-    made: NDArray[np.float32],  # [m, 4] x0 y0 x1 y1
+    read: NDArray[np.float32],  # [m, 4] x0 y0 x1 y1
     true: NDArray[np.float32],  # [n, 4]
 ) -> NDArray[np.float32]:  # [m, n]: squared distances of both ends, summed, in the better order of the ends
     def apart(a: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(sum((a[:, None, axis] - true[None, :, axis]) ** 2 for axis in range(4)), np.float32)
 
-    return np.minimum(apart(made), apart(made[:, [2, 3, 0, 1]]))
+    return np.minimum(apart(read), apart(read[:, [2, 3, 0, 1]]))
 
 
 def structural_f1(distance: NDArray[np.float32], reach: float) -> float:
@@ -104,14 +105,14 @@ def hits(
     """The surest first, each to its nearest true segment alone: where that is taken, it is false, whatever
     else is near.
     """
-    found = np.zeros(len(distance), bool)
+    hit = np.zeros(len(distance), bool)
     if not distance.size:
-        return found
+        return hit
     nearest, taken = distance.argmin(axis=1), np.zeros(distance.shape[1], bool)
     for i in np.argsort(-score, kind="stable"):
         if distance[i, nearest[i]] < reach and not taken[nearest[i]]:
-            found[i] = taken[nearest[i]] = True
-    return found
+            hit[i] = taken[nearest[i]] = True
+    return hit
 
 
 def _segments(given: Map, name: str) -> NDArray[np.float32]:
@@ -123,15 +124,15 @@ def _segments(given: Map, name: str) -> NDArray[np.float32]:
     return given.array.astype(np.float32)
 
 
-def _scaled(segments: NDArray[np.float32], meta: Mapping[str, Any]) -> NDArray[np.float32]:
-    h, w = meta["size"]
+def _scaled(segments: NDArray[np.float32], size: Sequence[int]) -> NDArray[np.float32]:
+    h, w = size
     return segments[:, :4] * np.array([SIDE / w, SIDE / h, SIDE / w, SIDE / h], np.float32)
 
 
-def _drawn(segments: NDArray[np.float32], meta: Mapping[str, Any]) -> NDArray[np.uint8]:
+def _drawn(segments: NDArray[np.float32], size: Sequence[int]) -> NDArray[np.uint8]:
     import cv2
 
     canvas = np.zeros((int(SIDE), int(SIDE)), np.uint8)
-    for x0, y0, x1, y1 in np.rint(_scaled(segments, meta)).astype(int).tolist():
+    for x0, y0, x1, y1 in np.rint(_scaled(segments, size)).astype(int).tolist():
         cv2.line(canvas, (x0, y0), (x1, y1), 255, 1)
     return canvas

@@ -26,12 +26,12 @@ def most_pairs(near: Near) -> int:
 
 def near_pixels(
     true: NDArray[np.bool_],  # [h, w]
-    found: NDArray[np.bool_],  # [h, w]
+    read: NDArray[np.bool_],  # [h, w]
     tolerance: float,  # pixels, Euclidean
 ) -> Near:  # pixels of the one and of the other, numbered in reading order
     reach = int(np.floor(tolerance))
     numbers = np.pad(
-        np.where(found, np.cumsum(found, dtype=np.int32).reshape(found.shape) - 1, np.int32(-1)),
+        np.where(read, np.cumsum(read, dtype=np.int32).reshape(read.shape) - 1, np.int32(-1)),
         reach,
         constant_values=-1,
     )

@@ -5,6 +5,7 @@ images.
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,15 +129,15 @@ def metric(name: str) -> Metric:
     """KeyError: there is no such measure."""
     if name in fidelity.METRICS:
         return fidelity.METRICS[name]
-    found = re.fullmatch(r"(\w+) \((.+)\)", name)
-    if not found or found[1] not in _NETWORKS:
+    match = re.fullmatch(r"(\w+) \((.+)\)", name)
+    if not match or match[1] not in _NETWORKS:
         raise KeyError(name)
-    template = _NETWORKS[found[1]]
+    template = _NETWORKS[match[1]]
     return dataclasses.replace(
         template,
         name=name,
-        title=f"{template.title} ({found[2]})",
-        definition=template.definition.format(network=found[2]),
+        title=f"{template.title} ({match[2]})",
+        definition=template.definition.format(network=match[2]),
     )
 
 
@@ -145,7 +146,7 @@ def primary(kind: str) -> Metric:  # a kind of map
     return next(fidelity.METRICS[name] for name in fidelity.NAMES[kind] if fidelity.METRICS[name].primary)
 
 
-def telling(kind: str) -> Metric:
+def headline(kind: str) -> Metric:
     """The same of one sample, where the primary measure is one of the whole set."""
     best = primary(kind)
     if best.level == "sample":
@@ -171,61 +172,63 @@ def distances(
     prompts: int,  # that something was made for
 ) -> Iterator[tuple[Metric, Distance]]:
     """How far samples lie from the real images of their prompts."""
-    from evaluate import distribution
-    from evaluate.distribution import Images
+    from evaluate import distribution, frechet
+    from evaluate.features import Images
 
     real = Images(reference, of_reference)
-    moments = distribution.Moments.of(reference)
+    moments = frechet.Moments.of(reference)
 
     def named(what: str) -> Metric:
         return dataclasses.replace(metric(f"{what} ({extractor})"), dimensions=reference.shape[1])
 
     def left_out(distance: Callable[[Features, Features], float]) -> Distance:
-        def measured(found: Features, prompt: Prompts, block: Block) -> tuple[float, NDArray[np.float64]]:
+        def measured(generated: Features, prompt: Prompts, block: Block) -> tuple[float, NDArray[np.float64]]:
             rest = (block != left for left in range(int(block.max()) + 1))
-            return distance(found, reference), np.array(
-                [distance(found[kept[prompt]], reference[kept[of_reference]]) for kept in rest]
+            return distance(generated, reference), np.array(
+                [distance(generated[kept[prompt]], reference[kept[of_reference]]) for kept in rest]
             )
 
         return measured
 
     yield (
         named("fd"),
-        lambda found, prompt, block: (
-            distribution.frechet(distribution.Moments.of(found), moments),
-            distribution.frechet_without(Images(found, prompt), real, block),
+        lambda generated, prompt, block: (
+            frechet.frechet(frechet.Moments.of(generated), moments),
+            frechet.frechet_without(Images(generated, prompt), real, block),
         ),
     )
     yield (
         named("kd"),
-        lambda found, prompt, block: distribution.kernel_distance_without(Images(found, prompt), real, block),
+        lambda generated, prompt, block: distribution.kernel_distance_without(
+            Images(generated, prompt), real, block
+        ),
     )
     yield named("cmmd"), left_out(distribution.cmmd)
     if min(len(reference), prompts) < FEW:
         return
-    if min(len(reference), prompts) >= distribution.LINE * reference.shape[1]:
+    if min(len(reference), prompts) >= frechet.LINE * reference.shape[1]:
         yield (
             named("fd_infinity"),
-            lambda found, prompt, block: distribution.frechet_infinity(Images(found, prompt), real, block),
+            lambda generated, prompt, block: frechet.frechet_infinity(Images(generated, prompt), real, block),
         )
     for name in ("precision", "recall", "density", "coverage"):
-        yield (
-            named(name),
-            left_out(
-                lambda found, known, name=name: (
-                    distribution.prdc(known, found)[name] if min(len(found), len(known)) > 5 else 0.0
-                )
-            ),  # type: ignore[misc]
-        )
+        yield named(name), left_out(partial(_neighbourhood, name))
+
+
+def _neighbourhood(name: str, generated: Features, known: Features) -> float:
+    """Precision, recall, density or coverage; 0 where there are too few for neighbours."""
+    from evaluate import distribution
+
+    return distribution.prdc(known, generated)[name] if min(len(generated), len(known)) > 5 else 0.0
 
 
 def marks(metric: Metric, n: int) -> list[str]:
     """What a reader must know before believing a number; a marked score is not ranked."""
-    from evaluate import distribution
+    from evaluate import frechet
 
     what = {"fd": "biased", "fd_infinity": "extrapolated from few"}.get(metric.name.partition(" ")[0])
-    if what and metric.dimensions and distribution.ranking(n, metric.dimensions) != "fd":
-        return [f"{what}: n = {n:,} < {distribution.ENOUGH} × {metric.dimensions:,} dimensions; ranked by kd"]
+    if what and metric.dimensions and frechet.ranking(n, metric.dimensions) != "fd":
+        return [f"{what}: n = {n:,} < {frechet.ENOUGH} × {metric.dimensions:,} dimensions; ranked by kd"]
     return []
 
 

@@ -55,18 +55,18 @@ METRICS = (
 STATISTICS: dict[str, Prepare] = {}
 
 
-def compare(truth: Map, made: Map | None) -> Comparison:
-    if made is None:
+def compare(truth: Map, reread: Map | None) -> Comparison:
+    if reread is None:
         return Comparison(worst(METRICS), {})
-    same_size(truth.array[..., 0], made.array[..., 0])
-    seen, given = (np.asarray(it.array.any(axis=2)) for it in (truth, made))
+    same_size(truth.array[..., 0], reread.array[..., 0])
+    seen, given = (np.asarray(each.array.any(axis=2)) for each in (truth, reread))
     if seen.any() and not given.any():
         return Comparison(worst(METRICS), {})
     if not seen.any():  # nothing to follow
         return Comparison(
             {metric.name: metric.worst if given.any() else metric.best for metric in METRICS}, {}
         )
-    angle = np.where(given[seen], angles(truth.array[seen], made.array[seen]), np.float32(180))
+    angle = np.where(given[seen], angles(truth.array[seen], reread.array[seen]), np.float32(180))
     return Comparison(
         {
             "normal_angle": float(angle.mean(dtype=np.float64)),

@@ -12,16 +12,16 @@ BATCH = 10  # images of which HumanSD takes an AP of its own
 
 def depth_rmse(
     truth: NDArray[np.floating],  # [h, w] inverse depth
-    made: NDArray[np.floating],
+    reread: NDArray[np.floating],
 ) -> float:  # 0 .. 255
     """eval.py divides the label by its range and the prediction by its maximum alone; both are cut down to
     uint8.
     """
     low, high = float(truth.min()), float(truth.max())
     label = ((truth.astype(np.float64) - low) / ((high - low) or 1.0) * 255).astype(np.uint8)
-    top = float(made.max())
-    found = (made.astype(np.float64).clip(0) / (top if top > 0 else 1.0) * 255).astype(np.uint8)
-    return float(np.sqrt(np.mean((found.astype(np.float64) - label) ** 2)))
+    top = float(reread.max())
+    scaled = (reread.astype(np.float64).clip(0) / (top if top > 0 else 1.0) * 255).astype(np.uint8)
+    return float(np.sqrt(np.mean((scaled.astype(np.float64) - label) ** 2)))
 
 
 def person_area(person: NDArray[np.floating]) -> float:  # [17, 3] x y confidence, 0 0 0 = missing
@@ -34,7 +34,7 @@ def person_area(person: NDArray[np.floating]) -> float:  # [17, 3] x y confidenc
 
 def cosine(
     true: NDArray[np.floating],  # [17, 3]
-    made: NDArray[np.floating],  # [17, 3]
+    reread: NDArray[np.floating],  # [17, 3]
     sigmas: NDArray[np.float64],  # [17]
 ) -> float:  # NaN where the true person has no extent: it then matches at every threshold, as it did there
     """coco_similarity.py, weightedCosineSimilarity: `yd = xd / ...` puts x in the place of the made y, so
@@ -42,7 +42,7 @@ def cosine(
     """
     seen = true[:, 2] > 0
     xg, yg = ((true[:, axis] / sigmas)[seen] for axis in (0, 1))
-    xd = (made[:, 0] / sigmas)[seen]
+    xd = (reread[:, 0] / sigmas)[seen]
     with np.errstate(invalid="ignore", divide="ignore"):
         xg, yg, xd = (_stretched(values) for values in (xg, yg, xd))
         yd = xd / np.sqrt((xd**2).sum())

@@ -10,23 +10,10 @@ from numpy.typing import NDArray
 
 from evaluate import paper
 from evaluate.comparison import Comparison, Counts, Map, Metric, Prepare, Statistic
+from evaluate.oks import LEFT_OUT, SIGMAS, THRESHOLDS, People, area, coco, hits, oks
 from evaluate.ranking import average_precision, average_recall
 
-SIGMAS = (
-    np.array(
-        [0.26, 0.25, 0.25, 0.35, 0.35, 0.79, 0.79, 0.72, 0.72, 0.62, 0.62, 1.07, 1.07, 0.87, 0.87, 0.89, 0.89]
-    )
-    / 10
-)
-THRESHOLDS = np.linspace(0.5, 0.95, 10)
-LEFT_OUT = 2  # in hits: neither right nor wrong
 MOST = 20  # people of an image that count, the surest
-COCO = "coco_17"
-# where COCO's 17 keypoints stand in other layouts; OpenPose's neck is left out
-POSITIONS: dict[str, list[int]] = {
-    COCO: list(range(17)),
-    "openpose_18": [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10],
-}
 # shares of the image that a box has: COCO's 32² and 96² pixels of its usual 640 x 480, which would be half of
 # a small picture
 SIZES = {"medium": (32**2 / (640 * 480), 96**2 / (640 * 480)), "large": (96**2 / (640 * 480), np.inf)}
@@ -153,16 +140,16 @@ METRICS = (
 
 def _of_size(counts: Sequence[Counts], size: str) -> Statistic:
     """AP averages thresholds, and at each of them others are left out."""
-    kept = [[it[f"hits_{size}"][:, t] < LEFT_OUT for it in counts] for t in range(len(THRESHOLDS))]
+    kept = [[image[f"hits_{size}"][:, t] < LEFT_OUT for image in counts] for t in range(len(THRESHOLDS))]
     at = [
         average_precision(
             [
                 {
-                    "scores": it["scores"][own],
-                    "hits": it[f"hits_{size}"][own, t : t + 1],
-                    "n_truth": it[f"n_truth_{size}"],
+                    "scores": image["scores"][own],
+                    "hits": image[f"hits_{size}"][own, t : t + 1],
+                    "n_truth": image[f"n_truth_{size}"],
                 }
-                for it, own in zip(counts, kept[t], strict=True)
+                for image, own in zip(counts, kept[t], strict=True)
             ],
             "hits",
         )
@@ -181,29 +168,25 @@ STATISTICS: dict[str, Prepare] = {
     "people_cap": partial(average_precision, hits="hits_cap", batch=paper.BATCH),
 }
 
-People = NDArray[np.float32]  # [p, 17, 3] x y confidence, 0 = missing
 
-
-def compare(truth: Map, made: Map | None) -> Comparison:
+def compare(truth: Map, reread: Map | None) -> Comparison:
     true = coco(truth, "truth")
-    found = np.empty((0, 17, 3), np.float32)
-    if made is not None:
-        h, w = made.meta["size"]
-        found = coco(made, "made") * np.array(
+    read = np.empty((0, 17, 3), np.float32)
+    if reread is not None:
+        h, w = reread.meta["size"]
+        read = coco(reread, "made") * np.array(
             [truth.meta["size"][1] / w, truth.meta["size"][0] / h, 1], np.float32
         )
-    score = np.array([person[person[:, 2] > 0, 2].mean() for person in found], np.float32)
+    score = np.array([person[person[:, 2] > 0, 2].mean() for person in read], np.float32)
     order = np.argsort(-score, kind="stable")
-    everyone, found, score = len(found), found[order][:MOST], score[order][:MOST]
-    similar = oks(found, true, np.array([area(person) for person in true]))
+    everyone, read, score = len(read), read[order][:MOST], score[order][:MOST]
+    similar = oks(read, true, np.array([area(person) for person in true]))
     counts: dict[str, np.ndarray] = {
         "scores": score,
         "hits": hits(similar),
-        "hits_paper": hits(oks(found, true, np.array([paper.person_area(person) for person in true]))),
+        "hits_paper": hits(oks(read, true, np.array([paper.person_area(person) for person in true]))),
         "hits_cap": hits(
-            np.array([[paper.cosine(t, d, SIGMAS) for t in true] for d in found]).reshape(
-                len(found), len(true)
-            )
+            np.array([[paper.cosine(t, d, SIGMAS) for t in true] for d in read]).reshape(len(read), len(true))
         ),
         "n_truth": np.array([len(true)], np.int32),
     }
@@ -211,97 +194,28 @@ def compare(truth: Map, made: Map | None) -> Comparison:
     for size, (low, high) in SIZES.items():
         of_size = [
             np.array([low <= area(person) / (h * w) < high for person in people], bool)
-            for people in (true, found)
+            for people in (true, read)
         ]
         matched = hits(similar, of_size[0])
         counts[f"hits_{size}"] = np.where((matched == 0) & ~of_size[1][:, None], LEFT_OUT, matched).astype(
             np.uint8
         )
         counts[f"n_truth_{size}"] = np.array([of_size[0].sum()], np.int32)
-    values = {"people_oks": float(not len(found)), **dict.fromkeys(PCKS, float(not len(found)))}
+    values = {"people_oks": float(not len(read)), **dict.fromkeys(PCKS, float(not len(read)))}
     if len(true):
-        values = _assigned(similar, found, true)
-    elif made is None:
+        values = _assigned(similar, read, true)
+    elif reread is None:
         values = dict.fromkeys(values, 0.0)
     return Comparison(values | {"people_pce": float(min(abs(everyone - len(true)), MOST))}, counts)
 
 
-def coco(given: Map, name: str) -> People:
-    """COCO's 17 keypoints of the people who have any."""
-    layout = given.meta.get("layout", COCO)
-    if layout not in POSITIONS:
-        raise ValueError(
-            f"{name} has keypoints of layout '{layout}': people are compared in {' or '.join(POSITIONS)}"
-        )
-    if given.array.ndim != 3 or given.array.shape[1] < 17:
-        raise ValueError(
-            f"{name} must be people, float32 [p, k, 3] of layout {layout}, found {list(given.array.shape)}"
-        )
-    people = given.array[:, POSITIONS[layout]].astype(np.float32)
-    return people[(people[..., 2] > 0).any(axis=1)]
-
-
-def area(person: NDArray[np.float32]) -> float:  # [17, 3]
-    """Of the box of the visible keypoints, square pixels; COCO has the area of the person's outline, which a
-    map doesn't know.
-    """
-    sides = np.ptp(person[person[:, 2] > 0, :2].astype(np.float64), axis=0)
-    return float(sides[0] * sides[1])
-
-
-def oks(
-    made: People,
-    true: People,
-    areas: NDArray[np.float64],  # of the true people, square pixels
-) -> NDArray[np.float64]:  # [made, true]
-    """exp(-d^2 / (2 s^2 k^2)) averaged over the true person's visible keypoints, k = 2 sigma (cocoeval); a
-    missing keypoint is infinitely far.
-    """
-    d, t = made.astype(np.float64)[:, None], true.astype(np.float64)[None]
-    squared = ((d[..., :2] - t[..., :2]) ** 2).sum(axis=-1)  # [made, true, 17]
-    error = squared / (2 * SIGMAS) ** 2 / (areas[None, :, None] + np.spacing(1)) / 2
-    seen = t[..., 2] > 0
-    near = np.where(seen & (d[..., 2] > 0), np.exp(-error), 0.0)
-    return np.asarray(near.sum(axis=-1) / np.maximum(seen.sum(axis=-1), 1))
-
-
-def hits(
-    similar: NDArray[np.float64],  # [made, true], the made from the surest down
-    asked: NDArray[np.bool_] | None = None,  # [true] who counts; None = everyone
-) -> NDArray[
-    np.uint8
-    # [made, 10]: 1 = found a true person at this threshold, LEFT_OUT = one who doesn't count, because none
-    # was left who does
-]:
-    """cocoeval's greedy matching, the surest first, each to the most similar that is left; NaN is never less
-    than a threshold, as there.
-    """
-    found = np.zeros((len(similar), len(THRESHOLDS)), np.uint8)
-    wanted = np.ones(similar.shape[1], bool) if asked is None else asked
-    counting, others = np.flatnonzero(wanted).tolist(), np.flatnonzero(~wanted).tolist()
-    for t, threshold in enumerate(THRESHOLDS):
-        taken: set[int] = set()
-        for i, row in enumerate(similar):
-            for people, worth in ((counting, 1), (others, LEFT_OUT)):
-                best, match = min(threshold, 1 - 1e-10), -1
-                for j in people:
-                    if j in taken or row[j] < best:
-                        continue
-                    best, match = row[j], j
-                if match >= 0:
-                    taken.add(match)
-                    found[i, t] = worth
-                    break
-    return found
-
-
-def _assigned(similar: NDArray[np.float64], made: People, true: People) -> dict[str, float]:
+def _assigned(similar: NDArray[np.float64], read: People, true: People) -> dict[str, float]:
     """The assignment of people with the greatest sum of OKS."""
     from scipy.optimize import linear_sum_assignment
 
     i, j = linear_sum_assignment(similar, maximize=True)
     visible = true[..., 2] > 0
-    pairs = made[i], true[j]
+    pairs = read[i], true[j]
     distance = np.linalg.norm(pairs[0][..., :2].astype(np.float64) - pairs[1][..., :2], axis=-1)
     side = np.array([np.ptp(person[person[:, 2] > 0, :2], axis=0).max() for person in pairs[1]]).reshape(
         -1, 1

@@ -26,10 +26,12 @@ def average_precision(
     """Sorted once; findings of one score enter together, so that the order of the samples doesn't count."""
     group = np.arange(len(counts)) // (batch or max(len(counts), 1))
     groups = int(group.max(initial=-1)) + 1
-    n_truth = np.array([int(it["n_truth"][0]) for it in counts], np.float64)
-    score = np.concatenate([it["scores"] for it in counts]) if len(counts) else np.empty(0)
-    hit = np.concatenate([it[hits][:, thresholds] for it in counts]) if len(counts) else np.empty((0, 1))
-    sample = np.repeat(np.arange(len(counts)), [len(it["scores"]) for it in counts])
+    n_truth = np.array([int(image["n_truth"][0]) for image in counts], np.float64)
+    score = np.concatenate([image["scores"] for image in counts]) if len(counts) else np.empty(0)
+    hit = (
+        np.concatenate([image[hits][:, thresholds] for image in counts]) if len(counts) else np.empty((0, 1))
+    )
+    sample = np.repeat(np.arange(len(counts)), [len(image["scores"]) for image in counts])
     order = np.lexsort((-score, group[sample]))
     score, hit, sample = score[order], hit[order], sample[order]
     # as a block with a row for each group, filled up with findings of weight 0
@@ -48,8 +50,8 @@ def average_precision(
         if not len(known):
             return 0.0 if (weights[sample_of] * real).any() else 1.0
         true = np.cumsum(weight * hit_of[:, known], axis=-1)
-        found = np.maximum(np.cumsum(weight, axis=-1), 1e-12)
-        envelope = np.maximum.accumulate((true / found * last_of[known])[..., ::-1], axis=-1)[..., ::-1]
+        retrieved = np.maximum(np.cumsum(weight, axis=-1), 1e-12)
+        envelope = np.maximum.accumulate((true / retrieved * last_of[known])[..., ::-1], axis=-1)[..., ::-1]
         recall = true / asked[known, None]
         covered = recall if points is None else np.searchsorted(points, recall, side="right") / len(points)
         return float((np.diff(covered, axis=-1, prepend=0.0) * envelope).sum(axis=-1).mean())
@@ -59,11 +61,11 @@ def average_precision(
 
 def average_recall(counts: Sequence[Counts], hits: str) -> Statistic:
     """COCO's AR: the share of the true that is found, averaged over the thresholds."""
-    n_truth = np.array([int(it["n_truth"][0]) for it in counts], np.float64)
-    found = np.array([float(it[hits].sum(axis=0).mean()) for it in counts])
+    n_truth = np.array([int(image["n_truth"][0]) for image in counts], np.float64)
+    recalled = np.array([float(image[hits].sum(axis=0).mean()) for image in counts])
 
     def statistic(weights: NDArray[np.float64]) -> float:
         asked = float(weights @ n_truth)
-        return float(weights @ found) / asked if asked else 1.0
+        return float(weights @ recalled) / asked if asked else 1.0
 
     return statistic

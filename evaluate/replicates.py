@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-DRAWS = 1000
+RESAMPLES = 1000
 BLOCKS = 20
 LEVEL = 0.95
 POWER = 0.8
@@ -52,10 +52,10 @@ class Difference(NamedTuple):
     p: float | None  # two-sided, of "there is none"
 
 
-def draws(
+def bootstrap_weights(
     clusters: int,
     *,
-    count: int = DRAWS,
+    count: int = RESAMPLES,
     seed: int = 0,
 ) -> NDArray[np.float32]:  # [count, clusters]: how often each prompt is drawn
     """With replacement, as many as there are."""
@@ -66,7 +66,7 @@ def draws(
 def of_means(
     values: NDArray[np.float64],  # [n] per-sample scores
     cluster: NDArray[np.int64],  # [n] number of each sample's prompt
-    drawn: NDArray[np.float32],  # [R, clusters]
+    weights: NDArray[np.float32],  # [R, clusters]: how often each prompt is drawn
 ) -> Replicated:
     """The mean over samples; those of one prompt are drawn together."""
     if not np.isfinite(values).all():
@@ -74,10 +74,10 @@ def of_means(
             f"{int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite: a failed sample"
             " scores the metric's worst"
         )
-    size = drawn.shape[1]
+    size = weights.shape[1]
     sums, counts = np.bincount(cluster, weights=values, minlength=size), np.bincount(cluster, minlength=size)
-    found = (drawn @ sums) / np.maximum(drawn @ counts, 1) if size > 1 else np.empty(0)
-    return Replicated(float(values.mean()), found.astype(np.float32), "bootstrap", size)
+    means = (weights @ sums) / np.maximum(weights @ counts, 1) if size > 1 else np.empty(0)
+    return Replicated(float(values.mean()), means.astype(np.float32), "bootstrap", size)
 
 
 # [clusters]: which of at most 20 blocks a prompt is left out with
@@ -133,23 +133,23 @@ def ranks(
     at 5 %.
     """
     pairs = [(i, j) for i in range(len(scores)) for j in range(i + 1, len(scores))]
-    found = [difference(scores[i], scores[j]) for i, j in pairs]
-    chances = [1.0 if it.p is None else it.p for it in found]
+    differences = [difference(scores[i], scores[j]) for i, j in pairs]
+    chances = [1.0 if each.p is None else each.p for each in differences]
     better = np.zeros((len(scores), len(scores)), bool)
     for place, k in enumerate(sorted(range(len(pairs)), key=chances.__getitem__)):
         if chances[k] > (1 - LEVEL) / (len(pairs) - place):
             break
         i, j = pairs[k]
-        better[(i, j) if (found[k].value > 0) == higher_is_better else (j, i)] = True
+        better[(i, j) if (differences[k].value > 0) == higher_is_better else (j, i)] = True
     return [(1 + int(better[:, k].sum()), len(scores) - int(better[k].sum())) for k in range(len(scores))]
 
 
 def best(scores: Iterable[Replicated], higher_is_better: bool) -> Replicated | None:
     """The best by its value, as of two baselines the better is the floor; None = there are none."""
-    return max(scores, key=lambda it: it.value if higher_is_better else -it.value, default=None)
+    return max(scores, key=lambda each: each.value if higher_is_better else -each.value, default=None)
 
 
-class Share(NamedTuple):
+class NormalizedScore(NamedTuple):
     """The normalized score: how far a score is on the way from floor (0) to ceiling (1)."""
 
     value: float
@@ -157,7 +157,7 @@ class Share(NamedTuple):
     high: float
 
 
-NO_FLOOR = "neither no control nor another image's condition has a score by this measure"
+NO_FLOOR = "neither no control nor the shuffled condition has a score by this measure"
 NO_CEILING = "the real image has no score by this measure"
 NOT_BETTER = "the real image scores no better than the better baseline"
 BY_CHANCE = "the real image scores better than the better baseline, but that may be chance"
@@ -165,20 +165,22 @@ TOO_FEW = "there are too few prompts to tell whether the real image scores bette
 NOT_FINITE = "not all of the scores that it takes are finite numbers"
 
 
-def share(
+def normalized_score(
     score: Replicated,
     floor: Replicated | None,  # the better baseline; None = there is none
     ceiling: Replicated | None,  # the real image
     *,
     higher_is_better: bool,
-) -> Share | str:  # a reason where there is no normalized score
+) -> NormalizedScore | str:  # a reason where there is no normalized score
     """Only where the ceiling is better than the floor beyond chance (5 %): the quotient of a distance that
     may be zero, or that points the other way, can be any number. So its interval is finite too: by Fieller's
     theorem all shares whose place on the way the score may have.
     """
     if floor is None or ceiling is None:
         return NO_FLOOR if ceiling is not None else NO_CEILING
-    if not all(np.isfinite(it.value) and np.isfinite(it.replicates).all() for it in (score, floor, ceiling)):
+    if not all(
+        np.isfinite(each.value) and np.isfinite(each.replicates).all() for each in (score, floor, ceiling)
+    ):
         return NOT_FINITE
     sign = 1 if higher_is_better else -1
     length = sign * (ceiling.value - floor.value)
@@ -187,7 +189,9 @@ def share(
     if len(score.replicates) < 2:
         return TOO_FEW
     way = sign * (score.value - floor.value) + 0.0  # never -0
-    moved, apart = (sign * (it.replicates.astype(np.float64) - floor.replicates) for it in (score, ceiling))
+    moved, apart = (
+        sign * (each.replicates.astype(np.float64) - floor.replicates) for each in (score, ceiling)
+    )
     moved_moved, moved_apart, apart_apart = (
         quantile((1 + LEVEL) / 2, _freedom(score)) ** 2 * _covariance(a, b, score)
         for a, b in ((moved, moved), (moved, apart), (apart, apart))
@@ -197,7 +201,7 @@ def share(
     if square <= 0:
         return BY_CHANCE
     reach = math.sqrt(max(0.0, linear**2 - square * constant))
-    return Share(way / length, (linear - reach) / square, (linear + reach) / square)
+    return NormalizedScore(way / length, (linear - reach) / square, (linear + reach) / square)
 
 
 def _paired(a: Replicated, b: Replicated) -> float | None:

@@ -38,18 +38,18 @@ METRICS = (
 STATISTICS: dict[str, Prepare] = {}
 
 
-def compare(truth: Map, made: Map | None) -> Comparison:
+def compare(truth: Map, reread: Map | None) -> Comparison:
     true = _grey(truth.array, "truth")
-    found = np.zeros_like(true) if made is None else _grey(made.array, "made")
-    same_size(true, found)
-    pairs = edge_counts(_thin(true), _thin(found), BSDS * float(np.hypot(*true.shape)))
+    read = np.zeros_like(true) if reread is None else _grey(reread.array, "made")
+    same_size(true, read)
+    pairs = edge_counts(_thin(true), _thin(read), BSDS * float(np.hypot(*true.shape)))
     counts: dict[str, np.ndarray] = {
         "matched": np.array([pairs.matched], np.int32),
         "pixels": np.array([pairs.n_truth, pairs.n_made], np.int32),
     }
-    if made is None or (true.any() and not found.any()):
+    if reread is None or (true.any() and not read.any()):
         return Comparison(worst(METRICS), counts)
-    alike, alike_at_scales = structure.both(true, found)
+    alike, alike_at_scales = structure.both(true, read)
     return Comparison({"soft_ms_ssim": alike_at_scales, "soft_ssim": alike, "soft_f1": f1(pairs)}, counts)
 
 

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. What a command does lives in the modules it calls."""
 
+import dataclasses
 import importlib.util
 import json
 import signal
@@ -12,7 +13,7 @@ import click
 from pipeline import NOT_COMPLETE, MillError, __version__, manifest
 from pipeline import plan as plans
 from pipeline.catalog import Catalog
-from pipeline.commands import preflight
+from pipeline.commands import preflight, requirements
 from pipeline.commands.mini import mini
 from pipeline.run import STAGES, RunOptions, rebuild, run
 from pipeline.storage.workspace import Workspace, stopping
@@ -90,7 +91,7 @@ def run_command(
     if dry_run:
         plan = plans.make(given, here=False)
         doubts = preflight.check(plan, chosen, limit)
-        absent = preflight.missing(plan, chosen)
+        absent = requirements.missing(plan, chosen)
         click.echo(
             "\n".join(
                 [
@@ -120,10 +121,10 @@ def status(target: Path, as_json: bool) -> None:
     Example: controlmill status runs/photos
     """
     from pipeline.commands.status import text
-    from pipeline.report.counts import facts
+    from pipeline.report.counts import workspace_counts
 
-    told = facts(Catalog(_workspace(target)))
-    click.echo(json.dumps(told, indent=2) if as_json else text(told))
+    counts = workspace_counts(Catalog(_workspace(target)))
+    click.echo(json.dumps(counts.as_json(), indent=2) if as_json else text(counts))
 
 
 @main.command()
@@ -133,10 +134,13 @@ def conditions(as_json: bool) -> None:
 
     Example: controlmill conditions
     """
-    from pipeline.commands import status as told
+    from pipeline.commands import status
 
-    rows = told.conditions()
-    click.echo(json.dumps(rows, indent=2) if as_json else told.conditions_text(rows))
+    rows = status.conditions()
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+    else:
+        click.echo(status.conditions_text(rows))
 
 
 @main.command()
@@ -271,23 +275,20 @@ def sample_command(
     Example: controlmill sample --checkpoint models/canny --base models/sd15 --image photo.jpg --prompt "a red
     bird" --out bird.png
     """
-    from pipeline.commands.sample import Settings, sample
+    from pipeline.commands.sample import Request, Settings, sample
 
     if prompt is None and not settings["guess"]:
         raise MillError("--prompt is missing: say what to draw; only --guess does without.")
-    chosen = Settings(**settings)
-    made = sample(
-        checkpoint,
-        image,
-        prompt or "",
-        out,
+    request = Request(
+        checkpoint=checkpoint,
+        image=image,
+        prompt=prompt or "",
+        out=out,
         condition=condition,
         base=base,
         is_hint=is_hint,
-        settings=chosen,
-        say=_warn,
     )
-    for path in made:
+    for path in sample(request, Settings(**settings), _warn):
         click.echo(str(path))
 
 
@@ -385,9 +386,10 @@ def export(
     from pipeline.commands import export as exporter
 
     catalog = Catalog(_workspace(workspace))
-    exporter.export(
-        catalog, dest, to=to, conditions=names, split=split, protocol=protocol, raw=raw, flip=flip, say=_say
+    options = exporter.ExportOptions(
+        to=to, conditions=names, split=split, protocol=protocol, raw=raw, flip=flip
     )
+    exporter.export(catalog, dest, options, say=_say)
 
 
 @main.command()

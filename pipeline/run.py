@@ -10,7 +10,7 @@ from pipeline.benchmark.estimates import estimate
 from pipeline.benchmark.systems import systems
 from pipeline.catalog import Catalog, recovery
 from pipeline.cluster import cluster
-from pipeline.commands import preflight
+from pipeline.commands import preflight, requirements
 from pipeline.experiment.runs import record_all
 from pipeline.manifest import Manifest
 from pipeline.plan import MEASURES, Plan
@@ -58,7 +58,7 @@ def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int
     """Does what the manifest asks for and the workspace lacks; returns the exit status."""
     plan = plans.make(given, here=False)
     doubts = preflight.check(plan, options.stages, options.limit)
-    if absent := preflight.missing(plan, options.stages):  # all of it, before any work
+    if absent := requirements.missing(plan, options.stages):  # all of it, before any work
         raise MillError("\n".join(line if line.endswith(".") else f"{line}." for line in absent))
     workspace, catalog = plan.workspace, Catalog(plan.workspace, say=say)
     workspace.create()

@@ -1,6 +1,7 @@
 """The card of a mini detector: data, cost, scores and weaknesses, from the same facts that its note holds."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 TARGETS = {
@@ -35,28 +36,26 @@ WEAKNESSES = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the note beside the weights says of them too."""
+
+    parameters: int
+    sha256: str
+    scores: Mapping[str, Mapping[str, Any]]  # what the pictures were -> scores.measure
+    spent: Mapping[str, float]  # images, cpu_seconds
+    spent_on_figures: Mapping[str, float]
+    machine: str
+
+
 def write(
+    detector: Trained,
     *,
-    parameters: int,
-    sha256: str,
-    scores: Mapping[str, Mapping[str, Any]],  # what the pictures were -> scores.measure
-    spent: Mapping[str, float],  # images, cpu_seconds
-    spent_on_figures: Mapping[str, float],
     wanted: tuple[int, int],  # images, and figures, that the recipe asks for
     data: str,  # one sentence: what the scenes were
     returned: float | None,  # share of the pictures that had been through a VAE; None = no VAE was given
-    machine: str,
 ) -> str:  # Markdown
     """Says what is unfinished before it says what is good."""
-    first = next(iter(scores.values()))
-    done = spent["images"], spent_on_figures["images"]
-    lacks = " and ".join(
-        f"{seen:,} of {asked:,} {what}"
-        for seen, asked, what in zip(done, wanted, ("images", "figures"), strict=True)
-        if seen < asked
-    )
-    state = f"unfinished: {lacks}" if lacks else "complete"
-    minutes = (spent["cpu_seconds"] + spent_on_figures["cpu_seconds"]) / 60
     through = (
         f", and {returned:.0%} of them have been through the mini base's VAE" if returned is not None else ""
     )
@@ -69,16 +68,13 @@ def write(
             " that rest on it must say so."
         ),
         "",
-        (
-            f"**Training is {state}.** {done[0]:,} images, then {done[1]:,} figures, {minutes:.0f} CPU"
-            f" minutes of {machine}, one thread, rendering apart."
-        ),
+        _training(detector, wanted),
         "",
         (
             "**Network.** A convolutional U for what is everywhere, and one for the joints of a figure that"
-            f" is cut out and scaled to one size: {parameters / 1e6:.2f} M parameters"
+            f" is cut out and scaled to one size: {detector.parameters / 1e6:.2f} M parameters"
             " (`annotate/mini/network.py`, `annotate/mini/figure.py`), shipped in bfloat16; sha256"
-            f" `{sha256}`."
+            f" `{detector.sha256}`."
         ),
         "",
         (
@@ -86,17 +82,7 @@ def write(
             f" light and JPEG{through}."
         ),
         "",
-        (
-            f"**Scores** on {first['n']} held-out scenes with {first['objects']} objects and persons and"
-            f" {first['joints']} joints in sight, with 95 % intervals:"
-        ),
-        "",
-        f"| | {' | '.join(scores)} |",
-        f"|---|{'---|' * len(scores)}",
-        *(
-            f"| {text} | {' | '.join(_shown(one[name]) for one in scores.values())} |"
-            for name, text in TARGETS.items()
-        ),
+        *_table(detector.scores),
         "",
         "mIoU is of the pixels of all scenes together and has no interval.",
         "",
@@ -108,6 +94,40 @@ def write(
         "",
     ]
     return "\n".join(lines)
+
+
+def _training(detector: Trained, wanted: tuple[int, int]) -> str:
+    spent, figures = detector.spent, detector.spent_on_figures
+    lacks = " and ".join(
+        f"{seen:,} of {asked:,} {what}"
+        for seen, asked, what in zip(
+            (spent["images"], figures["images"]), wanted, ("images", "figures"), strict=True
+        )
+        if seen < asked
+    )
+    minutes = (spent["cpu_seconds"] + figures["cpu_seconds"]) / 60
+    return (
+        f"**Training is {f'unfinished: {lacks}' if lacks else 'complete'}.** {spent['images']:,} images, then"
+        f" {figures['images']:,} figures, {minutes:.0f} CPU minutes of {detector.machine}, one thread,"
+        " rendering apart."
+    )
+
+
+def _table(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    first = next(iter(scores.values()))
+    return [
+        (
+            f"**Scores** on {first['n']} held-out scenes with {first['objects']} objects and persons and"
+            f" {first['joints']} joints in sight, with 95 % intervals:"
+        ),
+        "",
+        f"| | {' | '.join(scores)} |",
+        f"|---|{'---|' * len(scores)}",
+        *(
+            f"| {text} | {' | '.join(_shown(one[name]) for one in scores.values())} |"
+            for name, text in TARGETS.items()
+        ),
+    ]
 
 
 def _shown(value: Any) -> str:

@@ -1,9 +1,9 @@
 """The card of a mini scorer: data, cost, scores and weaknesses, from the same facts that its note holds."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from evaluate.mini.clip import VERSION, MiniClip
-from evaluate.mini.scores import AMONG, BEFORE, Share
+from evaluate.mini.scores import AMONG, BEFORE, Proportion
 
 HARDLY = 0.6  # share of captions before a changed one, where half are by chance
 WEAKNESSES = (
@@ -32,7 +32,7 @@ def write(
     *,
     scorer: MiniClip,
     spent: Mapping[str, float],  # images, cpu_seconds, seconds
-    scores: Mapping[str, Share],
+    scores: Mapping[str, Proportion],
     data: str,  # one sentence: what the pictures were
     machine: str,
     wanted: int,  # images that the recipe asks for
@@ -41,21 +41,6 @@ def write(
     sizes = scorer.net.sizes
     seen = int(spent["images"])
     done = "complete" if seen >= wanted else f"unfinished: {seen:,} of {wanted:,} images"
-    rows = [
-        f"| {name} | {100 * round(one.value, 4):.1f} % | {100 * round(one.low, 4):.1f} to"
-        f" {100 * round(one.high, 4):.1f} % | {one.n:,} |"
-        for name, one in scores.items()  # rounded as in the note
-    ]
-    blind = [name for name, one in scores.items() if one.low < HARDLY and name.startswith(BEFORE)]
-    weaknesses: tuple[str, ...] = WEAKNESSES
-    if blind:
-        weaknesses = (
-            (
-                f"**Hardly better than chance: {'; '.join(blind)}.** It can't judge whether a model drew that"
-                " right."
-            ),
-            *WEAKNESSES,
-        )
     lines = [
         "# ControlMill's mini scorer",
         "",
@@ -85,11 +70,11 @@ def write(
         "",
         "| | share | interval | scenes |",
         "|---|---|---|---|",
-        *rows,
+        *_rows(scores),
         "",
         "**Weaknesses.**",
         "",
-        *(f"- {line}" for line in weaknesses),
+        *(f"- {line}" for line in (*_blind(scores), *WEAKNESSES)),
         "",
         (
             f"**Identity.** `{scorer.name}`, version {VERSION}, sha256 `{scorer.sha256}`. bfloat16, read as"
@@ -100,3 +85,20 @@ def write(
         "",
     ]
     return "\n".join(lines)
+
+
+def _rows(scores: Mapping[str, Proportion]) -> Iterator[str]:
+    """Rounded as in the note."""
+    for name, one in scores.items():
+        low, high = (f"{100 * round(end, 4):.1f}" for end in (one.low, one.high))
+        yield f"| {name} | {100 * round(one.value, 4):.1f} % | {low} to {high} % | {one.n:,} |"
+
+
+def _blind(scores: Mapping[str, Proportion]) -> Iterator[str]:
+    """What it can't tell from a false caption."""
+    names = [name for name, one in scores.items() if one.low < HARDLY and name.startswith(BEFORE)]
+    if names:
+        yield (
+            f"**Hardly better than chance: {'; '.join(names)}.** It can't judge whether a model drew that"
+            " right."
+        )

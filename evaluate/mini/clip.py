@@ -1,6 +1,5 @@
 """The mini scorer as the measures use it: pictures and captions in, points on one sphere out."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from torch.nn import functional
 
 from evaluate.extractors import Images, together
 from evaluate.mini.network import NOTHING, UNKNOWN, Scorer, Sizes
+from evaluate.weights import file_sha256
 
 WEIGHTS, NOTE = "scorer.safetensors", "scorer.json"
 VERSION = "1"  # of what is done with pictures and captions before and after the weights
@@ -112,7 +112,7 @@ def write(
         {name: value.to(torch.bfloat16).contiguous() for name, value in net.state_dict().items()},
         folder / WEIGHTS,
     )
-    note = {"sha256": _sha256(folder), "sizes": asdict(net.sizes), "words": net.words, **facts}
+    note = {"sha256": file_sha256(folder / WEIGHTS), "sizes": asdict(net.sizes), "words": net.words, **facts}
     (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n")
 
 
@@ -123,16 +123,12 @@ def read(folder: Path, device: str = "cpu") -> MiniClip:
     for name in (WEIGHTS, NOTE):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: a mini scorer is a folder with {WEIGHTS} and {NOTE}")
-    note, found = json.loads((folder / NOTE).read_text()), _sha256(folder)
-    if note["sha256"] != found:
+    note, sha256 = json.loads((folder / NOTE).read_text()), file_sha256(folder / WEIGHTS)
+    if note["sha256"] != sha256:
         raise ValueError(
-            f"{folder / WEIGHTS} has sha256 {found[:12]}…, {NOTE} beside it says {note['sha256'][:12]}…: take"
-            " both from one training"
+            f"{folder / WEIGHTS} has sha256 {sha256[:12]}…, {NOTE} beside it says {note['sha256'][:12]}…:"
+            " take both from one training"
         )
     net = Scorer(note["words"], Sizes(**{**note["sizes"], "widths": tuple(note["sizes"]["widths"])}))
     net.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
-    return MiniClip(net.eval().requires_grad_(False).to(device), found, device)
-
-
-def _sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    return MiniClip(net.eval().requires_grad_(False).to(device), sha256, device)

@@ -47,7 +47,7 @@ class Scorer(nn.Module):
         self.scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # log of the inverse temperature
         self.trunk = nn.Sequential(
             nn.Conv2d(3, sizes.widths[0], 5, stride=2, padding=2),
-            *itertools.starmap(_Block, itertools.pairwise(sizes.widths)),
+            *itertools.starmap(DownBlock, itertools.pairwise(sizes.widths)),
             nn.Conv2d(sizes.widths[-1], sizes.features, 1),
         )
         self.image = nn.Linear(sizes.features * (sizes.side >> len(sizes.widths)) ** 2, sizes.width)
@@ -95,21 +95,21 @@ class Scorer(nn.Module):
         """ValueError where a caption has no words or too many, because it would then be scored for what it
         does not say.
         """
-        found = [
+        rows = [
             [self.numbers.get(word, UNKNOWN) for word in WORD.findall(caption.lower())]
             for caption in captions
         ]
-        for caption, row in zip(captions, found, strict=True):
+        for caption, row in zip(captions, rows, strict=True):
             if not 0 < len(row) <= self.sizes.length:
                 raise ValueError(
                     f"the caption {caption!r} has {len(row)} words: the mini scorer reads from 1 to"
                     f" {self.sizes.length}"
                 )
-        length = length or max(map(len, found))
-        return torch.tensor([row + [NOTHING] * (length - len(row)) for row in found], dtype=torch.int64)
+        length = length or max(map(len, rows))
+        return torch.tensor([row + [NOTHING] * (length - len(row)) for row in rows], dtype=torch.int64)
 
 
-class _Block(nn.Module):
+class DownBlock(nn.Module):
     """Half the size, then two convolutions around which the input is carried."""
 
     def __init__(self, before: int, after: int) -> None:

@@ -16,7 +16,7 @@ BEFORE = "caption before one with"  # a change: half of them are, by chance
 Z = 1.959964  # of a 95 % interval
 
 
-class Share(NamedTuple):
+class Proportion(NamedTuple):
     """Of n scenes; Wilson's interval."""
 
     value: float
@@ -25,7 +25,7 @@ class Share(NamedTuple):
     n: int
 
     @classmethod
-    def of(cls, hits: NDArray[np.bool_]) -> "Share":
+    def of(cls, hits: NDArray[np.bool_]) -> "Proportion":
         n, p = len(hits), float(hits.mean())
         centre, half = (
             (p + Z**2 / (2 * n)) / (1 + Z**2 / n),
@@ -42,21 +42,21 @@ def measure(
     false: Mapping[str, Sequence[str | None]],
     *,
     seed: int = 0,
-) -> dict[str, Share]:
+) -> dict[str, Proportion]:
     """A tie is no hit: a scorer that tells nothing apart has none."""
     seen, said = scorer.images(images), scorer.texts(captions)
     likeness = seen @ said.T
     others = drawn(captions, seed)
     own, rows = likeness.diagonal(), np.arange(len(captions))[:, None]
     out = {
-        f"caption first of {AMONG}": Share.of(own > likeness[rows, others].max(1)),
-        f"picture first of {AMONG}": Share.of(own > likeness[others, rows].max(1)),
+        f"caption first of {AMONG}": Proportion.of(own > likeness[rows, others].max(1)),
+        f"picture first of {AMONG}": Proportion.of(own > likeness[others, rows].max(1)),
     }
     for kind, texts in false.items():
         which = [row for row, text in enumerate(texts) if text is not None]
         if which:
             wrong = (seen[which] * scorer.texts([str(texts[row]) for row in which])).sum(1)
-            out[f"{BEFORE} {kind}"] = Share.of((seen[which] * said[which]).sum(1) > wrong)
+            out[f"{BEFORE} {kind}"] = Proportion.of((seen[which] * said[which]).sum(1) > wrong)
     return out
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from annotate.conditions import CONDITIONS
 from evaluate import alignment, fidelity, measures
 from evaluate.comparison import Metric
-from evaluate.replicates import Replicated, draws, least_left, of_distance, of_means
+from evaluate.replicates import Replicated, bootstrap_weights, least_left, of_distance, of_means
 from pipeline.benchmark.systems import REAL, System, readable, score_key
 from pipeline.benchmark.tasks import tasks_of
 from pipeline.catalog import Catalog
@@ -113,7 +113,7 @@ def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
         if known.get(it.system.name) == mark:
             continue
         size = len(it.system.items)
-        weights = drawn.setdefault(size, draws(size))
+        weights = drawn.setdefault(size, bootstrap_weights(size))
         for metric, score in _scores(plan, it, real, weights):
             interval = score.interval
             marks = measures.marks(metric, len(it.rows))

@@ -35,7 +35,7 @@ class Sample:
     picture: Place
     scores: Place | None = None  # None = not scored
     reason: str = "not scored"  # where there is no map of it
-    values: dict[str, float] = field(default_factory=dict)  # its telling measure
+    values: dict[str, float] = field(default_factory=dict)  # its headline metric
 
 
 def samples(
@@ -56,14 +56,14 @@ def samples(
     return out
 
 
-def telling(
+def extremes(
     plan: Plan,
     catalog: Catalog,
     systems: Iterable[System],
     same: int,  # images of the first seed that every system is shown on
     # in the order of the systems: best, median, worst, then same in the order of images
 ) -> list[tuple[str, Sample]]:
-    """Of each system the samples that say most, by its telling measure; of equal ones the first image is best
+    """Of each system the samples that say most, by its headline metric; of equal ones the first image is best
     and the last is worst.
 
     The catalog chooses: a benchmark may have a thousand samples for each row that comes back.
@@ -105,9 +105,9 @@ CHOSEN = f"""
 
 
 def _asked(plan: Plan, by_name: Mapping[str, System]) -> dict[str, list[Any]]:
-    """The columns of `asked`: where each system's samples and scores lie, and what of them is telling."""
+    """The columns of `asked`: where each system's samples and scores lie, and its headline metric."""
     systems = list(by_name.values())
-    metrics = [measures.telling(CONDITIONS[system.condition].kind) for system in systems]
+    metrics = [measures.headline(CONDITIONS[system.condition].kind) for system in systems]
     return {
         "system": list(by_name),
         "drawn_as": [system.drawn_as for system in systems],

@@ -29,7 +29,7 @@ CONTROL, NO_CONTROL, SHUFFLED, ROUND_TRIP, REAL = (
     "real_image",
 )
 BEFORE = "warm_start"  # what a run started from, asked for the same: what its training changed
-EARLIER = "earlier"  # a checkpoint on the way, which the run kept: the course of its training
+EARLIER = "earlier"  # a checkpoint on the way, which the run kept: a point of its learning curve
 ALONE = (NO_CONTROL, ROUND_TRIP, REAL)  # belong to the benchmark, not to a model; they know no condition
 
 

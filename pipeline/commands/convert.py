@@ -5,10 +5,15 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import MillError
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, TEMPORARY, stopping, write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Config = dict[str, Any]  # of a network, as its config.json has it
 
 LAYOUTS = ("diffusers", "original")
 WEIGHTS = ("average", "trained")
@@ -82,8 +87,8 @@ def convert(
         )
 
 
-# tensors by diffusers' names, config.json
-def _read(folder: Path, base_config: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+# tensors by diffusers' names
+def _read(folder: Path, base_config: Path | None) -> tuple[dict[str, "Tensor"], Config]:
     from train import checkpoint, kinds, original, weights_file
     from train.controlnet import empty_controlnet
 
@@ -144,25 +149,25 @@ def _controlnet_folder(src: Path, say: Callable[[str], None]) -> Path:
     from train import checkpoint, integrity
 
     if checkpoint.folders(src):
-        made, damaged = checkpoint.newest_whole(src, resume=False)
+        whole, damaged = checkpoint.newest_whole(src, resume=False)
         for sentence in damaged.values():
-            say(f"{sentence}: {f'{made.path.name} is taken instead' if made else 'passed over'}")
-        if made is None:
+            say(f"{sentence}: {f'{whole.path.name} is taken instead' if whole else 'passed over'}")
+        if whole is None:
             raise MillError(f"{src} has no whole checkpoint: {DAMAGED_CHECKPOINT}.")
     elif (src / integrity.META).is_file() and not (src / "config.json").is_file():
-        made = integrity.read(src)
+        whole = integrity.read(src)
     else:
         return src
-    conditions = sorted(path.name for path in made.path.iterdir() if path.is_dir())
+    conditions = sorted(path.name for path in whole.path.iterdir() if path.is_dir())
     if len(conditions) != 1:
         raise MillError(
-            f"{made.path} holds {', '.join(conditions)}: name one of them, such as"
-            f" {made.path / conditions[0]}."
+            f"{whole.path} holds {', '.join(conditions)}: name one of them, such as"
+            f" {whole.path / conditions[0]}."
         )
-    return made.path / conditions[0]
+    return whole.path / conditions[0]
 
 
-def _unet_config(folder: Path) -> dict[str, Any]:
+def _unet_config(folder: Path) -> Config:
     from train import kinds
 
     for path in (folder / "config.json", folder / "unet" / "config.json"):
@@ -175,14 +180,14 @@ def _unet_config(folder: Path) -> dict[str, Any]:
     )
 
 
-def _write_original(dest: Path, weights: dict[str, Any], config: dict[str, Any]) -> None:
+def _write_original(dest: Path, weights: dict[str, "Tensor"], config: Config) -> None:
     from train import original
 
     if not write_whole(dest, lambda path: original.write_controlnet(path, weights, config), replace=False):
         _must_be_free(dest)
 
 
-def _write_diffusers(dest: Path, weights: dict[str, Any], config: dict[str, Any]) -> None:
+def _write_diffusers(dest: Path, weights: dict[str, "Tensor"], config: Config) -> None:
     from safetensors.torch import save_file
 
     from train import weights_file

@@ -33,11 +33,11 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
     for path in images:
         try:
             data, _ = sources.read(RawImage(str(path), ""))
-            made = canonical(data, Image(resolution=resolution, store="png"))
+            canonical_image = canonical(data, Image(resolution=resolution, store="png"))
         except Unreadable as error:
             yield Drawing(path, "", "failed", str(error))
             continue
-        pixels = codec.decode(made.encoded)
+        pixels = codec.decode(canonical_image.encoded)
         drawn = annotator.annotate([pixels], [sources.image_id(data)], list(steps.values()))
         for name in names:
             one = drawn[name][0]

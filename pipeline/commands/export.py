@@ -42,69 +42,78 @@ class Chosen:
     images: list[int]  # the catalog's keys, row for row
 
 
-def export(
-    catalog: Catalog,
-    dest: Path,
-    *,
-    to: str,  # a key of WRITERS
-    conditions: tuple[str, ...],  # an image goes along where every one of them has a pair
-    split: str = "all",
-    protocol: str = "cn10",
-    raw: bool = False,  # the stored maps beside their drawings
-    flip: bool = False,  # each pair is followed by its mirror image, where its caption allows
-    say: Callable[[str], None],
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Which pairs are written, and how."""
+
+    to: str  # a key of WRITERS
+    conditions: tuple[str, ...]  # an image goes along where every one of them has a pair
+    split: str = "all"
+    protocol: str = "cn10"
+    raw: bool = False  # the stored maps beside their drawings
+    flip: bool = False  # each pair is followed by its mirror image, where its caption allows
+
+    @property
+    def names(self) -> list[str]:  # each condition once
+        return list(dict.fromkeys(self.conditions))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return SPLITS if self.split == "all" else (self.split,)
+
+
+def export(catalog: Catalog, dest: Path, options: ExportOptions, say: Callable[[str], None]) -> int:
     """Writes the pairs to the folder `dest`, whole or not at all, in a stable order; returns how many images.
     MillError where it can't.
     """
-    names, place, root = list(dict.fromkeys(conditions)), dest.expanduser().resolve(), catalog.workspace.root
-    _check(to, names, split, protocol, raw)
+    names, place, root = options.names, dest.expanduser().resolve(), catalog.workspace.root
+    _check(options)
     if any(place.is_relative_to(root / own) for own in OWN_FOLDERS):
         raise MillError(
             f"{dest} belongs to the workspace, which sweeps it: name a folder of your own, such as"
             f" {root / 'exports' / names[0]}."
         )
-    splits = SPLITS if split == "all" else (split,)
-    chosen = _choose(catalog, names, splits, say)
-    origins = [_origin(catalog, name, protocol) for name in names]
-    counts = {name: sum(len(it.rows) for it in chosen if it.split == name) for name in splits}
+    chosen = _choose(catalog, names, options.splits, say)
+    origins = [_origin(catalog, name, options.protocol) for name in names]
+    counts = {
+        split: sum(len(part.rows) for part in chosen if part.split == split) for split in options.splits
+    }
     try:
         with _whole_folder(place) as folder, Progress("export", sum(counts.values())) as progress:
-            for name, count in counts.items():
+            for split, count in counts.items():
                 if count:
-                    parts = [it for it in chosen if it.split == name]
-                    WRITERS[to](
-                        folder, name, _samples(catalog, parts, protocol, progress, flip), origins, raw
-                    )
+                    parts = [part for part in chosen if part.split == split]
+                    samples = _samples(catalog, parts, options, progress)
+                    WRITERS[options.to](folder, split, samples, origins, options.raw)
     except OSError as error:  # pyarrow's too
         raise stopping(error, str(dest)) or error from error
-    told = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
-    say(f"{dest}: {sum(counts.values())} images with {', '.join(names)} ({told})")
+    by_split = ", ".join(f"{split} {count}" for split, count in counts.items() if count)
+    say(f"{dest}: {sum(counts.values())} images with {', '.join(names)} ({by_split})")
     return sum(counts.values())
 
 
-def _check(to: str, names: list[str], split: str, protocol: str, raw: bool) -> None:
+def _check(options: ExportOptions) -> None:
     for option, value, known in (
-        ("--to", to, WRITERS),
-        ("--split", split, (*SPLITS, "all")),
-        ("--protocol", protocol, PROTOCOLS),
+        ("--to", options.to, WRITERS),
+        ("--split", options.split, (*SPLITS, "all")),
+        ("--protocol", options.protocol, PROTOCOLS),
     ):
         if value not in known:
             raise MillError(
                 f"{option}: {value!r} is unknown{near(value, known)}; set one of {', '.join(known)}."
             )
-    for name in names:
+    for name in options.names:
         if name not in CONDITIONS:
             raise MillError(
                 f"--condition: unknown condition {name!r}{near(name, CONDITIONS)}; `controlmill conditions`"
                 " lists them."
             )
-    if to == "diffusers" and len(names) > 1:
+    if options.to == "diffusers" and len(options.names) > 1:
         raise MillError(
-            f"--to diffusers holds one condition, not {len(names)}: export each to a folder of its own, or"
-            " use --to huggingface."
+            f"--to diffusers holds one condition, not {len(options.names)}: export each to a folder of its"
+            " own, or use --to huggingface."
         )
-    if to == "diffusers" and raw:
+    if options.to == "diffusers" and options.raw:
         raise MillError(
             "--to diffusers has no place for --raw maps: leave --raw out, or use --to huggingface or"
             " webdataset."
@@ -128,25 +137,25 @@ def _choose(
                 f" which have; add {name} to the manifest's conditions and run it, loosen its select, or"
                 " export another."
             )
-    found = catalog.query(
+    parts = catalog.query(
         f"""SELECT split, part, min(image_shard), list(row ORDER BY row), list(image ORDER BY row)
             FROM (SELECT split, part, row, image, image_shard FROM pairs WHERE {where}
                   GROUP BY ALL HAVING count(DISTINCT condition) = {len(names)})
             GROUP BY split, part""",
         wanted,
     )
-    if not found:
+    if not parts:
         raise MillError(f"{' + '.join(names)} share no image{place}: export them apart.")
     if len(names) > 1:
         sizes = ", ".join(f"{name} {counts[name]}" for name in names)
-        say(f"pairs: {sizes}; {sum(len(images) for *_, images in found)} images have all of them")
+        say(f"pairs: {sizes}; {sum(len(images) for *_, images in parts)} images have all of them")
     held: dict[int, dict[str, str]] = {}
     for condition, part, shard in catalog.query(
         f"SELECT DISTINCT condition, part, map_shard FROM pairs WHERE {where}", wanted
     ):
         held.setdefault(part, dict.fromkeys(names, ""))[condition] = shard
-    found.sort(key=lambda it: (SPLITS.index(it[0]), it[1]))
-    return [Chosen(split, shard, held[part], rows, images) for split, part, shard, rows, images in found]
+    parts.sort(key=lambda row: (SPLITS.index(row[0]), row[1]))
+    return [Chosen(split, shard, held[part], rows, images) for split, part, shard, rows, images in parts]
 
 
 def _origin(catalog: Catalog, condition: str, protocol: str) -> Origin:
@@ -164,7 +173,7 @@ CAPTIONS = "SELECT image, coalesce(caption, '') FROM captions WHERE image BETWEE
 
 
 def _samples(
-    catalog: Catalog, parts: list[Chosen], protocol: str, progress: Progress, flip: bool
+    catalog: Catalog, parts: list[Chosen], options: ExportOptions, progress: Progress
 ) -> Iterator[ExportSample]:
     """Holds one part's shards at a time."""
     root = catalog.workspace.root
@@ -173,11 +182,12 @@ def _samples(
             captions = dict(catalog.query(CAPTIONS, [min(part.images), max(part.images)]))
             pictures = shards.read(root / part.shard, ["image_id", "uri", "width", "height", "image"])
             tables = {name: shards.read(root / shard) for name, shard in part.maps.items()}
-            draw = functools.partial(_sample, pictures, tables, captions, protocol)
+            draw = functools.partial(_sample, pictures, tables, captions, options.protocol)
             for start in range(0, len(part.rows), BATCH):
                 rows, images = part.rows[start : start + BATCH], part.images[start : start + BATCH]
                 plain = pool.map(draw, rows, images, [False] * len(rows))
-                twins = pool.map(draw, rows, images, [True] * len(rows)) if flip else [None] * len(rows)
+                none = [None] * len(rows)
+                twins = pool.map(draw, rows, images, [True] * len(rows)) if options.flip else none
                 for sample, twin in zip(plain, twins, strict=True):
                     yield from (one for one in (sample, twin) if one is not None)
                 progress.add(len(rows))
@@ -227,10 +237,10 @@ def _stored(row: dict[str, Any], condition: str, image_id: str) -> tuple[Annotat
     return annotation(row, condition), row["map"]
 
 
-def _hint(made: Annotation, data: bytes, protocol: str) -> Hint:
-    assert made.map is not None
-    png = codec.encode(maps.render(made.map, protocol=protocol), "png")
-    return Hint(png, data, made.map.kind, made.map.meta, dict(made.random_params), made.measures)
+def _hint(stored: Annotation, data: bytes, protocol: str) -> Hint:
+    assert stored.map is not None
+    png = codec.encode(maps.render(stored.map, protocol=protocol), "png")
+    return Hint(png, data, stored.map.kind, stored.map.meta, dict(stored.random_params), stored.measures)
 
 
 # -- writing -------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ SET_DISTANCES = ("fd", "kd")  # of those between sets of features, the ones that
 
 
 @dataclass
-class Comparison:
+class Agreement:
     """One measure: how many of its values were computed again, and by how much the two differ at most."""
 
     library: str = ""
@@ -47,13 +47,13 @@ class Comparison:
         self.difference = max(self.difference, abs(stored - theirs.value))
 
 
-def compared(plan: Plan, catalog: Catalog, samples: int, *, seed: int | None = None) -> dict[str, Comparison]:
+def compared(plan: Plan, catalog: Catalog, samples: int, *, seed: int | None = None) -> dict[str, Agreement]:
     """By measure, in the order in which they are met.
 
     The values of `samples` samples or somewhat more, chosen at random by whole shards, and every value of a
     set of which all samples were read.
     """
-    found: dict[str, Comparison] = {}
+    agreements: dict[str, Agreement] = {}
     with catalog.reading():
         every = [_Readable(plan, catalog, it) for it in scored(plan, catalog, systems(plan, catalog))]
         stored = {(name, metric): value for name, metric, value in catalog.query(VALUES)}
@@ -63,24 +63,26 @@ def compared(plan: Plan, catalog: Catalog, samples: int, *, seed: int | None = N
     for it, path in drawn:
         if count >= samples:
             break
-        count += _compare_samples(it, path, found)
+        count += _compare_samples(it, path, agreements)
     real = {it.system.condition: it.scored for it in every if it.system.arm == REAL}
     for it in every:
         values = {name: value for (system, name), value in stored.items() if system == it.system.name}
-        _compare_set(it, values, found)
+        _compare_set(it, values, agreements)
         if it.system.condition in real and it.system.arm != REAL:
-            _compare_distances(plan, it.scored, real[it.system.condition], values, found)
-    return found
+            _compare_distances(plan, it.scored, real[it.system.condition], values, agreements)
+    return agreements
 
 
 VALUES = "SELECT system, metric, value FROM scores"
 
 
-def lines(found: Mapping[str, Comparison]) -> list[str]:
+def lines(agreements: Mapping[str, Agreement]) -> list[str]:
     """A table of the measures that a library has; then why it has not the others."""
-    rows = [(name, it.library, it.values, f"{it.difference:.2g}") for name, it in found.items() if it.values]
+    rows = [
+        (name, it.library, it.values, f"{it.difference:.2g}") for name, it in agreements.items() if it.values
+    ]
     without: dict[str, list[str]] = {}
-    for name, it in found.items():
+    for name, it in agreements.items():
         for reason, count in it.reasons.items():
             without.setdefault(reason, []).append(f"{name} ({count} values)" if it.values else name)
     head = table(("measure", "library", "values", "largest difference"), rows).splitlines()
@@ -110,7 +112,7 @@ class _Readable:
         stored = read_map(self.plan.workspace, item.map_shard, item.row, self.system.condition)
         return as_map(stored)
 
-    def made(self, row: Row) -> Map:
+    def reread(self, row: Row) -> Map:
         import json
 
         kind = CONDITIONS[self.system.condition].kind
@@ -126,7 +128,7 @@ SAMPLES = """SELECT image_id, seed, path, row FROM sample_rows JOIN shards USING
              WHERE name = ? AND key = ?"""
 
 
-def _compare_samples(it: _Readable, path: str, found: dict[str, Comparison]) -> int:
+def _compare_samples(it: _Readable, path: str, agreements: dict[str, Agreement]) -> int:
     """Returns how many samples the shard has."""
     assert it.plan.manifest.evaluate is not None
     clip = it.plan.manifest.evaluate.clip
@@ -135,9 +137,9 @@ def _compare_samples(it: _Readable, path: str, found: dict[str, Comparison]) -> 
     for row in rows:
         if row["status"] != "ok":
             continue
-        pair = (it.truth(row["image_id"]), it.made(row)) if row["map"] else None
+        pair = (it.truth(row["image_id"]), it.reread(row)) if row["map"] else None
         for name, value in row["values"] or ():
-            comparison = found.setdefault(name, Comparison())
+            comparison = agreements.setdefault(name, Agreement())
             if name in fidelity.METRICS and pair:
                 comparison.add(value, lambda name=name, pair=pair: libraries.of_sample(name, *pair))
             elif clip and name == measures.clip(clip).name:
@@ -148,7 +150,7 @@ def _compare_samples(it: _Readable, path: str, found: dict[str, Comparison]) -> 
     return len(rows)
 
 
-def _compare_set(it: _Readable, values: Mapping[str, float], found: dict[str, Comparison]) -> None:
+def _compare_set(it: _Readable, values: Mapping[str, float], agreements: dict[str, Agreement]) -> None:
     """The measures of a whole set of maps; a sample that could not be read scores worst, as no library has
     it.
     """
@@ -156,28 +158,28 @@ def _compare_set(it: _Readable, values: Mapping[str, float], found: dict[str, Co
     if not names or it.scored.failed:
         return
     pairs = [
-        (it.truth(row["image_id"]), it.made(row))
+        (it.truth(row["image_id"]), it.reread(row))
         for path in it.scored.paths
         for row in shards.read(it.plan.workspace.root / path, ["image_id", "map", "meta"]).to_pylist()
     ]
     for name in names:
-        comparison = found.setdefault(name, Comparison())
+        comparison = agreements.setdefault(name, Agreement())
         comparison.add(values[name], lambda name=name: libraries.of_set(name, pairs))
 
 
 def _compare_distances(
-    plan: Plan, it: Scored, real: Scored, values: Mapping[str, float], found: dict[str, Comparison]
+    plan: Plan, it: Scored, real: Scored, values: Mapping[str, float], agreements: dict[str, Agreement]
 ) -> None:
     assert plan.manifest.evaluate is not None
     for wanted in plan.manifest.evaluate.features:
-        made, rows = it.features(wanted.extractor)
+        generated, rows = it.features(wanted.extractor)
         reference, others = real.features(wanted.extractor)
-        of_made, of_real = it.cluster[rows], real.cluster[others]
+        of_generated, of_real = it.cluster[rows], real.cluster[others]
         compute = {
-            "fd": lambda a=made, b=reference: libraries.frechet(a, b),
-            "kd": lambda a=(made, of_made, reference, of_real): libraries.kernel(*a),
+            "fd": lambda a=generated, b=reference: libraries.frechet(a, b),
+            "kd": lambda a=(generated, of_generated, reference, of_real): libraries.kernel(*a),
         }
         for what in SET_DISTANCES:
             name = f"{what} ({wanted.extractor})"
             if name in values:
-                found.setdefault(name, Comparison()).add(values[name], compute[what])
+                agreements.setdefault(name, Agreement()).add(values[name], compute[what])

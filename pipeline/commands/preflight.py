@@ -8,8 +8,7 @@ from typing import Any
 
 from annotate import label_spaces
 from annotate.conditions import CONDITIONS, MEASURES
-from pipeline import MillError, sources
-from pipeline.benchmark import networks
+from pipeline import MillError
 from pipeline.benchmark.systems import LEAST, few
 from pipeline.catalog import Catalog, CatalogHeld, check_selections
 from pipeline.experiment.pairs import SMALLEST_SHARE
@@ -25,7 +24,7 @@ USERS = ("encode", "train", "generate", "score")  # stages that work on pairs
 def check(plan: Plan, stages: Collection[str], limit: int | None = None) -> list[str]:
     """MillError names all that can't work; returns what is likely to disappoint. Nothing is touched."""
     given = plan.manifest
-    found = [
+    mistakes = [
         sentence
         for number, source in enumerate(given.source)
         for sentence in _provided(given, number, source)
@@ -38,23 +37,23 @@ def check(plan: Plan, stages: Collection[str], limit: int | None = None) -> list
     if given.evaluate and {"generate", "score"} & set(stages):
         if _share(given, split) == 0:
             place = given.at("evaluate", "benchmark", "split")
-            found.append(
+            mistakes.append(
                 f"{place}: asks for the {split} split, and split.{split} is 0: raise it, or name another"
                 " split"
             )
         elif most is not None and most < LEAST:
-            found.append(
+            mistakes.append(
                 f"{given.at('evaluate', 'benchmark')}: needs {LEAST} images of the {split} split, and there"
                 f" is {most}: take more images"
             )
     try:
         check_selections(plan.selections(), MEASURES)
-        found += [] if new else _failing(plan)
+        mistakes += [] if new else _failing(plan)
     except MillError as error:
-        found += str(error).splitlines()
-    found += _unwritable(plan)
-    if found:
-        raise MillError("\n".join(line if line.endswith((".", ")")) else f"{line}." for line in found))
+        mistakes += str(error).splitlines()
+    mistakes += _unwritable(plan)
+    if mistakes:
+        raise MillError("\n".join(line if line.endswith((".", ")")) else f"{line}." for line in mistakes))
     return [*_doubts(given, stages, most), *([] if new else _of_catalog(plan, stages))]
 
 
@@ -75,7 +74,8 @@ def _doubts(given: Manifest, stages: Collection[str], most: int | None) -> list[
     if watching and given.split.validation == 0 and "train" in stages:
         place = given.at("train", "runs", watching[0], "held_out")
         out.append(
-            f"{place}: split.validation is 0, so no loss gap is measured: raise it, or set held_out: 0."
+            f"{place}: split.validation is 0, so no conditioning gain is measured: raise it, or set"
+            " held_out: 0."
         )
     uncaptioned = [
         getattr(source, "captions", "own") in ("none", {"template": ""}) for source in given.source
@@ -139,7 +139,7 @@ def _provided(given: Manifest, number: int, source: Any) -> list[str]:
     """What the kind of each provided map demands, and what says nothing there."""
     out = []
     maps: dict[str, Provided] = getattr(source, "provided", {})
-    for name, it in maps.items():
+    for name, asked in maps.items():
         row, place = CONDITIONS[name], given.at("source", number, "provided", name)
         for key, kinds in (
             ("labels", ("labels",)),
@@ -148,27 +148,27 @@ def _provided(given: Manifest, number: int, source: Any) -> list[str]:
             ("keypoints", ("people",)),
             ("mask", MASKED),
         ):
-            if getattr(it, key) is not None and row.kind not in kinds:
+            if getattr(asked, key) is not None and row.kind not in kinds:
                 out.append(f"{place.at(key)}: {name} is no map of {' or '.join(kinds)}: take it out")
         if row.kind == "labels":
             fitting = [coding for coding, space in label_spaces.SOURCES.items() if space in row.label_spaces]
-            if it.labels is None:
+            if asked.labels is None:
                 out.append(
                     f"{place}: `labels:` is missing, which says what the numbers mean: add one of"
                     f" {', '.join(fitting)}"
                 )
-            elif it.labels not in fitting:
-                takes = f"{name} takes labels of {' or '.join(row.label_spaces)}, not of {it.labels}"
+            elif asked.labels not in fitting:
+                takes = f"{name} takes labels of {' or '.join(row.label_spaces)}, not of {asked.labels}"
                 out.append(f"{place.at('labels')}: {takes}: set one of {', '.join(fitting)}")
         layout = KEYPOINTS.get(row.layout or "")
-        if row.kind == "people" and it.keypoints not in (None, layout):
+        if row.kind == "people" and asked.keypoints not in (None, layout):
             out.append(
                 f"{place.at('keypoints')}: {name} takes keypoints as {layout} counts them, not"
-                f" {it.keypoints}: set it to {layout}"
+                f" {asked.keypoints}: set it to {layout}"
             )
-        if source.kind == "folder" and it.column is not None:
+        if source.kind == "folder" and asked.column is not None:
             out.append(f"{place.at('column')}: the files of a folder have no columns: write `path:` instead")
-        if source.kind in ("webdataset", "parquet", "huggingface") and it.path is not None:
+        if source.kind in ("webdataset", "parquet", "huggingface") and asked.path is not None:
             out.append(
                 f"{place.at('path')}: nothing lies beside the rows of a {source.kind} source: write `column:`"
                 " instead"
@@ -183,7 +183,7 @@ def check_pairs(plan: Plan, catalog: Catalog, stages: Collection[str]) -> None:
     """Before the first stage that works on pairs: MillError where one of those asked for has
     too few of them.
     """
-    given, found = plan.manifest, []
+    given, mistakes = plan.manifest, []
     counts = {
         (name, split): n
         for name, split, n in catalog.query("SELECT condition, split, count(*) FROM pairs GROUP BY ALL")
@@ -191,14 +191,14 @@ def check_pairs(plan: Plan, catalog: Catalog, stages: Collection[str]) -> None:
     runs = given.train.runs if given.train and {"encode", "train"} & set(stages) else []
     for number, run in enumerate(runs):
         bare = [name for name in run.conditions if not counts.get((name, "train"))]
-        found += [_bare(plan, name) for name in bare]
+        mistakes += [_bare(plan, name) for name in bare]
         (shared,) = catalog.row(SHARED_BY_ALL, [run.conditions, len(run.conditions)])
         poor = [
             name for name in run.conditions if not bare and shared < SMALLEST_SHARE * counts[name, "train"]
         ]
         if poor:
             place, most = given.at("train", "runs", number, "conditions"), counts[poor[0], "train"]
-            found.append(
+            mistakes.append(
                 f"{place}: {' + '.join(run.conditions)} share {shared} pairs, under 90 % of the {most} of"
                 f" {poor[0]}: train them apart."
             )
@@ -207,12 +207,12 @@ def check_pairs(plan: Plan, catalog: Catalog, stages: Collection[str]) -> None:
         compared = dict.fromkeys(
             [
                 *(name for run in (given.train.runs if given.train else []) for name in run.conditions),
-                *(it.condition for it in given.evaluate.external),
+                *(external.condition for external in given.evaluate.external),
             ]
         )
-        found += [few(plan, name, n) for name in compared if (n := counts.get((name, split), 0)) < LEAST]
-    if found:
-        raise MillError("\n".join(dict.fromkeys(found)))
+        mistakes += [few(plan, name, n) for name in compared if (n := counts.get((name, split), 0)) < LEAST]
+    if mistakes:
+        raise MillError("\n".join(dict.fromkeys(mistakes)))
 
 
 SHARED_BY_ALL = """SELECT count(*) FROM (SELECT image_id FROM pairs WHERE split = 'train' AND condition IN
@@ -251,88 +251,3 @@ def without_caption(plan: Plan, catalog: Catalog) -> list[str]:
         for (bare, count), names in alike.items()
         if bare
     ]
-
-
-# -- what this machine lacks ---------------------------------------------------------------------------------
-
-
-def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # None = all stages
-    """A sentence for each thing that the stages need and this machine does not have: sources, weights, base
-    model.
-    """
-    at, evaluation = plan.manifest.at, plan.manifest.evaluate
-
-    def wanted(*names: str) -> bool:
-        return stages is None or any(name in stages for name in names)
-
-    makers = {it.name for it in plan.conditions.values() if wanted("annotate")}
-    makers |= (
-        {name for name in plan.conditions if name not in plan.readers}
-        if evaluation and wanted("score")
-        else set()
-    )
-    found = [
-        f"{at('conditions', it.name)}: {it.lack}"
-        for it in plan.conditions.values()
-        if it.lack and it.name in makers
-    ]
-    found += (
-        [f"{at('captions')}: {plan.captions.lack}"]
-        if plan.captions and plan.captions.lack and wanted("caption")
-        else []
-    )
-    for number, source in enumerate(plan.manifest.source if wanted("ingest") else []):
-        lack = sources.lack(source, plan.manifest.image)
-        found += [f"{at('source', number, 'path')}: {lack}"] if lack else []
-    for number, run in enumerate(plan.manifest.train.runs if plan.manifest.train and wanted("train") else []):
-        for start in dict.fromkeys(run.starts.values()):
-            if start not in plan.conditions and (why := _absent(start)):
-                what = "is neither a condition of this manifest nor a ControlNet's folder or file"
-                found.append(f"{at('train', 'runs', number, 'warm_start')}: {start} {what} ({why})")
-    found += optimizers_lacking(plan) if wanted("train") else []
-    found += [
-        f"{at('evaluate', 'readers', it.name)}: {it.lack}"
-        for it in plan.readers.values()
-        if it.lack and wanted("score")
-    ]
-    found += _externals_lacking(plan.manifest) if wanted("generate") else []
-    found += networks.lacking(plan.manifest) if wanted("score") else []
-    if plan.manifest.base not in (None, "random") and wanted("encode", "train", "generate"):
-        from train import base
-
-        try:
-            base.check(str(plan.manifest.base))
-        except (ValueError, OSError) as error:
-            found.append(f"{at('train' if plan.manifest.train else 'evaluate', 'base')}: {error}")
-    return found
-
-
-def _absent(controlnet: str) -> str:  # '' = it is here
-    from train import pretrained
-
-    try:
-        pretrained.locate(controlnet, download=False)
-    except (OSError, ValueError) as error:
-        return str(error)
-    return ""
-
-
-def _externals_lacking(given: Manifest) -> list[str]:
-    from train import pretrained
-
-    found = []
-    for number, it in enumerate(given.evaluate.external if given.evaluate else []):
-        try:
-            pretrained.locate(it.checkpoint, download=False)
-        except (OSError, ValueError) as error:
-            found.append(f"{given.at('evaluate', 'external', number, 'checkpoint')}: {it.name}: {error}")
-    return found
-
-
-def optimizers_lacking(plan: Plan) -> list[str]:
-    """A sentence for each run whose optimizer is not installed."""
-    from train.optimizer import lacking
-
-    lacks = [lacking(run.optimizer) for run in plan.manifest.train.runs] if plan.manifest.train else []
-    at = plan.manifest.at
-    return [f"{at('train', 'runs', number)}.{lack}" for number, lack in enumerate(lacks) if lack]

@@ -4,6 +4,7 @@ what they are known to do.
 
 import json
 from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,70 @@ from pipeline.benchmark.systems import ALONE, CONTROL, System, systems
 from pipeline.catalog import Catalog
 from pipeline.experiment.logs import follows, held_out_rows, read_log
 from pipeline.plan import Plan
+from pipeline.report.summary import thousandths
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, Workspace, write_text
 
 COLUMNS = 8  # pictures of a row of the grid
 NOTE = "controlmill.json"
+ARMS = ("control", "shuffled_condition", "no_control", "vae_round_trip", "real_image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """The headline metric of a condition's benchmark."""
+
+    metric: str
+    n: int
+    by_arm: dict[str, tuple[float, float | None, float | None]]  # value, 95 % interval
+
+    def as_json(self) -> dict[str, object]:
+        return {"metric": self.metric, "n": self.n, **self.by_arm}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GainPoint:
+    """What the held-out pairs said, as the log has it."""
+
+    images: int
+    n: int | None
+    gap: float | None  # conditioning gain, and its standard error
+    gap_error: float | None
+    control: float | None  # the gain over a shuffled condition
+    control_z: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedControlNet:
+    """What is known of a ControlNet; written beside its weights."""
+
+    images: int
+    seconds: int
+    options: dict[str, Any]  # train.options.Options of its run
+    curve: list[GainPoint]
+    follows_since: int | None  # convergence step
+    fidelity: Fidelity | None  # None = not scored
+    sampling: dict[str, float] | None  # how it was drawn when it was scored; `controlmill sample` takes it
+    weights: str  # hash
+
+    def as_json(self) -> dict[str, object]:
+        stored = {each.name: getattr(self, each.name) for each in fields(self)}
+        stored |= {
+            "curve": [asdict(point) for point in self.curve],
+            "fidelity": self.fidelity.as_json() if self.fidelity else {},
+        }
+        return {key: value for key, value in stored.items() if key != "sampling" or value is not None}
 
 
 def export_roots(
     workspace: Workspace,
     wanted: Collection[str],  # conditions; none = all that are trained
     dest: Path,
-) -> dict[str, Any]:  # by condition
+) -> None:
     """Writes DEST/<condition> in the diffusers layout, bfloat16, each with a note, and a card of them all."""
     from train import ema, integrity, pretrained
 
     plan, catalog = plans.load_saved(workspace), Catalog(workspace)
-    facts = {}
+    shipped = {}
     for system in _trained(plan, catalog, wanted):
         condition = system.condition
         try:
@@ -42,77 +91,72 @@ def export_roots(
             raise MillError(f"{error}: {DAMAGED_CHECKPOINT}.") from error
         folder = ema.folder_to_sample(workspace.root / system.checkpoint)
         pretrained.write_rounded(folder, dest / condition)
-        facts[condition] = (
-            _facts(plan, catalog, system)
-            | _sampling(plan)
-            | {"weights": pretrained.weights_hash(dest / condition)}
-        )
-        write_text(dest / condition / NOTE, json.dumps(facts[condition], indent=1) + "\n")
-    write_text(dest / "README.md", _card(facts))
-    return facts
-
-
-def _sampling(plan: Plan) -> dict[str, Any]:
-    """How it was drawn with when its fidelity was measured: what `controlmill sample` takes where nothing is
-    said.
-    """
-    evaluated = plan.manifest.evaluate
-    return (
-        {"sampling": evaluated.benchmark.model_dump(include={"steps", "guidance", "scale", "guide_hint"})}
-        if evaluated
-        else {}
-    )
+        weights = pretrained.weights_hash(dest / condition)
+        shipped[condition] = _shipped(plan, catalog, system, weights)
+        note = json.dumps(shipped[condition].as_json(), indent=1)
+        write_text(dest / condition / NOTE, note + "\n")
+    write_text(dest / "README.md", _card(shipped))
 
 
 def _trained(plan: Plan, catalog: Catalog, wanted: Collection[str]) -> list[System]:
     """ControlNets of runs that are complete."""
-    made = [
-        it for it in systems(plan, catalog) if it.arm == CONTROL and not Path(it.checkpoint).is_absolute()
+    trained = [
+        system
+        for system in systems(plan, catalog)
+        if system.arm == CONTROL and not Path(system.checkpoint).is_absolute()
     ]
-    lacking = [name for name in wanted if all(it.condition != name for it in made)]
-    if lacking or not made:
+    lacking = [name for name in wanted if all(system.condition != name for system in trained)]
+    if lacking or not trained:
         what = f"no run of {' or '.join(lacking)}" if lacking else "no run of its manifest"
         raise MillError(f"{plan.workspace.root}: {what} is complete: `controlmill run` goes on with them.")
-    return [it for it in made if not wanted or it.condition in wanted]
+    return [system for system in trained if not wanted or system.condition in wanted]
 
 
-def _facts(plan: Plan, catalog: Catalog, system: System) -> dict[str, Any]:
+def _shipped(plan: Plan, catalog: Catalog, system: System, weights: str) -> ShippedControlNet:
     run = Path(system.checkpoint).parent.parent.name
     log = read_log(plan.workspace.run(run))
     kept = ("n", "gap", "gap_error", "control", "control_z")
-    curve = [
-        {"images": images, **{key: told.get(key) for key in kept}}
-        for images, told in held_out_rows(log, system.condition)
-    ]
     images, seconds, options = catalog.row("SELECT images, seconds, options FROM runs WHERE run = ?", [run])
-    return {
-        "images": images,
-        "seconds": round(seconds),
-        "options": json.loads(options),
-        "curve": curve,
-        "follows_since": follows(log).get(system.condition),
-        "fidelity": _fidelity(catalog, system),
-    }
+    evaluated = plan.manifest.evaluate
+    return ShippedControlNet(
+        images=images,
+        seconds=round(seconds),
+        options=json.loads(options),
+        curve=[
+            GainPoint(images=seen, **{key: measured.get(key) for key in kept})
+            for seen, measured in held_out_rows(log, system.condition)
+        ],
+        follows_since=follows(log).get(system.condition),
+        fidelity=_fidelity(catalog, system),
+        sampling=evaluated.benchmark.model_dump(include={"steps", "guidance", "scale", "guide_hint"})
+        if evaluated
+        else None,
+        weights=weights,
+    )
 
 
-def _fidelity(catalog: Catalog, system: System) -> dict[str, Any]:
-    """The telling measure of its kind, beside everything else of the same benchmark."""
+def _fidelity(catalog: Catalog, system: System) -> Fidelity | None:
+    """Beside everything else of the same benchmark."""
     rows = catalog.query(
         "SELECT arm, model, metric, value, low, high, n FROM scores WHERE condition = ? AND benchmark = ?"
         " ORDER BY ALL",
         [system.condition, system.benchmark],
     )
-    telling = [row for row in rows if row[2] in fidelity.METRICS and fidelity.METRICS[row[2]].primary]
-    found = {
-        arm: [value, low, high]
-        for arm, model, _, value, low, high, _ in telling
-        if arm in ALONE or model == system.model
-    }
-    return {"metric": telling[0][2], "n": telling[0][6], **found} if telling else {}
+    headline = [row for row in rows if row[2] in fidelity.METRICS and fidelity.METRICS[row[2]].primary]
+    if not headline:
+        return None
+    return Fidelity(
+        metric=headline[0][2],
+        n=headline[0][6],
+        by_arm={
+            arm: (value, low, high)
+            for arm, model, _, value, low, high, _ in headline
+            if arm in ALONE or model == system.model
+        },
+    )
 
 
-def _card(facts: dict[str, Any]) -> str:  # Markdown
-    arms = ("control", "shuffled_condition", "no_control", "vae_round_trip", "real_image")
+def _card(shipped: dict[str, ShippedControlNet]) -> str:  # Markdown
     lines = [
         "# ControlNets on ControlMill's mini base",
         "",
@@ -127,44 +171,38 @@ def _card(facts: dict[str, Any]) -> str:  # Markdown
             " the condition that they were made from."
         ),
         "",
-        f"| condition | measure | n | {' | '.join(arm.replace('_', ' ') for arm in arms)} |",
-        f"|---|---|---|{'---|' * len(arms)}",
-        *(
-            _fidelity_row(condition, it["fidelity"], arms)
-            for condition, it in facts.items()
-            if it["fidelity"]
-        ),
+        f"| condition | measure | n | {' | '.join(arm.replace('_', ' ') for arm in ARMS)} |",
+        f"|---|---|---|{'---|' * len(ARMS)}",
+        *(_fidelity_row(condition, one.fidelity) for condition, one in shipped.items() if one.fidelity),
         "",
         (
-            "**Loss gap against images seen**: by how much a thousandth of held-out loss is lower with the"
-            " image's own hint than with another's."
+            "**Conditioning gain over a shuffled condition against images seen**: by how many thousandths the"
+            " held-out loss is lower with the image's own hint than with another image's."
         ),
         "",
-        *(line for condition, it in facts.items() for line in _curve(condition, it)),
+        *(line for condition, one in shipped.items() for line in _curve(condition, one)),
         "**Licence.** Apache-2.0.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _fidelity_row(condition: str, found: dict[str, Any], arms: tuple[str, ...]) -> str:
-    cells = [
-        f"{found[arm][0]:.3f} ({found[arm][1]:.3f} to {found[arm][2]:.3f})" if found.get(arm) else "–"
-        for arm in arms
-    ]
-    return f"| `{condition}` | {found['metric']} | {found['n']} | {' | '.join(cells)} |"
+def _fidelity_row(condition: str, scored: Fidelity) -> str:
+    cells = []
+    for arm in ARMS:
+        value, low, high = scored.by_arm.get(arm, (None, None, None))
+        cells.append("–" if value is None else f"{value:.3f} ({low:.3f} to {high:.3f})")
+    return f"| `{condition}` | {scored.metric} | {scored.n} | {' | '.join(cells)} |"
 
 
-def _curve(condition: str, it: dict[str, Any]) -> Iterator[str]:
+def _curve(condition: str, one: ShippedControlNet) -> Iterator[str]:
     since = (
-        f"follows its hints since {it['follows_since']:,} images"
-        if it["follows_since"] is not None
-        else "the alarm has not told yet"
+        f"follows its hints since {one.follows_since:,} images"
+        if one.follows_since is not None
+        else "not seen to follow its hints yet"
     )
-    yield (
-        f"- `{condition}`, {it['images']:,} images, {it['seconds'] / 60:.0f} minutes; {since}: "
-        + ", ".join(f"{1000 * (point['control'] or 0):.1f} at {point['images']:,}" for point in it["curve"])
-    )
+    points = ", ".join(f"{thousandths(point.control or 0):.1f} at {point.images:,}" for point in one.curve)
+    yield f"- `{condition}`, {one.images:,} images, {one.seconds / 60:.0f} minutes; {since}: {points}"
     yield ""
 
 
@@ -178,20 +216,16 @@ def draw_grid(workspace: Workspace, wanted: Collection[str], path: Path) -> None
     rows: list[np.ndarray] = []
     for system in _trained(plan, catalog, wanted):
         items = {item.image_id: item for item in system.items}
-        found = list(
-            {
-                it.image_id: it for it in reversed(evidence.samples(plan, catalog, [system])[system.name])
-            }.values()
-        )[-COLUMNS:]
-        places = evidence.photographs(catalog, [it.image_id for it in found])
-        asked = [items[it.image_id] for it in found]
+        samples = evidence.samples(plan, catalog, [system])[system.name]
+        shown = list({sample.image_id: sample for sample in reversed(samples)}.values())[-COLUMNS:]
+        places = evidence.photographs(catalog, [sample.image_id for sample in shown])
         hints = [
             maps.render(evidence.truth(workspace, system, item), size=(item.height, item.width))
-            for item in asked
+            for item in (items[sample.image_id] for sample in shown)
         ]
-        rows += [np.hstack(hints), np.hstack([evidence.drawn(workspace, it) for it in found])]
+        rows += [np.hstack(hints), np.hstack([evidence.drawn(workspace, sample) for sample in shown])]
         rows += [
-            np.hstack([evidence.photograph(workspace, places[it.image_id]) for it in found]),
+            np.hstack([evidence.photograph(workspace, places[sample.image_id]) for sample in shown]),
             np.full((8, rows[-1].shape[1], 3), 255, np.uint8),
         ]
     width = max(row.shape[1] for row in rows)

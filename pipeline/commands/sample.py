@@ -6,7 +6,7 @@ What is known of it is not asked for.
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,21 @@ from pipeline.storage.workspace import DAMAGED_CHECKPOINT, Workspace, write_whol
 NOTE = "controlmill.json"  # of a ControlNet that is shipped
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be drawn from what."""
+
+    # mini/canny, a folder in the diffusers layout (step-…/<condition> of a run, or anyone's), a file, a hub
+    # id
+    checkpoint: str | Path
+    image: Path
+    prompt: str  # "" with Settings.guess: then the hint alone says what to draw
+    out: Path  # a PNG; the hint is written beside it
+    condition: str | None = None  # None: as the checkpoint's folder is called
+    base: str | None = None  # None: as the run's own record says
+    is_hint: bool = False  # the image is a drawn condition already
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to sample; the same settings and seed give the same image on the same device.
@@ -50,7 +65,14 @@ class Settings:
     protocol: str = "cn10"
 
 
-USUAL: dict[str, Any] = {"steps": 20, "guidance": 7.5, "scale": 1.0, "guide_hint": False}
+@dataclass(frozen=True)
+class Sampling:
+    """What a workspace or a note may advise; here what is usual."""
+
+    steps: int = 20
+    guidance: float = 7.5
+    scale: float = 1.0
+    guide_hint: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,30 +81,66 @@ class Known:
 
     condition: str  # as its folder is called
     plan: Plan | None  # of the workspace in which it lies
-    meta: dict[str, Any]  # of its checkpoint
-    note: dict[str, Any]  # of one that is shipped
+    base: str | None  # fingerprint of the base that it was trained on
+    base_name: str | None
+    sizes: tuple[tuple[int, int], ...]  # height, width of what it was trained on
+    advice: Sampling | None  # of one that is shipped
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A ControlNet and its base, ready to sample."""
+
+    folder: Path
+    known: Known
+    base: Any  # train.base.Base
+    controlnet: Any  # train.controlnet.ControlNet
 
 
 def sample(
-    # mini/canny, a folder in the diffusers layout (step-…/<condition> of a run, or anyone's), a file, a hub
-    # id
-    checkpoint: str | Path,
-    image: Path,
-    prompt: str,  # "" with settings.guess: then the hint alone says what to draw
-    out: Path,  # a PNG; the hint is written beside it
-    *,
-    condition: str | None,  # None: as the checkpoint's folder is called
-    base: str | None,  # None: as the run's own record says
-    is_hint: bool,  # the image is a drawn condition already
-    settings: Settings,
-    say: Callable[[str], None] = lambda line: None,
+    request: Request, settings: Settings, say: Callable[[str], None] = lambda line: None
 ) -> list[Path]:
     """Annotates the image, samples, and returns what was written; MillError with one sentence where that
     can't be.
     """
-    from train import encoders, integrity, pretrained
+    from train import encoders
     from train import sample as sampling
 
+    _check(settings)
+    loaded = _load(request, say)
+    known = loaded.known
+    size, why = _size(known, loaded.base, settings)
+    chosen = _chosen(known, settings)
+    kept = ", aspect ratio kept" if size.fit == "bucket" else ""
+    say(f"{size.resolution} pixels{kept}, {why}; {_sentence(chosen)}")
+    hint = _hint(request, known, size, settings.protocol, say)
+    picture = sampling.generate(
+        loaded.base,
+        loaded.controlnet,
+        hints=hint[None],
+        prompt_embeds=encoders.encode_text(loaded.base, [request.prompt]),
+        negative_prompt_embeds=encoders.encode_text(loaded.base, [""])[0],
+        seeds=[settings.seed],
+        settings=sampling.SamplingSettings(
+            height=hint.shape[0],
+            width=hint.shape[1],
+            num_inference_steps=chosen.steps,
+            guidance_scale=chosen.guidance,
+            controlnet_conditioning_scale=chosen.scale,
+            cfg_hint="conditional" if chosen.guide_hint else "both",
+            guess_mode=settings.guess,
+            control_guidance_start=settings.start,
+            control_guidance_end=settings.end,
+        ),
+    )[0]
+    beside = request.out.with_name(f"{request.out.stem}.hint.png")
+    for path, pixels in ((request.out, picture), (beside, hint)):
+        data = codec.encode(pixels, "png")
+        write_whole(path, lambda temporary, data=data: temporary.write_bytes(data), replace=True)  # type: ignore[misc]
+    return [request.out, beside]
+
+
+def _check(settings: Settings) -> None:
     if not 0 <= settings.start < settings.end <= 1:
         raise MillError(
             f"--start and --end are shares of the steps, 0 <= start < end <= 1, not {settings.start} and"
@@ -93,52 +151,33 @@ def sample(
             f"--resolution {settings.resolution} is no multiple of 64: the VAE and the UNet halve a side six"
             " times."
         )
+
+
+def _load(request: Request, say: Callable[[str], None]) -> Loaded:
+    """Warns where the base is not the one that the ControlNet was trained on."""
+    from train import integrity, pretrained
+    from train import sample as sampling
+
     try:
-        folder = pretrained.locate(checkpoint)
+        folder = pretrained.locate(request.checkpoint)
         integrity.check_controlnet(folder)
         known = _known(folder)
-        loaded = load_base(
-            base or _recorded_base(checkpoint, known), ("unet", "vae", "text_encoder"), device()
+        base = load_base(
+            request.base or _recorded_base(request.checkpoint, known),
+            ("unet", "vae", "text_encoder"),
+            device(),
         )
-        loaded, net = sampling.load_trained(folder, loaded)
+        base, controlnet = sampling.load_trained(folder, base)
     except integrity.Damaged as error:
         raise MillError(f"{error}: {DAMAGED_CHECKPOINT}.") from error
     except (OSError, ValueError) as error:
         raise MillError(f"{error}.") from error
-    if known.meta.get("base", loaded.fingerprint) != loaded.fingerprint:
-        trained_on = known.meta.get("base_name", known.meta["base"])
+    if known.base not in (None, base.fingerprint):
         say(
-            f"warning: {folder} was trained on the base {trained_on}, of which {loaded.name} is another"
-            " version, or quite another base"
+            f"warning: {folder} was trained on the base {known.base_name or known.base}, of which {base.name}"
+            " is another version, or quite another base"
         )
-    size, why = _size(known, loaded, settings)
-    chosen, told = _chosen(known, settings)
-    say(f"{size.resolution} pixels{', aspect ratio kept' if size.fit == 'bucket' else ''}, {why}; {told}")
-    hint = _hint(image, condition, known, is_hint, size, settings.protocol, say)
-    made = sampling.generate(
-        loaded,
-        net,
-        hints=hint[None],
-        prompt_embeds=encoders.encode_text(loaded, [prompt]),
-        negative_prompt_embeds=encoders.encode_text(loaded, [""])[0],
-        seeds=[settings.seed],
-        settings=sampling.SamplingSettings(
-            height=hint.shape[0],
-            width=hint.shape[1],
-            num_inference_steps=chosen["steps"],
-            guidance_scale=chosen["guidance"],
-            controlnet_conditioning_scale=chosen["scale"],
-            cfg_hint="conditional" if chosen["guide_hint"] else "both",
-            guess_mode=settings.guess,
-            control_guidance_start=settings.start,
-            control_guidance_end=settings.end,
-        ),
-    )[0]
-    beside = out.with_name(f"{out.stem}.hint.png")
-    for path, pixels in ((out, made), (beside, hint)):
-        data = codec.encode(pixels, "png")
-        write_whole(path, lambda temporary, data=data: temporary.write_bytes(data), replace=True)  # type: ignore[misc]
-    return [out, beside]
+    return Loaded(folder, known, base, controlnet)
 
 
 def _known(folder: Path) -> Known:
@@ -150,7 +189,7 @@ def _known(folder: Path) -> Known:
 
     place = folder.resolve()
     place = place.parent if place.name == FOLDER else place
-    meta: dict[str, Any] = {}
+    meta = {}
     # a run's own was checked before; this is somebody's file of the same name
     with contextlib.suppress(integrity.Damaged):
         meta = integrity.meta_of(place.parent)
@@ -161,7 +200,14 @@ def _known(folder: Path) -> Known:
             plans.saved(workspace).model_copy(update={"workspace": str(workspace.root)}), here=False
         )
     note = kinds.read_object(place / NOTE) if (place / NOTE).is_file() else {}
-    return Known(place.stem if place.is_file() else place.name, plan, meta, note)
+    return Known(
+        condition=place.stem if place.is_file() else place.name,
+        plan=plan,
+        base=meta.get("base"),
+        base_name=meta.get("base_name"),
+        sizes=tuple((height, width) for height, width in meta.get("sizes") or ()),
+        advice=Sampling(**note["sampling"]) if "sampling" in note else None,
+    )
 
 
 def _recorded_base(checkpoint: str | Path, known: Known) -> str:
@@ -181,11 +227,11 @@ def _recorded_base(checkpoint: str | Path, known: Known) -> str:
 # how images are scaled and cropped, and why so
 def _size(known: Known, base: Any, settings: Settings) -> tuple[Image, str]:
     """The size that was trained at: at others a small network draws blobs."""
-    sizes, fit = known.meta.get("sizes"), "bucket"
+    fit = "bucket"
     # all buckets have at most the area of a square of the resolution, and the largest has nearly that
-    if sizes:
-        largest = -(-math.sqrt(max(height * width for height, width in sizes)) // 64) * 64
-        fit, side, why = "crop" if len(sizes) == 1 else fit, int(largest), "as it was trained at"
+    if known.sizes:
+        largest = -(-math.sqrt(max(height * width for height, width in known.sizes)) // 64) * 64
+        fit, side, why = "crop" if len(known.sizes) == 1 else fit, int(largest), "as it was trained at"
     elif known.plan is not None:
         image = known.plan.manifest.image
         fit, side, why = image.fit, image.resolution, "as its workspace trains at"
@@ -199,40 +245,36 @@ def _size(known: Known, base: Any, settings: Settings) -> tuple[Image, str]:
     return Image(resolution=side, fit=fit, store="png"), why  # type: ignore[arg-type]
 
 
-# for generate; the same in words
-def _chosen(known: Known, settings: Settings) -> tuple[dict[str, Any], str]:
+def _chosen(known: Known, settings: Settings) -> Sampling:
     """As its workspace evaluates it, since that is what its scores are of; as its maker advises, where it is
     shipped.
     """
     evaluated = known.plan.manifest.evaluate if known.plan is not None else None
-    advice = (
-        evaluated.benchmark.model_dump(include=set(USUAL)) if evaluated else known.note.get("sampling", {})
-    )
-    given = {name: getattr(settings, name) for name in USUAL if getattr(settings, name) is not None}
-    chosen = USUAL | advice | given
-    told = (
-        f"{chosen['steps']} steps, guidance"
-        f" {chosen['guidance']:g}{' of the hint too' if chosen['guide_hint'] else ''}"
-    )
-    return chosen, told + (f", scale {chosen['scale']:g}" if chosen["scale"] != 1 else "")
+    names = [each.name for each in fields(Sampling)]
+    if evaluated:
+        advice = Sampling(**{name: getattr(evaluated.benchmark, name) for name in names})
+    else:
+        advice = known.advice or Sampling()
+    given = {name: value for name in names if (value := getattr(settings, name)) is not None}
+    return replace(advice, **given)
+
+
+def _sentence(chosen: Sampling) -> str:
+    of_hint = " of the hint too" if chosen.guide_hint else ""
+    scale = f", scale {chosen.scale:g}" if chosen.scale != 1 else ""
+    return f"{chosen.steps} steps, guidance {chosen.guidance:g}{of_hint}{scale}"
 
 
 def _hint(
-    image: Path,
-    condition: str | None,
-    known: Known,
-    is_hint: bool,
-    size: Image,
-    protocol: str,
-    say: Callable[[str], None],
+    request: Request, known: Known, size: Image, protocol: str, say: Callable[[str], None]
 ) -> np.ndarray:
-    condition = condition or known.condition
+    image, condition = request.image, request.condition or known.condition
     try:
         data, _ = sources.read(RawImage(str(image), ""))
         pixels = codec.decode(images.canonical(data, size).encoded)
     except Unreadable as error:
         raise MillError(f"{image}: {error}.") from error
-    if is_hint:
+    if request.is_hint:
         return pixels
     if condition not in CONDITIONS:
         raise MillError(
@@ -241,10 +283,10 @@ def _hint(
         )
     steps = _steps(condition, known.plan)
     say(f"{condition} by the detector {steps[-1].detector}")
-    found = annotator.annotate([pixels], [sources.image_id(data)], steps)[condition][0]
-    if found.map is None or found.status != "ok":
-        raise MillError(f"{image}: {condition}: {found.reason}.")
-    return maps.render(found.map, protocol=protocol)
+    annotation = annotator.annotate([pixels], [sources.image_id(data)], steps)[condition][0]
+    if annotation.map is None or annotation.status != "ok":
+        raise MillError(f"{image}: {condition}: {annotation.reason}.")
+    return maps.render(annotation.map, protocol=protocol)
 
 
 def _steps(condition: str, plan: Plan | None) -> list[Step]:  # parents first

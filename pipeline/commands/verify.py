@@ -31,15 +31,15 @@ def problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> l
 
 
 def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> list[str]:
-    workspace, found = catalog.workspace, []
+    workspace, sentences = catalog.workspace, []
     for (table,) in catalog.query("SELECT table_name FROM duckdb_tables()"):
         catalog.row(f"SELECT max(hash(it)) FROM {table} it")  # reads every block, and a damaged one is told
     listed = catalog.query("SELECT path, rows, bytes, sha256 FROM shards ORDER BY path")
     for path, rows, size, digest in listed:
         problem = _problem(catalog, path, rows, size, digest)
         if problem:
-            found.append(f"{path}: {problem}")
-            say(found[-1])
+            sentences.append(f"{path}: {problem}")
+            say(sentences[-1])
             if repair:
                 catalog.forget(path)
                 (workspace.root / path).unlink(missing_ok=True)
@@ -55,24 +55,24 @@ def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> 
                 " or removes it)"
             )
         except shards.BROKEN as error:
-            found.append(f"{workspace.relative(file)}: broken, and not in the catalog: {error}")
-            say(found[-1])
+            sentences.append(f"{workspace.relative(file)}: broken, and not in the catalog: {error}")
+            say(sentences[-1])
             if repair:
                 file.unlink(missing_ok=True)
                 say(f"{workspace.relative(file)}: removed")
-    checkpoints = _checkpoints(catalog, found, repair=repair, say=say)
+    checkpoints = _checkpoints(catalog, sentences, repair=repair, say=say)
     for sentence, sql in INVARIANTS.items():
         (count,) = catalog.row(sql)
         if count:
-            found.append(f"{count} {sentence}: `controlmill catalog rebuild` makes the catalog again")
-            say(found[-1])
+            sentences.append(f"{count} {sentence}: `controlmill catalog rebuild` makes the catalog again")
+            say(sentences[-1])
     also = f" and {checkpoints} checkpoint{'s' if checkpoints > 1 else ''}" if checkpoints else ""
-    say(f"{len(listed)} shards{also} checked, {len(found)} problems")
-    return found
+    say(f"{len(listed)} shards{also} checked, {len(sentences)} problems")
+    return sentences
 
 
 # how many there are
-def _checkpoints(catalog: Catalog, found: list[str], *, repair: bool, say: Callable[[str], None]) -> int:
+def _checkpoints(catalog: Catalog, sentences: list[str], *, repair: bool, say: Callable[[str], None]) -> int:
     """Adds a sentence for each damaged file of a checkpoint and each line of a run's log that is none."""
     from train import checkpoint, integrity, log_file
 
@@ -87,17 +87,17 @@ def _checkpoints(catalog: Catalog, found: list[str], *, repair: bool, say: Calla
         for folder in steps:
             wrong = integrity.problems(folder)
             if wrong and folder.exists():  # a run under way keeps the newest only
-                found += wrong
+                sentences += wrong
                 _tell_of_checkpoint(
                     catalog, folder, wrong, newest=folder == steps[-1], repair=repair, say=say
                 )
         rows, damaged = log_file.read_log(out / log_file.LOG)
         if damaged:
             place = catalog.workspace.relative(out / log_file.LOG)
-            found.append(
+            sentences.append(
                 f"{place}: {log_file.lines_text(damaged)}: damaged, and passed over by whoever reads it"
             )
-            say(found[-1])
+            say(sentences[-1])
             if repair:
                 log_file.write_log(out / log_file.LOG, rows)
                 say(f"{place}: taken out; what stood there is lost, and nothing is made from it but curves")
@@ -190,7 +190,7 @@ def rescored(
 
     scored = [job for job, committed in jobs(plan, catalog, systems(plan, catalog), device()) if committed]
     random.Random(seed).shuffle(scored)
-    found: list[str] = []
+    sentences: list[str] = []
     count = compared = 0
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=plan.workspace.root) as folder:
         for job in scored:
@@ -200,26 +200,26 @@ def rescored(
             score_part(replace(job.args, path=again), job.rows, {}, False)
             for old, new in zip(
                 *(
-                    shards.read(it, ["image_id", "seed", "values"]).to_pylist()
-                    for it in (job.args.path, again)
+                    shards.read(file, ["image_id", "seed", "values"]).to_pylist()
+                    for file in (job.args.path, again)
                 ),
                 strict=True,
             ):
-                stored, made = (
-                    {name: value for name, value in it["values"] or () if not fidelity.retired(name)}
-                    for it in (old, new)
+                stored, fresh = (
+                    {name: value for name, value in row["values"] or () if not fidelity.retired(name)}
+                    for row in (old, new)
                 )
                 compared += len(stored)
-                found += [
-                    f"{job.name}: {name} of {old['image_id'][:12]} seed {old['seed']} is {made.get(name)},"
+                sentences += [
+                    f"{job.name}: {name} of {old['image_id'][:12]} seed {old['seed']} is {fresh.get(name)},"
                     f" stored is {stored.get(name)}"
-                    for name in sorted(stored.keys() | made.keys())
+                    for name in sorted(stored.keys() | fresh.keys())
                     if name not in stored
-                    or name not in made
-                    or not math.isclose(stored[name], made[name], rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+                    or name not in fresh
+                    or not math.isclose(stored[name], fresh[name], rel_tol=TOLERANCE, abs_tol=TOLERANCE)
                 ]
             count += len(job.rows)
-    for sentence in found:
+    for sentence in sentences:
         say(sentence)
-    say(f"{count} samples scored again, {compared} numbers compared, {len(found)} differ")
-    return found
+    say(f"{count} samples scored again, {compared} numbers compared, {len(sentences)} differ")
+    return sentences

@@ -20,7 +20,7 @@ def notes(log: list[LogRow]) -> list[str]:
 
 
 def held_out_rows(log: list[LogRow], condition: str) -> list[tuple[int, dict[str, Any]]]:
-    """Images seen, and what train.held_out.summary said of the condition's loss gap then."""
+    """Images seen, and what train.held_out.summary said of the condition's held-out pairs then."""
     return [
         (row["images"], row["held_out"][condition]) for row in log if condition in row.get("held_out", {})
     ]

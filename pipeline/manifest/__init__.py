@@ -267,7 +267,7 @@ class Run(Section):
     flip: Annotated[Real, Field(ge=0, le=1)] = 0.0
     join: bool = False  # one decoder pass for all conditions: faster while batches are small, more memory
     gpus: Annotated[Whole, Field(ge=1)] = 1  # the batch is cut among them; without a GPU, processes
-    # pairs of the validation split that the loss gap is measured on; 0 = none
+    # pairs of the validation split that the conditioning gain is measured on; 0 = none
     held_out: Annotated[Whole, Field(ge=0)] = 64
     # images between two such measures; None = as checkpoint_every
     watch_every: Annotated[Whole, Field(ge=1)] | None = None

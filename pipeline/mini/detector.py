@@ -205,6 +205,8 @@ def export_detector(manifest: Path, work: Path, dest: Path) -> "dict[str, Scores
         f" {plan.scenes.held_out.seed}."
     )
     returned = recipe.returned if plan.base else None
-    text = card.write(**note, wanted=(recipe.images, recipe.figures), data=data, returned=returned)
+    text = card.write(
+        card.Trained(**note), wanted=(recipe.images, recipe.figures), data=data, returned=returned
+    )
     (dest / "README.md").write_text(text)
     return measured

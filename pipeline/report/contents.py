@@ -40,7 +40,7 @@ class Ingest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Condition:
+class ConditionRow:
     """One of the thirteen; state "lacking" = asked for or not, it can't be made here yet."""
 
     name: str
@@ -74,7 +74,7 @@ class ContactRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunRow:
     """A training run, finished or under way."""
 
     name: str
@@ -86,17 +86,17 @@ class Run:
     seconds: float | None = None
     images_per_second: float | None = None
     loss: tuple[tuple[float, float], ...] = ()  # (images seen, loss), in order
-    # by condition: (images, own hint, another's)
-    gaps: Mapping[str, tuple[tuple[float, float, float | None], ...]] = field(default_factory=dict)
+    # by condition: (images, conditioning gain in thousandths of the loss, that with a shuffled condition)
+    gains: Mapping[str, tuple[tuple[float, float, float | None], ...]] = field(default_factory=dict)
     # condition -> images seen when it began to follow its hints
-    follows: Mapping[str, int] = field(default_factory=dict)
-    courses: Mapping[str, "Course"] = field(default_factory=dict)  # by condition
+    convergence_step: Mapping[str, int] = field(default_factory=dict)
+    learning_curves: Mapping[str, "LearningCurve"] = field(default_factory=dict)  # by condition
     checkpoint: str | None = None  # relative to the workspace
     options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class LearningCurve:
     """Fidelity along a run's training."""
 
     metric: str
@@ -107,7 +107,7 @@ class Course:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class PairedDifference:
     """A system against a baseline on the same prompts and seeds (evaluate.replicates.difference)."""
 
     against: str
@@ -137,13 +137,25 @@ class ScoreRow:
     detector: str = ""  # fingerprint of the detector that read the maps
     checkpoint: str | None = None
     seeds: tuple[int, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()
+    comparisons: tuple[PairedDifference, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Number:
+class Estimate:
     value: float
     reach: float | None = None  # half of its 95 % interval; None = none is known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gains:
+    """The conditioning gain of one ControlNet, in thousandths of the loss: the base's held-out loss minus its
+    own.
+    """
+
+    start: Estimate | None = None  # of the checkpoint it began from
+    end: Estimate | None = None
+    verdict: str = ""  # of the start: < smaller than at the end beyond chance, > larger, '' neither
+    beyond_shuffled: bool = False  # its own hint saves more than a shuffled one, beyond chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,22 +167,16 @@ class SummaryRow:
     metric: str
     higher_is_better: bool
     definition: str = ""
-    gap_before: Number | None = None  # thousandths of the loss, before its training
-    gap: Number | None = None
-    # of the gap before: < smaller than trained beyond chance, > larger, '' neither
-    gap_verdict: str = ""
-    # its own hint saves more than another's, beyond chance
-    heard: bool = False
-    trained: Number | None = None
-    ceiling: Number | None = None  # the held-out image itself
-    # the normalized score: percent of the way from the better baseline to the ceiling
-    share: Number | None = None
-    share_reason: str = ""  # why there is none
+    gains: Gains = Gains()
+    trained: Estimate | None = None
+    ceiling: Estimate | None = None  # the held-out image itself
+    normalized: Estimate | None = None  # percent of the way from the better baseline to the ceiling
+    normalized_reason: str = ""  # why there is none
     # warm_start, shuffled_condition, no_control
-    baselines: Mapping[str, Number] = field(default_factory=dict)
+    baselines: Mapping[str, Estimate] = field(default_factory=dict)
     # of each baseline: < worse than trained beyond chance, > better, '' neither
     verdicts: Mapping[str, str] = field(default_factory=dict)
-    # above no control and another's hint, beyond chance
+    # above no control and the shuffled condition, beyond chance
     beyond_both: bool = False
 
 
@@ -186,7 +192,7 @@ class Generated:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class EvidenceRow:
     """One held-out pair and what each system made of it."""
 
     condition: str
@@ -209,11 +215,11 @@ class ReportData:
     notes: tuple[str, ...] = ()
     stages: tuple[Stage, ...] = ()
     ingest: Ingest | None = None
-    conditions: tuple[Condition, ...] = ()
+    conditions: tuple[ConditionRow, ...] = ()
     contact: tuple[ContactRow, ...] = ()
-    runs: tuple[Run, ...] = ()
+    runs: tuple[RunRow, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
     summary: tuple[SummaryRow, ...] = ()
-    evidence: tuple[Evidence, ...] = ()
+    evidence: tuple[EvidenceRow, ...] = ()
     # whether leaderboard/leaderboard.html lies beside the page
     leaderboard: bool = False

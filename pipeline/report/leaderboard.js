@@ -1,4 +1,4 @@
-// Sorting, filters and passports. Without this file the page shows every row and column, and leaderboard.json has the passports.
+// Sorting, filters and provenances. Without this file the page shows every row and column, and leaderboard.json has the provenances.
 (() => {
   const root = document.documentElement;
   const tools = document.getElementById("tools");
@@ -45,12 +45,12 @@
   tools.addEventListener("submit", (event) => event.preventDefault());
   filter(); // a reloaded page keeps what was chosen
 
-  const dialog = document.getElementById("passport");
-  let passports = null;
+  const dialog = document.getElementById("provenance");
+  let provenances = null;
   const open = (button) => {
-    passports ??= JSON.parse(document.getElementById("passports").textContent);
-    const { words, lines } = passports;
-    const line = lines[button.dataset.passport];
+    provenances ??= JSON.parse(document.getElementById("provenances").textContent);
+    const { words, lines } = provenances;
+    const line = lines[button.dataset.provenance];
     const table = button.closest("table");
     const name = button.closest("tr").cells[0].innerText.split("\n").join(", ");
     dialog.querySelector("h3").textContent = `${name} · ${button.closest(".group").querySelector("h3").textContent}`;
@@ -68,7 +68,7 @@
 
   document.addEventListener("click", (event) => {
     const number = event.target.closest("button.number");
-    const header = event.target.closest(".standings th[aria-sort]");
+    const header = event.target.closest(".results th[aria-sort]");
     if (number) open(number);
     else if (header) sort(header);
     else if (event.target === dialog) dialog.close();

@@ -11,18 +11,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.report import listings
-from pipeline.report.leaderboard_data import Board, Evidence
-from pipeline.report.leaderboard_view import (
-    Group,
-    above,
-    figure,
-    groups,
-    passports,
-    places,
-    ruler,
-    share_text,
-    shared,
-)
+from pipeline.report.figures import above, bar, figure, places, share_text
+from pipeline.report.leaderboard_data import EvidenceSample, Leaderboard
+from pipeline.report.leaderboard_view import ConditionTable, shared, tables
+from pipeline.report.provenance import provenance
 from pipeline.report.site import PICTURES, TEMPLATES, Picture, count, number, picture_of, tail
 from pipeline.storage.workspace import write_text
 
@@ -31,39 +23,39 @@ SHUFFLED_ROWS = 8  # more of them in one table are folded away at first
 RANK_OF = {"best": 0, "median": 1, "worst": 2}
 
 
-def render(board: Board, folder: Path) -> Path:
+def render(data: Leaderboard, folder: Path) -> Path:
     """Writes leaderboard.html, .md, .csv, .json and the evidence; an older page stays until the new one is
     whole. Returns the page.
     """
     pictures: dict[str, bytes] = {}
     picture = functools.cache(lambda content: picture_of(content, pictures))
     environment = _environment(picture)
-    shown = groups(
-        board,
-        {benchmark.condition: EVIDENCE.format(_slug(benchmark.condition)) for benchmark in board.benchmarks},
+    shown = tables(
+        data,
+        {benchmark.condition: EVIDENCE.format(_slug(benchmark.condition)) for benchmark in data.benchmarks},
     )
     pages = {
-        group.evidence: page
-        for group in shown
-        if group.evidence
-        for page in [_evidence_page(environment, board, shown, group)]
+        table.evidence: page
+        for table in shown
+        if table.evidence
+        for page in [_evidence_page(environment, data, shown, table)]
     }
-    stored = listings.plain(board, lambda content: found.href if (found := picture(content)) else None)
+    stored = listings.plain(data, lambda content: filed.href if (filed := picture(content)) else None)
     page = environment.get_template("leaderboard.html").render(
-        board=board,
-        groups=shown,
+        data=data,
+        tables=shown,
         fold=any(
-            sum(row.arm == "shuffled_condition" for row in group.floor) > SHUFFLED_ROWS for group in shown
+            sum(row.arm == "shuffled_condition" for row in table.floor) > SHUFFLED_ROWS for table in shown
         ),
-        passports=_script(passports(board)),
+        provenance=_script(vars(provenance(data))),
     )
     folder.mkdir(parents=True, exist_ok=True)
     _write_pictures(folder / PICTURES, pictures)
     for name, text in pages.items():
         write_text(folder / name, text)
     write_text(folder / "leaderboard.json", listings.lines(stored))
-    write_text(folder / "leaderboard.csv", listings.csv(board))
-    write_text(folder / "leaderboard.md", listings.markdown(board, shown))
+    write_text(folder / "leaderboard.csv", listings.csv(data))
+    write_text(folder / "leaderboard.md", listings.markdown(data, shown))
     write_text(folder / PAGE, page)
     _sweep(folder.glob(EVIDENCE.format("*")), pages)
     _sweep((folder / PICTURES).glob("*"), pictures)
@@ -84,7 +76,7 @@ def _environment(picture: Callable[[Any], Picture | None]) -> Environment:
         figure=figure,
         number=number,
         places=places,
-        ruler=ruler,
+        bar=bar,
         share=share_text,
         slug=_slug,
         tail=tail,
@@ -93,21 +85,24 @@ def _environment(picture: Callable[[Any], Picture | None]) -> Environment:
     return environment
 
 
-def _evidence_page(environment: Environment, board: Board, all_groups: list[Group], group: Group) -> str:
+def _evidence_page(
+    environment: Environment, data: Leaderboard, all_tables: list[ConditionTable], table: ConditionTable
+) -> str:
     """The same images and seeds of all models, then each model's best, median and worst."""
-    found = [it for it in board.evidence if it.condition == group.benchmark.condition]
-    extremes: dict[str, list[Evidence]] = {}
-    for it in sorted((it for it in found if it.which in RANK_OF), key=lambda it: RANK_OF[it.which]):
-        extremes.setdefault(it.model, []).append(it)
-    titles = {metric.name: metric.title for metric in board.metrics}
+    samples = [sample for sample in data.evidence if sample.condition == table.benchmark.condition]
+    extremes: dict[str, list[EvidenceSample]] = {}
+    ranked = (sample for sample in samples if sample.which in RANK_OF)
+    for sample in sorted(ranked, key=lambda sample: RANK_OF[sample.which]):
+        extremes.setdefault(sample.model, []).append(sample)
+    titles = {metric.name: metric.title for metric in data.metrics}
     return environment.get_template("evidence.html").render(
-        board=board,
-        group=group,
-        others=[it for it in all_groups if it.evidence],
-        shared=shared(found, group),
+        data=data,
+        table=table,
+        others=[other for other in all_tables if other.evidence],
+        shared=shared(samples, table),
         extremes=extremes,
         titles=titles,
-        measures=sorted({titles.get(it.metric, it.metric) for it in found}),
+        measures=sorted({titles.get(sample.metric, sample.metric) for sample in samples}),
     )
 
 

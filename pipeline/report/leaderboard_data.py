@@ -17,7 +17,7 @@ PUBLISHED = Path(__file__).parent / "published.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
+class Measure:
     """A column; `paper` repeats published code bug for bug, `corrected` is what it should have been."""
 
     name: str
@@ -33,7 +33,7 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark:
+class FrozenBenchmark:
     """The frozen task of one condition, the same for every model."""
 
     condition: str
@@ -62,7 +62,7 @@ class Benchmark:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class LeaderboardModel:
     name: str
     kind: Literal["run", "external", "baseline"]
     base: str = ""
@@ -72,8 +72,8 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One number; `share` is the normalized score: 0 = the better of no control and another's condition, 1 =
-    the real image.
+    """One number; `share` is the normalized score: 0 = the better of no control and the shuffled
+    condition, 1 = the real image.
     """
 
     model: str
@@ -92,7 +92,7 @@ class Score:
     rank: tuple[int, int] | None = None  # first and last place that it may hold; None = not ranked
     # what a reader must know before believing it: "biased: n = 200 < 10 × 64 dimensions"
     marks: tuple[str, ...] = ()
-    passport: Mapping[str, str] = field(default_factory=dict)  # everything that the number depends on
+    provenance: Mapping[str, str] = field(default_factory=dict)  # everything that the number depends on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class EvidenceSample:
     """One sample of one model; pictures are PNG, JPEG or WebP bytes, or words where there is none."""
 
     condition: str
@@ -147,18 +147,18 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Board:
+class Leaderboard:
     name: str
     made_at: str = ""  # "2026-11-23 00:14 UTC"
     version: str = ""  # "controlmill 0.1.0"
     notes: tuple[str, ...] = ()  # plain sentences that a reader must know before the numbers
     machine: str = ""
-    metrics: tuple[Metric, ...] = ()  # in the order of the columns
-    benchmarks: tuple[Benchmark, ...] = ()  # in the order of the page
-    models: tuple[Model, ...] = ()
+    metrics: tuple[Measure, ...] = ()  # in the order of the columns
+    benchmarks: tuple[FrozenBenchmark, ...] = ()  # in the order of the page
+    models: tuple[LeaderboardModel, ...] = ()
     scores: tuple[Score, ...] = ()
     speeds: tuple[Speed, ...] = ()
-    evidence: tuple[Evidence, ...] = ()
+    evidence: tuple[EvidenceSample, ...] = ()
     published: tuple[Published, ...] = ()
 
 
@@ -172,21 +172,27 @@ def published(conditions: Collection[str]) -> tuple[Published, ...]:
 
 
 def _published(stored: Mapping[str, Any]) -> Iterator[Published]:
-    """A row is a value, a pair (value, spread), or a value with its own note."""
+    """Of published.json: a row is a value, a pair (value, spread), or a value with its own note."""
     for table in stored["tables"]:
         source = stored["sources"][table["source"]]
         for model, row in table["rows"].items():
-            told = row if isinstance(row, dict) else {"value": row}
-            value, spread = told["value"] if isinstance(told["value"], list) else (told["value"], None)
+            printed = row if isinstance(row, dict) else {"value": row}
+            value, spread = (
+                printed["value"] if isinstance(printed["value"], list) else (printed["value"], None)
+            )
             protocol = dict.fromkeys(PROTOCOL) | {
                 name: value
-                for it in (source, table, source.get("models", {}).get(model, {}))
-                for name, value in it.items()
+                for part in (source, table, source.get("models", {}).get(model, {}))
+                for name, value in part.items()
                 if name in PROTOCOL
             }
             notes = [
                 note
-                for note in (told.get("note"), table.get("note"), spread is not None and table.get("spread"))
+                for note in (
+                    printed.get("note"),
+                    table.get("note"),
+                    spread is not None and table.get("spread"),
+                )
                 if note
             ]
             yield Published(
@@ -199,7 +205,7 @@ def _published(stored: Mapping[str, Any]) -> Iterator[Published]:
                 high=None if spread is None else round(value + spread, 6),
                 source=f"{source['title']}, {table['place']}" if table.get("place") else source["title"],
                 url=source["url"],
-                note=" ".join(notes),
+                note=" ".join(note for note in notes if note),
                 beside=table.get("beside", ""),
                 times=table.get("times", 1.0),
                 **protocol,

@@ -1,5 +1,5 @@
-"""The catalog's scores -> the leaderboard: ranks with their ties, normalized scores, evidence, and a passport
-for every number.
+"""The catalog's scores -> the leaderboard: ranks with their ties, normalized scores, evidence, and the
+provenance of every number.
 """
 
 import functools
@@ -7,22 +7,19 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from annotate.conditions import CONDITIONS
-from annotate.maps import RawMap
 from evaluate import fidelity, measures, replicates
+from evaluate.comparison import Metric
 from evaluate.replicates import Replicated
 from pipeline import __version__
-from pipeline.benchmark import evidence
 from pipeline.benchmark.estimates import replicated
-from pipeline.benchmark.evidence import Sample, thumbnail
 from pipeline.benchmark.systems import (
     ALONE,
     CONTROL,
@@ -37,13 +34,20 @@ from pipeline.catalog import Catalog
 from pipeline.experiment.pairs import called
 from pipeline.manifest import AnySource, Manifest
 from pipeline.plan import Plan
-from pipeline.report import leaderboard, leaderboard_data
+from pipeline.report import leaderboard
+from pipeline.report.leaderboard_data import (
+    FrozenBenchmark,
+    Leaderboard,
+    LeaderboardModel,
+    Measure,
+    Score,
+    Speed,
+    published,
+)
+from pipeline.report.leaderboard_evidence import evidence_samples
 
-SAME = 3  # images that every model is shown on
-CAPTION = 400  # characters of a prompt that a page shows
 LIBRARIES = ("torch", "diffusers", "numpy", "opencv-python-headless", "torchmetrics", "clean-fid")
 
-Row = Mapping[str, Any]  # of the table `scores`
 COLUMNS = (
     "system", "model", "arm", "condition", "metric", "metric_version", "value", "low", "high", "n",
     "n_failed", "prompts", "method", "replicates",
@@ -51,45 +55,80 @@ COLUMNS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CatalogScore:
+    """A row of the table `scores`."""
+
+    system: str
+    model: str
+    arm: Any  # leaderboard_data.Arm
+    condition: str
+    metric: str
+    metric_version: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    n_failed: int
+    prompts: int
+    method: str
+    higher_is_better: bool
+    benchmark: str
+    reader: str
+    checkpoint: str | None
+    identity: str
+    marks: tuple[str, ...]
+    score: Replicated
+
+
 def write(plan: Plan, catalog: Catalog, systems: list[System], folder: Path) -> Path | None:
     """Returns the page; None = nothing is scored yet."""
     with catalog.reading():
-        found = _board(plan, catalog, systems)
-    return leaderboard.render(found, folder) if found else None
+        scored = _leaderboard(plan, catalog, systems)
+    return leaderboard.render(scored, folder) if scored else None
 
 
-def _board(plan: Plan, catalog: Catalog, systems: list[System]) -> leaderboard_data.Board | None:
-    # the report has the course of a run
-    made = {system.name: system for system in systems if system.arm != EARLIER}
-    rows = [
-        dict(zip(COLUMNS, row, strict=True))
-        for row in catalog.query(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY ALL")
+def _leaderboard(plan: Plan, catalog: Catalog, systems: list[System]) -> Leaderboard | None:
+    # the report has the learning curve of a run
+    compared = {system.name: system for system in systems if system.arm != EARLIER}
+    scores = [
+        score
+        for score in _catalog_scores(catalog)
+        if score.system in compared and not fidelity.retired(score.metric)
     ]
-    rows = [row for row in rows if row["system"] in made and not fidelity.retired(row["metric"])]
-    return build(plan, catalog, made, rows) if rows else None
+    return build(plan, catalog, compared, scores) if scores else None
+
+
+def _catalog_scores(catalog: Catalog) -> Iterator[CatalogScore]:
+    for values in catalog.query(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY ALL"):
+        row = dict(zip(COLUMNS, values, strict=True))
+        score = replicated(row)
+        del row["replicates"]
+        yield CatalogScore(**row | {"marks": tuple(json.loads(row["marks"])), "score": score})
 
 
 def build(
-    plan: Plan, catalog: Catalog, made: Mapping[str, System], rows: list[dict[str, Any]]
-) -> leaderboard_data.Board:
-    conditions = [name for name in CONDITIONS if any(row["condition"] == name for row in rows)]
-    names = list(dict.fromkeys(row["metric"] for row in rows))
+    plan: Plan, catalog: Catalog, compared: Mapping[str, System], scores: Sequence[CatalogScore]
+) -> Leaderboard:
+    conditions = [name for name in CONDITIONS if any(score.condition == name for score in scores)]
+    metrics = list(dict.fromkeys(score.metric for score in scores))
+    controls = [system for system in compared.values() if system.arm == CONTROL]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # begun first: pictures are read and drawn while ranks are counted
-        shown = _evidence(plan, catalog, made, pool)
-        return leaderboard_data.Board(
+        evidence = evidence_samples(plan, catalog, controls, pool)
+        return Leaderboard(
             name=plan.manifest.name,
             made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             version=f"controlmill {__version__}",
             notes=tuple(_notes(plan, conditions)),
             machine=f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-            metrics=tuple(_metric(measures.metric(name)) for name in names),
-            benchmarks=tuple(_benchmark(plan, made, name, rows) for name in conditions),
-            models=tuple(_models(plan, made)),
-            scores=tuple(_scores(plan, rows)),
-            speeds=tuple(_speeds(catalog, made)),
-            evidence=tuple(shown),
-            published=leaderboard_data.published(conditions),
+            metrics=tuple(_measure(measures.metric(name)) for name in metrics),
+            benchmarks=tuple(_benchmark(plan, compared, name, scores) for name in conditions),
+            models=tuple(_models(plan, compared)),
+            scores=tuple(_scores(plan, scores)),
+            speeds=tuple(_speeds(catalog, compared)),
+            evidence=tuple(evidence),
+            published=published(conditions),
         )
 
 
@@ -107,31 +146,31 @@ def _notes(plan: Plan, conditions: list[str]) -> Iterator[str]:
         )
 
 
-def _metric(it: Any) -> leaderboard_data.Metric:
-    return leaderboard_data.Metric(
-        name=it.name,
-        title=it.title,
-        definition=it.definition,
-        unit=it.unit,
-        higher_is_better=it.higher_is_better,
-        column=it.column,
-        level=it.level,
-        version=it.version,
-        quirks=it.quirks,
-        primary=it.primary,
+def _measure(metric: Metric) -> Measure:
+    return Measure(
+        name=metric.name,
+        title=metric.title,
+        definition=metric.definition,
+        unit=metric.unit,
+        higher_is_better=metric.higher_is_better,
+        column=metric.column,
+        level=metric.level,
+        version=metric.version,
+        quirks=metric.quirks,
+        primary=metric.primary,
     )
 
 
 def _benchmark(
-    plan: Plan, made: Mapping[str, System], condition: str, rows: list[dict[str, Any]]
-) -> leaderboard_data.Benchmark:
+    plan: Plan, compared: Mapping[str, System], condition: str, scores: Sequence[CatalogScore]
+) -> FrozenBenchmark:
     assert plan.manifest.evaluate is not None
     frozen = plan.manifest.evaluate.benchmark
-    system = next(it for it in made.values() if it.condition == condition)
+    system = next(system for system in compared.values() if system.condition == condition)
     maker, reader = plan.conditions[condition], plan.reader(condition)
     of = (condition, CONDITIONS[condition].fidelity, CONTROL)
-    first = [replicated(row) for row in rows if (row["condition"], row["metric"], row["arm"]) == of]
-    return leaderboard_data.Benchmark(
+    first = [each.score for each in scores if (each.condition, each.metric, each.arm) == of]
+    return FrozenBenchmark(
         condition=condition,
         title=CONDITIONS[condition].title,
         kind=CONDITIONS[condition].kind,
@@ -164,92 +203,92 @@ def data(of: Manifest, images: int) -> str:
     return f"{named}: {images:,} images of the {of.evaluate.benchmark.split} split"
 
 
-def _source(it: AnySource) -> str:
-    if it.kind == "scenes":
-        return f"rendered scenes (seed {it.seed})"
-    parts = it.path.rstrip("/").split("/")
-    if it.kind == "huggingface":
-        return " ".join(filter(None, ("/".join(parts[-2:]), it.name, it.split)))
-    return f"{it.kind} {parts[-1]}"
+def _source(source: AnySource) -> str:
+    if source.kind == "scenes":
+        return f"rendered scenes (seed {source.seed})"
+    parts = source.path.rstrip("/").split("/")
+    if source.kind == "huggingface":
+        return " ".join(filter(None, ("/".join(parts[-2:]), source.name, source.split)))
+    return f"{source.kind} {parts[-1]}"
 
 
-def _models(plan: Plan, made: Mapping[str, System]) -> Iterator[leaderboard_data.Model]:
+def _models(plan: Plan, compared: Mapping[str, System]) -> Iterator[LeaderboardModel]:
     assert plan.manifest.evaluate is not None
-    external = {it.name for it in plan.manifest.evaluate.external}
+    external = {other.name for other in plan.manifest.evaluate.external}
     seen: dict[str, System] = {}
-    for system in made.values():
+    for system in compared.values():
         seen.setdefault(system.model, system)
     for name, system in seen.items():
         kind: Any = "baseline" if system.arm in ALONE else "external" if name in external else "run"
-        yield leaderboard_data.Model(
+        yield LeaderboardModel(
             name=called(name), kind=kind, base=str(plan.manifest.base), checkpoint=system.checkpoint, note=""
         )
 
 
-def _scores(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[leaderboard_data.Score]:
+def _scores(plan: Plan, scores: Sequence[CatalogScore]) -> Iterator[Score]:
     """Ranks among the models; floors and ceilings from the baselines of the same benchmark."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["condition"], row["metric"]), []).append(
-            row | {"score": replicated(row), "marks": json.loads(row["marks"])}
-        )
-    for (condition, _), group in groups.items():
-        ranked = [row for row in group if row["arm"] == CONTROL and not row["marks"]]
+    groups: dict[tuple[str, str], list[CatalogScore]] = {}
+    for each in scores:
+        groups.setdefault((each.condition, each.metric), []).append(each)
+    for group in groups.values():
+        ranked = [each for each in group if each.arm == CONTROL and not each.marks]
         places = (
-            replicates.ranks([row["score"] for row in ranked], higher_is_better=group[0]["higher_is_better"])
+            replicates.ranks([each.score for each in ranked], higher_is_better=group[0].higher_is_better)
             if len(ranked) > 1
             else []
         )
-        rank = {row["system"]: place for row, place in zip(ranked, places, strict=False)}
-        for row in group:
-            floor, ceiling = _ends(row, group)
-            found = replicates.share(row["score"], floor, ceiling, higher_is_better=row["higher_is_better"])
-            share, reason = (None, found) if isinstance(found, str) else (found, "")
-            yield leaderboard_data.Score(
-                model=called(row["model"]),
-                arm=row["arm"],
-                condition=condition,
-                metric=row["metric"],
-                n=row["n"],
-                n_failed=row["n_failed"],
-                value=row["value"],
-                low=row["low"],
-                high=row["high"],
+        rank = {each.system: place for each, place in zip(ranked, places, strict=False)}
+        for each in group:
+            floor, ceiling = _ends(each, group)
+            normalized = replicates.normalized_score(
+                each.score, floor, ceiling, higher_is_better=each.higher_is_better
+            )
+            share, reason = (None, normalized) if isinstance(normalized, str) else (normalized, "")
+            yield Score(
+                model=called(each.model),
+                arm=each.arm,
+                condition=each.condition,
+                metric=each.metric,
+                n=each.n,
+                n_failed=each.n_failed,
+                value=each.value,
+                low=each.low,
+                high=each.high,
                 share=share and share.value,
                 share_low=share and share.low,
                 share_high=share and share.high,
                 share_reason=reason,
-                rank=rank.get(row["system"]),
-                marks=tuple(row["marks"]),
-                passport=_passport(plan, row),
+                rank=rank.get(each.system),
+                marks=each.marks,
+                provenance=_provenance(plan, each),
             )
 
 
-def _ends(row: Row, group: list[dict[str, Any]]) -> tuple[Replicated | None, Replicated | None]:
+def _ends(of: CatalogScore, group: Sequence[CatalogScore]) -> tuple[Replicated | None, Replicated | None]:
     """The best that can be had without following the condition, and what the image itself scores."""
     floors = (
-        it["score"]
-        for it in group
-        if it["arm"] == NO_CONTROL or (it["arm"] == SHUFFLED and it["model"] == row["model"])
+        each.score
+        for each in group
+        if each.arm == NO_CONTROL or (each.arm == SHUFFLED and each.model == of.model)
     )
-    ceiling = next((it["score"] for it in group if it["arm"] == REAL), None)
-    return replicates.best(floors, row["higher_is_better"]), ceiling
+    ceiling = next((each.score for each in group if each.arm == REAL), None)
+    return replicates.best(floors, of.higher_is_better), ceiling
 
 
-def _passport(plan: Plan, row: Row) -> dict[str, str]:
+def _provenance(plan: Plan, of: CatalogScore) -> dict[str, str]:
     """Everything that the number depends on."""
     assert plan.manifest.evaluate is not None
-    frozen, reader = plan.manifest.evaluate.benchmark, plan.reader(row["condition"])
-    maker = plan.conditions[row["condition"]]
+    frozen, reader = plan.manifest.evaluate.benchmark, plan.reader(of.condition)
+    maker = plan.conditions[of.condition]
     return {
-        "system": row["system"],
-        "checkpoint": row["checkpoint"] or "none",
-        "benchmark": row["benchmark"],
-        "scores": row["identity"],
-        "metric": f"{row['metric']} version {row['metric_version']}",
+        "system": of.system,
+        "checkpoint": of.checkpoint or "none",
+        "benchmark": of.benchmark,
+        "scores": of.identity,
+        "metric": f"{of.metric} version {of.metric_version}",
         "condition made by": f"{maker.step.detector} {maker.identity['version']} ({maker.fingerprint})",
         "read again by": f"{reader.step.detector} {reader.identity['version']} ({reader.fingerprint})",
-        "interval": f"95 %, {row['method']} over {row['prompts']} prompts",
+        "interval": f"95 %, {of.method} over {of.prompts} prompts",
         "sampling": (
             f"DDIM, {frozen.steps} steps, guidance"
             f" {frozen.guidance:g}{' of prompt and hint' * frozen.guide_hint}, scale {frozen.scale:g}, seeds"
@@ -266,61 +305,10 @@ def _software() -> str:
     )
 
 
-def _speeds(catalog: Catalog, made: Mapping[str, System]) -> Iterator[leaderboard_data.Speed]:
+def _speeds(catalog: Catalog, compared: Mapping[str, System]) -> Iterator[Speed]:
     sql = "SELECT system, benchmark, avg(seconds) FROM samples WHERE status = 'ok' GROUP BY system, benchmark"
-    found = {(name, key): seconds for name, key, seconds in catalog.query(sql)}
-    for system in made.values():
-        if system.arm in (CONTROL, NO_CONTROL) and (system.drawn_as, system.key) in found:
-            seconds = found[system.drawn_as, system.key]
-            yield leaderboard_data.Speed(
-                model=called(system.model), condition=system.condition, seconds_per_image=seconds
-            )
-
-
-def _evidence(
-    plan: Plan, catalog: Catalog, made: Mapping[str, System], pool: ThreadPoolExecutor
-) -> Iterator[leaderboard_data.Evidence]:
-    """Of each model its best, median and worst sample, and some that all models share; all are begun before
-    the first is asked for.
-    """
-    import cv2
-
-    controls = [system for system in made.values() if system.arm == CONTROL]
-    chosen = evidence.telling(plan, catalog, controls, SAME)
-    photographs = evidence.photographs(catalog, sorted({sample.image_id for _, sample in chosen}))
-    items = {system.name: {item.image_id: item for item in system.items} for system in controls}
-
-    @functools.cache
-    def hint(condition: str, image_id: str) -> tuple[RawMap, np.ndarray, bytes]:
-        system = next(it for it in controls if it.condition == condition)
-        truth = evidence.truth(plan.workspace, system, items[system.name][image_id])
-        pixels = evidence.drawn_small(truth)
-        return truth, pixels, thumbnail(pixels)
-
-    @functools.cache
-    def source(image_id: str) -> bytes:
-        return thumbnail(evidence.photograph(plan.workspace, photographs[image_id]), "jpeg")
-
-    def shown(which: Any, sample: Sample) -> leaderboard_data.Evidence:
-        condition = sample.system.condition
-        truth, own, small = hint(condition, sample.image_id)
-        found = evidence.reread(plan.workspace, sample)
-        again = found if isinstance(found, str) else evidence.drawn_small(found, truth)
-        ((metric, value),) = sample.values.items()
-        return leaderboard_data.Evidence(
-            condition=condition,
-            model=called(sample.system.model),
-            metric=metric,
-            which=which,
-            image_id=sample.image_id,
-            prompt=items[sample.system.name][sample.image_id].caption[:CAPTION],
-            seed=sample.seed,
-            score=value,
-            hint=small,
-            source=source(sample.image_id),
-            generated=thumbnail(evidence.drawn(plan.workspace, sample), "jpeg"),
-            reread=again if isinstance(again, str) else thumbnail(again),
-            difference=None if isinstance(again, str) else thumbnail(cv2.absdiff(own, again)),
-        )
-
-    return pool.map(lambda it: shown(*it), chosen)
+    measured = {(name, key): seconds for name, key, seconds in catalog.query(sql)}
+    for system in compared.values():
+        if system.arm in (CONTROL, NO_CONTROL) and (system.drawn_as, system.key) in measured:
+            seconds = measured[system.drawn_as, system.key]
+            yield Speed(model=called(system.model), condition=system.condition, seconds_per_image=seconds)

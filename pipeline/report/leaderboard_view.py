@@ -1,30 +1,35 @@
-"""A board as its pages show it: a table for each condition, ceilings above the models and
-floors below them.
+"""The leaderboard as its pages show it: a table for each condition, ceilings above the models and floors
+below them.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
-from pipeline.report.leaderboard_data import Benchmark, Board, Evidence, Metric, Published, Score
+from pipeline.report.figures import digits, figure
+from pipeline.report.leaderboard_data import (
+    EvidenceSample,
+    FrozenBenchmark,
+    Leaderboard,
+    Measure,
+    Published,
+    Score,
+)
 from pipeline.report.pareto import Pareto, pareto
 from pipeline.report.protocol import differences
 
 ARMS = {  # in the order of their rows: what each is called, where it stands
     "real_image": ("real image", "ceiling"), "vae_round_trip": ("real image through the VAE", "ceiling"),
     "control": ("", "models"),
-    "warm_start": ("before its training", "models"),
-    "no_control": ("no control", "floor"), "shuffled_condition": ("another image's condition", "floor"),
+    "warm_start": ("start", "models"),
+    "no_control": ("no control", "floor"), "shuffled_condition": ("shuffled condition", "floor"),
 }  # fmt: skip
-# shares that a bar has room for: a model below the floor has none, one above the ceiling sticks out a little
-ENDS = (0.0, 1.08)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    metric: Metric
+    metric: Measure
     digits: int  # after the point
 
 
@@ -32,7 +37,8 @@ class Column:
 class Cell:
     score: Score
     digits: int
-    passport: int  # its place in `passports`
+    provenance: int  # its line in `provenance`
+    vae: float | None = None  # the normalized score of the real image through the VAE: its own ceiling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +55,7 @@ class Row:
 class Reported:
     """What others print, as a table; each cell has its source below."""
 
-    comparable: bool  # got as the numbers of this board
+    comparable: bool  # got as the numbers of this leaderboard
     metrics: tuple[tuple[str, bool], ...]  # as printed, higher is better
     # of a comparable one: our best model, and what to multiply its value by
     ours: tuple[tuple[str, Cell, float] | None, ...]
@@ -59,10 +65,10 @@ class Reported:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class ConditionTable:
     """One condition: its task, its table, its plot, what others report."""
 
-    benchmark: Benchmark
+    benchmark: FrozenBenchmark
     columns: tuple[Column, ...]
     ceiling: tuple[Row, ...]
     models: tuple[Row, ...]
@@ -81,97 +87,110 @@ class Group:
 class Shared:
     """One image and seed, and what every model made of it, best first."""
 
-    first: Evidence
-    outputs: tuple[Evidence, ...]
+    first: EvidenceSample
+    outputs: tuple[EvidenceSample, ...]
 
 
-def groups(board: Board, pages: Mapping[str, str]) -> list[Group]:
+def tables(data: Leaderboard, pages: Mapping[str, str]) -> list[ConditionTable]:
     """`pages`: condition -> the name of its evidence page, used where there is evidence."""
-    passport = {id(score): number for number, score in enumerate(board.scores)}
-    seconds = {(it.model, it.condition): it.seconds_per_image for it in board.speeds}
-    witnessed = {(it.model, it.condition) for it in board.evidence}
-    order = {
-        metric.name: number
-        for number, metric in enumerate(sorted(board.metrics, key=lambda metric: not metric.primary))
-    }
-    anchors = {model.name: f"m{number}" for number, model in enumerate(board.models)}
-    by_condition: dict[str, list[Score]] = {}
-    for score in board.scores:
-        by_condition.setdefault(score.condition, []).append(score)
-    out = []
-    for benchmark in board.benchmarks:
-        condition, scores = benchmark.condition, by_condition.get(benchmark.condition, [])
-        present = {score.metric for score in scores}
-        columns = [
-            Column(
-                metric=metric, digits=digits([score.value for score in scores if score.metric == metric.name])
+    by_condition: dict[str, list[tuple[int, Score]]] = {}
+    for line, score in enumerate(data.scores):
+        by_condition.setdefault(score.condition, []).append((line, score))
+    return [
+        _table(data, benchmark, dict(by_condition.get(benchmark.condition, [])), pages)
+        for benchmark in data.benchmarks
+    ]
+
+
+def _table(
+    data: Leaderboard,
+    benchmark: FrozenBenchmark,
+    numbered: Mapping[int, Score],  # by their lines of provenance
+    pages: Mapping[str, str],
+) -> ConditionTable:
+    condition, scores = benchmark.condition, list(numbered.values())
+    columns = _columns(data, scores)
+    shown = {sample.model for sample in data.evidence if sample.condition == condition}
+    seconds = {speed.model: speed.seconds_per_image for speed in data.speeds if speed.condition == condition}
+    rows = _rows(data, numbered, columns, seconds, shown)
+    primary = next((number for number, column in enumerate(columns) if column.metric.primary), None)
+    trained = [row for row in rows["models"] if row.arm == "control"]
+    trained.sort(key=lambda row: _merit(row, primary, columns), reverse=True)
+    plot = None
+    if primary is not None:
+        plot = pareto(
+            columns[primary].metric, {column.metric: column.digits for column in columns}, scores, seconds
+        )
+    return ConditionTable(
+        benchmark=benchmark,
+        columns=tuple(columns),
+        ceiling=tuple(rows["ceiling"]),
+        models=tuple(_with_their_starts(trained, rows["models"])),
+        floor=tuple(rows["floor"]),
+        primary=primary,
+        leaders=_leaders(trained, primary),
+        limit=_limit(benchmark, columns, primary),
+        marks=tuple(dict.fromkeys(mark for score in scores for mark in score.marks)),
+        unplaced=tuple(_unplaced(scores, columns)),
+        pareto=plot,
+        reported=tuple(_reported(data.published, benchmark, trained, columns)),
+        evidence=pages[condition] if shown else "",
+    )
+
+
+def _columns(data: Leaderboard, scores: Sequence[Score]) -> list[Column]:
+    """Those that have a score, the primary measure first."""
+    values: dict[str, list[float]] = {}
+    for score in scores:
+        values.setdefault(score.metric, []).append(score.value)
+    return [
+        Column(metric=metric, digits=digits(values[metric.name]))
+        for metric in sorted(data.metrics, key=lambda metric: not metric.primary)
+        if metric.name in values
+    ]
+
+
+def _rows(
+    data: Leaderboard,
+    numbered: Mapping[int, Score],  # of one condition, by their lines of provenance
+    columns: Sequence[Column],
+    seconds: Mapping[str, float],  # model -> per image
+    shown: Collection[str],  # models that are on the evidence page
+) -> dict[str, list[Row]]:  # by place
+    anchors = {model.name: f"m{number}" for number, model in enumerate(data.models) if model.name in shown}
+    vae = {score.metric: score.share for score in numbered.values() if score.arm == "vae_round_trip"}
+    digits_of = {column.metric.name: column.digits for column in columns}
+    rows: dict[str, list[Row]] = {"ceiling": [], "models": [], "floor": []}
+    order = sorted(numbered.items(), key=lambda each: (list(ARMS).index(each[1].arm), each[1].model))
+    for (arm, model), of_row in groupby(order, key=lambda each: (each[1].arm, each[1].model)):
+        label, place = ARMS[arm]
+        cells = {
+            score.metric: Cell(
+                score=score,
+                digits=digits_of[score.metric],
+                provenance=line,
+                vae=vae.get(score.metric) if place == "models" else None,
             )
-            for metric in sorted(
-                (it for it in board.metrics if it.name in present), key=lambda it: order[it.name]
-            )
-        ]
-        rows: dict[str, list[Row]] = {"ceiling": [], "models": [], "floor": []}
-        for (arm, model), found in groupby(
-            sorted(scores, key=lambda it: (list(ARMS).index(it.arm), it.model)),
-            key=lambda it: (it.arm, it.model),
-        ):
-            label, place = ARMS[arm]
-            by_metric = {score.metric: score for score in found}
-            cells = [by_metric.get(column.metric.name) for column in columns]
-            rows[place].append(
-                Row(
-                    model=model,
-                    arm=arm,
-                    label=label,
-                    seconds=seconds.get((model, condition)) if arm in ("control", "no_control") else None,
-                    cells=tuple(
-                        (
-                            Cell(score=score, digits=column.digits, passport=passport[id(score)])
-                            if score
-                            else None
-                        )
-                        for score, column in zip(cells, columns, strict=True)
-                    ),
-                    anchor=(
-                        anchors.get(model, "") if arm == "control" and (model, condition) in witnessed else ""
-                    ),
-                )
-            )
-        primary = next((number for number, column in enumerate(columns) if column.metric.primary), None)
-        trained = [row for row in rows["models"] if row.arm == "control"]
-        trained.sort(key=lambda row: _merit(row, primary, columns), reverse=True)
-        models = [
-            row
-            for it in trained
-            for row in (
-                it,
-                *(row for row in rows["models"] if row.arm != "control" and row.model == it.model),
-            )
-        ]
-        out.append(
-            Group(
-                benchmark=benchmark,
-                columns=tuple(columns),
-                ceiling=tuple(rows["ceiling"]),
-                models=tuple(models),
-                floor=tuple(rows["floor"]),
-                primary=primary,
-                leaders=_leaders(trained, primary),
-                limit=_limit(benchmark, columns, primary),
-                marks=tuple(dict.fromkeys(mark for score in scores for mark in score.marks)),
-                unplaced=tuple(_unplaced(scores, columns)),
-                pareto=(
-                    None
-                    if primary is None
-                    else pareto(
-                        columns[primary].metric, {it.metric: it.digits for it in columns}, scores, seconds
-                    )
-                ),
-                reported=tuple(_reported(board.published, benchmark, trained, columns)),
-                evidence=pages[condition] if any(where == condition for _, where in witnessed) else "",
+            for line, score in of_row
+        }
+        rows[place].append(
+            Row(
+                model=model,
+                arm=arm,
+                label=label,
+                seconds=seconds.get(model) if arm in ("control", "no_control") else None,
+                cells=tuple(cells.get(column.metric.name) for column in columns),
+                anchor=anchors.get(model, "") if arm == "control" else "",
             )
         )
-    return out
+    return rows
+
+
+def _with_their_starts(trained: Sequence[Row], rows: Sequence[Row]) -> Iterator[Row]:
+    """Each model, then what it began from."""
+    for row in trained:
+        yield row
+        yield from (other for other in rows if other.arm != "control" and other.model == row.model)
 
 
 def _merit(row: Row, number: int | None, columns: Sequence[Column]) -> float:
@@ -188,7 +207,7 @@ def _leaders(models: Sequence[Row], primary: int | None) -> tuple[Row, ...]:
     return tuple(first) or tuple(row for row, _ in scored[:1])
 
 
-def _limit(benchmark: Benchmark, columns: Sequence[Column], primary: int | None) -> str:
+def _limit(benchmark: FrozenBenchmark, columns: Sequence[Column], primary: int | None) -> str:
     if primary is None or benchmark.detectable is None:
         return ""
     metric, least = columns[primary].metric, figure(benchmark.detectable, columns[primary].digits + 1)
@@ -214,12 +233,16 @@ def _unplaced(scores: Sequence[Score], columns: Sequence[Column]) -> Iterator[st
 
 
 def _reported(
-    published: Sequence[Published], benchmark: Benchmark, models: Sequence[Row], columns: Sequence[Column]
+    published: Sequence[Published],
+    benchmark: FrozenBenchmark,
+    models: Sequence[Row],
+    columns: Sequence[Column],
 ) -> Iterator[Reported]:
-    """Apart: what was got as the numbers of this board, and what was not."""
-    found = [(row, differences(row, benchmark)) for row in published if row.condition == benchmark.condition]
+    """Apart: what was got as the numbers of this leaderboard, and what was not."""
+    of_condition = [row for row in published if row.condition == benchmark.condition]
+    compared = [(row, differences(row, benchmark)) for row in of_condition]
     for comparable in (True, False):
-        rows = [(row, _note(row, differ)) for row, differ in found if bool(differ) != comparable]
+        rows = [(row, _note(row, differ)) for row, differ in compared if bool(differ) != comparable]
         if not rows:
             continue
         metrics = tuple(dict.fromkeys((row.metric, row.higher_is_better) for row, _ in rows))
@@ -256,137 +279,17 @@ def _ours(
     return (best.model, cell, times) if best and cell else None
 
 
-def shared(found: Iterable[Evidence], group: Group) -> list[Shared]:
+def shared(samples: Iterable[EvidenceSample], table: ConditionTable) -> list[Shared]:
     """What all models were asked on one image and seed, in the order of the evidence."""
-    better = group.primary is None or group.columns[group.primary].metric.higher_is_better
-    by_sample: dict[tuple[str, int], list[Evidence]] = {}
-    for it in found:
-        if it.which == "same":
-            by_sample.setdefault((it.image_id, it.seed), []).append(it)
+    better = table.primary is None or table.columns[table.primary].metric.higher_is_better
+    by_sample: dict[tuple[str, int], list[EvidenceSample]] = {}
+    for sample in samples:
+        if sample.which == "same":
+            by_sample.setdefault((sample.image_id, sample.seed), []).append(sample)
     return [
         Shared(
-            first=outputs[0], outputs=tuple(sorted(outputs, key=lambda it: -it.score if better else it.score))
+            first=outputs[0],
+            outputs=tuple(sorted(outputs, key=lambda each: -each.score if better else each.score)),
         )
         for outputs in by_sample.values()
     ]
-
-
-def passports(board: Board) -> dict[str, Any]:
-    """Under every number, what it is and depends on: pairs of places in `words`, since most passports say
-    mostly the same.
-    """
-    words: dict[str, int] = {}
-    metrics = {metric.name: metric for metric in board.metrics}
-    lines = [
-        [words.setdefault(text, len(words)) for pair in _facts(score, metrics[score.metric]) for text in pair]
-        for score in board.scores
-    ]
-    return {"words": list(words), "lines": lines}
-
-
-def _facts(score: Score, metric: Metric) -> list[tuple[str, str]]:
-    unit = f" {metric.unit}" if metric.unit else ""
-    facts = [
-        ("measure", f"{metric.title}, {'higher' if metric.higher_is_better else 'lower'} is better"),
-        ("definition", metric.definition),
-        (
-            "column",
-            {"corrected": "corrected", "paper": "paper-compatible", "diagnostic": "diagnostic"}[
-                metric.column
-            ],
-        ),
-        ("quirks", metric.quirks),
-        ("value", f"{score.value:.6g}{unit}"),
-        (
-            "95 % interval",
-            "too few prompts" if score.low is None else f"{score.low:.6g} – {score.high:.6g}{unit}",
-        ),
-        (
-            "samples",
-            f"{score.n:,}"
-            + (
-                f", of which {score.n_failed:,} failed and count as the worst value"
-                if score.n_failed
-                else ", none failed"
-            ),
-        ),
-        (
-            "normalized score",
-            share_text(score, intervals=True) or (score.share_reason and f"none: {score.share_reason}"),
-        ),
-        ("rank", "" if score.rank is None else places(score.rank)),
-        *(("mark", mark) for mark in score.marks),
-        *((str(key), str(value)) for key, value in score.passport.items()),
-    ]
-    return [(key, value) for key, value in facts if value]
-
-
-def digits(values: Sequence[float]) -> int:
-    """Of all numbers of a column, so that they stand under each other: four of the largest count, three below
-    one.
-    """
-    top = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
-    return min(6, max(0, 3 - math.floor(math.log10(top)) - (top < 1))) if top else 3
-
-
-def figure(value: float | None, places: int = 3) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:,.{places}f}".replace("-", "−")
-
-
-def places(rank: tuple[int, int]) -> str:
-    """A tie group as it is said: 1, 2–4."""
-    return f"{rank[0]}" if rank[0] == rank[1] else f"{rank[0]}–{rank[1]}"
-
-
-def share_text(score: Score, *, intervals: bool = False) -> str:
-    if score.share is None or not math.isfinite(score.share):
-        return ""
-    between = (
-        f" ({_percent(score.share_low)} – {_percent(score.share_high)})"
-        if intervals and score.share_low is not None
-        else ""
-    )
-    whole = (
-        f"{_percent(score.share)}{between} of the way from floor to ceiling"
-        if intervals
-        else _percent(score.share)
-    )
-    return ", ".join(filter(None, (whole, above(score) if intervals else "")))
-
-
-def above(score: Score) -> str:
-    """What a share of more than 100 % means, in words; '' = it is not."""
-    if score.share is None or not score.share > 1:
-        return ""
-    return "better than the real image" + (
-        "" if score.share_low is not None and score.share_low > 1 else ", within chance"
-    )
-
-
-def _percent(share: float | None) -> str:
-    if share is None or not math.isfinite(share):
-        return "–"
-    return f"{round(100 * share)} %".replace("-", "−")  # an int: there is no −0
-
-
-def ruler(score: Score) -> str:
-    """The bar of a share as CSS: where its fill starts and how wide it is, the same for its interval, all in
-    percent of its box.
-    """
-    if score.share is None or not math.isfinite(score.share):
-        return ""
-    start, end = sorted((_place(0.0), _place(score.share)))
-    drawn = f"--x:{start:.1f}%;--w:{end - start:.1f}%"
-    if (
-        score.share_low is None
-        or score.share_high is None
-        or not math.isfinite(score.share_low + score.share_high)
-    ):
-        return drawn
-    low, high = _place(score.share_low), _place(score.share_high)
-    return f"{drawn};--l:{low:.1f}%;--h:{high - low:.1f}%"
-
-
-def _place(share: float) -> float:
-    low, high = ENDS
-    return 100 * (min(high, max(low, share)) - low) / (high - low)

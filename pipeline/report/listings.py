@@ -11,11 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from pipeline.report.leaderboard_data import Board, Evidence
-from pipeline.report.leaderboard_view import Cell, Group, Row, above, figure, places, share_text
+from pipeline.report.figures import above, figure, places, share_text
+from pipeline.report.leaderboard_data import EvidenceSample, Leaderboard
+from pipeline.report.leaderboard_view import Cell, ConditionTable, Reported, Row
 
 VERSION = 2  # of the layout of leaderboard.json
-PICTURES = ("hint", "source", "generated", "reread", "difference")  # fields of Evidence
+Json = dict[str, Any]  # a JSON object
+STORED_AS = {"provenance": "passport"}  # field -> key of leaderboard.json
+PICTURES = ("hint", "source", "generated", "reread", "difference")  # fields of EvidenceSample
 COLUMNS = (
     "condition", "model", "arm", "metric", "metric_version", "column", "unit", "higher_is_better", "value",
     "low", "high", "n", "n_failed",
@@ -23,35 +26,38 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def plain(board: Board, href: Callable[[Any], str | None]) -> dict[str, Any]:
-    """The board as JSON can hold it: pictures as addresses, no number that is none."""
-    stored: dict[str, Any] = {
+def plain(data: Leaderboard, href: Callable[[Any], str | None]) -> Json:
+    """The leaderboard as JSON can hold it: pictures as addresses, no number that is none."""
+    stored: Json = {
         "layout": VERSION,
-        **{key: getattr(board, key) for key in ("name", "made_at", "version", "machine")},
+        **{key: getattr(data, key) for key in ("name", "made_at", "version", "machine")},
     }
-    stored["notes"] = list(board.notes)
+    stored["notes"] = list(data.notes)
     for part in ("metrics", "benchmarks", "models", "scores", "speeds", "published"):
-        stored[part] = [_finite(vars(row)) for row in getattr(board, part)]
-    stored["evidence"] = [_witness(row, href) for row in board.evidence]
+        stored[part] = [
+            {STORED_AS.get(name, name): _finite(value) for name, value in vars(row).items()}
+            for row in getattr(data, part)
+        ]
+    stored["evidence"] = [_witness(row, href) for row in data.evidence]
     return stored
 
 
-def _witness(row: Evidence, href: Callable[[Any], str | None]) -> dict[str, Any]:
-    told = {field.name: getattr(row, field.name) for field in fields(row) if field.name not in PICTURES}
+def _witness(row: EvidenceSample, href: Callable[[Any], str | None]) -> Json:
+    plain = {field.name: getattr(row, field.name) for field in fields(row) if field.name not in PICTURES}
     shown = {name: href(getattr(row, name)) for name in PICTURES}
-    return _finite(told) | shown | {"reason": row.reread if isinstance(row.reread, str) else None}
+    return _finite(plain) | shown | {"reason": row.reread if isinstance(row.reread, str) else None}
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list | tuple):
-        return [_finite(it) for it in value]
-    return {key: _finite(it) for key, it in value.items()} if isinstance(value, Mapping) else value
+        return [_finite(item) for item in value]
+    return {key: _finite(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
-def lines(stored: Mapping[str, Any]) -> str:
-    """JSON with a line for each row, so that two boards can be compared line by line."""
+def lines(stored: Json) -> str:
+    """JSON with a line for each row, so that two leaderboards can be compared line by line."""
     parts = []
     for key, value in stored.items():
         rows = ",\n".join(map(_line, value)) if isinstance(value, list) else None
@@ -65,14 +71,14 @@ def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def csv(board: Board) -> str:
+def csv(data: Leaderboard) -> str:
     """One row for each number, empty where there is none."""
     file = io.StringIO()
     out = table.writer(file, lineterminator="\n")
     out.writerow(COLUMNS)
-    metrics = {metric.name: metric for metric in board.metrics}
-    benchmarks = {benchmark.condition: benchmark.fingerprint for benchmark in board.benchmarks}
-    for score in board.scores:
+    metrics = {metric.name: metric for metric in data.metrics}
+    benchmarks = {benchmark.condition: benchmark.fingerprint for benchmark in data.benchmarks}
+    for score in data.scores:
         metric, rank = metrics[score.metric], score.rank or (None, None)
         out.writerow(
             [
@@ -101,76 +107,81 @@ def csv(board: Board) -> str:
     return file.getvalue()
 
 
-def markdown(board: Board, groups: Sequence[Group]) -> str:
+def markdown(data: Leaderboard, tables: Sequence[ConditionTable]) -> str:
     """A table for each condition; where one has too many columns for a page, the reader scrolls."""
     lines = [
-        f"# {_text(board.name)}",
+        f"# {_text(data.name)}",
         "",
-        _text(" · ".join(part for part in (board.made_at, board.version, board.machine) if part)),
+        _text(" · ".join(part for part in (data.made_at, data.version, data.machine) if part)),
         "",
     ]
-    lines += [f"> {_text(note)}" for note in board.notes]
+    lines += [f"> {_text(note)}" for note in data.notes]
     parts = (
         "value (95 % interval), normalized score (0 % = the better baseline, 100 % = the real image), rank, n"
         " and failures"
     )
     lines += ["", f"Each number: {parts}.", ""]
-    for group in groups:
-        it = group.benchmark
+    for condition in tables:
+        benchmark = condition.benchmark
         lines += [
-            f"## {_text(it.title)}",
+            f"## {_text(benchmark.title)}",
             "",
             _text(
-                f"{it.samples:,} samples of {it.images:,} images, split {it.split}, benchmark"
-                f" {it.fingerprint}; made by {it.detector}, read again by {it.reader}."
+                f"{benchmark.samples:,} samples of {benchmark.images:,} images, split {benchmark.split},"
+                f" benchmark {benchmark.fingerprint}; made by {benchmark.detector}, read again by"
+                f" {benchmark.reader}."
             ),
             "",
             _row(
                 "model",
                 *(
                     f"{column.metric.title} {'↑' if column.metric.higher_is_better else '↓'}"
-                    for column in group.columns
+                    for column in condition.columns
                 ),
                 "s/image",
             ),
-            "|" + " --- |" * (len(group.columns) + 2),
+            "|" + " --- |" * (len(condition.columns) + 2),
         ]
         lines += [
             _row(_name(row), *map(_cell, row.cells), figure(row.seconds, 2))
-            for row in (*group.ceiling, *group.models, *group.floor)
+            for row in (*condition.ceiling, *condition.models, *condition.floor)
         ]
-        if group.limit:
-            lines += ["", _text(group.limit)]
-        lines += [_text(sentence) for sentence in group.unplaced]
-        for told in group.reported:
-            protocol = (
-                "by the protocol of this benchmark"
-                if told.comparable
-                else "by another protocol, not to be compared with the numbers above"
-            )
-            lines += [
-                "",
-                f"Reported elsewhere, {protocol}; not ranked:",
-                "",
-                _row("model", *(name for name, _ in told.metrics)),
-                "|" + " --- |" * (len(told.metrics) + 1),
-            ]
-            for model, cells in told.models.items():
-                lines.append(
-                    _row(
-                        model,
-                        *(", ".join(f"{number.value:g} ({note})" for number, note in cell) for cell in cells),
-                    )
-                )
-            lines += [
-                "",
-                *(
-                    _text(f"{number}. {source}, {url} {note}")
-                    for number, (source, url, note) in enumerate(told.notes, 1)
-                ),
-            ]
+        if condition.limit:
+            lines += ["", _text(condition.limit)]
+        lines += [_text(sentence) for sentence in condition.unplaced]
+        for reported in condition.reported:
+            lines += _reported(reported)
         lines.append("")
     return "\n".join(lines)
+
+
+def _reported(reported: Reported) -> list[str]:
+    protocol = (
+        "by the protocol of this benchmark"
+        if reported.comparable
+        else "by another protocol, not to be compared with the numbers above"
+    )
+    rows = [
+        _row(
+            model,
+            *(", ".join(f"{number.value:g} ({note})" for number, note in cell) for cell in cells),
+        )
+        for model, cells in reported.models.items()
+    ]
+    notes = [
+        _text(f"{number}. {source}, {url} {note}")
+        for number, (source, url, note) in enumerate(reported.notes, 1)
+    ]
+    return [
+        "",
+        f"Reported elsewhere, {protocol}; not ranked:",
+        "",
+        _row("model", *(name for name, _ in reported.metrics)),
+        "|" + " --- |" * (len(reported.metrics) + 1),
+        *rows,
+        "",
+        *notes,
+    ]
 
 
 def _name(row: Row) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.report.leaderboard_data import Metric, Score
+from pipeline.report.leaderboard_data import Measure, Score
 from pipeline.report.plots import Axis, axis
 
 DISTANCES = ("fd", "fid", "kd", "kid")  # first words of the names of measures that compare sets of images
@@ -24,8 +24,8 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Pareto:
-    fidelity: Metric
-    distance: Metric
+    fidelity: Measure
+    distance: Measure
     digits: tuple[int, int]  # of their values, after the point
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
@@ -35,10 +35,10 @@ class Pareto:
 
 
 def pareto(
-    fidelity: Metric,
-    metrics: Mapping[Metric, int],  # digits of each after the point
+    fidelity: Measure,
+    metrics: Mapping[Measure, int],  # digits of each after the point
     scores: Sequence[Score],  # of one condition
-    seconds: Mapping[tuple[str, str], float],  # (model, condition) -> per image
+    seconds: Mapping[str, float],  # model -> per image
 ) -> Pareto | None:
     """Of the models and of `no_control`; None = no model has both a fidelity and a distance."""
     shown = [
@@ -78,7 +78,7 @@ def pareto(
                 distance=values[distance.name][key],
                 x=spots[key][0],
                 y=spots[key][1],
-                seconds=seconds.get((key[0], scores[0].condition)),
+                seconds=seconds.get(key[0]),
                 front=key in front,
                 baseline=key[1] != "control",
             )
@@ -87,28 +87,29 @@ def pareto(
     )
 
 
-def _distance(metrics: Sequence[Metric], scores: Sequence[Score]) -> Metric | None:
+def _distance(metrics: Sequence[Measure], scores: Sequence[Score]) -> Measure | None:
     """The first that is not marked: a biased Fréchet distance gives way to the kernel distance beside it."""
     scored = {score.metric for score in scores}
     marked = {score.metric for score in scores if score.marks}
-    found = [
+    measured = [
         metric
         for word in DISTANCES
         for metric in metrics
         if metric.name.split(" ")[0].lower() == word and metric.name in scored
     ]
-    return next((metric for metric in found if metric.name not in marked), found[0] if found else None)
+    unmarked = [metric for metric in measured if metric.name not in marked]
+    return next(iter([*unmarked, *measured]), None)
 
 
 def _axis(values: Sequence[float]) -> Axis:
     return axis(min(values), max(values), ticks=4)
 
 
-def _place(across: Axis, metric: Metric, value: float) -> float:
+def _place(across: Axis, metric: Measure, value: float) -> float:
     return _flipped(across.place(value), metric)
 
 
-def _flipped(place: float, metric: Metric) -> float:
+def _flipped(place: float, metric: Measure) -> float:
     return place if metric.higher_is_better else round(100 - place, 3)
 
 

@@ -82,8 +82,8 @@ def loss_plot(points: Sequence[tuple[float, float]]) -> LossPlot | None:
     )
 
 
-def gap_plot(points: Sequence[tuple[float, float, float | None]]) -> LossPlot | None:
-    """Held-out loss gap over images seen, with an image's own hint (smooth) and with another's (raw); None =
+def gain_plot(points: Sequence[tuple[float, float, float | None]]) -> LossPlot | None:
+    """Conditioning gain over images seen, with an image's own hint (smooth) and a shuffled one (raw); None =
     under two points.
     """
     kept = np.array(
@@ -108,7 +108,7 @@ def gap_plot(points: Sequence[tuple[float, float, float | None]]) -> LossPlot | 
     )
 
 
-def course_plot(
+def learning_plot(
     points: Sequence[tuple[int, float, float | None, float | None]], floor: float | None
 ) -> LossPlot | None:
     """Fidelity over images seen, with its intervals (raw) and the floor from end to end; None = under two

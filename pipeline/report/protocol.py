@@ -1,10 +1,10 @@
-"""Whether a published number was got as this board's were: else the two stand apart, and what differs is
-said.
+"""Whether a published number was got as this leaderboard's were: else the two stand apart, and what differs
+is said.
 """
 
 from collections.abc import Iterable, Iterator
 
-from pipeline.report.leaderboard_data import PROTOCOL, Benchmark, Published
+from pipeline.report.leaderboard_data import PROTOCOL, FrozenBenchmark, Published
 
 KNOWN_AS = {  # what this project calls a thing -> what published.json calls it
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "Stable Diffusion 1.5",
@@ -14,7 +14,7 @@ KNOWN_AS = {  # what this project calls a thing -> what published.json calls it
 }
 
 
-def differences(row: Published, benchmark: Benchmark) -> tuple[str, ...]:
+def differences(row: Published, benchmark: FrozenBenchmark) -> tuple[str, ...]:
     """Empty where the numbers may be compared: what is not known, there or here, counts as another."""
     if row.beside:
         return tuple(_differing(row, benchmark, PROTOCOL))
@@ -22,7 +22,7 @@ def differences(row: Published, benchmark: Benchmark) -> tuple[str, ...]:
     return ("measure: none here has its definition", *_differing(row, benchmark, others))
 
 
-def sampling(benchmark: Benchmark) -> str:
+def sampling(benchmark: FrozenBenchmark) -> str:
     """Sampler, steps, guidance and negative prompt, as published.json has them."""
     guidance = f"guidance {benchmark.guidance:g}{' of prompt and hint' * benchmark.guide_hint}"
     scale = [f"scale {benchmark.scale:g}"] * (benchmark.scale != 1)
@@ -30,7 +30,7 @@ def sampling(benchmark: Benchmark) -> str:
     return ", ".join([benchmark.sampler, f"{benchmark.steps} steps", guidance, *scale, negative])
 
 
-def _differing(row: Published, benchmark: Benchmark, names: Iterable[str]) -> Iterator[str]:
+def _differing(row: Published, benchmark: FrozenBenchmark, names: Iterable[str]) -> Iterator[str]:
     ours = {
         "base": benchmark.base,
         "resolution": benchmark.resolution,
@@ -43,5 +43,5 @@ def _differing(row: Published, benchmark: Benchmark, names: Iterable[str]) -> It
     for name in names:
         there, here = getattr(row, name), ours[name]
         if there is None or here is None or str(there) != KNOWN_AS.get(str(here), str(here)):
-            said = ("not known" if it is None else str(it) for it in (there, here))
+            said = ("not known" if setting is None else str(setting) for setting in (there, here))
             yield "{}: {} (here: {})".format(name, *said)

@@ -11,9 +11,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from pipeline.report.contents import Number, ReportData, ScoreRow
-from pipeline.report.leaderboard_view import digits
-from pipeline.report.plots import Axis, axis, course_plot, gap_plot, loss_plot
+from pipeline.report.contents import Estimate, ReportData, ScoreRow
+from pipeline.report.figures import digits
+from pipeline.report.plots import Axis, axis, gain_plot, learning_plot, loss_plot
 from pipeline.storage.workspace import write_text, write_whole
 
 TEMPLATES = Path(__file__).parent
@@ -72,17 +72,20 @@ def render(data: ReportData, out: Path) -> Path:
         several=len({row.condition for row in data.summary}) < len(data.summary),
         places={
             (row.condition, row.model): digits(
-                [it.value for it in (row.trained, row.ceiling, *row.baselines.values()) if it]
+                [one.value for one in (row.trained, row.ceiling, *row.baselines.values()) if one]
             )
             for row in data.summary
         },
         plots={run.name: loss_plot(run.loss) for run in data.runs},
-        gaps={
-            run.name: {condition: gap_plot(points) for condition, points in run.gaps.items()}
+        gains={
+            run.name: {condition: gain_plot(points) for condition, points in run.gains.items()}
             for run in data.runs
         },
-        courses={
-            run.name: {condition: course_plot(it.points, it.floor) for condition, it in run.courses.items()}
+        learning={
+            run.name: {
+                condition: learning_plot(curve.points, curve.floor)
+                for condition, curve in run.learning_curves.items()
+            }
             for run in data.runs
         },
         strip=max(
@@ -115,11 +118,11 @@ def score_groups(scores: tuple[ScoreRow, ...]) -> list[ScoreGroup]:
     order = {
         key: number for number, key in enumerate(dict.fromkeys((row.condition, row.metric) for row in scores))
     }
-    for (condition, metric), found in groupby(
+    for (condition, metric), of_group in groupby(
         sorted(scores, key=lambda row: order[row.condition, row.metric]),
         key=lambda row: (row.condition, row.metric),
     ):
-        rows = sorted(found, key=lambda row: row.baseline)
+        rows = sorted(of_group, key=lambda row: row.baseline)
         ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
         floors = [row.value for row in rows if row.baseline and not row.ceiling]
         better = rows[0].higher_is_better
@@ -168,12 +171,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
-def _reach(it: Number | None, places: int) -> str:
-    return (
-        "–"
-        if it is None
-        else number(it.value, places) + ("" if it.reach is None else f" ± {number(it.reach, places)}")
-    )
+def _reach(estimate: Estimate | None, places: int) -> str:
+    if estimate is None:
+        return "–"
+    reach = "" if estimate.reach is None else f" ± {number(estimate.reach, places)}"
+    return number(estimate.value, places) + reach
 
 
 def _duration(seconds: float | None) -> str:

@@ -1,33 +1,39 @@
-"""leaderboard.json -> the board that it was written from: pages can be written again without a workspace."""
+"""leaderboard.json -> the data that it was written from: pages can be written again without a workspace."""
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from evaluate import fidelity
 from evaluate.replicates import BY_CHANCE, NO_CEILING, NO_FLOOR, NOT_BETTER, NOT_FINITE, TOO_FEW
 from pipeline import MillError
 from pipeline.report.leaderboard_data import (
-    Benchmark,
-    Board,
-    Evidence,
-    Metric,
-    Model,
+    EvidenceSample,
+    FrozenBenchmark,
+    Leaderboard,
+    LeaderboardModel,
+    Measure,
     Published,
     Score,
     Speed,
     published,
 )
-from pipeline.report.listings import PICTURES, VERSION
+from pipeline.report.listings import PICTURES, STORED_AS, VERSION, Json
 
-PARTS = {"metrics": Metric, "benchmarks": Benchmark, "models": Model, "scores": Score, "speeds": Speed}
+PARTS = {
+    "metrics": Measure,
+    "benchmarks": FrozenBenchmark,
+    "models": LeaderboardModel,
+    "scores": Score,
+    "speeds": Speed,
+}
+READ_AS = {key: name for name, key in STORED_AS.items()}
 MEASURE = {"metrics": "name", "scores": "metric"}  # where a row names its measure
 
 
-def read(folder: Path) -> Board:
+def read(folder: Path) -> Leaderboard:
     """Of this layout or an earlier one; measures that were taken out since are left out."""
     file = folder / "leaderboard.json"
     try:
@@ -42,36 +48,41 @@ def read(folder: Path) -> Board:
             f"{file} has layout {layout}, this ControlMill reads up to {VERSION}: use the one that wrote it."
         )
     try:
-        return _board(stored, folder)
+        return _data(stored, folder)
     except (KeyError, TypeError) as error:
         raise MillError(f"{file} does not keep to docs/leaderboard.schema.json: {error}.") from error
 
 
-def _board(stored: Mapping[str, Any], folder: Path) -> Board:
-    parts: dict[str, Any] = {
+def _data(stored: Json, folder: Path) -> Leaderboard:
+    parts: Json = {
         key: tuple(
-            made(**_frozen(row)) for row in stored[key] if not fidelity.retired(row.get(MEASURE.get(key), ""))
+            record(**_frozen(row))
+            for row in stored[key]
+            if not fidelity.retired(row.get(MEASURE.get(key), ""))
         )
-        for key, made in PARTS.items()
+        for key, record in PARTS.items()
     }
     parts |= {key: stored[key] for key in ("name", "made_at", "version", "machine")}
     evidence = tuple(_evidence(row, folder) for row in stored["evidence"])
-    board = Board(notes=tuple(stored["notes"]), evidence=evidence, **parts)
+    data = Leaderboard(notes=tuple(stored["notes"]), evidence=evidence, **parts)
     if stored["layout"] == 1:  # no protocols, no reasons, and a ceiling might lie below the floor
-        conditions = [it.condition for it in board.benchmarks]
-        return replace(board, scores=tuple(_placed(board)), published=published(conditions))
-    return replace(board, published=tuple(Published(**_frozen(row)) for row in stored["published"]))
+        conditions = [benchmark.condition for benchmark in data.benchmarks]
+        return replace(data, scores=tuple(_placed(data)), published=published(conditions))
+    return replace(data, published=tuple(Published(**_frozen(row)) for row in stored["published"]))
 
 
-def _frozen(row: Mapping[str, Any]) -> dict[str, Any]:
+def _frozen(row: Json) -> Json:
     """As the records have it: no number where JSON could hold none."""
-    told = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    fields = {
+        READ_AS.get(key, key): tuple(value) if isinstance(value, list) else value
+        for key, value in row.items()
+    }
     numbers = ("value", "seconds_per_image", "score")
-    return told | {key: math.nan for key in numbers if key in told and told[key] is None}
+    return fields | {key: math.nan for key in numbers if key in fields and fields[key] is None}
 
 
-def _evidence(row: Mapping[str, Any], folder: Path) -> Evidence:
-    told = {key: value for key, value in _frozen(row).items() if key != "reason"}
+def _evidence(row: Json, folder: Path) -> EvidenceSample:
+    fields = {key: value for key, value in _frozen(row).items() if key != "reason"}
     pictures = {name: _picture(folder, row[name]) for name in PICTURES}
     reread = row["reason"] if pictures["reread"] is None else pictures["reread"]
     always = {
@@ -79,7 +90,7 @@ def _evidence(row: Mapping[str, Any], folder: Path) -> Evidence:
         "hint": pictures["hint"] or b"",
         "generated": pictures["generated"] or b"",
     }
-    return Evidence(**told | pictures | always)
+    return EvidenceSample(**fields | pictures | always)
 
 
 def _picture(folder: Path, address: str | None) -> bytes | None:
@@ -94,15 +105,15 @@ def _picture(folder: Path, address: str | None) -> bytes | None:
     return place.read_bytes()
 
 
-def _placed(board: Board) -> Iterator[Score]:
+def _placed(data: Leaderboard) -> Iterator[Score]:
     """A normalized score only where the real image has the better value; else why there is none, by the
     values.
     """
-    better = {metric.name: metric.higher_is_better for metric in board.metrics}
+    better = {metric.name: metric.higher_is_better for metric in data.metrics}
     groups: dict[tuple[str, str], list[Score]] = {}
-    for score in board.scores:
+    for score in data.scores:
         groups.setdefault((score.condition, score.metric), []).append(score)
-    for score in board.scores:
+    for score in data.scores:
         reason = _reason(score, groups[score.condition, score.metric], 1 if better[score.metric] else -1)
         if reason in (BY_CHANCE, TOO_FEW) and score.share is not None:
             yield score
@@ -112,9 +123,11 @@ def _placed(board: Board) -> Iterator[Score]:
 
 def _reason(score: Score, group: Sequence[Score], sign: int) -> str:
     """Which of them it is that the draws told, where floor and ceiling lie as they should."""
-    shuffled = [it.value for it in group if it.arm == "shuffled_condition" and it.model == score.model]
-    floors = [it.value for it in group if it.arm == "no_control"] + shuffled
-    ceiling = next((it.value for it in group if it.arm == "real_image"), None)
+    shuffled = [
+        other.value for other in group if other.arm == "shuffled_condition" and other.model == score.model
+    ]
+    floors = [other.value for other in group if other.arm == "no_control"] + shuffled
+    ceiling = next((other.value for other in group if other.arm == "real_image"), None)
     if ceiling is None:
         return NO_CEILING
     if not floors:

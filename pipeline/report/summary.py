@@ -1,8 +1,8 @@
-"""What a job comes to: a line for each trained ControlNet, before and after its training, beside its
-baselines and its ceiling.
+"""What a job comes to: a line for each trained ControlNet, at the start and at the end of its training,
+beside its baselines and its ceiling.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +10,60 @@ import numpy as np
 
 from annotate.conditions import CONDITIONS
 from evaluate import measures
-from evaluate.replicates import LEVEL, Replicated, best, difference, draws, of_means, quantile, share
+from evaluate.replicates import (
+    LEVEL,
+    Replicated,
+    best,
+    bootstrap_weights,
+    difference,
+    normalized_score,
+    of_means,
+    quantile,
+)
 from pipeline.benchmark.estimates import replicated
 from pipeline.benchmark.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, System
 from pipeline.catalog import Catalog
 from pipeline.experiment.logs import held_out_rows, read_log
 from pipeline.experiment.pairs import called
 from pipeline.plan import Plan
-from pipeline.report.contents import Course, Number, SummaryRow
-from pipeline.report.leaderboard_view import digits
+from pipeline.report.contents import Estimate, Gains, LearningCurve, SummaryRow
+from pipeline.report.figures import digits
 from pipeline.report.text import table
 
-COLUMNS = ("value", "replicates", "method", "prompts", "higher_is_better")  # of the table `scores`
+COLUMNS = ("value", "replicates", "method", "prompts")  # of the table `scores`
 BASELINES = (BEFORE, SHUFFLED, NO_CONTROL)
+HEADINGS = (
+    "measure", "gain at start", "gain", "trained", "start", "shuffled", "no control", "ceiling", "normalized",
+)  # fmt: skip
 NOTES = (
     (
-        "value ± reach of its 95 % interval; gap: thousandths of the held-out loss that the hint saves the"
-        " base; °  more than another's hint saves"
+        "value ± reach of its 95 % interval; gain: conditioning gain ×1000, the base's held-out loss minus"
+        " the ControlNet's; °  more than a shuffled hint"
     ),
     (
         "<  worse than trained, image by image, beyond chance (95 %);  >  better than trained, beyond chance;"
         "  *  above both baselines beyond chance"
     ),
-    "ruler: the normalized score: 0 % = the better baseline, 100 % = the real image",
+    "start: the checkpoint it began from; normalized: 0 % = the better baseline, 100 % = the real image",
 )
 
+Scores = Mapping[str, Replicated | None]  # by system; None = it is scored, but not by its primary measure
+Measured = Mapping[str, Any]  # of the held-out pairs, as train.held_out.summary tells it in the log
 
-def summary(plan: Plan, catalog: Catalog, made: list[System]) -> list[SummaryRow]:
+
+def summary(plan: Plan, catalog: Catalog, compared: list[System]) -> list[SummaryRow]:
     """In the order of the conditions; a ControlNet of which nothing is scored yet is left out."""
-    scores = _scores(catalog, made)
-    trained = [system for system in made if system.arm == CONTROL and system.name in scores]
+    scores = _scores(catalog, compared)
+    trained = [system for system in compared if system.arm == CONTROL and system.name in scores]
     logs = {model: read_log(plan.workspace.run(model)) for model in {system.model for system in trained}}
-    rows = [_row(system, made, scores, _gaps(plan, system, logs[system.model])) for system in trained]
+    rows = [
+        _row(
+            system,
+            _by_arm(system.model, system.condition, compared, scores),
+            _gains(plan, system, held_out_rows(logs[system.model], system.condition)),
+        )
+        for system in trained
+    ]
     return sorted(rows, key=lambda row: (list(CONDITIONS).index(row.condition), row.model))
 
 
@@ -51,51 +73,46 @@ def lines(plan: Plan, catalog: Catalog, systems: list[System], page: Path) -> It
     if not rows:
         return
     several = len({row.condition for row in rows}) < len(rows)
-    names = [
-        "  condition",
-        *(["model"] if several else []),
-        "measure",
-        "gap before",
-        "gap",
-        "trained",
-        "before",
-        "another's",
-        "no control",
-    ]
-    yield from table([*names, "ceiling", "ruler"], [_cells(row, several) for row in rows]).splitlines()
+    headings = ["  condition", *(["model"] if several else []), *HEADINGS]
+    yield from table(headings, [_cells(row, several) for row in rows]).splitlines()
     yield from NOTES
-    absent = {
-        row.share_reason: [it.condition for it in rows if it.share_reason == row.share_reason]
-        for row in rows
-        if row.share_reason
-    }
-    yield from (
-        f"no ruler of {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in absent.items()
-    )
+    absent: dict[str, list[str]] = {}
+    for row in rows:
+        if row.normalized_reason:
+            absent.setdefault(row.normalized_reason, []).append(row.condition)
+    for reason, conditions in absent.items():
+        yield f"no normalized score of {', '.join(dict.fromkeys(conditions))}: {reason}"
     yield f"{page} shows all of it"
 
 
-def courses(catalog: Catalog, made: list[System]) -> dict[tuple[str, str], Course]:
+def thousandths(gain: float) -> float:
+    """A conditioning gain as it is shown: the log has the difference of two losses, tables and plots show
+    thousandths of it.
+    """
+    return 1000 * gain
+
+
+def learning_curves(catalog: Catalog, compared: list[System]) -> dict[tuple[str, str], LearningCurve]:
     """Run and condition -> its primary measure from before the first image to the end, where checkpoints on
     the way were scored.
     """
-    scores, images = _scores(catalog, made), dict(catalog.query("SELECT run, images FROM runs"))
-    on_the_way: dict[tuple[str, str], list[System]] = {}
-    for system in made:
+    scores, images = _scores(catalog, compared), dict(catalog.query("SELECT run, images FROM runs"))
+    earlier: dict[tuple[str, str], list[System]] = {}
+    for system in compared:
         if system.arm == EARLIER:
-            on_the_way.setdefault((system.model, system.condition), []).append(system)
-    out = {}
-    for (model, condition), on_way in on_the_way.items():
+            earlier.setdefault((system.model, system.condition), []).append(system)
+    curves = {}
+    for (model, condition), on_the_way in earlier.items():
         metric = measures.primary(CONDITIONS[condition].kind)
-        found = _found(model, condition, made, scores)
-        begun = found.get(BEFORE) or found.get(NO_CONTROL)  # one that starts from the base adds nothing
+        by_arm = _by_arm(model, condition, compared, scores)
+        start = by_arm.get(BEFORE) or by_arm.get(NO_CONTROL)  # one that starts from the base adds nothing
         points = (
-            {0: begun}
-            | {it.seen: replicated(scores[it.name]) for it in on_way if scores.get(it.name)}
-            | {images[model]: found.get(CONTROL)}
+            {0: start}
+            | {system.seen: scores.get(system.name) for system in on_the_way}
+            | {images[model]: by_arm.get(CONTROL)}
         )
-        floor = _floor(found, metric.higher_is_better)
-        out[model, condition] = Course(
+        floor = _floor(by_arm, metric.higher_is_better)
+        curves[model, condition] = LearningCurve(
             metric=metric.name,
             higher_is_better=metric.higher_is_better,
             floor=floor.value if floor else None,
@@ -105,86 +122,86 @@ def courses(catalog: Catalog, made: list[System]) -> dict[tuple[str, str], Cours
                 if score
             ),
         )
-    return out
+    return curves
 
 
 def _cells(row: SummaryRow, several: bool) -> list[str]:
-    places = digits([it.value for it in (row.trained, *row.baselines.values(), row.ceiling) if it])
+    places = digits([one.value for one in (row.trained, *row.baselines.values(), row.ceiling) if one])
     return [
         f"{'*' if row.beyond_both else ' '} {row.condition}",
         *([row.model] if several else []),
         f"{row.metric} {'↑' if row.higher_is_better else '↓'}",
-        f"{_text(row.gap_before, 1)} {row.gap_verdict}".rstrip(),
-        f"{_text(row.gap, 1)}{' °' if row.heard else ''}",
+        f"{_text(row.gains.start, 1)} {row.gains.verdict}".rstrip(),
+        f"{_text(row.gains.end, 1)}{' °' if row.gains.beyond_shuffled else ''}",
         _text(row.trained, places),
         *(
             f"{_text(row.baselines.get(arm), places)} {row.verdicts.get(arm, '')}".rstrip()
             for arm in BASELINES
         ),
         _text(row.ceiling, places),
-        f"{_text(row.share, 0)} %" if row.share else "–",
+        f"{_text(row.normalized, 0)} %" if row.normalized else "–",
     ]
 
 
-def _text(number: Number | None, places: int) -> str:
-    if number is None:
+def _text(estimate: Estimate | None, places: int) -> str:
+    if estimate is None:
         return "–"
-    return f"{number.value:.{places}f}" + (f"±{number.reach:.{places}f}" if number.reach is not None else "")
+    reach = "" if estimate.reach is None else f"±{estimate.reach:.{places}f}"
+    return f"{estimate.value:.{places}f}{reach}"
 
 
-def _scores(catalog: Catalog, made: list[System]) -> dict[str, dict[str, Any]]:
-    """By system, its primary measure; systems without it have an empty row as soon as anything of them is
-    scored.
-    """
-    found: dict[str, dict[str, Any]] = {
-        system: {} for (system,) in catalog.query("SELECT DISTINCT system FROM scores")
-    }
-    wanted = {system.name: measures.primary(CONDITIONS[system.condition].kind).name for system in made}
+def _scores(catalog: Catalog, compared: list[System]) -> dict[str, Replicated | None]:
+    scores: dict[str, Replicated | None] = dict.fromkeys(
+        system for (system,) in catalog.query("SELECT DISTINCT system FROM scores")
+    )
+    wanted = {system.name: measures.primary(CONDITIONS[system.condition].kind).name for system in compared}
     for name, metric, *row in catalog.query(f"SELECT system, metric, {', '.join(COLUMNS)} FROM scores"):
         if wanted.get(name) == metric:
-            found[name] = dict(zip(COLUMNS, row, strict=True))
-    return found
+            scores[name] = replicated(dict(zip(COLUMNS, row, strict=True)))
+    return scores
 
 
-def _row(
-    system: System, made: list[System], scores: Mapping[str, Mapping[str, Any]], gaps: Mapping[str, Any]
-) -> SummaryRow:
-    found = _found(system.model, system.condition, made, scores)
+def _row(system: System, by_arm: Mapping[str, Replicated], gains: Gains) -> SummaryRow:
     metric = measures.primary(CONDITIONS[system.condition].kind)
+    better = metric.higher_is_better
     verdicts = {
-        arm: _verdict(found[CONTROL], found[arm], metric.higher_is_better)
+        arm: _verdict(by_arm[CONTROL], by_arm[arm], better)
         for arm in BASELINES
-        if {arm, CONTROL} <= found.keys()
+        if {arm, CONTROL} <= by_arm.keys()
     }
+    normalized, reason = _normalized(by_arm, better)
     return SummaryRow(
         condition=system.condition,
         model=called(system.model),
         metric=metric.name,
-        higher_is_better=metric.higher_is_better,
+        higher_is_better=better,
         definition=metric.definition,
-        **gaps,
-        trained=_number(found.get(CONTROL)),
-        ceiling=_number(found.get(REAL)),
-        **_share(found, metric.higher_is_better),
+        gains=gains,
+        trained=_estimate(by_arm.get(CONTROL)),
+        ceiling=_estimate(by_arm.get(REAL)),
+        normalized=normalized,
+        normalized_reason=reason,
         verdicts=verdicts,
-        baselines={arm: number for arm in BASELINES if (number := _number(found.get(arm)))},
+        baselines={arm: estimate for arm in BASELINES if (estimate := _estimate(by_arm.get(arm)))},
         beyond_both=all(verdicts.get(arm) == "<" for arm in (SHUFFLED, NO_CONTROL)),
     )
 
 
-def _found(
-    model: str, condition: str, made: list[System], scores: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Replicated]:  # by arm, without the checkpoints on the way
+def _by_arm(
+    model: str, condition: str, compared: list[System], scores: Scores
+) -> dict[str, Replicated]:  # without the checkpoints on the way
     beside = [
-        it for it in made if it.condition == condition and it.model in (model, it.arm) and it.arm != EARLIER
+        system
+        for system in compared
+        if system.condition == condition and system.model in (model, system.arm) and system.arm != EARLIER
     ]
-    return {it.arm: replicated(scores[it.name]) for it in beside if scores.get(it.name)}
+    return {system.arm: score for system in beside if (score := scores.get(system.name))}
 
 
 def _verdict(trained: Replicated, other: Replicated, higher_is_better: bool) -> str:
     """Of the other: < worse, > better, beyond chance; '' = within it."""
-    found = difference(trained, other)
-    return _side(found.low, found.high, higher_is_better)
+    between = difference(trained, other)
+    return _side(between.low, between.high, higher_is_better)
 
 
 def _side(low: float | None, high: float | None, higher_is_better: bool) -> str:
@@ -194,59 +211,63 @@ def _side(low: float | None, high: float | None, higher_is_better: bool) -> str:
     return "<" if (low > 0) == higher_is_better else ">"
 
 
-def _share(found: Mapping[str, Replicated], higher_is_better: bool) -> dict[str, Any]:  # fields of SummaryRow
-    """In percent, with the longer arm of its interval; or why there is none."""
-    if CONTROL not in found:
-        return {}
-    way = share(
-        found[CONTROL], _floor(found, higher_is_better), found.get(REAL), higher_is_better=higher_is_better
+# or why there is none
+def _normalized(by_arm: Mapping[str, Replicated], higher_is_better: bool) -> tuple[Estimate | None, str]:
+    """In percent, with the longer arm of its interval."""
+    if CONTROL not in by_arm:
+        return None, ""
+    score = normalized_score(
+        by_arm[CONTROL],
+        _floor(by_arm, higher_is_better),
+        by_arm.get(REAL),
+        higher_is_better=higher_is_better,
     )
-    if isinstance(way, str):
-        return {"share_reason": way}
-    return {
-        "share": Number(value=100 * way.value, reach=100 * max(way.high - way.value, way.value - way.low))
-    }
+    if isinstance(score, str):
+        return None, score
+    reach = max(score.high - score.value, score.value - score.low)
+    return Estimate(value=100 * score.value, reach=100 * reach), ""
 
 
-def _floor(found: Mapping[str, Replicated], higher_is_better: bool) -> Replicated | None:
+def _floor(by_arm: Mapping[str, Replicated], higher_is_better: bool) -> Replicated | None:
     """The better of the baselines that know nothing of the image's own hint."""
-    return best((found[arm] for arm in (SHUFFLED, NO_CONTROL) if arm in found), higher_is_better)
+    return best((by_arm[arm] for arm in (SHUFFLED, NO_CONTROL) if arm in by_arm), higher_is_better)
 
 
-def _number(score: Replicated | None) -> Number | None:
-    between = score and score.interval
-    return Number(value=score.value, reach=between[1] - score.value if between else None) if score else None
+def _estimate(score: Replicated | None) -> Estimate | None:
+    if score is None:
+        return None
+    between = score.interval
+    return Estimate(value=score.value, reach=between[1] - score.value if between else None)
 
 
-def _gaps(plan: Plan, system: System, log: list[dict[str, Any]]) -> dict[str, Any]:  # fields of SummaryRow
-    """Before the training and when it was last measured; a ControlNet that begins as a copy of the base saves
-    nothing before.
+def _gains(plan: Plan, system: System, measured: Sequence[tuple[int, Measured]]) -> Gains:
+    """At the start of the training and when it was last measured; a ControlNet that begins as a copy of the
+    base saves nothing at the start.
     """
     from train import checkpoint, held_out
 
-    told = held_out_rows(log, system.condition)
-    if not told:
-        return {}
-    (began, first), (_, last) = told[0], told[-1]
-    done = checkpoint.newest(plan.workspace.run(system.model))
-    fresh = done is not None and system.condition not in done.meta.get("warm_start", {})
-    return {
-        "gap_before": _gap(first) if began == 0 else Number(value=0.0) if fresh else None,
-        "gap": _gap(last),
-        "gap_verdict": "" if began else _gained(first, last),
-        "heard": held_out.follows_hints(last, LEVEL),
-    }
+    if not measured:
+        return Gains()
+    (began, first), (_, last) = measured[0], measured[-1]
+    newest = checkpoint.newest(plan.workspace.run(system.model))
+    fresh = newest is not None and system.condition not in newest.meta.get("warm_start", {})
+    return Gains(
+        start=_gain(first) if began == 0 else Estimate(value=0.0) if fresh else None,
+        end=_gain(last),
+        verdict="" if began else _gained(first, last),
+        beyond_shuffled=held_out.follows_hints(last, LEVEL),
+    )
 
 
-def _gap(told: Mapping[str, Any]) -> Number | None:
-    if told["gap"] is None:
+def _gain(measured: Measured) -> Estimate | None:
+    if measured["gap"] is None:
         return None
-    error, count = told["gap_error"], told["n"]
-    reach = None if error is None else 1000 * error * quantile((1 + LEVEL) / 2, count - 1)
-    return Number(value=1000 * told["gap"], reach=reach)
+    error, count = measured["gap_error"], measured["n"]
+    reach = None if error is None else thousandths(error * quantile((1 + LEVEL) / 2, count - 1))
+    return Estimate(value=thousandths(measured["gap"]), reach=reach)
 
 
-def _gained(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+def _gained(first: Measured, last: Measured) -> str:
     """Of the first: as `_verdict`, pair by pair in shares of the loss, which differs a hundredfold between
     timesteps.
     """
@@ -257,7 +278,7 @@ def _gained(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     ]
     if not pairs:
         return ""
-    before, after = np.array(pairs).T
-    saved = of_means(1 - after / before, np.arange(len(pairs)), draws(len(pairs)))
+    start, end = np.array(pairs).T
+    saved = of_means(1 - end / start, np.arange(len(pairs)), bootstrap_weights(len(pairs)))
     low, high = saved.interval or (None, None)
     return _side(low, high, higher_is_better=True)

@@ -37,9 +37,10 @@ from pipeline.dataset.maps import read_annotation
 from pipeline.experiment.logs import follows, held_out_rows, read_log
 from pipeline.experiment.pairs import called
 from pipeline.plan import Plan
-from pipeline.report import contents, counts, leaderboard_scores
-from pipeline.report import summary as summaries
+from pipeline.report import contents, leaderboard_scores
+from pipeline.report.counts import WorkspaceCounts, workspace_counts
 from pipeline.report.site import render
+from pipeline.report.summary import learning_curves, summary, thousandths
 from pipeline.stages.stage import StageContext, StageResult
 from pipeline.storage import codec, shards
 
@@ -60,10 +61,10 @@ def report(context: StageContext) -> StageResult:
 def write_page(context: StageContext) -> Path:
     """Returns the page's path; its pictures lie beside it."""
     plan, catalog = context.plan, context.catalog
-    told = counts.facts(catalog)
+    counts = workspace_counts(catalog)
     made = _systems(context)
     runs = tuple(_runs(plan, catalog, made))
-    # those are shown as the course of their run
+    # those are shown as the learning curve of their run
     compared = [system for system in made if system.arm != EARLIER]
     data = contents.ReportData(
         name=plan.manifest.name,
@@ -72,15 +73,15 @@ def write_page(context: StageContext) -> Path:
         manifest=manifest.dump(plan.manifest),
         machine=_machine(),
         notes=tuple(_notes(plan, runs)),
-        stages=tuple(_stages(plan, told, runs, made)),
-        ingest=_ingest(catalog, told) if told["images"] else None,
-        conditions=tuple(_conditions(plan, catalog, told)),
+        stages=tuple(_stages(plan, counts, runs, made)),
+        ingest=_ingest(catalog, counts) if counts.images else None,
+        conditions=tuple(_conditions(plan, catalog, counts)),
         contact=tuple(_contact(plan, catalog)),
         runs=runs,
         scores=tuple(_scores(plan, catalog, compared)),
-        summary=tuple(summaries.summary(plan, catalog, compared)),
+        summary=tuple(summary(plan, catalog, compared)),
         evidence=tuple(_evidence(plan, catalog, compared)),
-        leaderboard=told["scores"] > 0,
+        leaderboard=counts.scores > 0,
     )
     return render(data, plan.workspace.report)
 
@@ -102,7 +103,7 @@ def _machine() -> dict[str, str]:
     }
 
 
-def _notes(plan: Plan, runs: tuple[contents.Run, ...]) -> Iterator[str]:
+def _notes(plan: Plan, runs: tuple[contents.RunRow, ...]) -> Iterator[str]:
     if any(run.random_weights for run in runs):
         yield (
             "The base model has random weights: it was never trained. What is generated and scored here shows"
@@ -123,18 +124,18 @@ def _notes(plan: Plan, runs: tuple[contents.Run, ...]) -> Iterator[str]:
 
 
 def _stages(
-    plan: Plan, told: dict[str, Any], runs: tuple[contents.Run, ...], made_by: list[System]
+    plan: Plan, counts: WorkspaceCounts, runs: tuple[contents.RunRow, ...], made_by: list[System]
 ) -> Iterator[contents.Stage]:
     def state(asked: object, had: int, wanted: int) -> Any:
         return "off" if not asked else "done" if had and had >= wanted else "running" if had else "waiting"
 
-    readable = told["images"].get("ok", 0)
-    made = sum(it["ok"] + it["skipped"] + it["failed"] for it in told["conditions"].values())
+    readable = counts.readable
+    made = sum(one.rows for one in counts.conditions.values())
     seen, asked_for = (
         sum(run.images_seen for run in runs),
         sum(run.images for run in plan.manifest.train.runs) if plan.manifest.train else 0,
     )
-    samples = sum(told["samples"].values())
+    samples = sum(counts.samples.values())
     drawn = {(it.drawn_as, it.key): it for it in made_by}.values()
     asked = (
         sum(len(tasks_of(it, plan.manifest.evaluate.benchmark)) for it in drawn)
@@ -147,8 +148,8 @@ def _stages(
     )
     yield contents.Stage(
         name="encode",
-        state=state(plan.manifest.train, told["latents"], readable),
-        detail=f"{told['latents']} images",
+        state=state(plan.manifest.train, counts.latents, readable),
+        detail=f"{counts.latents} images",
     )
     yield contents.Stage(
         name="train",
@@ -162,12 +163,12 @@ def _stages(
     )
     yield contents.Stage(
         name="score",
-        state=state(plan.manifest.evaluate, told["scores"], 1),
-        detail=f"{told['scores']} scores",
+        state=state(plan.manifest.evaluate, counts.scores, 1),
+        detail=f"{counts.scores} scores",
     )
 
 
-def _ingest(catalog: Catalog, told: dict[str, Any]) -> contents.Ingest:
+def _ingest(catalog: Catalog, counts: WorkspaceCounts) -> contents.Ingest:
     sizes = catalog.query(
         "SELECT width || '×' || height, count(*) FROM images WHERE status = 'ok' GROUP BY ALL ORDER BY"
         " count(*) DESC, 1 LIMIT 12"
@@ -178,18 +179,18 @@ def _ingest(catalog: Catalog, told: dict[str, Any]) -> contents.Ingest:
            WHERE i.status = 'failed' GROUP BY ALL ORDER BY 2 DESC, 1"""
     )
     return contents.Ingest(
-        by_status=told["images"],
-        by_split=told["splits"],
+        by_status=counts.images,
+        by_split=counts.splits,
         by_size=dict(sizes),
-        n_sources=told["sources"],
-        n_duplicates=told["sources"] - sum(told["images"].values()),
+        n_sources=counts.sources,
+        n_duplicates=counts.sources - sum(counts.images.values()),
         reasons=tuple(
             contents.Reason(text=text, count=count, examples=tuple(uris)) for text, count, uris in reasons
         ),
     )
 
 
-def _conditions(plan: Plan, catalog: Catalog, told: dict[str, Any]) -> Iterator[contents.Condition]:
+def _conditions(plan: Plan, catalog: Catalog, counts: WorkspaceCounts) -> Iterator[contents.ConditionRow]:
     reasons: dict[str, list[contents.Reason]] = {}
     sql = """SELECT condition, a.status, reason, count(*), list(uri ORDER BY uri)[:3] FROM annotations a JOIN
              sources USING (image_id)
@@ -211,22 +212,22 @@ def _conditions(plan: Plan, catalog: Catalog, told: dict[str, Any]) -> Iterator[
         measures.setdefault(name, {})[measure] = value
     for name, row in CONDITIONS.items():
         facts = {"name": name, "title": row.title, "kind": row.kind}
-        planned, counts = plan.conditions.get(name), told["conditions"].get(name)
-        if planned is None or counts is None:
+        planned, rows = plan.conditions.get(name), counts.conditions.get(name)
+        if planned is None or rows is None:
             lack = lacks(name)
-            yield contents.Condition(**facts, state="lacking" if lack else "not asked", lacks=lack or "")  # type: ignore[arg-type]
+            yield contents.ConditionRow(**facts, state="lacking" if lack else "not asked", lacks=lack or "")  # type: ignore[arg-type]
             continue
-        yield contents.Condition(
+        yield contents.ConditionRow(
             **facts,
             state="made",
             detector=planned.step.detector,
             version=str(planned.identity["version"]),  # type: ignore[arg-type]
             licence=planned.record()["licence"],
             fingerprint=planned.fingerprint,
-            ok=counts["ok"],
-            skipped=counts["skipped"],
-            failed=counts["failed"],
-            todo=counts["to do"],
+            ok=rows.ok,
+            skipped=rows.skipped,
+            failed=rows.failed,
+            todo=rows.todo,
             seconds=seconds.get(name),
             measures=measures.get(name, {}),
             reasons=tuple(reasons.get(name, ())),
@@ -270,15 +271,17 @@ def _contact(plan: Plan, catalog: Catalog) -> Iterator[contents.ContactRow]:
         )
 
 
-def _gaps(log: list[dict[str, Any]], condition: str) -> tuple[tuple[float, float, float | None], ...]:
-    told = held_out_rows(log, condition)
+def _gains(log: list[dict[str, Any]], condition: str) -> tuple[tuple[float, float, float | None], ...]:
+    measured = [row for row in held_out_rows(log, condition) if row[1]["gap"] is not None]
+    shuffled = [numbers.get("shuffled_gap") for _, numbers in measured]
     return tuple(
-        (float(images), one["gap"], one.get("shuffled_gap")) for images, one in told if one["gap"] is not None
+        (float(images), thousandths(numbers["gap"]), None if other is None else thousandths(other))
+        for (images, numbers), other in zip(measured, shuffled, strict=True)
     )
 
 
-def _runs(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.Run]:
-    courses = summaries.courses(catalog, made)
+def _runs(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.RunRow]:
+    curves = learning_curves(catalog, made)
     sql = (
         "SELECT run, conditions, base, random_weights, images, steps, seconds, checkpoint, options FROM runs"
         " ORDER BY run"
@@ -290,7 +293,7 @@ def _runs(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents
         curve = tuple(
             (float(row["images"]), float(np.mean(list(row["loss"].values())))) for row in log if "loss" in row
         )
-        yield contents.Run(
+        yield contents.RunRow(
             name=called(name),
             conditions=tuple(conditions),
             base=base,
@@ -300,12 +303,10 @@ def _runs(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents
             seconds=seconds,
             images_per_second=images / seconds if seconds else None,
             loss=curve,
-            follows=follows(log),
-            gaps={condition: _gaps(log, condition) for condition in conditions},
-            courses={
-                condition: courses[name, condition]
-                for condition in conditions
-                if (name, condition) in courses
+            convergence_step=follows(log),
+            gains={condition: _gains(log, condition) for condition in conditions},
+            learning_curves={
+                condition: curves[name, condition] for condition in conditions if (name, condition) in curves
             },
             checkpoint=checkpoint or None,
             options={key: str(value) for key, value in json.loads(options).items()},
@@ -368,9 +369,9 @@ def _scores(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[conten
             )
 
 
-def _comparison(baseline: System, own: dict[str, Any], theirs: dict[str, Any]) -> contents.Comparison:
+def _comparison(baseline: System, own: dict[str, Any], theirs: dict[str, Any]) -> contents.PairedDifference:
     found = difference(replicated(own), replicated(theirs))
-    return contents.Comparison(
+    return contents.PairedDifference(
         against=_name(baseline), difference=found.value, low=found.low, high=found.high, p=found.p
     )
 
@@ -385,12 +386,12 @@ def _siblings(system: System, made: list[System]) -> list[System]:
 
 
 def _name(system: System) -> str:
-    return {CONTROL: called(system.model), BEFORE: f"{called(system.model)} before training"}.get(
+    return {CONTROL: called(system.model), BEFORE: f"{called(system.model)} at its start"}.get(
         system.arm, system.arm
     )
 
 
-def _evidence(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.Evidence]:
+def _evidence(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.EvidenceRow]:
     """The first pairs of each benchmark."""
     if plan.manifest.evaluate is None:
         return
@@ -406,7 +407,7 @@ def _evidence(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[cont
                 _generated(plan, found) for it in others if (found := at.get((it.name, item.image_id)))
             ]
             if outputs:
-                yield contents.Evidence(
+                yield contents.EvidenceRow(
                     condition=control.condition,
                     image_id=item.image_id,
                     prompt=_short(item.caption),

@@ -80,7 +80,9 @@ def _is_whole(plan: Plan, place: str, say: Callable[[str], None]) -> bool:
 
 def _sentence(it: PlannedRun) -> str:
     watched = min(it.run.held_out, len(it.held_out))
-    why = "; no loss gap: the validation split has no pairs" if it.run.held_out and not watched else ""
+    why = (
+        "; no conditioning gain: the validation split has no pairs" if it.run.held_out and not watched else ""
+    )
     return f"{it.name}: {it.run.images} images of {len(it.pairs)} pairs{why}"
 
 

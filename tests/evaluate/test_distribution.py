@@ -3,19 +3,10 @@
 import numpy as np
 import pytest
 
-from evaluate import distribution
-from evaluate.distribution import (
-    Images,
-    Moments,
-    cmmd,
-    frechet,
-    frechet_infinity,
-    frechet_without,
-    kernel_distance_full,
-    kernel_distance_without,
-    prdc,
-    ranking,
-)
+from evaluate import features
+from evaluate.distribution import cmmd, kernel_distance_full, kernel_distance_without, prdc
+from evaluate.features import Images
+from evaluate.frechet import Moments, frechet, frechet_infinity, frechet_without, ranking
 
 RNG = np.random.default_rng(0)
 REAL = RNG.normal(size=(300, 16)).astype(np.float32)
@@ -26,7 +17,7 @@ BOTH = Images(MADE, np.arange(240))
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several parts, the last one short, even of these small sets."""
-    monkeypatch.setattr(distribution, "ROWS", 64)
+    monkeypatch.setattr(features, "ROWS", 64)
 
 
 def test_a_set_is_no_way_from_itself() -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from evaluate import efficientnet
-from evaluate.efficientnet import EfficientNetLite0, Network, _Same
+from evaluate.efficientnet import EfficientNetLite0, Lite0Network, _SameConv
 
 wheel = pytest.mark.skipif(
     importlib.util.find_spec(efficientnet.PACKAGE) is None, reason=efficientnet.INSTALL
@@ -37,7 +37,7 @@ def photograph(name: str) -> np.ndarray:
 
 def test_it_has_the_parameters_of_the_paper_of_the_lite_nets() -> None:
     """4.65 M, as efficientnet/lite's README has it."""
-    assert sum(p.numel() for p in Network().parameters()) == 4_652_008
+    assert sum(p.numel() for p in Lite0Network().parameters()) == 4_652_008
 
 
 @pytest.mark.parametrize(("kernel", "wanted"), [(3, [[9, 6], [6, 4]]), (5, [[16, 12], [12, 9]])])
@@ -47,13 +47,13 @@ def test_stride_two_pads_like_tensorflow_more_at_the_right_and_below(
     """Of ones, each sum counts the pixels that lie in the picture: TF begins at 0 for a kernel of 3, at -1
     for one of 5.
     """
-    layer = _Same(1, 1, kernel, 2)
+    layer = _SameConv(1, 1, kernel, 2)
     torch.nn.init.ones_(layer.weight)
     assert layer(torch.ones(1, 1, 4, 4))[0, 0].tolist() == wanted
 
 
 def test_stride_one_pads_alike_on_all_sides() -> None:
-    layer = _Same(1, 1, 3, 1)
+    layer = _SameConv(1, 1, 3, 1)
     torch.nn.init.ones_(layer.weight)
     assert layer(torch.ones(1, 1, 2, 2))[0, 0].tolist() == [[4, 4], [4, 4]]
 
@@ -68,7 +68,7 @@ def test_pictures_are_prepared_as_the_lite_nets_were_trained() -> None:
 def test_a_row_is_the_same_alone_and_among_others_but_for_rounding_and_no_rows_have_a_width() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = EfficientNetLite0(Network().eval().requires_grad_(False))
+        net = EfficientNetLite0(Lite0Network().eval().requires_grad_(False))
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 40, 3), np.uint8)
     assert np.allclose(net.features(images)[1:2], net.features(images[1:2]), atol=1e-4)
     assert net.features(images[:0]).shape == (0, 1280)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from evaluate import distribution, libraries
-from evaluate.distribution import Images, Moments
+from evaluate.features import Images
 from evaluate.fidelity import METRICS, Map, compare, pooled
+from evaluate.frechet import Moments
 from evaluate.libraries import NoLibrary
 
 RNG = np.random.default_rng(0)

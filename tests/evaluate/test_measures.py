@@ -10,7 +10,7 @@ from evaluate import measures
 def test_each_condition_names_the_primary_measure_of_its_kind() -> None:
     for row in CONDITIONS.values():
         assert measures.primary(row.kind).name == row.fidelity
-        assert measures.telling(row.kind).level == "sample"
+        assert measures.headline(row.kind).level == "sample"
 
 
 def test_a_score_of_a_network_is_named_after_it() -> None:

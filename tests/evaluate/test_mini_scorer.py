@@ -18,7 +18,7 @@ from evaluate import mini
 from evaluate.mini import card, clip, losses, scores
 from evaluate.mini.clip import MiniClip, scaled
 from evaluate.mini.network import NOTHING, UNKNOWN, Scorer, Sizes, words_of
-from evaluate.mini.scores import Share
+from evaluate.mini.scores import Proportion
 
 TINY = Sizes(
     side=32, widths=(8, 8, 16), features=8, text_width=16, text_layers=1, heads=2, length=12, width=16
@@ -203,7 +203,7 @@ def test_it_can_learn_which_caption_is_whose() -> None:
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 40), (1, 7), (823, 1000), (40, 40)])
 def test_the_interval_of_a_share_is_scipys_wilson_interval(hits: int, n: int) -> None:
-    found = Share.of(np.arange(n) < hits)
+    found = Proportion.of(np.arange(n) < hits)
     wanted = binomtest(hits, n).proportion_ci(method="wilson")
     assert found.value == hits / n and found.n == n
     assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
@@ -223,7 +223,7 @@ class Told:
         return np.stack([self.of_texts[text] for text in texts])
 
 
-def examined(of_pictures: np.ndarray, of_texts: np.ndarray, **false: Any) -> dict[str, Share]:
+def examined(of_pictures: np.ndarray, of_texts: np.ndarray, **false: Any) -> dict[str, Proportion]:
     captions = [f"scene {row}" for row in range(len(of_texts))]
     table = dict(zip(captions, of_texts, strict=True)) | {
         "far": np.zeros(of_texts.shape[1]),
@@ -296,7 +296,7 @@ def test_weights_of_another_training_are_refused(net: Scorer, tmp_path: Path) ->
 
 def test_the_card_says_what_is_unfinished_and_every_score(net: Scorer) -> None:
     spent = {"images": 1000, "cpu_seconds": 90.0, "seconds": 120.0}
-    found = {"caption first of 32": Share(0.5, 0.4, 0.6, 100)}
+    found = {"caption first of 32": Proportion(0.5, 0.4, 0.6, 100)}
     told = {
         wanted: card.write(
             scorer=MiniClip(net, "abc123"),
@@ -321,8 +321,8 @@ def test_the_card_says_what_is_unfinished_and_every_score(net: Scorer) -> None:
 
 def test_the_card_says_first_what_it_can_not_tell(net: Scorer) -> None:
     found = {
-        "caption before one with a hat": Share(0.52, 0.49, 0.55, 900),
-        "caption before one with a cat": Share(0.9, 0.88, 0.92, 900),
+        "caption before one with a hat": Proportion(0.52, 0.49, 0.55, 900),
+        "caption before one with a cat": Proportion(0.9, 0.88, 0.92, 900),
     }
     spent = {"images": 1000, "cpu_seconds": 90.0, "seconds": 120.0}
     text = card.write(scorer=MiniClip(net, ""), spent=spent, scores=found, data="", machine="", wanted=1000)

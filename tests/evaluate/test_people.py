@@ -7,8 +7,8 @@ from scipy.optimize import linear_sum_assignment
 from annotate.skeletons import SKELETONS
 from evaluate import people as room
 from evaluate.fidelity import Map, compare, pooled
+from evaluate.oks import POSITIONS, SIGMAS, THRESHOLDS, area, hits, oks
 from evaluate.paper import cosine, person_area
-from evaluate.people import POSITIONS, SIGMAS, THRESHOLDS, area, hits, oks
 
 SIZE = [512, 512]
 

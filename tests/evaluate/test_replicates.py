@@ -13,20 +13,20 @@ from evaluate.replicates import (
     NOT_BETTER,
     NOT_FINITE,
     TOO_FEW,
+    NormalizedScore,
     Replicated,
-    Share,
     blocks,
+    bootstrap_weights,
     detectable,
     difference,
-    draws,
+    normalized_score,
     of_distance,
     of_means,
     ranks,
-    share,
 )
 
 N = 200
-DRAWN = draws(N, count=400)
+DRAWN = bootstrap_weights(N, count=400)
 ALONE = np.arange(N)
 
 
@@ -48,7 +48,7 @@ def test_samples_of_one_prompt_are_drawn_together() -> None:
     of_prompt = rng.normal(size=N)
     four = of_means(np.repeat(of_prompt, 4), np.repeat(ALONE, 4), DRAWN)
     assert four.error == pytest.approx(score(of_prompt).error, rel=1e-5), "four copies tell no more than one"
-    apart = draws(4 * N, count=400)
+    apart = bootstrap_weights(4 * N, count=400)
     naive = of_means(np.repeat(of_prompt, 4), np.arange(4 * N), apart)
     assert naive.error is not None and four.error is not None and naive.error < 0.6 * four.error
 
@@ -60,7 +60,7 @@ def test_a_difference_is_paired() -> None:
     assert found.p is not None and found.low is not None and found.p < 1e-4 and found.low > 0
     assert (score(easy).interval or (0, 0))[1] > 0.05, "unpaired intervals could not tell"
     with pytest.raises(ValueError, match="one benchmark"):
-        difference(score(easy), of_means(easy[:9], np.arange(9), draws(9)))
+        difference(score(easy), of_means(easy[:9], np.arange(9), bootstrap_weights(9)))
 
 
 def test_two_equal_systems_are_tied_in_nine_of_ten_repeats_and_planted_ones_are_ranked_right() -> None:
@@ -178,7 +178,7 @@ def test_what_is_called_detectable_is_found_in_eighty_of_a_hundred_repeats() -> 
 
 
 def test_one_or_two_prompts_tell_nothing_and_are_not_ranked() -> None:
-    alone = of_means(np.array([0.5]), np.array([0]), draws(1))
+    alone = of_means(np.array([0.5]), np.array([0]), bootstrap_weights(1))
     assert (
         alone.interval is None
         and difference(alone, alone).p is None
@@ -200,13 +200,17 @@ def test_the_normalized_score_runs_from_the_better_baseline_to_the_real_image() 
     prompts = rng.normal(0, 0.3, N)
     floor, middle, ceiling = (score(prompts + level + rng.normal(0, 0.02, N)) for level in (0.1, 0.4, 0.7))
     for found in (
-        share(middle, floor, ceiling, higher_is_better=True),
-        share(middle, ceiling, floor, higher_is_better=False),
+        normalized_score(middle, floor, ceiling, higher_is_better=True),
+        normalized_score(middle, ceiling, floor, higher_is_better=False),
     ):
-        assert isinstance(found, Share)
+        assert isinstance(found, NormalizedScore)
         assert found.value == pytest.approx(0.5, abs=0.02) and 0.45 < found.low < 0.5 < found.high < 0.55
-    assert share(floor, floor, ceiling, higher_is_better=True) == pytest.approx((0, 0, 0), abs=1e-9)
-    assert share(ceiling, floor, ceiling, higher_is_better=True) == pytest.approx((1, 1, 1), abs=1e-6)
+    assert normalized_score(floor, floor, ceiling, higher_is_better=True) == pytest.approx(
+        (0, 0, 0), abs=1e-9
+    )
+    assert normalized_score(ceiling, floor, ceiling, higher_is_better=True) == pytest.approx(
+        (1, 1, 1), abs=1e-6
+    )
 
 
 def test_there_is_no_normalized_score_where_the_real_image_is_not_better_than_the_better_baseline() -> None:
@@ -216,20 +220,20 @@ def test_there_is_no_normalized_score_where_the_real_image_is_not_better_than_th
     rng = np.random.default_rng(6)
     prompts = rng.normal(0, 0.3, N)
     low, middle, high = (score(prompts + level + rng.normal(0, 0.02, N)) for level in (0.1, 0.4, 0.7))
-    assert share(low, high, middle, higher_is_better=True) == NOT_BETTER, (
+    assert normalized_score(low, high, middle, higher_is_better=True) == NOT_BETTER, (
         "far from each other, but the other way round"
     )
-    assert share(high, low, middle, higher_is_better=False) == NOT_BETTER
-    assert share(middle, low, low, higher_is_better=True) == NOT_BETTER
+    assert normalized_score(high, low, middle, higher_is_better=False) == NOT_BETTER
+    assert normalized_score(middle, low, low, higher_is_better=True) == NOT_BETTER
     near = replace(
         low,
         value=low.value + 1e-4,
         replicates=low.replicates + rng.normal(0, 0.01, len(low.replicates)).astype(np.float32),
     )
-    assert share(high, low, near, higher_is_better=True) == BY_CHANCE
+    assert normalized_score(high, low, near, higher_is_better=True) == BY_CHANCE
     few = [replace(it, replicates=np.empty(0, np.float32), clusters=1) for it in (middle, low, high)]
-    assert share(*few, higher_is_better=True) == TOO_FEW
-    assert share(replace(middle, value=np.inf), low, high, higher_is_better=False) == NOT_FINITE
+    assert normalized_score(*few, higher_is_better=True) == TOO_FEW
+    assert normalized_score(replace(middle, value=np.inf), low, high, higher_is_better=False) == NOT_FINITE
 
 
 def test_the_interval_of_a_normalized_score_covers_where_draws_put_the_real_image_below_the_baseline() -> (
@@ -239,15 +243,15 @@ def test_the_interval_of_a_normalized_score_covers_where_draws_put_the_real_imag
     variance.
     """
     rng = np.random.default_rng(7)
-    drawn, inside, above = draws(N, count=200), 0, 0
-    found: list[Share] = []
+    drawn, inside, above = bootstrap_weights(N, count=200), 0, 0
+    found: list[NormalizedScore] = []
     while len(found) < 300:
         floor, middle, ceiling = (
             of_means(rng.normal(level, 1.0, N), np.arange(N), drawn)
             for level in (0.0, 0.5 * 4.2 / np.sqrt(N), 4.2 / np.sqrt(N))
         )
-        it = share(middle, floor, ceiling, higher_is_better=True)
-        if isinstance(it, Share):
+        it = normalized_score(middle, floor, ceiling, higher_is_better=True)
+        if isinstance(it, NormalizedScore):
             assert it.low <= it.value <= it.high
             crossing = bool((ceiling.replicates <= floor.replicates).any())
             above += crossing

@@ -273,7 +273,7 @@ def operations(root: Path) -> dict[str, Callable[[], Any]]:
     shard = shards.verify(plan.maps_of("canny", 0))
     told: list[str] = []
     return {
-        "status": lambda: counts.facts(made),
+        "status": lambda: counts.workspace_counts(made),
         "sql": lambda: made.table("SELECT * FROM annotations ORDER BY ALL"),
         "pairs": lambda: made.query("SELECT * FROM pairs ORDER BY ALL"),
         "verify": lambda: verify.problems(made, repair=False, say=told.append),

@@ -61,10 +61,10 @@ def test_values_keep_their_prompts_and_a_sample_without_one_counts_as_the_worst(
 
 
 def test_a_score_of_the_whole_set_is_drawn_with_its_prompts(tmp_path: Path) -> None:
-    from evaluate.replicates import draws
+    from evaluate.replicates import bootstrap_weights
 
     it = scored(tmp_path, CONTROL, [sample(k) for k in range(6)])
-    drawn = draws(6, count=50)
+    drawn = bootstrap_weights(6, count=50)
     metric = fidelity.METRICS["edge_f1_pooled"]
     found = estimates._of_set(it, metric, drawn)
     assert (
@@ -93,7 +93,7 @@ def test_distances_leave_out_blocks_and_skip_samples_without_a_picture(tmp_path:
         and score.value > 10
     )
     assert "precision (net)" not in found, "six images have no neighbourhoods"
-    from evaluate.distribution import Moments, frechet
+    from evaluate.frechet import Moments, frechet
 
     without = {
         k: frechet(Moments.of(np.delete(features, [2, k], 0) + 3), Moments.of(np.delete(features, k, 0)))
@@ -121,7 +121,7 @@ def test_distances_leave_out_blocks_and_skip_samples_without_a_picture(tmp_path:
 
 def test_likeness_is_with_the_image_of_the_same_prompt(tmp_path: Path) -> None:
     from evaluate.measures import clip_image
-    from evaluate.replicates import draws
+    from evaluate.replicates import bootstrap_weights
 
     metric = clip_image("mini")
     unit = np.eye(6, dtype=np.float32)
@@ -132,10 +132,10 @@ def test_likeness_is_with_the_image_of_the_same_prompt(tmp_path: Path) -> None:
         CONTROL,
         [sample(k, features=[(metric.name, unit[k].tobytes())] if k else []) for k in order],
     )
-    _, found = estimates._likeness(same, real, metric, draws(6, count=20))
+    _, found = estimates._likeness(same, real, metric, bootstrap_weights(6, count=20))
     (tmp_path / "nothing").mkdir()
     nothing = scored(tmp_path / "nothing", CONTROL, [sample(k) for k in order])
-    assert estimates._likeness(nothing, real, metric, draws(6, count=20))[1].value == metric.worst
+    assert estimates._likeness(nothing, real, metric, bootstrap_weights(6, count=20))[1].value == metric.worst
     assert found.value == pytest.approx(500 / 6), (
         "five are alike, and the one without a picture is like nothing"
     )

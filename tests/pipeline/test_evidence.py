@@ -85,7 +85,7 @@ def told(found: list[tuple[str, evidence.Sample]]) -> list[tuple[str, str, int, 
     return [(it.system.condition, which, IMAGES.index(it.image_id), it.seed) for which, it in found]
 
 
-def test_best_median_and_worst_go_by_the_telling_measure_and_all_systems_share_the_first_images(
+def test_best_median_and_worst_go_by_the_headline_metric_and_all_systems_share_the_first_images(
     catalog: Catalog,
 ) -> None:
     canny, depth = system("canny"), system("depth_large")
@@ -97,7 +97,7 @@ def test_best_median_and_worst_go_by_the_telling_measure_and_all_systems_share_t
     )
     # lower is better
     put(catalog, depth, "depth_rmse", {(0, 4): 0.5, (1, 4): 0.9, (2, 4): 0.7, (3, 4): 0.2, (4, 4): 0.1})
-    found = evidence.telling(None, catalog, [depth, canny], 2)  # type: ignore[arg-type]
+    found = evidence.extremes(None, catalog, [depth, canny], 2)  # type: ignore[arg-type]
     assert told(found) == [
         ("depth_large", "best", 4, 4),
         ("depth_large", "median", 0, 4),
@@ -151,7 +151,7 @@ def test_what_failed_to_be_made_or_belongs_to_another_benchmark_is_not_shown(cat
             }
         ],
     )
-    found = evidence.telling(None, catalog, [canny], 2)  # type: ignore[arg-type]
+    found = evidence.extremes(None, catalog, [canny], 2)  # type: ignore[arg-type]
     assert told(found) == [
         ("canny", which, image, 4)
         for which, image in (("best", 1), ("median", 2), ("worst", 2), ("same", 1), ("same", 2))

@@ -127,7 +127,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def write(catalog: Catalog, dest: Path, to: str, *conditions: str, **options: Any) -> list[str]:
     """Exports; returns the lines it said."""
     told: list[str] = []
-    export.export(catalog, dest, to=to, conditions=conditions, say=told.append, **options)
+    export.export(catalog, dest, export.ExportOptions(to=to, conditions=conditions, **options), told.append)
     return told
 
 
@@ -438,7 +438,8 @@ def test_a_mistake_is_one_sentence_that_says_what_to_do(
         export.export(
             catalog,
             tmp_path / "out",
-            **({"to": "webdataset", "conditions": ("canny",), "say": print} | options),
+            export.ExportOptions(**({"to": "webdataset", "conditions": ("canny",)} | options)),
+            print,
         )
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
@@ -478,7 +479,7 @@ from pipeline.catalog import Catalog
 from pipeline.storage.workspace import Workspace
 export.Progress.add = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # after the first samples
 catalog = Catalog(Workspace(Path(sys.argv[1])))
-export.export(catalog, Path("out"), to="diffusers", conditions=("canny",), say=print)
+export.export(catalog, Path("out"), export.ExportOptions(to="diffusers", conditions=("canny",)), print)
 """
     killed = subprocess.run(
         [sys.executable, "-c", code, str(catalog.workspace.root)],

@@ -21,22 +21,24 @@ from annotate.conditions import CONDITIONS
 from evaluate.replicates import BY_CHANCE, NO_CEILING, NOT_BETTER
 from pipeline import MillError
 from pipeline.report import leaderboard, stored
+from pipeline.report.figures import above, bar, digits, share_text
 from pipeline.report.leaderboard import render
 from pipeline.report.leaderboard_data import (
     PROTOCOL,
-    Benchmark,
-    Board,
-    Evidence,
-    Metric,
-    Model,
+    EvidenceSample,
+    FrozenBenchmark,
+    Leaderboard,
+    LeaderboardModel,
+    Measure,
     Published,
     Score,
     Speed,
     published,
 )
-from pipeline.report.leaderboard_view import above, digits, groups, passports, ruler, share_text
+from pipeline.report.leaderboard_view import tables
 from pipeline.report.pareto import pareto
 from pipeline.report.protocol import differences
+from pipeline.report.provenance import provenance
 from tests.chromium import PROGRAM, Page, chromium
 from tests.conftest import Command
 
@@ -44,7 +46,7 @@ EVIL = "<img src=x onerror=\"document.title='taken'\"></script><script>document.
 SCHEMA = json.loads(
     (Path(__file__).parents[2] / "docs" / "leaderboard.schema.json").read_text(encoding="utf-8")
 )
-F1 = Metric(
+F1 = Measure(
     name="edge_f1_bsds",
     title="Edge F1",
     definition="F1 of edges matched one to one",
@@ -82,7 +84,7 @@ def picture(seed: int) -> bytes:
     return file.getvalue()
 
 
-def score(model: str, value: float, metric: Metric = F1, *, condition: str = "canny", **more: Any) -> Score:
+def score(model: str, value: float, metric: Measure = F1, *, condition: str = "canny", **more: Any) -> Score:
     told = {
         "arm": "control",
         "low": value - 0.01,
@@ -91,7 +93,7 @@ def score(model: str, value: float, metric: Metric = F1, *, condition: str = "ca
         "share": value,
         "share_low": value - 0.02,
         "share_high": value + 0.02,
-        "passport": {
+        "provenance": {
             "system": f"{model}/{condition}",
             "checkpoint": "sha256 1a2b3c",
             "software": "torch 2.12",
@@ -100,7 +102,7 @@ def score(model: str, value: float, metric: Metric = F1, *, condition: str = "ca
     return Score(model=model, condition=condition, metric=metric.name, value=value, **told | more)
 
 
-def witness(model: str, which: Any, number: int, value: float, **more: Any) -> Evidence:
+def witness(model: str, which: Any, number: int, value: float, **more: Any) -> EvidenceSample:
     told: dict[str, Any] = {
         "hint": picture(number),
         "source": picture(100 + number),
@@ -108,7 +110,7 @@ def witness(model: str, which: Any, number: int, value: float, **more: Any) -> E
         "difference": picture(7),
         "prompt": EVIL,
     }
-    return Evidence(
+    return EvidenceSample(
         condition="canny",
         model=model,
         metric=F1.name,
@@ -121,10 +123,10 @@ def witness(model: str, which: Any, number: int, value: float, **more: Any) -> E
     )
 
 
-def benchmark(condition: str, **more: Any) -> Benchmark:
+def benchmark(condition: str, **more: Any) -> FrozenBenchmark:
     row = CONDITIONS[condition]
     return replace(
-        Benchmark(
+        FrozenBenchmark(
             condition=condition,
             title=row.title,
             kind=row.kind,
@@ -147,7 +149,7 @@ def benchmark(condition: str, **more: Any) -> Benchmark:
 
 
 @pytest.fixture(scope="module")
-def board() -> Board:
+def board() -> Leaderboard:
     """Three models on canny, the last with markup for a name; one of them on hed, with no score of the first
     measure.
     """
@@ -176,7 +178,7 @@ def board() -> Board:
         for place, (which, value) in enumerate((("best", 0.9), ("median", 0.6), ("worst", 0.1)))
     ]
     evidence.append(witness("beta", "worst", 12, 0.0, reread="no edge found", difference=None, source=None))
-    return Board(
+    return Leaderboard(
         name="demo",
         made_at="2026-11-23 00:14 UTC",
         version="controlmill 0.1.0",
@@ -188,8 +190,11 @@ def board() -> Board:
             benchmark("hed", reader="other 11aa", negative=EVIL),
         ),
         models=(
-            *(Model(name=name, kind="run", base="mini", checkpoint="c", note=EVIL) for name in names),
-            *(Model(name=name, kind="baseline") for name in ("no_control", "real_image")),
+            *(
+                LeaderboardModel(name=name, kind="run", base="mini", checkpoint="c", note=EVIL)
+                for name in names
+            ),
+            *(LeaderboardModel(name=name, kind="baseline") for name in ("no_control", "real_image")),
         ),
         scores=tuple(scores),
         speeds=(Speed(model="alpha", condition="canny", seconds_per_image=1.25),),
@@ -199,7 +204,7 @@ def board() -> Board:
 
 
 @pytest.fixture(scope="module")
-def site(board: Board, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(board: Leaderboard, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return render(board, tmp_path_factory.mktemp("board"))
 
 
@@ -239,7 +244,7 @@ def test_the_page_shows_every_number_with_its_interval_share_rank_and_failures(s
         "1.25",
         "real image",
         "no control",
-        "another image's condition",
+        "shuffled condition",
         "the same detector : its agreement with itself",
         "another detector , other 11aa",
         "tied with alpha",
@@ -258,7 +263,7 @@ def test_the_least_difference_that_can_be_told_stands_below_the_table(site: Path
     assert [row["detectable"] for row in told] == [0.01234, None], "hed has no two models to tell apart"
 
 
-def test_names_and_captions_with_markup_stay_text(site: Path, board: Board) -> None:
+def test_names_and_captions_with_markup_stay_text(site: Path, board: Leaderboard) -> None:
     for page in site.parent.glob("*.html"):
         read = Read(page)
         assert not any("onerror" in attributes for _, attributes in read.tags)
@@ -302,8 +307,8 @@ def test_pictures_are_files_that_load_when_they_are_seen(site: Path) -> None:
     assert not (site.parent / "evidence-hed.html").exists()
 
 
-def test_ceilings_stand_above_the_models_and_floors_below(board: Board) -> None:
-    canny, hed = groups(board, {"canny": "c.html", "hed": "h.html"})
+def test_ceilings_stand_above_the_models_and_floors_below(board: Leaderboard) -> None:
+    canny, hed = tables(board, {"canny": "c.html", "hed": "h.html"})
     assert [row.model for row in canny.models] == ["beta", "alpha", EVIL]
     assert [row.arm for row in (*canny.ceiling, *canny.floor)] == [
         "real_image",
@@ -316,9 +321,9 @@ def test_ceilings_stand_above_the_models_and_floors_below(board: Board) -> None:
     assert [row.model for row in hed.leaders] == ["beta"]  # unranked: the best number
 
 
-def test_what_a_run_started_from_stands_below_it_and_leads_nothing(board: Board) -> None:
+def test_what_a_run_started_from_stands_below_it_and_leads_nothing(board: Leaderboard) -> None:
     before = score("beta", 0.99, arm="warm_start", rank=None)
-    canny, _ = groups(replace(board, scores=(*board.scores, before)), {"canny": "c.html", "hed": "h.html"})
+    canny, _ = tables(replace(board, scores=(*board.scores, before)), {"canny": "c.html", "hed": "h.html"})
     assert [(row.model, row.arm) for row in canny.models[:3]] == [
         ("beta", "control"),
         ("beta", "warm_start"),
@@ -327,18 +332,21 @@ def test_what_a_run_started_from_stands_below_it_and_leads_nothing(board: Board)
     assert [(row.model, row.arm) for row in canny.leaders] == [("beta", "control"), ("alpha", "control")]
 
 
-def test_the_ruler_runs_from_floor_to_ceiling() -> None:
+def test_the_bar_of_a_normalized_score_runs_from_floor_to_ceiling() -> None:
     # the ceiling lies at 1 / 1.08 of the bar
-    assert ruler(score("a", 0.54, share_low=None)) == "--x:0.0%;--w:50.0%"
+    assert bar(score("a", 0.54, share_low=None)) == "--x:0.0%;--w:50.0%"
     assert (
-        ruler(score("a", 0.0, share=1.08, share_low=1.0, share_high=2.0))
+        bar(score("a", 0.0, share=1.08, share_low=1.0, share_high=2.0))
         == "--x:0.0%;--w:100.0%;--l:92.6%;--h:7.4%"
     )
     assert (
-        ruler(score("a", 0.0, share=-0.5, share_low=-1.0, share_high=-0.1))
+        bar(score("a", 0.0, share=-0.5, share_low=-1.0, share_high=-0.1))
         == "--x:0.0%;--w:0.0%;--l:0.0%;--h:0.0%"
     )
-    assert ruler(score("a", 0.0, share=None)) == ruler(score("a", 0.0, share=math.nan)) == ""
+    assert bar(score("a", 0.54, share_low=None), 1.0) == "--x:0.0%;--w:50.0%;--v:92.6%", (
+        "the VAE's own ceiling"
+    )
+    assert bar(score("a", 0.0, share=None)) == bar(score("a", 0.0, share=math.nan)) == ""
 
 
 @pytest.mark.parametrize(
@@ -349,9 +357,9 @@ def test_the_numbers_of_a_column_have_the_same_digits(values: list[float], expec
     assert digits(values) == expected
 
 
-def test_the_front_is_what_no_model_beats_in_both(board: Board) -> None:
+def test_the_front_is_what_no_model_beats_in_both(board: Leaderboard) -> None:
     canny = [it for it in board.scores if it.condition == "canny"]
-    plot = pareto(F1, {F1: 3, FD: 2, KD: 3}, canny, {("alpha", "canny"): 1.25})
+    plot = pareto(F1, {F1: 3, FD: 2, KD: 3}, canny, {"alpha": 1.25})
     assert plot is not None and plot.distance == KD  # every Fréchet distance is marked
     assert [(point.model, point.front) for point in plot.points] == [
         ("beta", True),
@@ -374,7 +382,7 @@ def test_the_front_is_what_no_model_beats_in_both(board: Board) -> None:
     assert pareto(F1, {F1: 3}, canny, {}) is None
 
 
-def test_published_numbers_have_their_source_and_are_never_ranked(site: Path, board: Board) -> None:
+def test_published_numbers_have_their_source_and_are_never_ranked(site: Path, board: Leaderboard) -> None:
     rows = published(CONDITIONS)
     assert all(row.source and row.url.startswith("https://") and row.condition in CONDITIONS for row in rows)
     found = {(row.condition, row.metric, row.model): row for row in rows}
@@ -386,14 +394,14 @@ def test_published_numbers_have_their_source_and_are_never_ranked(site: Path, bo
     assert [(row.condition, row.value) for row in doubted] == [("seg_coco", 13.31), ("seg_coco", 13.13)]
     assert published([]) == ()
     page = site.read_text(encoding="utf-8")
-    standings = "".join(re.findall(r'<div class="standings".*?</table>', page, re.S))
-    assert "Uni-ControlNet" in page and "Uni-ControlNet" not in standings
+    results = "".join(re.findall(r'<div class="results".*?</table>', page, re.S))
+    assert "Uni-ControlNet" in page and results and "Uni-ControlNet" not in results
     assert (
         "Reported elsewhere, by another protocol" in page
         and 'class="ours"' not in page
         and "by the protocol of this benchmark" not in page
     )
-    told = [found for group in groups(board, {"canny": "", "hed": ""}) for found in group.reported]
+    told = [found for table in tables(board, {"canny": "", "hed": ""}) for found in table.reported]
     assert told and not any(found.comparable or any(found.ours) for found in told)
     assert all("Another protocol:" in note and "base: " in note for found in told for *_, note in found.notes)
 
@@ -417,11 +425,11 @@ SAME = Published(
 
 
 def test_ours_stands_beside_what_was_got_by_the_same_protocol_and_by_no_other(
-    board: Board, tmp_path: Path
+    board: Leaderboard, tmp_path: Path
 ) -> None:
     frozen = replace(board.benchmarks[0], resolution=64, data="scenes")
     other = replace(SAME, model="others", base="Stable Diffusion 1.5")
-    same, apart = groups(replace(board, benchmarks=(frozen,), published=(SAME, other)), {"canny": ""})[
+    same, apart = tables(replace(board, benchmarks=(frozen,), published=(SAME, other)), {"canny": ""})[
         0
     ].reported
     assert (same.comparable, list(same.models), apart.comparable, list(apart.models)) == (
@@ -500,7 +508,7 @@ def test_a_published_protocol_is_that_of_its_row_and_names_this_projects_words()
     ] == ["sampler"]
 
 
-def test_where_there_is_no_normalized_score_the_page_says_why(board: Board, tmp_path: Path) -> None:
+def test_where_there_is_no_normalized_score_the_page_says_why(board: Leaderboard, tmp_path: Path) -> None:
     # beta's first measure: it leads
     told = replace(board.scores[3], share=None, share_low=None, share_high=None, share_reason=NOT_BETTER)
     page = render(replace(board, scores=(*board.scores[:3], told, *board.scores[4:])), tmp_path)
@@ -514,11 +522,10 @@ def test_where_there_is_no_normalized_score_the_page_says_why(board: Board, tmp_
     row = json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8"))["scores"][3]
     assert (row["share"], row["share_reason"]) == (None, NOT_BETTER)
     jsonschema.validate(json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8")), SCHEMA)
-    line = passports(replace(board, scores=(told,)))
-    assert f"none: {NOT_BETTER}" in line["words"]
+    assert f"none: {NOT_BETTER}" in provenance(replace(board, scores=(told,))).words
 
 
-def test_more_than_the_real_image_is_marked(board: Board, tmp_path: Path) -> None:
+def test_more_than_the_real_image_is_marked(board: Leaderboard, tmp_path: Path) -> None:
     for share, low, words in (
         (1.2, 1.1, "better than the real image"),
         (1.2, 0.9, "better than the real image, within chance"),
@@ -533,9 +540,9 @@ def test_more_than_the_real_image_is_marked(board: Board, tmp_path: Path) -> Non
     assert share_text(score("a", 0.0, share=-0.001)) == "0 %", "there is no −0 %"
 
 
-def test_a_passport_says_what_its_number_depends_on(board: Board) -> None:
-    stored = passports(board)
-    line = [stored["words"][place] for place in stored["lines"][3]]
+def test_the_provenance_says_what_its_number_depends_on(board: Leaderboard) -> None:
+    stored = provenance(board)
+    line = [stored.words[place] for place in stored.lines[3]]
     told = dict(zip(line[::2], line[1::2], strict=True))
     assert (
         told["value"] == "0.72" and told["samples"] == "200, of which 3 failed and count as the worst value"
@@ -549,11 +556,13 @@ def test_a_passport_says_what_its_number_depends_on(board: Board) -> None:
         and told["system"] == "beta/canny"
         and told["measure"] == "Edge F1, higher is better"
     )
-    biased = [stored["words"][place] for place in stored["lines"][7]]
-    assert BIASED in biased and "no tolerance" in [stored["words"][place] for place in stored["lines"][6]]
+    biased = [stored.words[place] for place in stored.lines[7]]
+    assert BIASED in biased and "no tolerance" in [stored.words[place] for place in stored.lines[6]]
 
 
-def test_the_json_keeps_to_its_schema_and_holds_every_score(site: Path, board: Board, tmp_path: Path) -> None:
+def test_the_json_keeps_to_its_schema_and_holds_every_score(
+    site: Path, board: Leaderboard, tmp_path: Path
+) -> None:
     told = json.loads((site.parent / "leaderboard.json").read_text(encoding="utf-8"))
     check = jsonschema.Draft202012Validator(SCHEMA)
     check.validate(told)
@@ -578,7 +587,7 @@ def test_the_json_keeps_to_its_schema_and_holds_every_score(site: Path, board: B
     )
 
 
-def test_the_csv_has_a_row_for_each_score(site: Path, board: Board) -> None:
+def test_the_csv_has_a_row_for_each_score(site: Path, board: Leaderboard) -> None:
     rows = list(csv.DictReader(StringIO((site.parent / "leaderboard.csv").read_text(encoding="utf-8"))))
     assert [
         (row["model"], row["arm"], row["metric"], float(row["value"]), int(row["n_failed"])) for row in rows
@@ -591,7 +600,9 @@ def test_the_csv_has_a_row_for_each_score(site: Path, board: Board) -> None:
     )
 
 
-def test_writing_twice_gives_the_same_files_and_an_older_board_goes(board: Board, tmp_path: Path) -> None:
+def test_writing_twice_gives_the_same_files_and_an_older_board_goes(
+    board: Leaderboard, tmp_path: Path
+) -> None:
     def files() -> dict[str, bytes]:
         return {
             str(path.relative_to(tmp_path)): path.read_bytes()
@@ -610,7 +621,7 @@ def test_writing_twice_gives_the_same_files_and_an_older_board_goes(board: Board
 
 
 def test_a_board_that_fails_half_way_leaves_the_older_page_and_its_pictures(
-    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: Leaderboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = render(board, tmp_path)
     before, pictures = page.read_bytes(), set((tmp_path / "pictures").iterdir())
@@ -625,7 +636,7 @@ def test_a_board_that_fails_half_way_leaves_the_older_page_and_its_pictures(
 
 
 def test_pages_are_written_again_from_what_lies_beside_them(
-    board: Board, tmp_path: Path, controlmill: Command
+    board: Leaderboard, tmp_path: Path, controlmill: Command
 ) -> None:
     """To the byte, evidence included; numbers that are none come back as such."""
     none = dict.fromkeys(("low", "high", "share", "share_low", "share_high"))
@@ -645,10 +656,10 @@ def test_pages_are_written_again_from_what_lies_beside_them(
 
 
 def test_an_older_leaderboard_loses_what_was_wrong_with_it_and_nothing_else(
-    board: Board, tmp_path: Path
+    board: Leaderboard, tmp_path: Path
 ) -> None:
-    """Layout 1: a real image below another's hint made 572 %, and a measure that told nothing stood beside
-    the others.
+    """Layout 1: a real image below the shuffled condition made 572 %, and a measure that told nothing stood
+    beside the others.
     """
     gone = replace(F1, name="edge_ms_ssim_uint8", primary=False)
     wrong = [
@@ -698,7 +709,7 @@ def test_an_older_leaderboard_loses_what_was_wrong_with_it_and_nothing_else(
 
 
 def test_what_is_no_leaderboard_is_refused_with_a_sentence(
-    board: Board, tmp_path: Path, controlmill: Command
+    board: Leaderboard, tmp_path: Path, controlmill: Command
 ) -> None:
     render(board, tmp_path)
     file = tmp_path / "leaderboard.json"
@@ -727,9 +738,12 @@ def test_what_is_no_leaderboard_is_refused_with_a_sentence(
 
 
 def test_a_board_without_scores_says_so(tmp_path: Path) -> None:
-    assert "Nothing has been scored yet" in Read(render(Board(name="new"), tmp_path)).text
-    waiting = Board(
-        name="new", benchmarks=(benchmark("canny"),), metrics=(F1,), models=(Model(name="alpha", kind="run"),)
+    assert "Nothing has been scored yet" in Read(render(Leaderboard(name="new"), tmp_path)).text
+    waiting = Leaderboard(
+        name="new",
+        benchmarks=(benchmark("canny"),),
+        metrics=(F1,),
+        models=(LeaderboardModel(name="alpha", kind="run"),),
     )
     assert "not scored" in Read(render(waiting, tmp_path)).text
     jsonschema.validate(json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8")), SCHEMA)
@@ -775,7 +789,7 @@ def models(page: Page) -> list[str]:
 
 def sort(page: Page, column: str) -> None:
     page.run(
-        "[...document.querySelectorAll('#canny .standings thead button')].find(it =>"
+        "[...document.querySelectorAll('#canny .results thead button')].find(it =>"
         f" it.innerText.startsWith({column!r})).click()"
     )
 
@@ -793,12 +807,11 @@ def test_a_heading_sorts_its_column_best_first_and_again_the_other_way(page: Pag
     sort(page, "model")
     assert models(page) == [EVIL, "alpha", "beta"]
     assert (
-        page.run("[...document.querySelectorAll('#canny .standings tbody')].map(it => it.className).join()")
+        page.run("[...document.querySelectorAll('#canny .results tbody')].map(it => it.className).join()")
         == "ceiling,ranked,floor"
     )
     assert page.run(
-        "[...document.querySelectorAll('#canny .standings tbody')].every(it => it.rows[0].className ==="
-        " 'band')"
+        "[...document.querySelectorAll('#canny .results tbody')].every(it => it.rows[0].className === 'band')"
     )
     assert (
         page.run(
@@ -819,7 +832,7 @@ def choose(page: Page, field: str, value: str) -> None:
 
 def test_conditions_measures_and_models_can_be_chosen(page: Page) -> None:
     def headings() -> list[str]:
-        return [words.split(" ↑")[0].split(" ↓")[0] for words in shown(page, "#canny .standings thead th")]
+        return [words.split(" ↑")[0].split(" ↓")[0] for words in shown(page, "#canny .results thead th")]
 
     assert shown(page, ".group h3") == ["Canny edges", "HED boundaries"]
     assert headings() == ["model", "Edge F1", "Fréchet distance (mini)", "Kernel distance (mini)", "s/image"]
@@ -840,10 +853,10 @@ def test_conditions_measures_and_models_can_be_chosen(page: Page) -> None:
     assert "alpha" not in shown(page, "#canny .floor th")
 
 
-def test_a_number_opens_its_passport(page: Page) -> None:
+def test_a_number_opens_its_provenance(page: Page) -> None:
     page.run("document.querySelector('#canny .ranked .number').click()")
-    told = page.run("document.getElementById('passport').innerText")
-    assert page.run("document.getElementById('passport').open")
+    told = page.run("document.getElementById('provenance').innerText")
+    assert page.run("document.getElementById('provenance').open")
     for words in (
         "beta · Canny edges",
         "higher is better",
@@ -852,15 +865,15 @@ def test_a_number_opens_its_passport(page: Page) -> None:
         "torch 2.12",
     ):
         assert words in told
-    page.run("document.querySelector('#passport button').click()")
-    assert not page.run("document.getElementById('passport').open")
+    page.run("document.querySelector('#provenance button').click()")
+    assert not page.run("document.getElementById('provenance').open")
     page.run(
         "[...document.querySelectorAll('#canny .ranked"
         " tr:not(.band)')].at(-1).querySelector('.number').click()"
     )
     # a name with markup is a name
-    assert EVIL in page.run("document.querySelector('#passport h3').textContent")
-    assert page.run("document.querySelectorAll('#passport img').length") == 0
+    assert EVIL in page.run("document.querySelector('#provenance h3').textContent")
+    assert page.run("document.querySelectorAll('#provenance img').length") == 0
 
 
 def test_evidence_is_one_click_away_and_a_picture_enlarges(page: Page, site: Path) -> None:

@@ -277,7 +277,9 @@ def test_the_plan_says_what_is_likely_to_disappoint(tmp_path: Path, monkeypatch:
         "m.yaml:10: evaluate.benchmark.samples: about 4 of 40 images fall into the test split, and 20 are"
         " asked for" in out
     )
-    assert "m.yaml:9: train.runs[0].held_out: split.validation is 0, so no loss gap is measured" in out
+    assert (
+        "m.yaml:9: train.runs[0].held_out: split.validation is 0, so no conditioning gain is measured" in out
+    )
     assert "about 1 of 10 images" in told(tmp_path, monkeypatch, text, "--limit", "10")
     bare = GOOD.replace("scenes, count: 40", "folder, path: ., captions: none") + RUN
     assert (

@@ -37,7 +37,7 @@ def test_it_ends_with_a_row_for_each_condition_and_the_place_of_the_report(ran: 
     for name in ("canny", "pose_openpose", "seg_ade20k", "depth_large"):
         row = re.search(rf"^[* ] {name} .*$", table, re.M)
         assert row and len(re.findall(r"\d±\d", row.group())) >= 5, (
-            f"a loss gap and scores with their reach: {table}"
+            f"a conditioning gain and scores with their reach: {table}"
         )
     assert (
         f"{workspace.name}/report/index.html shows all of it" in table

@@ -14,22 +14,23 @@ from PIL import Image
 
 from pipeline.report import site
 from pipeline.report.contents import (
-    Comparison,
-    Condition,
+    ConditionRow,
     ContactRow,
-    Course,
-    Evidence,
+    Estimate,
+    EvidenceRow,
+    Gains,
     Generated,
     Ingest,
-    Number,
+    LearningCurve,
+    PairedDifference,
     Reason,
     ReportData,
-    Run,
+    RunRow,
     ScoreRow,
     Stage,
     SummaryRow,
 )
-from pipeline.report.plots import axis, course_plot, gap_plot, loss_plot
+from pipeline.report.plots import axis, gain_plot, learning_plot, loss_plot
 from pipeline.report.site import PICTURES, render, score_groups
 
 EVIL = "<script>alert('caption')</script>\" onerror=\"x"
@@ -82,7 +83,7 @@ def data() -> ReportData:
             reasons=(Reason(text="truncated file", count=1, examples=(f"photos/{EVIL}.jpg",)),),
         ),
         conditions=(
-            Condition(
+            ConditionRow(
                 name="canny",
                 title="Canny edges",
                 kind="edges",
@@ -97,7 +98,7 @@ def data() -> ReportData:
                 measures={"edge_fraction": 0.1},
                 reasons=(Reason(text="no edge found", count=1, status="skipped"),),
             ),
-            Condition(
+            ConditionRow(
                 name="depth_large",
                 title="Depth",
                 kind="depth",
@@ -124,7 +125,7 @@ def data() -> ReportData:
             ),
         ),
         runs=(
-            Run(
+            RunRow(
                 name="canny-full",
                 conditions=("canny",),
                 base="tiny",
@@ -135,8 +136,8 @@ def data() -> ReportData:
                 images_per_second=12.3,
                 loss=tuple((4.0 * i, 1 / (1 + i)) for i in range(200)),
                 checkpoint="checkpoints/canny-full",
-                gaps={"canny": ((400.0, 0.0, 0.0), (800.0, 0.2, -0.1)), "hed": ((400.0, 0.0, None),)},
-                follows={"canny": 800},
+                gains={"canny": ((400.0, 0.0, 0.0), (800.0, 0.2, -0.1)), "hed": ((400.0, 0.0, None),)},
+                convergence_step={"canny": 800},
             ),
         ),
         scores=(
@@ -144,11 +145,13 @@ def data() -> ReportData:
             score(
                 "canny-full",
                 0.3,
-                comparisons=(Comparison(against="no_control", difference=0.2, low=0.1, high=0.3, p=0.0005),),
+                comparisons=(
+                    PairedDifference(against="no_control", difference=0.2, low=0.1, high=0.3, p=0.0005),
+                ),
             ),
         ),
         evidence=(
-            Evidence(
+            EvidenceRow(
                 condition="canny",
                 image_id="b" * 64,
                 prompt="sky",
@@ -217,8 +220,9 @@ def test_the_page_shows_every_part_of_the_data(data, tmp_path):
         "800 in 200 steps",
         "1 min 05 s",
         "random weights",
-        "canny: what its hint saves",
-        "Follows its condition since 800 images.",
+        "canny: conditioning gain",
+        "Convergence step: it follows its condition since 800 images.",
+        "Words of this page",
         "0.300",
         "0.250 – 0.350",
         "+0.200",
@@ -234,7 +238,9 @@ def test_the_page_shows_every_part_of_the_data(data, tmp_path):
 
 
 def test_one_that_followed_before_its_training_is_not_said_to_have_begun_at_image_0(data, tmp_path):
-    text = Page(render(replace(data, runs=(replace(data.runs[0], follows={"canny": 0}),)), tmp_path)).text
+    text = Page(
+        render(replace(data, runs=(replace(data.runs[0], convergence_step={"canny": 0}),)), tmp_path)
+    ).text
     assert "Followed its condition before this training." in text and "since 0 images" not in text
 
 
@@ -358,13 +364,12 @@ def test_the_page_begins_with_what_the_training_changed(data, tmp_path):
         model=EVIL,
         metric="edge_f1",
         higher_is_better=True,
-        gap_before=Number(value=1.25, reach=0.5),
-        gap=Number(value=12.0),
-        trained=Number(value=0.5, reach=0.034),
-        ceiling=Number(value=0.9),
-        share=Number(value=-5.4, reach=7.0),
+        gains=Gains(start=Estimate(value=1.25, reach=0.5), end=Estimate(value=12.0)),
+        trained=Estimate(value=0.5, reach=0.034),
+        ceiling=Estimate(value=0.9),
+        normalized=Estimate(value=-5.4, reach=7.0),
         beyond_both=True,
-        baselines={"warm_start": Number(value=0.4, reach=0.02), "no_control": Number(value=0.1)},
+        baselines={"warm_start": Estimate(value=0.4, reach=0.02), "no_control": Estimate(value=0.1)},
         verdicts={"warm_start": "<", "no_control": ">"},
     )
     path = render(replace(data, summary=(canny,)), tmp_path)
@@ -428,32 +433,33 @@ def test_a_long_loss_curve_is_thinned_without_losing_its_spike():
     assert loss_plot([]) is loss_plot([(1.0, 2.0)]) is None
 
 
-def test_the_loss_gap_shows_both_hints_and_waits_for_two_measures():
-    plot = gap_plot([(400.0, 0.1, 0.1), (800.0, 0.3, -0.1), (1200.0, 0.5, None)])
+def test_the_conditioning_gain_shows_both_hints_and_waits_for_two_measures():
+    plot = gain_plot([(400.0, 0.1, 0.1), (800.0, 0.3, -0.1), (1200.0, 0.5, None)])
     assert plot is not None and plot.last == 0.5 and plot.n == 3
     assert plot.y.low <= -0.1 and plot.y.high >= 0.5  # one scale for both
     assert plot.smooth.count("L") == 2 and plot.raw.count("L") == 1
     # one held-out pair has nobody to borrow a hint from
-    alone = gap_plot([(400.0, 0.1, None), (800.0, 0.3, None)])
+    alone = gain_plot([(400.0, 0.1, None), (800.0, 0.3, None)])
     assert alone is not None and alone.raw == ""
-    assert gap_plot([(400.0, 0.1, 0.1)]) is None
+    assert gain_plot([(400.0, 0.1, 0.1)]) is None
 
 
-def test_the_course_of_a_training_is_drawn_with_its_intervals_and_the_floor(data, tmp_path):
+def test_the_learning_curve_is_drawn_with_its_intervals_and_the_floor(data, tmp_path):
     points = ((0, 0.1, None, None), (400, 0.2, 0.15, 0.25), (800, 0.6, 0.5, 0.7))
-    plot = course_plot(points, 0.12)
+    plot = learning_plot(points, 0.12)
     assert plot is not None and plot.last == 0.6 and plot.n == 3 and plot.y.low <= 0.1 and plot.y.high >= 0.7
     assert plot.smooth.count("L") == 2 and plot.raw.count("M") == 3 + 1, (
         "an interval at each point, and the floor"
     )
-    assert course_plot(points[:1], 0.12) is None
-    course = Course(metric="edge_f1", higher_is_better=True, floor=0.12, points=points)
-    path = render(replace(data, runs=(replace(data.runs[0], courses={"canny": course}),)), tmp_path)
+    assert learning_plot(points[:1], 0.12) is None
+    curve = LearningCurve(metric="edge_f1", higher_is_better=True, floor=0.12, points=points)
+    run = replace(data.runs[0], learning_curves={"canny": curve})
+    path = render(replace(data, runs=(run,)), tmp_path)
     assert (
-        "canny: how well it is followed" in Page(path).text
-        and 'aria-label="Fidelity of canny over images seen' in path.read_text()
+        "canny: learning curve" in Page(path).text
+        and 'aria-label="Learning curve of canny over images seen' in path.read_text()
     )
-    assert "how well it is followed" not in render(data, tmp_path).read_text()
+    assert "canny: learning curve" not in render(data, tmp_path).read_text()
 
 
 def test_the_report_is_written_without_the_heavy_libraries():

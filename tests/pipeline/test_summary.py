@@ -14,12 +14,12 @@ from scipy import stats
 
 from annotate.conditions import CONDITIONS
 from evaluate import measures
-from evaluate.replicates import NOT_BETTER, draws, of_means
+from evaluate.replicates import NOT_BETTER, bootstrap_weights, of_means
 from pipeline.benchmark.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, Item, System
 from pipeline.catalog import Catalog
 from pipeline.experiment.pairs import called
 from pipeline.report import summary
-from pipeline.report.contents import ReportData
+from pipeline.report.contents import Estimate, Gains, ReportData
 from pipeline.report.site import render
 from pipeline.storage.workspace import Workspace
 
@@ -44,7 +44,7 @@ def system(arm: str, condition: str = "canny", model: str = "run") -> System:
 
 
 def score_row(it: System, values: Any) -> dict[str, Any]:  # of each prompt
-    score = of_means(np.asarray(values, np.float64), np.arange(PROMPTS), draws(PROMPTS))
+    score = of_means(np.asarray(values, np.float64), np.arange(PROMPTS), bootstrap_weights(PROMPTS))
     return {
         "system": it.name,
         "model": it.model,
@@ -101,15 +101,16 @@ def test_a_row_by_hand(tmp_path: Path) -> None:
     assert {arm: it.value for arm, it in row.baselines.items()} == pytest.approx(
         {arm: HIGHER[arm].mean() for arm in (BEFORE, SHUFFLED, NO_CONTROL)}
     )
-    assert row.share and row.share.value == pytest.approx(100 * (0.5 - 0.2) / (0.8 - 0.2)), (
+    assert row.normalized and row.normalized.value == pytest.approx(100 * (0.5 - 0.2) / (0.8 - 0.2)), (
         "from the better floor to the ceiling"
     )
-    assert row.gap_before and row.gap and (row.gap_before.value, row.gap.value) == pytest.approx((4.0, 12.0))
-    assert row.gap.reach == pytest.approx(1000 * 0.001 * stats.t.ppf(0.975, 15))
+    start, end = row.gains.start, row.gains.end
+    assert start and end and (start.value, end.value) == pytest.approx((4.0, 12.0))
+    assert end.reach == pytest.approx(1000 * 0.001 * stats.t.ppf(0.975, 15))
     assert row.verdicts == {BEFORE: "", SHUFFLED: "<", NO_CONTROL: "<"} and row.beyond_both
 
 
-def test_a_gap_is_compared_with_the_one_before_pair_by_pair(tmp_path: Path) -> None:
+def test_a_gain_is_compared_with_that_of_the_start_pair_by_pair(tmp_path: Path) -> None:
     # of timesteps far apart: their spread hides what each of them gained
     losses = np.random.default_rng(3).uniform(0.01, 1.0, 16)
 
@@ -120,7 +121,7 @@ def test_a_gap_is_compared_with_the_one_before_pair_by_pair(tmp_path: Path) -> N
         return out
 
     gains = np.random.default_rng(4).normal(0.02, 0.02, 16)
-    for number, (after, z, verdict, heard) in enumerate(
+    for number, (after, z, verdict, beyond) in enumerate(
         (
             (losses * (1 - gains), 3.0, "<", True),
             (losses * (1 + gains), 1.0, ">", False),
@@ -130,14 +131,14 @@ def test_a_gap_is_compared_with_the_one_before_pair_by_pair(tmp_path: Path) -> N
     ):
         watched(tmp_path / str(number), rows(after, z), warm_start={"canny": "w"})
         (row,) = summary.summary(*scored(tmp_path / str(number), HIGHER))
-        assert (row.gap_verdict, row.heard) == (verdict, heard), number
+        assert (row.gains.verdict, row.gains.beyond_shuffled) == (verdict, beyond), number
 
 
 def test_a_verdict_is_of_the_paired_difference_and_the_better_may_be_lower() -> None:
     """Prompts differ far more than systems do: only image by image does the difference exclude chance."""
 
     def of(values: np.ndarray) -> Any:
-        return of_means(values, np.arange(PROMPTS), draws(PROMPTS))
+        return of_means(values, np.arange(PROMPTS), bootstrap_weights(PROMPTS))
 
     hard = np.random.default_rng(2).normal(0, 1, PROMPTS)
     assert summary._verdict(of(hard + 0.1 + SHAKEN), of(hard), True) == "<"
@@ -146,7 +147,7 @@ def test_a_verdict_is_of_the_paired_difference_and_the_better_may_be_lower() -> 
     assert summary._verdict(of(hard), of(hard), True) == ""
 
 
-def test_a_course_goes_from_what_it_began_with_over_the_checkpoints_on_the_way_to_the_end(
+def test_a_learning_curve_goes_from_what_it_began_with_over_the_checkpoints_on_the_way_to_the_end(
     tmp_path: Path,
 ) -> None:
     _, catalog, made = scored(tmp_path, HIGHER)
@@ -156,15 +157,15 @@ def test_a_course_goes_from_what_it_began_with_over_the_checkpoints_on_the_way_t
     catalog.record_scores(more, [it.name for it in [*made, *kept]])
     with catalog.transaction() as connection:
         connection.execute("INSERT INTO runs (run, images) VALUES ('run', 1600)")
-    ((key, course),) = summary.courses(catalog, [*made, *kept]).items()
-    assert key == ("run", "canny") and course.higher_is_better
-    assert course.floor == pytest.approx(HIGHER[SHUFFLED].mean()), "the better of the two"
-    assert [images for images, *_ in course.points] == [0, 400, 800, 1600]
-    assert [value for _, value, *_ in course.points] == pytest.approx(
+    ((key, curve),) = summary.learning_curves(catalog, [*made, *kept]).items()
+    assert key == ("run", "canny") and curve.higher_is_better
+    assert curve.floor == pytest.approx(HIGHER[SHUFFLED].mean()), "the better of the two"
+    assert [images for images, *_ in curve.points] == [0, 400, 800, 1600]
+    assert [value for _, value, *_ in curve.points] == pytest.approx(
         [level + OWN.mean() for level in (0.5, 0.3, 0.45, 0.5)]
     )
-    assert all(low < value < high for _, value, low, high in course.points)
-    (fresh,) = summary.courses(catalog, [it for it in [*made, *kept] if it.arm != BEFORE]).values()
+    assert all(low < value < high for _, value, low, high in curve.points)
+    (fresh,) = summary.learning_curves(catalog, [it for it in [*made, *kept] if it.arm != BEFORE]).values()
     assert fresh.points[0][:2] == (
         0,
         pytest.approx(HIGHER[NO_CONTROL].mean()),
@@ -183,8 +184,8 @@ def test_what_was_not_measured_is_left_open_and_a_fresh_controlnet_saved_nothing
     watched(tmp_path, [measured(40, 0.01)], "warm", warm_start={"canny": "w"})
     plan, catalog, made = scored(tmp_path, {CONTROL: HIGHER[CONTROL]}, model="fresh")
     (row,) = summary.summary(plan, catalog, made)
-    assert row.gap_before and row.gap_before.value == 0 and row.gap_before.reach is None
-    assert (row.ceiling, row.share, row.baselines, row.verdicts, row.beyond_both) == (
+    assert row.gains.start == Estimate(value=0.0)
+    assert (row.ceiling, row.normalized, row.baselines, row.verdicts, row.beyond_both) == (
         None,
         None,
         {},
@@ -192,9 +193,9 @@ def test_what_was_not_measured_is_left_open_and_a_fresh_controlnet_saved_nothing
         False,
     )
     (row,) = summary.summary(*scored(tmp_path, {CONTROL: HIGHER[CONTROL]}, model="warm"))
-    assert row.gap_before is None and row.gap and row.gap.value == pytest.approx(10)
+    assert row.gains.start is None and row.gains.end and row.gains.end.value == pytest.approx(10)
     (row,) = summary.summary(*scored(tmp_path, {CONTROL: HIGHER[CONTROL]}, model="theirs"))
-    assert (row.gap_before, row.gap) == (None, None), "an external checkpoint has no log"
+    assert row.gains == Gains(), "an external checkpoint has no log"
 
 
 def test_thirteen_lines_fit_a_screen_and_name_the_page(tmp_path: Path) -> None:
@@ -222,15 +223,15 @@ def test_a_run_of_many_conditions_has_a_short_name_on_a_page() -> None:
 
 
 def test_without_a_normalized_score_the_table_and_the_page_say_why(tmp_path: Path) -> None:
-    """The real image scores below another image's hint: nothing is 572 % of such a way."""
+    """The real image scores below the shuffled condition: nothing is 572 % of such a way."""
     turned = HIGHER | {REAL: HIGHER[SHUFFLED] - 0.01 + SHAKEN}
     plan, catalog, made = scored(tmp_path, turned)
     (row,) = summary.summary(plan, catalog, made)
-    assert row.share is None and row.share_reason == NOT_BETTER and row.trained and row.ceiling
+    assert row.normalized is None and row.normalized_reason == NOT_BETTER and row.trained and row.ceiling
     text = list(summary.lines(plan, catalog, made, Path("x")))
-    assert text[1].split()[-1] == "–" and f"no ruler of canny: {NOT_BETTER}" in text
+    assert text[1].split()[-1] == "–" and f"no normalized score of canny: {NOT_BETTER}" in text
     page = render(ReportData(name="job", summary=(row,)), tmp_path / "report").read_text(encoding="utf-8")
-    assert f'title="{NOT_BETTER}">–<' in page and f"no ruler of canny: {NOT_BETTER}" in page
+    assert f'title="{NOT_BETTER}">–<' in page and f"no normalized score of canny: {NOT_BETTER}" in page
 
 
 def test_with_nothing_scored_there_is_no_table(tmp_path: Path) -> None:

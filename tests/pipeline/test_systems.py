@@ -135,21 +135,28 @@ def test_what_no_condition_changes_is_drawn_once_for_all_that_ask_for_the_same_i
 def test_the_report_waits_for_no_sample_twice(
     compared: Callable[..., tuple[Plan, list[System]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from pipeline.report.counts import WorkspaceCounts
     from pipeline.stages.report import _stages
 
     plan, made = compared()
     samples = drawn(plan, monkeypatch)
-    told: dict[str, Any] = {
-        "images": {"ok": 4},
-        "conditions": {},
-        "latents": 4,
-        "samples": samples,
-        "scores": 0,
-    }
-    states = {stage.name: stage.state for stage in _stages(plan, told, (), made)}
+    counts = WorkspaceCounts(
+        workspace="",
+        images={"ok": 4},
+        sources=4,
+        splits={},
+        conditions={},
+        reasons=[],
+        latents=4,
+        runs_wanted=0,
+        runs=[],
+        samples=samples,
+        scores=0,
+    )
+    states = {stage.name: stage.state for stage in _stages(plan, counts, (), made)}
     assert states["generate"] == "done"
     samples["no_control"] -= 1
-    assert {stage.name: stage.state for stage in _stages(plan, told, (), made)}["generate"] == "running"
+    assert {stage.name: stage.state for stage in _stages(plan, counts, (), made)}["generate"] == "running"
 
 
 def test_scores_stay_with_their_condition_where_samples_are_shared(

@@ -22,7 +22,7 @@ from pipeline import run as flow
 from pipeline.catalog import Catalog
 from pipeline.cli import main
 from pipeline.cluster.jobs import Job
-from pipeline.commands import preflight, status
+from pipeline.commands import requirements, status
 from pipeline.commands import verify as verifier
 from pipeline.experiment import pairs
 from pipeline.experiment.pairs import PairAddress, PlannedRun, ShardPairs, planned_runs
@@ -180,7 +180,7 @@ def test_pairs_tell_their_sizes_unread_and_a_mirrored_pair_is_drawn_from_the_fli
         assert not np.array_equal(plain.mean, mirrored.mean) and np.array_equal(plain.text, mirrored.text)
 
 
-def test_the_loss_gap_is_measured_on_the_validation_split(
+def test_the_conditioning_gain_is_measured_on_the_validation_split(
     made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, _ = made
@@ -325,8 +325,8 @@ def test_a_complete_run_whose_checkpoint_is_damaged_trains_the_missing_part_agai
         second.startswith(f"{whole.name}: checkpoint {whole.step} is damaged")
         and "the run goes on from step-00000001" in second
     )
-    told = counts.facts(whole.catalog)["runs"]
-    assert [len(run["notes"]) for run in told if run["run"] == whole.name] == [1]
+    runs = counts.workspace_counts(whole.catalog).runs
+    assert [len(run.notes) for run in runs if run.run == whole.name] == [1]
     assert not alone().said, "once"
 
 
@@ -428,8 +428,8 @@ def test_a_damaged_meta_is_no_traceback_in_status_nor_report_nor_run(alone: Any,
     log = whole.step.parent / "train.jsonl"
     log.write_bytes(log.read_bytes() + garbage + b"\n")
     record_all(whole.plan, whole.catalog)
-    (told,) = [run for run in counts.facts(whole.catalog)["runs"] if run["run"] == whole.name]
-    assert (told["status"], told["images"]) == ("incomplete", 4)
+    (run,) = [run for run in counts.workspace_counts(whole.catalog).runs if run.run == whole.name]
+    assert (run.status, run.images) == ("incomplete", 4)
     assert write_page(StageContext(whole.plan, whole.catalog, None)).is_file()  # type: ignore[arg-type]
     again = alone()
     assert again.files == whole.files and "meta.json is not as it was written" in again.said[-1]
@@ -541,13 +541,15 @@ def test_status_tells_of_every_run_in_words_and_as_json(
     made: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     root, _ = made
-    told = counts.facts(Catalog(Workspace(root / "ws")))
-    text = status.text(told)
+    counted = counts.workspace_counts(Catalog(Workspace(root / "ws")))
+    text = status.text(counted)
     assert "train      3 of 5 runs complete, 2 failed" in text
-    assert len(told["runs"]) == 5
-    for run in told["runs"]:
-        assert f"run        {run['run']}: {run['status']}" in text
-        assert run["of"] in (4, 8) and (run["images"] == run["of"]) == (run["status"] == "complete")
+    assert len(counted.runs) == 5
+    for run in counted.runs:
+        assert f"run        {run.run}: {run.status}" in text
+        assert run.of in (4, 8) and (run.images == run.of) == (run.status == "complete")
+    printed = json.loads(json.dumps(counted.as_json()))
+    assert printed["runs asked for"] == 5 and printed["conditions"]["canny"]["to do"] == 0
 
 
 def test_an_image_that_killed_its_encoder_is_not_trained_on(
@@ -592,7 +594,7 @@ def test_an_optimizer_that_is_not_installed_is_told_before_any_work(
         text.replace("RUN", "{conditions: [canny], images: 8, optimizer: adamw8bit}")
     )
     given = load(tmp_path / "m.yaml")
-    lacks = preflight.missing(plans.make(given, here=False))
+    lacks = requirements.missing(plans.make(given, here=False))
     assert (
         "m.yaml:5: train.runs[0].optimizer: adamw8bit needs the package bitsandbytes: `pip install"
         " 'controlmill[lean]'`" in lacks[-1]
@@ -618,7 +620,7 @@ def test_each_condition_starts_where_its_run_says_and_waits_for_no_more_than_tha
     plan.workspace.create()
     catalog = Catalog(plan.workspace)
     catalog.create()
-    assert plan.manifest.train and preflight.missing(plan) == []
+    assert plan.manifest.train and requirements.missing(plan) == []
     runs = [
         PlannedRun(name, run, "", "", [], [])
         for name, run in zip(("first", "second"), plan.manifest.train.runs, strict=True)
@@ -634,7 +636,7 @@ def test_each_condition_starts_where_its_run_says_and_waits_for_no_more_than_tha
     assert job.after == ("train first",) and job.args.warm_start.keys() == {"canny", "hough"}
     assert stage.warm_folder(str(tmp_path / "theirs"), "theirs") == tmp_path / "theirs"
     (tmp_path / "theirs").rmdir()
-    (lack,) = preflight.missing(plan)
+    (lack,) = requirements.missing(plan)
     assert "m.yaml:5: train.runs[1].warm_start: theirs is neither" in lack
     with pytest.raises(
         MillError,
@@ -691,22 +693,22 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Catalog, A
     return catalog, plan
 
 
-def test_status_shows_the_runs_at_work_and_the_alarm_while_training_goes_on(
+def test_status_shows_the_runs_at_work_and_the_convergence_step_while_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog, plan = waiting(tmp_path, monkeypatch)
     assert catalog.query("SELECT images, steps FROM runs WHERE run = 'canny-1'") == [(8000, 250)]
     with plan.workspace.lock():
-        told = counts.facts(catalog)
-    text = status.text(told)
+        counted = counts.workspace_counts(catalog)
+    text = status.text(counted)
     assert "train      0 of 2 runs complete, 1 running, 1 queued" in text
     assert (
         "run        canny-1: running, 8,000 of 200,000 images, 38.2 images/s, 1 h 22 min left; follows canny"
         " since 8,000 images\n" in text
     )
     assert "run        canny-2: queued, 0 of 200,000 images\n" in text
-    first = told["runs"][0]
-    assert (first["images"], first["of"], first["seconds_left"], first["alarm"]) == (
+    first = counted.runs[0]
+    assert (first.images, first.of, first.seconds_left, first.convergence_step) == (
         8000,
         200000,
         4920.0,
@@ -726,7 +728,7 @@ def test_status_passes_over_the_damaged_lines_of_a_log_and_tells_what_the_run_no
             b"\n".join([lines[0].encode(), garbage, note.encode(), lines[1].encode(), garbage, b""])
         )
         with plan.workspace.lock():
-            text = status.text(counts.facts(catalog))
+            text = status.text(counts.workspace_counts(catalog))
         assert (
             "canny-1: running, 8,000 of 200,000 images" in text
             and "\n  goes on with micro_batch 4 instead of 8\n" in text
@@ -736,7 +738,7 @@ def test_status_passes_over_the_damaged_lines_of_a_log_and_tells_what_the_run_no
 def test_a_run_whose_driver_was_killed_is_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     catalog, plan = waiting(tmp_path, monkeypatch)
     (plan.workspace.root / ".lock").write_text("999999999")
-    assert [run["status"] for run in counts.facts(catalog)["runs"]] == ["incomplete", "incomplete"]
+    assert [run.status for run in counts.workspace_counts(catalog).runs] == ["incomplete", "incomplete"]
 
 
 def test_a_run_that_goes_on_elsewhere_keeps_the_precision_that_it_began_with() -> None:
@@ -758,10 +760,10 @@ def names(count: int) -> Sequence[PairAddress]:
     return [PairAddress(str(i), i, "", {}, (8, 8)) for i in range(count)]
 
 
-def test_a_run_without_validation_pairs_says_that_there_is_no_loss_gap(tmp_path: Path) -> None:
+def test_a_run_without_validation_pairs_says_that_there_is_no_conditioning_gain(tmp_path: Path) -> None:
     run = Run(conditions=["canny"], images=8)
     assert stage._sentence(PlannedRun("canny-1", run, "b", "m", list(names(3)), [])).endswith(
-        "; no loss gap: the validation split has no pairs"
+        "; no conditioning gain: the validation split has no pairs"
     )
     assert (
         stage._sentence(PlannedRun("canny-1", run, "b", "m", list(names(3)), list(names(1))))

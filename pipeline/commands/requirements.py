@@ -1,0 +1,88 @@
+"""What the stages need: sources, weights, optimizers, the base model. Told before any work."""
+
+from collections.abc import Collection, Iterator
+
+from pipeline import sources
+from pipeline.benchmark import networks
+from pipeline.manifest import Manifest
+from pipeline.plan import Plan
+
+
+def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # None = all stages
+    """A sentence for each thing that the stages need and this machine does not have."""
+    at, given = plan.manifest.at, plan.manifest
+
+    def wanted(*names: str) -> bool:
+        return stages is None or any(name in stages for name in names)
+
+    lacks = []
+    if wanted("annotate") or (given.evaluate and wanted("score")):
+        # whoever only scores needs the makers of those that no other detector reads
+        makers = [
+            maker
+            for maker in plan.conditions.values()
+            if wanted("annotate") or maker.name not in plan.readers
+        ]
+        lacks += [f"{at('conditions', maker.name)}: {maker.lack}" for maker in makers if maker.lack]
+    if plan.captions and plan.captions.lack and wanted("caption"):
+        lacks.append(f"{at('captions')}: {plan.captions.lack}")
+    for number, source in enumerate(given.source if wanted("ingest") else []):
+        if lack := sources.lack(source, given.image):
+            lacks.append(f"{at('source', number, 'path')}: {lack}")
+    if wanted("train"):
+        lacks += [*_warm_starts(plan), *_optimizers(plan)]
+    if wanted("score"):
+        lacks += [
+            f"{at('evaluate', 'readers', reader.name)}: {reader.lack}"
+            for reader in plan.readers.values()
+            if reader.lack
+        ]
+    if wanted("generate"):
+        lacks += _externals(given)
+    if wanted("score"):
+        lacks += networks.lacking(given)
+    if given.base not in (None, "random") and wanted("encode", "train", "generate"):
+        lacks += _base(given)
+    return lacks
+
+
+def _warm_starts(plan: Plan) -> Iterator[str]:
+    for number, run in enumerate(plan.manifest.train.runs if plan.manifest.train else []):
+        for start in dict.fromkeys(run.starts.values()):
+            if start not in plan.conditions and (why := _absent(start)):
+                what = "is neither a condition of this manifest nor a ControlNet's folder or file"
+                place = plan.manifest.at("train", "runs", number, "warm_start")
+                yield f"{place}: {start} {what} ({why})"
+
+
+def _optimizers(plan: Plan) -> Iterator[str]:
+    from train.optimizer import lacking
+
+    for number, run in enumerate(plan.manifest.train.runs if plan.manifest.train else []):
+        if lack := lacking(run.optimizer):
+            yield f"{plan.manifest.at('train', 'runs', number)}.{lack}"
+
+
+def _externals(given: Manifest) -> Iterator[str]:
+    for number, external in enumerate(given.evaluate.external if given.evaluate else []):
+        if why := _absent(external.checkpoint):
+            yield f"{given.at('evaluate', 'external', number, 'checkpoint')}: {external.name}: {why}"
+
+
+def _absent(controlnet: str) -> str:  # '' = it is here
+    from train import checkpoint
+
+    try:
+        checkpoint.locate(controlnet, download=False)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _base(given: Manifest) -> Iterator[str]:
+    from train import base
+
+    try:
+        base.check(str(given.base))
+    except (ValueError, OSError) as error:
+        yield f"{given.at('train' if given.train else 'evaluate', 'base')}: {error}"
