@@ -75,7 +75,8 @@ def kernel(
     from torchmetrics.image.kid import poly_kernel
 
     def mean(a: NDArray[np.float32], of_a: Any, b: NDArray[np.float32], of_b: Any) -> float:
-        gram = poly_kernel(*(torch.from_numpy(rows.astype(np.float64)) for rows in (a, b))).numpy()
+        first, second = (torch.from_numpy(rows.astype(np.float64)) for rows in (a, b))
+        gram = poly_kernel(first, second).numpy()
         return float(gram[of_a[:, None] != of_b[None, :]].mean())
 
     value = (
@@ -93,7 +94,7 @@ def clip_score(encoder: DualEncoder, image: NDArray[np.uint8], caption: str) -> 
     import torch
     from torchmetrics.functional.multimodal import clip_score as theirs
 
-    asked = _Asked(encoder)
+    asked: Any = _Asked(encoder)
     picture = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     return LibraryValue(float(theirs([picture], [caption], lambda: (asked, asked))), _named("torchmetrics"))
 
@@ -129,17 +130,18 @@ class _Asked:
         return torch.from_numpy(self.encoder.texts(self.texts))
 
 
-def _tensors(truth: np.ndarray, made: np.ndarray) -> list[Any]:
-    """float64 [1, 1, h, w] in 0..1."""
+def _tensor(array: np.ndarray) -> Any:
+    """uint8 [h, w] -> float64 [1, 1, h, w] in 0..1."""
     import torch
 
-    return [torch.from_numpy(array.astype(np.float64) / 255)[None, None] for array in (made, truth)]
+    return torch.from_numpy(array.astype(np.float64) / 255)[None, None]
 
 
 def _ssim(truth: np.ndarray, made: np.ndarray) -> float:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    return float(structural_similarity_index_measure(*_tensors(truth, made), data_range=1.0))
+    value: Any = structural_similarity_index_measure(_tensor(made), _tensor(truth), data_range=1.0)
+    return float(value)
 
 
 def _ms_ssim(truth: np.ndarray, made: np.ndarray) -> float:
@@ -147,7 +149,7 @@ def _ms_ssim(truth: np.ndarray, made: np.ndarray) -> float:
 
     if min(truth.shape) < MS_SSIM_SIDE:
         raise NoLibrary(f"torchmetrics refuses MS-SSIM below {MS_SSIM_SIDE} pixels")
-    return float(theirs(*_tensors(truth, made), data_range=1.0))
+    return float(theirs(_tensor(made), _tensor(truth), data_range=1.0))
 
 
 def _f1(truth: np.ndarray, made: np.ndarray) -> float:

@@ -5,7 +5,7 @@ pycocotools.
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -141,12 +141,11 @@ def _compare_samples(it: _Readable, path: str, agreements: dict[str, Agreement])
         for name, value in row["values"] or ():
             comparison = agreements.setdefault(name, Agreement())
             if name in fidelity.METRICS and pair:
-                comparison.add(value, lambda name=name, pair=pair: libraries.of_sample(name, *pair))
+                comparison.add(value, partial(libraries.of_sample, name, *pair))
             elif clip and name == measures.clip(clip).name:
                 encoder = networks.dual_encoder(networks.wanted(it.plan.manifest.evaluate).clip, "cpu")
                 image, caption = it.image(row), captions[row["image_id"]]
-                ask = lambda *given: libraries.clip_score(*given)
-                comparison.add(value, lambda: ask(encoder, image, caption))  # noqa: B023 - called at once
+                comparison.add(value, partial(libraries.clip_score, encoder, image, caption))
     return len(rows)
 
 
@@ -164,7 +163,7 @@ def _compare_set(it: _Readable, values: Mapping[str, float], agreements: dict[st
     ]
     for name in names:
         comparison = agreements.setdefault(name, Agreement())
-        comparison.add(values[name], lambda name=name: libraries.of_set(name, pairs))
+        comparison.add(values[name], partial(libraries.of_set, name, pairs))
 
 
 def _compare_distances(

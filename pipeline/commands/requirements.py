@@ -70,10 +70,10 @@ def _externals(given: Manifest) -> Iterator[str]:
 
 
 def _absent(controlnet: str) -> str:  # '' = it is here
-    from train import checkpoint
+    from train import pretrained
 
     try:
-        checkpoint.locate(controlnet, download=False)
+        pretrained.locate(controlnet, download=False)
     except (OSError, ValueError) as error:
         return str(error)
     return ""

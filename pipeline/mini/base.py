@@ -4,7 +4,7 @@ trains.
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Field
 
@@ -12,6 +12,9 @@ from pipeline.manifest import NAME, Section, yaml_errors
 from pipeline.mini import manifests, scenes
 from pipeline.mini.manifests import RecipeKeys
 from pipeline.mini.scenes import MiniScenes
+
+if TYPE_CHECKING:
+    from train.mini.scores import Scores
 
 
 class MiniBase(Section):
@@ -42,7 +45,7 @@ def make_base(
 
 def export_base(
     manifest: Path, work: Path, dest: Path, *, older: Path | None = None, count: int = 500
-) -> dict[str, Any]:  # its scores
+) -> "Scores":
     """Writes what has been made so far as a diffusers folder with its card; training may go on meanwhile."""
     from train.mini import base, card, make, scores
 
@@ -59,7 +62,7 @@ def export_base(
         "denoiser": recipe.denoiser.images,
     }
     base.write(dest, parts, spent, {}, "")  # sampled as it is shipped
-    measured |= objects_found(dest, held_out, count)
+    measured = cast("Scores", {**measured, **objects_found(dest, held_out, count)})
     text = card.write(
         parts=parts,
         spent=spent,

@@ -6,7 +6,7 @@ import pytest
 from evaluate import distribution, libraries
 from evaluate.features import Images
 from evaluate.fidelity import METRICS, Map, compare, pooled
-from evaluate.frechet import Moments
+from evaluate.frechet import Moments, frechet
 from evaluate.libraries import NoLibrary
 
 RNG = np.random.default_rng(0)
@@ -78,7 +78,7 @@ def test_the_values_of_a_set_are_the_libraries(kind: str, names: list[str]) -> N
 def test_the_distances_are_the_libraries() -> None:
     made, real = RNG.normal(0.3, 1, (120, 6)).astype(np.float32), RNG.normal(0, 1, (60, 6)).astype(np.float32)
     of_made, of_real = np.repeat(np.arange(60), 2), np.arange(60)
-    ours = distribution.frechet(Moments.of(made), Moments.of(real))
+    ours = frechet(Moments.of(made), Moments.of(real))
     assert ours == pytest.approx(libraries.frechet(made, real).value, rel=1e-5)
     block = np.arange(60) % 20
     ours, _ = distribution.kernel_distance_without(Images(made, of_made), Images(real, of_real), block)
