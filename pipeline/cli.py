@@ -295,20 +295,25 @@ def sample_command(
 @click.argument("workspace", type=click.Path(path_type=Path))
 @click.argument("query")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a row.")
-def sql(workspace: Path, query: str, as_json: bool) -> None:
-    """Ask the catalog, read-only. Tables: images, sources, annotations, detectors, shards, pairs, runs,
-    samples, scores, sample_scores.
+@click.option("--csv", "as_csv", is_flag=True, help="A header and a line a row; NULL is empty.")
+def sql(workspace: Path, query: str, as_json: bool, as_csv: bool) -> None:
+    """Ask the catalog, read-only. Tables: images, sources, captions, annotations, detectors, shards, pairs,
+    runs, samples, scores, sample_scores; docs/catalog.md has their columns.
 
     Example: controlmill sql runs/photos "SELECT condition, status, count(*) FROM annotations GROUP BY ALL"
     """
+    from pipeline.report import text
+
+    if as_json and as_csv:
+        raise MillError("--json and --csv are two ways to print the same rows: leave one of them out.")
     names, rows = Catalog(_workspace(workspace)).table(query)
     if as_json:
         for row in rows:
             click.echo(json.dumps(dict(zip(names, row, strict=True)), default=str, ensure_ascii=False))
+    elif as_csv:
+        click.echo(text.csv_table(names, rows), nl=False)
     else:
-        from pipeline.report.text import table
-
-        click.echo(table(names, rows))
+        click.echo(text.table(names, rows))
 
 
 @main.command()

@@ -32,7 +32,14 @@ from pipeline.manifest import SOURCE_KINDS, Provided
 from pipeline.storage.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/your-pictures.md")
+PAGES = (
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/your-pictures.md",
+    "docs/catalog.md",
+)
 HOUSE = {"pipeline", "annotate", "train", "evaluate", "tests", "benchmarks", "manifests", "docs"}
 LARGEST_PICTURE = 700 * 1024
 # their weights must be got

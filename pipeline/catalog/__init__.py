@@ -74,7 +74,7 @@ class Catalog:
             with self._open(read_only=False) as connection:
                 # refuses another program's database before anything is written to it
                 self._is_current(connection)
-                migrate(connection)
+                migrate(connection, lambda: commits.link_all_scores(connection, self.workspace))
 
     def gather(self) -> None:
         """Puts all of it into the one file, which can then be renamed; closing on a full disk leaves some in
@@ -375,12 +375,14 @@ class Catalog:
         """
         with self.transaction() as connection:
             connection.execute(
-                "DELETE FROM scores WHERE system NOT IN (SELECT unnest(?)) OR system IN (SELECT unnest(?))",
+                """
+                DELETE FROM estimate_rows
+                WHERE system NOT IN (SELECT unnest(?)) OR system IN (SELECT unnest(?))""",
                 [systems, sorted({row["system"] for row in rows})],
             )
             if rows:
                 connection.register("incoming", pa.Table.from_pylist(rows))
-                connection.execute("INSERT INTO scores BY NAME SELECT * FROM incoming")
+                connection.execute("INSERT INTO estimate_rows BY NAME SELECT * FROM incoming")
                 connection.unregister("incoming")
 
 

@@ -4,6 +4,7 @@ Called inside a transaction of `pipeline/catalog/__init__.py`.
 """
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,23 +26,26 @@ def put(connection: Any, workspace: Workspace, shard: Shard) -> bool:
     if facts["kind"] in ROW_ALIGNED and not _fits(connection, facts):
         connection.unregister("incoming")
         return False
-    (number,) = connection.execute("SELECT coalesce(max(shard), 0) + 1 FROM shards").fetchall()[0]
-    connection.execute(
-        "INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            number,
-            facts["kind"],
-            facts["key"],
-            facts.get("name"),
-            facts.get("image_key"),
-            facts["part"],
-            path,
-            shard.rows,
-            shard.bytes,
-            shard.sha256,
-            datetime.now(UTC).replace(tzinfo=None),
-        ],
+    (number,) = connection.execute("SELECT coalesce(max(shard_number), 0) + 1 FROM shard_rows").fetchall()[0]
+    insert(
+        connection,
+        "shard_rows",
+        {
+            "shard_number": number,
+            "shard": path,
+            "kind": facts["kind"],
+            "key": facts["key"],
+            "name": facts.get("name"),
+            "image_key": facts.get("image_key"),
+            "part": facts["part"],
+            "rows": shard.rows,
+            "bytes": shard.bytes,
+            "sha256": shard.sha256,
+            "committed": datetime.now(UTC).replace(tzinfo=None),
+        },
     )
+    if facts["kind"] == "scores":
+        _link_scores(connection, number, facts)
     if "detector" in facts:
         record_detector(connection, facts["detector"], current=False)
     INSERTS[facts["kind"]](connection, number, facts)
@@ -51,71 +55,108 @@ def put(connection: Any, workspace: Workspace, shard: Shard) -> bool:
     return True
 
 
-def _insert_images(connection: Any, shard: int, facts: dict[str, Any]) -> None:
+def _insert_images(connection: Any, number: int, facts: dict[str, Any]) -> None:
     """Each image once, at the first address that showed it; each address once; a retry takes the place of
     what failed before.
     """
-    same_key = "SELECT shard FROM shards WHERE kind = 'images' AND key = $key"
+    same_key = "SELECT shard_number FROM shard_rows WHERE kind = 'images' AND key = $key"
     key = {"key": facts["key"]}
     connection.execute("DELETE FROM lost_rows WHERE key = ? AND part = ?", [facts["key"], facts["part"]])
     if facts.get("retry"):
-        failed = f"""SELECT image FROM image_rows WHERE status = 'failed' AND shard IN ({same_key}) AND (
-            image_id IN (SELECT image_id FROM incoming)
-            OR image IN (SELECT image FROM source_rows WHERE uri IN (SELECT uri FROM incoming)))"""
+        failed = f"""
+            SELECT image FROM image_rows
+            WHERE status = 'failed' AND shard_number IN ({same_key})
+              AND (image_id IN (SELECT image_id FROM incoming)
+                   OR image IN (SELECT image FROM source_rows WHERE uri IN (SELECT uri FROM incoming)))"""
         connection.execute(f"CREATE TEMP TABLE gone AS {failed}", key)
         connection.execute("DELETE FROM source_rows WHERE image IN (SELECT image FROM gone)")
         connection.execute("DELETE FROM image_rows WHERE image IN (SELECT image FROM gone)")
         connection.execute("DROP TABLE gone")
     connection.execute(
-        f"""INSERT INTO image_rows
-            SELECT (SELECT coalesce(max(image), 0) FROM image_rows) + row_number() OVER (ORDER BY row),
-            image_id, {shard}, row, status,
-                   reason, width, height, raw_width, raw_height, raw_format, raw_bytes, group_id, split,
-                   sharpness, contrast, colour, grey, phash
-            FROM incoming
-            WHERE image_id NOT IN (SELECT image_id FROM image_rows WHERE shard IN ({same_key}))
-            QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY row) = 1""",
+        f"""
+        INSERT INTO image_rows
+        SELECT (SELECT coalesce(max(image), 0) FROM image_rows) + row_number() OVER (ORDER BY row), image_id,
+               {number}, row, status, reason, width, height, raw_width, raw_height, raw_format, raw_bytes,
+               group_id, split, sharpness, contrast, colour, grey, phash
+        FROM incoming
+        WHERE image_id NOT IN (SELECT image_id FROM image_rows WHERE shard_number IN ({same_key}))
+        QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY row) = 1""",
         key,
     )
     connection.execute(
-        f"""INSERT INTO source_rows
-            SELECT image_rows.image, {shard}, incoming.row, uri, caption, fields
-            FROM incoming JOIN image_rows USING (image_id)
-            WHERE image_rows.shard IN ({same_key}) AND uri NOT IN (SELECT uri FROM source_rows WHERE shard IN
-            ({same_key}))
-            QUALIFY row_number() OVER (PARTITION BY uri ORDER BY incoming.row) = 1""",
+        f"""
+        INSERT INTO source_rows
+        SELECT image_rows.image, {number}, incoming.row, uri, caption, fields
+        FROM incoming JOIN image_rows USING (image_id)
+        WHERE image_rows.shard_number IN ({same_key})
+          AND uri NOT IN (SELECT uri FROM source_rows WHERE shard_number IN ({same_key}))
+        QUALIFY row_number() OVER (PARTITION BY uri ORDER BY incoming.row) = 1""",
         key,
     )
 
 
-def _group(connection: Any, shard: int, facts: dict[str, Any]) -> None:
+def _group(connection: Any, number: int, facts: dict[str, Any]) -> None:
     """Near-duplicates take the group and the split of the earliest image they resemble; images of a part come
     in the source's order.
     """
-    sql = """SELECT image, phash, min(image) OVER (PARTITION BY group_id) AS first, shard = $shard AS own
-             FROM image_rows
-             WHERE phash IS NOT NULL AND shard IN (SELECT shard FROM shards WHERE kind = 'images' AND key =
-             $key) ORDER BY own, image"""
-    found = connection.execute(sql, {"shard": shard, "key": facts["key"]}).fetchnumpy()
-    images, hashes = found["image"], found["phash"].astype("uint64")
-    own = len(images) - int(found["own"].sum())
-    led = images[:own].searchsorted(found["first"][:own])
-    leaders = duplicates.leaders(hashes[:own], hashes[own:], facts["near"], led)
+    sql = """
+        SELECT image, phash, min(image) OVER (PARTITION BY group_id) AS first, shard_number = $number AS own
+        FROM image_rows JOIN shard_rows USING (shard_number)
+        WHERE phash IS NOT NULL AND kind = 'images' AND key = $key
+        ORDER BY own, image"""
+    rows = connection.execute(sql, {"number": number, "key": facts["key"]}).fetchnumpy()
+    images, hashes = rows["image"], rows["phash"].astype("uint64")
+    known = len(images) - int(rows["own"].sum())
+    led = images[:known].searchsorted(rows["first"][:known])
+    leaders = duplicates.leaders(hashes[:known], hashes[known:], facts["near"], led)
     follows = leaders >= 0
-    followers = pa.table({"image": images[own:][follows], "leader": images[leaders[follows]]})
+    followers = pa.table({"image": images[known:][follows], "leader": images[leaders[follows]]})
     connection.register("followers", followers)
-    connection.execute("""UPDATE image_rows SET group_id = l.group_id, split = l.split
-           FROM followers JOIN image_rows l ON l.image = followers.leader WHERE image_rows.image =
-           followers.image""")
+    connection.execute("""
+        UPDATE image_rows SET group_id = l.group_id, split = l.split
+        FROM followers JOIN image_rows l ON l.image = followers.leader
+        WHERE image_rows.image = followers.image""")
     connection.unregister("followers")
+
+
+def _link_scores(connection: Any, number: int, facts: dict[str, Any]) -> None:
+    """Writes down which samples a shard of scores is of: its footer has only a hash of their path.
+
+    A shard of a system's scores has the rows of the shard of samples of the same part, in their order.
+    """
+    first, *rest = facts["name"].split("/")  # model/condition/variant, or variant/condition
+    sets = [facts["name"], first, *([f"{rest[-1]}/{rest[0]}"] if rest else [])]
+    candidates = connection.execute(
+        """
+        SELECT shard, name, key FROM shard_rows
+        WHERE kind = 'samples' AND part = ? AND list_contains(?, name)""",
+        [facts["part"], sets],
+    ).fetchall()
+    for path, sample_set, sample_key in candidates:
+        if shards.made_from(facts["key"], path) == facts["made_from"]:
+            connection.execute(
+                "UPDATE shard_rows SET sample_set = ?, sample_key = ? WHERE shard_number = ?",
+                [sample_set, sample_key, number],
+            )
+
+
+def link_all_scores(connection: Any, workspace: Workspace) -> None:
+    """Of a catalog that was made before scores named their samples; a file that can't be read is passed over,
+    and `controlmill verify` names it.
+    """
+    rows = connection.execute("SELECT shard_number, shard FROM shard_rows WHERE kind = 'scores'").fetchall()
+    for number, path in rows:
+        with suppress(*shards.BROKEN):
+            _link_scores(connection, number, shards.facts(workspace.root / path))
 
 
 def _image_of(facts: dict[str, Any]) -> str:
     """The integer key of a row that is aligned with the images shard of the same part."""
-    return f"""JOIN image_rows ON image_rows.row = incoming.row AND image_rows.image_id = incoming.image_id
-        AND image_rows.shard =
-        (SELECT shard FROM shards WHERE kind = 'images' AND key = '{facts["image_key"]}' AND part =
-        {facts["part"]})
+    return f"""
+        JOIN image_rows ON image_rows.row = incoming.row AND image_rows.image_id = incoming.image_id
+         AND image_rows.shard_number = (
+             SELECT shard_number FROM shard_rows
+             WHERE kind = 'images' AND key = '{facts["image_key"]}' AND part = {facts["part"]})
         WHERE incoming.status IS NOT NULL"""
 
 
@@ -123,49 +164,50 @@ def _fits(connection: Any, facts: dict[str, Any]) -> bool:
     """Whether the shard has exactly one row for each readable image of its part: an orphan of another state
     of the source has not.
     """
-    found = connection.execute(
-        f"""SELECT (SELECT count(*) FROM incoming WHERE status IS NOT NULL), (SELECT count(*) FROM incoming
-                   {_image_of(facts)}),
-                   (SELECT count(*) FROM image_rows JOIN shards USING (shard)
-                    WHERE kind = 'images' AND key = $key AND part = $part AND image_rows.status = 'ok')""",
+    counts = connection.execute(
+        f"""
+        SELECT (SELECT count(*) FROM incoming WHERE status IS NOT NULL),
+               (SELECT count(*) FROM incoming {_image_of(facts)}),
+               (SELECT count(*) FROM image_rows JOIN shard_rows USING (shard_number)
+                WHERE kind = 'images' AND key = $key AND part = $part AND image_rows.status = 'ok')""",
         {"key": facts["image_key"], "part": facts["part"]},
     ).fetchall()
-    rows, matched, readable = found[0]
+    rows, matched, readable = counts[0]
     return bool(rows == matched == readable)
 
 
-def _insert_maps(connection: Any, shard: int, facts: dict[str, Any]) -> None:
-    connection.execute(f"""INSERT INTO annotation_rows SELECT image, {shard}, incoming.row, incoming.status,
-            incoming.reason, seconds, measures
-            FROM incoming {_image_of(facts)}""")
+def _insert_maps(connection: Any, number: int, facts: dict[str, Any]) -> None:
+    connection.execute(f"""
+        INSERT INTO annotation_rows
+        SELECT image, {number}, incoming.row, incoming.status, incoming.reason, seconds, measures
+        FROM incoming {_image_of(facts)}""")
 
 
-def _insert_latents(connection: Any, shard: int, facts: dict[str, Any]) -> None:
-    connection.execute(
-        f"INSERT INTO latent_rows SELECT image, {shard}, incoming.row, incoming.status, incoming.reason FROM"
-        f" incoming {_image_of(facts)}"
-    )
+def _insert_latents(connection: Any, number: int, facts: dict[str, Any]) -> None:
+    connection.execute(f"""
+        INSERT INTO latent_rows
+        SELECT image, {number}, incoming.row, incoming.status, incoming.reason
+        FROM incoming {_image_of(facts)}""")
 
 
-def _insert_captions(connection: Any, shard: int, facts: dict[str, Any]) -> None:
-    connection.execute(
-        f"INSERT INTO caption_rows SELECT image, {shard}, incoming.row, incoming.status, incoming.reason,"
-        f" caption FROM incoming {_image_of(facts)}"
-    )
+def _insert_captions(connection: Any, number: int, facts: dict[str, Any]) -> None:
+    connection.execute(f"""
+        INSERT INTO caption_rows
+        SELECT image, {number}, incoming.row, incoming.status, incoming.reason, caption
+        FROM incoming {_image_of(facts)}""")
 
 
-def _insert_samples(connection: Any, shard: int, facts: dict[str, Any]) -> None:
-    connection.execute(
-        f"INSERT INTO sample_rows SELECT {shard}, row, image_id, hint_image_id, seed, status, reason, seconds"
-        " FROM incoming"
-    )
+def _insert_samples(connection: Any, number: int, facts: dict[str, Any]) -> None:
+    connection.execute(f"""
+        INSERT INTO sample_rows
+        SELECT {number}, row, image_id, hint_image_id, seed, status, reason, seconds FROM incoming""")
 
 
-def _insert_scores(connection: Any, shard: int, facts: dict[str, Any]) -> None:
-    connection.execute(
-        f"""INSERT INTO score_rows SELECT {shard}, row, image_id, seed, status, reason, entry.key, entry.value
-            FROM (SELECT *, unnest(map_entries("values")) AS entry FROM incoming)"""
-    )
+def _insert_scores(connection: Any, number: int, facts: dict[str, Any]) -> None:
+    connection.execute(f"""
+        INSERT INTO score_rows
+        SELECT {number}, row, image_id, seed, status, reason, entry.key, entry.value
+        FROM (SELECT *, unnest(map_entries("values")) AS entry FROM incoming)""")
 
 
 INSERTS = {
@@ -185,24 +227,28 @@ def remove(connection: Any, path: str) -> None:
     """Takes a shard's rows out, and those of what was made from it; the addresses of its images are
     remembered as lost.
     """
-    found = connection.execute("SELECT shard, kind, key, part FROM shards WHERE path = ?", [path]).fetchall()
-    if not found:
+    rows = connection.execute(
+        "SELECT shard_number, kind, key, part FROM shard_rows WHERE shard = ?", [path]
+    ).fetchall()
+    if not rows:
         return
-    shard, kind, key, part = found[0]
+    number, kind, key, part = rows[0]
     if kind == "images":
-        children = "SELECT path FROM shards WHERE kind <> 'images' AND image_key = ? AND part = ?"
+        children = "SELECT shard FROM shard_rows WHERE kind <> 'images' AND image_key = ? AND part = ?"
         for (child,) in connection.execute(children, [key, part]).fetchall():
             remove(connection, child)
         connection.execute(
-            "INSERT INTO lost_rows SELECT ?, ?, row, uri FROM source_rows WHERE shard = ?", [key, part, shard]
+            "INSERT INTO lost_rows SELECT ?, ?, row, uri FROM source_rows WHERE shard_number = ?",
+            [key, part, number],
         )
         connection.execute(
-            "DELETE FROM source_rows WHERE shard = ? OR image IN (SELECT image FROM image_rows WHERE shard"
-            " = ?)",
-            [shard, shard],
+            """
+            DELETE FROM source_rows
+            WHERE shard_number = ? OR image IN (SELECT image FROM image_rows WHERE shard_number = ?)""",
+            [number, number],
         )
-    connection.execute(f"DELETE FROM {ROWS_OF[kind]} WHERE shard = ?", [shard])
-    connection.execute("DELETE FROM shards WHERE shard = ?", [shard])
+    connection.execute(f"DELETE FROM {ROWS_OF[kind]} WHERE shard_number = ?", [number])
+    connection.execute("DELETE FROM shard_rows WHERE shard_number = ?", [number])
 
 
 def record_detector(connection: Any, row: dict[str, Any], *, current: bool) -> None:

@@ -122,8 +122,8 @@ class _Readable:
         return codec.decode(stored["image"])
 
 
-SAMPLES = """SELECT image_id, seed, path, row FROM sample_rows JOIN shards USING (shard)
-             WHERE name = ? AND key = ?"""
+SAMPLES = """SELECT image_id, seed, shard, row FROM samples
+             WHERE sample_set = ? AND sample_key = ?"""
 
 
 def _compare_samples(it: _Readable, path: str, found: dict[str, Comparison]) -> int:

@@ -98,7 +98,7 @@ def _facts(plan: Plan, catalog: Catalog, system: System) -> dict[str, Any]:
 def _fidelity(catalog: Catalog, system: System) -> dict[str, Any]:
     """The telling measure of its kind, beside everything else of the same benchmark."""
     rows = catalog.query(
-        "SELECT arm, model, metric, value, low, high, n FROM scores WHERE condition = ? AND benchmark = ?"
+        "SELECT variant, model, metric, value, low, high, n FROM scores WHERE condition = ? AND benchmark = ?"
         " ORDER BY ALL",
         [system.condition, system.benchmark],
     )

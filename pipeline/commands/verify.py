@@ -34,7 +34,7 @@ def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> 
     workspace, found = catalog.workspace, []
     for (table,) in catalog.query("SELECT table_name FROM duckdb_tables()"):
         catalog.row(f"SELECT max(hash(it)) FROM {table} it")  # reads every block, and a damaged one is told
-    listed = catalog.query("SELECT path, rows, bytes, sha256 FROM shards ORDER BY path")
+    listed = catalog.query("SELECT shard, rows, bytes, sha256 FROM shards ORDER BY shard")
     for path, rows, size, digest in listed:
         problem = _problem(catalog, path, rows, size, digest)
         if problem:
@@ -155,15 +155,15 @@ INVARIANTS = {
     ),
     "shards do not fit their images": (
         """
-        SELECT count(*) FROM shards s WHERE kind = 'maps' AND (SELECT count(*) FROM annotation_rows a WHERE
-        a.shard = s.shard) <>
-            (SELECT count(*) FROM image_rows i JOIN shards p ON p.shard = i.shard
+        SELECT count(*) FROM shard_rows s WHERE kind = 'maps' AND
+            (SELECT count(*) FROM annotation_rows a WHERE a.shard_number = s.shard_number) <>
+            (SELECT count(*) FROM image_rows i JOIN shard_rows p USING (shard_number)
              WHERE p.kind = 'images' AND p.key = s.image_key AND p.part = s.part AND i.status = 'ok')"""
     ),
     "rows belong to no shard": (
         "SELECT "
         + " + ".join(
-            f"(SELECT count(*) FROM {rows} WHERE shard NOT IN (SELECT shard FROM shards))"
+            f"(SELECT count(*) FROM {rows} WHERE shard_number NOT IN (SELECT shard_number FROM shard_rows))"
             for rows in ROWS_OF.values()
         )
     ),

@@ -60,9 +60,7 @@ def facts(catalog: Catalog) -> dict[str, Any]:
         )[0],
         "runs asked for": len(saved.train.runs) if saved.train else 0,
         "runs": _runs(catalog),
-        "samples": dict(
-            catalog.query("SELECT system, count(*) FROM samples GROUP BY system ORDER BY system")
-        ),
+        "samples": dict(catalog.query("SELECT sample_set, count(*) FROM samples GROUP BY ALL ORDER BY ALL")),
         "scores": catalog.row("SELECT count(*) FROM scores")[0],
     }
 

@@ -45,9 +45,9 @@ LIBRARIES = ("torch", "diffusers", "numpy", "opencv-python-headless", "torchmetr
 
 Row = Mapping[str, Any]  # of the table `scores`
 COLUMNS = (
-    "system", "model", "arm", "condition", "metric", "metric_version", "value", "low", "high", "n",
+    "system", "model", "variant", "condition", "metric", "metric_version", "value", "low", "high", "n",
     "n_failed", "prompts", "method", "replicates",
-    "higher_is_better", "benchmark", "reader", "checkpoint", "identity", "marks",
+    "higher_is_better", "benchmark", "reader", "checkpoint", "score_key", "caveats",
 )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def _benchmark(
     system = next(it for it in made.values() if it.condition == condition)
     maker, reader = plan.conditions[condition], plan.reader(condition)
     of = (condition, CONDITIONS[condition].fidelity, CONTROL)
-    first = [replicated(row) for row in rows if (row["condition"], row["metric"], row["arm"]) == of]
+    first = [replicated(row) for row in rows if (row["condition"], row["metric"], row["variant"]) == of]
     return leaderboard_data.Benchmark(
         condition=condition,
         title=CONDITIONS[condition].title,
@@ -191,10 +191,10 @@ def _scores(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[leaderboard_data
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["condition"], row["metric"]), []).append(
-            row | {"score": replicated(row), "marks": json.loads(row["marks"])}
+            row | {"score": replicated(row), "caveats": json.loads(row["caveats"])}
         )
     for (condition, _), group in groups.items():
-        ranked = [row for row in group if row["arm"] == CONTROL and not row["marks"]]
+        ranked = [row for row in group if row["variant"] == CONTROL and not row["caveats"]]
         places = (
             replicates.ranks([row["score"] for row in ranked], higher_is_better=group[0]["higher_is_better"])
             if len(ranked) > 1
@@ -207,7 +207,7 @@ def _scores(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[leaderboard_data
             share, reason = (None, found) if isinstance(found, str) else (found, "")
             yield leaderboard_data.Score(
                 model=called(row["model"]),
-                arm=row["arm"],
+                arm=row["variant"],
                 condition=condition,
                 metric=row["metric"],
                 n=row["n"],
@@ -220,7 +220,7 @@ def _scores(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[leaderboard_data
                 share_high=share and share.high,
                 share_reason=reason,
                 rank=rank.get(row["system"]),
-                marks=tuple(row["marks"]),
+                marks=tuple(row["caveats"]),
                 passport=_passport(plan, row),
             )
 
@@ -230,9 +230,9 @@ def _ends(row: Row, group: list[dict[str, Any]]) -> tuple[Replicated | None, Rep
     floors = (
         it["score"]
         for it in group
-        if it["arm"] == NO_CONTROL or (it["arm"] == SHUFFLED and it["model"] == row["model"])
+        if it["variant"] == NO_CONTROL or (it["variant"] == SHUFFLED and it["model"] == row["model"])
     )
-    ceiling = next((it["score"] for it in group if it["arm"] == REAL), None)
+    ceiling = next((it["score"] for it in group if it["variant"] == REAL), None)
     return replicates.best(floors, row["higher_is_better"]), ceiling
 
 
@@ -245,7 +245,7 @@ def _passport(plan: Plan, row: Row) -> dict[str, str]:
         "system": row["system"],
         "checkpoint": row["checkpoint"] or "none",
         "benchmark": row["benchmark"],
-        "scores": row["identity"],
+        "scores": row["score_key"],
         "metric": f"{row['metric']} version {row['metric_version']}",
         "condition made by": f"{maker.step.detector} {maker.identity['version']} ({maker.fingerprint})",
         "read again by": f"{reader.step.detector} {reader.identity['version']} ({reader.fingerprint})",
@@ -267,7 +267,7 @@ def _software() -> str:
 
 
 def _speeds(catalog: Catalog, made: Mapping[str, System]) -> Iterator[leaderboard_data.Speed]:
-    sql = "SELECT system, benchmark, avg(seconds) FROM samples WHERE status = 'ok' GROUP BY system, benchmark"
+    sql = "SELECT sample_set, sample_key, avg(seconds) FROM samples WHERE status = 'ok' GROUP BY ALL"
     found = {(name, key): seconds for name, key, seconds in catalog.query(sql)}
     for system in made.values():
         if system.arm in (CONTROL, NO_CONTROL) and (system.drawn_as, system.key) in found:

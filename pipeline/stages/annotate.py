@@ -25,10 +25,10 @@ from pipeline.storage.shards import Row
 
 BATCH = 16  # images decoded at a time: bounds a worker's memory whatever the size of a part
 
-READABLE = """SELECT shards.part, images.row, image_id FROM images JOIN shards ON shards.path = images.shard
+READABLE = """SELECT part, row, image_id FROM images JOIN shards USING (shard)
               WHERE status = 'ok' ORDER BY ALL"""
-FIRST_ADDRESS = """SELECT shards.part, images.row, arg_min(uri, (sources.part, position))
-                   FROM images JOIN shards ON shards.path = images.shard JOIN sources USING (image_id)
+FIRST_ADDRESS = """SELECT shards.part, row, arg_min(uri, (sources.part, position))
+                   FROM images JOIN shards USING (shard) JOIN sources USING (image_id)
                    WHERE status = 'ok' GROUP BY ALL"""
 WITHOUT_PAIRS = """SELECT DISTINCT condition FROM annotations
                    WHERE status = 'ok' AND condition NOT IN (SELECT condition FROM pairs)

@@ -23,6 +23,7 @@ from pipeline import MillError, catalog
 from pipeline import plan as plans
 from pipeline import run as flow
 from pipeline.catalog import Catalog, CatalogHeld
+from pipeline.catalog.schema import MIGRATIONS
 from pipeline.catalog.selections import Selection
 from pipeline.commands import verify
 from pipeline.plan import MEASURES
@@ -373,3 +374,58 @@ def test_a_file_that_is_no_catalog_is_one_sentence_and_a_rebuild_mends_it(
     told = ask(workspace, "verify", "ws")
     assert told.returncode == 0, told.stdout
     assert "6 ok" in ask(workspace, "status", "ws").stdout
+
+
+# -- one of an earlier version -------------------------------------------------------------------------------
+
+
+def test_an_earlier_catalog_keeps_its_rows_and_its_scores_find_their_samples(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    row = {"image_id": "i", "status": "ok", "reason": "", "seed": 3}
+    sampled, old = (workspace.samples("r/canny/control", key, 0) for key in ("k", "older"))
+    scored = workspace.scores("r/canny/control", "s", 0)
+    made_from = shards.made_from("s", workspace.relative(sampled))
+    scores = row | {"values": [("edge_f1", 0.5)]}
+    footer = {"kind": "scores", "key": "s", "name": "r/canny/control", "part": 0, "made_from": made_from}
+    shards.write(scored, [scores], shards.SCORES, footer)
+    with duckdb.connect(str(workspace.catalog)) as connection:
+        connection.execute("CREATE TABLE migrations (version INTEGER, applied TIMESTAMP)")
+        for number, sql in enumerate(MIGRATIONS[:4], 1):
+            connection.execute(sql)
+            connection.execute("INSERT INTO migrations VALUES (?, now()::TIMESTAMP)", [number])
+        connection.execute("CREATE VIEW samples AS SELECT path FROM sample_rows JOIN shards USING (shard)")
+        for number, kind, key, path in (
+            (1, "samples", "k", sampled),
+            (2, "samples", "older", old),
+            (3, "scores", "s", scored),
+        ):
+            connection.execute(
+                "INSERT INTO shards (shard, kind, key, path, name, part, rows, bytes)"
+                " VALUES (?, ?, ?, ?, ?, 0, 1, 8)",
+                [number, kind, key, workspace.relative(path), "r/canny/control"],
+            )
+        for number in (1, 2):
+            values = [number, number]
+            connection.execute("INSERT INTO sample_rows VALUES (?, 0, 'i', 'i', 3, 'ok', '', ?)", values)
+        connection.execute("INSERT INTO score_rows VALUES (3, 0, 'i', 3, 'ok', '', 'edge_f1', 0.5)")
+        connection.execute("INSERT INTO runs (run, images) VALUES ('r', 8)")
+        connection.execute(
+            "INSERT INTO scores BY NAME SELECT 'r/canny/control' AS system, 'r' AS model, 'control' AS arm,"
+            " 'canny' AS condition, 'edge_f1' AS metric, 0.5 AS value, 'b' AS benchmark, 's' AS identity,"
+            " 'hash' AS mark, '[]' AS marks"
+        )
+    made = Catalog(workspace)
+    with pytest.raises(MillError, match="made by an earlier version"):
+        made.query("SELECT sample_set FROM samples_of_now")
+    made.create()
+    joined = """
+        SELECT s.sample_key, s.seconds, x.value, e.value, e.variant, e.benchmark, e.input_hash, e.caveats,
+               r.images, f.bytes
+        FROM samples s
+        JOIN sample_scores x USING (sample_set, sample_key, image_id, seed)
+        JOIN scores e USING (system, score_key, metric)
+        JOIN runs r ON r.run = e.run
+        JOIN shards f ON f.shard = s.shard"""
+    assert made.query(joined) == [("k", 1.0, 0.5, 0.5, "control", "b", "hash", "[]", 8, 8)]
+    made.create()
+    assert made.query("SELECT count(*) FROM migrations") == [(len(MIGRATIONS),)]
