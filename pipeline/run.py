@@ -176,5 +176,5 @@ def exit_status(plan: Plan, catalog: Catalog, options: RunOptions) -> int:
     return COMPLETE_WITH_FAILURES if failed or failed_rows or without else COMPLETE
 
 
-WITHOUT_CAPTION = """SELECT count(*) FROM caption_rows JOIN shard_rows USING (shard_number) WHERE status = 'failed'
-                     AND key = (SELECT value FROM settings WHERE name = 'caption_key')"""
+WITHOUT_CAPTION = """SELECT count(*) FROM caption_rows JOIN shard_rows USING (shard_number)
+                     WHERE status = 'failed' AND key = (SELECT value FROM settings WHERE name = 'caption_key')"""
