@@ -4,6 +4,7 @@ import importlib.util
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,19 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
     sys.exit(0 if not failed else 3 if done else NOT_COMPLETE)
 
 
+def _renamed(old: str, new: str, *, is_flag: bool = False) -> Callable[[Any], Any]:
+    """An option of an earlier version, which tells the new one."""
+
+    def tell(context: click.Context, option: click.Parameter, value: Any) -> None:
+        if value:
+            raise MillError(f"{old} is called {new} now.")
+
+    name = f"former_{old.strip('-').replace('-', '_')}"
+    return click.option(
+        old, name, hidden=True, expose_value=False, is_eager=True, callback=tell, is_flag=is_flag
+    )
+
+
 @main.command("sample")
 @click.option(
     "--checkpoint",
@@ -204,7 +218,7 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
     type=click.Path(path_type=Path),
     help="Is annotated, unless --hint says that it is drawn already.",
 )
-@click.option("--prompt", help="What to draw; only --guess does without.")
+@click.option("--prompt", help="What to draw; only --guess-mode does without.")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="A PNG; the hint is written beside it."
 )
@@ -213,33 +227,41 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
 @click.option("--hint", "is_hint", is_flag=True, help="The image is a drawn condition, not a photograph.")
 @click.option("--seed", default=0, show_default=True)
 @click.option(
-    "--steps", type=click.IntRange(1, 1000), help="Default: as its workspace evaluates it, else 20."
+    "--num-inference-steps",
+    type=click.IntRange(1, 1000),
+    help="Default: as its workspace evaluates it, else 20.",
 )
 @click.option(
-    "--guidance", type=click.FloatRange(min=0), help="Default: as its workspace evaluates it, else 7.5."
+    "--guidance-scale", type=click.FloatRange(min=0), help="Default: as its workspace evaluates it, else 7.5."
 )
 @click.option(
-    "--scale",
+    "--controlnet-conditioning-scale",
     type=float,
     help="Of the ControlNet's residuals; default: as its workspace evaluates it, else 1.",
 )
 @click.option(
-    "--guide-hint/--no-guide-hint",
-    default=None,
-    help="Guidance strengthens the hint too; default: as its workspace evaluates it, else not.",
+    "--cfg-hint",
+    type=click.Choice(["both", "conditional"]),
+    help="The branches that see the hint; conditional: guidance strengthens the hint too; default: as its"
+    " workspace evaluates it, else both.",
 )
 @click.option(
-    "--guess", is_flag=True, help="The hint leads instead of the prompt; goes with --guidance 3 to 5."
+    "--guess-mode",
+    "guess",
+    is_flag=True,
+    help="The hint leads instead of the prompt; goes with --guidance-scale 3 to 5.",
 )
 @click.option(
-    "--start",
+    "--control-guidance-start",
+    "start",
     default=0.0,
     show_default=True,
     type=click.FloatRange(0, 1),
     help="Share of the steps before the ControlNet works.",
 )
 @click.option(
-    "--end",
+    "--control-guidance-end",
+    "end",
     default=1.0,
     show_default=True,
     type=click.FloatRange(0, 1),
@@ -253,6 +275,14 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
 @click.option(
     "--protocol", default="cn10", show_default=True, metavar="cn10|cn11", help="How the hint is drawn."
 )
+@_renamed("--steps", "--num-inference-steps")
+@_renamed("--guidance", "--guidance-scale")
+@_renamed("--scale", "--controlnet-conditioning-scale")
+@_renamed("--guide-hint", "--cfg-hint conditional", is_flag=True)
+@_renamed("--no-guide-hint", "--cfg-hint both", is_flag=True)
+@_renamed("--guess", "--guess-mode", is_flag=True)
+@_renamed("--start", "--control-guidance-start")
+@_renamed("--end", "--control-guidance-end")
 def sample_command(
     checkpoint: str,
     image: Path,
@@ -265,8 +295,8 @@ def sample_command(
 ) -> None:
     """Draw one image with a ControlNet.
 
-    With --guess --guidance 3 in place of --prompt the ControlNet has to tell from the hint alone what the
-    image shows: the unconditional branch gets no control, and the finer residuals get less.
+    With --guess-mode --guidance-scale 3 in place of --prompt the ControlNet has to tell from the hint alone
+    what the image shows: the unconditional branch gets no control, and the finer residuals get less.
 
     Example: controlmill sample --checkpoint models/canny --base models/sd15 --image photo.jpg --prompt "a red
     bird" --out bird.png
@@ -274,7 +304,7 @@ def sample_command(
     from pipeline.commands.sample import Settings, sample
 
     if prompt is None and not settings["guess"]:
-        raise MillError("--prompt is missing: say what to draw; only --guess does without.")
+        raise MillError("--prompt is missing: say what to draw; only --guess-mode does without.")
     chosen = Settings(**settings)
     made = sample(
         checkpoint,

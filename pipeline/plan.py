@@ -335,7 +335,7 @@ def _saved(workspace: Workspace) -> Manifest | None:
 def saved(workspace: Workspace) -> Manifest:
     """The manifest that a workspace keeps of its last run."""
     try:
-        return manifest.load(workspace.manifest)
+        return manifest.load_saved(workspace.manifest)
     except MillError as error:
         raise MillError(
             f"{error}\n{workspace.manifest} is the workspace's own copy of the manifest of its last run, and"

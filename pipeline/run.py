@@ -177,4 +177,5 @@ def exit_status(plan: Plan, catalog: Catalog, options: RunOptions) -> int:
 
 
 WITHOUT_CAPTION = """SELECT count(*) FROM caption_rows JOIN shard_rows USING (shard_number)
-                     WHERE status = 'failed' AND key = (SELECT value FROM settings WHERE name = 'caption_key')"""
+                     WHERE status = 'failed'
+                       AND key = (SELECT value FROM settings WHERE name = 'caption_key')"""

@@ -174,14 +174,15 @@ def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple
         "sampler": "ddim",
         "version": 2,
     }
-    # a setting that came later: without it benchmarks stay as they were
-    unsaid = {"samples"} if frozen.guide_hint else {"samples", "guide_hint"}
+    settings = frozen.stored("split", "seeds", "steps", "guidance", "negative", "scale")
+    if frozen.cfg_hint == "conditional":  # it came later: without it benchmarks stay as they were
+        settings["guide_hint"] = True
     identity = {
-        "settings": frozen.model_dump(exclude=unsaid),
+        "settings": settings,
         "detector": plan.conditions[condition].fingerprint,
     }
     asked = {
-        "settings": frozen.model_dump(exclude={"samples", "split", "scale", "guide_hint"}),
+        "settings": frozen.stored("seeds", "steps", "guidance", "negative"),
         "images": plan.image_key,
     }
     return items, fingerprint(common | identity), fingerprint(common | asked)

@@ -58,7 +58,7 @@ def _sampling(plan: Plan) -> dict[str, Any]:
     """
     evaluated = plan.manifest.evaluate
     return (
-        {"sampling": evaluated.benchmark.model_dump(include={"steps", "guidance", "scale", "guide_hint"})}
+        {"sampling": evaluated.benchmark.stored("steps", "guidance", "scale", "guide_hint")}
         if evaluated
         else {}
     )

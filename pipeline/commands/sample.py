@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,10 +39,10 @@ class Settings:
     """
 
     seed: int = 0
-    steps: int | None = None
-    guidance: float | None = None
-    scale: float | None = None  # of the ControlNet's residuals
-    guide_hint: bool | None = None  # guidance strengthens the hint too
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    controlnet_conditioning_scale: float | None = None  # of the ControlNet's residuals
+    cfg_hint: Literal["both", "conditional"] | None = None  # as of the manifest's benchmark
     guess: bool = False  # the hint leads instead of the prompt
     start: float = 0.0  # shares of the steps between which the ControlNet works
     end: float = 1.0
@@ -50,6 +50,7 @@ class Settings:
     protocol: str = "cn10"
 
 
+# under the names that notes of shipped ControlNets have
 USUAL: dict[str, Any] = {"steps": 20, "guidance": 7.5, "scale": 1.0, "guide_hint": False}
 
 
@@ -86,8 +87,8 @@ def sample(
 
     if not 0 <= settings.start < settings.end <= 1:
         raise MillError(
-            f"--start and --end are shares of the steps, 0 <= start < end <= 1, not {settings.start} and"
-            f" {settings.end}."
+            "--control-guidance-start and --control-guidance-end are shares of the steps,"
+            f" 0 <= start < end <= 1, not {settings.start} and {settings.end}."
         )
     if settings.resolution is not None and settings.resolution % 64:
         raise MillError(
@@ -202,11 +203,14 @@ def _chosen(known: Known, settings: Settings) -> tuple[dict[str, Any], str]:
     shipped.
     """
     evaluated = known.plan.manifest.evaluate if known.plan is not None else None
-    advice = (
-        evaluated.benchmark.model_dump(include=set(USUAL)) if evaluated else known.note.get("sampling", {})
-    )
-    given = {name: getattr(settings, name) for name in USUAL if getattr(settings, name) is not None}
-    chosen = USUAL | advice | given
+    advice = evaluated.benchmark.stored(*USUAL) if evaluated else known.note.get("sampling", {})
+    given = {
+        "steps": settings.num_inference_steps,
+        "guidance": settings.guidance_scale,
+        "scale": settings.controlnet_conditioning_scale,
+        "guide_hint": settings.cfg_hint and settings.cfg_hint == "conditional",
+    }
+    chosen = USUAL | advice | {key: value for key, value in given.items() if value is not None}
     told = (
         f"{chosen['steps']} steps, guidance"
         f" {chosen['guidance']:g}{' of the hint too' if chosen['guide_hint'] else ''}"

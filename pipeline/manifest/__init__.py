@@ -1,7 +1,8 @@
 """A manifest: what to run, as data, complete and checked before anything runs."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
@@ -418,11 +419,36 @@ class Benchmark(Section):
     split: Literal["train", "validation", "test"] = "test"
     samples: Annotated[Whole, Field(ge=1)] = 1000  # images of the split, each with every seed
     seeds: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)] = [0]
-    steps: Annotated[Whole, Field(ge=1, le=1000)] = 20
-    guidance: Annotated[Real, Field(ge=0)] = 7.5
-    negative: str = ""  # prompt of the unconditional branch
-    scale: Annotated[Real, Field(ge=0)] = 1.0
-    guide_hint: bool = False  # guidance strengthens the hint as well as the prompt (paper, 3.5)
+    num_inference_steps: Annotated[Whole, Field(ge=1, le=1000)] = 20
+    guidance_scale: Annotated[Real, Field(ge=0)] = 7.5
+    negative_prompt: str = ""  # of the unconditional branch
+    controlnet_conditioning_scale: Annotated[Real, Field(ge=0)] = 1.0
+    # the branches of classifier-free guidance that see the hint: both, as in the released code, or the
+    # conditional one alone, so that guidance strengthens the hint as well as the prompt (paper, 3.5)
+    cfg_hint: Literal["both", "conditional"] = "both"
+    renamed: ClassVar[Mapping[str, str]] = {
+        "steps": "num_inference_steps",
+        "guidance": "guidance_scale",
+        "negative": "negative_prompt",
+        "scale": "controlnet_conditioning_scale",
+        "guide_hint": "cfg_hint",
+    }
+
+    def stored(self, *keys: str) -> dict[str, object]:
+        """Under the names and values of the first versions, which fingerprints and notes are made of: all of
+        them, or these.
+        """
+        values = {
+            "split": self.split,
+            "samples": self.samples,
+            "seeds": self.seeds,
+            "steps": self.num_inference_steps,
+            "guidance": self.guidance_scale,
+            "negative": self.negative_prompt,
+            "scale": self.controlnet_conditioning_scale,
+            "guide_hint": self.cfg_hint == "conditional",
+        }
+        return {key: values[key] for key in keys or values}
 
 
 class External(Section):
@@ -531,6 +557,22 @@ class Manifest(Section):
 def load(path: Path) -> Manifest:
     """MillError has one line for each mistake."""
     return yaml_errors.read(path, Manifest)
+
+
+def load_saved(path: Path) -> Manifest:
+    """As `load`, of the copy that a workspace keeps, which an earlier version may have written."""
+    return yaml_errors.read(path, Manifest, _renamed)
+
+
+def _renamed(value: Any) -> Any:
+    """A saved manifest with the keys of today."""
+    frozen = (value.get("evaluate") or {}).get("benchmark") if isinstance(value, dict) else None
+    if isinstance(frozen, dict):
+        for old in Benchmark.renamed.keys() & frozen.keys():
+            given = frozen.pop(old)
+            hint = "conditional" if given else "both"
+            frozen[Benchmark.renamed[old]] = hint if old == "guide_hint" else given
+    return value
 
 
 def dump(manifest: Manifest) -> str:

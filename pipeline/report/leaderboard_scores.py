@@ -141,11 +141,11 @@ def _benchmark(
         samples=len(system.items) * len(frozen.seeds),
         seeds=tuple(frozen.seeds),
         sampler="DDIM, eta 0",
-        steps=frozen.steps,
-        guidance=frozen.guidance,
-        scale=frozen.scale,
-        guide_hint=frozen.guide_hint,
-        negative=frozen.negative,
+        steps=frozen.num_inference_steps,
+        guidance=frozen.guidance_scale,
+        scale=frozen.controlnet_conditioning_scale,
+        guide_hint=frozen.cfg_hint == "conditional",
+        negative=frozen.negative_prompt,
         base=str(plan.manifest.base),
         resolution=plan.manifest.image.resolution,
         data=data(plan.manifest, len(system.items)),
@@ -251,9 +251,10 @@ def _passport(plan: Plan, row: Row) -> dict[str, str]:
         "read again by": f"{reader.step.detector} {reader.identity['version']} ({reader.fingerprint})",
         "interval": f"95 %, {row['method']} over {row['prompts']} prompts",
         "sampling": (
-            f"DDIM, {frozen.steps} steps, guidance"
-            f" {frozen.guidance:g}{' of prompt and hint' * frozen.guide_hint}, scale {frozen.scale:g}, seeds"
-            f" {', '.join(map(str, frozen.seeds))}, negative prompt {frozen.negative!r}"
+            f"DDIM, {frozen.num_inference_steps} steps, guidance {frozen.guidance_scale:g}"
+            f"{' of prompt and hint' * (frozen.cfg_hint == 'conditional')},"
+            f" scale {frozen.controlnet_conditioning_scale:g}, seeds {', '.join(map(str, frozen.seeds))},"
+            f" negative prompt {frozen.negative_prompt!r}"
         ),
         "software": _software(),
     }

@@ -176,12 +176,15 @@ def _sampled(args: GeneratePart, tasks: list[Task]) -> list[bytes]:  # PNG
         net,
         hints=hints,
         text=bases.encode_text(loaded, [item.caption for item, *_ in tasks]),
-        empty_text=bases.encode_text(loaded, [args.benchmark.negative])[0],
+        empty_text=bases.encode_text(loaded, [args.benchmark.negative_prompt])[0],
         seeds=[seed for *_, seed in tasks],
         noise_keys=[item.image_id for item, *_ in tasks],
         height=height,
         width=width,
-        **args.benchmark.model_dump(include={"steps", "guidance", "scale", "guide_hint"}),
+        steps=args.benchmark.num_inference_steps,
+        guidance=args.benchmark.guidance_scale,
+        scale=args.benchmark.controlnet_conditioning_scale,
+        guide_hint=args.benchmark.cfg_hint == "conditional",
     )
     return [codec.encode(image, "png") for image in images]
 

@@ -26,7 +26,9 @@ split: {{validation: 0.1, test: 0.4, salt: 3, near: null}}
 shard_images: 8
 conditions: {{canny: {{low: {low}}}, pose_openpose: {{detector: mini}}}}
 train: {{base: random, runs: [{{conditions: [canny], images: 4, batch: 4, grids: 0, held_out: 0}}]}}
-evaluate: {{benchmark: {{samples: 2, seeds: [0, 1], steps: 1}}, baselines: [no_control, real_image]}}
+evaluate:
+  benchmark: {{samples: 2, seeds: [0, 1], num_inference_steps: 1}}
+  baselines: [no_control, real_image]
 """
 ASKED = re.findall(r"\n([^\n]+\?)\n\n```sql\n(.+?)```", QUESTIONS, re.S)
 

@@ -22,8 +22,8 @@ TRAIN = (
 )
 BASELINES = "[no_control, shuffled_condition, vae_round_trip, real_image, earlier]"
 EVALUATE = (
-    "{benchmark: {split: test, samples: 4, seeds: [0, 1], steps: 2, guidance: 2.0}, baselines:"
-    f" {BASELINES}}}"
+    "{benchmark: {split: test, samples: 4, seeds: [0, 1], num_inference_steps: 2, guidance_scale: 2.0},"
+    f" baselines: {BASELINES}}}"
 )
 FINAL = "variant <> 'earlier'"
 SPLIT = "{validation: 0.1, test: 0.3, salt: 3}"
@@ -115,7 +115,7 @@ def test_one_image_can_be_drawn_from_the_checkpoint(
         str(root / "ws" / checkpoint / "canny"),
         "--prompt",
         "a picture",
-        "--steps",
+        "--num-inference-steps",
         "2",
         "--resolution",
         "64",
