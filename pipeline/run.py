@@ -11,7 +11,7 @@ from pipeline.benchmark.systems import systems
 from pipeline.catalog import Catalog, recovery
 from pipeline.cluster import cluster
 from pipeline.commands import preflight
-from pipeline.experiment.runs import record_all
+from pipeline.experiment.runs import name_all, record_all
 from pipeline.manifest import Manifest
 from pipeline.plan import MEASURES, Plan
 from pipeline.report import summary
@@ -154,6 +154,7 @@ def rebuild(plan: Plan, say: Callable[[str], None]) -> bool:
         settle(plan, fresh)
         record_all(plan, fresh)
         try:
+            name_all(plan, fresh)
             estimate(plan, fresh, systems(plan, fresh))
         except MillError as error:  # nothing to train on yet, or the base model is not on this machine
             say(f"The scores are left to the next run: {error}")

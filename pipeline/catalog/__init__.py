@@ -365,9 +365,20 @@ class Catalog:
             commits.remove(connection, path)
 
     def record_run(self, **row: Any) -> None:
+        """In place of what was known of the run; its name stays where the row says none."""
         with self.transaction() as connection:
+            known = connection.execute("SELECT name FROM runs WHERE run = ?", [row["run"]]).fetchone()
             connection.execute("DELETE FROM runs WHERE run = ?", [row["run"]])
-            commits.insert(connection, "runs", row)
+            commits.insert(connection, "runs", {"name": known[0] if known else None} | row)
+
+    def name_runs(self, names: Mapping[str, str | None]) -> None:
+        """What pages call the runs; a run that is not among these has no name any more."""
+        before = self.query("SELECT run, name FROM runs")
+        changed = {run: names.get(run) for run, name in before if name != names.get(run)}
+        if changed:
+            with self.transaction() as connection:
+                for run, name in changed.items():
+                    connection.execute("UPDATE runs SET name = ? WHERE run = ?", [name, run])
 
     def record_scores(self, rows: list[dict[str, Any]], systems: list[str]) -> None:
         """The scores of the systems in force; those that `rows` say nothing of keep theirs, and others lose

@@ -72,7 +72,11 @@ def run_text(run: Mapping[str, Any]) -> str:
         parts.append(f"{duration(run['seconds_left'])} left")
     heard = ", ".join(f"follows {name} since {images:,} images" for name, images in run["alarm"].items())
     reason = str(run["reason"]).strip().splitlines()
-    return "; ".join(filter(None, [f"{run['run']}: {', '.join(parts)}", heard, reason[0] if reason else ""]))
+    return "; ".join(
+        filter(
+            None, [f"{run.get('name') or run['run']}: {', '.join(parts)}", heard, reason[0] if reason else ""]
+        )
+    )
 
 
 def conditions() -> list[dict[str, Any]]:

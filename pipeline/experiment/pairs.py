@@ -126,8 +126,12 @@ def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
     return [make(number) for number in range(len(train.runs))]
 
 
-def called(name: str) -> str:
-    """A run's name as a page shows it, since one of many conditions has a long one: `canny+12-1a2b3c4d`."""
+def called(name: str, given: str | None = None) -> str:
+    """A run's name as a page shows it: that which the manifest gives it, else its own, shortened where it is
+    one of many conditions: `canny+12-1a2b3c4d`.
+    """
+    if given:
+        return given
     conditions, _, mark = name.rpartition("-")
     first, *others = conditions.split("+")
     return f"{first}+{len(others)}-{mark}" if len(others) > 2 else name

@@ -1,5 +1,6 @@
 """A manifest: what to run, as data, complete and checked before anything runs."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -241,6 +242,8 @@ class Condition(BaseModel):
 class Run(Section):
     """One training run: these conditions' ControlNets, together over one pass of the locked base."""
 
+    # what pages call it, no part of its identity; None = its conditions and a hash
+    name: Annotated[str, Field(pattern=NAME, max_length=40)] | None = None
     conditions: Annotated[list[str], Field(min_length=1)]
     images: Annotated[Whole, Field(ge=1)]
     batch: Annotated[Whole, Field(ge=1)] = 4
@@ -291,11 +294,11 @@ class Run(Section):
         Keys younger than the first release count where they are set, so that runs trained before keep their
         names.
 
-        Left out: what only says how a run is watched and kept (`held_out`, `watch_every`, `keep_every`,
-        `grids`, and `checkpoint_every`); `gradient_checkpointing`, whose gradients are the same; and
-        `micro_batch`, which changes no more than the weights' last bits, is said where it changes on the way,
-        and is halved anyway where memory runs out. These two once counted, so their default still stands
-        here. `gpus`, `precision`, `compile`, `optimizer` and `join` decide bits, and stay.
+        Left out: what only says how a run is called, watched and kept (`name`, `held_out`, `watch_every`,
+        `keep_every`, `grids`, and `checkpoint_every`); `gradient_checkpointing`, whose gradients are the
+        same; and `micro_batch`, which changes no more than the weights' last bits, is said where it changes
+        on the way, and is halved anyway where memory runs out. These two once counted, so their default still
+        stands here. `gpus`, `precision`, `compile`, `optimizer` and `join` decide bits, and stay.
         """
         young = {
             "connect",
@@ -312,9 +315,18 @@ class Run(Section):
         }
         usual = {key for key in young if getattr(self, key) == type(self).model_fields[key].default}
         told = self.model_dump(
-            exclude=usual | {"gradient_checkpointing", "held_out", "watch_every", "keep_every", "grids"}
+            exclude=usual
+            | {"name", "gradient_checkpointing", "held_out", "watch_every", "keep_every", "grids"}
         )
         return told | {"micro_batch": None, "checkpoint_every": None}
+
+    @model_validator(mode="after")
+    def _is_called_otherwise_than_runs_are_by_themselves(self) -> "Run":
+        if self.name and re.search("-[0-9a-f]{8}$", self.name):
+            raise wrong(
+                f"{self.name!r} ends as the names that runs have by themselves: change its end", "name"
+            )
+        return self
 
     @model_validator(mode="after")
     def _modes_agree(self) -> "Run":
@@ -383,6 +395,14 @@ class Train(Section):
             for name, wanted in self.runs[number].starts.items()
         }
         return {name: makers[0] for name, makers in found.items() if makers}
+
+    @model_validator(mode="after")
+    def _names_are_names(self) -> "Train":
+        names = [run.name for run in self.runs if run.name]
+        for number, run in enumerate(self.runs):
+            if names.count(run.name or "") > 1:
+                raise wrong(f"two runs are called {run.name!r}: change one", "runs", number, "name")
+        return self
 
     @model_validator(mode="after")
     def _warm_starts_end(self) -> "Train":
@@ -466,17 +486,16 @@ class Features(Section):
     weights: str | None = None  # file or folder; None = those that an installed package ships
 
 
+Baseline = Literal[
+    "no_control", "shuffled_condition", "vae_round_trip", "real_image", "warm_start", "earlier"
+]
+BASELINES = get_args(Baseline)
+
+
 class Evaluate(Section):
     base: Text | None = None  # None = train.base
     benchmark: Benchmark = Benchmark()
-    baselines: list[
-        Literal["no_control", "shuffled_condition", "vae_round_trip", "real_image", "warm_start", "earlier"]
-    ] = [
-        "no_control",
-        "shuffled_condition",
-        "vae_round_trip",
-        "real_image",
-    ]
+    baselines: list[Baseline] = ["no_control", "shuffled_condition", "vae_round_trip", "real_image"]
     external: list[External] = []
     # another detector to read a condition again from what was generated; else the one that made it
     readers: dict[str, Condition] = {}
@@ -526,6 +545,11 @@ class Manifest(Section):
                         number,
                         "conditions",
                     )
+        others = {it.name for it in self.evaluate.external} | set(BASELINES) if self.evaluate else set()
+        for number, run in enumerate(self.train.runs if self.train else []):
+            if run.name in others:
+                sentence = f"{run.name!r} is the name of a baseline or an external ControlNet: change it"
+                raise wrong(sentence, "train", "runs", number, "name")
         if self.evaluate and not self.train and not self.evaluate.base:
             raise wrong("samples need a base model: set evaluate.base, or add a `train:` section", "evaluate")
         if self.evaluate and self.train and self.evaluate.base not in (None, self.train.base):

@@ -67,9 +67,9 @@ def facts(catalog: Catalog) -> dict[str, Any]:
 
 def _runs(catalog: Catalog) -> list[dict[str, Any]]:
     """The catalog's runs; how far the running ones are is in their logs, which tell more and sooner."""
-    sql = "SELECT run, conditions, status, images, steps, options, reason FROM runs ORDER BY run"
+    sql = "SELECT run, name, conditions, status, images, steps, options, reason FROM runs ORDER BY run"
     alive, told = _driver_lives(catalog.workspace), []
-    for name, conditions, status, images, steps, options, reason in catalog.query(sql):
+    for name, title, conditions, status, images, steps, options, reason in catalog.query(sql):
         log = read_log(catalog.workspace.run(name)) if status != "queued" else []
         if status in ("queued", "running") and not alive:
             status = "incomplete"  # its driver was killed
@@ -77,6 +77,7 @@ def _runs(catalog: Catalog) -> list[dict[str, Any]]:
         told.append(
             {
                 "run": name,
+                "name": title,
                 "conditions": conditions,
                 "status": status,
                 "images": last.get("images", images),

@@ -34,7 +34,6 @@ from pipeline.benchmark.systems import (
     readable,
 )
 from pipeline.catalog import Catalog
-from pipeline.experiment.pairs import called
 from pipeline.manifest import AnySource, Manifest
 from pipeline.plan import Plan
 from pipeline.report import leaderboard, leaderboard_data
@@ -86,7 +85,7 @@ def build(
             metrics=tuple(_metric(measures.metric(name)) for name in names),
             benchmarks=tuple(_benchmark(plan, made, name, rows) for name in conditions),
             models=tuple(_models(plan, made)),
-            scores=tuple(_scores(plan, rows)),
+            scores=tuple(_scores(plan, made, rows)),
             speeds=tuple(_speeds(catalog, made)),
             evidence=tuple(shown),
             published=leaderboard_data.published(conditions),
@@ -182,11 +181,13 @@ def _models(plan: Plan, made: Mapping[str, System]) -> Iterator[leaderboard_data
     for name, system in seen.items():
         kind: Any = "baseline" if system.arm in ALONE else "external" if name in external else "run"
         yield leaderboard_data.Model(
-            name=called(name), kind=kind, base=str(plan.manifest.base), checkpoint=system.checkpoint, note=""
+            name=system.shown, kind=kind, base=str(plan.manifest.base), checkpoint=system.checkpoint, note=""
         )
 
 
-def _scores(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[leaderboard_data.Score]:
+def _scores(
+    plan: Plan, made: Mapping[str, System], rows: list[dict[str, Any]]
+) -> Iterator[leaderboard_data.Score]:
     """Ranks among the models; floors and ceilings from the baselines of the same benchmark."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
@@ -206,7 +207,7 @@ def _scores(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[leaderboard_data
             found = replicates.share(row["score"], floor, ceiling, higher_is_better=row["higher_is_better"])
             share, reason = (None, found) if isinstance(found, str) else (found, "")
             yield leaderboard_data.Score(
-                model=called(row["model"]),
+                model=made[row["system"]].shown,
                 arm=row["variant"],
                 condition=condition,
                 metric=row["metric"],
@@ -274,7 +275,7 @@ def _speeds(catalog: Catalog, made: Mapping[str, System]) -> Iterator[leaderboar
         if system.arm in (CONTROL, NO_CONTROL) and (system.drawn_as, system.key) in found:
             seconds = found[system.drawn_as, system.key]
             yield leaderboard_data.Speed(
-                model=called(system.model), condition=system.condition, seconds_per_image=seconds
+                model=system.shown, condition=system.condition, seconds_per_image=seconds
             )
 
 
@@ -310,7 +311,7 @@ def _evidence(
         ((metric, value),) = sample.values.items()
         return leaderboard_data.Evidence(
             condition=condition,
-            model=called(sample.system.model),
+            model=sample.system.shown,
             metric=metric,
             which=which,
             image_id=sample.image_id,

@@ -15,7 +15,6 @@ from pipeline.benchmark.estimates import replicated
 from pipeline.benchmark.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, System
 from pipeline.catalog import Catalog
 from pipeline.experiment.logs import held_out_rows, read_log
-from pipeline.experiment.pairs import called
 from pipeline.plan import Plan
 from pipeline.report.contents import Course, Number, SummaryRow
 from pipeline.report.leaderboard_view import digits
@@ -158,7 +157,7 @@ def _row(
     }
     return SummaryRow(
         condition=system.condition,
-        model=called(system.model),
+        model=system.shown,
         metric=metric.name,
         higher_is_better=metric.higher_is_better,
         definition=metric.definition,

@@ -1,5 +1,6 @@
 """docs/catalog.md: its tables are those of a catalog, and its questions have answers in a small workspace."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,9 @@ image: {{resolution: 64}}
 split: {{validation: 0.1, test: 0.4, salt: 3, near: null}}
 shard_images: 8
 conditions: {{canny: {{low: {low}}}, pose_openpose: {{detector: mini}}}}
-train: {{base: random, runs: [{{conditions: [canny], images: 4, batch: 4, grids: 0, held_out: 0}}]}}
+train:
+  base: random
+  runs: [{{name: tiny, conditions: [canny], images: 4, batch: 4, grids: 0, held_out: 0}}]
 evaluate:
   benchmark: {{samples: 2, seeds: [0, 1], num_inference_steps: 1}}
   baselines: [no_control, real_image]
@@ -125,6 +128,7 @@ def test_a_file_that_lies_twice_is_told(rows: Callable[[str], list[dict[str, Any
 def test_a_run_stands_beside_its_baselines(rows: Callable[[str], list[dict[str, Any]]]) -> None:
     found = {row["variant"]: row for row in rows("beside its baselines")}
     assert set(found) >= {"control", "no_control", "real_image"} and found["control"]["trained_on"] == 4
+    assert found["control"]["model"] == "tiny"
     assert found["real_image"]["value"] == max(row["value"] for row in found.values())
 
 
@@ -147,3 +151,15 @@ def test_a_sample_its_image_and_its_map_are_files(
         SELECT count(*), count(*) FILTER (kind = 'samples' AND run IN (SELECT run FROM runs))
         FROM samples JOIN shards USING (shard) WHERE variant = 'control'""")
     assert joined == (4, 4)
+
+
+def test_a_run_is_shown_by_the_name_that_its_manifest_gives_it_and_stored_by_its_own(
+    workspace: Workspace, ask: Command
+) -> None:
+    ((run, name),) = Catalog(workspace).query("SELECT run, name FROM runs")
+    assert name == "tiny" and run.startswith("canny-") and workspace.run(run).is_dir()
+    assert f"run        {name}: complete" in ask(workspace.root.parent, "status", "ws").stdout
+    page = (workspace.report / "index.html").read_text()
+    board = json.loads((workspace.report / "leaderboard/leaderboard.json").read_text())
+    assert f">{name}<" in page and name in {model["name"] for model in board["models"]}
+    assert {score["model"] for score in board["scores"]} == {name, "no_control", "real_image"}

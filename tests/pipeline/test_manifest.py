@@ -334,6 +334,7 @@ train:
   base: mini
   runs:
     - conditions: [canny]
+      name: mine
       warm_start: mini/canny
       images: 8
       lr: 1.0e-3
@@ -490,6 +491,27 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
             GOOD + "evaluate: {base: mini, benchmark: {guide_hint: true}}",
             "benchmark.guide_hint: is called cfg_hint now: rename it, and write both or conditional.",
         ),
+        (
+            GOOD + "train: {base: mini, runs: [{name: canny-0123abcd, conditions: [canny], images: 4}]}",
+            "train.runs[0].name: 'canny-0123abcd' ends as the names that runs have by themselves: change its",
+        ),
+        (
+            GOOD + "train: {base: mini, runs: [{name: a/b, conditions: [canny], images: 4}]}",
+            "train.runs[0].name: write a name of letters, digits and any of _ . - (the first one a letter or",
+        ),
+        (
+            GOOD + f"train: {{base: mini, runs: [{{name: {'a' * 41}, conditions: [canny], images: 4}}]}}",
+            "train.runs[0].name: write a text of at most 40 characters or null, not",
+        ),
+        (
+            GOOD + "train: {base: mini, runs: [&a {name: b, conditions: [canny], images: 4}, *a]}",
+            "train.runs[0].name: two runs are called 'b': change one.",
+        ),
+        (
+            GOOD
+            + "evaluate: {}\ntrain: {base: mini, runs: [{name: earlier, conditions: [canny], images: 4}]}",
+            "train.runs[0].name: 'earlier' is the name of a baseline or an external ControlNet: change it.",
+        ),
         (GOOD + "train: {base: mini, runs: null}", "train.runs: write a list in brackets, not nothing."),
         ("name: x\n---\nname: y", "m.yaml:2: not YAML: a second document begins there"),
         ("name: x\n{[a]: b}: c", "m.yaml:2: not YAML: "),
@@ -592,3 +614,9 @@ def test_a_workspaces_copy_of_an_earlier_version_is_read_with_the_keys_of_today(
     )
     path.write_text(manifest.dump(read))
     assert manifest.load(path) == read == manifest.load_saved(path)
+
+
+def test_the_name_of_a_run_is_no_part_of_what_decides_its_weights() -> None:
+    common = {"conditions": ["canny"], "images": 8}
+    assert Run(**common, name="mine").identity == Run(**common).identity
+    assert "name" not in Run(**common).identity
