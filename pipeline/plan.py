@@ -16,6 +16,7 @@ from annotate.detectors import DETECTORS
 from annotate.parameters import ParameterError, near
 from annotate.weights import PINNED
 from pipeline import MillError, manifest, scenes, sources
+from pipeline.catalog.indexing import DetectorRecord
 from pipeline.catalog.selections import Selection
 from pipeline.manifest import Captions, Condition, Manifest, ScenesSource, Select
 from pipeline.sources import RawImage
@@ -45,7 +46,7 @@ class Planned:
         """The name under which its maps lie: that of the condition whose maps it shares, else its own."""
         return CONDITIONS[self.name].shares or self.name
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> DetectorRecord:
         """What the catalog and the shard's footer keep of the detector."""
         licence = annotator.licence(self.step.detector, self.step.params.get("weights", PINNED))
         return {

@@ -143,7 +143,7 @@ class Filling:
 
 def settle(plan: Plan, catalog: Catalog) -> None:
     """What of the catalog follows from the manifest: image key, detectors in force, the view `pairs`."""
-    catalog.settle(plan.settings(), [it.record() for it in plan.conditions.values()])
+    catalog.activate(plan.settings(), [it.record() for it in plan.conditions.values()])
     catalog.define_pairs(plan.selections(), MEASURES)
 
 

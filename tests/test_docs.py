@@ -441,7 +441,7 @@ def test_the_manifests_in_the_readme_can_be_planned_and_their_queries_are_sql(
     workspace.create()
     catalog = Catalog(workspace)
     catalog.create()
-    catalog.settle(made.settings(), [it.record() for it in made.conditions.values()])
+    catalog.activate(made.settings(), [it.record() for it in made.conditions.values()])
     catalog.define_pairs(made.selections(), plan.MEASURES)
     asked = [shlex.split(span) for span in spans("README.md") if span.startswith("controlmill sql")]
     queries = [

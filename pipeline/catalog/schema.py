@@ -81,7 +81,7 @@ MIGRATIONS = [
     );
     """,
     # Views that can be joined: in them a shard is its path, in the tables below them it is a number. A shard
-    # of scores names the samples that it is of (pipeline/catalog/commits.py finds those of earlier shards).
+    # of scores names the samples that it is of (pipeline/catalog/indexing.py finds those of earlier shards).
     """
     DROP VIEW IF EXISTS images;
     DROP VIEW IF EXISTS sources;

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evaluate import fidelity
 from pipeline.catalog import Catalog
-from pipeline.catalog.commits import ROWS_OF
+from pipeline.catalog.indexing import ROWS_OF
 from pipeline.plan import Plan
 from pipeline.storage import shards
 from pipeline.storage.workspace import TEMPORARY
@@ -41,7 +41,7 @@ def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> 
             found.append(f"{path}: {problem}")
             say(found[-1])
             if repair:
-                catalog.forget(path)
+                catalog.remove_shard(path)
                 (workspace.root / path).unlink(missing_ok=True)
                 say(f"{path}: removed; the next run makes it again")
     known = {path for path, *_ in listed}

@@ -150,7 +150,7 @@ def _map_shard(catalog: Catalog, it: Planned, path: Path, again: set[int] | None
     if (
         again
     ):  # from here on the shard counts as uncommitted: a kill can't leave the catalog with a changed file
-        catalog.forget(catalog.workspace.relative(path))
+        catalog.remove_shard(catalog.workspace.relative(path))
     rows = frozenset(again) if again else None
     return MapShard(path, it.step, it.maps, it.fingerprint, it.record(), rows)
 

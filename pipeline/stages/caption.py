@@ -46,7 +46,7 @@ def caption(context: StageContext) -> StageResult:
     if captioner is None:
         return StageResult("not asked for")
     for (path,) in context.catalog.query(FAILED, [captioner.key]) if context.retry_failed else []:
-        context.catalog.forget(path)
+        context.catalog.remove_shard(path)
         (context.plan.workspace.root / path).unlink()
     jobs = list(_jobs(context, captioner))
     gpus = context.cluster.share if jobs else 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline import MillError, sources
 from pipeline.catalog import Catalog
-from pipeline.catalog.commits import ROW_ALIGNED
+from pipeline.catalog.indexing import ROW_ALIGNED
 from pipeline.cluster.jobs import Job
 from pipeline.dataset import canonical, quality
 from pipeline.manifest import Image, Split

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import MillError, catalog
+from pipeline import MillError
 from pipeline import plan as plans
 from pipeline import run as flow
-from pipeline.catalog import Catalog, CatalogHeld
+from pipeline.catalog import Catalog, CatalogHeld, connections
 from pipeline.catalog.schema import MIGRATIONS
 from pipeline.catalog.selections import Selection
 from pipeline.commands import verify
@@ -54,7 +54,7 @@ def holding(path: Path, *, read_only: bool) -> Iterator[subprocess.Popen[str]]:
 def is_held(it: Catalog) -> bool:
     try:
         with it.at_most(0.0):
-            it.gather()
+            it.checkpoint()
     except CatalogHeld:
         return True
     return False
@@ -74,9 +74,9 @@ def driver(tmp_path: Path, said: list[str]) -> Catalog:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "LOCK_PATIENCE", 0.3)
-    monkeypatch.setattr(catalog, "FIRST_WORD", 0.1)
-    monkeypatch.setattr(catalog, "NEXT_WORD", 0.1)
+    monkeypatch.setattr(connections, "LOCK_PATIENCE", 0.3)
+    monkeypatch.setattr(connections, "FIRST_WORD", 0.1)
+    monkeypatch.setattr(connections, "NEXT_WORD", 0.1)
 
 
 def until(true: Callable[[], Any]) -> None:
@@ -87,13 +87,13 @@ def until(true: Callable[[], Any]) -> None:
 
 
 WRITES: dict[str, Callable[[Catalog], Any]] = {
-    "settle": lambda it: it.settle({"image_key": "k"}, []),
+    "activate": lambda it: it.activate({"image_key": "k"}, []),
     "create": lambda it: it.create(),
     "define_pairs": lambda it: it.define_pairs({"canny": Selection((("where", "true"),))}, MEASURES),
-    "forget": lambda it: it.forget("nothing"),
+    "remove_shard": lambda it: it.remove_shard("nothing"),
     "record_run": lambda it: it.record_run(run="canny-1", status="complete"),
     "record_scores": lambda it: it.record_scores([], []),
-    "gather": lambda it: it.gather(),
+    "checkpoint": lambda it: it.checkpoint(),
 }
 
 
@@ -143,9 +143,10 @@ def test_a_query_of_a_driver_waits_for_who_writes_and_a_readers_gives_up_with_th
 def test_a_driver_that_waits_can_be_stopped(tmp_path: Path, driver: Catalog) -> None:
     code = f"""from pathlib import Path
 from pipeline import catalog
+from pipeline.catalog import connections
 from pipeline.storage.workspace import Workspace
-catalog.FIRST_WORD = 0.1
-catalog.Catalog(Workspace(Path({str(tmp_path)!r}))).forget("nothing")"""
+catalog.connections.FIRST_WORD = 0.1
+catalog.Catalog(Workspace(Path({str(tmp_path)!r}))).remove_shard("nothing")"""
     words = [sys.executable, "-c", code]
     with (
         holding(driver.path, read_only=True),
@@ -236,7 +237,7 @@ ENDLESS = "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE hash(a.
 def test_a_query_of_the_driver_is_stopped_and_its_transaction_undone(
     driver: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog, "QUERY_LIMIT", 0.3)
+    monkeypatch.setattr(connections, "QUERY_LIMIT", 0.3)
     with pytest.raises(MillError, match="did not end within"):
         driver.query(ENDLESS)
     with pytest.raises(MillError, match="did not end within"), driver.transaction() as connection:
@@ -250,8 +251,8 @@ def test_a_query_of_the_driver_is_stopped_and_its_transaction_undone(
 def test_what_a_person_asks_has_no_limit_and_can_be_stopped(driver: Catalog, tmp_path: Path) -> None:
     (tmp_path / "manifest.yaml").touch()
     code = (
-        "import sys; from pipeline import catalog, cli; catalog.QUERY_LIMIT = 0.1; print(1, flush=True);"
-        " cli.main(sys.argv[1:])"
+        "import sys; from pipeline import cli; from pipeline.catalog import connections;"
+        " connections.QUERY_LIMIT = 0.1; print(1, flush=True); cli.main(sys.argv[1:])"
     )
     words = [sys.executable, "-c", code, "sql", str(tmp_path), ENDLESS]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
@@ -281,7 +282,7 @@ def operations(root: Path) -> dict[str, Callable[[], Any]]:
         "create": lambda: made.create(),
         "settle": lambda: flow.settle(plan, made),
         "commit": lambda: made.commit(shard),
-        "gather": lambda: made.gather(),
+        "checkpoint": lambda: made.checkpoint(),
     }
 
 
@@ -415,8 +416,11 @@ def test_an_earlier_catalog_keeps_its_rows_and_its_scores_find_their_samples(tmp
             " 'hash' AS mark, '[]' AS marks"
         )
     made = Catalog(workspace)
-    with pytest.raises(MillError, match="made by an earlier version"):
-        made.query("SELECT sample_set FROM samples_of_now")
+    for ask in (made.query, made.table):
+        with pytest.raises(
+            MillError, match=f"made by an earlier version.+catalog rebuild {tmp_path}` brings"
+        ):
+            ask("SELECT * FROM shards")  # whose columns meant other things
     made.create()
     joined = """
         SELECT s.sample_key, s.seconds, x.value, e.value, e.variant, e.benchmark, e.input_hash, e.caveats,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import catalog, plan, run
 from pipeline import manifest as manifests
-from pipeline.catalog import Catalog
+from pipeline import plan, run
+from pipeline.catalog import Catalog, connections
 from pipeline.experiment.base import base_fingerprint, base_spec, latent_key
 from pipeline.experiment.pairs import planned_runs
 from pipeline.plan import Plan
@@ -67,7 +67,7 @@ def made_up(root: Path, images: int) -> tuple[Plan, Catalog]:
             )
         given |= {"n": 4 * parts, "key": latent_key(out, base_fingerprint(base_spec(out))), "name": None}
         connection.execute(f"INSERT INTO shard_rows {shards.format('latents', 'latents')}", given)
-    made.gather()
+    made.checkpoint()
     return out, made
 
 
@@ -89,7 +89,7 @@ def big(
 @pytest.fixture(autouse=True)
 def limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A query that waits for ever fails its test."""
-    monkeypatch.setattr(catalog, "QUERY_LIMIT", 300.0)
+    monkeypatch.setattr(connections, "QUERY_LIMIT", 300.0)
 
 
 def chosen(made: Catalog, condition: str) -> tuple[int, int]:

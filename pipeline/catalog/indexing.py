@@ -4,10 +4,12 @@ Called inside a transaction of `pipeline/catalog/__init__.py`.
 """
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
+import duckdb
 import pyarrow as pa
 
 from pipeline.catalog import duplicates
@@ -16,14 +18,38 @@ from pipeline.storage.shards import Shard
 from pipeline.storage.workspace import Workspace
 
 
-def put(connection: Any, workspace: Workspace, shard: Shard) -> bool:
+class DetectorRecord(TypedDict):
+    """What made, or makes, a condition's maps; also in the footer of their shards."""
+
+    condition: str
+    fingerprint: str
+    licence: str
+    identity: dict[str, Any]  # detector, version, weights, params, and more of some detectors
+    maps: NotRequired[str]  # the condition whose maps it shares, else its own
+
+
+class Metadata(TypedDict):
+    """The footer of a shard."""
+
+    kind: str
+    key: str
+    part: int
+    made_from: str
+    name: NotRequired[str]
+    image_key: NotRequired[str]  # of what is made from images
+    detector: NotRequired[DetectorRecord]  # of maps
+    near: NotRequired[int | None]  # of images: bits of the perceptual hash
+    retry: NotRequired[bool]  # of images: they failed before
+
+
+def index_shard(connection: duckdb.DuckDBPyConnection, workspace: Workspace, shard: Shard) -> bool:
     """Puts a shard's facts in, in place of an earlier version of the same shard; False, and nothing in, where
     it does not fit its images.
     """
-    facts, path = shard.facts, workspace.relative(shard.path)
-    remove(connection, path)
+    metadata, path = cast(Metadata, shard.facts), workspace.relative(shard.path)
+    remove_shard(connection, path)
     connection.register("incoming", shards.read_light(shard.path))
-    if facts["kind"] in ROW_ALIGNED and not _fits(connection, facts):
+    if metadata["kind"] in ROW_ALIGNED and not _fits(connection, metadata):
         connection.unregister("incoming")
         return False
     (number,) = connection.execute("SELECT coalesce(max(shard_number), 0) + 1 FROM shard_rows").fetchall()[0]
@@ -33,36 +59,38 @@ def put(connection: Any, workspace: Workspace, shard: Shard) -> bool:
         {
             "shard_number": number,
             "shard": path,
-            "kind": facts["kind"],
-            "key": facts["key"],
-            "name": facts.get("name"),
-            "image_key": facts.get("image_key"),
-            "part": facts["part"],
+            "kind": metadata["kind"],
+            "key": metadata["key"],
+            "name": metadata.get("name"),
+            "image_key": metadata.get("image_key"),
+            "part": metadata["part"],
             "rows": shard.rows,
             "bytes": shard.bytes,
             "sha256": shard.sha256,
             "committed": datetime.now(UTC).replace(tzinfo=None),
         },
     )
-    if facts["kind"] == "scores":
-        _link_scores(connection, number, facts)
-    if "detector" in facts:
-        record_detector(connection, facts["detector"], current=False)
-    INSERTS[facts["kind"]](connection, number, facts)
-    if facts.get("near") is not None:
-        _group(connection, number, facts)
+    if metadata["kind"] == "scores":
+        _link_scores(connection, number, metadata)
+    if "detector" in metadata:
+        record_detector(connection, metadata["detector"], current=False)
+    INSERTS[metadata["kind"]](connection, number, metadata)
+    if metadata.get("near") is not None:
+        _group(connection, number, metadata)
     connection.unregister("incoming")
     return True
 
 
-def _insert_images(connection: Any, number: int, facts: dict[str, Any]) -> None:
+def _insert_images(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
     """Each image once, at the first address that showed it; each address once; a retry takes the place of
     what failed before.
     """
     same_key = "SELECT shard_number FROM shard_rows WHERE kind = 'images' AND key = $key"
-    key = {"key": facts["key"]}
-    connection.execute("DELETE FROM lost_rows WHERE key = ? AND part = ?", [facts["key"], facts["part"]])
-    if facts.get("retry"):
+    key = {"key": metadata["key"]}
+    connection.execute(
+        "DELETE FROM lost_rows WHERE key = ? AND part = ?", [metadata["key"], metadata["part"]]
+    )
+    if metadata.get("retry"):
         failed = f"""
             SELECT image FROM image_rows
             WHERE status = 'failed' AND shard_number IN ({same_key})
@@ -95,7 +123,7 @@ def _insert_images(connection: Any, number: int, facts: dict[str, Any]) -> None:
     )
 
 
-def _group(connection: Any, number: int, facts: dict[str, Any]) -> None:
+def _group(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
     """Near-duplicates take the group and the split of the earliest image they resemble; images of a part come
     in the source's order.
     """
@@ -104,11 +132,11 @@ def _group(connection: Any, number: int, facts: dict[str, Any]) -> None:
         FROM image_rows JOIN shard_rows USING (shard_number)
         WHERE phash IS NOT NULL AND kind = 'images' AND key = $key
         ORDER BY own, image"""
-    rows = connection.execute(sql, {"number": number, "key": facts["key"]}).fetchnumpy()
+    rows = connection.execute(sql, {"number": number, "key": metadata["key"]}).fetchnumpy()
     images, hashes = rows["image"], rows["phash"].astype("uint64")
     known = len(images) - int(rows["own"].sum())
     led = images[:known].searchsorted(rows["first"][:known])
-    leaders = duplicates.leaders(hashes[:known], hashes[known:], facts["near"], led)
+    leaders = duplicates.leaders(hashes[:known], hashes[known:], metadata["near"], led)
     follows = leaders >= 0
     followers = pa.table({"image": images[known:][follows], "leader": images[leaders[follows]]})
     connection.register("followers", followers)
@@ -119,28 +147,28 @@ def _group(connection: Any, number: int, facts: dict[str, Any]) -> None:
     connection.unregister("followers")
 
 
-def _link_scores(connection: Any, number: int, facts: dict[str, Any]) -> None:
+def _link_scores(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
     """Writes down which samples a shard of scores is of: its footer has only a hash of their path.
 
     A shard of a system's scores has the rows of the shard of samples of the same part, in their order.
     """
-    first, *rest = facts["name"].split("/")  # model/condition/variant, or variant/condition
-    sets = [facts["name"], first, *([f"{rest[-1]}/{rest[0]}"] if rest else [])]
+    first, *rest = metadata["name"].split("/")  # model/condition/variant, or variant/condition
+    sets = [metadata["name"], first, *([f"{rest[-1]}/{rest[0]}"] if rest else [])]
     candidates = connection.execute(
         """
         SELECT shard, name, key FROM shard_rows
         WHERE kind = 'samples' AND part = ? AND list_contains(?, name)""",
-        [facts["part"], sets],
+        [metadata["part"], sets],
     ).fetchall()
     for path, sample_set, sample_key in candidates:
-        if shards.made_from(facts["key"], path) == facts["made_from"]:
+        if shards.made_from(metadata["key"], path) == metadata["made_from"]:
             connection.execute(
                 "UPDATE shard_rows SET sample_set = ?, sample_key = ? WHERE shard_number = ?",
                 [sample_set, sample_key, number],
             )
 
 
-def link_all_scores(connection: Any, workspace: Workspace) -> None:
+def link_all_scores(connection: duckdb.DuckDBPyConnection, workspace: Workspace) -> None:
     """Of a catalog that was made before scores named their samples; a file that can't be read is passed over,
     and `controlmill verify` names it.
     """
@@ -150,60 +178,60 @@ def link_all_scores(connection: Any, workspace: Workspace) -> None:
             _link_scores(connection, number, shards.facts(workspace.root / path))
 
 
-def _image_of(facts: dict[str, Any]) -> str:
+def _image_of(metadata: Metadata) -> str:
     """The integer key of a row that is aligned with the images shard of the same part."""
     return f"""
         JOIN image_rows ON image_rows.row = incoming.row AND image_rows.image_id = incoming.image_id
          AND image_rows.shard_number = (
              SELECT shard_number FROM shard_rows
-             WHERE kind = 'images' AND key = '{facts["image_key"]}' AND part = {facts["part"]})
+             WHERE kind = 'images' AND key = '{metadata["image_key"]}' AND part = {metadata["part"]})
         WHERE incoming.status IS NOT NULL"""
 
 
-def _fits(connection: Any, facts: dict[str, Any]) -> bool:
+def _fits(connection: duckdb.DuckDBPyConnection, metadata: Metadata) -> bool:
     """Whether the shard has exactly one row for each readable image of its part: an orphan of another state
     of the source has not.
     """
     counts = connection.execute(
         f"""
         SELECT (SELECT count(*) FROM incoming WHERE status IS NOT NULL),
-               (SELECT count(*) FROM incoming {_image_of(facts)}),
+               (SELECT count(*) FROM incoming {_image_of(metadata)}),
                (SELECT count(*) FROM image_rows JOIN shard_rows USING (shard_number)
                 WHERE kind = 'images' AND key = $key AND part = $part AND image_rows.status = 'ok')""",
-        {"key": facts["image_key"], "part": facts["part"]},
+        {"key": metadata["image_key"], "part": metadata["part"]},
     ).fetchall()
     rows, matched, readable = counts[0]
     return bool(rows == matched == readable)
 
 
-def _insert_maps(connection: Any, number: int, facts: dict[str, Any]) -> None:
+def _insert_maps(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
     connection.execute(f"""
         INSERT INTO annotation_rows
         SELECT image, {number}, incoming.row, incoming.status, incoming.reason, seconds, measures
-        FROM incoming {_image_of(facts)}""")
+        FROM incoming {_image_of(metadata)}""")
 
 
-def _insert_latents(connection: Any, number: int, facts: dict[str, Any]) -> None:
+def _insert_latents(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
     connection.execute(f"""
         INSERT INTO latent_rows
         SELECT image, {number}, incoming.row, incoming.status, incoming.reason
-        FROM incoming {_image_of(facts)}""")
+        FROM incoming {_image_of(metadata)}""")
 
 
-def _insert_captions(connection: Any, number: int, facts: dict[str, Any]) -> None:
+def _insert_captions(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
     connection.execute(f"""
         INSERT INTO caption_rows
         SELECT image, {number}, incoming.row, incoming.status, incoming.reason, caption
-        FROM incoming {_image_of(facts)}""")
+        FROM incoming {_image_of(metadata)}""")
 
 
-def _insert_samples(connection: Any, number: int, facts: dict[str, Any]) -> None:
+def _insert_samples(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
     connection.execute(f"""
         INSERT INTO sample_rows
         SELECT {number}, row, image_id, hint_image_id, seed, status, reason, seconds FROM incoming""")
 
 
-def _insert_scores(connection: Any, number: int, facts: dict[str, Any]) -> None:
+def _insert_scores(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
     connection.execute(f"""
         INSERT INTO score_rows
         SELECT {number}, row, image_id, seed, status, reason, entry.key, entry.value
@@ -223,7 +251,7 @@ ROWS_OF = {
 }  # fmt: skip
 
 
-def remove(connection: Any, path: str) -> None:
+def remove_shard(connection: duckdb.DuckDBPyConnection, path: str) -> None:
     """Takes a shard's rows out, and those of what was made from it; the addresses of its images are
     remembered as lost.
     """
@@ -236,7 +264,7 @@ def remove(connection: Any, path: str) -> None:
     if kind == "images":
         children = "SELECT shard FROM shard_rows WHERE kind <> 'images' AND image_key = ? AND part = ?"
         for (child,) in connection.execute(children, [key, part]).fetchall():
-            remove(connection, child)
+            remove_shard(connection, child)
         connection.execute(
             "INSERT INTO lost_rows SELECT ?, ?, row, uri FROM source_rows WHERE shard_number = ?",
             [key, part, number],
@@ -251,7 +279,7 @@ def remove(connection: Any, path: str) -> None:
     connection.execute("DELETE FROM shard_rows WHERE shard_number = ?", [number])
 
 
-def record_detector(connection: Any, row: dict[str, Any], *, current: bool) -> None:
+def record_detector(connection: duckdb.DuckDBPyConnection, row: DetectorRecord, *, current: bool) -> None:
     identity = row["identity"]
     where = "condition = ? AND fingerprint = ?"
     key = [row["condition"], row["fingerprint"]]
@@ -275,7 +303,7 @@ def record_detector(connection: Any, row: dict[str, Any], *, current: bool) -> N
     )
 
 
-def insert(connection: Any, table: str, row: dict[str, Any]) -> None:
+def insert(connection: duckdb.DuckDBPyConnection, table: str, row: Mapping[str, object]) -> None:
     names = ", ".join(row)
     connection.execute(
         f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' for _ in row)})", list(row.values())
