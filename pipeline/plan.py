@@ -18,7 +18,7 @@ from annotate.weights import PINNED
 from pipeline import MillError, manifest, scenes, sources
 from pipeline.catalog.indexing import DetectorRecord
 from pipeline.catalog.selections import Selection
-from pipeline.manifest import Captions, Condition, Manifest, ScenesSource, Select
+from pipeline.manifest import Captions, ConditionSettings, Manifest, ScenesSource, Select
 from pipeline.sources import RawImage
 from pipeline.storage.workspace import Workspace, fingerprint, write_text
 
@@ -156,7 +156,7 @@ def make(given: Manifest, *, here: bool = True) -> Plan:
                     f" {', '.join(CONDITIONS)}."
                 )
     key = image_key(given)
-    chosen: dict[str, Condition] = {}
+    chosen: dict[str, ConditionSettings] = {}
     planned: dict[str, Planned] = {}
     for name in given.conditions:
         _plan(name, given, saved, key, planned, chosen, here)
@@ -227,12 +227,12 @@ def _plan(
     saved: Manifest | None,
     key: str,
     planned: dict[str, Planned],
-    chosen: dict[str, Condition],
+    chosen: dict[str, ConditionSettings],
     here: bool,
 ) -> None:
     if name in planned:
         return
-    asked = given.conditions.get(name, Condition())
+    asked = given.conditions.get(name, ConditionSettings())
     earlier = saved.conditions.get(name) if saved else None
     # `auto` is resolved once: a workspace keeps the detector, and what that detector settled by itself, that
     # it began with.
@@ -263,7 +263,7 @@ def _plan(
     if lack and asked.detector == "auto" and earlier is None:
         lack = f"{name} can't be made here: {annotator.lacks(name)}"
     planned[name] = Planned(step, identity, mark, asked.select, asked=False, lack=lack)
-    chosen[name] = Condition(detector=step.detector, select=asked.select, **step.params)
+    chosen[name] = ConditionSettings(detector=step.detector, select=asked.select, **step.params)
 
 
 def _readers(

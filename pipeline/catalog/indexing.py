@@ -75,8 +75,8 @@ def index_shard(connection: duckdb.DuckDBPyConnection, workspace: Workspace, sha
     if "detector" in metadata:
         record_detector(connection, metadata["detector"], current=False)
     INSERTS[metadata["kind"]](connection, number, metadata)
-    if metadata.get("near") is not None:
-        _group(connection, number, metadata)
+    if (near := metadata.get("near")) is not None:
+        _group(connection, number, metadata["key"], near)
     connection.unregister("incoming")
     return True
 
@@ -123,7 +123,7 @@ def _insert_images(connection: duckdb.DuckDBPyConnection, number: int, metadata:
     )
 
 
-def _group(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
+def _group(connection: duckdb.DuckDBPyConnection, number: int, key: str, near: int) -> None:
     """Near-duplicates take the group and the split of the earliest image they resemble; images of a part come
     in the source's order.
     """
@@ -132,11 +132,11 @@ def _group(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadat
         FROM image_rows JOIN shard_rows USING (shard_number)
         WHERE phash IS NOT NULL AND kind = 'images' AND key = $key
         ORDER BY own, image"""
-    rows = connection.execute(sql, {"number": number, "key": metadata["key"]}).fetchnumpy()
+    rows = connection.execute(sql, {"number": number, "key": key}).fetchnumpy()
     images, hashes = rows["image"], rows["phash"].astype("uint64")
     known = len(images) - int(rows["own"].sum())
     led = images[:known].searchsorted(rows["first"][:known])
-    leaders = duplicates.leaders(hashes[:known], hashes[known:], metadata["near"], led)
+    leaders = duplicates.leaders(hashes[:known], hashes[known:], near, led)
     follows = leaders >= 0
     followers = pa.table({"image": images[known:][follows], "leader": images[leaders[follows]]})
     connection.register("followers", followers)
@@ -175,7 +175,7 @@ def link_all_scores(connection: duckdb.DuckDBPyConnection, workspace: Workspace)
     rows = connection.execute("SELECT shard_number, shard FROM shard_rows WHERE kind = 'scores'").fetchall()
     for number, path in rows:
         with suppress(*shards.BROKEN):
-            _link_scores(connection, number, shards.facts(workspace.root / path))
+            _link_scores(connection, number, cast(Metadata, shards.facts(workspace.root / path)))
 
 
 def _image_of(metadata: Metadata) -> str:
