@@ -54,7 +54,7 @@ from pipeline.benchmark.systems import (
     systems,
 )
 from pipeline.benchmark.tasks import tasks_of
-from pipeline.catalog import Catalog, commits
+from pipeline.catalog import Catalog, indexing
 from pipeline.experiment.base import base_fingerprint, base_spec, latent_key
 from pipeline.experiment.pairs import planned_runs
 from pipeline.manifest import Manifest
@@ -165,7 +165,7 @@ def put(catalog: Catalog, paths: Iterator[Path]) -> None:
     """In one transaction, as a catalog is rebuilt."""
     with catalog.transaction() as connection:
         for path in paths:
-            assert commits.put(connection, catalog.workspace, shards.verify(path)), path
+            assert indexing.index_shard(connection, catalog.workspace, shards.verify(path)), path
 
 
 def seen(number: int) -> Seen:

@@ -1,5 +1,5 @@
 """Shall guidance strengthen the hint as well as the prompt? Every ControlNet of a workspace drawn with both
-settings of `guide_hint`, on the validation split, which decides the setting so that the test split need not.
+settings of `cfg_hint`, on the validation split, which decides the setting so that the test split need not.
 
 For each: the condition's own measure, the Fréchet and kernel distances of its samples to the real images of
 the split, how well they suit their captions, and seconds for a sample. `scale` is the other way to make more
@@ -89,7 +89,12 @@ def _on_validation(plan: Plan, count: int) -> Plan:
     if evaluation is None or not evaluation.features or not evaluation.clip:
         raise SystemExit("the workspace's manifest needs evaluate: with features and clip")
     frozen = evaluation.benchmark.model_copy(
-        update={"split": "validation", "samples": count, "guide_hint": False, "scale": 1.0}
+        update={
+            "split": "validation",
+            "samples": count,
+            "cfg_hint": "both",
+            "controlnet_conditioning_scale": 1.0,
+        }
     )
     return dataclasses.replace(
         plan,
@@ -157,8 +162,8 @@ def _drawn(plan: Plan, system: System, hints: list[np.ndarray], more: dict[str, 
         plan.workspace.root / system.checkpoint,
         load_base(base_spec(plan), ("unet", "vae", "text_encoder"), "cpu"),
     )
-    settings = frozen.model_dump(include={"steps", "guidance", "scale", "guide_hint"}) | more
-    empty = encoders.encode_text(base, [frozen.negative])[0]
+    settings = frozen.stored("steps", "guidance", "scale", "guide_hint") | more
+    empty = encoders.encode_text(base, [frozen.negative_prompt])[0]
 
     def part(items: tuple[Item, ...], shown: list[np.ndarray]) -> np.ndarray:
         return sample.generate(

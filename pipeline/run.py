@@ -11,7 +11,7 @@ from pipeline.benchmark.systems import systems
 from pipeline.catalog import Catalog, recovery
 from pipeline.cluster import cluster
 from pipeline.commands import preflight, requirements
-from pipeline.experiment.runs import record_all
+from pipeline.experiment.runs import name_all, record_all
 from pipeline.manifest import Manifest
 from pipeline.plan import MEASURES, Plan
 from pipeline.report import summary
@@ -143,7 +143,7 @@ class Filling:
 
 def settle(plan: Plan, catalog: Catalog) -> None:
     """What of the catalog follows from the manifest: image key, detectors in force, the view `pairs`."""
-    catalog.settle(plan.settings(), [it.record() for it in plan.conditions.values()])
+    catalog.activate(plan.settings(), [it.record() for it in plan.conditions.values()])
     catalog.define_pairs(plan.selections(), MEASURES)
 
 
@@ -154,6 +154,7 @@ def rebuild(plan: Plan, say: Callable[[str], None]) -> bool:
         settle(plan, fresh)
         record_all(plan, fresh)
         try:
+            name_all(plan, fresh)
             estimate(plan, fresh, systems(plan, fresh))
         except MillError as error:  # nothing to train on yet, or the base model is not on this machine
             say(f"The scores are left to the next run: {error}")
@@ -176,5 +177,6 @@ def exit_status(plan: Plan, catalog: Catalog, options: RunOptions) -> int:
     return COMPLETE_WITH_FAILURES if failed or failed_rows or without else COMPLETE
 
 
-WITHOUT_CAPTION = """SELECT count(*) FROM caption_rows JOIN shards USING (shard) WHERE status = 'failed'
-                     AND key = (SELECT value FROM settings WHERE name = 'caption_key')"""
+WITHOUT_CAPTION = """SELECT count(*) FROM caption_rows JOIN shard_rows USING (shard_number)
+                     WHERE status = 'failed'
+                       AND key = (SELECT value FROM settings WHERE name = 'caption_key')"""

@@ -32,7 +32,14 @@ from pipeline.manifest import SOURCE_KINDS, Provided
 from pipeline.storage.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/your-pictures.md")
+PAGES = (
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/your-pictures.md",
+    "docs/catalog.md",
+)
 HOUSE = {"pipeline", "annotate", "train", "evaluate", "tests", "benchmarks", "manifests", "docs"}
 LARGEST_PICTURE = 700 * 1024
 # their weights must be got
@@ -434,7 +441,7 @@ def test_the_manifests_in_the_readme_can_be_planned_and_their_queries_are_sql(
     workspace.create()
     catalog = Catalog(workspace)
     catalog.create()
-    catalog.settle(made.settings(), [it.record() for it in made.conditions.values()])
+    catalog.activate(made.settings(), [it.record() for it in made.conditions.values()])
     catalog.define_pairs(made.selections(), plan.MEASURES)
     asked = [shlex.split(span) for span in spans("README.md") if span.startswith("controlmill sql")]
     queries = [

@@ -87,7 +87,7 @@ def scored(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> list[Scor
         return []
     found: dict[tuple[str, str], list[tuple[str, str, int]]] = {}
     for name, key, path, sha256, count in catalog.query(
-        "SELECT name, key, path, sha256, rows FROM shards WHERE kind = 'scores' ORDER BY part"
+        "SELECT name, key, shard, sha256, rows FROM shards WHERE kind = 'scores' ORDER BY part"
     ):
         found.setdefault((name, key), []).append((path, sha256, count))
     out = []
@@ -103,7 +103,7 @@ def scored(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> list[Scor
 def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
     """Brings the table `scores` up to date; returns its rows."""
     found = scored(plan, catalog, systems)
-    known = dict(catalog.query("SELECT DISTINCT system, mark FROM scores"))
+    known = dict(catalog.query("SELECT DISTINCT system, input_hash FROM scores"))
     reference = {it.system.condition: it for it in found if it.system.arm == REAL}
     rows: list[dict[str, Any]] = []
     drawn: dict[int, NDArray[np.float32]] = {}
@@ -121,7 +121,7 @@ def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
                 {
                     "system": it.system.name,
                     "model": it.system.model,
-                    "arm": it.system.arm,
+                    "variant": it.system.arm,
                     "condition": it.system.condition,
                     "metric": metric.name,
                     "metric_version": metric.version,
@@ -137,9 +137,9 @@ def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
                     "benchmark": it.system.benchmark,
                     "reader": plan.reader(it.system.condition).fingerprint,
                     "checkpoint": it.system.checkpoint,
-                    "identity": it.key,
-                    "mark": mark,
-                    "marks": json.dumps(marks),
+                    "score_key": it.key,
+                    "input_hash": mark,
+                    "caveats": json.dumps(marks),
                 }
             )
     catalog.record_scores(rows, [it.system.name for it in found])

@@ -82,15 +82,16 @@ def extremes(
 WHICH = ("best", "median", "worst", "same")
 COLUMNS = "image_id, seed, picture, picture_row, shard, row, reason, metric, value"  # as `_sample` takes them
 MADE = """
-    WITH asked AS (SELECT unnest($system) AS system, unnest($drawn_as) AS drawn_as, unnest($key) AS key,
-    unnest($score_key) AS score_key,
+    WITH asked AS (SELECT unnest($system) AS system, unnest($sample_set) AS sample_set,
+                          unnest($sample_key) AS sample_key, unnest($score_key) AS score_key,
                           unnest($metric) AS metric, unnest($sign) AS sign),
     made AS (SELECT asked.system, sign, p.image_id, p.seed, p.shard AS picture, p.row AS picture_row,
-    s.shard, s.row, s.reason, s.metric, s.value
-             FROM asked JOIN samples p ON p.system = drawn_as AND p.benchmark = key AND p.status = 'ok'
-             LEFT JOIN sample_scores s ON s.system = asked.system AND s.benchmark = score_key AND s.metric =
-             asked.metric
-                                      AND s.image_id = p.image_id AND s.seed = p.seed)"""
+                    s.shard, s.row, s.reason, s.metric, s.value
+             FROM asked JOIN samples p USING (sample_set, sample_key)
+             LEFT JOIN sample_scores s ON s.system = asked.system AND s.score_key = asked.score_key
+                                      AND s.metric = asked.metric
+                                      AND s.image_id = p.image_id AND s.seed = p.seed
+             WHERE p.status = 'ok')"""
 CHOSEN = f"""
     placed AS (SELECT *, row_number() OVER (PARTITION BY system ORDER BY sign * value DESC, image_id, seed)
     AS place,
@@ -110,8 +111,8 @@ def _asked(plan: Plan, by_name: Mapping[str, System]) -> dict[str, list[Any]]:
     metrics = [measures.headline(CONDITIONS[system.condition].kind) for system in systems]
     return {
         "system": list(by_name),
-        "drawn_as": [system.drawn_as for system in systems],
-        "key": [system.key for system in systems],
+        "sample_set": [system.drawn_as for system in systems],
+        "sample_key": [system.key for system in systems],
         "score_key": [score_key(plan, system) for system in systems],
         "metric": [metric.name for metric in metrics],
         "sign": [1 if metric.higher_is_better else -1 for metric in metrics],

@@ -25,8 +25,8 @@ from pipeline.storage import codec, shards
 from pipeline.storage.shards import Row
 from pipeline.storage.workspace import Workspace
 
-SAMPLED = """SELECT name, key, part, path, list(image_id ORDER BY row)
-             FROM sample_rows JOIN shards USING (shard) GROUP BY ALL ORDER BY part"""
+SAMPLED = """SELECT sample_set, sample_key, part, shard, list(image_id ORDER BY row)
+             FROM samples JOIN shards USING (shard) GROUP BY ALL ORDER BY part"""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pipeline import MillError
 from pipeline.benchmark import networks
 from pipeline.catalog import Catalog
 from pipeline.experiment.base import base_fingerprint, base_spec
-from pipeline.experiment.pairs import PlannedRun, planned_runs
+from pipeline.experiment.pairs import PlannedRun, called, planned_runs
 from pipeline.experiment.warm_starts import warm_folder, warm_starts
 from pipeline.plan import Plan
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, fingerprint
@@ -53,6 +53,7 @@ class Entrant:
     condition: str
     checkpoint: str  # below the workspace, or the absolute path of an external one
     weights: str  # identity
+    title: str | None = None  # what the manifest calls the run
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,12 @@ class System:
     items: tuple[Item, ...]
     asked: str = ""  # fingerprint of what is asked for without a condition; '' = the benchmark
     seen: int | None = None  # images that an earlier checkpoint had seen
+    title: str | None = None  # what the manifest calls the run; no part of any identity
+
+    @property
+    def shown(self) -> str:
+        """What pages call the model."""
+        return called(self.model, self.title)
 
     @property
     def name(self) -> str:
@@ -136,7 +143,14 @@ def systems(plan: Plan, catalog: Catalog) -> list[System]:
         compared += [System(arm, condition, arm, "", "", benchmark, items, asked) for arm in alone]
         for entrant in of_condition:
             control = System(
-                entrant.model, condition, CONTROL, entrant.checkpoint, entrant.weights, benchmark, items
+                entrant.model,
+                condition,
+                CONTROL,
+                entrant.checkpoint,
+                entrant.weights,
+                benchmark,
+                items,
+                title=entrant.title,
             )
             compared.append(control)
             if SHUFFLED in evaluation.baselines:
@@ -174,14 +188,15 @@ def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple
         "sampler": "ddim",
         "version": 2,
     }
-    # a setting that came later: without it benchmarks stay as they were
-    unsaid = {"samples"} if frozen.guide_hint else {"samples", "guide_hint"}
+    settings = frozen.stored("split", "seeds", "steps", "guidance", "negative", "scale")
+    if frozen.cfg_hint == "conditional":  # it came later: without it benchmarks stay as they were
+        settings["guide_hint"] = True
     identity = {
-        "settings": frozen.model_dump(exclude=unsaid),
+        "settings": settings,
         "detector": plan.conditions[condition].fingerprint,
     }
     asked = {
-        "settings": frozen.model_dump(exclude={"samples", "split", "scale", "guide_hint"}),
+        "settings": frozen.stored("seeds", "steps", "guidance", "negative"),
         "images": plan.image_key,
     }
     return items, fingerprint(common | identity), fingerprint(common | asked)
@@ -189,11 +204,12 @@ def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple
 
 def _trained(complete: Iterable[tuple[str, list[str], str]], runs: list[PlannedRun]) -> Iterator[Entrant]:
     """Runs that are complete; one of an earlier manifest is left out: its conditions were made otherwise."""
-    names = {run.name for run in runs}
+    titles = {run.name: run.run.name for run in runs}
     for run, conditions, checkpoint in complete:
-        if run in names:
+        if run in titles:
             weights = fingerprint([run, checkpoint])
-            yield from (Entrant(run, name, f"{checkpoint}/{name}", weights) for name in conditions)
+            for name in conditions:
+                yield Entrant(run, name, f"{checkpoint}/{name}", weights, titles[run])
 
 
 def _kept(plan: Plan, entrants: list[Entrant]) -> dict[str, list[tuple[str, int]]]:

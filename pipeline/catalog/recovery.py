@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable
 
-from pipeline.catalog import Catalog, commits
+from pipeline.catalog import Catalog, indexing
 from pipeline.storage import shards
 from pipeline.storage.workspace import TEMPORARY, Workspace
 
@@ -33,9 +33,9 @@ def rebuild(workspace: Workspace, finish: Callable[[Catalog], None]) -> tuple[in
     fresh = Catalog(workspace, temporary / "catalog.duckdb")
     fresh.create()
     with fresh.transaction(limited=False) as connection:  # all shards at once
-        fitting = [shard for shard in found if commits.put(connection, workspace, shard)]
+        fitting = [shard for shard in found if indexing.index_shard(connection, workspace, shard)]
     finish(fresh)
-    fresh.gather()
+    fresh.checkpoint()
     workspace.catalog.with_suffix(".duckdb.wal").unlink(missing_ok=True)
     fresh.path.replace(workspace.catalog)
     temporary.rmdir()

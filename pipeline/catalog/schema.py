@@ -1,7 +1,9 @@
-"""The catalog's tables and views, as migrations; what people may query by name."""
+"""The catalog's tables and views, as migrations; docs/catalog.md describes what people may query."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+
+import duckdb
 
 from pipeline import MillError
 
@@ -13,133 +15,183 @@ MIGRATIONS = [
     CREATE TABLE settings (name VARCHAR, value VARCHAR);
     CREATE TABLE shards (
         shard INTEGER, kind VARCHAR, key VARCHAR, name VARCHAR, image_key VARCHAR, part INTEGER, path VARCHAR,
-        rows INTEGER, bytes BIGINT, sha256 VARCHAR, committed TIMESTAMP);
+        rows INTEGER, bytes BIGINT, sha256 VARCHAR, committed TIMESTAMP
+    );
     CREATE TABLE detectors (
         condition VARCHAR, fingerprint VARCHAR, detector VARCHAR, version VARCHAR, weights VARCHAR,
-        params VARCHAR, licence VARCHAR, identity VARCHAR, current BOOLEAN);
+        params VARCHAR, licence VARCHAR, identity VARCHAR, current BOOLEAN
+    );
     CREATE TABLE image_rows (
         image INTEGER, image_id VARCHAR, shard INTEGER, row INTEGER, status VARCHAR, reason VARCHAR,
-        width INTEGER, height INTEGER, raw_width INTEGER, raw_height INTEGER, raw_format VARCHAR, raw_bytes
-        BIGINT,
-        group_id VARCHAR, split VARCHAR);
-    CREATE TABLE source_rows (image INTEGER, shard INTEGER, row INTEGER, uri VARCHAR, caption VARCHAR, fields
-    VARCHAR);
+        width INTEGER, height INTEGER, raw_width INTEGER, raw_height INTEGER, raw_format VARCHAR,
+        raw_bytes BIGINT, group_id VARCHAR, split VARCHAR
+    );
+    CREATE TABLE source_rows (
+        image INTEGER, shard INTEGER, row INTEGER, uri VARCHAR, caption VARCHAR, fields VARCHAR
+    );
     CREATE TABLE annotation_rows (
         image INTEGER, shard INTEGER, row INTEGER, status VARCHAR, reason VARCHAR, seconds FLOAT,
-        measures MAP(VARCHAR, DOUBLE));
+        measures MAP(VARCHAR, DOUBLE)
+    );
     CREATE TABLE latent_rows (image INTEGER, shard INTEGER, row INTEGER, status VARCHAR, reason VARCHAR);
     CREATE TABLE runs (
         run VARCHAR, conditions VARCHAR[], base VARCHAR, base_fingerprint VARCHAR, random_weights BOOLEAN,
-        images BIGINT,
-        steps BIGINT, seconds DOUBLE, checkpoint VARCHAR, options VARCHAR, status VARCHAR, reason VARCHAR);
+        images BIGINT, steps BIGINT, seconds DOUBLE, checkpoint VARCHAR, options VARCHAR, status VARCHAR,
+        reason VARCHAR
+    );
     CREATE TABLE sample_rows (
         shard INTEGER, row INTEGER, image_id VARCHAR, hint_image_id VARCHAR, seed BIGINT, status VARCHAR,
-        reason VARCHAR,
-        seconds FLOAT);
+        reason VARCHAR, seconds FLOAT
+    );
     CREATE TABLE score_rows (
-        shard INTEGER, row INTEGER, image_id VARCHAR, seed BIGINT, status VARCHAR, reason VARCHAR, metric
-        VARCHAR, value DOUBLE);
-
-    CREATE VIEW images AS
-        SELECT image, image_id, status, reason, width, height, raw_width, raw_height, raw_format, raw_bytes,
-        group_id, split,
-               path AS shard, row
-        FROM image_rows JOIN shards USING (shard)
-        WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
-    CREATE VIEW sources AS
-        SELECT image_id, uri, caption, fields, part, source_rows.row AS position
-        FROM source_rows JOIN images USING (image) JOIN shards ON shards.shard = source_rows.shard;
-    CREATE VIEW captions AS
-        SELECT image, arg_min(caption, (shard, row)) AS caption FROM source_rows GROUP BY image;
-    CREATE VIEW annotations AS
-        SELECT annotation_rows.image, image_id, shards.name AS condition, shards.key AS fingerprint,
-        annotation_rows.status, annotation_rows.reason,
-               seconds, measures, path AS shard, annotation_rows.row, part
-        FROM annotation_rows JOIN shards ON shards.shard = annotation_rows.shard
-        JOIN detectors ON detectors.condition = shards.name AND detectors.fingerprint = shards.key
-        JOIN images ON images.image = annotation_rows.image
-        WHERE detectors.current;
-    CREATE VIEW samples AS
-        SELECT shards.name AS system, key AS benchmark, image_id, hint_image_id, seed, status, reason,
-        seconds, path AS shard, row
-        FROM sample_rows JOIN shards USING (shard);
-    CREATE VIEW sample_scores AS
-        SELECT shards.name AS system, key AS benchmark, image_id, seed, status, reason, metric, value, path
-        AS shard, row
-        FROM score_rows JOIN shards USING (shard);
+        shard INTEGER, row INTEGER, image_id VARCHAR, seed BIGINT, status VARCHAR, reason VARCHAR,
+        metric VARCHAR, value DOUBLE
+    );
     CREATE TABLE scores (
         system VARCHAR, run VARCHAR, condition VARCHAR, metric VARCHAR, metric_version VARCHAR, value DOUBLE,
-        low DOUBLE, high DOUBLE,
-        n INTEGER, n_failed INTEGER, higher_is_better BOOLEAN, benchmark VARCHAR, detector VARCHAR,
-        checkpoint VARCHAR, seeds VARCHAR);
+        low DOUBLE, high DOUBLE, n INTEGER, n_failed INTEGER, higher_is_better BOOLEAN, benchmark VARCHAR,
+        detector VARCHAR, checkpoint VARCHAR, seeds VARCHAR
+    );
     """,
-    # Conditions that share one shard of maps; how an image looks; captions by a network.
+    # Conditions that share one shard of maps; the quality of an image; captions by a network.
     """
     ALTER TABLE detectors ADD COLUMN maps VARCHAR;
     UPDATE detectors SET maps = condition;
-    CREATE OR REPLACE VIEW annotations AS
-        SELECT annotation_rows.image, image_id, detectors.condition, shards.key AS fingerprint,
-        annotation_rows.status, annotation_rows.reason,
-               seconds, measures, path AS shard, annotation_rows.row, part
-        FROM annotation_rows JOIN shards ON shards.shard = annotation_rows.shard
-        JOIN detectors ON detectors.maps = shards.name AND detectors.fingerprint = shards.key
-        JOIN images ON images.image = annotation_rows.image
-        WHERE detectors.current;
     ALTER TABLE image_rows ADD COLUMN sharpness DOUBLE;
     ALTER TABLE image_rows ADD COLUMN contrast DOUBLE;
     ALTER TABLE image_rows ADD COLUMN colour DOUBLE;
     ALTER TABLE image_rows ADD COLUMN grey BOOLEAN;
     ALTER TABLE image_rows ADD COLUMN phash UBIGINT;
-    CREATE OR REPLACE VIEW images AS
-        SELECT image, image_id, status, reason, width, height, raw_width, raw_height, raw_format, raw_bytes,
-        group_id, split,
-               path AS shard, row, raw_width / raw_height AS aspect, sharpness, contrast, colour, grey, phash,
-               image = min(image) OVER (PARTITION BY group_id) AS first_of_group
-        FROM image_rows JOIN shards USING (shard)
-        WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
-    CREATE TABLE caption_rows (image INTEGER, shard INTEGER, row INTEGER, status VARCHAR, reason VARCHAR,
-    caption VARCHAR);
-    CREATE OR REPLACE VIEW captions AS
-        WITH own AS (SELECT image, arg_min(caption, (shard, row)) AS caption, arg_min(fields, (shard, row))
-        AS fields
-                     FROM source_rows GROUP BY image),
-             made AS (SELECT image, caption_rows.caption FROM caption_rows JOIN shards USING (shard)
-                      WHERE key = (SELECT value FROM settings WHERE name = 'caption_key'))
-        SELECT image, CASE WHEN made.caption IS NULL
-                             OR (own.caption <> '' AND (SELECT value FROM settings WHERE name =
-                             'caption_when') = 'missing')
-                           THEN own.caption ELSE made.caption END AS caption,
-               own.caption AS source_caption, made.caption AS model_caption, own.fields
-        FROM own LEFT JOIN made USING (image);
+    CREATE TABLE caption_rows (
+        image INTEGER, shard INTEGER, row INTEGER, status VARCHAR, reason VARCHAR, caption VARCHAR
+    );
     """,
-    # A part of the images that was taken out comes back in its place, so that groups and splits stay as they
-    # were.
+    # A part of the images that was taken out comes back in its place, so that groups and splits stay.
     """
     CREATE TABLE lost_rows (key VARCHAR, part INTEGER, row INTEGER, uri VARCHAR);
-    CREATE OR REPLACE VIEW images AS
-        SELECT image, image_id, status, reason, width, height, raw_width, raw_height, raw_format, raw_bytes,
-        group_id, split,
-               path AS shard, row, raw_width / raw_height AS aspect, sharpness, contrast, colour, grey, phash,
-               row_number() OVER (PARTITION BY group_id ORDER BY part, row) = 1 AS first_of_group
-        FROM image_rows JOIN shards USING (shard)
-        WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
     """,
-    # Scores keep their replicates, so that any two systems of a benchmark can be compared without their
-    # samples.
+    # Scores keep their replicates, so that any two systems of a benchmark can be compared without samples.
     """
     DROP TABLE scores;
     CREATE TABLE scores (
-        system VARCHAR, model VARCHAR, arm VARCHAR, condition VARCHAR, metric VARCHAR, metric_version
-        VARCHAR, value DOUBLE, low DOUBLE,
-        high DOUBLE, n INTEGER, n_failed INTEGER, prompts INTEGER, method VARCHAR, replicates BLOB,
-        higher_is_better BOOLEAN,
-        benchmark VARCHAR, reader VARCHAR, checkpoint VARCHAR, identity VARCHAR, mark VARCHAR, marks VARCHAR);
+        system VARCHAR, model VARCHAR, arm VARCHAR, condition VARCHAR, metric VARCHAR, metric_version VARCHAR,
+        value DOUBLE, low DOUBLE, high DOUBLE, n INTEGER, n_failed INTEGER, prompts INTEGER, method VARCHAR,
+        replicates BLOB, higher_is_better BOOLEAN, benchmark VARCHAR, reader VARCHAR, checkpoint VARCHAR,
+        identity VARCHAR, mark VARCHAR, marks VARCHAR
+    );
+    """,
+    # Views that can be joined: in them a shard is its path, in the tables below them it is a number. A shard
+    # of scores names the samples that it is of (pipeline/catalog/indexing.py finds those of earlier shards).
+    """
+    DROP VIEW IF EXISTS images;
+    DROP VIEW IF EXISTS sources;
+    DROP VIEW IF EXISTS captions;
+    DROP VIEW IF EXISTS annotations;
+    DROP VIEW IF EXISTS samples;
+    DROP VIEW IF EXISTS sample_scores;
+    ALTER TABLE shards RENAME TO shard_rows;
+    ALTER TABLE shard_rows RENAME COLUMN shard TO shard_number;
+    ALTER TABLE shard_rows RENAME COLUMN path TO shard;
+    ALTER TABLE shard_rows ADD COLUMN sample_set VARCHAR;
+    ALTER TABLE shard_rows ADD COLUMN sample_key VARCHAR;
+    ALTER TABLE image_rows RENAME COLUMN shard TO shard_number;
+    ALTER TABLE source_rows RENAME COLUMN shard TO shard_number;
+    ALTER TABLE caption_rows RENAME COLUMN shard TO shard_number;
+    ALTER TABLE annotation_rows RENAME COLUMN shard TO shard_number;
+    ALTER TABLE latent_rows RENAME COLUMN shard TO shard_number;
+    ALTER TABLE sample_rows RENAME COLUMN shard TO shard_number;
+    ALTER TABLE score_rows RENAME COLUMN shard TO shard_number;
+    ALTER TABLE scores RENAME TO estimate_rows;
+    ALTER TABLE estimate_rows RENAME COLUMN arm TO variant;
+    ALTER TABLE estimate_rows RENAME COLUMN identity TO score_key;
+    ALTER TABLE estimate_rows RENAME COLUMN mark TO input_hash;
+    ALTER TABLE estimate_rows RENAME COLUMN marks TO caveats;
+    ALTER TABLE runs ADD COLUMN name VARCHAR;
+
+    CREATE VIEW shards AS
+        SELECT shard, kind, name, key, image_key, part, rows, bytes, sha256, committed FROM shard_rows;
+
+    CREATE VIEW images AS
+        SELECT image, image_id, status, reason, width, height, raw_width, raw_height, raw_format, raw_bytes,
+               raw_width / raw_height AS aspect, sharpness, contrast, colour, grey, phash, group_id,
+               row_number() OVER (PARTITION BY group_id ORDER BY part, row) = 1 AS first_of_group, split,
+               shard, row
+        FROM image_rows JOIN shard_rows USING (shard_number)
+        WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
+
+    CREATE VIEW sources AS
+        SELECT image_id, uri, source_rows.caption, fields, part, source_rows.row AS position
+        FROM source_rows
+        JOIN images USING (image)
+        JOIN shard_rows ON shard_rows.shard_number = source_rows.shard_number;
+
+    CREATE VIEW captions AS
+        WITH own AS (
+            SELECT image, arg_min(caption, (shard_number, row)) AS caption,
+                   arg_min(fields, (shard_number, row)) AS fields
+            FROM source_rows GROUP BY image
+        ), made AS (
+            SELECT image, caption_rows.caption
+            FROM caption_rows JOIN shard_rows USING (shard_number)
+            WHERE key = (SELECT value FROM settings WHERE name = 'caption_key')
+        )
+        SELECT image, image_id,
+               CASE WHEN made.caption IS NULL
+                      OR (own.caption <> ''
+                          AND (SELECT value FROM settings WHERE name = 'caption_when') = 'missing')
+                    THEN own.caption ELSE made.caption END AS caption,
+               own.caption AS source_caption, made.caption AS model_caption, own.fields
+        FROM own JOIN images USING (image) LEFT JOIN made USING (image);
+
+    CREATE VIEW all_annotations AS
+        SELECT image, image_id, condition, fingerprint, current, annotation_rows.status,
+               annotation_rows.reason, seconds, measures, shard_rows.shard, annotation_rows.row, part
+        FROM annotation_rows
+        JOIN shard_rows USING (shard_number)
+        JOIN detectors ON detectors.maps = shard_rows.name AND detectors.fingerprint = shard_rows.key
+        JOIN images USING (image);
+
+    CREATE VIEW annotations AS
+        SELECT image, image_id, condition, fingerprint, status, reason, seconds, measures, shard, row, part
+        FROM all_annotations WHERE current;
+
+    CREATE VIEW samples AS
+        WITH named AS (SELECT *, string_split(name, '/') AS words FROM shard_rows WHERE kind = 'samples')
+        SELECT name AS sample_set, key AS sample_key,
+               CASE WHEN words[1] IN (SELECT run FROM runs) THEN words[1] END AS run, words[2] AS condition,
+               regexp_replace(coalesce(words[3], words[1]), '-[0-9]+$', '') AS variant,
+               image_id, hint_image_id, seed, status, reason, seconds, shard, row
+        FROM sample_rows JOIN named USING (shard_number);
+
+    CREATE VIEW sample_scores AS
+        WITH named AS (SELECT *, string_split(name, '/') AS words FROM shard_rows WHERE kind = 'scores')
+        SELECT name AS system, sample_set, sample_key, score_key,
+               CASE WHEN words[1] IN (SELECT run FROM runs) THEN words[1] END AS run, words[2] AS condition,
+               regexp_replace(coalesce(words[3], words[1]), '-[0-9]+$', '') AS variant,
+               image_id, seed, status, reason, metric, value, shard, row
+        FROM score_rows JOIN (SELECT key AS score_key, * FROM named) USING (shard_number);
+
+    CREATE VIEW scores AS
+        WITH drawn AS (
+            SELECT name AS system, key AS score_key, max(sample_set) AS sample_set,
+                   max(sample_key) AS sample_key
+            FROM shard_rows WHERE kind = 'scores' GROUP BY ALL
+        )
+        SELECT system, model, CASE WHEN model IN (SELECT run FROM runs) THEN model END AS run, condition,
+               variant, metric, metric_version, value, low, high, n, n_failed, caveats, prompts, method,
+               replicates, higher_is_better, benchmark, sample_set, sample_key, score_key, reader, checkpoint,
+               input_hash
+        FROM estimate_rows LEFT JOIN drawn USING (system, score_key);
     """,
 ]
+JOINABLE = 5  # the migration after which a shard of scores names its samples
 
 
-def migrate(connection: Any) -> None:
-    """Applies what is missing; a migration and the record that it was applied are one transaction."""
+def migrate(connection: duckdb.DuckDBPyConnection, link: Callable[[], None] = lambda: None) -> None:
+    """Applies what is missing; a migration and the record that it was applied are one transaction.
+
+    `link` finds the samples of the scores that are there, which SQL alone can't.
+    """
     connection.execute("CREATE TABLE IF NOT EXISTS migrations (version INTEGER, applied TIMESTAMP)")
     newest = connection.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchone()
     version = newest[0] if newest else 0
@@ -151,12 +203,15 @@ def migrate(connection: Any) -> None:
     for number in range(version, len(MIGRATIONS)):
         connection.begin()
         connection.execute(MIGRATIONS[number])
+        if number + 1 == JOINABLE:
+            link()
         connection.execute(
             "INSERT INTO migrations VALUES (?, ?)", [number + 1, datetime.now(UTC).replace(tzinfo=None)]
         )
         connection.commit()
 
 
-def is_current(connection: Any) -> bool:
+def is_current(connection: duckdb.DuckDBPyConnection) -> bool:
     """Whether the catalog has every migration that this version knows."""
-    return bool(connection.execute("SELECT count(*) FROM migrations").fetchone()[0] >= len(MIGRATIONS))
+    row = connection.execute("SELECT count(*) FROM migrations").fetchone()
+    return row is not None and row[0] >= len(MIGRATIONS)

@@ -124,8 +124,8 @@ class _Readable:
         return codec.decode(stored["image"])
 
 
-SAMPLES = """SELECT image_id, seed, path, row FROM sample_rows JOIN shards USING (shard)
-             WHERE name = ? AND key = ?"""
+SAMPLES = """SELECT image_id, seed, shard, row FROM samples
+             WHERE sample_set = ? AND sample_key = ?"""
 
 
 def _compare_samples(it: _Readable, path: str, agreements: dict[str, Agreement]) -> int:
@@ -175,8 +175,8 @@ def _compare_distances(
         reference, others = real.features(wanted.extractor)
         of_generated, of_real = it.cluster[rows], real.cluster[others]
         compute = {
-            "fd": lambda a=generated, b=reference: libraries.frechet(a, b),
-            "kd": lambda a=(generated, of_generated, reference, of_real): libraries.kernel(*a),
+            "fd": partial(libraries.frechet, generated, reference),
+            "kd": partial(libraries.kernel, generated, of_generated, reference, of_real),
         }
         for what in SET_DISTANCES:
             name = f"{what} ({wanted.extractor})"

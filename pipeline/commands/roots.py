@@ -128,7 +128,7 @@ def _shipped(plan: Plan, catalog: Catalog, system: System, weights: str) -> Ship
         ],
         follows_since=follows(log).get(system.condition),
         fidelity=_fidelity(catalog, system),
-        sampling=evaluated.benchmark.model_dump(include={"steps", "guidance", "scale", "guide_hint"})
+        sampling=evaluated.benchmark.stored("steps", "guidance", "scale", "guide_hint")
         if evaluated
         else None,
         weights=weights,
@@ -138,7 +138,7 @@ def _shipped(plan: Plan, catalog: Catalog, system: System, weights: str) -> Ship
 def _fidelity(catalog: Catalog, system: System) -> Fidelity | None:
     """Beside everything else of the same benchmark."""
     rows = catalog.query(
-        "SELECT arm, model, metric, value, low, high, n FROM scores WHERE condition = ? AND benchmark = ?"
+        "SELECT variant, model, metric, value, low, high, n FROM scores WHERE condition = ? AND benchmark = ?"
         " ORDER BY ALL",
         [system.condition, system.benchmark],
     )

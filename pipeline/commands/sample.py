@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -54,10 +54,10 @@ class Settings:
     """
 
     seed: int = 0
-    steps: int | None = None
-    guidance: float | None = None
-    scale: float | None = None  # of the ControlNet's residuals
-    guide_hint: bool | None = None  # guidance strengthens the hint too
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    controlnet_conditioning_scale: float | None = None  # of the ControlNet's residuals
+    cfg_hint: Literal["both", "conditional"] | None = None  # as of the manifest's benchmark
     guess: bool = False  # the hint leads instead of the prompt
     start: float = 0.0  # shares of the steps between which the ControlNet works
     end: float = 1.0
@@ -67,7 +67,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a workspace or a note may advise; here what is usual."""
+    """What a workspace or a note may advise, under the names that notes of shipped ControlNets have; here
+    what is usual.
+    """
 
     steps: int = 20
     guidance: float = 7.5
@@ -143,8 +145,8 @@ def sample(
 def _check(settings: Settings) -> None:
     if not 0 <= settings.start < settings.end <= 1:
         raise MillError(
-            f"--start and --end are shares of the steps, 0 <= start < end <= 1, not {settings.start} and"
-            f" {settings.end}."
+            "--control-guidance-start and --control-guidance-end are shares of the steps,"
+            f" 0 <= start < end <= 1, not {settings.start} and {settings.end}."
         )
     if settings.resolution is not None and settings.resolution % 64:
         raise MillError(
@@ -252,11 +254,16 @@ def _chosen(known: Known, settings: Settings) -> Sampling:
     evaluated = known.plan.manifest.evaluate if known.plan is not None else None
     names = [each.name for each in fields(Sampling)]
     if evaluated:
-        advice = Sampling(**{name: getattr(evaluated.benchmark, name) for name in names})
+        advice = Sampling(**evaluated.benchmark.stored(*names))
     else:
         advice = known.advice or Sampling()
-    given = {name: value for name in names if (value := getattr(settings, name)) is not None}
-    return replace(advice, **given)
+    given: dict[str, Any] = {
+        "steps": settings.num_inference_steps,
+        "guidance": settings.guidance_scale,
+        "scale": settings.controlnet_conditioning_scale,
+        "guide_hint": settings.cfg_hint and settings.cfg_hint == "conditional",
+    }
+    return replace(advice, **{name: value for name, value in given.items() if value is not None})
 
 
 def _sentence(chosen: Sampling) -> str:

@@ -65,7 +65,9 @@ def run_text(run: RunState) -> str:
         f"follows {name} since {images:,} images" for name, images in run.convergence_step.items()
     )
     reason = str(run.reason).strip().splitlines()
-    return "; ".join(filter(None, [f"{run.run}: {', '.join(parts)}", follows, reason[0] if reason else ""]))
+    return "; ".join(
+        filter(None, [f"{run.name or run.run}: {', '.join(parts)}", follows, reason[0] if reason else ""])
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evaluate import fidelity
 from pipeline.catalog import Catalog
-from pipeline.catalog.commits import ROWS_OF
+from pipeline.catalog.indexing import ROWS_OF
 from pipeline.plan import Plan
 from pipeline.storage import shards
 from pipeline.storage.workspace import TEMPORARY
@@ -34,14 +34,14 @@ def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> 
     workspace, sentences = catalog.workspace, []
     for (table,) in catalog.query("SELECT table_name FROM duckdb_tables()"):
         catalog.row(f"SELECT max(hash(it)) FROM {table} it")  # reads every block, and a damaged one is told
-    listed = catalog.query("SELECT path, rows, bytes, sha256 FROM shards ORDER BY path")
+    listed = catalog.query("SELECT shard, rows, bytes, sha256 FROM shards ORDER BY shard")
     for path, rows, size, digest in listed:
         problem = _problem(catalog, path, rows, size, digest)
         if problem:
             sentences.append(f"{path}: {problem}")
             say(sentences[-1])
             if repair:
-                catalog.forget(path)
+                catalog.remove_shard(path)
                 (workspace.root / path).unlink(missing_ok=True)
                 say(f"{path}: removed; the next run makes it again")
     known = {path for path, *_ in listed}
@@ -157,15 +157,15 @@ INVARIANTS = {
     ),
     "shards do not fit their images": (
         """
-        SELECT count(*) FROM shards s WHERE kind = 'maps' AND (SELECT count(*) FROM annotation_rows a WHERE
-        a.shard = s.shard) <>
-            (SELECT count(*) FROM image_rows i JOIN shards p ON p.shard = i.shard
+        SELECT count(*) FROM shard_rows s WHERE kind = 'maps' AND
+            (SELECT count(*) FROM annotation_rows a WHERE a.shard_number = s.shard_number) <>
+            (SELECT count(*) FROM image_rows i JOIN shard_rows p USING (shard_number)
              WHERE p.kind = 'images' AND p.key = s.image_key AND p.part = s.part AND i.status = 'ok')"""
     ),
     "rows belong to no shard": (
         "SELECT "
         + " + ".join(
-            f"(SELECT count(*) FROM {rows} WHERE shard NOT IN (SELECT shard FROM shards))"
+            f"(SELECT count(*) FROM {rows} WHERE shard_number NOT IN (SELECT shard_number FROM shard_rows))"
             for rows in ROWS_OF.values()
         )
     ),

@@ -112,7 +112,7 @@ def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
     mark = base_fingerprint(spec)
     made: dict[int, PlannedRun] = {}
     key = latent_key(plan, mark)
-    latents = dict(catalog.query("SELECT part, path FROM shards WHERE kind = 'latents' AND key = ?", [key]))
+    latents = dict(catalog.query("SELECT part, shard FROM shards WHERE kind = 'latents' AND key = ?", [key]))
     # runs share conditions
     members = functools.cache(lambda condition, split: _members(catalog, condition, split, key, latents))
     begun = [run for (run,) in catalog.query("SELECT run FROM runs ORDER BY run")]
@@ -126,8 +126,12 @@ def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
     return [make(number) for number in range(len(train.runs))]
 
 
-def called(name: str) -> str:
-    """A run's name as a page shows it, since one of many conditions has a long one: `canny+12-1a2b3c4d`."""
+def called(name: str, given: str | None = None) -> str:
+    """A run's name as a page shows it: that which the manifest gives it, else its own, shortened where it is
+    one of many conditions: `canny+12-1a2b3c4d`.
+    """
+    if given:
+        return given
     conditions, _, mark = name.rpartition("-")
     first, *others = conditions.split("+")
     return f"{first}+{len(others)}-{mark}" if len(others) > 2 else name
@@ -246,8 +250,8 @@ def _members(
     """
     rows = catalog.query(
         """SELECT image_id, part, row, map_shard, height, width FROM pairs WHERE condition = ? AND split = ?
-           AND image NOT IN (SELECT image FROM latent_rows JOIN shards USING (shard) WHERE key = ? AND status
-           <> 'ok')""",
+           AND image NOT IN (SELECT image FROM latent_rows JOIN shard_rows USING (shard_number)
+                             WHERE key = ? AND status <> 'ok')""",
         [condition, split, key],
     )
     return {

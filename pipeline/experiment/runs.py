@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pipeline.catalog import Catalog
 from pipeline.experiment.base import RANDOM_BASE
 from pipeline.experiment.logs import read_log
-from pipeline.experiment.pairs import DRAWN, PlannedRun
+from pipeline.experiment.pairs import DRAWN, PlannedRun, planned_runs
 from pipeline.manifest import Run
 from pipeline.plan import Plan
 from pipeline.storage.workspace import TEMPORARY, Workspace
@@ -92,6 +92,7 @@ def record(
     timed = [row["seconds"] for row in log if "seconds" in row]
     catalog.record_run(
         run=name,
+        **({"name": planned.run.name} if planned else {}),
         conditions=meta.get("conditions", []),
         base=meta.get("base_name", ""),
         base_fingerprint=meta.get("base", ""),
@@ -111,6 +112,13 @@ def record_all(plan: Plan, catalog: Catalog) -> None:
         # one that failed at its start left nothing
         if not folder.name.startswith(TEMPORARY) and any(folder.iterdir()):
             record(plan, catalog, folder.name)
+
+
+def name_all(plan: Plan, catalog: Catalog) -> None:
+    """Runs are called as the manifest says; it is planned only where it says something."""
+    train = plan.manifest.train
+    if train and any(run.name for run in train.runs):
+        catalog.name_runs({it.name: it.run.name for it in planned_runs(plan, catalog)})
 
 
 def take_shorter(

@@ -27,6 +27,7 @@ LISTS = ("list_type", "tuple_type", "iterable_type")
 WANTED: dict[str, str] = {
     **dict.fromkeys(TEXTS, "a text"),
     "string_too_short": "a text that is not empty",
+    "string_too_long": "a text of at most {max_length} characters",
     "string_pattern_mismatch": (
         "a name of letters, digits and any of _ . - (the first one a letter or a digit)"
     ),

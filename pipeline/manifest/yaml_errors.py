@@ -1,7 +1,7 @@
 """A YAML file as a checked section: every mistake names file, line, key and fix."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +18,8 @@ OURS = "ours"  # the type of a mistake that a section's own rule finds
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read(path: Path, kind: type[Model]) -> Model:
-    """MillError has one line for each mistake."""
+def read(path: Path, kind: type[Model], update: Callable[[Any], Any] = lambda value: value) -> Model:
+    """MillError has one line for each mistake; `update` brings what an earlier version wrote up to date."""
     place, value = places.read(path)
     if not isinstance(value, dict):
         first = ", ".join(f"`{key}: …`" for key in list(kind.model_fields)[:3])
@@ -31,7 +31,7 @@ def read(path: Path, kind: type[Model]) -> Model:
             f" {first}."
         )
     try:
-        made = kind.model_validate(value)
+        made = kind.model_validate(update(value))
     except ValidationError as error:
         raise MillError(sentences(error, place, kind)) from None
     _remember(made, place)
@@ -110,6 +110,8 @@ def _told(found: list[_Found]) -> Iterator[str]:
             yield f"{one.place}: {one.mistake['ctx']['sentence']}."
         return
     match mistake["type"]:
+        case "extra_forbidden" if new := _new_name(it.parent, str(step)):
+            yield f"{it.place}: is called {new} now: rename it{_new_values(it.parent, new)}."
         case "extra_forbidden":
             known = sorted({key for one in wording.options(it.parent) for key in wording.fields(one)})
             close = difflib.get_close_matches(str(step), known, n=1)
@@ -131,6 +133,17 @@ def _told(found: list[_Found]) -> Iterator[str]:
             yield f"{it.place}: `{tag}:` must be one of {', '.join(words)}."
         case _:
             yield _written_wrong(found)
+
+
+def _new_name(parent: Any, key: str) -> str | None:
+    """What a key of an earlier version is called now."""
+    names = (getattr(one, "renamed", {}) for one in wording.options(parent))
+    return next((known[key] for known in names if key in known), None)
+
+
+def _new_values(parent: Any, key: str) -> str:
+    words = [word for one in wording.options(parent) for word in wording.tags(one, key)]
+    return f", and write {wording.either(words)}" if words else ""
 
 
 def _written_wrong(found: list[_Found]) -> str:

@@ -16,7 +16,7 @@ from annotate.detectors import DETECTORS
 from annotate.parameters import ParameterError, Values, near
 from annotate.weights import PINNED, Identity
 from pipeline import MillError, manifest, scenes
-from pipeline.manifest import Captions, Condition, Manifest, ScenesSource
+from pipeline.manifest import Captions, ConditionSettings, Manifest, ScenesSource
 from pipeline.plan.records import Plan, Planned, PlannedCaptions
 from pipeline.storage.workspace import Workspace, fingerprint, write_text
 
@@ -48,7 +48,9 @@ def make(given: Manifest, *, here: bool = True) -> Plan:
     by_network = _captions(asked) if given.captions else None
     settled: dict[str, Any] = {
         "conditions": {
-            name: Condition(detector=planned.step.detector, select=planned.select, **planned.step.params)
+            name: ConditionSettings(
+                detector=planned.step.detector, select=planned.select, **planned.step.params
+            )
             for name, planned in conditions.items()
         }
     }
@@ -73,7 +75,7 @@ class _Asked:
     image_key: str
     here: bool  # whether all must be able to run on this machine
 
-    def params(self, condition: Condition, earlier: Condition | None) -> Values:
+    def params(self, condition: ConditionSettings, earlier: ConditionSettings | None) -> Values:
         """As the manifest gives them; `auto` is settled once, so what it came to in the earlier run stays."""
         if earlier is None or earlier.detector != condition.detector or earlier.detector not in DETECTORS:
             return condition.params
@@ -163,7 +165,7 @@ def _plan(name: str, asked: _Asked, planned: dict[str, Planned]) -> None:
     """Adds the condition to what is planned, after the one that it is made from."""
     if name in planned:
         return
-    given = asked.manifest.conditions.get(name, Condition())
+    given = asked.manifest.conditions.get(name, ConditionSettings())
     earlier = asked.saved.conditions.get(name) if asked.saved else None
     # `auto` is resolved once: a workspace keeps the detector that it began with
     chosen = (
@@ -247,7 +249,7 @@ def _saved(workspace: Workspace) -> Manifest | None:
 def saved(workspace: Workspace) -> Manifest:
     """The manifest that a workspace keeps of its last run."""
     try:
-        return manifest.load(workspace.manifest)
+        return manifest.load_saved(workspace.manifest)
     except MillError as error:
         raise MillError(
             f"{error}\n{workspace.manifest} is the workspace's own copy of the manifest of its last run, and"

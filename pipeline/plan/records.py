@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from annotate import annotator
 from annotate.annotator import Step
@@ -10,6 +9,7 @@ from annotate.conditions import CONDITIONS
 from annotate.parameters import Values
 from annotate.weights import PINNED, Identity
 from pipeline import sources
+from pipeline.catalog.indexing import DetectorRecord
 from pipeline.catalog.selections import Selection
 from pipeline.manifest import Manifest, Select
 from pipeline.sources import RawImage
@@ -39,7 +39,7 @@ class Planned:
         """The name under which its maps lie: that of the condition whose maps it shares, else its own."""
         return CONDITIONS[self.name].shares or self.name
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> DetectorRecord:
         """What the catalog and the shard's footer keep of the detector."""
         licence = annotator.licence(self.step.detector, self.step.params.get("weights", PINNED))
         return {

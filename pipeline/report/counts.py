@@ -40,6 +40,7 @@ class RunState:
     """A run of the catalog; how far one under way is is in its log, which tells more and sooner."""
 
     run: str
+    name: str  # as the manifest calls it, '' where it doesn't
     conditions: list[str]
     status: str
     images: int
@@ -102,7 +103,7 @@ def workspace_counts(catalog: Catalog) -> WorkspaceCounts:
         )[0],
         runs_wanted=len(saved.train.runs) if saved.train else 0,
         runs=_runs(catalog),
-        samples=dict(catalog.query("SELECT system, count(*) FROM samples GROUP BY system ORDER BY system")),
+        samples=dict(catalog.query("SELECT sample_set, count(*) FROM samples GROUP BY ALL ORDER BY ALL")),
         scores=catalog.row("SELECT count(*) FROM scores")[0],
     )
 
@@ -134,9 +135,9 @@ def _conditions(catalog: Catalog, readable: int) -> dict[str, ConditionCounts]:
 
 
 def _runs(catalog: Catalog) -> list[RunState]:
-    sql = "SELECT run, conditions, status, images, steps, options, reason FROM runs ORDER BY run"
+    sql = "SELECT run, name, conditions, status, images, steps, options, reason FROM runs ORDER BY run"
     alive, states = _driver_lives(catalog.workspace), []
-    for name, conditions, status, images, steps, options, reason in catalog.query(sql):
+    for name, title, conditions, status, images, steps, options, reason in catalog.query(sql):
         log = read_log(catalog.workspace.run(name)) if status != "queued" else []
         if status in ("queued", "running") and not alive:
             status = "incomplete"  # its driver was killed
@@ -144,6 +145,7 @@ def _runs(catalog: Catalog) -> list[RunState]:
         states.append(
             RunState(
                 run=name,
+                name=title,
                 conditions=conditions,
                 status=status,
                 images=last.get("images", images),

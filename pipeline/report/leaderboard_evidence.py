@@ -12,7 +12,6 @@ from pipeline.benchmark import evidence
 from pipeline.benchmark.evidence import Sample, thumbnail
 from pipeline.benchmark.systems import System
 from pipeline.catalog import Catalog
-from pipeline.experiment.pairs import called
 from pipeline.plan import Plan
 from pipeline.report.leaderboard_data import EvidenceSample
 
@@ -51,7 +50,7 @@ def evidence_samples(
         ((metric, value),) = sample.values.items()
         return EvidenceSample(
             condition=condition,
-            model=called(sample.system.model),
+            model=sample.system.shown,
             metric=metric,
             which=which,
             image_id=sample.image_id,

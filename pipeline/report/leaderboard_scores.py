@@ -31,7 +31,6 @@ from pipeline.benchmark.systems import (
     readable,
 )
 from pipeline.catalog import Catalog
-from pipeline.experiment.pairs import called
 from pipeline.manifest import AnySource, Manifest
 from pipeline.plan import Plan
 from pipeline.report import leaderboard
@@ -49,9 +48,9 @@ from pipeline.report.leaderboard_evidence import evidence_samples
 LIBRARIES = ("torch", "diffusers", "numpy", "opencv-python-headless", "torchmetrics", "clean-fid")
 
 COLUMNS = (
-    "system", "model", "arm", "condition", "metric", "metric_version", "value", "low", "high", "n",
+    "system", "model", "variant", "condition", "metric", "metric_version", "value", "low", "high", "n",
     "n_failed", "prompts", "method", "replicates",
-    "higher_is_better", "benchmark", "reader", "checkpoint", "identity", "marks",
+    "higher_is_better", "benchmark", "reader", "checkpoint", "score_key", "caveats",
 )  # fmt: skip
 
 
@@ -61,7 +60,7 @@ class CatalogScore:
 
     system: str
     model: str
-    arm: Any  # leaderboard_data.Arm
+    variant: Any  # leaderboard_data.Arm
     condition: str
     metric: str
     metric_version: str
@@ -76,8 +75,8 @@ class CatalogScore:
     benchmark: str
     reader: str
     checkpoint: str | None
-    identity: str
-    marks: tuple[str, ...]
+    score_key: str
+    caveats: tuple[str, ...]
     score: Replicated
 
 
@@ -104,7 +103,7 @@ def _catalog_scores(catalog: Catalog) -> Iterator[CatalogScore]:
         row = dict(zip(COLUMNS, values, strict=True))
         score = replicated(row)
         del row["replicates"]
-        yield CatalogScore(**row | {"marks": tuple(json.loads(row["marks"])), "score": score})
+        yield CatalogScore(**row | {"caveats": tuple(json.loads(row["caveats"])), "score": score})
 
 
 def build(
@@ -125,7 +124,7 @@ def build(
             metrics=tuple(_measure(measures.metric(name)) for name in metrics),
             benchmarks=tuple(_benchmark(plan, compared, name, scores) for name in conditions),
             models=tuple(_models(plan, compared)),
-            scores=tuple(_scores(plan, scores)),
+            scores=tuple(_scores(plan, compared, scores)),
             speeds=tuple(_speeds(catalog, compared)),
             evidence=tuple(evidence),
             published=published(conditions),
@@ -169,7 +168,7 @@ def _benchmark(
     system = next(system for system in compared.values() if system.condition == condition)
     maker, reader = plan.conditions[condition], plan.reader(condition)
     of = (condition, CONDITIONS[condition].fidelity, CONTROL)
-    first = [each.score for each in scores if (each.condition, each.metric, each.arm) == of]
+    first = [each.score for each in scores if (each.condition, each.metric, each.variant) == of]
     return FrozenBenchmark(
         condition=condition,
         title=CONDITIONS[condition].title,
@@ -180,11 +179,11 @@ def _benchmark(
         samples=len(system.items) * len(frozen.seeds),
         seeds=tuple(frozen.seeds),
         sampler="DDIM, eta 0",
-        steps=frozen.steps,
-        guidance=frozen.guidance,
-        scale=frozen.scale,
-        guide_hint=frozen.guide_hint,
-        negative=frozen.negative,
+        steps=frozen.num_inference_steps,
+        guidance=frozen.guidance_scale,
+        scale=frozen.controlnet_conditioning_scale,
+        guide_hint=frozen.cfg_hint == "conditional",
+        negative=frozen.negative_prompt,
         base=str(plan.manifest.base),
         resolution=plan.manifest.image.resolution,
         data=data(plan.manifest, len(system.items)),
@@ -221,17 +220,17 @@ def _models(plan: Plan, compared: Mapping[str, System]) -> Iterator[LeaderboardM
     for name, system in seen.items():
         kind: Any = "baseline" if system.arm in ALONE else "external" if name in external else "run"
         yield LeaderboardModel(
-            name=called(name), kind=kind, base=str(plan.manifest.base), checkpoint=system.checkpoint, note=""
+            name=system.shown, kind=kind, base=str(plan.manifest.base), checkpoint=system.checkpoint, note=""
         )
 
 
-def _scores(plan: Plan, scores: Sequence[CatalogScore]) -> Iterator[Score]:
+def _scores(plan: Plan, compared: Mapping[str, System], scores: Sequence[CatalogScore]) -> Iterator[Score]:
     """Ranks among the models; floors and ceilings from the baselines of the same benchmark."""
     groups: dict[tuple[str, str], list[CatalogScore]] = {}
     for each in scores:
         groups.setdefault((each.condition, each.metric), []).append(each)
     for group in groups.values():
-        ranked = [each for each in group if each.arm == CONTROL and not each.marks]
+        ranked = [each for each in group if each.variant == CONTROL and not each.caveats]
         places = (
             replicates.ranks([each.score for each in ranked], higher_is_better=group[0].higher_is_better)
             if len(ranked) > 1
@@ -245,8 +244,8 @@ def _scores(plan: Plan, scores: Sequence[CatalogScore]) -> Iterator[Score]:
             )
             share, reason = (None, normalized) if isinstance(normalized, str) else (normalized, "")
             yield Score(
-                model=called(each.model),
-                arm=each.arm,
+                model=compared[each.system].shown,
+                arm=each.variant,
                 condition=each.condition,
                 metric=each.metric,
                 n=each.n,
@@ -259,7 +258,7 @@ def _scores(plan: Plan, scores: Sequence[CatalogScore]) -> Iterator[Score]:
                 share_high=share and share.high,
                 share_reason=reason,
                 rank=rank.get(each.system),
-                marks=each.marks,
+                marks=each.caveats,
                 provenance=_provenance(plan, each),
             )
 
@@ -269,9 +268,9 @@ def _ends(of: CatalogScore, group: Sequence[CatalogScore]) -> tuple[Replicated |
     floors = (
         each.score
         for each in group
-        if each.arm == NO_CONTROL or (each.arm == SHUFFLED and each.model == of.model)
+        if each.variant == NO_CONTROL or (each.variant == SHUFFLED and each.model == of.model)
     )
-    ceiling = next((each.score for each in group if each.arm == REAL), None)
+    ceiling = next((each.score for each in group if each.variant == REAL), None)
     return replicates.best(floors, of.higher_is_better), ceiling
 
 
@@ -284,15 +283,16 @@ def _provenance(plan: Plan, of: CatalogScore) -> dict[str, str]:
         "system": of.system,
         "checkpoint": of.checkpoint or "none",
         "benchmark": of.benchmark,
-        "scores": of.identity,
+        "scores": of.score_key,
         "metric": f"{of.metric} version {of.metric_version}",
         "condition made by": f"{maker.step.detector} {maker.identity['version']} ({maker.fingerprint})",
         "read again by": f"{reader.step.detector} {reader.identity['version']} ({reader.fingerprint})",
         "interval": f"95 %, {of.method} over {of.prompts} prompts",
         "sampling": (
-            f"DDIM, {frozen.steps} steps, guidance"
-            f" {frozen.guidance:g}{' of prompt and hint' * frozen.guide_hint}, scale {frozen.scale:g}, seeds"
-            f" {', '.join(map(str, frozen.seeds))}, negative prompt {frozen.negative!r}"
+            f"DDIM, {frozen.num_inference_steps} steps, guidance {frozen.guidance_scale:g}"
+            f"{' of prompt and hint' * (frozen.cfg_hint == 'conditional')},"
+            f" scale {frozen.controlnet_conditioning_scale:g}, seeds {', '.join(map(str, frozen.seeds))},"
+            f" negative prompt {frozen.negative_prompt!r}"
         ),
         "software": _software(),
     }
@@ -306,9 +306,9 @@ def _software() -> str:
 
 
 def _speeds(catalog: Catalog, compared: Mapping[str, System]) -> Iterator[Speed]:
-    sql = "SELECT system, benchmark, avg(seconds) FROM samples WHERE status = 'ok' GROUP BY system, benchmark"
+    sql = "SELECT sample_set, sample_key, avg(seconds) FROM samples WHERE status = 'ok' GROUP BY ALL"
     measured = {(name, key): seconds for name, key, seconds in catalog.query(sql)}
     for system in compared.values():
         if system.arm in (CONTROL, NO_CONTROL) and (system.drawn_as, system.key) in measured:
             seconds = measured[system.drawn_as, system.key]
-            yield Speed(model=called(system.model), condition=system.condition, seconds_per_image=seconds)
+            yield Speed(model=system.shown, condition=system.condition, seconds_per_image=seconds)

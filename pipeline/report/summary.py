@@ -24,7 +24,6 @@ from pipeline.benchmark.estimates import replicated
 from pipeline.benchmark.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, System
 from pipeline.catalog import Catalog
 from pipeline.experiment.logs import held_out_rows, read_log
-from pipeline.experiment.pairs import called
 from pipeline.plan import Plan
 from pipeline.report.contents import Estimate, Gains, LearningCurve, SummaryRow
 from pipeline.report.figures import digits
@@ -172,7 +171,7 @@ def _row(system: System, by_arm: Mapping[str, Replicated], gains: Gains) -> Summ
     normalized, reason = _normalized(by_arm, better)
     return SummaryRow(
         condition=system.condition,
-        model=called(system.model),
+        model=system.shown,
         metric=metric.name,
         higher_is_better=better,
         definition=metric.definition,

@@ -1,5 +1,8 @@
 """Counts and tables as plain text."""
 
+import csv
+import io
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +25,21 @@ def _cell(value: Any) -> str:
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def csv_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """RFC 4180: a header, lines that end in CRLF, NULL as an empty field; lists and maps are JSON."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\r\n")
+    writer.writerow(names)
+    writer.writerows([[_csv_field(value) for value in row] for row in rows])
+    return out.getvalue()
+
+
+def _csv_field(value: Any) -> Any:
+    if isinstance(value, bool | dict | list | tuple):
+        return json.dumps(value, default=str, ensure_ascii=False)
+    return value.hex() if isinstance(value, bytes) else value
 
 
 def tally(counts: dict[str, int]) -> str:

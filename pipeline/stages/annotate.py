@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from annotate import annotator, maps
 from annotate.annotator import PROVIDED, Annotation, Step
 from annotate.maps import RawMap
 from pipeline.catalog import Catalog
+from pipeline.catalog.indexing import DetectorRecord
 from pipeline.cluster.jobs import Job, Resources
 from pipeline.dataset import provided
 from pipeline.dataset.maps import annotation
@@ -25,10 +25,10 @@ from pipeline.storage.shards import Row
 
 BATCH = 16  # images decoded at a time: bounds a worker's memory whatever the size of a part
 
-READABLE = """SELECT shards.part, images.row, image_id FROM images JOIN shards ON shards.path = images.shard
+READABLE = """SELECT part, row, image_id FROM images JOIN shards USING (shard)
               WHERE status = 'ok' ORDER BY ALL"""
-FIRST_ADDRESS = """SELECT shards.part, images.row, arg_min(uri, (sources.part, position))
-                   FROM images JOIN shards ON shards.path = images.shard JOIN sources USING (image_id)
+FIRST_ADDRESS = """SELECT shards.part, row, arg_min(uri, (sources.part, position))
+                   FROM images JOIN shards USING (shard) JOIN sources USING (image_id)
                    WHERE status = 'ok' GROUP BY ALL"""
 WITHOUT_PAIRS = """SELECT DISTINCT condition FROM annotations
                    WHERE status = 'ok' AND condition NOT IN (SELECT condition FROM pairs)
@@ -43,7 +43,7 @@ class MapShard:
     step: Step
     name: str  # of the condition whose maps these are
     fingerprint: str
-    detector: dict[str, Any]  # the record of the catalog, which the shard's footer repeats
+    detector: DetectorRecord  # which the shard's footer repeats
     again: frozenset[int] | None  # rows to make again, the others stay; None = there is no such shard yet
 
     def wants(self, row: int) -> bool:
@@ -150,7 +150,7 @@ def _map_shard(catalog: Catalog, it: Planned, path: Path, again: set[int] | None
     if (
         again
     ):  # from here on the shard counts as uncommitted: a kill can't leave the catalog with a changed file
-        catalog.forget(catalog.workspace.relative(path))
+        catalog.remove_shard(catalog.workspace.relative(path))
     rows = frozenset(again) if again else None
     return MapShard(path, it.step, it.maps, it.fingerprint, it.record(), rows)
 

@@ -18,12 +18,12 @@ from pipeline.storage.workspace import fingerprint
 
 BATCH = 16  # images decoded at a time
 
-WITHOUT = """SELECT shards.part, images.row, image_id, coalesce(source_caption, '') = ''
-             FROM images JOIN shards ON shards.path = images.shard LEFT JOIN captions USING (image)
+WITHOUT = """SELECT part, row, image_id, coalesce(source_caption, '') = ''
+             FROM images JOIN shards USING (shard) LEFT JOIN captions USING (image, image_id)
              WHERE status = 'ok' ORDER BY ALL"""
-FAILED = """SELECT DISTINCT path FROM caption_rows JOIN shards USING (shard)
-            WHERE caption_rows.status = 'failed' AND key = ?"""
-COUNTS = """SELECT caption_rows.status, count(*) FROM caption_rows JOIN shards USING (shard)
+FAILED = """SELECT DISTINCT shard FROM caption_rows JOIN shard_rows USING (shard_number)
+            WHERE status = 'failed' AND key = ?"""
+COUNTS = """SELECT status, count(*) FROM caption_rows JOIN shard_rows USING (shard_number)
             WHERE key = ? GROUP BY ALL"""
 
 
@@ -46,7 +46,7 @@ def caption(context: StageContext) -> StageResult:
     if captioner is None:
         return StageResult("not asked for")
     for (path,) in context.catalog.query(FAILED, [captioner.key]) if context.retry_failed else []:
-        context.catalog.forget(path)
+        context.catalog.remove_shard(path)
         (context.plan.workspace.root / path).unlink()
     jobs = list(_jobs(context, captioner))
     gpus = context.cluster.share if jobs else 0

@@ -20,10 +20,10 @@ BATCH = {"cpu": 4, "cuda": 8}  # images of one size that pass the VAE together
 # of a GPU: while one job decodes and writes, three others keep it busy; a VAE in bf16 leaves room for that
 LEAST_SHARE = 0.25
 
-CAPTIONED = """SELECT shards.part, images.row, image_id, coalesce(caption, '')
-               FROM images JOIN shards ON shards.path = images.shard LEFT JOIN captions USING (image)
+CAPTIONED = """SELECT part, row, image_id, coalesce(caption, '')
+               FROM images JOIN shards USING (shard) LEFT JOIN captions USING (image, image_id)
                WHERE status = 'ok' ORDER BY ALL"""
-COUNTS = """SELECT latent_rows.status, count(*) FROM latent_rows JOIN shards USING (shard)
+COUNTS = """SELECT status, count(*) FROM latent_rows JOIN shard_rows USING (shard_number)
             WHERE key = ? GROUP BY ALL"""
 
 

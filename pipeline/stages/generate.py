@@ -175,16 +175,16 @@ def _sampled(args: GeneratePart, tasks: list[Task]) -> list[bytes]:  # PNG
         net,
         hints=hints,
         prompt_embeds=encoders.encode_text(loaded, [item.caption for item, *_ in tasks]),
-        negative_prompt_embeds=encoders.encode_text(loaded, [args.benchmark.negative])[0],
+        negative_prompt_embeds=encoders.encode_text(loaded, [args.benchmark.negative_prompt])[0],
         seeds=[seed for *_, seed in tasks],
         noise_keys=[item.image_id for item, *_ in tasks],
         settings=sample.SamplingSettings(
             height=height,
             width=width,
-            num_inference_steps=args.benchmark.steps,
-            guidance_scale=args.benchmark.guidance,
-            controlnet_conditioning_scale=args.benchmark.scale,
-            cfg_hint="conditional" if args.benchmark.guide_hint else "both",
+            num_inference_steps=args.benchmark.num_inference_steps,
+            guidance_scale=args.benchmark.guidance_scale,
+            controlnet_conditioning_scale=args.benchmark.controlnet_conditioning_scale,
+            cfg_hint=args.benchmark.cfg_hint,
         ),
     )
     return [codec.encode(image, "png") for image in images]

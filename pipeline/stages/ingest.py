@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline import MillError, sources
 from pipeline.catalog import Catalog
-from pipeline.catalog.commits import ROW_ALIGNED
+from pipeline.catalog.indexing import ROW_ALIGNED
 from pipeline.cluster.jobs import Job
 from pipeline.dataset import images, quality
 from pipeline.manifest import Image, Split
@@ -115,7 +115,7 @@ def remove_stranded(catalog: Catalog, key: str) -> int:
     since the source lost some of them the others came back in another part. Returns how many files.
     """
     workspace = catalog.workspace
-    known = {path for (path,) in catalog.query("SELECT path FROM shards")}
+    known = {path for (path,) in catalog.query("SELECT shard FROM shards")}
     unknown = [path for path in workspace.all_shards() if workspace.relative(path) not in known]
     if not unknown:
         return 0

@@ -283,18 +283,17 @@ def _gains(log: list[dict[str, Any]], condition: str) -> tuple[tuple[float, floa
 def _runs(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.RunRow]:
     curves = learning_curves(catalog, made)
     sql = (
-        "SELECT run, conditions, base, random_weights, images, steps, seconds, checkpoint, options FROM runs"
-        " ORDER BY run"
+        "SELECT run, name, conditions, base, random_weights, images, steps, seconds, checkpoint, options"
+        " FROM runs ORDER BY run"
     )
-    for name, conditions, base, random_weights, images, steps, seconds, checkpoint, options in catalog.query(
-        sql
-    ):
+    for row in catalog.query(sql):
+        name, title, conditions, base, random_weights, images, steps, seconds, checkpoint, options = row
         log = read_log(plan.workspace.run(name))
         curve = tuple(
             (float(row["images"]), float(np.mean(list(row["loss"].values())))) for row in log if "loss" in row
         )
         yield contents.RunRow(
-            name=called(name),
+            name=called(name, title),
             conditions=tuple(conditions),
             base=base,
             random_weights=random_weights,
@@ -386,9 +385,7 @@ def _siblings(system: System, made: list[System]) -> list[System]:
 
 
 def _name(system: System) -> str:
-    return {CONTROL: called(system.model), BEFORE: f"{called(system.model)} at its start"}.get(
-        system.arm, system.arm
-    )
+    return {CONTROL: system.shown, BEFORE: f"{system.shown} at its start"}.get(system.arm, system.arm)
 
 
 def _evidence(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.EvidenceRow]:

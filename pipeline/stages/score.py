@@ -4,7 +4,7 @@ from pipeline.benchmark.estimates import estimate
 from pipeline.benchmark.scoring import jobs, score_part
 from pipeline.stages.stage import StageContext, StageResult, make_missing, result, work
 
-COUNTS = "SELECT status, count(DISTINCT (shard, row)) FROM score_rows GROUP BY status"
+COUNTS = "SELECT status, count(DISTINCT (shard_number, row)) FROM score_rows GROUP BY status"
 
 
 def score(context: StageContext) -> StageResult:

@@ -51,6 +51,7 @@ def train(context: StageContext) -> StageResult:
         for name in dict.fromkeys(it.name for it in runs)
         if name in complete and _is_whole(plan, complete[name], say)
     }
+    catalog.name_runs({it.name: it.run.name for it in runs})
     todo = {it.name: it for it in runs if it.name not in trained}
     sentences = [f"{name} is trained" for name in sorted(trained)]
     if todo:

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import MillError, catalog
+from pipeline import MillError
 from pipeline import plan as plans
 from pipeline import run as flow
-from pipeline.catalog import Catalog, CatalogHeld
+from pipeline.catalog import Catalog, CatalogHeld, connections
+from pipeline.catalog.schema import MIGRATIONS
 from pipeline.catalog.selections import Selection
 from pipeline.commands import verify
 from pipeline.plan import MEASURES
@@ -53,7 +54,7 @@ def holding(path: Path, *, read_only: bool) -> Iterator[subprocess.Popen[str]]:
 def is_held(it: Catalog) -> bool:
     try:
         with it.at_most(0.0):
-            it.gather()
+            it.checkpoint()
     except CatalogHeld:
         return True
     return False
@@ -73,9 +74,9 @@ def driver(tmp_path: Path, said: list[str]) -> Catalog:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "LOCK_PATIENCE", 0.3)
-    monkeypatch.setattr(catalog, "FIRST_WORD", 0.1)
-    monkeypatch.setattr(catalog, "NEXT_WORD", 0.1)
+    monkeypatch.setattr(connections, "LOCK_PATIENCE", 0.3)
+    monkeypatch.setattr(connections, "FIRST_WORD", 0.1)
+    monkeypatch.setattr(connections, "NEXT_WORD", 0.1)
 
 
 def until(true: Callable[[], Any]) -> None:
@@ -86,13 +87,13 @@ def until(true: Callable[[], Any]) -> None:
 
 
 WRITES: dict[str, Callable[[Catalog], Any]] = {
-    "settle": lambda it: it.settle({"image_key": "k"}, []),
+    "activate": lambda it: it.activate({"image_key": "k"}, []),
     "create": lambda it: it.create(),
     "define_pairs": lambda it: it.define_pairs({"canny": Selection((("where", "true"),))}, MEASURES),
-    "forget": lambda it: it.forget("nothing"),
+    "remove_shard": lambda it: it.remove_shard("nothing"),
     "record_run": lambda it: it.record_run(run="canny-1", status="complete"),
     "record_scores": lambda it: it.record_scores([], []),
-    "gather": lambda it: it.gather(),
+    "checkpoint": lambda it: it.checkpoint(),
 }
 
 
@@ -142,9 +143,10 @@ def test_a_query_of_a_driver_waits_for_who_writes_and_a_readers_gives_up_with_th
 def test_a_driver_that_waits_can_be_stopped(tmp_path: Path, driver: Catalog) -> None:
     code = f"""from pathlib import Path
 from pipeline import catalog
+from pipeline.catalog import connections
 from pipeline.storage.workspace import Workspace
-catalog.FIRST_WORD = 0.1
-catalog.Catalog(Workspace(Path({str(tmp_path)!r}))).forget("nothing")"""
+catalog.connections.FIRST_WORD = 0.1
+catalog.Catalog(Workspace(Path({str(tmp_path)!r}))).remove_shard("nothing")"""
     words = [sys.executable, "-c", code]
     with (
         holding(driver.path, read_only=True),
@@ -235,7 +237,7 @@ ENDLESS = "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE hash(a.
 def test_a_query_of_the_driver_is_stopped_and_its_transaction_undone(
     driver: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog, "QUERY_LIMIT", 0.3)
+    monkeypatch.setattr(connections, "QUERY_LIMIT", 0.3)
     with pytest.raises(MillError, match="did not end within"):
         driver.query(ENDLESS)
     with pytest.raises(MillError, match="did not end within"), driver.transaction() as connection:
@@ -249,8 +251,8 @@ def test_a_query_of_the_driver_is_stopped_and_its_transaction_undone(
 def test_what_a_person_asks_has_no_limit_and_can_be_stopped(driver: Catalog, tmp_path: Path) -> None:
     (tmp_path / "manifest.yaml").touch()
     code = (
-        "import sys; from pipeline import catalog, cli; catalog.QUERY_LIMIT = 0.1; print(1, flush=True);"
-        " cli.main(sys.argv[1:])"
+        "import sys; from pipeline import cli; from pipeline.catalog import connections;"
+        " connections.QUERY_LIMIT = 0.1; print(1, flush=True); cli.main(sys.argv[1:])"
     )
     words = [sys.executable, "-c", code, "sql", str(tmp_path), ENDLESS]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
@@ -280,7 +282,7 @@ def operations(root: Path) -> dict[str, Callable[[], Any]]:
         "create": lambda: made.create(),
         "settle": lambda: flow.settle(plan, made),
         "commit": lambda: made.commit(shard),
-        "gather": lambda: made.gather(),
+        "checkpoint": lambda: made.checkpoint(),
     }
 
 
@@ -373,3 +375,61 @@ def test_a_file_that_is_no_catalog_is_one_sentence_and_a_rebuild_mends_it(
     told = ask(workspace, "verify", "ws")
     assert told.returncode == 0, told.stdout
     assert "6 ok" in ask(workspace, "status", "ws").stdout
+
+
+# -- one of an earlier version -------------------------------------------------------------------------------
+
+
+def test_an_earlier_catalog_keeps_its_rows_and_its_scores_find_their_samples(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    row = {"image_id": "i", "status": "ok", "reason": "", "seed": 3}
+    sampled, old = (workspace.samples("r/canny/control", key, 0) for key in ("k", "older"))
+    scored = workspace.scores("r/canny/control", "s", 0)
+    made_from = shards.made_from("s", workspace.relative(sampled))
+    scores = row | {"values": [("edge_f1", 0.5)]}
+    footer = {"kind": "scores", "key": "s", "name": "r/canny/control", "part": 0, "made_from": made_from}
+    shards.write(scored, [scores], shards.SCORES, footer)
+    with duckdb.connect(str(workspace.catalog)) as connection:
+        connection.execute("CREATE TABLE migrations (version INTEGER, applied TIMESTAMP)")
+        for number, sql in enumerate(MIGRATIONS[:4], 1):
+            connection.execute(sql)
+            connection.execute("INSERT INTO migrations VALUES (?, now()::TIMESTAMP)", [number])
+        connection.execute("CREATE VIEW samples AS SELECT path FROM sample_rows JOIN shards USING (shard)")
+        for number, kind, key, path in (
+            (1, "samples", "k", sampled),
+            (2, "samples", "older", old),
+            (3, "scores", "s", scored),
+        ):
+            connection.execute(
+                "INSERT INTO shards (shard, kind, key, path, name, part, rows, bytes)"
+                " VALUES (?, ?, ?, ?, ?, 0, 1, 8)",
+                [number, kind, key, workspace.relative(path), "r/canny/control"],
+            )
+        for number in (1, 2):
+            values = [number, number]
+            connection.execute("INSERT INTO sample_rows VALUES (?, 0, 'i', 'i', 3, 'ok', '', ?)", values)
+        connection.execute("INSERT INTO score_rows VALUES (3, 0, 'i', 3, 'ok', '', 'edge_f1', 0.5)")
+        connection.execute("INSERT INTO runs (run, images) VALUES ('r', 8)")
+        connection.execute(
+            "INSERT INTO scores BY NAME SELECT 'r/canny/control' AS system, 'r' AS model, 'control' AS arm,"
+            " 'canny' AS condition, 'edge_f1' AS metric, 0.5 AS value, 'b' AS benchmark, 's' AS identity,"
+            " 'hash' AS mark, '[]' AS marks"
+        )
+    made = Catalog(workspace)
+    for ask in (made.query, made.table):
+        with pytest.raises(
+            MillError, match=f"made by an earlier version.+catalog rebuild {tmp_path}` brings"
+        ):
+            ask("SELECT * FROM shards")  # whose columns meant other things
+    made.create()
+    joined = """
+        SELECT s.sample_key, s.seconds, x.value, e.value, e.variant, e.benchmark, e.input_hash, e.caveats,
+               r.images, f.bytes
+        FROM samples s
+        JOIN sample_scores x USING (sample_set, sample_key, image_id, seed)
+        JOIN scores e USING (system, score_key, metric)
+        JOIN runs r ON r.run = e.run
+        JOIN shards f ON f.shard = s.shard"""
+    assert made.query(joined) == [("k", 1.0, 0.5, 0.5, "control", "b", "hash", "[]", 8, 8)]
+    made.create()
+    assert made.query("SELECT count(*) FROM migrations") == [(len(MIGRATIONS),)]

@@ -74,7 +74,7 @@ def sentence(ran: subprocess.CompletedProcess[str], word: str) -> None:
 
 def committed(root: Path) -> set[tuple[str, str]]:
     return {
-        (path, sha256) for path, sha256 in Catalog(Workspace(root)).query("SELECT path, sha256 FROM shards")
+        (path, sha256) for path, sha256 in Catalog(Workspace(root)).query("SELECT shard, sha256 FROM shards")
     }
 
 

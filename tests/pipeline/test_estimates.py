@@ -159,7 +159,7 @@ def test_a_score_whose_samples_are_shared_names_the_benchmark_that_is_asked_for_
             return self.marks.items()
 
         def record_scores(self, rows: list[dict[str, Any]], kept: list[str]) -> None:
-            self.rows, self.marks = rows, self.marks | {row["system"]: row["mark"] for row in rows}
+            self.rows, self.marks = rows, self.marks | {row["system"]: row["input_hash"] for row in rows}
 
         def row(self, sql: str) -> tuple[int]:
             return (len(self.rows),)

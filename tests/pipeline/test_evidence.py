@@ -212,7 +212,7 @@ def test_conditions_that_ask_for_the_same_are_one_branch_of_the_pairs_and_a_limi
         catalog.commit(
             shards.verify(shards.write(catalog.workspace.root / f"{name}.parquet", made, shards.MAPS, facts))
         )
-    catalog.settle({"image_key": "k"}, detectors)
+    catalog.activate({"image_key": "k"}, detectors)
     sharp = (("where", "sharpness > 0 -- as all"), ("select", "true OR false"))
     catalog.define_pairs(
         {
@@ -249,5 +249,5 @@ def test_many_questions_open_the_catalog_once_and_it_can_be_written_again_after_
             catalog.row("SELECT count(*) FROM samples")
         ] * 5
     assert len(opened) == 1
-    catalog.gather()  # writes
+    catalog.checkpoint()  # writes
     assert catalog.row("SELECT count(*) FROM samples") == (0,) and len(opened) == 3

@@ -499,7 +499,9 @@ export.export(catalog, Path("out"), export.ExportOptions(to="diffusers", conditi
 def test_a_broken_shard_stops_the_export_with_one_sentence_and_leaves_nothing(
     catalog: Catalog, tmp_path: Path
 ) -> None:
-    ((shard,),) = catalog.query("SELECT path FROM shards WHERE kind = 'maps' AND name = 'canny' AND part = 1")
+    ((shard,),) = catalog.query(
+        "SELECT shard FROM shards WHERE kind = 'maps' AND name = 'canny' AND part = 1"
+    )
     path = catalog.workspace.root / shard
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])

@@ -38,7 +38,7 @@ def start(root: Path, manifest: Path, address: str | None = None) -> subprocess.
 def committed(catalog: Catalog) -> dict[str, tuple[Any, ...]]:
     """Each committed shard with the moment of its commit and of its writing."""
     try:
-        rows = catalog.query("SELECT path, committed, sha256 FROM shards")
+        rows = catalog.query("SELECT shard, committed, sha256 FROM shards")
     except MillError:
         return {}  # killed before the catalog was made
     return {
@@ -85,7 +85,7 @@ def check_complete(catalog: Catalog) -> None:
     assert catalog.query("SELECT count(*), count(DISTINCT (image_id, condition)) FROM annotations") == [
         (3 * IMAGES, 3 * IMAGES)
     ]
-    assert catalog.query("SELECT count(*), count(DISTINCT path) FROM shards") == [
+    assert catalog.query("SELECT count(*), count(DISTINCT shard) FROM shards") == [
         (IMAGES // 2 * 4, IMAGES // 2 * 4)
     ]
 

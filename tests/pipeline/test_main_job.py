@@ -22,10 +22,10 @@ TRAIN = (
 )
 BASELINES = "[no_control, shuffled_condition, vae_round_trip, real_image, earlier]"
 EVALUATE = (
-    "{benchmark: {split: test, samples: 4, seeds: [0, 1], steps: 2, guidance: 2.0}, baselines:"
-    f" {BASELINES}}}"
+    "{benchmark: {split: test, samples: 4, seeds: [0, 1], num_inference_steps: 2, guidance_scale: 2.0},"
+    f" baselines: {BASELINES}}}"
 )
-FINAL = "system NOT LIKE '%/earlier-%'"
+FINAL = "variant <> 'earlier'"
 SPLIT = "{validation: 0.1, test: 0.3, salt: 3}"
 
 
@@ -70,7 +70,7 @@ def test_a_checkpoint_on_the_way_is_shown_as_the_course_of_its_run_and_nowhere_e
     made: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     root, _ = made
-    ((system,),) = query(root, "SELECT DISTINCT system FROM scores WHERE arm = 'earlier'")
+    ((system,),) = query(root, "SELECT DISTINCT system FROM scores WHERE variant = 'earlier'")
     assert system.endswith("/canny/earlier-8")
     page = (root / "ws/report/index.html").read_text()
     assert "canny: how well it is followed" in page and ">earlier" not in page
@@ -115,7 +115,7 @@ def test_one_image_can_be_drawn_from_the_checkpoint(
         str(root / "ws" / checkpoint / "canny"),
         "--prompt",
         "a picture",
-        "--steps",
+        "--num-inference-steps",
         "2",
         "--resolution",
         "64",
@@ -161,7 +161,7 @@ def test_scores_stand_beside_their_baselines_and_their_ceiling(
     prompts = min(4, test)
     rows = query(
         root,
-        "SELECT arm, value, low, high, n, n_failed, prompts FROM scores WHERE metric = 'edge_f1' ORDER"
+        "SELECT variant, value, low, high, n, n_failed, prompts FROM scores WHERE metric = 'edge_f1' ORDER"
         " BY ALL",
     )
     assert [arm for arm, *_ in rows] == [
@@ -179,7 +179,7 @@ def test_scores_stand_beside_their_baselines_and_their_ceiling(
         "the same detector finds the same edges in the image itself"
     )
     assert query(
-        root, "SELECT count(*) FROM samples WHERE system LIKE '%shuffled%' AND image_id = hint_image_id"
+        root, "SELECT count(*) FROM samples WHERE variant LIKE 'shuffled%' AND image_id = hint_image_id"
     ) == [(0,)]
 
 
@@ -220,7 +220,7 @@ def test_what_was_trained_is_taken_out_small_with_a_card_of_what_it_does(
     )
     note = json.loads((tmp_path / "roots/canny/controlmill.json").read_text())
     ((value, low, high),) = query(
-        root, "SELECT value, low, high FROM scores WHERE arm = 'control' AND metric = 'edge_f1_bsds'"
+        root, "SELECT value, low, high FROM scores WHERE variant = 'control' AND metric = 'edge_f1_bsds'"
     )
     assert note["fidelity"]["control"] == [value, low, high] and note["images"] == 16
     assert f"{value:.3f} ({low:.3f} to {high:.3f})" in (tmp_path / "roots/README.md").read_text()
@@ -321,7 +321,7 @@ def test_scores_follow_from_the_pictures_and_one_that_does_not_is_named(
         and int(told[-1].split()[0]) == query(root, f"SELECT count(*) FROM samples WHERE {FINAL}")[0][0]
     )
     ((path,),) = catalog.query(
-        "SELECT path FROM shards WHERE kind = 'scores' AND name LIKE '%/control' LIMIT 1"
+        "SELECT shard FROM shards WHERE kind = 'scores' AND name LIKE '%/control' LIMIT 1"
     )
     rows = shards.read(workspace.root / path).to_pylist()
     rows[0]["values"] = [
@@ -352,15 +352,15 @@ def test_a_workspace_with_scores_of_a_measure_that_is_gone_is_read_and_does_not_
     shutil.copytree(root / "ws", tmp_path / "ws", ignore=shutil.ignore_patterns("checkpoints"))
     workspace = Workspace(tmp_path / "ws")
     plan, catalog = plans.load_saved(workspace), Catalog(workspace)
-    for (path,) in catalog.query("SELECT path FROM shards WHERE kind = 'scores'"):
+    for (path,) in catalog.query("SELECT shard FROM shards WHERE kind = 'scores'"):
         rows = shards.read(workspace.root / path).to_pylist()
         rows = [row | {"values": [*row["values"], ("edge_ms_ssim_uint8", 0.16)]} for row in rows]
         shards.write(
             workspace.root / path, rows, shards.SCORES, shards.metadata(workspace.root / path), replace=True
         )
     with catalog.transaction() as connection:
-        connection.execute("""INSERT INTO scores SELECT * REPLACE ('edge_ms_ssim_uint8' AS metric) FROM
-        scores WHERE metric = 'edge_f1'""")
+        connection.execute("""INSERT INTO estimate_rows SELECT * REPLACE ('edge_ms_ssim_uint8' AS metric) FROM
+        estimate_rows WHERE metric = 'edge_f1'""")
     assert verify.rescored(plan, catalog, 10_000, say=lambda _: None) == []
     context = StageContext(plan, catalog, None)  # type: ignore[arg-type]
     page = leaderboard_scores.write(plan, catalog, context.systems, tmp_path / "board")
@@ -397,9 +397,9 @@ def test_somebody_elses_checkpoint_is_scored_beside_the_runs(
     ran = ask(tmp_path / "job", "run", "manifest.yaml", "--stages", "generate,score,report")
     assert ran.returncode == 0, ran.stderr
     workspace = Workspace(tmp_path / "job/ws")
-    sql = (
-        "SELECT model, value, reader FROM scores WHERE arm = 'control' AND metric = 'edge_f1' ORDER BY model"
-    )
+    sql = """
+        SELECT model, value, reader FROM scores
+        WHERE variant = 'control' AND metric = 'edge_f1' ORDER BY model"""
     (own, value, reader), (name, again, _) = Catalog(workspace).query(sql)
     board = json.loads((workspace.root / "report/leaderboard/leaderboard.json").read_text())
     assert (own.startswith("canny-"), name) == (True, "theirs") and value == again

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import core_schema
 
-from pipeline import MillError
+from pipeline import MillError, manifest
 from pipeline.manifest import Manifest, Run, dump, load, places, wording, yaml_errors
 
 GOOD = """
@@ -334,6 +334,7 @@ train:
   base: mini
   runs:
     - conditions: [canny]
+      name: mine
       warm_start: mini/canny
       images: 8
       lr: 1.0e-3
@@ -342,8 +343,8 @@ train:
        compile: auto, optimizer: adamw, flip: 0, join: false, gpus: 1,
        held_out: 4, watch_every: 8, keep_every: 8, grids: 0}
 evaluate:
-  benchmark: {split: test, samples: 4, seeds: [0], steps: 4, guidance: 3, negative: a, scale: 1,
-              guide_hint: false}
+  benchmark: {split: test, samples: 4, seeds: [0], num_inference_steps: 4, guidance_scale: 3,
+              negative_prompt: a, controlnet_conditioning_scale: 1, cfg_hint: both}
   baselines: [no_control]
   external: [{name: a, condition: canny, checkpoint: c}]
   readers: {hed: {detector: mini}}
@@ -357,7 +358,8 @@ PYDANTICS = ("input should", "valid dictionary", "instance of", "field required"
 
 
 REMEDIES = (
-    r"\b(write|add it|take|set|keep|remove|known keys|did you mean|one of|give|may name|change|a decay)\b"
+    r"\b(write|rename|add it|take|set|keep|remove|known keys|did you mean|one of|give|may name|change"
+    r"|a decay)\b"
 )
 
 
@@ -478,8 +480,37 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
             "shard_images: write a whole number, not YWI=; left out, it is 256.",
         ),
         (
-            GOOD + "evaluate: {base: mini, benchmark: {negative: 3}}",
-            'negative: write a text, not 3: "3"; left out, it is empty.',
+            GOOD + "evaluate: {base: mini, benchmark: {negative_prompt: 3}}",
+            'negative_prompt: write a text, not 3: "3"; left out, it is empty.',
+        ),
+        (
+            GOOD + "evaluate:\n  base: mini\n  benchmark: {guidance: 3}",
+            "m.yaml:8: evaluate.benchmark.guidance: is called guidance_scale now: rename it.",
+        ),
+        (
+            GOOD + "evaluate: {base: mini, benchmark: {guide_hint: true}}",
+            "benchmark.guide_hint: is called cfg_hint now: rename it, and write both or conditional.",
+        ),
+        (
+            GOOD + "train: {base: mini, runs: [{name: canny-0123abcd, conditions: [canny], images: 4}]}",
+            "train.runs[0].name: 'canny-0123abcd' ends as the names that runs have by themselves: change its",
+        ),
+        (
+            GOOD + "train: {base: mini, runs: [{name: a/b, conditions: [canny], images: 4}]}",
+            "train.runs[0].name: write a name of letters, digits and any of _ . - (the first one a letter or",
+        ),
+        (
+            GOOD + f"train: {{base: mini, runs: [{{name: {'a' * 41}, conditions: [canny], images: 4}}]}}",
+            "train.runs[0].name: write a text of at most 40 characters or null, not",
+        ),
+        (
+            GOOD + "train: {base: mini, runs: [&a {name: b, conditions: [canny], images: 4}, *a]}",
+            "train.runs[0].name: two runs are called 'b': change one.",
+        ),
+        (
+            GOOD
+            + "evaluate: {}\ntrain: {base: mini, runs: [{name: earlier, conditions: [canny], images: 4}]}",
+            "train.runs[0].name: 'earlier' is the name of a baseline or an external ControlNet: change it.",
         ),
         (GOOD + "train: {base: mini, runs: null}", "train.runs: write a list in brackets, not nothing."),
         ("name: x\n---\nname: y", "m.yaml:2: not YAML: a second document begins there"),
@@ -565,3 +596,27 @@ def test_a_section_knows_its_line_through_aliases_and_merged_keys_and_is_equal_w
     assert given == load(other) and given.split == load(other).split
     assert str(given.model_copy(update={"name": "y"}).at("name")) == f"{path}:2: name"
     assert str(Run(conditions=["canny"], images=8).at("images")) == "images"
+
+
+def test_a_workspaces_copy_of_an_earlier_version_is_read_with_the_keys_of_today(tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    old = "steps: 9, guidance: 2.5, negative: blurry, scale: 0.8, guide_hint: true"
+    path.write_text(GOOD + f"evaluate: {{base: mini, benchmark: {{{old}}}}}")
+    with pytest.raises(MillError, match="is called num_inference_steps now"):
+        manifest.load(path)
+    read = manifest.load_saved(path)
+    assert read.evaluate and read.evaluate.benchmark == manifest.Benchmark(
+        num_inference_steps=9,
+        guidance_scale=2.5,
+        negative_prompt="blurry",
+        controlnet_conditioning_scale=0.8,
+        cfg_hint="conditional",
+    )
+    path.write_text(manifest.dump(read))
+    assert manifest.load(path) == read == manifest.load_saved(path)
+
+
+def test_the_name_of_a_run_is_no_part_of_what_decides_its_weights() -> None:
+    common = {"conditions": ["canny"], "images": 8}
+    assert Run(**common, name="mine").identity == Run(**common).identity
+    assert "name" not in Run(**common).identity

@@ -65,7 +65,7 @@ def test_what_is_shipped_follows_its_hints(ran: tuple[Path, str]) -> None:
 def test_depth_and_labels_of_samples_are_nearer_to_their_own_hint_than_to_anothers(
     ran: tuple[Path, str],
 ) -> None:
-    scores = Catalog(Workspace(ran[0])).query("SELECT condition, metric, arm, value FROM scores")
+    scores = Catalog(Workspace(ran[0])).query("SELECT condition, metric, variant, value FROM scores")
     found = {(condition, metric, arm): value for condition, metric, arm, value in scores}
     assert found["seg_ade20k", "miou", "control"] > found["seg_ade20k", "miou", "shuffled_condition"]
     assert (

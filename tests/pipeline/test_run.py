@@ -574,6 +574,15 @@ def test_status_and_sql_tell_the_same_numbers(
     assert "canny" in controlmill("status", "manifest.yaml").stdout
     rows = process("sql", "ws", "SELECT condition, count(*) AS n FROM pairs GROUP BY ALL", "--json").stdout
     assert json.loads(rows) == {"condition": "canny", "n": 5}
+    listed = (
+        "SELECT 'a, \"b\"' AS text, NULL AS none, true AS yes, [1, 2] AS list, MAP {'a': 0.5::DOUBLE} AS map"
+    )
+    told = process("sql", "ws", listed, "--csv").stdout
+    assert told == 'text,none,yes,list,map\n"a, ""b""",,true,"[1, 2]","{""a"": 0.5}"\n', (
+        "a pipe of text reads CRLF as one line end"
+    )
+    both = controlmill("sql", "ws", "SELECT 1", "--csv", "--json")
+    assert both.returncode == 1 and both.stderr.count("\n") == 1 and "--json and --csv" in both.stderr
     wrong = controlmill("sql", "ws", "SELECT nothing FROM nowhere")
     assert wrong.returncode == 1 and "The query failed" in wrong.stderr and "Traceback" not in wrong.stderr
 

@@ -50,15 +50,24 @@ def run(place: Path, out: Path, *more: Any) -> Result:
         "--out",
         out,
     ]
-    return CliRunner().invoke(main, ["sample", *map(str, [*told, "--resolution", 64, "--steps", 2, *more])])
+    return CliRunner().invoke(
+        main, ["sample", *map(str, [*told, "--resolution", 64, "--num-inference-steps", 2, *more])]
+    )
 
 
 def test_guess_mode_draws_without_a_prompt_and_window_and_guided_hint_count(
     place: Path, tmp_path: Path
 ) -> None:
     images = []
-    alone, changes = ["--prompt", ""], (["--end", 0.5], ["--start", 0.5], ["--guide-hint"])
-    for number, more in enumerate((["--guess"], alone, *([*alone, *change] for change in changes))):
+    alone, changes = (
+        ["--prompt", ""],
+        (
+            ["--control-guidance-end", 0.5],
+            ["--control-guidance-start", 0.5],
+            ["--cfg-hint", "conditional"],
+        ),
+    )
+    for number, more in enumerate((["--guess-mode"], alone, *([*alone, *change] for change in changes))):
         told = run(place, tmp_path / f"{number}.png", *more)
         assert told.exit_code == 0, told.output
         images.append(np.asarray(Image.open(tmp_path / f"{number}.png")).astype(int))
@@ -71,8 +80,14 @@ def test_without_a_prompt_or_with_an_empty_window_one_sentence_says_what_to_do(
     place: Path, tmp_path: Path
 ) -> None:
     for more, sentence in (
-        (["--scale", 2], "only --guess does without"),
-        (["--guess", "--start", 0.8, "--end", 0.2], "0 <= start < end <= 1"),
+        (["--guidance-scale", 2], "only --guess-mode does without"),
+        (
+            ["--guess-mode", "--control-guidance-start", 0.8, "--control-guidance-end", 0.2],
+            "0 <= start < end <= 1",
+        ),
+        (["--steps", 4], "--steps is called --num-inference-steps now."),
+        (["--guide-hint"], "--guide-hint is called --cfg-hint conditional now."),
+        (["--guess"], "--guess is called --guess-mode now."),
     ):
         told = run(place, tmp_path / "x.png", *more)
         assert told.exit_code == 1 and sentence in told.output and told.output.count("\n") == 1, told.output
@@ -86,7 +101,9 @@ source: {kind: scenes, count: 4}
 image: {resolution: 192, fit: bucket}
 conditions: {canny: {low: 40, high: 90}, depth_large: {detector: provided}}
 train: {base: mini, runs: [{conditions: [canny], images: 4}]}
-evaluate: {benchmark: {steps: 3, guidance: 2.5, guide_hint: true}, readers: {depth_large: {detector: mini}}}
+evaluate:
+  benchmark: {num_inference_steps: 3, guidance_scale: 2.5, cfg_hint: conditional}
+  readers: {depth_large: {detector: mini}}
 """
 
 
@@ -148,7 +165,16 @@ def test_a_checkpoint_is_drawn_with_at_the_size_and_by_the_detector_that_it_was_
     drawn(workspace, folder / "canny")
     assert (workspace / "out.hint.png").read_bytes() != own
     told, shape = drawn(
-        workspace, folder / "canny", "--resolution", 64, "--guidance", 1.5, "--no-guide-hint", "--steps", 1
+        workspace,
+        folder / "canny",
+        "--resolution",
+        64,
+        "--guidance-scale",
+        1.5,
+        "--cfg-hint",
+        "both",
+        "--num-inference-steps",
+        1,
     )
     assert shape == (64, 64, 3) and told.stderr.startswith("64 pixels, as you say; 1 steps, guidance 1.5\n")
 
@@ -158,7 +184,7 @@ def test_an_older_checkpoint_takes_the_size_of_its_workspace(workspace: Path) ->
     meta = json.loads((folder / "meta.json").read_text())
     del meta["sizes"]
     (folder / "meta.json").write_text(json.dumps(meta | {"base": "another"}))
-    told, shape = drawn(workspace, folder / "canny", "--steps", 1)
+    told, shape = drawn(workspace, folder / "canny", "--num-inference-steps", 1)
     assert (
         shape == (128, 256, 3) and "192 pixels, aspect ratio kept, as its workspace trains at" in told.stderr
     )
@@ -167,12 +193,12 @@ def test_an_older_checkpoint_takes_the_size_of_its_workspace(workspace: Path) ->
 
 def test_what_is_read_again_of_maps_that_came_with_the_images_draws_the_hint(workspace: Path) -> None:
     folder = workspace / "ws/checkpoints/canny-1/step-00000001/canny"
-    told, _ = drawn(workspace, folder, "--condition", "depth_large", "--steps", 1)
+    told, _ = drawn(workspace, folder, "--condition", "depth_large", "--num-inference-steps", 1)
     assert "depth_large by the detector mini" in told.stderr
 
 
 def test_a_shipped_controlnet_needs_no_more_than_its_name(workspace: Path) -> None:
-    told, shape = drawn(workspace, "mini/canny", "--steps", 2)
+    told, shape = drawn(workspace, "mini/canny", "--num-inference-steps", 2)
     assert shape == (128, 128, 3) and told.stderr.startswith(
         "128 pixels, the size of its base; 2 steps, guidance 3 of the hint too\n"
     )
@@ -182,7 +208,7 @@ def test_a_shipped_controlnet_needs_no_more_than_its_name(workspace: Path) -> No
     )
     assert refused.exit_code == 1 and "name it with --base" in refused.output
     (copy / "controlmill.json").unlink()
-    told, shape = drawn(workspace, copy, "--base", "mini", "--steps", 1)
+    told, shape = drawn(workspace, copy, "--base", "mini", "--num-inference-steps", 1)
     assert shape == (128, 128, 3) and told.stderr.startswith(
         "128 pixels, the size of its base; 1 steps, guidance 7.5\n"
     )
@@ -193,7 +219,7 @@ def test_files_of_others_around_a_controlnet_are_no_record_of_it(workspace: Path
     shutil.copytree(mini.ROOTS / "canny", folder)
     (folder.parent / "meta.json").write_text('["of another program"]')
     (workspace / "manifest.yaml").write_text("apiVersion: v1")
-    told, shape = drawn(workspace, folder, "--base", "mini", "--steps", 1)
+    told, shape = drawn(workspace, folder, "--base", "mini", "--num-inference-steps", 1)
     assert shape == (128, 128, 3) and told.stderr.startswith(
         "128 pixels, the size of its base; 1 steps, guidance 3 of the hint too\n"
     )

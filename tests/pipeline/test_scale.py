@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import catalog, plan, run
 from pipeline import manifest as manifests
-from pipeline.catalog import Catalog
+from pipeline import plan, run
+from pipeline.catalog import Catalog, connections
 from pipeline.experiment.base import base_fingerprint, base_spec, latent_key
 from pipeline.experiment.pairs import planned_runs
 from pipeline.plan import Plan
@@ -36,36 +36,38 @@ def made_up(root: Path, images: int) -> tuple[Plan, Catalog]:
     run.settle(out, made)
     with made.transaction() as connection:
         shards = (
-            "SELECT $n + i, '{}', $key, $name, $image_key, i, '{}/' || i, 256, 1, '', now()::TIMESTAMP FROM"
-            " range($parts) t(i)"
+            "BY NAME SELECT $n + i AS shard_number, '{}' AS kind, $key AS key, $name AS name,"
+            " $image_key AS image_key, i AS part, '{}/' || i AS shard, 256 AS rows FROM range($parts) t(i)"
         )
         rows = f"SELECT i + 1, $n + i // {PART}, i % {PART}, 'ok', '' FROM range($images) t(i)"
         given = {"n": 0, "key": key, "name": None, "image_key": None, "parts": parts}
-        connection.execute(f"INSERT INTO shards {shards.format('images', 'images')}", given)
+        connection.execute(f"INSERT INTO shard_rows {shards.format('images', 'images')}", given)
         connection.execute(
             f"""INSERT INTO image_rows BY NAME
-                SELECT image, image::VARCHAR AS image_id, shard, row, 'ok' AS status, 512 AS width, 512 AS
-                height, 1024 AS raw_width,
-                       768 AS raw_height, image::VARCHAR AS group_id, CASE WHEN image % 100 = 0 THEN
-                       'validation' ELSE 'train' END AS split,
-                       image % 1000 AS sharpness FROM ({rows}) t(image, shard, row, status, reason)""",
+                SELECT image, image::VARCHAR AS image_id, shard_number, row, 'ok' AS status,
+                       512 AS width, 512 AS height, 1024 AS raw_width, 768 AS raw_height,
+                       image::VARCHAR AS group_id,
+                       CASE WHEN image % 100 = 0 THEN 'validation' ELSE 'train' END AS split,
+                       image % 1000 AS sharpness
+                FROM ({rows}) t(image, shard_number, row, status, reason)""",
             {"n": 0, "images": images},
         )
         connection.execute(
-            "INSERT INTO source_rows BY NAME SELECT image, shard, row, image_id AS uri, '' AS caption, '{}'"
-            " AS fields FROM image_rows"
+            """INSERT INTO source_rows BY NAME
+               SELECT image, shard_number, row, image_id AS uri, '' AS caption, '{}' AS fields
+               FROM image_rows"""
         )
         for number, it in enumerate(out.conditions.values(), start=1):
             given |= {"n": number * parts, "key": it.fingerprint, "name": it.maps, "image_key": key}
-            connection.execute(f"INSERT INTO shards {shards.format('maps', it.maps)}", given)
+            connection.execute(f"INSERT INTO shard_rows {shards.format('maps', it.maps)}", given)
             connection.execute(
-                f"INSERT INTO annotation_rows BY NAME SELECT * FROM ({rows}) t(image, shard, row, status,"
-                " reason)",
+                f"""INSERT INTO annotation_rows BY NAME
+                    SELECT * FROM ({rows}) t(image, shard_number, row, status, reason)""",
                 {"n": number * parts, "images": images},
             )
         given |= {"n": 4 * parts, "key": latent_key(out, base_fingerprint(base_spec(out))), "name": None}
-        connection.execute(f"INSERT INTO shards {shards.format('latents', 'latents')}", given)
-    made.gather()
+        connection.execute(f"INSERT INTO shard_rows {shards.format('latents', 'latents')}", given)
+    made.checkpoint()
     return out, made
 
 
@@ -87,7 +89,7 @@ def big(
 @pytest.fixture(autouse=True)
 def limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A query that waits for ever fails its test."""
-    monkeypatch.setattr(catalog, "QUERY_LIMIT", 300.0)
+    monkeypatch.setattr(connections, "QUERY_LIMIT", 300.0)
 
 
 def chosen(made: Catalog, condition: str) -> tuple[int, int]:

@@ -48,7 +48,7 @@ def score_row(it: System, values: Any) -> dict[str, Any]:  # of each prompt
     return {
         "system": it.name,
         "model": it.model,
-        "arm": it.arm,
+        "variant": it.arm,
         "condition": it.condition,
         "value": score.value,
         "metric": measures.primary(CONDITIONS[it.condition].kind).name,

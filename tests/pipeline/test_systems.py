@@ -5,6 +5,7 @@ from.
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from pipeline import MillError
 from pipeline import plan as plans
 from pipeline.benchmark import networks
 from pipeline.benchmark.systems import ALONE, BEFORE, EARLIER, Entrant, System, score_key, systems
+from pipeline.benchmark.systems import _benchmark as of_benchmark
 from pipeline.cluster.jobs import Job
 from pipeline.experiment.pairs import PlannedRun
-from pipeline.manifest import load
+from pipeline.manifest import Benchmark, load
 from pipeline.plan import Plan
 from pipeline.stages import generate as stage
 from pipeline.stages.stage import StageContext
@@ -225,7 +227,10 @@ def test_other_pictures_seeds_or_images_are_other_samples(
 def test_the_scale_of_a_controlnet_does_not_change_what_is_drawn_without_one(
     compared: Callable[..., tuple[Plan, list[System]]],
 ) -> None:
-    (_, before), (_, after) = compared(), compared(TEXT.replace("samples: 40", "samples: 40, scale: 0.5"))
+    (_, before), (_, after) = (
+        compared(),
+        compared(TEXT.replace("samples: 40", "samples: 40, controlnet_conditioning_scale: 0.5")),
+    )
     same = {one.arm: one.key == other.key for one, other in zip(before, after, strict=True)}
     assert {arm for arm, kept in same.items() if kept} == set(ALONE)
 
@@ -235,7 +240,7 @@ def test_a_guided_hint_is_another_benchmark_and_is_sampled_so(
 ) -> None:
     (_, before), (_, said), (plan, after) = (
         compared(TEXT.replace("samples: 40", f"samples: 40{more}"))
-        for more in ("", ", guide_hint: false", ", guide_hint: true")
+        for more in ("", ", cfg_hint: both", ", cfg_hint: conditional")
     )
     assert [one.key for one in before] == [one.key for one in said]
     assert {one.arm for one, other in zip(before, after, strict=True) if one.key == other.key} == set(ALONE)
@@ -245,8 +250,39 @@ def test_a_guided_hint_is_another_benchmark_and_is_sampled_so(
     )
     monkeypatch.setattr(stage, "base_spec", lambda plan: "base")
     stage.generate(StageContext(plan, Pairs(), None))  # type: ignore[arg-type]
-    wanted = {"steps": 20, "guidance": 7.5, "scale": 1.0, "guide_hint": True}
+    wanted = {"num_inference_steps": 20, "guidance_scale": 7.5, "cfg_hint": "conditional"}
     assert asked and all(it.benchmark.model_dump(include=set(wanted)) == wanted for it in asked)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "fingerprints"),
+    [
+        (Benchmark(), ("57403e8d6439edcb", "e7ad695019c19772")),
+        (
+            Benchmark(
+                split="validation", samples=7, seeds=[3, 1], num_inference_steps=9, guidance_scale=2.5,
+                negative_prompt="blurry", controlnet_conditioning_scale=0.8, cfg_hint="conditional",
+            ),
+            ("c2bbfdf252cd1b35", "a29957784974cf23"),
+        ),
+        (
+            Benchmark(samples=20, num_inference_steps=10, guidance_scale=3, cfg_hint="conditional"),
+            ("8f5ab2b8fb2a386c", "c1674d32081a9648"),
+        ),
+    ],
+    ids=["defaults", "everything", "demo"],
+)  # fmt: skip
+def test_a_benchmark_has_the_fingerprints_that_it_had_under_its_keys_first_names(
+    frozen: Benchmark, fingerprints: tuple[str, str]
+) -> None:
+    plan: Any = SimpleNamespace(
+        manifest=SimpleNamespace(evaluate=SimpleNamespace(benchmark=frozen)),
+        conditions={"canny": SimpleNamespace(fingerprint="d" * 16)},
+        image_key="k",
+    )
+    rows = [(image_id, f"caption {image_id}", 64, 64, "s", 0) for image_id in "ab"]
+    catalog: Any = SimpleNamespace(query=lambda sql, given: rows)
+    assert of_benchmark(plan, catalog, "canny", "b")[1:] == fingerprints
 
 
 def test_a_run_stands_beside_what_it_started_from(compared: Callable[..., tuple[Plan, list[System]]]) -> None:

@@ -681,7 +681,7 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Catalog, A
     catalog = Catalog(plan.workspace)
     catalog.create()
     plans.save(plan)
-    catalog.settle(plan.settings(), [it.record() for it in plan.conditions.values()])
+    catalog.activate(plan.settings(), [it.record() for it in plan.conditions.values()])
     catalog.define_pairs(plan.selections(), plans.MEASURES)
     assert plan.manifest.train
     out = plan.workspace.run("canny-1")

@@ -1,0 +1,72 @@
+"""What all commands share: mistakes as one sentence, the workspace that is meant, lines for a person."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import NOT_COMPLETE, MillError, manifest
+from pipeline.storage.workspace import Workspace, stopping
+
+HOUSE = ("pipeline", "annotate", "train", "evaluate")
+
+
+class Mill(click.Group):
+    """Turns what a person can mend into one sentence and exit status 1; anything else is a bug and keeps its
+    traceback.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            _check_house()
+            return super().invoke(ctx)
+        except MillError as error:
+            click.echo(f"controlmill: {error}", err=True)
+            ctx.exit(NOT_COMPLETE)
+        except OSError as error:
+            sentence = stopping(error)
+            if sentence is None:
+                raise
+            click.echo(f"controlmill: {sentence}", err=True)
+            ctx.exit(NOT_COMPLETE)
+        except (KeyboardInterrupt, RuntimeError) as error:
+            # DuckDB's word for Ctrl-C
+            if isinstance(error, RuntimeError) and "Query interrupted" not in str(error):
+                raise
+            click.echo(
+                "controlmill: stopped; what was committed is kept, the same command goes on from there.",
+                err=True,
+            )
+            ctx.exit(NOT_COMPLETE)
+
+
+def open_workspace(target: Path) -> Workspace:
+    root = Path(manifest.load(target).workspace).expanduser() if target.is_file() else target
+    workspace = Workspace(root.resolve())
+    if not workspace.manifest.is_file():
+        raise MillError(
+            f"{root} is no workspace (it has no manifest.yaml): `controlmill run MANIFEST` makes one."
+        )
+    return workspace
+
+
+def say(line: str) -> None:
+    click.echo(line)
+
+
+def warn(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _check_house() -> None:
+    """The name `evaluate` is also a Hugging Face package; a mixture of the two would import the wrong one."""
+    home = Path(__file__).resolve().parents[2]
+    for name in HOUSE:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None or Path(spec.origin).resolve().parent.parent != home:
+            raise MillError(
+                f"The package {name!r} that Python finds ({spec.origin if spec else 'nowhere'}) is not"
+                " ControlMill's: another project of that name is installed. Give ControlMill an environment"
+                " of its own (`make setup`)."
+            )

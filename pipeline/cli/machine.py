@@ -1,0 +1,39 @@
+"""The commands that tell what there is: conditions with their detectors, and this machine."""
+
+import dataclasses
+import json
+
+import click
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def conditions(as_json: bool) -> None:
+    """The thirteen conditions: detector, licence, and what is missing here.
+
+    Example: controlmill conditions
+    """
+    from pipeline.commands import status
+
+    rows = status.conditions()
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+    else:
+        click.echo(status.conditions_text(rows))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def doctor(as_json: bool) -> None:
+    """What this machine has: packages, GPU, weights, disk.
+
+    Example: controlmill doctor
+    """
+    from pipeline.commands import status as told
+
+    facts = told.machine()
+    click.echo(
+        json.dumps(facts, indent=2)
+        if as_json
+        else "\n".join(f"{name:<22} {value}" for name, value in facts.items())
+    )

@@ -1,0 +1,240 @@
+"""The commands on a manifest and its workspace: made, looked at, asked, checked, taken out."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import NOT_COMPLETE, MillError, manifest
+from pipeline import plan as plans
+from pipeline.catalog import Catalog
+from pipeline.cli.group import open_workspace, say
+from pipeline.commands import preflight, requirements
+from pipeline.run import STAGES, RunOptions, rebuild, run
+
+
+@click.command("run")
+@click.argument("path", metavar="MANIFEST", type=click.Path(path_type=Path))
+@click.option("--stages", metavar="A,B", help=f"Only these of {','.join(STAGES)}.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take only the first N addresses of the source.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes at work; default: every core.")
+@click.option("--address", help="A running Ray cluster; default: one is started here.")
+@click.option("--retry-failed", is_flag=True, help="Try again what failed in earlier runs.")
+@click.option("--dry-run", is_flag=True, help="Check the manifest and print the plan; touch nothing.")
+def run_command(
+    path: Path,
+    stages: str | None,
+    limit: int | None,
+    workers: int | None,
+    address: str | None,
+    retry_failed: bool,
+    dry_run: bool,
+) -> None:
+    """Do what the manifest asks for and its workspace lacks.
+
+    Exit status 0: complete; 3: complete, with failed rows; 1: not complete. Stopped or killed, the same
+    command goes on where it was.
+
+    Example: controlmill run manifests/photos.yaml
+    """
+    given = manifest.load(path)
+    chosen = tuple(stages.split(",")) if stages else _stages_of(given)
+    for stage in chosen:
+        if stage not in STAGES:
+            raise MillError(f"--stages: unknown stage {stage!r}; the stages are {', '.join(STAGES)}.")
+    if dry_run:
+        plan = plans.make(given, here=False)
+        doubts = preflight.check(plan, chosen, limit)
+        absent = requirements.missing(plan, chosen)
+        click.echo(
+            "\n".join(
+                [
+                    f"{given.name}: would work in {plan.workspace.root}: {', '.join(chosen)}",
+                    *plans.lines(plan),
+                    *doubts,
+                ]
+            )
+        )
+        click.echo(
+            "\n".join(["missing here:", *(f"  {line}" for line in absent)])
+            if absent
+            else "Nothing is missing here."
+        )
+        sys.exit(NOT_COMPLETE if absent else 0)
+    signal.signal(signal.SIGTERM, _interrupt)
+    options = RunOptions(chosen, limit=limit, workers=workers, address=address, retry_failed=retry_failed)
+    sys.exit(run(given, options, say))
+
+
+@click.command()
+@click.argument("target", metavar="MANIFEST|WORKSPACE", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def status(target: Path, as_json: bool) -> None:
+    """Rows per stage and condition: done, skipped, failed, to do. Works while a run is going.
+
+    Example: controlmill status runs/photos
+    """
+    from pipeline.commands.status import text
+    from pipeline.report.counts import workspace_counts
+
+    counts = workspace_counts(Catalog(open_workspace(target)))
+    click.echo(json.dumps(counts.as_json(), indent=2) if as_json else text(counts))
+
+
+@click.command()
+@click.argument("workspace", type=click.Path(path_type=Path))
+@click.argument("query")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a row.")
+@click.option("--csv", "as_csv", is_flag=True, help="A header and a line a row; NULL is empty.")
+def sql(workspace: Path, query: str, as_json: bool, as_csv: bool) -> None:
+    """Ask the catalog, read-only. Tables: images, sources, captions, annotations, detectors, shards, pairs,
+    runs, samples, scores, sample_scores; docs/catalog.md has their columns.
+
+    Example: controlmill sql runs/photos "SELECT condition, status, count(*) FROM annotations GROUP BY ALL"
+    """
+    from pipeline.report import text
+
+    if as_json and as_csv:
+        raise MillError("--json and --csv are two ways to print the same rows: leave one of them out.")
+    names, rows = Catalog(open_workspace(workspace)).table(query)
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(dict(zip(names, row, strict=True)), default=str, ensure_ascii=False))
+    elif as_csv:
+        click.echo(text.csv_table(names, rows), nl=False)
+    else:
+        click.echo(text.table(names, rows))
+
+
+@click.command()
+@click.argument("workspace", type=click.Path(path_type=Path))
+@click.option("--repair", is_flag=True, help="Remove what is broken, so that the next run makes it again.")
+@click.option(
+    "--rescore",
+    default=0,
+    metavar="N",
+    help="Score about N stored samples again, chosen at random, and compare.",
+)
+def verify(workspace: Path, repair: bool, rescore: int) -> None:
+    """Check every shard and checkpoint against its checksums and the catalog, and with --rescore some scores
+    against their pictures.
+
+    Example: controlmill verify runs/photos --rescore 100
+    """
+    from pipeline.commands import verify as verifier
+
+    catalog = Catalog(open_workspace(workspace))
+    problems = verifier.problems(catalog, repair=repair, say=say)
+    if rescore:
+        problems += verifier.rescored(plans.load_saved(catalog.workspace), catalog, rescore, say=say)
+    sys.exit(NOT_COMPLETE if problems and not repair else 0)
+
+
+@click.command()
+@click.argument("workspace", type=click.Path(path_type=Path))
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option(
+    "--condition",
+    "names",
+    required=True,
+    multiple=True,
+    help="A condition's name; may be given several times.",
+)
+@click.option("--to", required=True, metavar="huggingface|webdataset|diffusers", help="The layout.")
+@click.option(
+    "--split", default="all", show_default=True, metavar="train|validation|test|all", help="Which images."
+)
+@click.option(
+    "--protocol",
+    default="cn10",
+    show_default=True,
+    metavar="cn10|cn11",
+    help="How hints are drawn: as for ControlNet 1.0 or 1.1.",
+)
+@click.option(
+    "--raw",
+    is_flag=True,
+    help="Put the stored maps beside their drawings: a drawing does not tell everything.",
+)
+@click.option(
+    "--flip", is_flag=True, help="Follow each pair by its mirror image, unless its caption names a side."
+)
+def export(
+    workspace: Path,
+    dest: Path,
+    names: tuple[str, ...],
+    to: str,
+    split: str,
+    protocol: str,
+    raw: bool,
+    flip: bool,
+) -> None:
+    """Write the pairs as a dataset that other tools load: a new folder DEST, whole or not at all.
+
+    huggingface and diffusers load with datasets.load_dataset(DEST), webdataset also with the package of that
+    name.
+
+    Example: controlmill export runs/photos exports/canny --condition canny --to huggingface
+    """
+    from pipeline.commands import export as exporter
+
+    catalog = Catalog(open_workspace(workspace))
+    options = exporter.ExportOptions(
+        to=to, conditions=names, split=split, protocol=protocol, raw=raw, flip=flip
+    )
+    exporter.export(catalog, dest, options, say=say)
+
+
+@click.group("leaderboard")
+def leaderboard_group() -> None:
+    """A leaderboard that was written."""
+
+
+@leaderboard_group.command("render")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Another folder; default: the same.")
+def render_command(folder: Path, out: Path | None) -> None:
+    """Write the pages and tables again from leaderboard.json and the pictures beside it; no workspace is
+    needed, nothing is scored.
+
+    Example: controlmill leaderboard render runs/photos/report/leaderboard
+    """
+    from pipeline.report import leaderboard, stored
+
+    click.echo(str(leaderboard.render(stored.read(folder), out or folder)))
+
+
+@click.group()
+def catalog() -> None:
+    """The DuckDB catalog of a workspace."""
+
+
+@catalog.command("rebuild")
+@click.argument("workspace", type=click.Path(path_type=Path))
+def rebuild_command(workspace: Path) -> None:
+    """Make the catalog again from the shards.
+
+    Example: controlmill catalog rebuild runs/photos
+    """
+    plan = plans.load_saved(open_workspace(workspace))
+    with plan.workspace.lock():
+        whole = rebuild(plan, say)
+    sys.exit(0 if whole else NOT_COMPLETE)
+
+
+def _stages_of(given: manifest.Manifest) -> tuple[str, ...]:
+    wanted = {
+        "caption": given.captions,
+        "encode": given.train,
+        "train": given.train,
+        "generate": given.evaluate,
+        "score": given.evaluate,
+    }
+    return tuple(stage for stage in STAGES if wanted.get(stage, True))
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt

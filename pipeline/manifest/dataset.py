@@ -1,0 +1,69 @@
+"""`image:`, `split:`, `captions:` and `conditions:` of a manifest: what is made of the images, and chosen."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.manifest.section import Fraction, Section, Whole
+from pipeline.manifest.yaml_errors import wrong
+
+
+class Image(Section):
+    """The canonical image that every detector reads; changing any of it is a new image key."""
+
+    resolution: Annotated[Whole, Field(ge=64, le=4096, multiple_of=64)] = 512
+    fit: Literal["crop", "bucket"] = "crop"
+    store: Literal["jpeg", "png"] = "jpeg"
+    max_pixels: Annotated[Whole, Field(ge=4096)] = 100_000_000
+
+
+class Split(Section):
+    """A function of salt and group.
+
+    Near-duplicates share a group: images whose 64-bit perceptual hashes differ in `near` bits at most.
+    """
+
+    validation: Fraction = 0.05
+    test: Fraction = 0.05
+    salt: Whole | str = 0
+    near: Annotated[Whole, Field(ge=0, le=16)] | None = 6  # None: only equal files are one group
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> "Split":
+        if self.validation + self.test >= 1:
+            raise wrong("validation + test must leave something to train on: set them to sum below 1")
+        return self
+
+
+class Select(Section):
+    """The rows that become pairs: SQL over the catalog's view `candidates`."""
+
+    where: str = "true"
+    order_by: str | None = None
+    limit: Annotated[Whole, Field(ge=1)] | None = None
+
+
+class Captions(BaseModel):
+    """Captions by a network, for the images that came without one, or for all; every further key is a
+    parameter of the captioner.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    model: str = "blip-base"
+    when: Literal["missing", "always"] = "missing"
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class ConditionSettings(BaseModel):
+    """Detector and selection; every further key is a parameter of the detector, checked by the detector."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    detector: str = "auto"
+    select: Select = Select()
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})

@@ -1,0 +1,90 @@
+"""`evaluate:` of a manifest: the frozen benchmark, who is compared, and by which networks."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from pipeline.manifest.dataset import ConditionSettings
+from pipeline.manifest.section import NAME, Real, Section, Text, Whole
+from pipeline.manifest.yaml_errors import wrong
+
+
+class Benchmark(Section):
+    """What every system is asked for, frozen: samples of other benchmarks are never compared."""
+
+    split: Literal["train", "validation", "test"] = "test"
+    samples: Annotated[Whole, Field(ge=1)] = 1000  # images of the split, each with every seed
+    seeds: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)] = [0]
+    num_inference_steps: Annotated[Whole, Field(ge=1, le=1000)] = 20
+    guidance_scale: Annotated[Real, Field(ge=0)] = 7.5
+    negative_prompt: str = ""  # of the unconditional branch
+    controlnet_conditioning_scale: Annotated[Real, Field(ge=0)] = 1.0
+    # the branches of classifier-free guidance that see the hint: both, as in the released code, or the
+    # conditional one alone, so that guidance strengthens the hint as well as the prompt (paper, 3.5)
+    cfg_hint: Literal["both", "conditional"] = "both"
+    renamed: ClassVar[Mapping[str, str]] = {
+        "steps": "num_inference_steps",
+        "guidance": "guidance_scale",
+        "negative": "negative_prompt",
+        "scale": "controlnet_conditioning_scale",
+        "guide_hint": "cfg_hint",
+    }
+
+    def stored(self, *keys: str) -> dict[str, Any]:
+        """Under the names and values of the first versions, which fingerprints and notes are made of: all of
+        them, or these.
+        """
+        values = {
+            "split": self.split,
+            "samples": self.samples,
+            "seeds": self.seeds,
+            "steps": self.num_inference_steps,
+            "guidance": self.guidance_scale,
+            "negative": self.negative_prompt,
+            "scale": self.controlnet_conditioning_scale,
+            "guide_hint": self.cfg_hint == "conditional",
+        }
+        return {key: values[key] for key in keys or values}
+
+
+class External(Section):
+    """Somebody's ControlNet, scored beside the runs."""
+
+    name: Annotated[str, Field(pattern=NAME)]
+    condition: str
+    checkpoint: str  # a diffusers folder, a file in the original layout, or a hub id
+
+
+class Features(Section):
+    """A network whose features the distribution is measured on."""
+
+    extractor: str  # a name of evaluate.extractors
+    weights: str | None = None  # file or folder; None = those that an installed package ships
+
+
+Baseline = Literal[
+    "no_control", "shuffled_condition", "vae_round_trip", "real_image", "warm_start", "earlier"
+]
+BASELINES = get_args(Baseline)
+
+
+class Evaluate(Section):
+    base: Text | None = None  # None = train.base
+    benchmark: Benchmark = Benchmark()
+    baselines: list[Baseline] = ["no_control", "shuffled_condition", "vae_round_trip", "real_image"]
+    external: list[External] = []
+    # another detector to read a condition again from what was generated; else the one that made it
+    readers: dict[str, ConditionSettings] = {}
+    features: list[Features] = []
+    clip: str | None = None  # `mini`, or the folder of a CLIP in transformers' layout
+
+    @model_validator(mode="after")
+    def _names_are_names(self) -> "Evaluate":
+        names = [(it.name, it.condition) for it in self.external]
+        doubled = sorted({name for name, condition in names if names.count((name, condition)) > 1})
+        if doubled:
+            raise wrong(
+                f"names {', '.join(doubled)} twice for one condition: call one of them otherwise", "external"
+            )
+        return self

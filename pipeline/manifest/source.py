@@ -1,0 +1,144 @@
+"""`source:` of a manifest: where raw images lie, and the maps that come with them."""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from pipeline.manifest.section import Real, Section, Text, Whole
+from pipeline.manifest.yaml_errors import wrong
+
+
+class Provided(Section):
+    """Where the map of a condition lies that comes with the images, and how its numbers read
+    (pipeline/dataset/provided.py).
+    """
+
+    path: Text | None = None  # folders: a path below the source's, with {folder}, {stem}, {name} of the image
+    column: Text | None = None  # lists, tables: the column; archives: the member's extension, seg.png
+    labels: (
+        Literal["ade20k_150", "ade20k_png", "coco_stuff_171", "coco_stuff_png", "coco_panoptic_133"] | None
+    ) = None
+    depth: Literal["distance", "inverse"] | None = None  # a distance of 0 is invalid
+    normals: Literal["x right, y up, z to the viewer", "x right, y down, z away"] | None = None
+    keypoints: Literal["coco", "openpose"] | None = None
+    mask: str | None = None  # as `path` or `column`: where it is 0, the map is invalid
+
+    @model_validator(mode="after")
+    def _says_where(self) -> "Provided":
+        if (self.path is None) == (self.column is None):
+            raise wrong("set `path` (folders) or `column` (lists, tables, archives), one of them")
+        for key, name in (("path", self.path), ("mask", self.mask if self.path else None)):
+            try:
+                (name or "").format(folder="", stem="", name="")
+            except (LookupError, ValueError, AttributeError):
+                raise wrong(
+                    f"{name!r} may name {{folder}}, {{stem}} and {{name}} of the image, nothing else in"
+                    " braces",
+                    key,
+                ) from None
+        return self
+
+
+ProvidedMaps = dict[str, Provided]  # by condition
+Column = Literal["none"] | dict[Literal["column", "template"], str]
+Member = Literal["none"] | dict[Literal["member", "json", "template"], str]
+
+
+class FolderSource(Section):
+    """Every file below a folder.
+
+    Captions: `sidecar` (photo.txt or photo.json beside photo.jpg) or {template: "a photograph"}.
+    """
+
+    kind: Literal["folder"]
+    path: Text
+    captions: Literal["sidecar", "none"] | dict[Literal["template"], str] = "sidecar"
+    provided: ProvidedMaps = {}
+
+
+class ListSource(Section):
+    """A JSONL or CSV list with a column `image` (a path, or package:// for a file that an installed package
+    ships).
+    """
+
+    kind: Literal["list"]
+    path: Text
+    image_column: str = "image"
+    captions: dict[Literal["column", "template"], str] = {"column": "caption"}
+    provided: ProvidedMaps = {}
+
+
+class WebDatasetSource(Section):
+    """Tars of samples: a .tar, a folder of them, or a glob.
+
+    Captions: a member's extension, or a key of the .json member.
+    """
+
+    kind: Literal["webdataset"]
+    path: Text
+    captions: Member = {"member": "txt"}
+    provided: ProvidedMaps = {}
+
+
+class Img2DatasetSource(Section):
+    """What img2dataset wrote, in any of its formats: tars, folders of files, or Parquet."""
+
+    kind: Literal["img2dataset"]
+    path: Text
+    captions: Member = {"member": "txt"}
+
+
+class ParquetSource(Section):
+    """Parquet files: one, a folder of them, or a glob.
+
+    An image is bytes, a struct with bytes, or a path relative to the file.
+    """
+
+    kind: Literal["parquet"]
+    path: Text
+    image_column: str = "image"
+    captions: Column = {"column": "text"}
+    provided: ProvidedMaps = {}
+
+
+class HuggingFaceSource(Section):
+    """A dataset of the hub or a local one.
+
+    `streaming` keeps what it has read in the workspace, up to `count` rows.
+    """
+
+    kind: Literal["huggingface"]
+    path: Text
+    name: str | None = None  # the configuration
+    split: str = "train"
+    revision: str | None = None
+    streaming: bool = False
+    count: Annotated[Whole, Field(ge=1)] | None = None
+    image_column: str = "image"
+    captions: Column = {"column": "text"}
+    provided: ProvidedMaps = {}
+
+
+class ScenesSource(Section):
+    """Rendered scenes at `image.resolution`, with exact depth, normals, labels and keypoints."""
+
+    kind: Literal["scenes"]
+    count: Annotated[Whole, Field(ge=1)]
+    seed: Annotated[Whole, Field(ge=0)] = 0
+    most_objects: Annotated[Whole, Field(ge=1)] = 4  # in a scene, the figure not counted
+    # share of the picture that an object's box has at least
+    least_box: Annotated[Real, Field(ge=0, lt=1)] = 0.0
+    least_visible: Annotated[Real, Field(ge=0, le=1)] = 0.0  # share of an object that nothing hides, at least
+
+
+AnySource = (
+    FolderSource
+    | ListSource
+    | WebDatasetSource
+    | Img2DatasetSource
+    | ParquetSource
+    | HuggingFaceSource
+    | ScenesSource
+)
+Source = Annotated[AnySource, Field(discriminator="kind")]
+SOURCE_KINDS = tuple(get_args(section.model_fields["kind"].annotation)[0] for section in get_args(AnySource))
