@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from annotate import annotator, maps
 from annotate.annotator import PROVIDED, Annotation, Step
 from annotate.maps import RawMap
 from pipeline.catalog import Catalog
+from pipeline.catalog.indexing import DetectorRecord
 from pipeline.cluster.jobs import Job, Resources
 from pipeline.dataset import provided
 from pipeline.dataset.maps import annotation
@@ -43,7 +43,7 @@ class MapShard:
     step: Step
     name: str  # of the condition whose maps these are
     fingerprint: str
-    detector: dict[str, Any]  # the record of the catalog, which the shard's footer repeats
+    detector: DetectorRecord  # the record of the catalog, which the shard's footer repeats
     again: frozenset[int] | None  # rows to make again, the others stay; None = there is no such shard yet
 
     def wants(self, row: int) -> bool:
