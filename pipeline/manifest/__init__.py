@@ -29,10 +29,11 @@ from pipeline.manifest.training import Run, Train
 from pipeline.manifest.yaml_errors import wrong
 
 __all__ = [
-    "NAME", "SOURCE_KINDS", "AnySource", "Benchmark", "Captions", "Column", "ConditionSettings", "Evaluate",
-    "External", "Features", "FolderSource", "HuggingFaceSource", "Image", "Img2DatasetSource", "ListSource", "Manifest",
-    "Member", "ParquetSource", "Provided", "Real", "Run", "ScenesSource", "Section", "Select", "Source", "Split",
-    "Text", "Train", "WebDatasetSource", "Whole", "dump", "load", "load_saved",
+    "NAME", "SOURCE_KINDS", "AnySource", "Benchmark", "Captions", "Column", "ConditionSettings",
+    "Evaluate", "External", "Features", "FolderSource", "HuggingFaceSource", "Image", "Img2DatasetSource",
+    "ListSource", "Manifest", "Member", "ParquetSource", "Provided", "Real", "Run", "ScenesSource",
+    "Section", "Select", "Source", "Split", "Text", "Train", "WebDatasetSource", "Whole", "dump", "load",
+    "load_saved",
 ]  # fmt: skip
 
 ConditionOrNothing = Annotated[
