@@ -306,8 +306,8 @@ def samples_of(made: Plan, system: System, pool: list[Seen], rng: np.random.Gene
     evaluation = made.manifest.evaluate
     assert evaluation is not None and evaluation.clip
     tasks = tasks_of(system, evaluation.benchmark)
-    skill = {REAL: 1.0, ROUND_TRIP: 0.9, CONTROL: 0.3 + 0.5 * rng.random()}.get(system.arm, 0.1)
-    spread = 0.0 if system.arm == REAL else 1.0
+    skill = {REAL: 1.0, ROUND_TRIP: 0.9, CONTROL: 0.3 + 0.5 * rng.random()}.get(system.variant, 0.1)
+    spread = 0.0 if system.variant == REAL else 1.0
     levels = np.clip(
         rng.normal((len(MOVED) - 1) * (1 - skill), spread, len(tasks)).round(), 0, len(MOVED) - 1
     ).astype(int)
@@ -335,7 +335,7 @@ def samples_of(made: Plan, system: System, pool: list[Seen], rng: np.random.Gene
             for name, value in found.items()
         }
         values.append([*own.items(), (clip, alike[place])])
-    shown = _shown(system, values, failed) if system.arm == CONTROL else set()
+    shown = _shown(system, values, failed) if system.variant == CONTROL else set()
     samples, scores = [], []
     for place, ((item, hint, seed), level) in enumerate(zip(tasks, levels, strict=True)):
         scene = pool[place % SCENES]
@@ -373,7 +373,7 @@ def samples_of(made: Plan, system: System, pool: list[Seen], rng: np.random.Gene
             }
         )
     for kind, name, key, rows, folder in (
-        ("samples", system.drawn_as, system.key, samples, made.workspace.samples),
+        ("samples", system.sample_set, system.key, samples, made.workspace.samples),
         ("scores", system.name, score_key(made, system), scores, made.workspace.scores),
     ):
         path = folder(name, key, 0)
@@ -413,12 +413,12 @@ def estimated(root: Path) -> dict[str, Any]:
     scores_of, rng = estimates._scores, np.random.default_rng(0)
 
     def quick(made: Plan, it: estimates.Scored, real: Any, drawn: Any) -> Iterator[Any]:
-        which = CONDITIONS[it.system.condition].kind, it.system.arm == REAL
+        which = CONDITIONS[it.system.condition].kind, it.system.variant == REAL
         if which not in known:
             each.append(timed(lambda: known.update({which: list(scores_of(made, it, real, drawn))})))
         for metric, score in known[which]:
-            by = FLOOR.get(it.system.arm, 0) * (1 if metric.higher_is_better else -1)
-            yield metric, score if it.system.arm == REAL else elsewhere(score, by, rng)
+            by = FLOOR.get(it.system.variant, 0) * (1 if metric.higher_is_better else -1)
+            yield metric, score if it.system.variant == REAL else elsewhere(score, by, rng)
 
     estimates._scores = quick  # type: ignore[assignment]
     catalog = Catalog(made.workspace)

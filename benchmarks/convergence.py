@@ -56,7 +56,7 @@ def main() -> None:
     found = {
         it.condition: _saving(read_log(workspace.run(it.model)), it.condition) | _fidelity(it, made, scores)
         for it in made
-        if it.arm == CONTROL
+        if it.variant == CONTROL
     }
     print(
         f"{'condition':16} {'step':>7} {'half':>7} {'largest rise':>13} {'shown':>7}   (images seen; share"
@@ -98,12 +98,14 @@ def _fidelity(
         row = scores.get((of.name, metric.name))
         return row and replicated(dict(zip(("value", "replicates", "method", "prompts"), row, strict=True)))
 
-    beside = [it for it in made if it.condition == system.condition and it.model in (system.model, it.arm)]
-    floors = [found for it in beside if it.arm in (NO_CONTROL, SHUFFLED) and (found := score(it))]
+    beside = [
+        it for it in made if it.condition == system.condition and it.model in (system.model, it.variant)
+    ]
+    floors = [found for it in beside if it.variant in (NO_CONTROL, SHUFFLED) and (found := score(it))]
     on_the_way = sorted(
         (it.seen, found)
         for it in beside
-        if it.arm == EARLIER and it.seen is not None and (found := score(it))
+        if it.variant == EARLIER and it.seen is not None and (found := score(it))
     )
     end = score(system)
     sign = 1 if metric.higher_is_better else -1

@@ -61,7 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     workspace = Workspace(options.workspace.resolve())
     catalog, plan = Catalog(workspace), _on_validation(plans.load_saved(workspace), options.count)
-    made = {it.condition: it for it in systems(plan, catalog) if it.arm == CONTROL}
+    made = {it.condition: it for it in systems(plan, catalog) if it.variant == CONTROL}
     found: dict[str, Any] = {}
     print(
         f"{'condition':16} {'guidance of':16} {'measure':14} {'fidelity':>8} {'fd':>6} {'kd':>6}"

@@ -104,7 +104,7 @@ def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
     """Brings the table `scores` up to date; returns its rows."""
     found = scored(plan, catalog, systems)
     known = dict(catalog.query("SELECT DISTINCT system, input_hash FROM scores"))
-    reference = {it.system.condition: it for it in found if it.system.arm == REAL}
+    reference = {it.system.condition: it for it in found if it.system.variant == REAL}
     rows: list[dict[str, Any]] = []
     drawn: dict[int, NDArray[np.float32]] = {}
     for it in found:
@@ -121,7 +121,7 @@ def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
                 {
                     "system": it.system.name,
                     "model": it.system.model,
-                    "variant": it.system.arm,
+                    "variant": it.system.variant,
                     "condition": it.system.condition,
                     "metric": metric.name,
                     "metric_version": metric.version,

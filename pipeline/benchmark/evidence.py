@@ -111,7 +111,7 @@ def _asked(plan: Plan, by_name: Mapping[str, System]) -> dict[str, list[Any]]:
     metrics = [measures.headline(CONDITIONS[system.condition].kind) for system in systems]
     return {
         "system": list(by_name),
-        "sample_set": [system.drawn_as for system in systems],
+        "sample_set": [system.sample_set for system in systems],
         "sample_key": [system.key for system in systems],
         "score_key": [score_key(plan, system) for system in systems],
         "metric": [metric.name for metric in metrics],

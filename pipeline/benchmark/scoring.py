@@ -58,7 +58,7 @@ def jobs(plan: Plan, catalog: Catalog, systems: Iterable[System], device: str) -
     for system in systems:
         key, items = score_key(plan, system), {item.image_id: item for item in system.items}
         steps = reader_steps(plan, system.condition) if readable(plan, system.condition) else []
-        for part, samples, image_ids in sampled.get((system.drawn_as, system.key), ()):
+        for part, samples, image_ids in sampled.get((system.sample_set, system.key), ()):
             args = ScorePart(
                 root=plan.workspace.root,
                 path=plan.workspace.scores(system.name, key, part),

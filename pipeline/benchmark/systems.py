@@ -64,13 +64,13 @@ class System:
     condition: str
     # control | warm_start | earlier | shuffled_condition: its ControlNet, another's hint | no_control |
     # vae_round_trip | real_image
-    arm: str
+    variant: str
     # of the ControlNet: below the workspace, or the absolute path of an external one; '' = none
     checkpoint: str
     weights: str  # identity of the checkpoint; '' = none
     benchmark: str  # fingerprint of everything but the weights
     items: tuple[Item, ...]
-    asked: str = ""  # fingerprint of what is asked for without a condition; '' = the benchmark
+    hintless_key: str = ""  # fingerprint of what is asked for without a condition; '' = the benchmark
     seen: int | None = None  # images that an earlier checkpoint had seen
     title: str | None = None  # what the manifest calls the run; no part of any identity
 
@@ -82,40 +82,42 @@ class System:
     @property
     def name(self) -> str:
         """Unique; also where its scores lie."""
-        if self.arm in ALONE:
-            return f"{self.arm}/{self.condition}"
-        return f"{self.model}/{self.condition}/{self.arm}" + ("" if self.seen is None else f"-{self.seen}")
+        if self.variant in ALONE:
+            return f"{self.variant}/{self.condition}"
+        return f"{self.model}/{self.condition}/{self.variant}" + (
+            "" if self.seen is None else f"-{self.seen}"
+        )
 
     @property
-    def drawn_as(self) -> str:
+    def sample_set(self) -> str:
         """Where its samples lie.
 
         Those that can't differ are drawn once: without a ControlNet of all conditions that ask for the same
         images.
         """
         return (
-            self.arm
-            if self.arm in ALONE
-            else f"{self.arm}/{self.condition}"
-            if self.arm == BEFORE
+            self.variant
+            if self.variant in ALONE
+            else f"{self.variant}/{self.condition}"
+            if self.variant == BEFORE
             else self.name
         )
 
     @property
     def key(self) -> str:
         """Of its samples: what is asked for, with the weights where there are some."""
-        return fingerprint([self.benchmark, self.weights]) if self.weights else self.asked or self.benchmark
+        return fingerprint([self.benchmark, self.weights]) if self.weights else self.hintless_key or self.benchmark
 
     @property
     def seeded(self) -> bool:
         """Whether another seed gives another image."""
-        return self.arm not in (ROUND_TRIP, REAL)
+        return self.variant not in (ROUND_TRIP, REAL)
 
     def hint_of(self, number: int) -> Item:
         """The condition that item `number` is generated from: its own, or for the shuffled baseline the next
         one's.
         """
-        return self.items[(number + (self.arm == SHUFFLED)) % len(self.items)]
+        return self.items[(number + (self.variant == SHUFFLED)) % len(self.items)]
 
 
 def systems(plan: Plan, catalog: Catalog) -> list[System]:
@@ -139,8 +141,8 @@ def systems(plan: Plan, catalog: Catalog) -> list[System]:
         if not of_condition:
             continue
         items, benchmark, asked = _benchmark(plan, catalog, condition, base)
-        alone = [arm for arm in evaluation.baselines if arm in ALONE]
-        compared += [System(arm, condition, arm, "", "", benchmark, items, asked) for arm in alone]
+        alone = [variant for variant in evaluation.baselines if variant in ALONE]
+        compared += [System(name, condition, name, "", "", benchmark, items, asked) for name in alone]
         for entrant in of_condition:
             control = System(
                 entrant.model,
@@ -154,9 +156,9 @@ def systems(plan: Plan, catalog: Catalog) -> list[System]:
             )
             compared.append(control)
             if SHUFFLED in evaluation.baselines:
-                compared.append(replace(control, arm=SHUFFLED))
+                compared.append(replace(control, variant=SHUFFLED))
             if start := starts.get((entrant.model, condition)):
-                compared.append(replace(control, arm=BEFORE, checkpoint=start[0], weights=start[1]))
+                compared.append(replace(control, variant=BEFORE, checkpoint=start[0], weights=start[1]))
             compared += _earlier(control, kept.get(entrant.model, []))
     return compared
 
@@ -167,10 +169,10 @@ def _earlier(control: System, kept: list[tuple[str, int]]) -> Iterator[System]:
         place = f"{step}/{control.condition}"
         if place != control.checkpoint:
             weights = fingerprint([control.model, step])
-            yield replace(control, arm=EARLIER, checkpoint=place, weights=weights, seen=seen)
+            yield replace(control, variant=EARLIER, checkpoint=place, weights=weights, seen=seen)
 
 
-# items, fingerprint, System.asked
+# items, fingerprint, System.hintless_key
 def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple[tuple[Item, ...], str, str]:
     assert plan.manifest.evaluate is not None
     frozen = plan.manifest.evaluate.benchmark

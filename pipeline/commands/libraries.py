@@ -64,11 +64,11 @@ def compared(plan: Plan, catalog: Catalog, samples: int, *, seed: int | None = N
         if count >= samples:
             break
         count += _compare_samples(it, path, agreements)
-    real = {it.system.condition: it.scored for it in every if it.system.arm == REAL}
+    real = {it.system.condition: it.scored for it in every if it.system.variant == REAL}
     for it in every:
         values = {name: value for (system, name), value in stored.items() if system == it.system.name}
         _compare_set(it, values, agreements)
-        if it.system.condition in real and it.system.arm != REAL:
+        if it.system.condition in real and it.system.variant != REAL:
             _compare_distances(plan, it.scored, real[it.system.condition], values, agreements)
     return agreements
 
@@ -104,7 +104,7 @@ class _Readable:
     @cached_property
     def samples(self) -> dict[tuple[str, int], tuple[str, int]]:
         """Image id and seed -> shard and row of the sample."""
-        rows = self.catalog.query(SAMPLES, [self.system.drawn_as, self.system.key])
+        rows = self.catalog.query(SAMPLES, [self.system.sample_set, self.system.key])
         return {(image_id, number): (shard, row) for image_id, number, shard, row in rows}
 
     def truth(self, image_id: str) -> Map:

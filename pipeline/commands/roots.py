@@ -33,10 +33,10 @@ class Fidelity:
 
     metric: str
     n: int
-    by_arm: dict[str, tuple[float, float | None, float | None]]  # value, 95 % interval
+    by_variant: dict[str, tuple[float, float | None, float | None]]  # value, 95 % interval
 
     def as_json(self) -> dict[str, object]:
-        return {"metric": self.metric, "n": self.n, **self.by_arm}
+        return {"metric": self.metric, "n": self.n, **self.by_variant}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def _trained(plan: Plan, catalog: Catalog, wanted: Collection[str]) -> list[Syst
     trained = [
         system
         for system in systems(plan, catalog)
-        if system.arm == CONTROL and not Path(system.checkpoint).is_absolute()
+        if system.variant == CONTROL and not Path(system.checkpoint).is_absolute()
     ]
     lacking = [name for name in wanted if all(system.condition != name for system in trained)]
     if lacking or not trained:
@@ -148,7 +148,7 @@ def _fidelity(catalog: Catalog, system: System) -> Fidelity | None:
     return Fidelity(
         metric=headline[0][2],
         n=headline[0][6],
-        by_arm={
+        by_variant={
             arm: (value, low, high)
             for arm, model, _, value, low, high, _ in headline
             if arm in ALONE or model == system.model
@@ -190,7 +190,7 @@ def _card(shipped: dict[str, ShippedControlNet]) -> str:  # Markdown
 def _fidelity_row(condition: str, scored: Fidelity) -> str:
     cells = []
     for arm in ARMS:
-        value, low, high = scored.by_arm.get(arm, (None, None, None))
+        value, low, high = scored.by_variant.get(arm, (None, None, None))
         cells.append("–" if value is None else f"{value:.3f} ({low:.3f} to {high:.3f})")
     return f"| `{condition}` | {scored.metric} | {scored.n} | {' | '.join(cells)} |"
 

@@ -89,7 +89,7 @@ def write(plan: Plan, catalog: Catalog, systems: list[System], folder: Path) -> 
 
 def _leaderboard(plan: Plan, catalog: Catalog, systems: list[System]) -> Leaderboard | None:
     # the report has the learning curve of a run
-    compared = {system.name: system for system in systems if system.arm != EARLIER}
+    compared = {system.name: system for system in systems if system.variant != EARLIER}
     scores = [
         score
         for score in _catalog_scores(catalog)
@@ -111,7 +111,7 @@ def build(
 ) -> Leaderboard:
     conditions = [name for name in CONDITIONS if any(score.condition == name for score in scores)]
     metrics = list(dict.fromkeys(score.metric for score in scores))
-    controls = [system for system in compared.values() if system.arm == CONTROL]
+    controls = [system for system in compared.values() if system.variant == CONTROL]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # begun first: pictures are read and drawn while ranks are counted
         evidence = evidence_samples(plan, catalog, controls, pool)
@@ -218,7 +218,7 @@ def _models(plan: Plan, compared: Mapping[str, System]) -> Iterator[LeaderboardM
     for system in compared.values():
         seen.setdefault(system.model, system)
     for name, system in seen.items():
-        kind: Any = "baseline" if system.arm in ALONE else "external" if name in external else "run"
+        kind: Any = "baseline" if system.variant in ALONE else "external" if name in external else "run"
         yield LeaderboardModel(
             name=system.shown, kind=kind, base=str(plan.manifest.base), checkpoint=system.checkpoint, note=""
         )
@@ -309,6 +309,6 @@ def _speeds(catalog: Catalog, compared: Mapping[str, System]) -> Iterator[Speed]
     sql = "SELECT sample_set, sample_key, avg(seconds) FROM samples WHERE status = 'ok' GROUP BY ALL"
     measured = {(name, key): seconds for name, key, seconds in catalog.query(sql)}
     for system in compared.values():
-        if system.arm in (CONTROL, NO_CONTROL) and (system.drawn_as, system.key) in measured:
-            seconds = measured[system.drawn_as, system.key]
+        if system.variant in (CONTROL, NO_CONTROL) and (system.sample_set, system.key) in measured:
+            seconds = measured[system.sample_set, system.key]
             yield Speed(model=system.shown, condition=system.condition, seconds_per_image=seconds)

@@ -53,12 +53,12 @@ Measured = Mapping[str, Any]  # of the held-out pairs, as train.held_out.summary
 def summary(plan: Plan, catalog: Catalog, compared: list[System]) -> list[SummaryRow]:
     """In the order of the conditions; a ControlNet of which nothing is scored yet is left out."""
     scores = _scores(catalog, compared)
-    trained = [system for system in compared if system.arm == CONTROL and system.name in scores]
+    trained = [system for system in compared if system.variant == CONTROL and system.name in scores]
     logs = {model: read_log(plan.workspace.run(model)) for model in {system.model for system in trained}}
     rows = [
         _row(
             system,
-            _by_arm(system.model, system.condition, compared, scores),
+            _by_variant(system.model, system.condition, compared, scores),
             _gains(plan, system, held_out_rows(logs[system.model], system.condition)),
         )
         for system in trained
@@ -98,19 +98,21 @@ def learning_curves(catalog: Catalog, compared: list[System]) -> dict[tuple[str,
     scores, images = _scores(catalog, compared), dict(catalog.query("SELECT run, images FROM runs"))
     earlier: dict[tuple[str, str], list[System]] = {}
     for system in compared:
-        if system.arm == EARLIER:
+        if system.variant == EARLIER:
             earlier.setdefault((system.model, system.condition), []).append(system)
     curves = {}
     for (model, condition), on_the_way in earlier.items():
         metric = measures.primary(CONDITIONS[condition].kind)
-        by_arm = _by_arm(model, condition, compared, scores)
-        start = by_arm.get(BEFORE) or by_arm.get(NO_CONTROL)  # one that starts from the base adds nothing
+        by_variant = _by_variant(model, condition, compared, scores)
+        start = by_variant.get(BEFORE) or by_variant.get(
+            NO_CONTROL
+        )  # one that starts from the base adds nothing
         points = (
             {0: start}
             | {system.seen: scores.get(system.name) for system in on_the_way}
-            | {images[model]: by_arm.get(CONTROL)}
+            | {images[model]: by_variant.get(CONTROL)}
         )
-        floor = _floor(by_arm, metric.higher_is_better)
+        floor = _floor(by_variant, metric.higher_is_better)
         curves[model, condition] = LearningCurve(
             metric=metric.name,
             higher_is_better=metric.higher_is_better,
@@ -134,8 +136,8 @@ def _cells(row: SummaryRow, several: bool) -> list[str]:
         f"{_text(row.gains.end, 1)}{' °' if row.gains.beyond_shuffled else ''}",
         _text(row.trained, places),
         *(
-            f"{_text(row.baselines.get(arm), places)} {row.verdicts.get(arm, '')}".rstrip()
-            for arm in BASELINES
+            f"{_text(row.baselines.get(variant), places)} {row.verdicts.get(variant, '')}".rstrip()
+            for variant in BASELINES
         ),
         _text(row.ceiling, places),
         f"{_text(row.normalized, 0)} %" if row.normalized else "–",
@@ -160,15 +162,15 @@ def _scores(catalog: Catalog, compared: list[System]) -> dict[str, Replicated | 
     return scores
 
 
-def _row(system: System, by_arm: Mapping[str, Replicated], gains: Gains) -> SummaryRow:
+def _row(system: System, by_variant: Mapping[str, Replicated], gains: Gains) -> SummaryRow:
     metric = measures.primary(CONDITIONS[system.condition].kind)
     better = metric.higher_is_better
     verdicts = {
-        arm: _verdict(by_arm[CONTROL], by_arm[arm], better)
-        for arm in BASELINES
-        if {arm, CONTROL} <= by_arm.keys()
+        variant: _verdict(by_variant[CONTROL], by_variant[variant], better)
+        for variant in BASELINES
+        if {variant, CONTROL} <= by_variant.keys()
     }
-    normalized, reason = _normalized(by_arm, better)
+    normalized, reason = _normalized(by_variant, better)
     return SummaryRow(
         condition=system.condition,
         model=system.shown,
@@ -176,25 +178,27 @@ def _row(system: System, by_arm: Mapping[str, Replicated], gains: Gains) -> Summ
         higher_is_better=better,
         definition=metric.definition,
         gains=gains,
-        trained=_estimate(by_arm.get(CONTROL)),
-        ceiling=_estimate(by_arm.get(REAL)),
+        trained=_estimate(by_variant.get(CONTROL)),
+        ceiling=_estimate(by_variant.get(REAL)),
         normalized=normalized,
         normalized_reason=reason,
         verdicts=verdicts,
-        baselines={arm: estimate for arm in BASELINES if (estimate := _estimate(by_arm.get(arm)))},
-        beyond_both=all(verdicts.get(arm) == "<" for arm in (SHUFFLED, NO_CONTROL)),
+        baselines={variant: estimate for variant in BASELINES if (estimate := _estimate(by_variant.get(variant)))},
+        beyond_both=all(verdicts.get(variant) == "<" for variant in (SHUFFLED, NO_CONTROL)),
     )
 
 
-def _by_arm(
+def _by_variant(
     model: str, condition: str, compared: list[System], scores: Scores
 ) -> dict[str, Replicated]:  # without the checkpoints on the way
     beside = [
         system
         for system in compared
-        if system.condition == condition and system.model in (model, system.arm) and system.arm != EARLIER
+        if system.condition == condition
+        and system.model in (model, system.variant)
+        and system.variant != EARLIER
     ]
-    return {system.arm: score for system in beside if (score := scores.get(system.name))}
+    return {system.variant: score for system in beside if (score := scores.get(system.name))}
 
 
 def _verdict(trained: Replicated, other: Replicated, higher_is_better: bool) -> str:
@@ -211,14 +215,14 @@ def _side(low: float | None, high: float | None, higher_is_better: bool) -> str:
 
 
 # or why there is none
-def _normalized(by_arm: Mapping[str, Replicated], higher_is_better: bool) -> tuple[Estimate | None, str]:
+def _normalized(by_variant: Mapping[str, Replicated], higher_is_better: bool) -> tuple[Estimate | None, str]:
     """In percent, with the longer arm of its interval."""
-    if CONTROL not in by_arm:
+    if CONTROL not in by_variant:
         return None, ""
     score = normalized_score(
-        by_arm[CONTROL],
-        _floor(by_arm, higher_is_better),
-        by_arm.get(REAL),
+        by_variant[CONTROL],
+        _floor(by_variant, higher_is_better),
+        by_variant.get(REAL),
         higher_is_better=higher_is_better,
     )
     if isinstance(score, str):
@@ -227,9 +231,9 @@ def _normalized(by_arm: Mapping[str, Replicated], higher_is_better: bool) -> tup
     return Estimate(value=100 * score.value, reach=100 * reach), ""
 
 
-def _floor(by_arm: Mapping[str, Replicated], higher_is_better: bool) -> Replicated | None:
+def _floor(by_variant: Mapping[str, Replicated], higher_is_better: bool) -> Replicated | None:
     """The better of the baselines that know nothing of the image's own hint."""
-    return best((by_arm[arm] for arm in (SHUFFLED, NO_CONTROL) if arm in by_arm), higher_is_better)
+    return best((by_variant[variant] for variant in (SHUFFLED, NO_CONTROL) if variant in by_variant), higher_is_better)
 
 
 def _estimate(score: Replicated | None) -> Estimate | None:

@@ -58,11 +58,11 @@ def _jobs(context: StageContext) -> Iterator[Job]:
     benchmark = plan.manifest.evaluate.benchmark
     seen: set[Path] = set()  # systems that can't differ share their samples
     for system in context.systems:
-        images = _places(catalog, system) if system.arm in (REAL, ROUND_TRIP) else {}
+        images = _places(catalog, system) if system.variant in (REAL, ROUND_TRIP) else {}
         tasks = tasks_of(system, benchmark)
-        committed = catalog.committed("samples", system.key, system.drawn_as)
+        committed = catalog.committed("samples", system.key, system.sample_set)
         for part, start in enumerate(range(0, len(tasks), PART)):
-            path = plan.workspace.samples(system.drawn_as, system.key, part)
+            path = plan.workspace.samples(system.sample_set, system.key, part)
             if part in committed or path in seen:
                 continue
             seen.add(path)
@@ -79,7 +79,7 @@ def _jobs(context: StageContext) -> Iterator[Job]:
                 benchmark=benchmark,
                 made_from=shards.made_from(system.key, part),
             )
-            yield Job(f"generate {system.drawn_as} part {part}", args, tuple(range(len(chunk))))
+            yield Job(f"generate {system.sample_set} part {part}", args, tuple(range(len(chunk))))
 
 
 def _places(catalog: Catalog, system: System) -> dict[str, tuple[str, int]]:
@@ -122,7 +122,7 @@ def generate_part(
         }
         for row, (item, hint, seed) in enumerate(args.tasks)
     ]
-    draw = {REAL: _real, ROUND_TRIP: _returned}.get(args.system.arm, _sampled)
+    draw = {REAL: _real, ROUND_TRIP: _returned}.get(args.system.variant, _sampled)
     size = lambda row: (args.tasks[row][0].height, args.tasks[row][0].width)
     todo = [row for row in rows if row not in poison_rows]
     for members in of_one_size(todo, size, BATCH[device()]):
@@ -135,7 +135,7 @@ def generate_part(
         metadata = {
             "kind": "samples",
             "key": args.key,
-            "name": args.system.drawn_as,
+            "name": args.system.sample_set,
             "part": args.part,
             "made_from": args.made_from,
         }

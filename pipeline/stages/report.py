@@ -65,7 +65,7 @@ def write_page(context: StageContext) -> Path:
     made = _systems(context)
     runs = tuple(_runs(plan, catalog, made))
     # those are shown as the learning curve of their run
-    compared = [system for system in made if system.arm != EARLIER]
+    compared = [system for system in made if system.variant != EARLIER]
     data = contents.ReportData(
         name=plan.manifest.name,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -136,7 +136,7 @@ def _stages(
         sum(run.images for run in plan.manifest.train.runs) if plan.manifest.train else 0,
     )
     samples = sum(counts.samples.values())
-    drawn = {(it.drawn_as, it.key): it for it in made_by}.values()
+    drawn = {(it.sample_set, it.key): it for it in made_by}.values()
     asked = (
         sum(len(tasks_of(it, plan.manifest.evaluate.benchmark)) for it in drawn)
         if plan.manifest.evaluate
@@ -339,14 +339,14 @@ def _scores(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[conten
             if facts is None or not facts.primary:
                 continue
             others = (
-                [it for it in _siblings(system, made) if it.arm != CONTROL and metric in rows[it.name]]
-                if system.arm == CONTROL
+                [it for it in _siblings(system, made) if it.variant != CONTROL and metric in rows[it.name]]
+                if system.variant == CONTROL
                 else []
             )
             yield contents.ScoreRow(
                 system=_name(system),
-                baseline=system.arm not in (CONTROL, BEFORE),
-                ceiling=system.arm in (REAL, ROUND_TRIP),
+                baseline=system.variant not in (CONTROL, BEFORE),
+                ceiling=system.variant in (REAL, ROUND_TRIP),
                 condition=system.condition,
                 definition=facts.definition,
                 detector=row["reader"],
@@ -380,12 +380,12 @@ def _siblings(system: System, made: list[System]) -> list[System]:
     return [
         it
         for it in made
-        if it.condition == system.condition and (it.arm in ALONE or it.model == system.model)
+        if it.condition == system.condition and (it.variant in ALONE or it.model == system.model)
     ]
 
 
 def _name(system: System) -> str:
-    return {CONTROL: system.shown, BEFORE: f"{system.shown} at its start"}.get(system.arm, system.arm)
+    return {CONTROL: system.shown, BEFORE: f"{system.shown} at its start"}.get(system.variant, system.variant)
 
 
 def _evidence(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.EvidenceRow]:
@@ -397,8 +397,8 @@ def _evidence(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[cont
     photographs = evidence.photographs(catalog, images)
     samples = evidence.samples(plan, catalog, made, images)
     at = {(name, it.image_id): it for name, found in samples.items() for it in found if it.seed == seed}
-    for control in (system for system in made if system.arm == CONTROL):
-        others = [it for it in _siblings(control, made) if it.arm != REAL]
+    for control in (system for system in made if system.variant == CONTROL):
+        others = [it for it in _siblings(control, made) if it.variant != REAL]
         for item in control.items[:PAIRS]:
             outputs = [
                 _generated(plan, found) for it in others if (found := at.get((it.name, item.image_id)))
@@ -419,7 +419,7 @@ def _generated(plan: Plan, sample: Sample) -> contents.Generated:
     found = evidence.reread(plan.workspace, sample)
     return contents.Generated(
         system=_name(sample.system),
-        baseline=sample.system.arm not in (CONTROL, BEFORE),
+        baseline=sample.system.variant not in (CONTROL, BEFORE),
         image=thumbnail(evidence.drawn(plan.workspace, sample)),
         reread=found if isinstance(found, str) else thumbnail(evidence.drawn_small(found)),
         values=sample.values,

@@ -77,7 +77,7 @@ def put(
             }
             for image, seed in some
         ]
-        commit(catalog, "samples", it.drawn_as, it.key, samples, part)
+        commit(catalog, "samples", it.sample_set, it.key, samples, part)
         commit(catalog, "scores", it.name, f"scores of {it.name}", scores, part)
 
 
@@ -131,7 +131,7 @@ def test_what_failed_to_be_made_or_belongs_to_another_benchmark_is_not_shown(cat
     commit(
         catalog,
         "samples",
-        older.drawn_as,
+        older.sample_set,
         older.key,
         [{"image_id": IMAGES[4], "status": "ok", "reason": "", "seed": 4, "image": b"x"}],
     )

@@ -48,7 +48,7 @@ def score_row(it: System, values: Any) -> dict[str, Any]:  # of each prompt
     return {
         "system": it.name,
         "model": it.model,
-        "variant": it.arm,
+        "variant": it.variant,
         "condition": it.condition,
         "value": score.value,
         "metric": measures.primary(CONDITIONS[it.condition].kind).name,
@@ -67,7 +67,7 @@ def scored(
     catalog = Catalog(workspace)
     catalog.create()
     made = [system(arm, condition, model) for condition in conditions for arm in values]
-    rows = [score_row(it, values[it.arm]) for it in made]
+    rows = [score_row(it, values[it.variant]) for it in made]
     catalog.record_scores(rows, [it.name for it in made])
     return SimpleNamespace(workspace=workspace), catalog, made
 
@@ -151,8 +151,8 @@ def test_a_learning_curve_goes_from_what_it_began_with_over_the_checkpoints_on_t
     tmp_path: Path,
 ) -> None:
     _, catalog, made = scored(tmp_path, HIGHER)
-    own = next(it for it in made if it.arm == CONTROL)
-    kept = [replace(own, arm=EARLIER, seen=seen) for seen in (800, 400, 1200)]
+    own = next(it for it in made if it.variant == CONTROL)
+    kept = [replace(own, variant=EARLIER, seen=seen) for seen in (800, 400, 1200)]
     more = [score_row(kept[0], 0.45 + OWN), score_row(kept[1], 0.3 + OWN)]  # the third is not scored yet
     catalog.record_scores(more, [it.name for it in [*made, *kept]])
     with catalog.transaction() as connection:
@@ -165,7 +165,9 @@ def test_a_learning_curve_goes_from_what_it_began_with_over_the_checkpoints_on_t
         [level + OWN.mean() for level in (0.5, 0.3, 0.45, 0.5)]
     )
     assert all(low < value < high for _, value, low, high in curve.points)
-    (fresh,) = summary.learning_curves(catalog, [it for it in [*made, *kept] if it.arm != BEFORE]).values()
+    (fresh,) = summary.learning_curves(
+        catalog, [it for it in [*made, *kept] if it.variant != BEFORE]
+    ).values()
     assert fresh.points[0][:2] == (
         0,
         pytest.approx(HIGHER[NO_CONTROL].mean()),

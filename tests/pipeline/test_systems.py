@@ -103,7 +103,7 @@ def drawn(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
     def count(context: Any, function: Any, jobs: Iterable[Job], **more: Any) -> int:
         for job in jobs:
-            name = job.args.system.drawn_as
+            name = job.args.system.sample_set
             found[name] = found.get(name, 0) + len(job.rows)
         return sum(found.values())
 
@@ -169,7 +169,7 @@ def test_scores_stay_with_their_condition_where_samples_are_shared(
     assert len(by_name) == len(made) == 3 * 3 + 4 * 2 + 2
     for arm in ALONE:
         canny, depth, pose = (by_name[f"{arm}/{name}"] for name in ASKED)
-        assert (canny.drawn_as, canny.key) == (depth.drawn_as, depth.key) and canny.key != pose.key
+        assert (canny.sample_set, canny.key) == (depth.sample_set, depth.key) and canny.key != pose.key
         assert score_key(plan, canny) != score_key(plan, depth) and canny.benchmark != depth.benchmark
 
 
@@ -231,7 +231,7 @@ def test_the_scale_of_a_controlnet_does_not_change_what_is_drawn_without_one(
         compared(),
         compared(TEXT.replace("samples: 40", "samples: 40, controlnet_conditioning_scale: 0.5")),
     )
-    same = {one.arm: one.key == other.key for one, other in zip(before, after, strict=True)}
+    same = {one.variant: one.key == other.key for one, other in zip(before, after, strict=True)}
     assert {arm for arm, kept in same.items() if kept} == set(ALONE)
 
 
@@ -243,7 +243,9 @@ def test_a_guided_hint_is_another_benchmark_and_is_sampled_so(
         for more in ("", ", cfg_hint: both", ", cfg_hint: conditional")
     )
     assert [one.key for one in before] == [one.key for one in said]
-    assert {one.arm for one, other in zip(before, after, strict=True) if one.key == other.key} == set(ALONE)
+    assert {one.variant for one, other in zip(before, after, strict=True) if one.key == other.key} == set(
+        ALONE
+    )
     asked: list[stage.GeneratePart] = []
     monkeypatch.setattr(
         stage, "make_missing", lambda context, function, jobs, **more: asked.extend(it.args for it in jobs)
@@ -287,7 +289,7 @@ def test_a_benchmark_has_the_fingerprints_that_it_had_under_its_keys_first_names
 
 def test_a_run_stands_beside_what_it_started_from(compared: Callable[..., tuple[Plan, list[System]]]) -> None:
     _, made = compared()
-    before = [system for system in made if system.arm == BEFORE]
+    before = [system for system in made if system.variant == BEFORE]
     assert [system.name for system in before] == ["one/canny/warm_start", "two/canny/warm_start"]
     control = next(system for system in made if system.name == "one/canny/control")
     for system in before:
@@ -298,7 +300,7 @@ def test_a_run_stands_beside_what_it_started_from(compared: Callable[..., tuple[
         )
         assert system.hint_of(0) == control.hint_of(0), "its own hint, as for the run"
     _, without = compared(TEXT.replace("BASELINES", "[no_control]"))
-    assert {system.arm for system in without} == {"control", "no_control"}
+    assert {system.variant for system in without} == {"control", "no_control"}
 
 
 def test_a_run_stands_beside_the_checkpoints_that_it_kept_on_its_way(
@@ -318,7 +320,7 @@ def test_a_run_stands_beside_the_checkpoints_that_it_kept_on_its_way(
     ]
     monkeypatch.setattr("pipeline.benchmark.systems._trained", lambda complete, runs: made)
     _, found = compared(TEXT.replace("BASELINES", "[no_control, earlier]"))
-    earlier = [system for system in found if system.arm == EARLIER]
+    earlier = [system for system in found if system.variant == EARLIER]
     told = [(it.name, it.checkpoint, it.seen) for it in earlier]
     assert told == [("one/canny/earlier-10", "checkpoints/one/step-1/canny", 10)], (
         "the last is the run itself, and others keep nothing here"
@@ -350,4 +352,4 @@ def test_a_start_in_the_workspace_is_named_below_it_so_that_the_workspace_can_mo
 ) -> None:
     plan, _ = compared()
     moved = dataclasses.replace(plan, workspace=Workspace(plan.workspace.root.parent))
-    assert {system.checkpoint for system in systems(moved, Pairs()) if system.arm == BEFORE} == {"root"}  # type: ignore[arg-type]
+    assert {system.checkpoint for system in systems(moved, Pairs()) if system.variant == BEFORE} == {"root"}  # type: ignore[arg-type]
