@@ -160,3 +160,43 @@ def test_importing_loads_no_heavy_library(module: str) -> None:
         ).stdout.strip()
         == "[]"
     )
+
+
+# -- size: a reader holds a function in view -----------------------------------------------------------------
+
+LONGEST, DEEPEST, MOST_PARAMETERS = 70, 4, 8  # lines of a function, blocks in blocks, without self
+BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef)
+
+
+def depth(body: list[ast.stmt]) -> int:
+    """How many blocks lie in one another; `elif` is no deeper than its `if`."""
+    deepest = 0
+    for statement in body:
+        if not isinstance(statement, BLOCKS):
+            continue
+        inner = [statement.body, getattr(statement, "finalbody", [])]
+        inner += [handler.body for handler in getattr(statement, "handlers", [])]
+        otherwise = getattr(statement, "orelse", [])
+        if isinstance(statement, ast.If) and len(otherwise) == 1 and isinstance(otherwise[0], ast.If):
+            deepest = max(deepest, depth(otherwise))
+        else:
+            inner.append(otherwise)
+        deepest = max(deepest, 1 + max(map(depth, inner)))
+    return deepest
+
+
+def test_no_function_is_long_or_deep_or_takes_many_parameters() -> None:
+    found = []
+    for path in modules():
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            given = function.args
+            names = [it.arg for it in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+            lines = (function.end_lineno or 0) - function.lineno + 1
+            too_many = len([name for name in names if name not in ("self", "cls")]) > MOST_PARAMETERS
+            # a command's parameters are its options
+            command = any("click" in ast.unparse(it) for it in function.decorator_list)
+            if lines > LONGEST or depth(function.body) > DEEPEST or (too_many and not command):
+                found.append(f"{path.relative_to(ROOT)}: {function.name}")
+    assert not found

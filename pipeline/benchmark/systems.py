@@ -106,7 +106,11 @@ class System:
     @property
     def key(self) -> str:
         """Of its samples: what is asked for, with the weights where there are some."""
-        return fingerprint([self.benchmark, self.weights]) if self.weights else self.hintless_key or self.benchmark
+        return (
+            fingerprint([self.benchmark, self.weights])
+            if self.weights
+            else self.hintless_key or self.benchmark
+        )
 
     @property
     def seeded(self) -> bool:

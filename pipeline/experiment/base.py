@@ -13,6 +13,11 @@ from pipeline.plan import Plan
 from pipeline.storage.workspace import fingerprint
 
 RANDOM_BASE = "random"  # `base: random`
+ON_RANDOM_WEIGHTS = (
+    "The base model has random weights: it was never trained. What is generated and scored here shows that"
+    " every step of the job runs, not what a ControlNet can do. Set train.base to a trained model for results"
+    " that mean something."
+)
 
 
 def base_spec(plan: Plan) -> str:

@@ -31,6 +31,7 @@ from pipeline.benchmark.systems import (
     readable,
 )
 from pipeline.catalog import Catalog
+from pipeline.experiment.base import ON_RANDOM_WEIGHTS, RANDOM_BASE
 from pipeline.manifest import AnySource, Manifest
 from pipeline.plan import Plan
 from pipeline.report import leaderboard
@@ -138,11 +139,8 @@ def _notes(plan: Plan, conditions: list[str]) -> Iterator[str]:
             f"No detector reads {', '.join(unread)} again from what was generated: name one in"
             " evaluate.readers."
         )
-    if plan.manifest.base == "random":
-        yield (
-            "The base model has random weights: these numbers show that every step runs, not what a"
-            " ControlNet can do."
-        )
+    if plan.manifest.base == RANDOM_BASE:
+        yield ON_RANDOM_WEIGHTS
 
 
 def _measure(metric: Metric) -> Measure:

@@ -183,7 +183,9 @@ def _row(system: System, by_variant: Mapping[str, Replicated], gains: Gains) -> 
         normalized=normalized,
         normalized_reason=reason,
         verdicts=verdicts,
-        baselines={variant: estimate for variant in BASELINES if (estimate := _estimate(by_variant.get(variant)))},
+        baselines={
+            variant: estimate for variant in BASELINES if (estimate := _estimate(by_variant.get(variant)))
+        },
         beyond_both=all(verdicts.get(variant) == "<" for variant in (SHUFFLED, NO_CONTROL)),
     )
 
@@ -233,7 +235,9 @@ def _normalized(by_variant: Mapping[str, Replicated], higher_is_better: bool) ->
 
 def _floor(by_variant: Mapping[str, Replicated], higher_is_better: bool) -> Replicated | None:
     """The better of the baselines that know nothing of the image's own hint."""
-    return best((by_variant[variant] for variant in (SHUFFLED, NO_CONTROL) if variant in by_variant), higher_is_better)
+    return best(
+        (by_variant[variant] for variant in (SHUFFLED, NO_CONTROL) if variant in by_variant), higher_is_better
+    )
 
 
 def _estimate(score: Replicated | None) -> Estimate | None:
