@@ -62,7 +62,7 @@ class System:
 
     model: str  # a run, an external checkpoint, or the baseline's own name
     condition: str
-    # control | warm_start | earlier | shuffled_condition: its ControlNet, another's hint | no_control |
+    # control | warm_start | earlier | shuffled_condition: its ControlNet, another image's hint | no_control |
     # vae_round_trip | real_image
     variant: str
     # of the ControlNet: below the workspace, or the absolute path of an external one; '' = none

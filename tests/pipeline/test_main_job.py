@@ -66,14 +66,14 @@ def test_the_job_ends_complete_with_a_report(made: tuple[Path, subprocess.Comple
     assert "http://" not in page.replace("http://www.w3.org", "") and 'src="https' not in page
 
 
-def test_a_checkpoint_on_the_way_is_shown_as_the_course_of_its_run_and_nowhere_else(
+def test_a_checkpoint_on_the_way_is_shown_on_the_learning_curve_of_its_run_and_nowhere_else(
     made: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     root, _ = made
     ((system,),) = query(root, "SELECT DISTINCT system FROM scores WHERE variant = 'earlier'")
     assert system.endswith("/canny/earlier-8")
     page = (root / "ws/report/index.html").read_text()
-    assert "canny: how well it is followed" in page and ">earlier" not in page
+    assert "canny: learning curve" in page and ">earlier" not in page
     assert "earlier" not in (root / "ws/report/leaderboard/leaderboard.md").read_text()
 
 
