@@ -167,11 +167,9 @@ def chamfer(truth: EdgeMap, reread: EdgeMap) -> float:
         return 0.0 if true.any() == read.any() else 1.0
 
     def away(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-        return float(
-            cv2.distanceTransform((~b).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[a].mean(
-                dtype=np.float64
-            )
-        )
+        # float32, whose last bit hangs on where the array lies in memory; the square is a whole number
+        rounded = cv2.distanceTransform((~b).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        return float(np.sqrt(np.rint(rounded[a].astype(np.float64) ** 2)).mean())
 
     return (away(true, read) + away(read, true)) / 2 / float(np.hypot(*true.shape))
 

@@ -118,18 +118,31 @@ def sql(workspace: Path, query: str, as_json: bool, as_csv: bool) -> None:
     metavar="N",
     help="Score about N stored samples again, chosen at random, and compare.",
 )
-def verify(workspace: Path, repair: bool, rescore: int) -> None:
+@click.option(
+    "--libraries",
+    "by_libraries",
+    is_flag=True,
+    help="With --rescore: compare about N samples, and every set, with torchmetrics, clean-fid, pycocotools.",
+)
+def verify(workspace: Path, repair: bool, rescore: int, by_libraries: bool) -> None:
     """Check every shard and checkpoint against its checksums and the catalog, and with --rescore some scores
     against their pictures.
 
-    Example: controlmill verify runs/photos --rescore 100
+    Example: controlmill verify runs/photos --rescore 100 --libraries
     """
     from pipeline.commands import verify as verifier
 
     catalog = Catalog(open_workspace(workspace))
     problems = verifier.problems(catalog, repair=repair, say=say)
+    if by_libraries and not rescore:
+        raise MillError("--libraries goes with --rescore N: how many samples to compare.")
     if rescore:
-        problems += verifier.rescored(plans.load_saved(catalog.workspace), catalog, rescore, say=say)
+        plan = plans.load_saved(catalog.workspace)
+        problems += verifier.rescored(plan, catalog, rescore, say=say)
+    if by_libraries:
+        from pipeline.commands import libraries
+
+        say("\n".join(libraries.lines(libraries.compared(plan, catalog, rescore))))
     sys.exit(NOT_COMPLETE if problems and not repair else 0)
 
 

@@ -3,6 +3,7 @@ baselines, a report.
 """
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -332,6 +333,19 @@ def test_scores_follow_from_the_pictures_and_one_that_does_not_is_named(
     )
     (found,) = verify.rescored(plan, catalog, 10_000, say=told.append)
     assert "edge_f1 of" in found and "stored is" in found
+
+
+def test_scores_stand_beside_those_of_the_libraries(
+    made: tuple[Path, subprocess.CompletedProcess[str]], controlmill: Command
+) -> None:
+    root, _ = made
+    ran = controlmill("verify", str(root / "ws"), "--rescore", "20", "--libraries")
+    assert ran.returncode == 0, ran.stderr
+    table = [line.split("  ") for line in ran.stdout.splitlines() if re.match(r"\S.* \d+\.\d+\.\d+ ", line)]
+    found = {cells[0]: float(cells[-1]) for cells in table}
+    assert {"edge_f1", "edge_f1_pooled"} <= found.keys() and max(found.values()) < 1e-4, ran.stdout
+    assert "no library has this measure: " in ran.stdout
+    assert controlmill("verify", str(root / "ws"), "--libraries").returncode == 1
 
 
 def test_a_workspace_with_scores_of_a_measure_that_is_gone_is_read_and_does_not_show_them(
