@@ -4,6 +4,7 @@ file with a hash.
 Nothing here downloads.
 """
 
+import functools
 import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate.weights import file_sha256, folder_sha256, is_program, located, pretrained
+from evaluate.weights import file_sha256, folder_sha256, located, pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -91,13 +92,14 @@ def resize(
     """clean-fid's (arXiv 2104.11222): each channel in float, since rounding and filters without antialiasing
     move FIDs by whole points.
     """
-    from PIL import Image
+    return _resizer(side)(image)
 
-    channels = [
-        Image.fromarray(image[..., channel].astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
-        for channel in range(3)
-    ]
-    return np.stack([np.asarray(channel) for channel in channels], axis=2).clip(0, 255)
+
+@functools.cache
+def _resizer(side: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    from cleanfid.resize import make_resizer
+
+    return make_resizer("PIL", False, "bicubic", (side, side))
 
 
 def checked(images: Images) -> Images:
@@ -121,56 +123,39 @@ def together(images: Images, batch: int = BATCH) -> Iterator[NDArray[np.uint8]]:
             yield from (image[None] for image in part)
 
 
-# files of the same weights, ported by different hands, with their sha256; None = read as plain tensors,
-# whatever they hold
-INCEPTION = {
-    "inception-2015-12-05.pt": "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
-    "pt_inception-2015-12-05-6726825d.pth": None,
-    "weights-inception-2015-12-05-6726825d.pth": None,
-}
+# the one TorchScript program that is run: a file of this name with this sha256
+INCEPTION_FILE = "inception-2015-12-05.pt"
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION_FILE}"
 
 
 def inception(weights: str | Path | None = None, device: str = "cpu") -> FeatureNetwork:
-    """The 2048 features of FID, normalised as TensorFlow's graph does."""
-    import torch
-
-    path = located(
-        "inception",
-        weights,
-        tuple(INCEPTION),
-        "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
-    )
+    """The 2048 features of published FIDs, by clean-fid: the Inception of 2015 as a TorchScript program that
+    runs what its file says, so that it is loaded only after its sha256 equals the pin.
+    """
+    path = located("inception", weights, (INCEPTION_FILE,), INCEPTION_URL)
+    path = path / INCEPTION_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"{path} is not there: download it ({INCEPTION_URL})")
     sha256 = file_sha256(path)
-    if is_program(path):
-        if sha256 not in INCEPTION.values():
-            raise ValueError(
-                f"{path} is a TorchScript program that nobody knows (sha256 {sha256[:12]}…): only the"
-                " published one is run"
-            )
-        layers = torch.jit.load(str(path), map_location=device).eval().layers
-        forward: Callable[[torch.Tensor], torch.Tensor] = lambda batch: layers(batch).flatten(1)
-    else:
-        from evaluate.inception import network
+    if sha256 != INCEPTION_SHA256:
+        raise ValueError(
+            f"{path} is not the published Inception of 2015 (sha256 {sha256[:12]}…, not"
+            f" {INCEPTION_SHA256[:12]}…), and no other program is run: download it ({INCEPTION_URL})"
+        )
+    if path.name != INCEPTION_FILE:
+        raise ValueError(f"{path}: clean-fid looks for a file of the name {INCEPTION_FILE}: rename it")
+    from cleanfid.inception_torchscript import InceptionV3W
 
-        net = network()
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-        try:
-            net.load_state_dict({key: value for key, value in tensors.items() if not key.startswith("fc.")})
-        except (AttributeError, RuntimeError) as error:
-            raise ValueError(
-                f"{path} does not hold the Inception of 2015: {str(error).splitlines()[-1].strip()}"
-            ) from error
-        forward = net.to(device)
-    middle = (128.0, 128.0, 128.0)
     return FeatureNetwork(
         name="inception",
         version="1",
         weights_sha256=sha256,
         dimensions=2048,
         side=299,
-        shift=middle,
-        scale=middle,
-        forward=forward,
+        shift=(0.0, 0.0, 0.0),  # the program normalises for itself
+        scale=(1.0, 1.0, 1.0),
+        forward=InceptionV3W(str(path.parent), download=False).eval().to(device),
         device=device,
     )
 

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,6 @@ def located(name: str, weights: str | Path | None, usual: tuple[str, ...], get: 
         f"the extractor '{name}' needs weights, and {where}. Download them ({get}), and name them, or put"
         f" them below the folder that ${FOLDER_VARIABLE} names, as {usual[0]}"
     )
-
-
-def is_program(path: Path) -> bool:
-    """TorchScript holds code, a file of tensors none."""
-    return zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist())
 
 
 def pretrained(network: str, folder: Path, device: str) -> Any:

@@ -75,18 +75,27 @@ def dinov2(folder: Path) -> Path:
     return folder
 
 
-def inception(path: Path) -> Path:
-    """The file of pytorch-fid with the scale of each layer kept, so that the last one still
-    sees the image.
+def inception(folder: Path) -> Path:
+    """The published file's name and form, a TorchScript program with `layers`, at random; the scale of each
+    layer is kept, so that the last one still sees the image. Returns the file: its sha256 is not the pin.
     """
     import torch
 
-    from evaluate.inception import network
+    from tests.inception_2015 import network
 
-    draw = torch.Generator().manual_seed(0)
-    net = network()
-    for layer in net.modules():
+    class Program(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(x)
+
+    draw, program = torch.Generator().manual_seed(0), Program().eval()
+    for layer in program.modules():
         if isinstance(layer, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(layer.weight, generator=draw)
-    torch.save(net.state_dict() | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}, path)
+    path = folder / "inception-2015-12-05.pt"
+    with torch.inference_mode():
+        torch.jit.trace(program, torch.zeros(1, 3, 299, 299)).save(str(path))
     return path

@@ -16,6 +16,8 @@ ONLY_IN = {  # library -> the files that may import it
     "controlnet_aux": ["annotate/"],
     "openpifpaf": ["annotate/"],
     "mediapipe": ["annotate/"],
+    "torchmetrics": ["evaluate/"],
+    "cleanfid": ["evaluate/"],
 }
 ROOMS = (  # of pipeline/: imports run down this list only
     "__main__", "cli", "run", "commands", "stages", "mini", "report", "benchmark", "experiment", "dataset",

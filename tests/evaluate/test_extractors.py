@@ -69,37 +69,39 @@ def test_an_image_has_the_same_features_alone_and_among_others(
 
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_networks.inception(
-        tmp_path_factory.mktemp("inception") / "pt_inception-2015-12-05-6726825d.pth"
-    )
+    return small_networks.inception(tmp_path_factory.mktemp("inception"))
 
 
-def test_inception_has_the_published_tensors_and_normalises_as_clean_fid(inception: Path) -> None:
-    from evaluate.inception import network
+def published(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this were the file that everybody has."""
+    monkeypatch.setattr(extractors, "INCEPTION_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
 
-    extractor = load("inception", inception)
-    found = extractor(IMAGES[:1])
-    tensors = torch.load(inception, weights_only=True)
-    # torchvision's tensors, which are pytorch-fid's: 94 convolutions, each with 4 tensors and a counter of
-    # its norm, and `fc`
-    from torchvision.models import Inception3
 
-    published = Inception3(num_classes=1008, aux_logits=False, init_weights=False).state_dict()
-    assert {name: value.shape for name, value in tensors.items()} == {
-        name: value.shape for name, value in published.items()
-    }
+def test_inception_is_clean_fids_program_on_its_own_resizing(
+    inception: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.inception_2015 import network
+
+    published(inception, monkeypatch)
+    found = load("inception", inception)(IMAGES)
     net = network()
-    net.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("fc.")})
+    net.load_state_dict(
+        {
+            name.removeprefix("layers."): value
+            for name, value in torch.jit.load(str(inception)).state_dict().items()
+        }
+    )
     with torch.inference_mode():
-        batch = torch.from_numpy(resize(IMAGES[0], 299)).permute(2, 0, 1)[None]
-        assert np.allclose(found, net((batch - 128) / 128).numpy(), atol=1e-4)
-    assert found.shape == (1, 2048) and found.std() > 0.1
+        batch = torch.from_numpy(np.stack([resize(image, 299) for image in IMAGES])).permute(0, 3, 1, 2)
+        wanted = net((batch - 128) / 128).numpy()
+    assert np.allclose(found, wanted, atol=1e-4) and found.shape == (3, 2048) and found.std() > 0.1
+    assert np.array_equal(found, load("inception", inception.parent)(IMAGES)), "a folder will do"
 
 
 def test_inception_differs_from_torchvisions_in_its_three_poolings_alone() -> None:
     from torchvision.models import inception as theirs
 
-    from evaluate import inception as ours
+    from tests import inception_2015 as ours
 
     draw = torch.Generator().manual_seed(0)
     pairs = [
@@ -126,28 +128,22 @@ def test_inception_differs_from_torchvisions_in_its_three_poolings_alone() -> No
 
 
 def test_a_torchscript_file_is_run_only_if_it_is_the_published_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inception: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Layers(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.mean((2, 3)).repeat(1, 683)[:, :2048, None, None]
+    def run(*given: object) -> None:
+        raise AssertionError("nothing is loaded before its sha256 is known")
 
-    class Published(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = Layers()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layers(x)
-
-    path = tmp_path / "inception-2015-12-05.pt"
-    torch.jit.script(Published()).save(str(path))
-    with pytest.raises(ValueError, match="only the published one is run"):
-        load("inception", path)
-    monkeypatch.setitem(extractors.INCEPTION, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
-    found = load("inception", path)(IMAGES)
-    wanted = (np.stack([resize(image, 299) for image in IMAGES]) - 128).mean((1, 2)) / 128
-    assert found.shape == (3, 2048) and np.allclose(found[:, :3], wanted, atol=1e-4)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.jit, "load", run)
+        with pytest.raises(ValueError, match=r"not the published Inception .* no other program is run"):
+            load("inception", inception)
+    published(inception, monkeypatch)
+    renamed = tmp_path / "fid.pt"
+    renamed.write_bytes(inception.read_bytes())
+    with pytest.raises(ValueError, match=r"looks for a file of the name inception-2015-12-05\.pt: rename it"):
+        load("inception", renamed)
+    with pytest.raises(ValueError, match=r"inception-2015-12-05\.pt is not there: download it"):
+        load("inception", tmp_path)
 
 
 def test_weights_are_found_below_the_folder_of_the_weights(
@@ -175,14 +171,9 @@ def test_weights_are_found_below_the_folder_of_the_weights(
         load("inception")
 
 
-def test_weights_of_something_else_are_refused(tmp_path: Path, inception: Path) -> None:
+def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not those of a Dinov2Model"):
         load("dinov2", small_networks.clip(tmp_path / "clip"))
-    tensors = torch.load(inception, weights_only=True)
-    tensors.pop("Conv2d_1a_3x3.conv.weight")
-    torch.save(tensors, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="does not hold the Inception of 2015"):
-        load("inception", tmp_path / "other.pth")
     with pytest.raises(ValueError, match="holds no network of transformers"):
         load("clip", tmp_path)
     (tmp_path / "config.json").write_text((tmp_path / "clip" / "config.json").read_text())

@@ -1,5 +1,5 @@
-"""The Inception of 2015 behind published FIDs: torchvision's, with the three poolings in which TensorFlow's
-graph differs.
+"""The Inception of 2015 behind published FIDs, for tests of how clean-fid's program is called: torchvision's,
+with the three poolings in which TensorFlow's graph differs.
 """
 
 from collections import OrderedDict
