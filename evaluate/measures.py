@@ -141,6 +141,33 @@ def metric(name: str) -> Metric:
     )
 
 
+# what computes the measures of a kind of map, beside numpy
+_OF_KIND = {
+    "edges": ("opencv-python-headless", "scipy"),
+    "soft_edges": ("opencv-python-headless", "scikit-image", "scipy"),
+    "lines": ("opencv-python-headless", "scipy"),
+    "people": ("scipy",),
+}
+_OF_NETWORK = {
+    "mini": ("torch",),
+    "mini-clip": ("torch",),
+    "efficientnet": ("torch",),
+    "inception": ("torch", "clean-fid", "pillow"),
+    "dinov2": ("torch", "transformers", "clean-fid", "pillow"),
+    "clip": ("torch", "transformers", "clean-fid", "pillow"),
+}
+_OF_A_CLIP = ("torch", "transformers", "pillow")  # of clip_score and clip_image, named by its folder
+
+
+def software(name: str) -> tuple[str, ...]:
+    """The distributions that a value of this measure, and its interval, is computed with."""
+    if name in fidelity.METRICS:
+        own = _OF_KIND.get(fidelity.METRICS[name].kind, ())
+    else:
+        own = _OF_NETWORK.get(name.partition("(")[2].rstrip(")"), _OF_A_CLIP)
+    return tuple(sorted({"numpy", "scipy", *own}))
+
+
 def primary(kind: str) -> Metric:  # a kind of map
     """The measure that says how well a condition of this kind is kept."""
     return next(fidelity.METRICS[name] for name in fidelity.NAMES[kind] if fidelity.METRICS[name].primary)

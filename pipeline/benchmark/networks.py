@@ -57,6 +57,20 @@ def identity(evaluation: Evaluate) -> list[list[str]]:
     return marks
 
 
+def weights_of(evaluation: Evaluate, metric: str) -> str:
+    """Name, version and sha256 of the network that a measure looks with; '' where it looks with none."""
+    what, _, name = metric.rstrip(")").partition(" (")
+    asked = wanted(evaluation)
+    if what in ("clip_score", "clip_image") and asked.clip:
+        encoder = dual_encoder(asked.clip, "cpu")
+        return f"{encoder.name} {encoder.version} (sha256 {encoder.sha256})"
+    for extractor_name, weights in asked.features:
+        if extractor_name == name:
+            network = extractor(name, weights, "cpu")
+            return f"{network.name} {network.version} (sha256 {network.weights_sha256})"
+    return ""
+
+
 def lacking(given: Manifest) -> list[str]:
     """A sentence for each network of `evaluate:` that can't be loaded here."""
     asked, sentences = wanted(given.evaluate) if given.evaluate else Wanted(), []

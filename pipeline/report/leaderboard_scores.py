@@ -19,6 +19,7 @@ from evaluate import fidelity, measures, replicates
 from evaluate.comparison import Metric
 from evaluate.replicates import Replicated
 from pipeline import __version__
+from pipeline.benchmark import networks
 from pipeline.benchmark.estimates import replicated
 from pipeline.benchmark.systems import (
     ALONE,
@@ -46,7 +47,8 @@ from pipeline.report.leaderboard_data import (
 )
 from pipeline.report.leaderboard_evidence import evidence_samples
 
-LIBRARIES = ("torch", "diffusers", "numpy", "opencv-python-headless", "torchmetrics", "clean-fid")
+# what every sample was drawn and read with; a measure's own libraries stand beside them
+SAMPLING = ("torch", "diffusers", "transformers", "safetensors", "numpy", "opencv-python-headless")
 
 COLUMNS = (
     "system", "model", "variant", "condition", "metric", "metric_version", "value", "low", "high", "n",
@@ -292,15 +294,16 @@ def _provenance(plan: Plan, of: CatalogScore) -> dict[str, str]:
             f" scale {frozen.controlnet_conditioning_scale:g}, seeds {', '.join(map(str, frozen.seeds))},"
             f" negative prompt {frozen.negative_prompt!r}"
         ),
-        "software": _software(),
+        "network": networks.weights_of(plan.manifest.evaluate, of.metric) or "none",
+        "software": _software(of.metric),
     }
 
 
 @functools.cache
-def _software() -> str:
-    return ", ".join(
-        [f"controlmill {__version__}", *(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)]
-    )
+def _software(metric: str) -> str:
+    names = dict.fromkeys((*SAMPLING, *measures.software(metric)))
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in names]
+    return ", ".join([f"controlmill {__version__}", *versions])
 
 
 def _speeds(catalog: Catalog, compared: Mapping[str, System]) -> Iterator[Speed]:

@@ -107,3 +107,15 @@ def test_where_no_library_has_a_measure_the_reason_is_told() -> None:
     with pytest.raises(NoLibrary, match="read again empty scores the worst"):
         libraries.of_sample("edge_ssim", one, edges)
     assert METRICS["edge_f1_bsds"].primary
+
+
+def test_a_number_names_the_software_that_it_is_computed_with_and_no_other() -> None:
+    from evaluate.measures import software
+
+    assert software("edge_f1_bsds") == ("numpy", "opencv-python-headless", "scipy")
+    assert "scikit-image" in software("soft_ms_ssim")
+    assert software("depth_rmse") == ("numpy", "scipy")
+    assert {"clean-fid", "pillow", "torch"} <= set(software("fd (inception)"))
+    assert {"transformers", "pillow"} <= set(software("clip_score (clip-vit-base-patch16)"))
+    assert not {"clean-fid", "transformers"} & set(software("fd (mini)"))
+    assert not any("torchmetrics" in software(name) for name in (*METRICS, "fd (inception)", "kd (mini)"))
