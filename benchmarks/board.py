@@ -60,7 +60,7 @@ from pipeline.experiment.pairs import planned_runs
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.report import leaderboard_evidence, leaderboard_scores
-from pipeline.run import settle
+from pipeline.run import activate
 from pipeline.storage import codec, shards
 from pipeline.storage.workspace import Workspace
 from tests.chromium import PROGRAM, chromium
@@ -134,7 +134,7 @@ def make(root: Path, models: int, external: int, samples: int) -> None:
     plan.save(made)
     pool = [seen(number) for number in range(SCENES)]
     put(catalog, images(made, pool, samples))
-    settle(made, catalog)
+    activate(made, catalog)
     for it in planned_runs(made, catalog):
         catalog.record_run(
             run=it.name,

@@ -94,12 +94,12 @@ def clip_score(encoder: DualEncoder, image: NDArray[np.uint8], caption: str) -> 
     import torch
     from torchmetrics.functional.multimodal import clip_score as theirs
 
-    asked: Any = _Asked(encoder)
+    asked: Any = _Encoder(encoder)
     picture = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     return LibraryValue(float(theirs([picture], [caption], lambda: (asked, asked))), _named("torchmetrics"))
 
 
-class _Asked:
+class _Encoder:
     """Model and processor at once, as torchmetrics calls them, over one of our encoders."""
 
     config = None
@@ -107,7 +107,7 @@ class _Asked:
     def __init__(self, encoder: DualEncoder) -> None:
         self.encoder, self.texts = encoder, [""]
 
-    def to(self, device: Any) -> "_Asked":
+    def to(self, device: Any) -> "_Encoder":
         return self
 
     def __call__(self, *, images: Any = None, text: Any = None, **more: Any) -> dict[str, Any]:

@@ -249,7 +249,7 @@ def _neighbourhood(name: str, generated: Features, known: Features) -> float:
     return distribution.prdc(known, generated)[name] if min(len(generated), len(known)) > 5 else 0.0
 
 
-def marks(metric: Metric, n: int) -> list[str]:
+def caveats(metric: Metric, n: int) -> list[str]:
     """What a reader must know before believing a number; a marked score is not ranked."""
     from evaluate import frechet
 

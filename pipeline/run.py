@@ -69,7 +69,7 @@ def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int
             say("The catalog is missing; making it again from the shards.")
             rebuild(plan, say)
         catalog.create()
-        settle(plan, catalog)
+        activate(plan, catalog)
         plans.save(plan)
         say(f"{plan.manifest.name}: {'going on in' if began else 'starting in'} {workspace.root}")
         for line in (*plans.lines(plan), *doubts):
@@ -141,7 +141,7 @@ class Filling:
             write_page(context)
 
 
-def settle(plan: Plan, catalog: Catalog) -> None:
+def activate(plan: Plan, catalog: Catalog) -> None:
     """What of the catalog follows from the manifest: image key, detectors in force, the view `pairs`."""
     catalog.activate(plan.settings(), [it.record() for it in plan.conditions.values()])
     catalog.define_pairs(plan.selections(), MEASURES)
@@ -151,7 +151,7 @@ def rebuild(plan: Plan, say: Callable[[str], None]) -> bool:
     """Makes the catalog again from the shards; False where some are broken."""
 
     def finish(fresh: Catalog) -> None:
-        settle(plan, fresh)
+        activate(plan, fresh)
         record_all(plan, fresh)
         try:
             name_all(plan, fresh)

@@ -116,7 +116,7 @@ def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
         weights = drawn.setdefault(size, bootstrap_weights(size))
         for metric, score in _scores(plan, it, real, weights):
             interval = score.interval
-            marks = measures.marks(metric, len(it.rows))
+            caveats = measures.caveats(metric, len(it.rows))
             rows.append(
                 {
                     "system": it.system.name,
@@ -139,7 +139,7 @@ def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
                     "checkpoint": it.system.checkpoint,
                     "score_key": it.key,
                     "input_hash": mark,
-                    "caveats": json.dumps(marks),
+                    "caveats": json.dumps(caveats),
                 }
             )
     catalog.record_scores(rows, [it.system.name for it in found])

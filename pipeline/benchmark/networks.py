@@ -10,7 +10,7 @@ from pipeline.manifest import Evaluate, Manifest
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedNetworks:
     """The networks that a manifest asks for."""
 
     features: tuple[tuple[str, str | None], ...] = ()  # extractor, absolute path of its weights
@@ -38,9 +38,9 @@ def dual_encoder(spec: str, device: str) -> Any:  # evaluate.alignment.DualEncod
         raise MillError(f"evaluate.clip: {error}") from error
 
 
-def wanted(evaluation: Evaluate) -> Wanted:
+def wanted(evaluation: Evaluate) -> WantedNetworks:
     """With absolute paths, since a worker may stand in another folder."""
-    return Wanted(
+    return WantedNetworks(
         tuple((it.extractor, _absolute(it.weights)) for it in evaluation.features),
         evaluation.clip if evaluation.clip in (None, "mini") else _absolute(evaluation.clip),
     )
@@ -73,7 +73,7 @@ def weights_of(evaluation: Evaluate, metric: str) -> str:
 
 def lacking(given: Manifest) -> list[str]:
     """A sentence for each network of `evaluate:` that can't be loaded here."""
-    asked, sentences = wanted(given.evaluate) if given.evaluate else Wanted(), []
+    asked, sentences = wanted(given.evaluate) if given.evaluate else WantedNetworks(), []
     loads: list[tuple[tuple[str | int, ...], Any, tuple[Any, ...]]] = [
         (("features", number), extractor, (name, weights, "cpu"))
         for number, (name, weights) in enumerate(asked.features)

@@ -42,7 +42,7 @@ class ScorePart:
     condition: str
     items: dict[str, Item]  # image id -> what was asked for
     steps: tuple[Step, ...]  # what reads the condition again; () = nothing can
-    networks: networks.Wanted
+    networks: networks.WantedNetworks
     device: str
     made_from: str
 

@@ -41,12 +41,12 @@ def test_distances_know_their_dimensions_and_a_biased_one_says_so() -> None:
         f"{name} (net)"
         for name in ("fd", "fd_infinity", "kd", "cmmd", "precision", "recall", "density", "coverage")
     }
-    assert not measures.marks(fd, 40) and measures.marks(fd, 39) == [
+    assert not measures.caveats(fd, 40) and measures.caveats(fd, 39) == [
         "biased: n = 39 < 10 × 4 dimensions; ranked by kd"
     ]
     line, _, replicated = found["fd_infinity (net)"]
     assert line.column == "diagnostic" and replicated.shape == (20,)
-    assert not measures.marks(line, 40) and measures.marks(line, 39) == [
+    assert not measures.caveats(line, 40) and measures.caveats(line, 39) == [
         "extrapolated from few: n = 39 < 10 × 4 dimensions; ranked by kd"
     ]
     few = {metric.name for metric, _ in measures.distances("net", np.tile(reference, 3), prompt, 40)}

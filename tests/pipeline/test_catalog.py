@@ -280,7 +280,7 @@ def operations(root: Path) -> dict[str, Callable[[], Any]]:
         "pairs": lambda: made.query("SELECT * FROM pairs ORDER BY ALL"),
         "verify": lambda: verify.problems(made, repair=False, say=told.append),
         "create": lambda: made.create(),
-        "settle": lambda: flow.settle(plan, made),
+        "settle": lambda: flow.activate(plan, made),
         "commit": lambda: made.commit(shard),
         "checkpoint": lambda: made.checkpoint(),
     }

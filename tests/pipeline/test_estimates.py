@@ -114,9 +114,9 @@ def test_distances_leave_out_blocks_and_skip_samples_without_a_picture(tmp_path:
         assert not list(estimates._distances(few, real, "net")), (
             "without a prompt one image is left, of which there is no distance"
         )
-    from evaluate.measures import marks
+    from evaluate.measures import caveats
 
-    assert marks(metric, 6)[0].startswith("biased: n = 6 < 10 × 2 dimensions") and not marks(metric, 20)
+    assert caveats(metric, 6)[0].startswith("biased: n = 6 < 10 × 2 dimensions") and not caveats(metric, 20)
 
 
 def test_likeness_is_with_the_image_of_the_same_prompt(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def made_up(root: Path, images: int) -> tuple[Plan, Catalog]:
     out.workspace.create()
     made = Catalog(out.workspace)
     made.create()
-    run.settle(out, made)
+    run.activate(out, made)
     with made.transaction() as connection:
         shards = (
             "BY NAME SELECT $n + i AS shard_number, '{}' AS kind, $key AS key, $name AS name,"
@@ -104,7 +104,7 @@ def test_a_limit_chooses_the_same_pairs_at_every_query_and_of_equal_rows_the_fir
     big: tuple[int, Path, Catalog],
 ) -> None:
     images, root, made = big
-    run.settle(
+    run.activate(
         asked(
             root,
             {"canny": "limit: 50_000", "hough": "limit: 50_000, order_by: sharpness DESC", "cartoon": ""},
@@ -139,5 +139,5 @@ def test_a_branch_with_a_limit_beside_one_without_ends(big: tuple[int, Path, Cat
 def test_a_run_with_a_limit_keeps_its_name(big: tuple[int, Path, Catalog]) -> None:
     _, root, made = big
     some = asked(root, {"canny": "limit: 50_000", "hough": "", "cartoon": ""})
-    run.settle(some, made)
+    run.activate(some, made)
     assert len({it.name for _ in range(4) for it in planned_runs(some, made)}) == 1
