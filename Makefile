@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo quick photos scenes pifpaf test check setup clean
+.PHONY: demo quick photos scenes pifpaf test test-all check setup clean
 
 # With two workers: each has a core to itself, which beats two cores for one.
 demo: setup                                     ## the whole job on rendered scenes: thirteen ControlNets, trained and compared
@@ -24,8 +24,12 @@ scenes: setup                                   ## rendered scenes through all t
 # Two files at a time, in their order: slow files with few tests would come last and alone.
 # ISA=AVX2, or AVX512_CORE where there is more: as on a processor that knows no more than that, which adds in another order.
 AVX := $(firstword $(subst _, ,$(ISA)))
-test: setup
-	$(if $(ISA),ONEDNN_MAX_CPU_ISA=$(ISA) MKL_ENABLE_INSTRUCTIONS=$(AVX) ATEN_CPU_CAPABILITY=$(subst AVX,avx,$(AVX)) )$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(if $(ISA),ONEDNN_MAX_CPU_ISA=$(ISA) MKL_ENABLE_INSTRUCTIONS=$(AVX) ATEN_CPU_CAPABILITY=$(subst AVX,avx,$(AVX)) )$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: setup                                     ## what one runs while working
+	$(PYTEST) -m "not slow"
+
+test-all: test                                  ## and what is slow by nature: kills, full disks, trainings
+	$(PYTEST) -m slow
 
 check: setup
 	$(BIN)/ruff check .
