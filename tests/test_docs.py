@@ -11,7 +11,7 @@ import re
 import shlex
 import tomllib
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -214,13 +214,16 @@ def test_every_kind_has_its_row_in_a_table(page: str, head: str, known: tuple[st
 
 
 def test_every_coding_of_provided_maps_and_every_protocol_is_named() -> None:
-    codings = (
+    codings = [
         typing.get_args(typing.get_args(Provided.model_fields[key].annotation)[0])
         for key in ("labels", "depth")
-    )
-    known = {"docs/provided-maps.md": [SOURCES, *codings], "docs/exports.md": [PROTOCOLS]}
+    ]
+    known: dict[str, list[Iterable[str]]] = {
+        "docs/provided-maps.md": [SOURCES, *codings],
+        "docs/exports.md": [PROTOCOLS],
+    }
     for page, literals in known.items():
-        for name in itertools.chain(*literals):
+        for name in itertools.chain.from_iterable(literals):
             assert f"`{name}`" in text(page), f"{page} lacks {name}"
 
 
