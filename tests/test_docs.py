@@ -141,7 +141,7 @@ def test_every_command_is_on_a_page_and_its_help_ends_with_an_example_that_works
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_make_target_exists(page: str) -> None:
-    targets = set(re.findall(r"^(\w+):", text("Makefile"), re.M))
+    targets = set(re.findall(r"^([\w-]+):", text("Makefile"), re.M))
     for words in [*typed(page), *(span.split() for span in spans(page))]:
         if words[0] == "make":
             assert {word for word in words[1:] if "=" not in word} <= targets, " ".join(words)
