@@ -304,6 +304,7 @@ def workspace(ask: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_gives_the_right_answer_or_a_sentence_that_names_the_file_and_the_remedy(
     workspace: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from pipeline.plan import MEASURES
 from pipeline.storage.workspace import Workspace
 from tests.conftest import Command
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).parents[2] / "docs/catalog.md").read_text(encoding="utf-8")
 VIEWS, QUESTIONS = PAGE.split("## Ten questions\n")
 INTERNAL = r"settings|migrations|lost_rows|\w+_rows"

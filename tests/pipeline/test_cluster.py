@@ -83,6 +83,7 @@ def test_a_worker_that_dies_is_tried_again(workers: Cluster, tmp_path: Path) -> 
     assert run(workers, die_once, [Job("a", {"mark": str(tmp_path / "mark")}, (0,))]) == {"a": "lived"}
 
 
+@pytest.mark.slow
 def test_the_one_row_that_kills_is_found_and_the_rest_goes_on(workers: Cluster) -> None:
     results = run(workers, die_on_three, [Job("a", {}, tuple(range(8))), Job("b", {}, (8, 9))])
     assert "killed its worker" in results["a"].pop(3)
@@ -162,6 +163,7 @@ def test_a_job_that_always_loses_its_worker_fails_alone_where_it_has_no_rows(wor
     assert done == ["b"]
 
 
+@pytest.mark.slow
 def test_what_one_of_several_processes_raises_comes_out_as_one_sentence(
     workers: Cluster, tmp_path: Path
 ) -> None:

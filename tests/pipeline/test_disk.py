@@ -13,6 +13,8 @@ from pipeline.catalog import Catalog
 from pipeline.storage.workspace import TEMPORARY, Workspace
 from tests.conftest import Command
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("--stages", "ingest,annotate")
 IMAGES = 8
 DISK = 16 * 1024  # KiB

@@ -17,6 +17,8 @@ from pipeline.catalog import Catalog
 from pipeline.storage.workspace import Workspace
 from tests.conftest import COMMAND, OPEN, Command
 
+pytestmark = pytest.mark.slow
+
 IMAGES, CONDITIONS = 40, "{canny: {}, hough: {}, cartoon: {}}"
 KILLS = 5
 PATIENCE = 120.0

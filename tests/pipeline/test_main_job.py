@@ -276,6 +276,7 @@ def test_the_catalog_is_rebuilt_with_runs_and_scores(
     assert {name: query(root, sql) for name, sql in tables.items()} == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_training_goes_on_from_its_checkpoint(
     folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path, controlmill: Command
 ) -> None:
@@ -393,6 +394,7 @@ def test_a_workspace_with_scores_of_a_measure_that_is_gone_is_read_and_does_not_
     )
 
 
+@pytest.mark.slow
 def test_somebody_elses_checkpoint_is_scored_beside_the_runs(
     made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, ask: Command
 ) -> None:

@@ -319,6 +319,7 @@ def test_too_few_pairs_are_refused_after_annotate_and_before_anything_is_encoded
     )
 
 
+@pytest.mark.slow
 def test_pairs_without_a_caption_are_counted_before_training_after_it_and_in_the_plan(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:

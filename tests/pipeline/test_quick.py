@@ -13,6 +13,8 @@ from pipeline.catalog import Catalog
 from pipeline.storage.workspace import Workspace
 from tests.conftest import COMMAND, OPEN
 
+pytestmark = pytest.mark.slow
+
 QUICK = Path(__file__).parents[2] / "manifests" / "quick.yaml"
 
 

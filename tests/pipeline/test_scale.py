@@ -100,6 +100,7 @@ def chosen(made: Catalog, condition: str) -> tuple[int, int]:
     return int(count), int(images)
 
 
+@pytest.mark.slow
 def test_a_limit_chooses_the_same_pairs_at_every_query_and_of_equal_rows_the_first_of_the_source(
     big: tuple[int, Path, Catalog],
 ) -> None:

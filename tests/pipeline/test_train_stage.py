@@ -195,6 +195,7 @@ def test_the_conditioning_gain_is_measured_on_the_validation_split(
     assert log[-1]["held_out"]["hough"]["n"] == 2
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_from_the_shorter_one_and_ends_with_the_same_bits(
     made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,6 +310,7 @@ def flip(path: Path) -> None:
 WEIGHTS = "canny/diffusion_pytorch_model.safetensors"
 
 
+@pytest.mark.slow
 def test_a_complete_run_whose_checkpoint_is_damaged_trains_the_missing_part_again(alone: Any) -> None:
     whole = alone()
     assert whole.told == f"{whole.name} is trained" and not whole.said
@@ -330,6 +332,7 @@ def test_a_complete_run_whose_checkpoint_is_damaged_trains_the_missing_part_agai
     assert not alone().said, "once"
 
 
+@pytest.mark.slow
 def test_verify_reports_each_damaged_file_of_a_checkpoint_and_repair_has_it_made_again(alone: Any) -> None:
     whole = alone()
     for name in ("canny/optimizer.safetensors", WEIGHTS):
@@ -523,6 +526,7 @@ def test_a_run_that_was_named_after_options_keeps_its_name_also_when_they_change
     assert alone(", micro_batch: 4").name == older, "also when it is no longer what it was begun with"
 
 
+@pytest.mark.slow
 def test_another_micro_batch_or_interval_of_checkpoints_goes_on_and_is_said(alone: Any) -> None:
     whole = alone()
     shutil.rmtree(whole.step)

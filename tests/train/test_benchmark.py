@@ -14,6 +14,8 @@ from benchmarks.shapes import SHAPES, RandomPairs, random_base
 from train import fit as loop
 from train import throughput
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 QUICK = ["--shape", "tiny", "--steps", "1", "--readings", "1", "--repeats", "1", "--threads", "1"]
 

@@ -48,6 +48,7 @@ def rows(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / LOG).read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_where_the_hint_decides_the_target(tmp_path: Path) -> None:
     options = Options(images=8 * 160, batch=8, lr=5e-3, log_every=160, checkpoint_every=1280)
     fit(tiny_base(), ToyPairs(16, side=8), ["edges"], options, tmp_path)
@@ -63,6 +64,7 @@ def test_the_base_is_locked(tmp_path: Path) -> None:
     assert all(parameter.grad is None for parameter in base.unet.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modes", "files"),
     [
@@ -110,6 +112,7 @@ def die_in_training(out: Path) -> None:
     fit(tiny_base(), KilledPairs(), ["edges"], dataclasses.replace(OPTIONS, workers=0), out)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib; from tests.train.test_fit import die_in_training;"
@@ -176,6 +179,7 @@ def test_four_micro_batches_of_one_equal_one_of_four(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_another_micro_batch_goes_on_and_says_so_and_another_interval_of_checkpoints_changes_nothing(
     tmp_path: Path,
 ) -> None:
@@ -324,6 +328,7 @@ def test_a_warm_start_keeps_how_its_controlnet_takes_hints_and_gives_residuals(
             torch.testing.assert_close(own, expected.expand_as(own), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_a_warm_start_saves_is_told_before_the_first_step_and_once(tmp_path: Path) -> None:
     """Of two conditions one starts warm: it saves as much after steps that change nothing, and the other, a
     copy of the base, nothing.

@@ -203,6 +203,7 @@ def test_the_locked_base_computes_in_bf16_and_channels_last_and_stays_as_it_was(
     assert precision.locked(unet, "fp32", "cpu") is unet
 
 
+@pytest.mark.slow
 def test_compiled_halves_give_the_same_gradients_for_every_condition() -> None:
     """With the tracing of torch.compile but without its code generator, which takes a minute."""
     unet = tiny_unet()
@@ -296,6 +297,7 @@ def two_processes(out: Path, drift: bool) -> None:
     assert [process.wait(timeout=120) for process in running] == [0, 0]
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
     """Their gradients are one, their checkpoint is that of one process, and a weight that drifts apart is
     named.
