@@ -40,6 +40,7 @@ from annotate import maps
 from annotate.conditions import CONDITIONS
 from annotate.maps import RawMap
 from benchmarks.annotate import machine
+from benchmarks.chromium import PROGRAM, chromium
 from evaluate import fidelity, measures
 from pipeline import plan, scenes
 from pipeline.benchmark import estimates, networks
@@ -63,7 +64,6 @@ from pipeline.report import leaderboard_evidence, leaderboard_scores
 from pipeline.run import activate
 from pipeline.storage import codec, shards
 from pipeline.storage.workspace import Workspace
-from tests.chromium import PROGRAM, chromium
 
 BASE = Path(__file__).resolve().parent.parent / "train" / "mini" / "base"
 DETECTORS = {"hough": "opencv-lsd", "hed": "hed-bsds500", "cartoon": "xdog"} | dict.fromkeys(

@@ -28,6 +28,7 @@ sys.path[:] = [
 ]
 
 from annotate.conditions import CONDITIONS
+from benchmarks.chromium import PROGRAM, chromium
 from pipeline.report.leaderboard import render
 from pipeline.report.leaderboard_data import (
     EvidenceSample,
@@ -39,7 +40,6 @@ from pipeline.report.leaderboard_data import (
     Speed,
     published,
 )
-from tests.chromium import PROGRAM, chromium
 
 METRICS = (  # name, title, unit, higher is better, column, level, best, worst
     (

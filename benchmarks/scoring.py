@@ -214,8 +214,8 @@ def make_weights(folder: Path, tiny: bool) -> tuple[Path, Path]:
     """The files of both networks."""
     from transformers import CLIPConfig, CLIPModel
 
+    from benchmarks import small_networks
     from evaluate import extractors
-    from tests import small_networks
 
     inception = small_networks.inception(folder)
     # as if it were the published file: no other is run

@@ -238,7 +238,7 @@ def keypoints(scene, size: int) -> dict[str, float]:
     from annotate import openpose
     from annotate.detectors import DETECTORS
     from annotate.parameters import fill
-    from tests.annotate.fields import fields_of
+    from benchmarks.fields import fields_of
 
     truth = scene.maps["pose_openpose"].array
     if not len(truth):

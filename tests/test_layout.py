@@ -164,6 +164,11 @@ def test_importing_loads_no_heavy_library(module: str) -> None:
     )
 
 
+def test_no_benchmark_imports_a_test() -> None:
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        assert "tests" not in imported(path), path.name
+
+
 # -- size: a reader holds a function in view -----------------------------------------------------------------
 
 LONGEST, DEEPEST, MOST_PARAMETERS = 70, 4, 8  # lines of a function, blocks in blocks, without self

@@ -5,7 +5,6 @@ leaderboard says.
 import html
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,12 @@ from pipeline import manifest
 from pipeline.report import stored
 from pipeline.report.leaderboard import render
 from pipeline.report.leaderboard_scores import data
+from tests.pages import HtmlPage
 from tests.test_docs import ROOT, blocks, text
 
 PAGE = "docs/showcase/README.md"
 FOLDER = ROOT / "docs" / "showcase"
 LARGEST = 16 * 1024**2
-
-
-class Links(HTMLParser):
-    def __init__(self, page: Path) -> None:
-        super().__init__()
-        self.local: set[str] = set()
-        self.feed(page.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = {value.partition("#")[0] for name, value in attrs if name in ("src", "href") and value}
-        self.local |= {it for it in found if it and not re.match(r"[a-z]+:", it)}
 
 
 def board() -> dict[str, Any]:
@@ -40,7 +29,7 @@ def board() -> dict[str, Any]:
 
 def test_no_picture_is_missing_or_idle_and_all_are_small() -> None:
     pages = list(FOLDER.rglob("*.html"))
-    shown = {(page.parent / link).resolve() for page in pages for link in Links(page).local}
+    shown = {(page.parent / link).resolve() for page in pages for link in HtmlPage(page).local}
     assert len(pages) > len(CONDITIONS) and all(path.is_file() for path in shown)
     pictures = {path for path in FOLDER.rglob("*") if path.suffix in (".png", ".jpg")}
     assert len(pictures) > 100 and pictures <= shown

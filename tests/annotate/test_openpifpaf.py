@@ -1,6 +1,5 @@
 """OpenPifPaf: against the package's own predictor on the same weights, and against people that are known."""
 
-import importlib.util
 import os
 import pickle
 import subprocess
@@ -17,11 +16,7 @@ from annotate.annotator import Annotation, annotate, missing, resolve
 from annotate.openpifpaf import CONVERTED, decode, keep_inside
 from annotate.skeletons import SKELETONS
 from annotate.weights import WeightsError
-
-spec = importlib.util.spec_from_file_location("fields", Path(__file__).with_name("fields.py"))
-assert spec and spec.loader
-fields: Any = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fields)
+from benchmarks import fields
 
 PARAMS = resolve("pose_openpifpaf", "openpifpaf", {"precision": "fp32"}, here=False).params
 NAMES = SKELETONS["coco_17"].names

@@ -4,7 +4,6 @@ people that are known.
 
 import contextlib
 import functools
-import importlib.util
 import io
 import subprocess
 import sys
@@ -22,11 +21,7 @@ from annotate.annotator import Annotation, annotate, missing, resolve
 from annotate.maps import RawMap, measures
 from annotate.openpose import LIMBS, MOST_PEAKS, PARTS, decode, find_peaks
 from annotate.weights import WeightsError
-
-spec = importlib.util.spec_from_file_location("fields", Path(__file__).with_name("fields.py"))
-assert spec and spec.loader
-fields: Any = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fields)
+from benchmarks import fields
 
 PARAMS = resolve("pose_openpose", "openpose", {"precision": "fp32"}, here=False).params
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import small_networks
 from evaluate.alignment import DualEncoder, crop, load, similarity
 from evaluate.extractors import Images
-from tests import small_networks
 
 torch.set_num_threads(1)
 DRAW = np.random.default_rng(0)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import small_networks
 from evaluate import extractors
 from evaluate.extractors import load, resize
-from tests import small_networks
 
 torch.set_num_threads(1)
 DRAW = np.random.default_rng(0)
@@ -80,51 +80,14 @@ def published(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_inception_is_clean_fids_program_on_its_own_resizing(
     inception: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.inception_2015 import network
-
     published(inception, monkeypatch)
     found = load("inception", inception)(IMAGES)
-    net = network()
-    net.load_state_dict(
-        {
-            name.removeprefix("layers."): value
-            for name, value in torch.jit.load(str(inception)).state_dict().items()
-        }
-    )
+    layers = torch.jit.load(str(inception)).layers
     with torch.inference_mode():
         batch = torch.from_numpy(np.stack([resize(image, 299) for image in IMAGES])).permute(0, 3, 1, 2)
-        wanted = net((batch - 128) / 128).numpy()
+        wanted = layers((batch - 128) / 128).numpy()
     assert np.allclose(found, wanted, atol=1e-4) and found.shape == (3, 2048) and found.std() > 0.1
     assert np.array_equal(found, load("inception", inception.parent)(IMAGES)), "a folder will do"
-
-
-def test_inception_differs_from_torchvisions_in_its_three_poolings_alone() -> None:
-    from torchvision.models import inception as theirs
-
-    from tests import inception_2015 as ours
-
-    draw = torch.Generator().manual_seed(0)
-    pairs = [
-        (theirs.InceptionA(192, pool_features=32), ours.InceptionA(192, pool_features=32), 192),
-        (theirs.InceptionC(768, channels_7x7=128), ours.InceptionC(768, channels_7x7=128), 768),
-        (theirs.InceptionE(1280), ours.InceptionE(1280), 1280),
-        (theirs.InceptionE(2048), ours.LastInceptionE(2048), 2048),
-    ]
-    for original, changed, width in pairs:
-        changed.load_state_dict(original.state_dict())
-        x = torch.rand(1, width, 5, 5, generator=draw)
-        with torch.inference_mode():
-            *before, pooled_before = original.eval()._forward(x)
-            *after, pooled = changed.eval()._forward(x)
-            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-            # inside, where no padding is met, a mean is a mean; the last block takes the maximum everywhere
-            same = torch.allclose(pooled[..., 1:-1, 1:-1], pooled_before[..., 1:-1, 1:-1], atol=1e-6)
-            assert same == (width != 2048) and not torch.allclose(pooled, pooled_before, atol=1e-4)
-            if width == 2048:
-                wide = torch.nn.functional.max_pool2d(x, 3, 1, 1)
-                assert torch.equal(pooled, changed.branch_pool(wide))
-    one = ours.inner_mean(torch.ones(1, 1, 3, 3))
-    assert torch.equal(one, torch.ones(1, 1, 3, 3)), "no zero of the padding is in the mean of a corner"
 
 
 def test_a_torchscript_file_is_run_only_if_it_is_the_published_one(

@@ -7,7 +7,6 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 from PIL import Image
 
 from annotate.conditions import CONDITIONS
+from benchmarks.chromium import PROGRAM, Page, chromium
 from evaluate.replicates import BY_CHANCE, NO_CEILING, NOT_BETTER
 from pipeline import MillError
 from pipeline.report import leaderboard, stored
@@ -39,8 +39,8 @@ from pipeline.report.leaderboard_view import tables
 from pipeline.report.pareto import pareto
 from pipeline.report.protocol import differences
 from pipeline.report.provenance import provenance
-from tests.chromium import PROGRAM, Page, chromium
 from tests.conftest import Command
+from tests.pages import HtmlPage
 
 EVIL = "<img src=x onerror=\"document.title='taken'\"></script><script>document.title='taken'</script>| a"
 SCHEMA = json.loads(
@@ -208,31 +208,8 @@ def site(board: Leaderboard, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return render(board, tmp_path_factory.mktemp("board"))
 
 
-class Read(HTMLParser):
-    """Start tags with their attributes, and the visible text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.words: list[str] = []
-        self.quiet = False
-        self.feed(path.read_text(encoding="utf-8"))
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        self.quiet = tag in ("script", "style")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.quiet = False
-
-    def handle_data(self, words: str) -> None:
-        if not self.quiet:
-            self.words.append(words)
-
-
 def test_the_page_shows_every_number_with_its_interval_share_rank_and_failures(site: Path) -> None:
-    text = Read(site).text
+    text = HtmlPage(site).text
     for words in (
         "0.720 1–2",
         "72 %",
@@ -256,7 +233,7 @@ def test_the_page_shows_every_number_with_its_interval_share_rank_and_failures(s
 
 def test_the_least_difference_that_can_be_told_stands_below_the_table(site: Path) -> None:
     words = "Differences of Edge F1 below 0.0123 can't be told apart with n = 200: at 200 prompts"
-    assert Read(site).text.count(words) == 1 and words in (site.parent / "leaderboard.md").read_text(
+    assert HtmlPage(site).text.count(words) == 1 and words in (site.parent / "leaderboard.md").read_text(
         encoding="utf-8"
     )
     told = json.loads((site.parent / "leaderboard.json").read_text(encoding="utf-8"))["benchmarks"]
@@ -265,7 +242,7 @@ def test_the_least_difference_that_can_be_told_stands_below_the_table(site: Path
 
 def test_names_and_captions_with_markup_stay_text(site: Path, board: Leaderboard) -> None:
     for page in site.parent.glob("*.html"):
-        read = Read(page)
+        read = HtmlPage(page)
         assert not any("onerror" in attributes for _, attributes in read.tags)
         assert len([tag for tag, _ in read.tags if tag == "script"]) == (3 if page == site else 1), page.name
         assert EVIL in read.text.replace("\n", " ")
@@ -283,7 +260,7 @@ def test_every_file_that_a_page_names_is_there_and_only_sources_lie_elsewhere(si
     for page in site.parent.glob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert "@import" not in text and "url(" not in text and str(site.parent) not in text
-        for tag, attributes in Read(page).tags:
+        for tag, attributes in HtmlPage(page).tags:
             for name in {attributes.get("src"), attributes.get("href")} - {None, "", "data:,", "x"}:
                 assert name is not None
                 if name.startswith("https://"):
@@ -295,7 +272,7 @@ def test_every_file_that_a_page_names_is_there_and_only_sources_lie_elsewhere(si
 def test_pictures_are_files_that_load_when_they_are_seen(site: Path) -> None:
     images = [
         attributes
-        for tag, attributes in Read(site.parent / "evidence-canny.html").tags
+        for tag, attributes in HtmlPage(site.parent / "evidence-canny.html").tags
         if tag == "img" and attributes.get("src")
     ]
     # one question and three answers, three samples of five pictures, a worst one without a map
@@ -512,7 +489,7 @@ def test_where_there_is_no_normalized_score_the_page_says_why(board: Leaderboard
     # beta's first measure: it leads
     told = replace(board.scores[3], share=None, share_low=None, share_high=None, share_reason=NOT_BETTER)
     page = render(replace(board, scores=(*board.scores[:3], told, *board.scores[4:])), tmp_path)
-    text = Read(page).text
+    text = HtmlPage(page).text
     assert f"0.710 – 0.730 – {NOT_BETTER}" in text, "the overview"
     assert f"No normalized score of Edge F1: {NOT_BETTER}." in text
     assert f'title="no normalized score: {NOT_BETTER}">–<' in page.read_text(encoding="utf-8")
@@ -533,7 +510,7 @@ def test_more_than_the_real_image_is_marked(board: Leaderboard, tmp_path: Path) 
     ):
         it = score("alpha", 0.9, share=share, share_low=low, share_high=2 * share)
         assert above(it) == words
-        told = Read(render(replace(board, scores=(it,), evidence=()), tmp_path)).text
+        told = HtmlPage(render(replace(board, scores=(it,), evidence=()), tmp_path)).text
         assert told.count(words) == 2 if words else "better than" not in told, (
             "in the overview and in the table"
         )
@@ -738,14 +715,14 @@ def test_what_is_no_leaderboard_is_refused_with_a_sentence(
 
 
 def test_a_board_without_scores_says_so(tmp_path: Path) -> None:
-    assert "Nothing has been scored yet" in Read(render(Leaderboard(name="new"), tmp_path)).text
+    assert "Nothing has been scored yet" in HtmlPage(render(Leaderboard(name="new"), tmp_path)).text
     waiting = Leaderboard(
         name="new",
         benchmarks=(benchmark("canny"),),
         metrics=(F1,),
         models=(LeaderboardModel(name="alpha", kind="run"),),
     )
-    assert "not scored" in Read(render(waiting, tmp_path)).text
+    assert "not scored" in HtmlPage(render(waiting, tmp_path)).text
     jsonschema.validate(json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8")), SCHEMA)
 
 

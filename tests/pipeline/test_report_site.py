@@ -2,9 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
@@ -32,6 +30,7 @@ from pipeline.report.contents import (
 )
 from pipeline.report.plots import axis, gain_plot, learning_plot, loss_plot
 from pipeline.report.site import PICTURES, render, score_groups
+from tests.pages import HtmlPage
 
 EVIL = "<script>alert('caption')</script>\" onerror=\"x"
 
@@ -179,34 +178,8 @@ def data() -> ReportData:
     )
 
 
-class Page(HTMLParser):
-    """Start tags with their attributes, and the visible text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.words: list[str] = []
-        self.quiet = False
-        self.feed(path.read_text(encoding="utf-8"))
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        self.quiet = tag in ("script", "style")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.quiet = False
-
-    def handle_data(self, words: str) -> None:
-        if not self.quiet:
-            self.words.append(words)
-
-    def all(self, tag: str) -> Iterator[dict[str, str]]:
-        return (attributes for name, attributes in self.tags if name == tag)
-
-
 def test_the_page_shows_every_part_of_the_data(data, tmp_path):
-    text = Page(render(data, tmp_path)).text
+    text = HtmlPage(render(data, tmp_path)).text
     for words in (
         "demo",
         "5 addresses read, 1 of them exact duplicates",
@@ -238,14 +211,14 @@ def test_the_page_shows_every_part_of_the_data(data, tmp_path):
 
 
 def test_one_that_followed_before_its_training_is_not_said_to_have_begun_at_image_0(data, tmp_path):
-    text = Page(
+    text = HtmlPage(
         render(replace(data, runs=(replace(data.runs[0], convergence_step={"canny": 0}),)), tmp_path)
     ).text
     assert "Followed its condition before this training." in text and "since 0 images" not in text
 
 
 def test_captions_names_and_manifests_are_escaped(data, tmp_path):
-    page = Page(render(replace(data, name=EVIL), tmp_path))
+    page = HtmlPage(render(replace(data, name=EVIL), tmp_path))
     assert len(list(page.all("script"))) == 1  # the page's own
     assert not any("onerror" in attributes for _, attributes in page.tags)
     assert EVIL in page.text
@@ -257,7 +230,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_every_file_it_names_is_there(
     assert "http://" not in text and "https://" not in text and "@import" not in text and "url(" not in text
     named = {
         attributes[key]
-        for tag, attributes in Page(index).tags
+        for tag, attributes in HtmlPage(index).tags
         for key in ("src", "href")
         if key in attributes
     }
@@ -269,7 +242,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_every_file_it_names_is_there(
 
 
 def test_pictures_have_alternative_text_and_size_and_link_to_themselves_without_scripts(data, tmp_path):
-    page = Page(render(data, tmp_path))
+    page = HtmlPage(render(data, tmp_path))
     images = [attributes for attributes in page.all("img") if attributes.get("src")]
     assert images and all(image["alt"] for image in images)
     framed = [image for image in images if image.get("width")]
@@ -281,7 +254,7 @@ def test_pictures_have_alternative_text_and_size_and_link_to_themselves_without_
 
 
 def test_an_empty_report_says_what_has_not_run_yet(tmp_path):
-    text = Page(render(ReportData(name="new"), tmp_path)).text
+    text = HtmlPage(render(ReportData(name="new"), tmp_path)).text
     for words in (
         "No images have been read yet",
         "No maps have been made yet",
@@ -296,7 +269,7 @@ def test_a_picture_that_is_none_is_said_in_words_and_does_not_stop_the_report(da
         replace(data.contact[0], image=b"not a picture", maps={"canny": b"\x89PNG broken"}),
         *data.contact[1:],
     )
-    assert Page(render(replace(data, contact=rows), tmp_path)).text.count("unreadable picture") == 2
+    assert HtmlPage(render(replace(data, contact=rows), tmp_path)).text.count("unreadable picture") == 2
 
 
 def test_pictures_of_an_older_report_go_once_the_new_page_is_there(data, tmp_path):
@@ -324,7 +297,7 @@ def test_a_report_that_fails_half_way_leaves_the_older_one_whole(data, tmp_path,
     with pytest.raises(OSError, match="No space left"):
         render(replace(data, name="other", contact=(replace(data.contact[0], image=picture(99)),)), tmp_path)
     assert index.read_bytes() == before
-    named = [attributes["src"] for attributes in Page(index).all("img") if attributes.get("src")]
+    named = [attributes["src"] for attributes in HtmlPage(index).all("img") if attributes.get("src")]
     assert named and all((tmp_path / name).is_file() for name in named)
 
 
@@ -373,7 +346,7 @@ def test_the_page_begins_with_what_the_training_changed(data, tmp_path):
         verdicts={"warm_start": "<", "no_control": ">"},
     )
     path = render(replace(data, summary=(canny,)), tmp_path)
-    page = Page(path)
+    page = HtmlPage(path)
     head = page.text.split("Read this first")[0]
     assert all(
         text in head
@@ -389,15 +362,15 @@ def test_the_page_begins_with_what_the_training_changed(data, tmp_path):
         )
     ), head
     assert "Model" not in head, "one model a condition needs no name"
-    head = Page(render(replace(data, summary=(canny, replace(canny, model="other"))), tmp_path)).text.split(
-        "Read this first"
-    )[0]
+    head = HtmlPage(
+        render(replace(data, summary=(canny, replace(canny, model="other"))), tmp_path)
+    ).text.split("Read this first")[0]
     assert "Model" in head and EVIL in head and "other" in head and "<script>alert" not in path.read_text()
 
 
 def test_a_score_without_interval_says_why(data, tmp_path):
     alone = replace(data, scores=(score("canny-full", 0.3, low=None, high=None, n=1),))
-    assert "too few images" in Page(render(alone, tmp_path)).text
+    assert "too few images" in HtmlPage(render(alone, tmp_path)).text
 
 
 @pytest.mark.parametrize(
@@ -456,7 +429,7 @@ def test_the_learning_curve_is_drawn_with_its_intervals_and_the_floor(data, tmp_
     run = replace(data.runs[0], learning_curves={"canny": curve})
     path = render(replace(data, runs=(run,)), tmp_path)
     assert (
-        "canny: learning curve" in Page(path).text
+        "canny: learning curve" in HtmlPage(path).text
         and 'aria-label="Learning curve of canny over images seen' in path.read_text()
     )
     assert "canny: learning curve" not in render(data, tmp_path).read_text()

@@ -76,17 +76,19 @@ def dinov2(folder: Path) -> Path:
 
 
 def inception(folder: Path) -> Path:
-    """The published file's name and form, a TorchScript program with `layers`, at random; the scale of each
-    layer is kept, so that the last one still sees the image. Returns the file: its sha256 is not the pin.
+    """The published file's name and form, a TorchScript program with `layers`: torchvision's Inception v3 at
+    random, which differs from that of 2015 in three poolings; the scale of each layer is kept, so that the
+    last one still sees the image. Returns the file: its sha256 is not the pin.
     """
     import torch
-
-    from tests.inception_2015 import network
+    from torchvision.models import Inception3
 
     class Program(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = network()
+            inception = Inception3(num_classes=1008, aux_logits=False, init_weights=False)
+            inception.fc = torch.nn.Identity()
+            self.layers = inception
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.layers(x)
