@@ -6,6 +6,8 @@ BIN := .venv/bin
 # With two workers: each has a core to itself, which beats two cores for one.
 demo: setup                                     ## the whole job on rendered scenes: thirteen ControlNets, trained and compared
 	$(BIN)/controlmill run manifests/demo.yaml --workers 2
+	$(BIN)/controlmill verify runs/demo --rescore 26 --libraries
+	$(BIN)/controlmill run manifests/demo.yaml --stages report
 
 quick: setup                                    ## the same, smaller: four conditions
 	$(BIN)/controlmill run manifests/quick.yaml --workers 2

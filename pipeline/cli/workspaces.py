@@ -142,7 +142,10 @@ def verify(workspace: Path, repair: bool, rescore: int, by_libraries: bool) -> N
     if by_libraries:
         from pipeline.commands import libraries
 
-        say("\n".join(libraries.lines(libraries.compared(plan, catalog, rescore))))
+        agreements = libraries.compared(plan, catalog, rescore)
+        libraries.save(catalog.workspace, agreements)
+        say("\n".join(libraries.lines(agreements)))
+        say("`controlmill run MANIFEST --stages report` puts it on the page.")
     sys.exit(NOT_COMPLETE if problems and not repair else 0)
 
 

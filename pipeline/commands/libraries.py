@@ -2,6 +2,7 @@
 pycocotools.
 """
 
+import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from pipeline.plan import Plan
 from pipeline.report.text import table
 from pipeline.storage import codec, shards
 from pipeline.storage.shards import Row
+from pipeline.storage.workspace import Workspace, write_text
 
 SET_DISTANCES = ("fd", "kd")  # of those between sets of features, the ones that a library has
 
@@ -76,6 +78,16 @@ def compared(plan: Plan, catalog: Catalog, samples: int, *, seed: int | None = N
 VALUES = "SELECT system, metric, value FROM scores"
 
 
+def save(workspace: Workspace, agreements: Mapping[str, Agreement]) -> None:
+    """For the report, which shows it from its next writing on."""
+    rows = [
+        {"measure": name, "library": it.library, "values": it.values, "difference": it.difference}
+        for name, it in agreements.items()
+        if it.values
+    ]
+    write_text(workspace.libraries, json.dumps(rows, indent=1) + "\n")
+
+
 def lines(agreements: Mapping[str, Agreement]) -> list[str]:
     """A table of the measures that a library has; then why it has not the others."""
     rows = [
@@ -113,8 +125,6 @@ class _Readable:
         return as_map(stored)
 
     def reread(self, row: Row) -> Map:
-        import json
-
         kind = CONDITIONS[self.system.condition].kind
         return as_map(maps.decode(kind, row["map"], json.loads(row["meta"])))
 

@@ -205,6 +205,16 @@ class EvidenceRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LibraryRow:
+    """A measure beside the same by torchmetrics, clean-fid or pycocotools."""
+
+    measure: str
+    library: str
+    values: int
+    difference: float  # the largest
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportData:
     name: str
     made_at: str = ""  # "2026-11-23 00:14 UTC"
@@ -223,3 +233,4 @@ class ReportData:
     evidence: tuple[EvidenceRow, ...] = ()
     # whether leaderboard/leaderboard.html lies beside the page
     leaderboard: bool = False
+    libraries: tuple[LibraryRow, ...] = ()  # what `controlmill verify --libraries` found last

@@ -3,9 +3,11 @@
 Written whenever a stage ends, so it fills as the job goes on.
 """
 
+import json
 import os
 import platform
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from pipeline.report.counts import WorkspaceCounts, workspace_counts
 from pipeline.report.site import render
 from pipeline.report.summary import summary
 from pipeline.stages.stage import StageContext, StageResult
+from pipeline.storage.workspace import Workspace
 
 
 def report(context: StageContext) -> StageResult:
@@ -56,6 +59,7 @@ def write_page(context: StageContext) -> Path:
         summary=tuple(summary(plan, catalog, compared)),
         evidence=tuple(benchmark_rows.evidence_rows(plan, catalog, compared)),
         leaderboard=counts.scores > 0,
+        libraries=tuple(_libraries(plan.workspace)),
     )
     return render(data, plan.workspace.report)
 
@@ -65,6 +69,12 @@ def _systems(context: StageContext) -> list[System]:
         return context.systems
     except MillError:
         return []  # a report under way: what the stages before still lack, they say themselves
+
+
+def _libraries(workspace: Workspace) -> Iterator[contents.LibraryRow]:
+    """What was compared last, if anything was; a file that is none is passed over."""
+    with suppress(OSError, ValueError, TypeError):
+        yield from [contents.LibraryRow(**row) for row in json.loads(workspace.libraries.read_bytes())]
 
 
 def _machine() -> dict[str, str]:

@@ -21,7 +21,7 @@ DAMAGED_CHECKPOINT = (
     " missing"
 )
 
-OWN_FILES = ("manifest.yaml", "catalog.duckdb", "probe", "rebuild")
+OWN_FILES = ("manifest.yaml", "catalog.duckdb", "libraries.json", "probe", "rebuild")
 OWN_FOLDERS = ("spool", "shards", "samples", "scores", "checkpoints", "base", "report")
 
 
@@ -75,6 +75,11 @@ class Workspace:
     @property
     def catalog(self) -> Path:
         return self.root / "catalog.duckdb"
+
+    @property
+    def libraries(self) -> Path:
+        """What `controlmill verify --libraries` found last."""
+        return self.root / "libraries.json"
 
     @property
     def report(self) -> Path:

@@ -339,9 +339,17 @@ def test_scores_follow_from_the_pictures_and_one_that_does_not_is_named(
 
 
 def test_scores_stand_beside_those_of_the_libraries(
-    made: tuple[Path, subprocess.CompletedProcess[str]], controlmill: Command
+    made: tuple[Path, subprocess.CompletedProcess[str]], controlmill: Command, tmp_path: Path
 ) -> None:
-    root, _ = made
+    import shutil
+
+    from pipeline import plan as plans
+    from pipeline.stages.report import write_page
+    from pipeline.stages.stage import StageContext
+    from tests.pages import HtmlPage
+
+    root = tmp_path / "copy"
+    shutil.copytree(made[0], root)
     ran = controlmill("verify", str(root / "ws"), "--rescore", "20", "--libraries")
     assert ran.returncode == 0, ran.stderr
     table = [line.split("  ") for line in ran.stdout.splitlines() if re.match(r"\S.* \d+\.\d+\.\d+ ", line)]
@@ -349,6 +357,11 @@ def test_scores_stand_beside_those_of_the_libraries(
     assert {"edge_f1", "edge_f1_pooled"} <= found.keys() and max(found.values()) < 1e-4, ran.stdout
     assert "no library has this measure: " in ran.stdout
     assert controlmill("verify", str(root / "ws"), "--libraries").returncode == 1
+    context = StageContext(plans.load_saved(Workspace(root / "ws")), Catalog(Workspace(root / "ws")), None)  # type: ignore[arg-type]
+    shown = HtmlPage(write_page(context)).text
+    assert "Scores beside those of the field's libraries" in shown and "edge_f1_pooled" in shown
+    (root / "ws/libraries.json").write_text("{")
+    assert "beside those of the field's" not in HtmlPage(write_page(context)).text
 
 
 def test_a_workspace_with_scores_of_a_measure_that_is_gone_is_read_and_does_not_show_them(
