@@ -103,6 +103,7 @@ def test_the_checkpoint_loads_in_diffusers(made: tuple[Path, subprocess.Complete
     assert net.controlnet_mid_block.weight.abs().max() > 0  # a zero convolution that has learned
 
 
+@pytest.mark.slow
 def test_one_image_can_be_drawn_from_the_checkpoint(
     made: tuple[Path, subprocess.CompletedProcess[str]],
     controlmill: Command,

@@ -55,6 +55,7 @@ def run(place: Path, out: Path, *more: Any) -> Result:
     )
 
 
+@pytest.mark.slow
 def test_guess_mode_draws_without_a_prompt_and_window_and_guided_hint_count(
     place: Path, tmp_path: Path
 ) -> None:

@@ -491,6 +491,7 @@ def test_names_are_those_of_the_first_release_and_keys_that_left_them_are_found_
         assert pairs.name_here(workspace, identity(run), run, ["canny-88a4d4f1", name]) == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("micro", "every"), [(2, 4), (None, 4), (2, None)])
 def test_a_run_that_was_named_after_options_keeps_its_name_also_when_they_change(
     alone: Any, micro: int | None, every: int | None

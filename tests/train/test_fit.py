@@ -257,6 +257,7 @@ def test_middle_only_trains_no_skip_and_still_holds_every_tensor(tmp_path: Path)
     assert weights["controlnet_mid_block.weight"].any()
 
 
+@pytest.mark.slow
 def test_warm_start_begins_with_the_other_conditions_weights(tmp_path: Path) -> None:
     pairs = ToyPairs(conditions=("edges", "inverse"))
     first = fit(tiny_base(), pairs, ["edges"], OPTIONS, tmp_path / "edges")
@@ -287,6 +288,7 @@ def test_warm_start_begins_with_the_other_conditions_weights(tmp_path: Path) -> 
         assert (not tensor.any()) == ("controlnet_down_blocks" in name), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"controlnet_conditioning_channel_order": "bgr"}, {"global_pool_conditions": True}]
 )

@@ -212,6 +212,7 @@ def test_a_hint_of_one_channel_trains_and_starts_no_condition_of_three(tmp_path:
         )
 
 
+@pytest.mark.slow
 def test_a_warm_start_takes_an_unlocked_base_along_or_refuses(tmp_path: Path) -> None:
     first = fit(tiny_base(), ToyPairs(), ["edges"], options(unlock="decoder", lr=1e-2), tmp_path / "first")
     warm = {"edges": first.path / "edges"}
