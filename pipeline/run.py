@@ -55,7 +55,11 @@ class RunOptions:
 
 
 def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int:
-    """Does what the manifest asks for and the workspace lacks; returns the exit status."""
+    """Does what the manifest asks for and the workspace lacks; returns the exit status.
+
+    MillError before any work where the manifest can't be carried out, something that the stages need is
+    missing here, or another run is working in the workspace; later where a stage can't go on or a job failed.
+    """
     plan = plans.make(given, here=False)
     doubts = preflight.check(plan, options.stages, options.limit)
     if absent := requirements.missing(plan, options.stages):  # all of it, before any work

@@ -19,6 +19,9 @@ class WantedNetworks:
 
 @functools.cache
 def extractor(name: str, weights: str | None, device: str) -> Any:  # evaluate.extractors.Extractor
+    """The extractor of that name with its weights, loaded once a process. MillError where there is none of
+    that name, or its weights are missing or can't be read.
+    """
     from evaluate import extractors
 
     try:
@@ -29,7 +32,7 @@ def extractor(name: str, weights: str | None, device: str) -> Any:  # evaluate.e
 
 @functools.cache
 def dual_encoder(spec: str, device: str) -> Any:  # evaluate.alignment.DualEncoder
-    """`mini`, or a folder of transformers."""
+    """`mini`, or a folder of transformers. MillError where files of it are missing or can't be read."""
     from evaluate import alignment
 
     try:

@@ -81,7 +81,12 @@ class Catalog:
     # -- questions -------------------------------------------------------------------------------------------
 
     def query(self, sql: str, parameters: Iterable[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
-        """Rows of one read-only query; it can reach no file but the catalog."""
+        """Rows of one read-only query; it can reach no file but the catalog.
+
+        MillError where the catalog is missing, damaged, of another version or held by another process, where
+        the query takes longer than QUERY_LIMIT, or where it asks for pairs and a `where` or `select:` of the
+        manifest fails on the data.
+        """
         given = dict(parameters) if isinstance(parameters, Mapping) else list(parameters)
         with self._file.open(read_only=True) as connection:
             self._must_be_current(connection)
@@ -178,6 +183,9 @@ class Catalog:
     # -- commits: one shard, one transaction -----------------------------------------------------------------
 
     def commit(self, shard: Shard) -> None:
+        """Puts the facts of one shard into the catalog. MillError, and nothing is put in, where a shard of
+        captions, maps or latents has not one row for each readable image of its part.
+        """
         with self.transaction() as connection:
             if not indexing.index_shard(connection, self.workspace, shard):
                 raise MillError(

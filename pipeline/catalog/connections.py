@@ -74,6 +74,11 @@ class CatalogFile:
 
     @contextmanager
     def open(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection for the length of the block; while `reading`, readers share the one that is open.
+
+        MillError where the file is missing or damaged, or the disk is full or can't be written; CatalogHeld
+        where another process has it open for too long.
+        """
         if read_only and self._held is not None:
             yield self._held
             return

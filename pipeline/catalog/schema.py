@@ -190,7 +190,8 @@ JOINABLE = 5  # the migration after which a shard of scores names its samples
 def migrate(connection: duckdb.DuckDBPyConnection, link: Callable[[], None] = lambda: None) -> None:
     """Applies what is missing; a migration and the record that it was applied are one transaction.
 
-    `link` finds the samples of the scores that are there, which SQL alone can't.
+    `link` finds the samples of the scores that are there, which SQL alone can't. MillError where a newer
+    version of ControlMill made the catalog.
     """
     connection.execute("CREATE TABLE IF NOT EXISTS migrations (version INTEGER, applied TIMESTAMP)")
     newest = connection.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchone()

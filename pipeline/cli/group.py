@@ -42,6 +42,9 @@ class Mill(click.Group):
 
 
 def open_workspace(target: Path) -> Workspace:
+    """The workspace that `target` is, or that the manifest `target` names. MillError where that folder is no
+    workspace, or the manifest has a mistake.
+    """
     root = Path(manifest.load(target).workspace).expanduser() if target.is_file() else target
     workspace = Workspace(root.resolve())
     if not workspace.manifest.is_file():

@@ -59,6 +59,9 @@ class Cluster:
 
     @property
     def ray(self) -> Any:
+        """The module `ray`, started or connected when first asked for. MillError where no cluster answers at
+        `address`.
+        """
         if self._ray is None:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

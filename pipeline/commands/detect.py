@@ -55,7 +55,7 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
 
 def chain(condition: str) -> list[Step]:
     """The condition's step by the detector that `auto` means here, after those of the conditions it is made
-    from.
+    from. MillError where there is no such condition, or one of them can't be made here.
     """
     try:
         return annotator.chain(condition, annotator.resolve)

@@ -78,7 +78,11 @@ def export_roots(
     wanted: Collection[str],  # conditions; none = all that are trained
     dest: Path,
 ) -> None:
-    """Writes DEST/<condition> in the diffusers layout, bfloat16, each with a note, and a card of them all."""
+    """Writes DEST/<condition> in the diffusers layout, bfloat16, each with a note, and a card of them all.
+
+    MillError where a wanted condition has no complete run, there is no complete run at all, or a checkpoint
+    is damaged.
+    """
     from train import ema, integrity, pretrained
 
     plan, catalog = plans.load_saved(workspace), Catalog(workspace)

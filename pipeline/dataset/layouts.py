@@ -177,6 +177,8 @@ def write_folder(
 ) -> None:
     """<split>/metadata.jsonl and the pictures that it names: the image-folder layout of `datasets`, columns
     image, text, conditioning_image.
+
+    MillError, when all is written, where `datasets` would take the captions for dates.
     """
     place = folder / split
     for name in ("images", "conditioning_images"):

@@ -37,6 +37,9 @@ def base_spec(plan: Plan) -> str:
 
 
 def base_fingerprint(spec: str) -> str:
+    """16 hex digits that tell a base from others, by its configs and weights. MillError where there is no
+    such base, or it can't be read.
+    """
     from train import base
 
     try:

@@ -16,7 +16,11 @@ def warm_starts(
     # by condition: a run's folder of checkpoints or a ControlNet's folder or file; the run here that makes
     # it, or ''
 ) -> dict[str, tuple[str, str]]:
-    """What the conditions of run `number` start from; those that start from the base are left out."""
+    """What the conditions of run `number` start from; those that start from the base are left out.
+
+    MillError where a `warm_start` is neither a condition that a run trains, here or before, nor a ControlNet
+    that is on this disk and can be read.
+    """
     from train import pretrained
 
     assert plan.manifest.train is not None

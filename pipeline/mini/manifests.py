@@ -13,7 +13,9 @@ RecipeKeys = Annotated[dict[str, Any], Field(default_factory=dict)]  # as a pers
 
 
 def recipe(given: Section, kind: type[Recipe]) -> Recipe:
-    """A library's own dataclass from the manifest's section `recipe`; what is left out is its default."""
+    """A library's own dataclass from the manifest's section `recipe`; what is left out is its default.
+    MillError where a key is unknown or its value does not fit.
+    """
     values = dict(given)["recipe"]
     _refuse_unknown(values, kind, given)
     try:

@@ -150,7 +150,7 @@ def export_scorer(manifest: Path, work: Path, dest: Path) -> dict[str, dict[str,
 
 def changed(caption: str, kind: str, rng: np.random.Generator) -> str | None:
     """The caption with one thing changed wherever it is said, to what the renderer could draw too; None = it
-    has nothing to change so.
+    has nothing to change so. ValueError where the caption names an object and `kind` is none of CHANGES.
     """
     things = {
         colour: Look(material, shape, place)

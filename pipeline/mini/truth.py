@@ -79,7 +79,7 @@ class Vae:
 
     @classmethod
     def load(cls, base: Path, where: Place) -> "Vae":
-        """Of a base's folder; `where` the manifest names it."""
+        """Of a base's folder; `where` the manifest names it. MillError where that folder holds no VAE."""
         from train.mini import base as bases
 
         path = base / "vae" / bases.VAE_FILE

@@ -137,7 +137,10 @@ def provided_by(given: Manifest, condition: str) -> list[dict[str, Any]] | None:
 
 
 def load_saved(workspace: Workspace) -> Plan:
-    """The plan of a workspace as its last run left it."""
+    """The plan of a workspace as its last run left it.
+
+    MillError where the folder is no workspace, its manifest is damaged, or a detector can't run here.
+    """
     saved = _saved(workspace)
     if saved is None:
         raise MillError(
@@ -247,7 +250,7 @@ def _saved(workspace: Workspace) -> Manifest | None:
 
 
 def saved(workspace: Workspace) -> Manifest:
-    """The manifest that a workspace keeps of its last run."""
+    """The manifest that a workspace keeps of its last run. MillError where it is missing or damaged."""
     try:
         return manifest.load_saved(workspace.manifest)
     except MillError as error:

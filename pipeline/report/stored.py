@@ -34,7 +34,11 @@ MEASURE = {"metrics": "name", "scores": "metric"}  # where a row names its measu
 
 
 def read(folder: Path) -> Leaderboard:
-    """Of this layout or an earlier one; measures that were taken out since are left out."""
+    """Of this layout or an earlier one; measures that were taken out since are left out.
+
+    MillError where there is no leaderboard.json that can be read, its layout is a later one, it breaks its
+    schema, or one of its pictures is not in the folder.
+    """
     file = folder / "leaderboard.json"
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))

@@ -37,7 +37,8 @@ def listing(
     """Every raw image of the manifest in a stable order, each address once; what lies below `without`, the
     workspace, is no source.
 
-    `spool` is the folder in which a source that can be read only once keeps what it has read.
+    `spool` is the folder in which a source that can be read only once keeps what it has read. MillError where
+    a source can't be listed, or there is no image in any.
     """
     by_address: dict[str, RawImage] = {}
     for source in sources:

@@ -25,7 +25,9 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.z
 
 
 def list_tars(source: WebDatasetSource, image: Image) -> Iterator[RawImage]:
-    """One RawImage for each sample, tar by tar, in the order in which each tar first names them."""
+    """One RawImage for each sample, tar by tar, in the order in which each tar first names them. MillError
+    where a tar is compressed, or there is none.
+    """
     for path in matching(source.path, *COMPRESSED):
         raise MillError(
             f"source.path: {path} is compressed, and nothing can be read from its middle: unpack it to a"

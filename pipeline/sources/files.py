@@ -86,6 +86,11 @@ def beside(template: str, image: Path, root: Path) -> Path:
 
 
 def list_table(source: ListSource, image: Image) -> Iterator[RawImage]:
+    """One RawImage for each row of a .jsonl or .csv file; a row without an image has a `problem`.
+
+    MillError where the path is no such file, or the file is not UTF-8; and after the last row where no row
+    has a column that the manifest names.
+    """
     path = resolve(source.path)
     if not path.is_file():
         reason = f"{path} is a folder" if path.is_dir() else f"the list {path} does not exist"
@@ -183,6 +188,7 @@ def _text(path: Path) -> Iterator[IO[str]]:
 
 
 def resolve(path: str) -> Path:
+    """The absolute path, with `~` and links followed. MillError where the text can't be a path."""
     try:
         return Path(path).expanduser().resolve()
     except (RuntimeError, ValueError, OSError) as error:

@@ -32,6 +32,9 @@ LISTED_ROWS = 4096  # whose light columns are read at a time
 def list_dataset(source: HuggingFaceSource, image: Image, spool: Path | None = None) -> Iterator[RawImage]:
     """One RawImage for each row of the split, at most `count`:
     huggingface://name@commit/configuration/split/row.
+
+    MillError where a stream has no `spool`, the folder that keeps its rows; and while rows are read, where
+    the dataset can't be loaded or lacks a column.
     """
     if source.streaming:
         if spool is None:

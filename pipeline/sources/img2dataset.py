@@ -19,7 +19,9 @@ ENCODINGS = ("jpg", "png", "webp")
 
 
 def list_img2dataset(source: Img2DatasetSource, image: Image) -> Iterator[RawImage]:
-    """One RawImage for each image that was downloaded; its web address and sizes are in `fields`."""
+    """One RawImage for each image that was downloaded; its web address and sizes are in `fields`. MillError
+    where the path holds no tar, no numbered folder of images and no Parquet file with images.
+    """
     tars, folders = matching(source.path, ".tar"), _folders(source.path)
     if tars:
         return list_samples(tars, TarMembers(source.captions))

@@ -108,6 +108,9 @@ def list_rows(
 ) -> Iterator[RawImage]:
     """The rows of Parquet files; `folder`: where relative paths in cells start (None: beside the file);
     `keep` looks at the row's fields.
+
+    A file that can't be read whole gives one row with a `problem`; MillError where that is true of all of
+    them.
     """
     import pyarrow as pa
 

@@ -94,7 +94,7 @@ def _places(catalog: Catalog, system: System) -> dict[str, tuple[str, int]]:
 @functools.cache
 def load_trained(folder: str, base: str) -> Any:
     """The base and the ControlNet, read once a process and hashed then: a run that unlocked the base has its
-    own.
+    own. MillError where a file of the checkpoint is missing or is not what was written.
     """
     from train import integrity, sample
 

@@ -230,7 +230,9 @@ def _mark_of(workspace: Workspace, name: str) -> Path:
 
 
 def train_run(args: TrainRun, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> Path:
-    """In a worker, or in each of several that share the run: fits it, going on from its newest checkpoint."""
+    """In a worker, or in each of several that share the run: fits it, going on from its newest checkpoint.
+    MillError where the checkpoint of a warm start is damaged.
+    """
     from train import checkpoint, encoders, integrity
     from train.distributed import Ranks
     from train.fit import fit

@@ -20,7 +20,7 @@ def encode(pixels: np.ndarray, store: str) -> bytes:
 
 
 def decode(encoded: bytes) -> np.ndarray:
-    """uint8 HWC RGB of a stored picture."""
+    """uint8 HWC RGB of a stored picture; ValueError where the bytes are no picture."""
     import cv2
 
     pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)

@@ -115,7 +115,9 @@ def write(
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """The footer alone; raises one of BROKEN on a file that is not a whole shard."""
+    """The footer alone; raises one of BROKEN on a file that is not a whole shard: ArrowInvalid where the
+    footer is not ControlMill's, or is one that this version does not know.
+    """
     stored = pq.read_metadata(path).metadata or {}
     if FOOTER not in stored:
         raise pa.ArrowInvalid(f"{path.name} is a Parquet file without ControlMill's footer")
@@ -148,7 +150,9 @@ def read_light(path: Path) -> pa.Table:
 
 
 def read_row(path: Path, row: int, columns: list[str]) -> Row:
-    """One row, from the one row group that holds it."""
+    """One row, from the one row group that holds it. MillError where the shard is missing or broken,
+    IndexError where it has no such row.
+    """
     with _must_be_whole(path):
         state = path.stat()
         footer = _footer(path, state.st_ino, state.st_mtime_ns)
@@ -164,8 +168,8 @@ def read_row(path: Path, row: int, columns: list[str]) -> Row:
 def verify(path: Path, made_from: str | None = None) -> Shard:
     """Reads the whole file, every page against its checksum; raises one of BROKEN where it is not whole.
 
-    With `made_from`, the file must come from those inputs: a worker that outlived its driver may have been
-    here first.
+    With `made_from`, the file must come from those inputs, else MillError: a worker that outlived its driver
+    may have been here first.
     """
     table = _read(path)
     shard = Shard(path, table.num_rows, path.stat().st_size, sha256_file(path), metadata(path))

@@ -122,7 +122,9 @@ class Workspace:
         return path.relative_to(self.root).as_posix()
 
     def create(self) -> None:
-        """Makes the folder and proves that it can be written, before any work is spent."""
+        """Makes the folder and proves that it can be written, before any work is spent. MillError where it
+        can't be.
+        """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f"{TEMPORARY}probe-{os.getpid()}"
@@ -136,7 +138,9 @@ class Workspace:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the workspace for one driver; the lock dies with its process, however that ends."""
+        """Holds the workspace for one driver; the lock dies with its process, however that ends. MillError
+        where another run holds it.
+        """
         with (self.root / ".lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
