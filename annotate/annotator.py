@@ -57,7 +57,10 @@ def annotate(
     provided: dict[str, list[RawMap | Exception]] | None = None,
     device: str = "cpu",
 ) -> dict[str, list[Annotation]]:  # condition -> one annotation per image
-    """Run the steps, each detector pass once however many conditions it serves."""
+    """Run the steps, each detector pass once however many conditions it serves.
+
+    ValueError: not one id for each image, or a step's parent is neither among the steps nor in `given`.
+    """
     if len(images) != len(image_ids):
         raise ValueError(f"{len(images)} images but {len(image_ids)} image ids")
     done: dict[str, list[Annotation]] = dict(given or {})

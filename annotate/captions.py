@@ -70,7 +70,7 @@ CAPTIONERS: dict[str, Captioner] = {row.name: row for row in _ROWS}
 def resolve(captioner: str, params: Values | None = None) -> Values:
     """All parameters, checked, `auto` settled; `weights` (the path of a folder) is among them only if given.
 
-    ValueError with one sentence.
+    ParameterError, a ValueError: an unknown captioner or parameter, or a value that is not allowed.
     """
     if captioner not in CAPTIONERS:
         raise ParameterError(

@@ -176,6 +176,9 @@ def detect_anything(
 def load_anything(precision: str, device: str, short: int, weights: str = PINNED) -> DepthNetwork:
     """Depth Anything V2, once per process; it scales the short side to `short` and the answer back, both
     bicubically, as its authors.
+
+    WeightsError: a file is absent or is not the pinned one, a tensor is absent or has another shape, or the
+    network gives metres in place of inverse depth.
     """
     import torch
     from torch.nn.functional import interpolate

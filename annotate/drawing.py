@@ -100,6 +100,8 @@ def labels(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarra
 
     Flat, as ControlNet 1.0 drew (annotator/uniformer) and data sets do; the thin off-white outlines that
     matplotlib put round some classes in ControlNet 1.1 (oneformer/demo/visualizer.py) are left out.
+
+    ValueError: an unknown label space, or an id that the space does not have.
     """
     import cv2
 

@@ -9,7 +9,10 @@ from annotate.parameters import Values
 
 
 def check(params: Values) -> None:
-    """The high threshold must reach above the low one for every draw."""
+    """The high threshold must reach above the low one for every draw.
+
+    ValueError: `low`, or one end of its range, lies above that of `high`.
+    """
     (low, low_most), (high, high_most) = _span(params["low"]), _span(params["high"])
     if low > high or low_most > high_most:
         raise ValueError(

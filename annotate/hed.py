@@ -89,6 +89,8 @@ PRECISIONS: dict[str, Callable[[Layers, str], EdgeNetwork]] = {
 def settle(params: Values) -> Values:
     """Replace precision `auto` by the fastest one here whose maps stay within 2/255 of fp32 on average, so
     that the choice is on record.
+
+    ValueError: precision is int8, and this CPU has no AVX512-VNNI.
     """
     flags = inference.cpu_flags()
     if params["precision"] == "int8" and "avx512_vnni" not in flags:

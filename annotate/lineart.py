@@ -45,6 +45,8 @@ def draw_grey(images: list[np.ndarray], params: Values, device: str) -> list[np.
 
     ControlNet 1.1's annotator gives black on white, and its application inverts it before the ControlNet sees
     it.
+
+    ValueError: the network gave values that are not finite. WeightsError as for `load`.
     """
     import cv2
 
@@ -78,6 +80,9 @@ def _padded(height: int, width: int) -> tuple[int, int]:
 def load(precision: str, device: str, weights: str = PINNED) -> Callable[[np.ndarray], np.ndarray]:
     """The network, once per process: uint8 [n, h, w, 3] RGB, sides multiples of 256 -> float32 [n, h, w] in
     0..255, black on white.
+
+    WeightsError: the file is absent, is not the pinned one, or does not hold exactly the tensors of this
+    network.
     """
     import torch
 

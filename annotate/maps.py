@@ -50,6 +50,8 @@ def depth_map(inverse: np.ndarray, unit: str = "relative") -> RawMap:
 
     `unit` is what its numbers are: "1/m", "midas" (MiDaS's own scale), or "relative" (up to an unknown scale
     and shift).
+
+    ValueError: a value that is not finite.
     """
     inverse = inverse.astype(np.float32)
     if not np.isfinite(inverse).all():
@@ -71,6 +73,8 @@ def decode(kind: str, data: bytes, meta: MapMeta) -> RawMap:
 def render(raw: RawMap, size: tuple[int, int] | None = None, protocol: str = "cn10") -> np.ndarray:
     """uint8 [h, w, 3] RGB hint by a named protocol; size = (h, w), None = the resolution the
     map was made at.
+
+    ValueError: an unknown protocol, or labels with an unknown label space or id.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown drawing protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")

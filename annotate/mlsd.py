@@ -51,6 +51,9 @@ def detect(
 def load(precision: str, device: str, weights: str = PINNED) -> Callable[[np.ndarray], np.ndarray]:
     """The network, once per process: uint8 [n, h, w, 3] RGB, sides multiples of 16 -> fields float32 [n, 5, h
     / 2, w / 2].
+
+    WeightsError: the file is absent, is not the pinned one, or does not hold exactly the tensors of this
+    network.
     """
     import torch
 
@@ -97,6 +100,8 @@ def decode(field: np.ndarray, thr_v: float, thr_d: float) -> np.ndarray:
 
     The published rules (deccode_output_score_and_ptss, pred_lines): a centre is the maximum of its 3x3 cells,
     more probable than thr_v, one of the MOST surest; its segment is longer than thr_d cells.
+
+    ValueError: a value of `field` that is not finite.
     """
     import cv2
 

@@ -79,7 +79,10 @@ def detect(
 
 
 def check(params: Values) -> None:
-    """A seed below the keypoints' threshold would be a person without its own seed."""
+    """A seed below the keypoints' threshold would be a person without its own seed.
+
+    ValueError: `seed_threshold` is below `keypoint_threshold`.
+    """
     if params["seed_threshold"] < params["keypoint_threshold"]:
         raise ValueError(
             f"openpifpaf: seed_threshold {params['seed_threshold']} is below keypoint_threshold"

@@ -67,6 +67,8 @@ def detect(
 def load(precision: str, device: str, weights: str = PINNED) -> Callable[[np.ndarray], Sequence[Fields]]:
     """The network, once per process: uint8 [n, h, w, 3] RGB, sides multiples of STRIDE -> the fields of each
     image.
+
+    WeightsError: the file is absent, is not the pinned one, or lacks a tensor of this network.
     """
     import torch
 

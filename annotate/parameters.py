@@ -69,7 +69,10 @@ Parameter = Number | Choice
 
 
 def fill(declared: dict[str, Parameter], given: Values | None, owner: str) -> Values:
-    """All parameters, checked, defaults filled in, JSON-able, in declared order, in a dict of their own."""
+    """All parameters, checked, defaults filled in, JSON-able, in declared order, in a dict of their own.
+
+    ParameterError: a name that is not declared, or a value that its parameter does not allow.
+    """
     given = dict(given or {})
     for name in given:
         if name not in declared:

@@ -67,6 +67,8 @@ class Identity(TypedDict):
 def find(weight: WeightFile, given: str = PINNED) -> Path:
     """The first place that has the file, checked against its sha256; `given` names a file, or a folder that
     has it, in place of all.
+
+    WeightsError: no place has the file, or the first that does has another sha256 than the pinned one.
     """
     if given != PINNED:
         return _given(weight, Path(given))
@@ -85,7 +87,10 @@ def find(weight: WeightFile, given: str = PINNED) -> Path:
 
 
 def find_folder(files: tuple[WeightFile, ...], given: str = PINNED) -> Path:
-    """The folder that has all the files of a model, each checked; for libraries that load folders."""
+    """The folder that has all the files of a model, each checked; for libraries that load folders.
+
+    WeightsError: a file is absent or is not the pinned one, or they lie in several folders.
+    """
     folders = {find(weight, given).parent for weight in files}
     if len(folders) > 1:
         places = ", ".join(map(str, sorted(folders)))

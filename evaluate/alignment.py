@@ -73,7 +73,10 @@ class Clip:
 
 
 def load(spec: str | Path, device: str = "cpu") -> DualEncoder:
-    """`mini`, or the folder of a CLIP."""
+    """`mini`, or the folder of a CLIP.
+
+    ValueError: a file of the model is absent, or the weights are not those of such a model.
+    """
     if str(spec) == "mini":
         import evaluate.mini
 

@@ -61,6 +61,7 @@ def worst(metrics: Iterable[Metric]) -> dict[str, float]:
 
 
 def same_size(truth: np.ndarray, reread: np.ndarray) -> None:
+    """Refuse maps that can't be compared pixel by pixel. ValueError: the two differ in size."""
     if truth.shape != reread.shape:
         raise ValueError(
             f"maps to compare must have one size, found {truth.shape} and {reread.shape} (height, width)"

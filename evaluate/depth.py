@@ -77,6 +77,10 @@ STATISTICS: dict[str, Prepare] = {}
 
 
 def compare(truth: Map, reread: Map | None) -> Comparison:
+    """The scores of one image's depth, read again, against its condition; None scores the worst.
+
+    ValueError: the two maps differ in size, or one has a value that is not finite.
+    """
     if reread is None:
         return Comparison(worst(METRICS), {})
     true, read = truth.array, reread.array

@@ -97,6 +97,8 @@ def cmmd(x: Features, y: Features, *, sigma: float = 10.0, scale: float = 1000.0
 def prdc(real: Features, generated: Features, *, k: int = 5) -> dict[str, float]:
     """Precision, recall (arXiv 1904.06991), density and coverage (2002.09797), of balls that reach to the
     k-th nearest neighbour.
+
+    ValueError: a side has no more than `k` samples, the sides differ in width, or a feature is not finite.
     """
     true, generated = checked_pair(real, generated)
     if min(len(true), len(generated)) <= k:

@@ -138,6 +138,8 @@ def edge_counts(truth: EdgeMap, reread: EdgeMap, tolerance: float = 0.0) -> Edge
 
     Martin, Fowlkes and Malik (PAMI 2004) match boundaries one to one too, by least cost; a distance transform
     counts thick or doubled edges more than once, which raises the score of a shuffled condition.
+
+    ValueError: a map that `edges` refuses, maps of two sizes, or a tolerance below 0.
     """
     true, read = edges(truth, "truth"), edges(reread, "made")
     same_size(true, read)
@@ -206,6 +208,8 @@ def compare(truth: Map, reread: Map | None) -> Comparison:
 def edges(edge_map: EdgeMap, name: str) -> NDArray[np.bool_]:
     """The map as bool HW; a map with grey levels is refused, because any threshold chosen here would be a
     guess.
+
+    ValueError: not bool or uint8 [height, width], or more than one value other than 0.
     """
     if edge_map.ndim != 2 or edge_map.dtype not in (np.dtype(bool), np.dtype(np.uint8)):
         raise ValueError(

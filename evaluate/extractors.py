@@ -103,7 +103,10 @@ def _resizer(side: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
 
 
 def checked(images: Images) -> Images:
-    """Images in 0..1, or with the channels first, would give numbers too, and wrong ones."""
+    """Images in 0..1, or with the channels first, would give numbers too, and wrong ones.
+
+    ValueError: an image that is not uint8 [height, width, 3].
+    """
     for number, image in enumerate(images):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
@@ -132,6 +135,8 @@ INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrai
 def inception(weights: str | Path | None = None, device: str = "cpu") -> FeatureNetwork:
     """The 2048 features of published FIDs, by clean-fid: the Inception of 2015 as a TorchScript program that
     runs what its file says, so that it is loaded only after its sha256 equals the pin.
+
+    ValueError: the file is absent, has another sha256, or has another name than clean-fid looks for.
     """
     path = located("inception", weights, (INCEPTION_FILE,), INCEPTION_URL)
     path = path / INCEPTION_FILE if path.is_dir() else path

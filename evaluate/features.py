@@ -33,6 +33,10 @@ def numbered_parts(rows: Features) -> Iterator[tuple[int, NDArray[np.float64]]]:
 
 
 def checked_pair(x: Features, y: Features) -> tuple[Features, Features]:
+    """Both sets, as `checked` gives them.
+
+    ValueError: they differ in width, one has fewer than two samples, or `checked` refuses it.
+    """
     first, second = checked(x), checked(y)
     if first.shape[1] != second.shape[1]:
         raise ValueError(
@@ -47,6 +51,7 @@ def checked_pair(x: Features, y: Features) -> tuple[Features, Features]:
 
 
 def block_count(block: Block) -> int:
+    """How many blocks of prompts there are. ValueError: fewer than two."""
     count = int(block.max()) + 1
     if count < 2:
         raise ValueError("leaving out a block needs at least two blocks")
@@ -54,6 +59,7 @@ def block_count(block: Block) -> int:
 
 
 def checked(features: Features) -> Features:
+    """The same features, as an array. ValueError: not two axes, no values, or one that is not finite."""
     rows = np.asarray(features)
     if rows.ndim != 2 or not rows.size:
         raise ValueError(f"features must be a table of samples and dimensions, found shape {rows.shape}")

@@ -64,6 +64,8 @@ def compare(
 ) -> Comparison:
     """One sample; what can't be read again, or is empty where the condition is not, scores the worst and
     stays in the set.
+
+    ValueError: no measure is known for maps of this kind, or the two maps can't be compared.
     """
     if kind not in _COMPARE:
         raise ValueError(
@@ -76,7 +78,10 @@ def prepared(
     metric: str,  # of level "set"
     counts: Sequence[Counts],  # of each sample, in the order of the benchmark
 ) -> Statistic:
-    """The score of the set as a function of the samples' weights, for many draws of one set."""
+    """The score of the set as a function of the samples' weights, for many draws of one set.
+
+    ValueError: the metric is no score of a whole set.
+    """
     if metric not in _STATISTICS:
         raise ValueError(f"'{metric}' is no score of a whole set: those are {', '.join(_STATISTICS)}")
     return _STATISTICS[metric](counts)

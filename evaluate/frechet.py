@@ -42,6 +42,7 @@ class Moments:
 
     @property
     def cov(self) -> NDArray[np.float64]:  # [d, d]
+        """The covariance of the features, divided by n - 1. ValueError: fewer than two samples."""
         if self.n < 2:
             raise ValueError(f"a covariance needs at least two samples, found {self.n}")
         return self.scatter / (self.n - 1)
@@ -79,6 +80,8 @@ def frechet(generated: Moments, reference: Moments) -> float:
 
     S1 S2 has the eigenvalues of the symmetric F^T S1 F with F F^T = S2, so that no square root has an
     imaginary part to be dropped.
+
+    ValueError: the two differ in width, or one has fewer than two samples.
     """
     if generated.mean.shape != reference.mean.shape:
         raise ValueError(
@@ -111,6 +114,8 @@ def frechet_infinity(generated: Images, real: Images, block: Block) -> tuple[flo
 
     There it goes through random subsets of what is made, and which ones is noise in the result; two halves
     hold each prompt once.
+
+    ValueError: fewer than four blocks, or sets that `checked` or `frechet` refuses.
     """
     count = block_count(block)
     if count < 4:

@@ -53,6 +53,11 @@ METRICS = (
 
 
 def compare(truth: Map, reread: Map | None) -> Comparison:
+    """The scores of one image's labels, read again, against its condition, and the areas that those of the
+    set are made of; None scores the worst.
+
+    ValueError: the two maps differ in size or in label space.
+    """
     true = truth.array
     read = np.full_like(true, VOID) if reread is None else reread.array
     same_size(true, read)

@@ -55,6 +55,10 @@ def of_set(metric: str, pairs: Sequence[Pair]) -> LibraryValue:
 
 
 def frechet(made: NDArray[np.float32], real: NDArray[np.float32]) -> LibraryValue:  # [n, d], [m, d]
+    """The Fréchet distance of two sets of features by clean-fid.
+
+    NoLibrary: clean-fid calls what the installed SciPy does not have.
+    """
     from cleanfid.fid import frechet_distance
 
     moments = [part for rows in (made, real) for part in (rows.mean(0), np.cov(rows, rowvar=False))]

@@ -24,7 +24,10 @@ People = NDArray[np.float32]  # [p, 17, 3] x y confidence, 0 = missing
 
 
 def coco(given: Map, name: str) -> People:
-    """COCO's 17 keypoints of the people who have any."""
+    """COCO's 17 keypoints of the people who have any.
+
+    ValueError: an unknown layout of keypoints, or an array that is not [p, k, 3] with 17 keypoints or more.
+    """
     layout = given.meta.get("layout", COCO)
     if layout not in POSITIONS:
         raise ValueError(

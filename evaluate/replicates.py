@@ -68,7 +68,10 @@ def of_means(
     cluster: NDArray[np.int64],  # [n] number of each sample's prompt
     weights: NDArray[np.float32],  # [R, clusters]: how often each prompt is drawn
 ) -> Replicated:
-    """The mean over samples; those of one prompt are drawn together."""
+    """The mean over samples; those of one prompt are drawn together.
+
+    ValueError: a score that is not finite.
+    """
     if not np.isfinite(values).all():
         raise ValueError(
             f"{int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite: a failed sample"

@@ -13,7 +13,10 @@ FOLDER_VARIABLE = "CONTROLMILL_WEIGHTS"
 
 
 def located(name: str, weights: str | Path | None, usual: tuple[str, ...], get: str) -> Path:
-    """The weights named, or the usual ones below the folder of the weights."""
+    """The weights named, or the usual ones below the folder of the weights.
+
+    ValueError: nothing lies there, or no weights are given and $CONTROLMILL_WEIGHTS is not set.
+    """
     home = os.environ.get(FOLDER_VARIABLE)
     places = [Path(weights)] if weights else [Path(home, file) for file in usual] if home else []
     if place := next((place for place in places if place.exists()), None):

@@ -74,6 +74,9 @@ def load(
 ) -> Base:
     """Locked from the start: no caller may forget requires_grad_(False), which would cost 44 % more
     arithmetic.
+
+    ValueError: an unknown part, a base of a kind that is not trained, or files that are damaged or do not
+    fit. FileNotFoundError as for `locate`.
     """
     unknown = set(parts) - set(WEIGHTS)
     if unknown:
@@ -141,6 +144,10 @@ def locate(spec: str | Path, *, download: bool = True) -> Path:
     """The complete diffusers folder, or the single file, behind `spec`; `mini` is the shipped base.
 
     What lacks is named before anything loads.
+
+    FileNotFoundError: nothing is there, files are missing, or the hub's are neither in the cache nor to be
+    had. ValueError: a folder of a model without a UNet, or a single file that is no whole base of a known
+    kind.
     """
     folder = mini.BASE if spec == mini.NAME else Path(spec).expanduser()
     if folder.suffix in single_file.SUFFIXES and not folder.is_dir():

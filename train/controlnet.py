@@ -211,6 +211,8 @@ def transfer_weights(base: Mapping[str, Tensor], controlnet: ControlNet) -> Tran
 
     Anything new but the hint encoder and the zero convolutions would be an untrained layer, so it is an
     error.
+
+    ValueError: the base lacks one of the other tensors, or has it in another shape.
     """
     mine = controlnet.state_dict()
     copied = tuple(

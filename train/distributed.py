@@ -41,7 +41,10 @@ class Ranks:
         return self.rank == 0
 
     def share(self, batch: int) -> slice:
-        """This rank's rows of a logical batch, which must divide evenly."""
+        """This rank's rows of a logical batch, which must divide evenly.
+
+        ValueError: `batch` is no multiple of the number of ranks.
+        """
         if batch % self.count:
             raise ValueError(
                 f"batch ({batch}) must be a multiple of the {self.count} processes that train: change either"
@@ -84,6 +87,8 @@ class Ranks:
     def check_equal(self, models: Mapping[str, nn.Module], images: int) -> None:
         """Compares every tensor's bits over the ranks; the missing step of trainers whose ranks drift apart
         silently.
+
+        Diverged: a tensor or the count of images is not the same on all ranks.
         """
         if self.count == 1:
             return

@@ -134,7 +134,10 @@ def due_at(images: int, options: Options) -> Due:
 
 
 def check(base: Base, pairs: Pairs, conditions: list[str], options: Options) -> None:
-    """What can't be trained, before anything is built."""
+    """What can't be trained, before anything is built.
+
+    ValueError: several conditions with an unlocked base, no pairs, or a base that is not in float32.
+    """
     if options.unlock != "none" and len(conditions) > 1:
         raise ValueError(
             f"{' and '.join(conditions)} share one locked base: with unlock: {options.unlock} train each in a"

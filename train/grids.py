@@ -96,6 +96,8 @@ def row(
 def as_one(base: Base, unet: Any) -> Base:
     """A base has one device and one dtype: here those of the UNet that trains, and a copy of the VAE where it
     lies elsewhere.
+
+    ValueError: the base was loaded without its VAE.
     """
     if base.vae is None:
         raise ValueError(

@@ -14,6 +14,8 @@ def folder(
 ) -> Path:
     """The local cache first, so that a run that has its files never waits for a network; it may hold others
     of the folder, such as fp16.
+
+    FileNotFoundError: the cache lacks files, and `download` is False, or the download fails.
     """
     from huggingface_hub import snapshot_download
 

@@ -48,6 +48,8 @@ def read(folder: Path) -> Checkpoint:
     """By names and sizes.
 
     A file that is missing or cut short is named, since everything below would fail less clearly.
+
+    Damaged: META is missing or is not as it was written, or a file is missing or has another size.
     """
     if not (folder / META).is_file():
         raise Damaged(f"{folder} is not a complete checkpoint: it has no {META}")
@@ -61,6 +63,9 @@ def read(folder: Path) -> Checkpoint:
 def whole(folder: Path, *, resume: bool = True) -> Checkpoint:
     """As `read`, and every file that is wanted is hashed; those who use it hash it once, those who only tell
     of it do not.
+
+    Damaged: as for `read`, or a file has another sha256 or can't be read; to resume, also META lacks what a
+    run needs to go on.
     """
     done = read(folder)
     lacking = [name for name in RESUMED if resume and name not in done.meta]

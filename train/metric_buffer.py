@@ -48,7 +48,7 @@ class MetricBuffer:
     def take(self, step: int) -> Means:
         """Means over all steps and ranks, and the buffer is empty again.
 
-        A number that is not finite is traced to its step and its images.
+        NotFinite: a loss or a gradient's norm is not finite; the message names its step and its images.
         """
         mine = {condition: torch.stack(parts) for condition, parts in self.losses.items()}
         losses = {condition: self.ranks.gather(values).double().cpu() for condition, values in mine.items()}

@@ -23,6 +23,8 @@ def make(
 ) -> optim.Optimizer:
     """AdamW keeps 8 bytes a parameter, and its 8-bit form (Dettmers et al. 2022) 2.03; tensors under 4096
     values stay in float32.
+
+    ValueError: the 8-bit form is asked for, and the package bitsandbytes is not installed.
     """
     if options.optimizer == "adamw":
         return optim.AdamW(parameters, lr=lr, weight_decay=options.weight_decay, fused=True)

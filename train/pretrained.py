@@ -16,6 +16,9 @@ from train.weights_file import WEIGHTS, content_of, tensors_of
 def locate(spec: str | Path, *, download: bool = True) -> Path:
     """The folder or single file behind `spec`: `mini/canny` and the like, a path, or a hub id owner/name, of
     which the local cache is asked first.
+
+    FileNotFoundError: nothing is there, or the hub's files are neither in the cache nor to be had.
+    ValueError: the file can't be read, or is another kind by its tensors' names or by the folder's config.
     """
     if root := mini.root(str(spec)):
         return root
@@ -59,7 +62,11 @@ def load_controlnet(
     folder: Path,
     unet: Any = None,  # a UNet2DConditionModel to check the topology against; None = as config.json says
 ) -> ControlNet:  # float32 on the CPU, trainable
-    """Strict in both directions: a ControlNet with a tensor missing would run, and run wrongly."""
+    """Strict in both directions: a ControlNet with a tensor missing would run, and run wrongly.
+
+    FileNotFoundError: the folder lacks its config or its weights. ValueError: another kind of file, a damaged
+    one, weights that do not fit their config, or a ControlNet of another base than `unet`.
+    """
     if folder.is_file():
         tensors, config = original.read_controlnet(folder, None if unet is None else unet.config)
         controlnet = empty_controlnet(config)
@@ -114,7 +121,10 @@ def write_rounded(
 
 
 def weights_hash(folder: Path) -> str:  # 16 hex
-    """Identity of the weights of a ControlNet's folder or single file, wherever it lies."""
+    """Identity of the weights of a ControlNet's folder or single file, wherever it lies.
+
+    FileNotFoundError: the folder has no file of weights.
+    """
     if folder.is_file():
         return content_of(folder)[:16]
     if not (folder / WEIGHTS).is_file():

@@ -29,6 +29,8 @@ BRANCH_GAIN, RIM_GAIN = 0.1, 0.3
 def build_random(dest: Path, *, seed: int = 0) -> None:
     """Four levels, two layers a block, cross-attention on three of them, thirteen control points: SD 1.5, but
     narrow.
+
+    FileExistsError: `dest` is there and is not the random base of this seed.
     """
     note = {"random_weights": True, "seed": seed, "note": NOTE}
     if (dest / NOTE_FILE).is_file() and json.loads((dest / NOTE_FILE).read_text()) == note:

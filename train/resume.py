@@ -45,6 +45,9 @@ def run_identity(
 ) -> dict[str, Any]:  # the first keys of a checkpoint's meta.json
     """What a checkpoint must share with a run that wants to go on from it, and what its readers
     want to know.
+
+    ValueError: `warm_start` names a condition that this run does not train. FileNotFoundError: one of its
+    folders has no file of weights.
     """
     import diffusers
 
@@ -70,7 +73,11 @@ def run_identity(
 
 
 def check_same_run(done: Checkpoint, identity: dict[str, Any]) -> None:
-    """Resuming something else would be a new experiment under an old name."""
+    """Resuming something else would be a new experiment under an old name.
+
+    ValueError: the conditions, the base, the pairs, a warm start or an option that decides what is trained
+    differ.
+    """
     before, now = done.meta, identity
     changed = [
         name for name in ("conditions", "base", "pairs_hash", "warm_start") if before[name] != now[name]

@@ -77,6 +77,9 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 def locate(path: Path) -> Path:
     """The file, when all that a base needs is in it or beside it; else the sentence says what is missing and
     where to put it.
+
+    FileNotFoundError: the file or its tokenizer is missing. ValueError: the file is damaged, is no whole base
+    of a known family, or leaves open what the UNet predicts.
     """
     if not path.is_file():
         raise FileNotFoundError(f"base {path}: no such file")
@@ -94,6 +97,10 @@ def beside(path: Path) -> tuple[Path, Path]:
 
 
 def tokenizer_folder(path: Path) -> Path:
+    """The folder `tokenizer`, beside the file, that holds a whole vocabulary.
+
+    FileNotFoundError: there is none.
+    """
     for folder in beside(path):
         if any(all((folder / "tokenizer" / name).is_file() for name in names) for names in VOCABULARY):
             return folder / "tokenizer"

@@ -67,7 +67,11 @@ def build(
     warm: Path | None,  # ControlNet folder to start from; None = a copy of the base
     done: Checkpoint | None,  # to go on from
 ) -> TrainState:
-    """As the run began, or exactly as its checkpoint was left."""
+    """As the run began, or exactly as its checkpoint was left.
+
+    ValueError: `warm` has an unlocked UNet that this run would ignore, a file is damaged or does not fit, or
+    the optimizer needs a package that is not installed.
+    """
     folder = done.path / condition if done is not None else warm
     controlnet = initial_controlnet(unet, condition, options.seed, warm, hint_channels)
     # also after a warm start from a full one, so that what samples adds what was trained and no more
@@ -109,6 +113,8 @@ def initial_controlnet(
 ) -> ControlNet:
     """The hint encoder's first weights belong to (seed, condition), so that K joint runs start as K separate
     ones.
+
+    ValueError: `warm` does not take hints of `hint_channels` channels, or is no ControlNet of this base.
     """
     if warm is not None:
         controlnet = load_controlnet(warm, unet)

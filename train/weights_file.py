@@ -28,6 +28,9 @@ def read_file(
     """No code in a file is run: safetensors, or torch.load(weights_only=True).
 
     Without any of the prefixes there are no tensors.
+
+    ValueError: the name has another ending than SUFFIXES, or the file is damaged, holds objects other than
+    tensors that could run code, or holds no state dict.
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no file of weights: its name should end in {', '.join(SUFFIXES)}")
@@ -88,7 +91,10 @@ def check_fit(where: str, prefix: str, weights: Mapping[str, Tensor], expected: 
 
 
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    """As they are stored; a damaged file is named, which the library does not do."""
+    """As they are stored; a damaged file is named, which the library does not do.
+
+    ValueError: the file is damaged, or is not in the safetensors format.
+    """
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -75,6 +75,9 @@ def write_encoder(
 
     Residual branches end in zeros, so they say nothing yet but can learn. The pairs' group means are 0 and
     the anchors rule the variance, so the last GroupNorm scales by a constant.
+
+    ValueError: the encoder does not have four levels, of at least 12, 48, 48 and 4 x groups channels, or it
+    has fewer groups than `basis` has components.
     """
     encoder, channels = vae.encoder, len(basis.rows)
     widths, groups = list(vae.config.block_out_channels), vae.config.norm_num_groups

@@ -71,7 +71,7 @@ def write_part(
     # picture [s, s, 3], its caption, the caption of its mirror image
     rows: Iterable[tuple[NDArray[np.uint8], str, str]],
 ) -> int:  # pictures
-    """A part is there as a whole or not at all."""
+    """A part is there as a whole or not at all. ValueError: `rows` has no picture."""
     images, captions, mirrored = [], [], []
     for image, caption, other in rows:
         images.append(image)
