@@ -408,6 +408,23 @@ def test_the_figures_of_intervals_are_those_of_the_benchmark() -> None:
         assert row["rank"] == f"{place}-{place}" and row["n"] == 200, f"{MEASURES} says: in their order"
 
 
+def test_the_figures_of_own_code_and_libraries_are_those_of_the_benchmark() -> None:
+    told = result("libraries.json")
+    assert (told["threads"], told["rounds"], told["images"], told["dimensions"]) == (1, 3, 5000, 2048)
+    rows = []
+    for name, sides in told["rows"].items():
+        own = next(iter(sides.values()))["seconds"]
+        for side, it in sides.items():
+            seconds = it["seconds"]
+            time = f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+            rows.append([name, side, time, f"{seconds / own:.2g}", f"{it['value']:.9g}"])
+    check_table("Measure | Computed by | Time | Times our own | Value", rows, MEASURES)
+    ssim, miou = told["rows"]["ssim"], told["rows"]["miou"]
+    assert 35 < ssim["torchmetrics, float32"]["seconds"] / ssim["own"]["seconds"] < 45, "about 40, it says"
+    own, library = (it["seconds"] for it in miou.values())
+    assert 3.5 < library / own < 4.5, "4 times, it says"
+
+
 def test_every_result_is_listed_with_its_machine() -> None:
     rows = rows_below(PERFORMANCE, "File in `benchmarks/results`")
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
