@@ -154,7 +154,7 @@ def scoring(extractor: Any, encoder: Any, options: argparse.Namespace) -> Callab
     from evaluate.frechet import Moments, frechet
 
     reference = Moments.of(np.random.default_rng(0).normal(size=(4096, extractor.dimensions)))
-    _ = reference.root  # once for all systems
+    _ = reference.factor  # once for all systems
 
     def run(count: int) -> dict[str, float]:
         spent = {"Canny": 0.0, "F1 exact, 1 px": 0.0, "features": 0.0, "CLIP score": 0.0, "distance": 0.0}
