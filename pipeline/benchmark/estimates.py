@@ -100,6 +100,11 @@ def scored(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> list[Scor
     return out
 
 
+def scores_identity(catalog: Catalog) -> str:
+    """Of all that the table `scores` was estimated from; what is said of other scores has another."""
+    return fingerprint(catalog.query("SELECT DISTINCT system, input_hash FROM scores ORDER BY ALL"))
+
+
 def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
     """Brings the table `scores` up to date; returns its rows."""
     found = scored(plan, catalog, systems)

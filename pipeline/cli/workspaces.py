@@ -143,7 +143,7 @@ def verify(workspace: Path, repair: bool, rescore: int, by_libraries: bool) -> N
         from pipeline.commands import libraries
 
         agreements = libraries.compared(plan, catalog, rescore)
-        libraries.save(catalog.workspace, agreements)
+        libraries.save(catalog, agreements)
         say("\n".join(libraries.lines(agreements)))
         say("`controlmill run MANIFEST --stages report` puts it on the page.")
     sys.exit(NOT_COMPLETE if problems and not repair else 0)

@@ -16,16 +16,16 @@ from evaluate import fidelity, libraries, measures
 from evaluate.comparison import Map
 from evaluate.libraries import LibraryValue, NoLibrary
 from pipeline.benchmark import networks
-from pipeline.benchmark.estimates import Scored, scored
+from pipeline.benchmark.estimates import Scored, scored, scores_identity
 from pipeline.benchmark.scoring import as_map
-from pipeline.benchmark.systems import REAL, System, systems
+from pipeline.benchmark.systems import REAL, Item, System, systems
 from pipeline.catalog import Catalog
 from pipeline.dataset.maps import read_map
 from pipeline.plan import Plan
 from pipeline.report.text import table
 from pipeline.storage import codec, shards
 from pipeline.storage.shards import Row
-from pipeline.storage.workspace import Workspace, write_text
+from pipeline.storage.workspace import write_text
 
 SET_DISTANCES = ("fd", "kd")  # of those between sets of features, the ones that a library has
 
@@ -78,14 +78,15 @@ def compared(plan: Plan, catalog: Catalog, samples: int, *, seed: int | None = N
 VALUES = "SELECT system, metric, value FROM scores"
 
 
-def save(workspace: Workspace, agreements: Mapping[str, Agreement]) -> None:
-    """For the report, which shows it from its next writing on."""
+def save(catalog: Catalog, agreements: Mapping[str, Agreement]) -> None:
+    """For the report, which shows it from its next writing on, while the scores are these."""
     rows = [
         {"measure": name, "library": it.library, "values": it.values, "difference": it.difference}
         for name, it in agreements.items()
         if it.values
     ]
-    write_text(workspace.libraries, json.dumps(rows, indent=1) + "\n")
+    found = {"scores": scores_identity(catalog), "measures": rows}
+    write_text(catalog.workspace.libraries, json.dumps(found, indent=1) + "\n")
 
 
 def lines(agreements: Mapping[str, Agreement]) -> list[str]:
@@ -119,8 +120,12 @@ class _Readable:
         rows = self.catalog.query(SAMPLES, [self.system.sample_set, self.system.key])
         return {(image_id, number): (shard, row) for image_id, number, shard, row in rows}
 
+    @cached_property
+    def items(self) -> dict[str, Item]:
+        return {item.image_id: item for item in self.system.items}
+
     def truth(self, image_id: str) -> Map:
-        item = next(item for item in self.system.items if item.image_id == image_id)
+        item = self.items[image_id]
         stored = read_map(self.plan.workspace, item.map_shard, item.row, self.system.condition)
         return as_map(stored)
 
@@ -143,7 +148,6 @@ def _compare_samples(it: _Readable, path: str, agreements: dict[str, Agreement])
     assert it.plan.manifest.evaluate is not None
     clip = it.plan.manifest.evaluate.clip
     rows = shards.read(it.plan.workspace.root / path).to_pylist()
-    captions = {item.image_id: item.caption for item in it.system.items}
     for row in rows:
         if row["status"] != "ok":
             continue
@@ -154,7 +158,7 @@ def _compare_samples(it: _Readable, path: str, agreements: dict[str, Agreement])
                 comparison.add(value, partial(libraries.of_sample, name, *pair))
             elif clip and name == measures.clip(clip).name:
                 encoder = networks.dual_encoder(networks.wanted(it.plan.manifest.evaluate).clip, "cpu")
-                image, caption = it.image(row), captions[row["image_id"]]
+                image, caption = it.image(row), it.items[row["image_id"]].caption
                 comparison.add(value, partial(libraries.clip_score, encoder, image, caption))
     return len(rows)
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import MillError, __version__, manifest
+from pipeline.benchmark.estimates import scores_identity
 from pipeline.benchmark.systems import EARLIER, System, readable
 from pipeline.benchmark.tasks import tasks_of
+from pipeline.catalog import Catalog
 from pipeline.experiment.base import ON_RANDOM_WEIGHTS
 from pipeline.plan import Plan
 from pipeline.report import benchmark_rows, contents, dataset_rows, leaderboard_scores
@@ -22,7 +24,6 @@ from pipeline.report.counts import WorkspaceCounts, workspace_counts
 from pipeline.report.site import render
 from pipeline.report.summary import summary
 from pipeline.stages.stage import StageContext, StageResult
-from pipeline.storage.workspace import Workspace
 
 
 def report(context: StageContext) -> StageResult:
@@ -59,7 +60,7 @@ def write_page(context: StageContext) -> Path:
         summary=tuple(summary(plan, catalog, compared)),
         evidence=tuple(benchmark_rows.evidence_rows(plan, catalog, compared)),
         leaderboard=counts.scores > 0,
-        libraries=tuple(_libraries(plan.workspace)),
+        libraries=tuple(_libraries(catalog)),
     )
     return render(data, plan.workspace.report)
 
@@ -71,10 +72,12 @@ def _systems(context: StageContext) -> list[System]:
         return []  # a report under way: what the stages before still lack, they say themselves
 
 
-def _libraries(workspace: Workspace) -> Iterator[contents.LibraryRow]:
-    """What was compared last, if anything was; a file that is none is passed over."""
-    with suppress(OSError, ValueError, TypeError):
-        yield from [contents.LibraryRow(**row) for row in json.loads(workspace.libraries.read_bytes())]
+def _libraries(catalog: Catalog) -> Iterator[contents.LibraryRow]:
+    """What was compared last, if it was of these scores; a file that is none is passed over."""
+    with suppress(OSError, ValueError, TypeError, LookupError):
+        found = json.loads(catalog.workspace.libraries.read_bytes())
+        if found["scores"] == scores_identity(catalog):
+            yield from [contents.LibraryRow(**row) for row in found["measures"]]
 
 
 def _machine() -> dict[str, str]:
