@@ -53,7 +53,7 @@ def make_photographs(folder: Path, count: int) -> None:
 
 
 def _photograph(raw: RawImage) -> Image.Image:
-    data, _ = sources.read(raw)
+    data = sources.read(raw)
     with tempfile.TemporaryFile() as file:
         file.write(data)
         picture = Image.open(file).convert("RGB")

@@ -18,6 +18,11 @@ from pipeline.storage import shards
 from pipeline.storage.shards import Shard
 from pipeline.storage.workspace import Workspace
 
+OF_ADDRESS = {"uri", "caption", "captions", "caption_problem", "fields", "stamp", "caption_stamp"}
+OF_IMAGE = ", ".join(
+    name for name in shards.IMAGES.names if name not in OF_ADDRESS and name not in shards.PAYLOADS
+)
+
 
 class DetectorRecord(TypedDict):
     """What made, or makes, a condition's maps; also in the footer of their shards."""
@@ -103,10 +108,10 @@ def _insert_images(connection: duckdb.DuckDBPyConnection, number: int, metadata:
         connection.execute("DROP TABLE gone")
     connection.execute(
         f"""
-        INSERT INTO image_rows
-        SELECT (SELECT coalesce(max(image), 0) FROM image_rows) + row_number() OVER (ORDER BY row), image_id,
-               {number}, row, status, reason, width, height, raw_width, raw_height, raw_format, raw_bytes,
-               group_id, split, sharpness, contrast, colour, grey, phash
+        INSERT INTO image_rows BY NAME
+        SELECT (SELECT coalesce(max(image), 0) FROM image_rows) + row_number() OVER (ORDER BY row) AS image,
+               {number} AS shard_number,
+               row, {OF_IMAGE}
         FROM incoming
         WHERE image_id NOT IN (SELECT image_id FROM image_rows WHERE shard_number IN ({same_key}))
         QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY row) = 1""",
@@ -114,11 +119,12 @@ def _insert_images(connection: duckdb.DuckDBPyConnection, number: int, metadata:
     )
     connection.execute(
         f"""
-        INSERT INTO source_rows
-        SELECT image_rows.image, {number}, incoming.row, uri, caption, fields
+        INSERT INTO source_rows BY NAME
+        SELECT image_rows.image, {number} AS shard_number, incoming.row, uri, caption, captions,
+               caption_problem, fields, stamp, caption_stamp
         FROM incoming JOIN image_rows USING (image_id)
         WHERE image_rows.shard_number IN ({same_key})
-          AND uri NOT IN (SELECT uri FROM source_rows WHERE shard_number IN ({same_key}))
+          AND uri NOT IN (SELECT uri FROM source_rows WHERE gone IS NULL AND shard_number IN ({same_key}))
         QUALIFY row_number() OVER (PARTITION BY uri ORDER BY incoming.row) = 1""",
         key,
     )
@@ -207,8 +213,9 @@ def _fits(connection: duckdb.DuckDBPyConnection, metadata: Metadata) -> bool:
 
 def _insert_maps(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
     connection.execute(f"""
-        INSERT INTO annotation_rows
-        SELECT image, {number}, incoming.row, incoming.status, incoming.reason, seconds, measures
+        INSERT INTO annotation_rows BY NAME
+        SELECT image, {number} AS shard_number, incoming.row, incoming.status, incoming.reason, seconds,
+               measures, source_stamp, source_hash
         FROM incoming {_image_of(metadata)}""")
 
 

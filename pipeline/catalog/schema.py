@@ -183,6 +183,98 @@ MIGRATIONS = [
                input_hash
         FROM estimate_rows LEFT JOIN drawn USING (system, score_key);
     """,
+    # Pictures as they are: frames, colours, damage, what was cut off; addresses with what they looked like,
+    # so that a change is noticed, and what changed since.
+    """
+    DROP VIEW images;
+    DROP VIEW sources;
+    DROP VIEW captions;
+    DROP VIEW all_annotations;
+    DROP VIEW annotations;
+    ALTER TABLE image_rows ADD COLUMN thumbnail BLOB;
+    ALTER TABLE image_rows ADD COLUMN frames INTEGER;
+    ALTER TABLE image_rows ADD COLUMN colour_space VARCHAR;
+    ALTER TABLE image_rows ADD COLUMN damage VARCHAR;
+    ALTER TABLE image_rows ADD COLUMN orientation TINYINT;
+    ALTER TABLE image_rows ADD COLUMN upright_width INTEGER;
+    ALTER TABLE image_rows ADD COLUMN upright_height INTEGER;
+    ALTER TABLE image_rows ADD COLUMN crop_left INTEGER;
+    ALTER TABLE image_rows ADD COLUMN crop_top INTEGER;
+    ALTER TABLE image_rows ADD COLUMN crop_width INTEGER;
+    ALTER TABLE image_rows ADD COLUMN crop_height INTEGER;
+    ALTER TABLE image_rows ADD COLUMN http_status INTEGER;
+    ALTER TABLE image_rows ADD COLUMN gone VARCHAR;
+    ALTER TABLE source_rows ADD COLUMN captions VARCHAR[];
+    ALTER TABLE source_rows ADD COLUMN caption_problem VARCHAR;
+    ALTER TABLE source_rows ADD COLUMN stamp VARCHAR;
+    ALTER TABLE source_rows ADD COLUMN caption_stamp VARCHAR;
+    ALTER TABLE source_rows ADD COLUMN gone VARCHAR;
+    ALTER TABLE annotation_rows ADD COLUMN source_stamp VARCHAR;
+    ALTER TABLE annotation_rows ADD COLUMN source_hash VARCHAR;
+    CREATE TABLE change_rows (
+        key VARCHAR, number INTEGER, row INTEGER, noticed TIMESTAMP, change VARCHAR, uri VARCHAR,
+        image_id VARCHAR, reason VARCHAR
+    );
+
+    CREATE VIEW images AS
+        SELECT image, image_id, CASE WHEN gone IS NULL THEN status ELSE 'gone' END AS status,
+               coalesce(gone, reason) AS reason, width, height, raw_width, raw_height, raw_format, raw_bytes,
+               coalesce(upright_width, raw_width) / coalesce(upright_height, raw_height) AS aspect,
+               frames, colour_space, damage, orientation, upright_width, upright_height,
+               crop_left, crop_top, crop_width, crop_height,
+               1 - crop_width::BIGINT * crop_height / (upright_width::BIGINT * upright_height) AS cropped,
+               sharpness, contrast, colour, grey, phash, group_id,
+               row_number() OVER (PARTITION BY group_id ORDER BY gone IS NOT NULL, part, row) = 1
+                   AS first_of_group,
+               split, http_status, shard, row
+        FROM image_rows JOIN shard_rows USING (shard_number)
+        WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
+
+    CREATE VIEW sources AS
+        SELECT image_id, uri, source_rows.caption, captions, caption_problem, fields, stamp, caption_stamp,
+               gone, part, source_rows.row AS position
+        FROM source_rows
+        JOIN images USING (image)
+        JOIN shard_rows ON shard_rows.shard_number = source_rows.shard_number;
+
+    CREATE VIEW captions AS
+        WITH own AS (
+            SELECT image, arg_min(caption, (gone IS NOT NULL, shard_number, row)) AS caption,
+                   arg_min(captions, (gone IS NOT NULL, shard_number, row)) AS captions,
+                   arg_min(fields, (gone IS NOT NULL, shard_number, row)) AS fields
+            FROM source_rows GROUP BY image
+        ), made AS (
+            SELECT image, caption_rows.caption
+            FROM caption_rows JOIN shard_rows USING (shard_number)
+            WHERE key = (SELECT value FROM settings WHERE name = 'caption_key')
+        )
+        SELECT image, image_id,
+               CASE WHEN made.caption IS NULL
+                      OR (own.caption <> ''
+                          AND (SELECT value FROM settings WHERE name = 'caption_when') = 'missing')
+                    THEN own.caption ELSE made.caption END AS caption,
+               own.caption AS source_caption, own.captions AS source_captions,
+               made.caption AS model_caption, own.fields
+        FROM own JOIN images USING (image) LEFT JOIN made USING (image);
+
+    CREATE VIEW all_annotations AS
+        SELECT image, image_id, condition, fingerprint, current, annotation_rows.status,
+               annotation_rows.reason, seconds, measures, source_stamp, source_hash,
+               shard_rows.shard, annotation_rows.row, part
+        FROM annotation_rows
+        JOIN shard_rows USING (shard_number)
+        JOIN detectors ON detectors.maps = shard_rows.name AND detectors.fingerprint = shard_rows.key
+        JOIN images USING (image);
+
+    CREATE VIEW annotations AS
+        SELECT image, image_id, condition, fingerprint, status, reason, seconds, measures, shard, row, part
+        FROM all_annotations
+        WHERE current AND image NOT IN (SELECT image FROM image_rows WHERE gone IS NOT NULL);
+
+    CREATE VIEW changes AS
+        SELECT number, noticed, change, uri, image_id, reason FROM change_rows
+        WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
+    """,
 ]
 JOINABLE = 5  # the migration after which a shard of scores names its samples
 

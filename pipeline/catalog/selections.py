@@ -50,9 +50,10 @@ def candidates(measures: Iterable[str], kind: str = "VIEW") -> str:
     return f"""
         CREATE OR REPLACE {kind} candidates AS
         SELECT condition, fingerprint, a.image, a.image_id, caption, source_caption, model_caption, fields,
-        split, group_id, first_of_group,
-               width, height, raw_width, raw_height, raw_format, raw_bytes, aspect, sharpness, contrast,
-               colour, grey,
+               split, group_id, first_of_group,
+               width, height, raw_width, raw_height, raw_format, raw_bytes, aspect, frames, colour_space,
+               damage, upright_width, upright_height, crop_left, crop_top, crop_width, crop_height, cropped,
+               sharpness, contrast, colour, grey,
                a.shard AS map_shard, i.shard AS image_shard, i.row, part{columns}
         FROM annotations a JOIN images i USING (image) LEFT JOIN captions c USING (image)
         WHERE a.status = 'ok' AND i.status = 'ok'"""

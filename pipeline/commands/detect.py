@@ -32,7 +32,7 @@ def detect(images: tuple[Path, ...], names: tuple[str, ...], out: Path, resoluti
     made_here: set[Path] = set()
     for path in images:
         try:
-            data, _ = sources.read(RawImage(str(path), ""))
+            data = sources.read(RawImage(str(path), ""))
             canonical_image = canonical(data, Image(resolution=resolution, store="png"))
         except Unreadable as error:
             yield Drawing(path, "", "failed", str(error))

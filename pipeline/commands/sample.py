@@ -277,7 +277,7 @@ def _hint(
 ) -> np.ndarray:
     image, condition = request.image, request.condition or known.condition
     try:
-        data, _ = sources.read(RawImage(str(image), ""))
+        data = sources.read(RawImage(str(image), ""))
         pixels = codec.decode(images.canonical(data, size).encoded)
     except Unreadable as error:
         raise MillError(f"{image}: {error}.") from error

@@ -30,7 +30,7 @@ def read(raw: RawImage, conditions: list[str], image: Image) -> dict[str, RawMap
 
         return truth(raw, conditions)
     try:
-        data, _ = sources.read(raw)
+        data = sources.read(raw)
         height, width = images.upright_size(data)
     except Exception as error:
         return dict.fromkeys(conditions, error)

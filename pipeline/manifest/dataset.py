@@ -4,17 +4,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.manifest.section import Fraction, Section, Whole
+from pipeline.manifest.section import Fraction, Real, Section, Whole
 from pipeline.manifest.yaml_errors import wrong
 
 
 class Image(Section):
-    """The canonical image that every detector reads; changing any of it is a new image key."""
+    """The canonical image that every detector reads; changing any of it is a new image key, and a key at its
+    default is no part of that.
+    """
 
     resolution: Annotated[Whole, Field(ge=64, le=4096, multiple_of=64)] = 512
     fit: Literal["crop", "bucket"] = "crop"
     store: Literal["jpeg", "png"] = "jpeg"
     max_pixels: Annotated[Whole, Field(ge=4096)] = 100_000_000
+    min_side: Annotated[Whole, Field(ge=1)] = 32  # pixels of the raw image
+    max_aspect: Annotated[Real, Field(ge=1)] | None = None  # long side to short side
+    damaged: Literal["fail", "keep"] = "fail"
+    frames: Literal["first", "refuse"] = "first"  # of animations and files of several pages
+    range: tuple[Whole, Whole] | None = None  # what is black and what is white in 16-bit pictures
 
 
 class Split(Section):

@@ -22,7 +22,10 @@ from pipeline.storage.workspace import Workspace, fingerprint, write_text
 
 
 def image_key(settings: Manifest) -> str:
-    return fingerprint({"image": settings.image.model_dump(), "version": 2})
+    """Hash of what decides the canonical images: settings that are not at their default, and the decoders'
+    version.
+    """
+    return fingerprint({"image": settings.image.model_dump(exclude_defaults=True), "version": 3})
 
 
 def make(given: Manifest, *, here: bool = True) -> Plan:

@@ -2,6 +2,7 @@
 
 import glob
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from annotate.flips import may_flip
 from pipeline import MillError
 from pipeline.manifest import Image
-from pipeline.sources.raw import RawImage, Unreadable, clean, image_id
+from pipeline.sources.raw import RawImage, ReadCaptions, Unreadable, clean, image_id
 
 # source kind -> module and function that list it: (source, image settings) -> RawImages in a stable order
 LISTERS = {
@@ -21,13 +22,19 @@ LISTERS = {
     "huggingface": ("hub", "list_dataset"),
     "scenes": ("rendered", "list_scenes"),
 }
-# RawImage.reader -> module and the function that reads one: RawImage -> raw bytes and caption; or Unreadable
+# RawImage.reader -> module and the function that reads one: RawImage -> raw bytes; or Unreadable
 READERS = {
     "file": ("files", "read_file"),
     "tar": ("archives", "read_tar"),
     "parquet": ("tables", "read_row"),
     "huggingface": ("tables", "read_row"),
     "scene": ("rendered", "read_scene"),
+}
+# of those whose captions may lie beside the image: RawImage -> ReadCaptions
+CAPTION_READERS = {
+    "file": ("files", "read_captions"),
+    "tar": ("archives", "read_captions"),
+    "scene": ("rendered", "read_captions"),
 }
 
 
@@ -42,15 +49,13 @@ def listing(
     """
     by_address: dict[str, RawImage] = {}
     for source in sources:
-        lister: Callable[..., Iterator[RawImage]] = _function(*LISTERS[source.kind])
         try:
-            for raw in (
-                lister(source, image, spool=spool)
-                if getattr(source, "streaming", False)
-                else lister(source, image)
-            ):
-                if without is None or not Path(raw.uri).is_relative_to(without):
-                    by_address.setdefault(raw.uri, raw)
+            for raw in _listed(source, image, spool):
+                if without is not None and Path(raw.uri).is_relative_to(without):
+                    continue
+                before = by_address.setdefault(raw.uri, raw)
+                if before is not raw:
+                    by_address[raw.uri] = _with_captions_of(before, raw)
         except MillError as error:
             raise MillError(f"{source.at('path').where}{error}") from error
     if not by_address:
@@ -59,6 +64,23 @@ def listing(
             f"{sources[0].at().where}No images found in {places}: check `source` in the manifest."
         )
     return list(by_address.values())
+
+
+def _listed(source: Any, image: Image, spool: Path | None) -> Iterator[RawImage]:
+    lister: Callable[..., Iterator[RawImage]] = _function(*LISTERS[source.kind])
+    if getattr(source, "streaming", False):
+        return lister(source, image, spool=spool)
+    return lister(source, image)
+
+
+def _with_captions_of(first: RawImage, again: RawImage) -> RawImage:
+    """An address that is listed twice keeps the captions of both."""
+    known = (first.caption, *first.more_captions)
+    new = [text for text in (again.caption, *again.more_captions) if text and text not in known]
+    if not new or first.caption is None:
+        return first
+    first_caption, *more = [text for text in (*known, *new) if text]
+    return replace(first, caption=first_caption, more_captions=tuple(more))
 
 
 def lack(source: Any, image: Image) -> str | None:
@@ -87,11 +109,20 @@ def lack(source: Any, image: Image) -> str | None:
     return None
 
 
-def read(raw: RawImage) -> tuple[bytes, str]:
-    """The raw bytes and the caption; raises Unreadable when there is nothing to be read."""
+def read(raw: RawImage) -> bytes:
+    """The raw bytes; raises Unreadable when there is nothing to be read."""
     if raw.problem:
         raise Unreadable(raw.problem)
-    reader: Callable[[RawImage], tuple[bytes, str]] = _function(*READERS[raw.reader])
+    reader: Callable[[RawImage], bytes] = _function(*READERS[raw.reader])
+    return reader(raw)
+
+
+def read_captions(raw: RawImage) -> ReadCaptions:
+    """The captions: those of the listing, else those that lie beside the image."""
+    if raw.caption is not None:
+        texts = (raw.caption, *raw.more_captions)
+        return ReadCaptions(tuple(text for text in texts if text))
+    reader: Callable[[RawImage], ReadCaptions] = _function(*CAPTION_READERS[raw.reader])
     return reader(raw)
 
 
@@ -116,6 +147,7 @@ __all__ = [
     "LISTERS",
     "READERS",
     "RawImage",
+    "ReadCaptions",
     "Unreadable",
     "clean",
     "image_id",
@@ -123,4 +155,5 @@ __all__ = [
     "listing",
     "mirrored_caption",
     "read",
+    "read_captions",
 ]

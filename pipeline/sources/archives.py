@@ -14,7 +14,16 @@ from pipeline import MillError
 from pipeline.manifest import Image, Member, WebDatasetSource
 from pipeline.sources.columns import MAX_TEXT, caption_of, json_columns, text
 from pipeline.sources.files import matching, nowhere, stamp
-from pipeline.sources.raw import MAX_BYTES, Columns, ProvidedJson, RawImage, Span, TarPlace, Unreadable
+from pipeline.sources.raw import (
+    MAX_BYTES,
+    Columns,
+    ProvidedJson,
+    RawImage,
+    ReadCaptions,
+    Span,
+    TarPlace,
+    Unreadable,
+)
 from pipeline.sources.tars import Broken, TarMember, members_of
 
 IMAGES = {
@@ -194,20 +203,23 @@ def _drop_unfinished(samples: dict[str, dict[str, TarMember]], last: str | None)
     return f"; the sample {last} is not whole and left out"
 
 
-def read_tar(raw: RawImage) -> tuple[bytes, str]:
-    """The raw bytes and the caption of a sample; raises Unreadable."""
+def read_tar(raw: RawImage) -> bytes:
+    """The raw bytes of a sample's image; raises Unreadable."""
     place = cast(TarPlace, raw.place)
     data = _bytes(place["tar"], place["image"], "image")
     if not data:
         raise Unreadable("empty file")
-    return data, raw.caption if raw.caption is not None else _caption(place)
+    return data
 
 
-def _caption(place: TarPlace) -> str:
+def read_captions(raw: RawImage) -> ReadCaptions:
+    """The member that holds the caption; raises Unreadable."""
+    place = cast(TarPlace, raw.place)
     span = place["members"][place["caption"]]
     if span[1] > MAX_TEXT:
         raise Unreadable(f"its caption has {span[1]} bytes: too large")
-    return text(_bytes(place["tar"], span, "caption"))
+    caption = text(_bytes(place["tar"], span, "caption"))
+    return ReadCaptions((caption,) if caption else ())
 
 
 def read_member(raw: RawImage, column: str) -> bytes:

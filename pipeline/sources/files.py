@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from pipeline import MillError
 from pipeline.manifest import FolderSource, Image, ListSource
-from pipeline.sources.raw import MAX_BYTES, Columns, FilePlace, RawImage, Unreadable, clean
+from pipeline.sources.raw import MAX_BYTES, Columns, FilePlace, RawImage, ReadCaptions, Unreadable, clean
 
 PACKAGE = "package://"  # package://skimage/data/coffee.png: a file that an installed package ships
 DEFAULT_CAPTION = "caption"  # column of a list; one without it is a list without captions
@@ -231,8 +231,8 @@ def nowhere(path: str, kind: str) -> MillError:
     return MillError(f"source.path: {path} names no {kind}: set it to a file, a folder or a glob of {kind}s.")
 
 
-def read_file(raw: RawImage) -> tuple[bytes, str]:
-    """The raw bytes and the caption; raises Unreadable when the file is not there to be read."""
+def read_file(raw: RawImage) -> bytes:
+    """The raw bytes; raises Unreadable when the file is not there to be read."""
     path = _locate(raw.uri)
     try:
         state = path.stat()
@@ -245,7 +245,13 @@ def read_file(raw: RawImage) -> tuple[bytes, str]:
         raise Unreadable(f"can't be read: {error.strerror}") from error
     if not data:
         raise Unreadable("empty file")
-    return data, raw.caption if raw.caption is not None else clean(_sidecar(path))
+    return data
+
+
+def read_captions(raw: RawImage) -> ReadCaptions:
+    """Those of the sidecar file beside the image."""
+    caption = clean(_sidecar(_locate(raw.uri)))
+    return ReadCaptions((caption,) if caption else ())
 
 
 def _locate(uri: str) -> Path:

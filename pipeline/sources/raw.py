@@ -65,8 +65,11 @@ Place = FilePlace | TarPlace | TablePlace | ScenePlace | NoPlace
 
 @dataclass(frozen=True)
 class RawImage:
-    """`uri` means the same in every process and later run; a caption of None means: look for a sidecar beside
-    the file.
+    """`uri` means the same in every process and later run; a caption of None is read with the image, from a
+    sidecar file or a member.
+
+    A stamp is what its address looks like from outside (size and time of a file, ETag of a URL): equal stamps
+    mean equal bytes, and what is not known has none.
     """
 
     uri: str
@@ -77,6 +80,10 @@ class RawImage:
     place: Place = field(default_factory=NoPlace)  # what the reader needs beside the uri
     # condition -> where its map is and how it reads (pipeline/dataset/provided.py)
     provided: dict[str, ProvidedJson] = field(default_factory=dict)
+    more_captions: tuple[str, ...] = ()  # where the source gives several, those after the first
+    stamp: str = ""
+    caption_stamp: str = ""  # of the sidecar; "" also where the caption is in the listing
+    map_stamps: dict[str, str] = field(default_factory=dict)  # by condition, of the map and its mask
 
 
 def image_id(data: bytes) -> str:
@@ -89,11 +96,31 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+@dataclass(frozen=True)
+class ReadCaptions:
+    """What was read beside an image."""
+
+    texts: tuple[str, ...]  # the first is the caption; none where there is no caption
+    problem: str = ""  # why a caption that is there could not be read
+
+    @property
+    def first(self) -> str:
+        return self.texts[0] if self.texts else ""
+
+
 class Unreadable(Exception):
-    """Why a raw file gives no image; `width`, `height` and `format` as far as its header told."""
+    """Why a raw file gives no image; `width`, `height` and `format` as far as its header told, and the status
+    with which a server refused it.
+    """
 
     def __init__(
-        self, reason: str, width: int | None = None, height: int | None = None, format: str | None = None
+        self,
+        reason: str,
+        width: int | None = None,
+        height: int | None = None,
+        format: str | None = None,
+        http_status: int | None = None,
     ) -> None:
         super().__init__(reason)
         self.width, self.height, self.format = width, height, format
+        self.http_status = http_status

@@ -4,6 +4,7 @@ renders to.
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import lru_cache
 from typing import cast
 from urllib.parse import urlencode
 
@@ -11,7 +12,7 @@ from annotate.maps import RawMap
 from pipeline import scenes
 from pipeline.manifest import Image, ScenesSource
 from pipeline.scenes import Limits
-from pipeline.sources.raw import LimitsJson, RawImage, ScenePlace, Unreadable
+from pipeline.sources.raw import LimitsJson, RawImage, ReadCaptions, ScenePlace, Unreadable
 from pipeline.storage import codec
 
 
@@ -27,13 +28,17 @@ def list_scenes(source: ScenesSource, image: Image) -> Iterator[RawImage]:
                 least_box=limits.least_box,
                 least_visible=limits.least_visible,
             )
-        yield RawImage(f"scene://{source.seed}/{index}{query}", "", reader="scene", place=place)
+        yield RawImage(f"scene://{source.seed}/{index}{query}", reader="scene", place=place)
 
 
-def read_scene(raw: RawImage) -> tuple[bytes, str]:
-    """The PNG of the scene, and what is there and where."""
-    scene = _render(raw)
-    return codec.encode(scene.image, "png"), scene.caption
+def read_scene(raw: RawImage) -> bytes:
+    """The PNG of the scene."""
+    return codec.encode(_render(raw).image, "png")
+
+
+def read_captions(raw: RawImage) -> ReadCaptions:
+    """What is there and where."""
+    return ReadCaptions((_render(raw).caption,))
 
 
 def truth(raw: RawImage, conditions: list[str]) -> dict[str, RawMap | Exception]:
@@ -46,4 +51,9 @@ def truth(raw: RawImage, conditions: list[str]) -> dict[str, RawMap | Exception]
 def _render(raw: RawImage) -> scenes.Scene:
     place = cast(ScenePlace, raw.place)
     limits = Limits(**place["limits"]) if "limits" in place else Limits()
-    return scenes.render(place["seed"], place["index"], place["size"], limits)
+    return _rendered(place["seed"], place["index"], place["size"], limits)
+
+
+@lru_cache(maxsize=1)  # its picture, its caption and its maps are asked for one after the other
+def _rendered(seed: int, index: int, size: int, limits: Limits) -> scenes.Scene:
+    return scenes.render(seed, index, size, limits)

@@ -219,15 +219,15 @@ def _named(names: list[str], value: Any) -> Any:
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
-def read_row(raw: RawImage) -> tuple[bytes, str]:
-    """The raw bytes and the caption of a row; raises Unreadable."""
+def read_row(raw: RawImage) -> bytes:
+    """The raw bytes of a row's image; raises Unreadable."""
     column = cast(TablePlace, raw.place)["column"]
     data = read_cell(raw, column)
     if not isinstance(data, bytes):
         raise Unreadable(f"the cell of {column!r} holds {type(data).__name__}, no picture")
     if not data:
         raise Unreadable("empty file")
-    return data, raw.caption or ""
+    return data
 
 
 def read_cell(raw: RawImage, column: str) -> Any:
@@ -248,7 +248,7 @@ def read_cell(raw: RawImage, column: str) -> Any:
         raise Unreadable(
             f"the cell of {column!r} holds no picture, only the address {cell[:100]!r}: download it first"
         )
-    return read_file(RawImage(str(Path(place["folder"], cell)), ""))[0]
+    return read_file(RawImage(str(Path(place["folder"], cell)), ""))
 
 
 def _cell(place: TablePlace, column: str) -> Any:

@@ -175,11 +175,19 @@ def _row(args: IngestPart, number: int, seen: set[str], poison: str | None) -> R
         "uri": raw.uri,
         "caption": raw.caption or "",
         "fields": canonical_json(raw.fields),
+        "stamp": raw.stamp,
+        "caption_stamp": raw.caption_stamp,
         "status": "failed",
     }
     data = None
     try:
-        data, row["caption"] = sources.read(raw)
+        data = sources.read(raw)
+        captions = sources.read_captions(raw)
+        row |= {
+            "caption": captions.first,
+            "captions": captions.texts,
+            "caption_problem": captions.problem or None,
+        }
         row |= {"image_id": sources.image_id(data), "raw_bytes": len(data)}
         if poison:
             raise Unreadable(poison)
@@ -190,6 +198,7 @@ def _row(args: IngestPart, number: int, seen: set[str], poison: str | None) -> R
             "raw_width": error.width,
             "raw_height": error.height,
             "raw_format": error.format,
+            "http_status": error.http_status,
         }
     except Exception as error:  # whatever one file does, it is that file's row and never the run's end
         row |= {"status": "failed", "reason": f"{type(error).__name__}: {error}", "image": None}

@@ -30,7 +30,14 @@ IMAGES = pa.schema([
     ("width", pa.int32()), ("height", pa.int32()), ("raw_width", pa.int32()), ("raw_height", pa.int32()),
     ("raw_format", pa.string()), ("raw_bytes", pa.int64()), ("group_id", pa.string()), ("split", pa.string()),
     ("sharpness", pa.float64()), ("contrast", pa.float64()), ("colour", pa.float64()), ("grey", pa.bool_()),
-    ("phash", pa.uint64()), ("image", pa.binary()),
+    ("phash", pa.uint64()), ("thumbnail", pa.binary()),
+    ("frames", pa.int32()), ("colour_space", pa.string()), ("damage", pa.string()),
+    ("orientation", pa.int8()), ("upright_width", pa.int32()), ("upright_height", pa.int32()),
+    ("crop_left", pa.int32()), ("crop_top", pa.int32()),
+    ("crop_width", pa.int32()), ("crop_height", pa.int32()),
+    ("captions", pa.list_(pa.string())), ("caption_problem", pa.string()), ("http_status", pa.int32()),
+    ("stamp", pa.string()), ("caption_stamp", pa.string()),
+    ("image", pa.binary()),
 ])  # fmt: skip
 CAPTIONS = pa.schema(
     [("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("caption", pa.string())]
@@ -38,6 +45,7 @@ CAPTIONS = pa.schema(
 MAPS = pa.schema([
     ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("seconds", pa.float32()),
     ("measures", pa.map_(pa.string(), pa.float64())), ("meta", pa.string()), ("draws", pa.string()),
+    ("source_stamp", pa.string()), ("source_hash", pa.string()),  # of the file that a provided map came from
     ("map", pa.binary()),
 ])  # fmt: skip
 LATENTS = pa.schema([

@@ -18,6 +18,7 @@ from pipeline.manifest import Image, Img2DatasetSource, Provided, WebDatasetSour
 from pipeline.sources import RawImage
 from pipeline.sources.archives import read_member
 from pipeline.sources.raw import Unreadable
+from tests.contents import contents
 
 SIZE = Image(resolution=64)
 Members = Iterable[tuple[str, bytes]]
@@ -67,7 +68,7 @@ def test_a_sample_is_read_as_it_was_written_and_listed_the_same_again(tmp_path: 
         f"{root}/00000.tar::001.jpg",
         f"{root}/more/00001.tar::{long}.PNG",
     ]
-    assert [sources.read(raw) for raw in found] == [
+    assert [contents(raw) for raw in found] == [
         (b"jpg 0", "caption 0"),
         (b"jpg 1", "caption 1"),
         (b"png 2", "größer"),
@@ -75,7 +76,7 @@ def test_a_sample_is_read_as_it_was_written_and_listed_the_same_again(tmp_path: 
     assert [raw.fields for raw in found] == [{"url": "http://a", "width": 7, "nan": None}, {}, {}]
     assert listed(tmp_path / "tars") == found
     assert listed(f"{root}/**/*.tar") == found and listed(root / "00000.tar") == found[:2]
-    assert sources.read(RawImage(**json.loads(json.dumps(found[2].__dict__)))) == (b"png 2", "größer")
+    assert contents(RawImage(**json.loads(json.dumps(found[2].__dict__)))) == (b"png 2", "größer")
 
 
 def test_the_members_of_a_key_need_not_stand_together(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_the_members_of_a_key_need_not_stand_together(tmp_path: Path) -> None:
         ],
     )
     found = listed(path, provided={"seg_coco": Provided(column="seg.png", labels="coco_stuff_171")})
-    assert [sources.read(raw) for raw in found] == [(b"one", "caption 1"), (b"two", "caption 2")]
+    assert [contents(raw) for raw in found] == [(b"one", "caption 1"), (b"two", "caption 2")]
     assert [read_member(raw, raw.provided["seg_coco"]["column"]) for raw in found] == [b"map 1", b"map 2"]
 
 
@@ -109,7 +110,7 @@ def test_captions_come_from_a_member_a_key_or_a_template(
     tmp_path: Path, captions: Any, expected: str
 ) -> None:
     path = tar(tmp_path / "a.tar", sample("1", jpg=b"x", json='{"text": " j "}', title_txt="t", txt="other"))
-    assert [sources.read(raw) for raw in listed(path, captions=captions)] == [(b"x", expected)]
+    assert [contents(raw) for raw in listed(path, captions=captions)] == [(b"x", expected)]
 
 
 def test_of_two_images_under_one_key_the_plainer_name_is_read_and_the_other_is_told(tmp_path: Path) -> None:
@@ -117,8 +118,8 @@ def test_of_two_images_under_one_key_the_plainer_name_is_read_and_the_other_is_t
         "2", v1_jpg=b"v1", v2_jpg=b"v2"
     )
     one, two, other = listed(tar(tmp_path / "a.tar", members), captions="none")
-    assert sources.read(one) == (b"jpg", "") and one.fields == {"images_not_read": ["png", "depth.png"]}
-    assert sources.read(two) == (b"v1", "")
+    assert contents(one) == (b"jpg", "") and one.fields == {"images_not_read": ["png", "depth.png"]}
+    assert contents(two) == (b"v1", "")
     assert other.uri.endswith("::2.v2.jpg") and "a second image of the sample 2" in other.problem
 
 
@@ -159,10 +160,10 @@ def test_whatever_is_no_sample_has_a_row_and_a_hostile_name_never_becomes_a_path
     assert not {
         name for name in found if "link" in name or "hard" in name or "dir" in name or "hidden" in name
     }
-    assert sources.read(found["../../secret.jpg"])[0] == b"inside"
-    assert sources.read(found[f"{secret.with_suffix('')}2.jpg"])[0] == b"absolute"
-    assert sources.read(found["caf\\xe9.jpg"])[0] == b"e9" and sources.read(found["caf\\xe8.jpg"])[0] == b"e8"
-    assert sources.read(found["twice.jpg"])[0] == b"1"
+    assert sources.read(found["../../secret.jpg"]) == b"inside"
+    assert sources.read(found[f"{secret.with_suffix('')}2.jpg"]) == b"absolute"
+    assert sources.read(found["caf\\xe9.jpg"]) == b"e9" and sources.read(found["caf\\xe8.jpg"]) == b"e8"
+    assert sources.read(found["twice.jpg"]) == b"1"
     assert found["deep.jpg"].fields == {"json": "left out: nested too deeply"} and found[
         "list.jpg"
     ].fields == {"json": [1]}
@@ -204,7 +205,7 @@ def test_a_tar_that_is_cut_gives_its_whole_samples_and_one_row_that_says_where(
     mended = path.read_bytes()
     path.write_bytes(mended[:length])
     *good, bad = listed(path)
-    assert [sources.read(raw) for raw in good] == [
+    assert [contents(raw) for raw in good] == [
         (number.encode() * 600, f"caption {number}") for number in whole
     ]
     assert bad.uri == str(path)
@@ -240,7 +241,7 @@ def test_a_damaged_header_and_two_joined_tars_are_told(tmp_path: Path) -> None:
 def test_a_tar_that_changes_after_it_was_listed_is_a_reason(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", THREE)
     found = listed(path)
-    assert sources.read(found[2])[1] == "caption 3"
+    assert sources.read_captions(found[2]).first == "caption 3"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(Unreadable, match="it has changed since it was listed"):
         sources.read(found[2])
@@ -273,7 +274,7 @@ def test_a_map_that_one_sample_lacks_is_that_samples_reason(tmp_path: Path) -> N
     one, two = listed(
         path, captions="none", provided={"seg_coco": Provided(column=".seg.png", labels="coco_stuff_171")}
     )
-    assert read_member(one, ".seg.png") == b"m" and sources.read(two)[0] == b"y"
+    assert read_member(one, ".seg.png") == b"m" and sources.read(two) == b"y"
     with pytest.raises(Unreadable, match=r"the sample has no member \.seg\.png"):
         read_member(two, ".seg.png")
 
@@ -358,7 +359,7 @@ def test_each_format_of_img2dataset_gives_the_same_images_captions_and_facts(
     assert [raw.uri for raw in found] == [
         f"{tmp_path}/out/{name.format(key=key, row=row)}" for key, row in rows.items()
     ]
-    assert [sources.read(raw) for raw in found] == [(b"jpg", "caption 0"), (b"jpg", "caption 2")]
+    assert [contents(raw) for raw in found] == [(b"jpg", "caption 0"), (b"jpg", "caption 2")]
     for raw, meta in zip(found, CAME, strict=True):
         assert {key: raw.fields[key] for key in ("url", "sha256", "original_width")} == {
             key: meta[key] for key in ("url", "sha256", "original_width")

@@ -24,6 +24,7 @@ from pipeline.catalog import Catalog
 from pipeline.manifest import HuggingFaceSource, Image, Provided
 from pipeline.sources import RawImage
 from pipeline.storage.workspace import Workspace
+from tests.contents import contents
 
 SIZE = Image(resolution=64)
 
@@ -112,7 +113,7 @@ def test_a_local_dataset_of_any_layout_gives_its_stored_bytes(home: Path, hub: A
     captions = "none" if layout == "webdataset" else {"column": "text"}
     found = dataset(folder, captions=captions)
     assert [raw.uri for raw in found] == [f"huggingface://{folder}/train/{row}" for row in range(4)]
-    assert [sources.read(raw) for raw in found] == [
+    assert [contents(raw) for raw in found] == [
         (png(row), f"caption {row}" if captions != "none" else "") for row in range(4)
     ]
     if "n" in found[0].fields:
@@ -129,12 +130,12 @@ def test_a_split_may_be_a_slice_and_keeps_the_addresses_of_the_whole(home: Path,
     )
     found = dataset(home / "data", split="train[1:3]+test[50%:]")
     assert [raw.uri.partition("data/")[2] for raw in found] == ["train/1", "train/2", "test/2", "test/3"]
-    assert [sources.read(raw) for raw in found] == [(png(row), f"caption {row}") for row in (1, 2, 6, 7)]
+    assert [contents(raw) for raw in found] == [(png(row), f"caption {row}") for row in (1, 2, 6, 7)]
 
 
 def test_a_choice_of_rows_is_saved_and_read_as_chosen(home: Path, hub: Any) -> None:
     four(hub).filter(lambda row: row["n"] % 2 == 1).save_to_disk(home / "data")
-    assert [sources.read(raw)[1] for raw in dataset(home / "data")] == ["caption 1", "caption 3"]
+    assert [sources.read_captions(raw).first for raw in dataset(home / "data")] == ["caption 1", "caption 3"]
 
 
 @pytest.mark.parametrize(
@@ -202,19 +203,19 @@ def test_a_stream_is_kept_once_and_read_on_where_it_ended(
     spool = home / "ws" / "spool"
     first = dataset(home / "data", spool, streaming=True, count=5)
     assert [raw.uri for raw in first] == [f"huggingface://{home}/data/train/{row}" for row in range(5)]
-    assert [sources.read(raw) for raw in first] == [(png(row), f"caption {row}") for row in range(5)]
+    assert [contents(raw) for raw in first] == [(png(row), f"caption {row}") for row in range(5)]
     assert first[3].fields == {"label": "dog", "n": 3}
     (folder,) = spool.iterdir()
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("rows-*")}
     assert [pq.read_metadata(path).num_rows for path in sorted(kept)] == [2, 2, 1]
     second = dataset(home / "data", spool, streaming=True, count=9)
-    assert second[:5] == first and [sources.read(raw)[0] for raw in second[5:]] == [
+    assert second[:5] == first and [sources.read(raw) for raw in second[5:]] == [
         png(row) for row in range(5, 9)
     ]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert dataset(home / "data", spool, streaming=True, count=3) == first[:3]
     everything = dataset(home / "data", spool, streaming=True)
-    assert len(everything) == 12 and [sources.read(raw)[1] for raw in everything] == [
+    assert len(everything) == 12 and [sources.read_captions(raw).first for raw in everything] == [
         f"caption {row}" for row in range(12)
     ]
     (home / "data").rename(home / "gone")
@@ -251,7 +252,7 @@ def test_a_stream_that_names_files_keeps_their_bytes(home: Path, hub: Any) -> No
     found = dataset(home / "data", home / "spool", streaming=True, captions="none")
     for row in range(3):
         (home / "data" / f"{row}.png").unlink()
-    assert [sources.read(raw)[0] for raw in found] == [png(row) for row in range(3)]
+    assert [sources.read(raw) for raw in found] == [png(row) for row in range(3)]
 
 
 def test_one_run_over_a_tar_a_table_and_a_dataset_gives_every_image_one_row(

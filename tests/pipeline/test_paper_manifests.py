@@ -143,7 +143,7 @@ def test_a_manifest_of_the_paper_lists_the_photographs_of_its_data_set_and_nothi
     given = manifest.load(path)
     found = sources.listing(given.source, given.image)
     assert [raw.uri.removeprefix(f"{tmp_path}/").removeprefix("data/") for raw in found] == wanted
-    assert [sources.read(raw)[1] for raw in found] == CAPTIONS.get(make, [""] * len(wanted))
+    assert [sources.read_captions(raw).first for raw in found] == CAPTIONS.get(make, [""] * len(wanted))
     if make is internet:
         assert [raw.fields["original_width"] for raw in found] == [600, 600]
     if make is cartoons:

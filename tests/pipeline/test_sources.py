@@ -202,7 +202,7 @@ def test_captions_come_from_sidecars(tmp_path: Path, name: str, text: str, capti
     (tmp_path / "1.jpg").write_bytes(b"x")
     (tmp_path / name).write_text(text)
     (raw,) = sources.listing([FolderSource(kind="folder", path=str(tmp_path))], SIZE)
-    assert sources.read(raw)[1] == caption
+    assert sources.read_captions(raw).first == caption
 
 
 def test_captions_come_from_a_template(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_captions_come_from_a_template(tmp_path: Path) -> None:
     (raw,) = sources.listing(
         [FolderSource(kind="folder", path=str(tmp_path), captions={"template": "a photograph"})], SIZE
     )
-    assert sources.read(raw)[1] == "a photograph"
+    assert sources.read_captions(raw).first == "a photograph"
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_list_gives_images_captions_and_fields(tmp_path: Path, name: str, text
 
 
 def test_a_package_address_names_a_file_that_a_package_ships() -> None:
-    assert sources.read(RawImage("package://skimage/data/coffee.png", ""))[0][:4] == b"\x89PNG"
+    assert sources.read(RawImage("package://skimage/data/coffee.png", ""))[:4] == b"\x89PNG"
     with pytest.raises(Unreadable, match="not installed"):
         sources.read(RawImage("package://no_such_package/a.png", ""))
     with pytest.raises(Unreadable, match="can't leave"):
@@ -285,7 +285,10 @@ def test_odd_files_and_texts_are_rows_and_never_the_end_of_a_run(tmp_path: Path)
         for raw in sources.listing([FolderSource(kind="folder", path=str(photos))], SIZE, without=ws)
     }
     assert set(found) == {"pipe.jpg", "deep.jpg", "half.jpg", "caf\\xe9.jpg"}
-    assert sources.read(found["deep.jpg"])[1] == "" and sources.read(found["half.jpg"])[1] == "? cat"
+    assert (
+        sources.read_captions(found["deep.jpg"]).first == ""
+        and sources.read_captions(found["half.jpg"]).first == "? cat"
+    )
     for name, reason in (("pipe.jpg", "not a file"), ("caf\\xe9.jpg", "not UTF-8")):
         with pytest.raises(Unreadable, match=reason):
             sources.read(found[name])

@@ -16,6 +16,7 @@ from pipeline.manifest import Image, ParquetSource, Provided
 from pipeline.sources import RawImage, tables
 from pipeline.sources.raw import Unreadable
 from pipeline.sources.tables import read_cell
+from tests.contents import contents
 
 SIZE = Image(resolution=64)
 
@@ -53,9 +54,9 @@ def test_an_image_cell_is_bytes_a_struct_or_a_path_beside_the_file(tmp_path: Pat
     path = write(tmp_path / "parts" / "a.parquet", {"image": cells, "text": ["zero", "one", None]})
     found = listed(path)
     assert [raw.uri for raw in found] == [f"{path}::{row}" for row in range(3)]
-    assert [sources.read(raw) for raw in found] == [(b"0", "zero"), (b"1", "one"), (b"2", "")]
+    assert [contents(raw) for raw in found] == [(b"0", "zero"), (b"1", "one"), (b"2", "")]
     assert listed(path) == found == listed(tmp_path / "parts") == listed(f"{tmp_path}/*/*.parquet")
-    assert sources.read(RawImage(**json.loads(json.dumps(found[1].__dict__)))) == (b"1", "one")
+    assert contents(RawImage(**json.loads(json.dumps(found[1].__dict__)))) == (b"1", "one")
 
 
 def test_further_columns_are_kept_but_bytes_and_what_is_too_large_for_a_catalog(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_a_broken_file_is_one_row_among_the_others_and_alone_it_is_one_sentence(
     write(tmp_path / "d.parquet", {"image": [b"3"]})
     found = listed(tmp_path)
     bad = {Path(raw.uri).name: raw.problem for raw in found if raw.problem}
-    assert [sources.read(raw) for raw in found if not raw.problem] == [(b"0", "a"), (b"1", "b")]
+    assert [contents(raw) for raw in found if not raw.problem] == [(b"0", "a"), (b"1", "b")]
     assert set(bad) == {"b.parquet", "c.parquet", "d.parquet"}
     assert (
         "there is no column 'text': set `source.captions` to one of image, to {template: …} or to none"
@@ -132,9 +133,9 @@ def test_a_broken_file_is_one_row_among_the_others_and_alone_it_is_one_sentence(
 def test_a_file_that_changes_after_it_was_listed_is_read_anew_or_is_a_reason(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"image": [b"0", b"1"]})
     found = listed(path, captions="none")
-    assert sources.read(found[1])[0] == b"1"
+    assert sources.read(found[1]) == b"1"
     write(path, {"image": [b"other"]})
-    assert sources.read(found[0])[0] == b"other"
+    assert sources.read(found[0]) == b"other"
     with pytest.raises(Unreadable, match="broken table"):
         sources.read(found[1])
     path.unlink()
@@ -158,7 +159,7 @@ def test_a_row_group_is_read_once_for_all_its_rows_and_a_worker_keeps_few(
     )
     monkeypatch.setattr(tables, "KEPT_BYTES", 25_000)
     tables._columns.clear()
-    assert [sources.read(raw)[0][0] for raw in found] == list(range(40))
+    assert [sources.read(raw)[0] for raw in found] == list(range(40))
     assert reads == [0, 1, 2, 3]
     assert len(tables._columns) == 2
 
@@ -170,7 +171,7 @@ def test_a_row_group_too_large_to_be_read_whole_is_one_row_and_moves_no_address(
     *small, large = listed(
         write(tmp_path / "a.parquet", {"image": [b"0", b"1", b"2" * 9000, b"3", b"4"]}), captions="none"
     )
-    assert {raw.uri[-1]: sources.read(raw)[0] for raw in small} == {"0": b"0", "1": b"1", "4": b"4"}
+    assert {raw.uri[-1]: sources.read(raw) for raw in small} == {"0": b"0", "1": b"1", "4": b"4"}
     assert (
         large.uri.endswith("::group 1")
         and "too large to be read whole" in large.problem
