@@ -52,6 +52,7 @@ class RunOptions:
     workers: int | None = None  # None: every core
     address: str | None = None  # of a running Ray cluster; None: one is started here
     retry_failed: bool = False
+    keep_gone: bool = False  # what the sources no longer have stays among the pairs
 
 
 def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int:
@@ -80,7 +81,9 @@ def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int
             say(line)
         with cluster(workers=options.workers, address=options.address) as workers:
             workers.say = say
-            context = StageContext(plan, catalog, workers, options.limit, options.retry_failed)
+            context = StageContext(
+                plan, catalog, workers, options.limit, options.retry_failed, options.keep_gone
+            )
             do_stages(context, options.stages, say)
         if "report" in options.stages and plan.manifest.evaluate:
             for line in summary.lines(plan, catalog, context.systems, workspace.report / "index.html"):

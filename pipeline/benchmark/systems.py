@@ -13,6 +13,7 @@ from evaluate import fidelity
 from pipeline import MillError
 from pipeline.benchmark import networks
 from pipeline.catalog import Catalog
+from pipeline.dataset.changes import renewed
 from pipeline.experiment.base import base_fingerprint, base_spec
 from pipeline.experiment.pairs import PlannedRun, called, planned_runs
 from pipeline.experiment.warm_starts import warm_folder, warm_starts
@@ -201,6 +202,9 @@ def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple
         "settings": settings,
         "detector": plan.conditions[condition].fingerprint,
     }
+    maps = replace(renewed(catalog), captions={})  # captions are told above
+    if changed := maps.mark(plan, [condition], [item.image_id for item in items]):
+        identity["changed"] = changed
     asked = {
         "settings": frozen.stored("seeds", "steps", "guidance", "negative"),
         "images": plan.image_key,

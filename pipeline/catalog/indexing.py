@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from annotate.weights import Identity
-from pipeline.catalog import duplicates
+from pipeline.catalog import changes, duplicates
 from pipeline.storage import shards
 from pipeline.storage.shards import Shard
 from pipeline.storage.workspace import Workspace
@@ -46,6 +46,8 @@ class Metadata(TypedDict):
     detector: NotRequired[DetectorRecord]  # of maps
     near: NotRequired[int | None]  # of images: bits of the perceptual hash
     retry: NotRequired[bool]  # of images: they failed before
+    after_part: NotRequired[int]  # of changes: the last part of the images that there was
+    noticed: NotRequired[str]  # of changes: UTC, ISO 8601
 
 
 def index_shard(connection: duckdb.DuckDBPyConnection, workspace: Workspace, shard: Shard) -> bool:
@@ -128,6 +130,7 @@ def _insert_images(connection: duckdb.DuckDBPyConnection, number: int, metadata:
         QUALIFY row_number() OVER (PARTITION BY uri ORDER BY incoming.row) = 1""",
         key,
     )
+    changes.mark_gone(connection, metadata["key"])
 
 
 def _group(connection: duckdb.DuckDBPyConnection, number: int, key: str, near: int) -> None:
@@ -221,8 +224,8 @@ def _insert_maps(connection: duckdb.DuckDBPyConnection, number: int, metadata: M
 
 def _insert_latents(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
     connection.execute(f"""
-        INSERT INTO latent_rows
-        SELECT image, {number}, incoming.row, incoming.status, incoming.reason
+        INSERT INTO latent_rows BY NAME
+        SELECT image, {number} AS shard_number, incoming.row, incoming.status, incoming.reason, caption
         FROM incoming {_image_of(metadata)}""")
 
 
@@ -231,6 +234,10 @@ def _insert_captions(connection: duckdb.DuckDBPyConnection, number: int, metadat
         INSERT INTO caption_rows
         SELECT image, {number}, incoming.row, incoming.status, incoming.reason, caption
         FROM incoming {_image_of(metadata)}""")
+
+
+def _insert_changes(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
+    changes.insert(connection, number, metadata["key"], datetime.fromisoformat(metadata["noticed"]))
 
 
 def _insert_samples(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
@@ -247,13 +254,15 @@ def _insert_scores(connection: duckdb.DuckDBPyConnection, number: int, metadata:
 
 
 INSERTS = {
-    "images": _insert_images, "captions": _insert_captions, "maps": _insert_maps, "latents": _insert_latents,
+    "images": _insert_images, "changes": _insert_changes, "captions": _insert_captions,
+    "maps": _insert_maps, "latents": _insert_latents,
     "samples": _insert_samples,
     "scores": _insert_scores,
 }  # fmt: skip
 ROW_ALIGNED = {"captions", "maps", "latents"}  # with the images shard of the same part
 ROWS_OF = {
-    "images": "image_rows", "captions": "caption_rows", "maps": "annotation_rows", "latents": "latent_rows",
+    "images": "image_rows", "changes": "change_rows", "captions": "caption_rows",
+    "maps": "annotation_rows", "latents": "latent_rows",
     "samples": "sample_rows",
     "scores": "score_rows",
 }  # fmt: skip
@@ -269,12 +278,16 @@ def remove_shard(connection: duckdb.DuckDBPyConnection, path: str) -> None:
     if not rows:
         return
     number, kind, key, part = rows[0]
+    if kind == "changes":
+        changes.remove(connection, number, key)
     if kind == "images":
         children = "SELECT shard FROM shard_rows WHERE kind <> 'images' AND image_key = ? AND part = ?"
         for (child,) in connection.execute(children, [key, part]).fetchall():
             remove_shard(connection, child)
         connection.execute(
-            "INSERT INTO lost_rows SELECT ?, ?, row, uri FROM source_rows WHERE shard_number = ?",
+            """
+            INSERT INTO lost_rows
+            SELECT ?, ?, row, uri FROM source_rows WHERE gone IS NULL AND shard_number = ?""",
             [key, part, number],
         )
         connection.execute(

@@ -2,9 +2,11 @@
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 from pipeline.catalog import Catalog, indexing
 from pipeline.storage import shards
+from pipeline.storage.shards import Shard
 from pipeline.storage.workspace import TEMPORARY, Workspace
 
 
@@ -20,13 +22,7 @@ def rebuild(workspace: Workspace, finish: Callable[[Catalog], None]) -> tuple[in
             found.append(shards.verify(path))
         except shards.BROKEN as error:
             broken.append(f"{workspace.relative(path)}: {error}")
-    found.sort(
-        key=lambda shard: (
-            list(shards.SCHEMAS).index(shard.metadata["kind"]),
-            shard.metadata["part"],
-            shard.path,
-        )
-    )
+    found.sort(key=_order)
     temporary = workspace.root / f"{TEMPORARY}rebuild"
     shutil.rmtree(temporary, ignore_errors=True)  # of a rebuild that was killed
     temporary.mkdir()
@@ -40,3 +36,11 @@ def rebuild(workspace: Workspace, finish: Callable[[Catalog], None]) -> tuple[in
     fresh.path.replace(workspace.catalog)
     temporary.rmdir()
     return len(fitting), broken
+
+
+def _order(shard: Shard) -> tuple[int, int, int, Path]:
+    """What others are made from first; changes after the images that were there when they were noticed."""
+    kind, part = shard.metadata["kind"], shard.metadata["part"]
+    if kind == "changes":
+        return list(shards.SCHEMAS).index("images"), shard.metadata["after_part"], 1 + part, shard.path
+    return list(shards.SCHEMAS).index(kind), part, 0, shard.path

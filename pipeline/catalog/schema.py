@@ -211,9 +211,11 @@ MIGRATIONS = [
     ALTER TABLE source_rows ADD COLUMN gone VARCHAR;
     ALTER TABLE annotation_rows ADD COLUMN source_stamp VARCHAR;
     ALTER TABLE annotation_rows ADD COLUMN source_hash VARCHAR;
+    ALTER TABLE source_rows ADD COLUMN first_caption VARCHAR;
+    ALTER TABLE latent_rows ADD COLUMN caption VARCHAR;
     CREATE TABLE change_rows (
-        key VARCHAR, number INTEGER, row INTEGER, noticed TIMESTAMP, change VARCHAR, uri VARCHAR,
-        image_id VARCHAR, reason VARCHAR
+        shard_number INTEGER, row INTEGER, noticed TIMESTAMP, change VARCHAR, uri VARCHAR, image_id VARCHAR,
+        condition VARCHAR, reason VARCHAR
     );
 
     CREATE VIEW images AS
@@ -241,7 +243,8 @@ MIGRATIONS = [
         WITH own AS (
             SELECT image, arg_min(caption, (gone IS NOT NULL, shard_number, row)) AS caption,
                    arg_min(captions, (gone IS NOT NULL, shard_number, row)) AS captions,
-                   arg_min(fields, (gone IS NOT NULL, shard_number, row)) AS fields
+                   arg_min(fields, (gone IS NOT NULL, shard_number, row)) AS fields,
+                   arg_min(coalesce(first_caption, caption), (shard_number, row)) AS first_caption
             FROM source_rows GROUP BY image
         ), made AS (
             SELECT image, caption_rows.caption
@@ -254,6 +257,7 @@ MIGRATIONS = [
                           AND (SELECT value FROM settings WHERE name = 'caption_when') = 'missing')
                     THEN own.caption ELSE made.caption END AS caption,
                own.caption AS source_caption, own.captions AS source_captions,
+               own.caption IS DISTINCT FROM first_caption AS caption_changed,
                made.caption AS model_caption, own.fields
         FROM own JOIN images USING (image) LEFT JOIN made USING (image);
 
@@ -272,7 +276,8 @@ MIGRATIONS = [
         WHERE current AND image NOT IN (SELECT image FROM image_rows WHERE gone IS NOT NULL);
 
     CREATE VIEW changes AS
-        SELECT number, noticed, change, uri, image_id, reason FROM change_rows
+        SELECT noticed, change, uri, image_id, condition, reason, shard, row
+        FROM change_rows JOIN shard_rows USING (shard_number)
         WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
     """,
 ]

@@ -23,6 +23,7 @@ from pipeline.run import STAGES, RunOptions, rebuild, run
 @click.option("--workers", type=click.IntRange(min=1), help="Processes at work; default: every core.")
 @click.option("--address", help="A running Ray cluster; default: one is started here.")
 @click.option("--retry-failed", is_flag=True, help="Try again what failed in earlier runs.")
+@click.option("--keep-gone", is_flag=True, help="Keep the pairs of images that the sources no longer have.")
 @click.option("--dry-run", is_flag=True, help="Check the manifest and print the plan; touch nothing.")
 def run_command(
     path: Path,
@@ -31,6 +32,7 @@ def run_command(
     workers: int | None,
     address: str | None,
     retry_failed: bool,
+    keep_gone: bool,
     dry_run: bool,
 ) -> None:
     """Do what the manifest asks for and its workspace lacks.
@@ -54,6 +56,7 @@ def run_command(
                 [
                     f"{given.name}: would work in {plan.workspace.root}: {', '.join(chosen)}",
                     *plans.lines(plan),
+                    *preflight.changes(plan, chosen, limit),
                     *doubts,
                 ]
             )
@@ -65,7 +68,7 @@ def run_command(
         )
         sys.exit(NOT_COMPLETE if absent else 0)
     signal.signal(signal.SIGTERM, _interrupt)
-    options = RunOptions(chosen, limit=limit, workers=workers, address=address, retry_failed=retry_failed)
+    options = RunOptions(chosen, limit, workers, address, retry_failed, keep_gone)
     sys.exit(run(given, options, say))
 
 

@@ -11,6 +11,7 @@ from annotate.conditions import CONDITIONS, MEASURES
 from pipeline import MillError
 from pipeline.benchmark.systems import LEAST, few
 from pipeline.catalog import Catalog, CatalogHeld, check_selections
+from pipeline.dataset.changes import Known, differences, known
 from pipeline.experiment.pairs import SMALLEST_SHARE
 from pipeline.manifest import Manifest, Provided
 from pipeline.plan import Plan
@@ -98,6 +99,31 @@ def _of_catalog(plan: Plan, stages: Collection[str]) -> list[str]:
             return without_caption(plan, catalog) if "train" in stages else []
     except MillError:  # an older, a damaged or a held one, which the run itself speaks of
         return []
+
+
+def changes(plan: Plan, stages: Collection[str], limit: int | None = None) -> list[str]:
+    """How many addresses are new, look otherwise than before, or are gone: a look at the sources, which reads
+    no picture. Nothing where listing a source might have to load it first.
+    """
+    loads = any(source.kind == "huggingface" for source in plan.manifest.source)
+    if "ingest" not in stages or loads:
+        return []
+    before: dict[str, Known] = {}
+    catalog = Catalog(plan.workspace)
+    try:
+        with catalog.at_most(HURRY):
+            if catalog.path.exists() and catalog.query(OF_IMAGES) == [(plan.image_key,)]:
+                before = known(catalog)
+    except MillError:  # an older, a damaged or a held one, which the run itself speaks of
+        return []
+    found = differences(plan.raw_images(), before, limit)
+    return [
+        f"sources: {len(found.new)} new addresses, {len(found.suspects)} that look changed,"
+        f" {found.count('caption')} with other captions, {found.count('gone')} gone"
+    ]
+
+
+OF_IMAGES = "SELECT value FROM settings WHERE name = 'image_key'"
 
 
 def _failing(plan: Plan) -> list[str]:

@@ -2,6 +2,7 @@
 image.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -50,6 +51,21 @@ def _read_one(raw: RawImage, condition: str, to: Placement) -> RawMap | Exceptio
         return READERS[CONDITIONS[condition].kind](value, settings, to, valid, condition)
     except Exception as error:
         return error
+
+
+def source_hash(raw: RawImage, condition: str) -> str | None:
+    """sha256 of what the map of an image is read from, its mask's bytes too; None where there is none."""
+    stored = raw.provided.get(condition) or raw.provided.get(CONDITIONS[condition].shares or "")
+    if stored is None:
+        return None
+    digest = hashlib.sha256()
+    try:
+        for name in (stored.get("column") or stored.get("path"), stored.get("mask")):
+            value = _fetch(raw, name) if name else b""
+            digest.update(value if isinstance(value, bytes) else repr(value).encode())
+    except Unreadable:
+        return None
+    return digest.hexdigest()
 
 
 def _fetch(raw: RawImage, name: str) -> Any:

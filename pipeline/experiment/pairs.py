@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline import MillError
 from pipeline.catalog import Catalog
+from pipeline.dataset.changes import Renewed, renewed
 from pipeline.dataset.maps import read_map
 from pipeline.experiment.base import base_fingerprint, base_spec, latent_key, unpack
 from pipeline.manifest import Run
@@ -115,12 +116,14 @@ def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
     latents = dict(catalog.query("SELECT part, shard FROM shards WHERE kind = 'latents' AND key = ?", [key]))
     # runs share conditions
     members = functools.cache(lambda condition, split: _members(catalog, condition, split, key, latents))
+    changes = renewed(catalog)
     begun = [run for (run,) in catalog.query("SELECT run FROM runs ORDER BY run")]
 
     def make(number: int) -> PlannedRun:
         if number not in made:
             sources = {name: make(source).name for name, source in train.waits_for(number).items()}
-            made[number] = _planned(plan, members, train.runs[number], spec, mark, sources, begun)
+            run = train.runs[number]
+            made[number] = _planned(plan, members, run, spec, mark, sources, begun, changes)
         return made[number]
 
     return [make(number) for number in range(len(train.runs))]
@@ -145,6 +148,7 @@ def _planned(
     mark: str,
     sources: Mapping[str, str],
     begun: Sequence[str],
+    changes: Renewed,
 ) -> PlannedRun:
     found = {split: {name: members(name, split) for name in run.conditions} for split in (TRAIN, HELD_OUT)}
     for name in run.conditions:
@@ -185,6 +189,8 @@ def _planned(
         "version": 2,
         "conditions": {name: plan.conditions[name].fingerprint for name in run.conditions},
     }
+    if changed := changes.mark(plan, run.conditions, shared[TRAIN]):
+        identity["changed"] = changed  # other captions or maps of the same images: another training
     if sources:  # the runs of this manifest that it goes on from
         identity["warm_start"] = sources if isinstance(run.warm_start, dict) else next(iter(sources.values()))
     return PlannedRun(

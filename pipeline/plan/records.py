@@ -82,6 +82,11 @@ class Plan:
             self.manifest.source, self.manifest.image, without=self.workspace.root, spool=self.workspace.spool
         )
 
+    def ancestry(self, condition: str) -> list[str]:
+        """The names under which its maps, and those that they are made from, lie."""
+        planned = self.conditions[condition]
+        return [planned.maps, *(self.ancestry(planned.step.parent) if planned.step.parent else [])]
+
     def maps_of(self, condition: str, part: int) -> Path:
         """The shard of a condition's maps."""
         planned = self.conditions[condition]

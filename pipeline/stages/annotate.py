@@ -5,6 +5,7 @@ part still lacks.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from annotate import annotator, maps
@@ -14,22 +15,29 @@ from pipeline.catalog import Catalog
 from pipeline.catalog.indexing import DetectorRecord
 from pipeline.cluster.jobs import Job, Resources
 from pipeline.dataset import provided
+from pipeline.dataset.changes import changed_maps, map_stamp
 from pipeline.dataset.maps import annotation
 from pipeline.manifest import Image
-from pipeline.plan import Plan, Planned
+from pipeline.plan import Planned
 from pipeline.report.text import tally
 from pipeline.sources import RawImage
-from pipeline.stages.stage import StageContext, StageResult, result
+from pipeline.stages.stage import (
+    GONE,
+    ReadableImages,
+    StageContext,
+    StageResult,
+    readable_images,
+    result,
+)
 from pipeline.storage import codec, shards
 from pipeline.storage.shards import Row
 
 BATCH = 16  # images decoded at a time: bounds a worker's memory whatever the size of a part
 
-READABLE = """SELECT part, row, image_id FROM images JOIN shards USING (shard)
-              WHERE status = 'ok' ORDER BY ALL"""
 FIRST_ADDRESS = """SELECT shards.part, row, arg_min(uri, (sources.part, position))
                    FROM images JOIN shards USING (shard) JOIN sources USING (image_id)
-                   WHERE status = 'ok' GROUP BY ALL"""
+                   WHERE status = 'ok' AND sources.gone IS NULL GROUP BY ALL"""
+BACK = "SELECT condition, part, row FROM annotations WHERE status = 'skipped' AND reason = ?"
 WITHOUT_PAIRS = """SELECT DISTINCT condition FROM annotations
                    WHERE status = 'ok' AND condition NOT IN (SELECT condition FROM pairs)
                    ORDER BY condition"""
@@ -61,6 +69,7 @@ class AnnotatePart:
     parents: dict[str, Path]  # by condition: stored maps that others are made from
     image: Image
     raw_images: dict[int, RawImage]  # by row: where maps that came with the images are looked for
+    gone: frozenset[int]  # rows whose images the source no longer has: nothing is made of them
     device: str
     made_from: str
 
@@ -78,52 +87,69 @@ def annotate(context: StageContext) -> StageResult:
 def _make_maps(context: StageContext) -> int:
     """Returns how many images lacked some map."""
     catalog, cluster, conditions = context.catalog, context.cluster, context.plan.conditions
-    parts: dict[int, list[tuple[int, str]]] = {}
-    for part, row, image_id in catalog.query(READABLE):
-        parts.setdefault(part, []).append((row, image_id))
+    parts = readable_images(catalog)
     committed = {it.name: catalog.committed("maps", it.fingerprint, it.maps) for it in conditions.values()}
-    failed: dict[tuple[str, int], set[int]] = {}
-    if context.retry_failed:
-        rows = catalog.query("SELECT condition, part, row FROM annotations WHERE status = 'failed'")
-        for condition, part, row in rows:
-            failed.setdefault((condition, part), set()).add(row)
+    addresses = _addresses(context)
+    again = _again(context, addresses)
     to_do = sum(
-        len(members)
-        for part, members in parts.items()
-        if any(part not in committed[name] or (name, part) in failed for name in conditions)
+        len(images.members) - len(images.gone)
+        for part, images in parts.items()
+        if any(part not in committed[name] or (name, part) in again for name in conditions)
     )
-    if to_do:
+    jobs = _jobs(context, parts, committed, again, addresses)
 
-        def done(job: Job, paths: list[Path]) -> None:
-            for path in paths:
-                catalog.commit(shards.verify(path, job.args.made_from))
+    def done(job: Job, paths: list[Path]) -> None:
+        for path in paths:
+            catalog.commit(shards.verify(path, job.args.made_from))
 
-        jobs = _jobs(context, parts, committed, failed)
+    first = next(jobs, None)
+    if first:
         each = Resources(gpus=cluster.share)
-        cluster.run(annotate_part, jobs, done, label="annotate", total=to_do, each=each)
+        cluster.run(annotate_part, chain([first], jobs), done, label="annotate", total=to_do, each=each)
     return to_do
+
+
+def _again(
+    context: StageContext, addresses: dict[int, dict[int, RawImage]]
+) -> dict[tuple[str, int], set[int]]:
+    """Condition, part -> rows to make again: what failed and is to be tried again, images that were gone and
+    are there again, maps that came with the images and are others now, and what was made of those.
+    """
+    catalog, conditions = context.catalog, context.plan.conditions
+    again: dict[tuple[str, int], set[int]] = {}
+    rows = catalog.query(BACK, [GONE])
+    if context.retry_failed:
+        rows += catalog.query("SELECT condition, part, row FROM annotations WHERE status = 'failed'")
+    for condition, part, row in rows:
+        again.setdefault((condition, part), set()).add(row)
+    for condition, part, row in changed_maps(context.plan, catalog, addresses):
+        for it in conditions.values():
+            if condition in context.plan.ancestry(it.name):
+                again.setdefault((it.name, part), set()).add(row)
+    return again
 
 
 def _jobs(
     context: StageContext,
-    parts: dict[int, list[tuple[int, str]]],  # row and image id of the images of each
+    parts: dict[int, ReadableImages],
     committed: dict[str, set[int]],  # condition -> parts
-    failed: dict[tuple[str, int], set[int]],  # condition, part -> rows to make again
+    again: dict[tuple[str, int], set[int]],  # condition, part -> rows
+    addresses: dict[int, dict[int, RawImage]],  # part -> row -> where the image came from
 ) -> Iterator[Job]:
-    plan, addresses = context.plan, _addresses(context.plan, context.catalog)
+    plan = context.plan
     # Of conditions that share maps the one that gave its name comes first: others may be made from it.
     conditions = sorted(plan.conditions.values(), key=lambda it: it.maps != it.name)
-    for part, members in parts.items():
-        made_from = shards.made_from(plan.image_key, members)
+    for part, images in parts.items():
+        made_from = shards.made_from(plan.image_key, images.members)
         missing: dict[Path, MapShard] = {}
         for it in conditions:
-            again = failed.get((it.name, part))
+            rows = again.get((it.name, part))
             path = plan.workspace.maps(it.maps, it.fingerprint, part)
-            if path in missing or (part in committed[it.name] and not again):
+            if path in missing or (part in committed[it.name] and not rows):
                 continue  # another condition's maps are these, or they are there
             if part not in committed[it.name] and _adopt(context.catalog, path, made_from):
                 continue
-            missing[path] = _map_shard(context.catalog, it, path, again)
+            missing[path] = _map_shard(context.catalog, it, path, rows)
         if missing:
             args = AnnotatePart(
                 images=plan.workspace.images(plan.image_key, part),
@@ -133,10 +159,11 @@ def _jobs(
                 parents={name: plan.maps_of(name, part) for name in _parents(missing.values())},
                 image=plan.manifest.image,
                 raw_images=addresses.get(part, {}),
+                gone=frozenset(images.gone),
                 device=context.cluster.device,
                 made_from=made_from,
             )
-            yield Job(f"annotate part {part}", args, tuple(row for row, _ in members))
+            yield Job(f"annotate part {part}", args, images.rows)
 
 
 def _adopt(catalog: Catalog, path: Path, made_from: str) -> bool:
@@ -155,15 +182,15 @@ def _map_shard(catalog: Catalog, it: Planned, path: Path, again: set[int] | None
     return MapShard(path, it.step, it.maps, it.fingerprint, it.record(), rows)
 
 
-def _addresses(plan: Plan, catalog: Catalog) -> dict[int, dict[int, RawImage]]:
+def _addresses(context: StageContext) -> dict[int, dict[int, RawImage]]:
     """Part -> row -> where the image came from, for maps that came with it; nothing where no condition wants
     such.
     """
-    if not any(it.step.detector == PROVIDED for it in plan.conditions.values()):
+    if not any(it.step.detector == PROVIDED for it in context.plan.conditions.values()):
         return {}
-    listed = {raw.uri: raw for raw in plan.raw_images()}
+    listed = {raw.uri: raw for raw in context.raw_images}
     addresses: dict[int, dict[int, RawImage]] = {}
-    for part, row, uri in catalog.query(FIRST_ADDRESS):
+    for part, row, uri in context.catalog.query(FIRST_ADDRESS):
         if uri in listed:
             addresses.setdefault(part, {})[row] = listed[uri]
     return addresses
@@ -182,7 +209,8 @@ def annotate_part(
     pictures = shards.read(args.images, ["image_id", "image"])
     parents = {name: shards.read(path) for name, path in args.parents.items()}
     tables = {it.step.condition: _begin(it, pictures.num_rows) for it in args.missing}
-    wanted = [row for row in rows if any(it.wants(row) for it in args.missing) and row not in poison_rows]
+    left_out = args.gone | poison_rows.keys()
+    wanted = [row for row in rows if any(it.wants(row) for it in args.missing) and row not in left_out]
     for start in range(0, len(wanted), BATCH):
         batch = wanted[start : start + BATCH]
         taken = pictures.take(batch).to_pylist()
@@ -200,11 +228,13 @@ def annotate_part(
         for it in args.missing:
             for row, one in zip(batch, annotations[it.step.condition], strict=True):
                 if it.wants(row):
-                    tables[it.step.condition][row] |= _row(one)
+                    tables[it.step.condition][row] |= _row(one) | _came_from(args, it, row)
+    skipped = dict.fromkeys(args.gone, Annotation(status="skipped", reason=GONE))
+    failed = {row: Annotation(status="failed", reason=reason) for row, reason in poison_rows.items()}
     for it in args.missing:
-        for row, reason in poison_rows.items():
+        for row, one in (skipped | failed).items():
             if it.wants(row):
-                tables[it.step.condition][row] |= _row(Annotation(status="failed", reason=reason))
+                tables[it.step.condition][row] |= _row(one)
     if dry_run:
         return []
     ids = pictures.column("image_id").to_pylist()
@@ -236,6 +266,17 @@ def _provided(args: AnnotatePart, batch: list[int]) -> dict[str, list[RawMap | E
         for row in (batch if names else [])
     ]
     return {name: [of_image[name] for of_image in of_images] for name in names}
+
+
+def _came_from(args: AnnotatePart, it: MapShard, row: int) -> Row:
+    """What the file looked like that a provided map came from, so that another one is noticed."""
+    raw = args.raw_images.get(row)
+    if raw is None or it.step.detector != PROVIDED:
+        return {}
+    stamp = map_stamp(raw, it.step.condition)
+    return (
+        {"source_stamp": stamp, "source_hash": provided.source_hash(raw, it.step.condition)} if stamp else {}
+    )
 
 
 def _begin(it: MapShard, rows: int) -> list[Row]:

@@ -11,16 +11,32 @@ from annotate.weights import PINNED
 from pipeline.cluster.jobs import Job
 from pipeline.plan import PlannedCaptions
 from pipeline.report.text import tally
-from pipeline.stages.stage import StageContext, StageResult, make_missing, result, work
+from pipeline.stages.stage import (
+    GONE,
+    StageContext,
+    StageResult,
+    make_missing,
+    readable_images,
+    result,
+    rows_by_part,
+    work,
+)
 from pipeline.storage import codec, shards
 from pipeline.storage.shards import Row
 from pipeline.storage.workspace import fingerprint
 
 BATCH = 16  # images decoded at a time
 
-WITHOUT = """SELECT part, row, image_id, coalesce(source_caption, '') = ''
-             FROM images JOIN shards USING (shard) LEFT JOIN captions USING (image, image_id)
-             WHERE status = 'ok' ORDER BY ALL"""
+WITHOUT = """SELECT part, image_rows.row
+             FROM image_rows JOIN shard_rows USING (shard_number) LEFT JOIN captions USING (image)
+             WHERE image_rows.status = 'ok' AND coalesce(source_caption, '') = ''
+               AND key = (SELECT value FROM settings WHERE name = 'image_key')"""
+# rows without a caption of the network whose image is there and, by now, has none of its own
+STALE = """SELECT part, caption_rows.row
+           FROM caption_rows JOIN shard_rows USING (shard_number) JOIN captions USING (image)
+                JOIN images USING (image)
+           WHERE key = ? AND images.status = 'ok' AND caption_rows.status = 'skipped'
+             AND (coalesce(source_caption, '') = '' OR caption_rows.reason = ?)"""
 FAILED = """SELECT DISTINCT shard FROM caption_rows JOIN shard_rows USING (shard_number)
             WHERE status = 'failed' AND key = ?"""
 COUNTS = """SELECT status, count(*) FROM caption_rows JOIN shard_rows USING (shard_number)
@@ -36,7 +52,9 @@ class CaptionPart:
     part: int
     image_key: str
     captioner: PlannedCaptions
-    wanted: frozenset[int]  # rows that get a caption; the others have one
+    wanted: frozenset[int]  # rows that get a caption; the others have one, or are gone
+    gone: frozenset[int]  # rows whose images the source no longer has
+    again: frozenset[int] | None  # rows to make anew, the others stay; None = there is no such shard yet
     device: str
     made_from: str
 
@@ -57,24 +75,37 @@ def caption(context: StageContext) -> StageResult:
 
 def _jobs(context: StageContext, captioner: PlannedCaptions) -> Iterator[Job]:
     plan, catalog = context.plan, context.catalog
-    parts: dict[int, list[tuple[int, str, bool]]] = {}
-    for part, row, image_id, bare in catalog.query(WITHOUT):
-        parts.setdefault(part, []).append((row, image_id, bare or captioner.when == "always"))
+    bare, stale = (
+        rows_by_part(catalog.query(WITHOUT)),
+        rows_by_part(catalog.query(STALE, [captioner.key, GONE])),
+    )
     committed = catalog.committed("captions", captioner.key)
-    for part, members in parts.items():
-        if part in committed:
+    for part, images in readable_images(catalog).items():
+        if part in committed and part not in stale:
             continue
+        path = plan.workspace.captions(captioner.key, part)
+        if part in committed:  # from here on it counts as missing, until it is whole again
+            catalog.remove_shard(plan.workspace.relative(path))
+        wanted = {
+            row
+            for row in images.rows
+            if row not in images.gone and (captioner.when == "always" or row in bare.get(part, ()))
+        }
         args = CaptionPart(
-            path=plan.workspace.captions(captioner.key, part),
+            path=path,
             images=plan.workspace.images(plan.image_key, part),
             part=part,
             image_key=plan.image_key,
             captioner=captioner,
-            wanted=frozenset(row for row, _, wanted in members if wanted),
+            wanted=frozenset(wanted),
+            gone=frozenset(images.gone),
+            again=frozenset(stale[part]) if part in committed else None,
             device=context.cluster.device,
-            made_from=fingerprint([captioner.key, members]),
+            made_from=fingerprint(
+                [captioner.key, [(row, image_id, row in wanted) for row, image_id in images.members]]
+            ),
         )
-        yield Job(f"caption part {part}", args, tuple(row for row, *_ in members))
+        yield Job(f"caption part {part}", args, images.rows)
 
 
 def caption_part(
@@ -83,11 +114,14 @@ def caption_part(
     """In a worker: one row for each image; those that have a caption already are `skipped`."""
     pictures = shards.read(args.images, ["image_id", "image"])
     table: list[Row] = [{"image_id": image_id} for image_id in pictures.column("image_id").to_pylist()]
-    for row in rows:
-        table[row] |= {"status": "skipped", "reason": "its source gave one"}
+    if args.again is not None:
+        table = shards.read(args.path).to_pylist()
+    for row in rows if args.again is None else args.again:
+        table[row] |= {"status": "skipped", "reason": GONE if row in args.gone else "its source gave one"}
     for row, reason in poison_rows.items():
         table[row] |= {"status": "failed", "reason": reason}
-    todo = [row for row in rows if row in args.wanted and row not in poison_rows]
+    wanted = args.wanted if args.again is None else args.wanted & args.again
+    todo = [row for row in rows if row in wanted and row not in poison_rows]
     for start in range(0, len(todo), BATCH):
         batch = todo[start : start + BATCH]
         images = [codec.decode(one["image"]) for one in pictures.take(batch).to_pylist()]
@@ -106,7 +140,7 @@ def caption_part(
             "part": args.part,
             "made_from": args.made_from,
         }
-        shards.write(args.path, table, shards.CAPTIONS, metadata)
+        shards.write(args.path, table, shards.CAPTIONS, metadata, replace=args.again is not None)
     return args.path
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,17 @@ import numpy as np
 from pipeline import sources
 from pipeline.cluster.jobs import Job
 from pipeline.experiment.base import base_fingerprint, base_spec, device, flips, latent_key, load_base, pack
-from pipeline.stages.stage import StageContext, StageResult, make_missing, of_one_size, result, work
+from pipeline.stages.stage import (
+    GONE,
+    StageContext,
+    StageResult,
+    make_missing,
+    of_one_size,
+    readable_images,
+    result,
+    rows_by_part,
+    work,
+)
 from pipeline.storage import codec, shards
 from pipeline.storage.shards import Row
 
@@ -20,9 +30,17 @@ BATCH = {"cpu": 4, "cuda": 8}  # images of one size that pass the VAE together
 # of a GPU: while one job decodes and writes, three others keep it busy; a VAE in bf16 leaves room for that
 LEAST_SHARE = 0.25
 
-CAPTIONED = """SELECT part, row, image_id, coalesce(caption, '')
-               FROM images JOIN shards USING (shard) LEFT JOIN captions USING (image, image_id)
-               WHERE status = 'ok' ORDER BY ALL"""
+CAPTIONED = """SELECT part, image_rows.row, coalesce(caption, '')
+               FROM image_rows JOIN shard_rows USING (shard_number) LEFT JOIN captions USING (image)
+               WHERE image_rows.status = 'ok'
+                 AND key = (SELECT value FROM settings WHERE name = 'image_key')"""
+# rows whose caption is another now, and rows that were left out while their image was gone
+STALE = """SELECT part, latent_rows.row
+           FROM latent_rows JOIN shard_rows USING (shard_number) JOIN captions USING (image)
+                JOIN images USING (image)
+           WHERE key = $key AND images.status = 'ok'
+             AND (latent_rows.status = 'ok' AND latent_rows.caption <> coalesce(captions.caption, '')
+                  OR latent_rows.status = 'skipped')"""
 COUNTS = """SELECT status, count(*) FROM latent_rows JOIN shard_rows USING (shard_number)
             WHERE key = ? GROUP BY ALL"""
 
@@ -39,6 +57,8 @@ class EncodePart:
     base: str
     flips: bool  # encode the mirror images too
     captions: dict[int, str]  # by row
+    gone: frozenset[int]  # rows whose images the source no longer has: they are left out
+    again: frozenset[int] | None  # rows whose text is to be made again; None = there is no such shard yet
     made_from: str
 
 
@@ -69,25 +89,32 @@ def encode(context: StageContext) -> StageResult:
 
 def _jobs(context: StageContext, base: str, key: str) -> Iterator[Job]:
     plan, catalog = context.plan, context.catalog
-    parts: dict[int, list[tuple[int, str, str]]] = {}
-    for part, row, image_id, caption in catalog.query(CAPTIONED):
-        parts.setdefault(part, []).append((row, image_id, caption))
+    captions: dict[int, dict[int, str]] = {}
+    for part, row, caption in catalog.query(CAPTIONED):
+        captions.setdefault(part, {})[row] = caption
+    stale = rows_by_part(catalog.query(STALE, {"key": key}))
     committed = catalog.committed("latents", key)
-    for part, members in parts.items():
-        if part in committed:
+    for part, images in readable_images(catalog).items():
+        if part in committed and part not in stale:
             continue
+        path = plan.workspace.latents(key, part)
+        if part in committed:  # from here on it counts as missing, until it is whole again
+            catalog.remove_shard(plan.workspace.relative(path))
+        told = [(row, image_id, captions[part][row]) for row, image_id in images.members]
         args = EncodePart(
-            path=plan.workspace.latents(key, part),
+            path=path,
             images=plan.workspace.images(plan.image_key, part),
             part=part,
             key=key,
             image_key=plan.image_key,
             base=base,
             flips=flips(plan),
-            captions={row: caption for row, _, caption in members},
-            made_from=shards.made_from(key, members),
+            captions=captions[part],
+            gone=frozenset(images.gone),
+            again=frozenset(stale[part]) if part in committed else None,
+            made_from=shards.made_from(key, told),
         )
-        yield Job(f"encode part {part}", args, tuple(row for row, *_ in members))
+        yield Job(f"encode part {part}", args, images.rows)
 
 
 def encode_part(args: EncodePart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> Path:
@@ -96,15 +123,19 @@ def encode_part(args: EncodePart, rows: tuple[int, ...], poison_rows: dict[int, 
     """
     pictures = shards.read(args.images, ["image_id", "uri", "width", "height", "image"])
     table: list[Row] = [{"image_id": image_id} for image_id in pictures.column("image_id").to_pylist()]
+    if args.again is not None:
+        table = shards.read(args.path).to_pylist()
     heights, widths = (pictures.column(name).to_pylist() for name in ("height", "width"))
-    todo = [row for row in rows if row not in poison_rows]
-    for batch in of_one_size(todo, lambda row: (heights[row], widths[row]), BATCH[device()]):
+    for row in args.gone:
+        table[row] |= {"status": "skipped", "reason": GONE}
+    wanted = set(rows if args.again is None else args.again) - args.gone - poison_rows.keys()
+    for batch in of_one_size(sorted(wanted), lambda row: (heights[row], widths[row]), BATCH[device()]):
         taken = pictures.take(batch).to_pylist()
         captions = [args.captions[row] for row in batch]
-        encoded = _encoded(args.base, taken, captions, mirror=args.flips)
-        for row, caption, arrays in zip(batch, captions, encoded, strict=True):
-            table[row] |= {"status": "ok", "reason": "", "caption": caption}
-            table[row] |= {name: pack(array) for name, array in arrays.items()}
+        stored = [table[row] for row in batch]
+        encoded = _encoded(args.base, taken, captions, stored, mirror=args.flips)
+        for row, caption, columns in zip(batch, captions, encoded, strict=True):
+            table[row] |= {"status": "ok", "reason": "", "caption": caption} | columns
     for row, reason in poison_rows.items():
         table[row] |= {"status": "failed", "reason": reason}
     if not dry_run:
@@ -116,40 +147,50 @@ def encode_part(args: EncodePart, rows: tuple[int, ...], poison_rows: dict[int, 
             "made_from": args.made_from,
         }
         schema = shards.FLIPPED_LATENTS if args.flips else shards.LATENTS
-        shards.write(args.path, table, schema, metadata)
+        shards.write(args.path, table, schema, metadata, replace=args.again is not None)
     return args.path
 
 
 def _encoded(
-    base: str, taken: list[Row], captions: list[str], *, mirror: bool
-) -> list[dict[str, np.ndarray]]:
-    """The arrays of each row; those of a mirror image are left out where the caption would be wrong of it."""
+    base: str,
+    taken: list[Row],
+    captions: list[str],
+    stored: list[Row],  # moments that are there stay: with another caption only the text is another
+    *,
+    mirror: bool,
+) -> list[dict[str, bytes | None]]:
+    """The columns of each row; those of a mirror image are None where the caption would be wrong of it."""
     from train import encoders
 
     loaded = load_encoders(base, device())
-    images = np.stack([codec.decode(one["image"]) for one in taken])
     texts = [
         sources.mirrored_caption(one["uri"], caption) if mirror else None
         for one, caption in zip(taken, captions, strict=True)
     ]
     turned = [number for number, text in enumerate(texts) if text is not None]
     other = [number for number in turned if texts[number] != captions[number]]
-    made: list[dict[str, np.ndarray]] = [{} for _ in taken]
-    for number, mean, std, text in zip(
-        range(len(taken)),
-        *encoders.encode_images(loaded, images),
-        encoders.encode_text(loaded, captions),
-        strict=True,
-    ):
-        made[number] |= {"mean": mean, "std": std, "text": text}
-    if turned:
-        for number, mean, std in zip(
-            turned, *encoders.encode_images(loaded, images[turned, :, ::-1]), strict=True
-        ):
-            made[number] |= {"mean_mirrored": mean, "std_mirrored": std}
+    columns: list[dict[str, bytes | None]] = [
+        {"mean": one.get("mean"), "std": one.get("std")} | dict.fromkeys(shards.MIRRORED if mirror else ())
+        for one in stored
+    ]
+    for number in turned:
+        columns[number] |= {name: stored[number].get(name) for name in ("mean_mirrored", "std_mirrored")}
+
+    def encode_missing(numbers: Iterable[int], mean: str, std: str, step: int) -> None:
+        missing = [number for number in numbers if columns[number][mean] is None]
+        if not missing:
+            return
+        images = np.stack([codec.decode(taken[number]["image"])[:, ::step] for number in missing])
+        for number, *moments in zip(missing, *encoders.encode_images(loaded, images), strict=True):
+            columns[number][mean], columns[number][std] = map(pack, moments)
+
+    encode_missing(range(len(taken)), "mean", "std", 1)
+    encode_missing(turned, "mean_mirrored", "std_mirrored", -1)
+    for number, text in enumerate(encoders.encode_text(loaded, captions)):
+        columns[number]["text"] = pack(text)
     if other:  # a scene's caption that names sides
         for number, text in zip(
             other, encoders.encode_text(loaded, [str(texts[number]) for number in other]), strict=True
         ):
-            made[number]["text_mirrored"] = text
-    return made
+            columns[number]["text_mirrored"] = pack(text)
+    return columns

@@ -15,6 +15,7 @@ from pipeline.plan import Plan
 from pipeline.report.text import tally
 from pipeline.sources import RawImage
 from pipeline.sources.raw import Unreadable
+from pipeline.stages.changes import notice
 from pipeline.stages.stage import StageContext, StageResult
 from pipeline.storage import shards
 from pipeline.storage.shards import Row, Shard
@@ -38,29 +39,17 @@ class IngestPart:
 def ingest(context: StageContext) -> StageResult:
     """MillError where a split that the manifest needs is empty."""
     plan, catalog = context.plan, context.catalog
-    new = _new_images(context)
+    new, changes = notice(context)
     if new:
         _read_images(context, new)
     remove_stranded(catalog, plan.image_key)
     counts = dict(catalog.query("SELECT status, count(*) FROM images GROUP BY status"))
     splits = dict(catalog.query("SELECT split, count(*) FROM images WHERE status = 'ok' GROUP BY split"))
-    (addresses,) = catalog.row("SELECT count(*) FROM sources")
+    (addresses,) = catalog.row("SELECT count(*) FROM sources WHERE gone IS NULL")
     _check_splits(plan, splits)
-    duplicates = addresses - sum(counts.values())
-    sentence = (
-        f"{len(new)} new addresses; images: {tally(counts)}; {duplicates} exact duplicates; {tally(splits)}"
-    )
+    duplicates = addresses - sum(counts.values()) + counts.get("gone", 0)
+    sentence = f"{changes}; images: {tally(counts)}; {duplicates} exact duplicates; {tally(splits)}"
     return StageResult(sentence, len(new), counts.get("ok", 0), counts.get("failed", 0), duplicates)
-
-
-def _new_images(context: StageContext) -> list[RawImage]:
-    """Those whose address has no row yet, or with `retry_failed` a failed one."""
-    listed = context.plan.raw_images()[: context.limit]
-    settled = "SELECT uri FROM sources JOIN images USING (image_id)"
-    if context.retry_failed:
-        settled += " WHERE status <> 'failed'"
-    known = {uri for (uri,) in context.catalog.query(settled)}
-    return [raw for raw in listed if raw.uri not in known]
 
 
 def _check_splits(plan: Plan, splits: dict[str, int]) -> None:
@@ -181,13 +170,8 @@ def _row(args: IngestPart, number: int, seen: set[str], poison: str | None) -> R
     }
     data = None
     try:
+        row |= _captions(raw)
         data = sources.read(raw)
-        captions = sources.read_captions(raw)
-        row |= {
-            "caption": captions.first,
-            "captions": captions.texts,
-            "caption_problem": captions.problem or None,
-        }
         row |= {"image_id": sources.image_id(data), "raw_bytes": len(data)}
         if poison:
             raise Unreadable(poison)
@@ -207,6 +191,15 @@ def _row(args: IngestPart, number: int, seen: set[str], poison: str | None) -> R
     seen.add(row["image_id"])
     row |= {"group_id": row["image_id"], "split": split_of(row["image_id"], args.split)}
     return row
+
+
+def _captions(raw: RawImage) -> Row:
+    captions = sources.read_captions(raw)
+    return {
+        "caption": captions.first,
+        "captions": captions.texts,
+        "caption_problem": captions.problem or None,
+    }
 
 
 def _canonical(data: bytes, args: IngestPart) -> Row:

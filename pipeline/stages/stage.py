@@ -1,7 +1,7 @@
 """What all stages share: what they are given, what they give back, and the making of one shard a job."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +10,14 @@ from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster
 from pipeline.cluster.jobs import Job, Resources
 from pipeline.plan import Plan
+from pipeline.sources import RawImage
 from pipeline.storage import shards
+
+READABLE = """SELECT part, row, image_id, gone IS NOT NULL
+              FROM image_rows JOIN shard_rows USING (shard_number)
+              WHERE status = 'ok' AND key = (SELECT value FROM settings WHERE name = 'image_key')
+              ORDER BY part, row"""
+GONE = "its image is gone from the source"  # the reason of a row that was not made
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,12 @@ class StageContext:
     cluster: Cluster
     limit: int | None = None  # take only the first N addresses of the source
     retry_failed: bool = False
+    keep_gone: bool = False  # what the source no longer has stays among the pairs
+
+    @cached_property
+    def raw_images(self) -> list[RawImage]:
+        """Every raw image of the sources in their order: listed once a run."""
+        return self.plan.raw_images()
 
     @cached_property
     def systems(self) -> list[System]:
@@ -66,7 +79,9 @@ def make_missing(
 
     def missing() -> Iterator[Job]:
         for job in jobs:
-            adopted = shards.adopt(job.args.path, job.args.made_from)
+            # a job that makes some rows of a shard again finds the others in it
+            again = getattr(job.args, "again", None) is not None
+            adopted = None if again else shards.adopt(job.args.path, job.args.made_from)
             if adopted:
                 catalog.commit(adopted)
             else:
@@ -93,6 +108,41 @@ def of_one_size(
         by_size.setdefault(size(row), []).append(row)
     for members in by_size.values():
         yield from (members[start : start + count] for start in range(0, len(members), count))
+
+
+@dataclass
+class ReadableImages:
+    """The images of one part that could be read, in the order of their rows.
+
+    What is made of images has a row for each of them, also for those whose addresses are gone: a part keeps
+    its rows, whatever the source loses.
+    """
+
+    members: list[tuple[int, str]] = field(default_factory=list)  # row, image id
+    gone: set[int] = field(default_factory=set)  # rows
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return tuple(row for row, _ in self.members)
+
+
+def readable_images(catalog: Catalog) -> dict[int, ReadableImages]:
+    """By part."""
+    parts: dict[int, ReadableImages] = {}
+    for part, row, image_id, gone in catalog.query(READABLE):
+        images = parts.setdefault(part, ReadableImages())
+        images.members.append((row, image_id))
+        if gone:
+            images.gone.add(row)
+    return parts
+
+
+def rows_by_part(rows: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
+    """Part -> rows, of pairs of both."""
+    parts: dict[int, set[int]] = {}
+    for part, row in rows:
+        parts.setdefault(part, set()).add(row)
+    return parts
 
 
 def work(rows: int, unit: str) -> str:

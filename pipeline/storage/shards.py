@@ -39,6 +39,13 @@ IMAGES = pa.schema([
     ("stamp", pa.string()), ("caption_stamp", pa.string()),
     ("image", pa.binary()),
 ])  # fmt: skip
+# what a run noticed at addresses that it knew; of a map also of which condition, and what it is now
+CHANGES = pa.schema([
+    ("change", pa.string()), ("uri", pa.string()), ("image_id", pa.string()), ("reason", pa.string()),
+    ("stamp", pa.string()), ("caption_stamp", pa.string()), ("captions", pa.list_(pa.string())),
+    ("caption_problem", pa.string()), ("fields", pa.string()),
+    ("condition", pa.string()), ("source_hash", pa.string()),
+])  # fmt: skip
 CAPTIONS = pa.schema(
     [("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("caption", pa.string())]
 )
@@ -68,6 +75,7 @@ SCORES = pa.schema([
 # in the order in which they are made
 SCHEMAS = {
     "images": IMAGES,
+    "changes": CHANGES,
     "captions": CAPTIONS,
     "maps": MAPS,
     "latents": LATENTS,

@@ -93,6 +93,10 @@ class Workspace:
     def images(self, key: str, part: int) -> Path:
         return self.root / "shards" / "images" / key / _part(part)
 
+    def changes(self, key: str, number: int) -> Path:
+        """What a run noticed at the addresses of the images of a key."""
+        return self.root / "shards" / "changes" / key / _part(number)
+
     def captions(self, key: str, part: int) -> Path:
         return self.root / "shards" / "captions" / key / _part(part)
 

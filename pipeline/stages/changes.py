@@ -1,0 +1,85 @@
+"""Known addresses -> what changed there since they were read: noticed by a look, proved by hashing what looks
+otherwise.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pipeline.cluster.jobs import Job
+from pipeline.dataset.changes import Change, Known, adopt, differences, examine, known, save
+from pipeline.sources import RawImage
+from pipeline.stages.stage import StageContext
+
+FEW = 64  # addresses that the driver hashes itself: Ray would take longer to start
+WORDS = {
+    "changed": "changed",
+    "gone": "gone",
+    "back": "there again",
+    "caption": "with other captions",
+    "touched": "touched but equal",
+}
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """Addresses that look otherwise than before, for a worker."""
+
+    members: tuple[tuple[RawImage, Known], ...]
+
+
+def notice(context: StageContext) -> tuple[list[RawImage], str]:
+    """What is to be ingested: addresses that are new or show other bytes; and a sentence of what changed.
+
+    Every change is written down and in the catalog when this returns.
+    """
+    plan, catalog = context.plan, context.catalog
+    adopt(plan, catalog)
+    before = known(catalog)
+    found = differences(context.raw_images, before, context.limit, keep_gone=context.keep_gone)
+    changes = found.certain + _examined(context, found.suspects)
+    if changes:
+        save(plan, catalog, changes)
+    again = {change.uri for change in changes if change.change == "changed"}
+    if context.retry_failed:
+        again |= {uri for (uri,) in catalog.query(FAILED)}
+    fresh = {raw.uri for raw in found.new} | again
+    counts = Counter(change.change for change in changes)
+    told = [f"{counts[change]} {words}" for change, words in WORDS.items() if counts[change]]
+    sentence = ", ".join([f"{len(found.new)} new addresses", *told])
+    return [raw for raw in context.raw_images[: context.limit] if raw.uri in fresh], sentence
+
+
+FAILED = "SELECT uri FROM sources JOIN images USING (image_id) WHERE status = 'failed' AND gone IS NULL"
+
+
+def _examined(context: StageContext, suspects: Sequence[tuple[RawImage, Known]]) -> list[Change]:
+    if len(suspects) <= FEW:
+        return [change for raw, was in suspects for change in examine(raw, was)]
+    size = context.plan.manifest.shard_images
+    found: list[Change] = []
+
+    def jobs() -> Iterator[Job]:
+        for start in range(0, len(suspects), size):
+            members = tuple(suspects[start : start + size])
+            yield Job(f"look again from {start}", Suspects(members), tuple(range(len(members))))
+
+    def done(job: Job, changes: list[Change]) -> None:
+        found.extend(changes)
+
+    context.cluster.run(look_again, jobs(), done, label="look again", total=len(suspects))
+    return found
+
+
+def look_again(
+    args: Suspects, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool
+) -> list[Change]:
+    """In a worker: what changed at each address; one that kills its worker counts as changed."""
+    out: list[Change] = []
+    for row in rows:
+        raw, was = args.members[row]
+        if row in poison_rows:
+            out.append(Change("changed", raw.uri, was.image_id, poison_rows[row]))
+        else:
+            out += examine(raw, was)
+    return out
