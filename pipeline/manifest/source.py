@@ -1,8 +1,9 @@
 """`source:` of a manifest: where raw images lie, and the maps that come with them."""
 
+import codecs
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.manifest.section import Real, Section, Text, Whole
 from pipeline.manifest.yaml_errors import wrong
@@ -39,20 +40,34 @@ class Provided(Section):
         return self
 
 
+def _known_encoding(name: str) -> str:
+    try:
+        if codecs.lookup(name)._is_text_encoding:
+            return name
+    except (LookupError, ValueError):
+        pass
+    raise wrong(f"{name!r} is no encoding of text: utf-8, utf-16, latin-1, cp1252, shift_jis, … are")
+
+
+Encoding = Annotated[str, AfterValidator(_known_encoding)]
 ProvidedMaps = dict[str, Provided]  # by condition
 Column = Literal["none"] | dict[Literal["column", "template"], str]
 Member = Literal["none"] | dict[Literal["member", "json", "template"], str]
 
 
 class FolderSource(Section):
-    """Every file below a folder.
+    """Every image below a folder; `include` and `exclude` are globs of what is meant and what is not.
 
-    Captions: `sidecar` (photo.txt or photo.json beside photo.jpg) or {template: "a photograph"}.
+    Captions: `sidecar` (photo.txt, photo.caption or photo.json beside photo.jpg) or {template: "a
+    photograph"}.
     """
 
     kind: Literal["folder"]
     path: Text
     captions: Literal["sidecar", "none"] | dict[Literal["template"], str] = "sidecar"
+    encoding: Encoding = "utf-8"  # of captions that don't begin with a byte order mark
+    include: list[Text] = []
+    exclude: list[Text] = []
     provided: ProvidedMaps = {}
 
 

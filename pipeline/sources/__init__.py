@@ -1,7 +1,8 @@
 """Raw images in: where they are (`listing`, in the driver) and what they hold (`read`, in a worker)."""
 
 import glob
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 from annotate.flips import may_flip
 from pipeline import MillError
 from pipeline.manifest import Image
-from pipeline.sources.raw import RawImage, ReadCaptions, Unreadable, clean, image_id
+from pipeline.sources.raw import ListingContext, RawImage, ReadCaptions, Unreadable, clean, image_id
 
-# source kind -> module and function that list it: (source, image settings) -> RawImages in a stable order
+# source kind -> module and function that list it: (source, image settings, context) -> RawImages in a stable
+# order
 LISTERS = {
-    "folder": ("files", "list_folder"),
-    "list": ("files", "list_table"),
+    "folder": ("folders", "list_folder"),
+    "list": ("lists", "list_table"),
     "webdataset": ("archives", "list_tars"),
     "img2dataset": ("img2dataset", "list_img2dataset"),
     "parquet": ("tables", "list_parquet"),
@@ -32,26 +34,32 @@ READERS = {
 }
 # of those whose captions may lie beside the image: RawImage -> ReadCaptions
 CAPTION_READERS = {
-    "file": ("files", "read_captions"),
+    "file": ("sidecars", "read_captions"),
     "tar": ("archives", "read_captions"),
     "scene": ("rendered", "read_captions"),
 }
 
 
 def listing(
-    sources: Sequence[Any], image: Image, without: Path | None = None, spool: Path | None = None
+    sources: Sequence[Any],
+    image: Image,
+    without: Path | None = None,
+    spool: Path | None = None,
+    notes: list[str] | None = None,
 ) -> list[RawImage]:
     """Every raw image of the manifest in a stable order, each address once; what lies below `without`, the
     workspace, is no source.
 
-    `spool` is the folder in which a source that can be read only once keeps what it has read. MillError where
-    a source can't be listed, or there is no image in any.
+    `spool` is the folder in which a source that can be read only once keeps what it has read; `notes` takes
+    sentences about what was left out. MillError where a source can't be listed, or there is no image in any.
     """
+    context = ListingContext(without, spool, [] if notes is None else notes)
+    inside = f"{without}{os.sep}"
     by_address: dict[str, RawImage] = {}
     for source in sources:
         try:
-            for raw in _listed(source, image, spool):
-                if without is not None and Path(raw.uri).is_relative_to(without):
+            for raw in _function(*LISTERS[source.kind])(source, image, context):
+                if without is not None and raw.uri.startswith(inside):
                     continue
                 before = by_address.setdefault(raw.uri, raw)
                 if before is not raw:
@@ -64,13 +72,6 @@ def listing(
             f"{sources[0].at().where}No images found in {places}: check `source` in the manifest."
         )
     return list(by_address.values())
-
-
-def _listed(source: Any, image: Image, spool: Path | None) -> Iterator[RawImage]:
-    lister: Callable[..., Iterator[RawImage]] = _function(*LISTERS[source.kind])
-    if getattr(source, "streaming", False):
-        return lister(source, image, spool=spool)
-    return lister(source, image)
 
 
 def _with_captions_of(first: RawImage, again: RawImage) -> RawImage:
@@ -97,9 +98,9 @@ def lack(source: Any, image: Image) -> str | None:
         if not glob.glob(str(Path(path).expanduser())):  # noqa: PTH207 - a pattern may be absolute
             return f"{path} does not exist; put the data there, or set `path`"
         if source.kind == "folder":
-            _function("files", "folder_of")(source)
+            _function("folders", "folder_of")(source)
             return None
-        for raw in _function(*LISTERS[source.kind])(source, image):
+        for raw in _function(*LISTERS[source.kind])(source, image, ListingContext()):
             if not raw.problem and source.kind != "list":
                 break
     except MillError as error:

@@ -5,7 +5,7 @@ The listing reads headers and JSON members, never a picture.
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, cast
@@ -13,10 +13,11 @@ from typing import IO, cast
 from pipeline import MillError
 from pipeline.manifest import Image, Member, WebDatasetSource
 from pipeline.sources.columns import MAX_TEXT, caption_of, json_columns, text
-from pipeline.sources.files import matching, nowhere, stamp
+from pipeline.sources.files import ABSENT, matching, nowhere, stamp, stamp_of
 from pipeline.sources.raw import (
     MAX_BYTES,
     Columns,
+    ListingContext,
     ProvidedJson,
     RawImage,
     ReadCaptions,
@@ -33,7 +34,7 @@ IMAGES = {
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 
 
-def list_tars(source: WebDatasetSource, image: Image) -> Iterator[RawImage]:
+def list_tars(source: WebDatasetSource, image: Image, context: ListingContext) -> Iterator[RawImage]:
     """One RawImage for each sample, tar by tar, in the order in which each tar first names them. MillError
     where a tar is compressed, or there is none.
     """
@@ -80,10 +81,12 @@ def list_samples(tars: list[Path], wanted: TarMembers) -> Iterator[RawImage]:
         samples, problems = _samples(tar)
         try:
             with tar.open("rb") as file:
+                version = stamp_of(os.fstat(file.fileno()))
                 for key, members in samples.items():
                     lacking -= members.keys()
                     images = _images(members, wanted.maps)
                     raw = _sample(file, tar, key, members, images, wanted)
+                    raw = _stamped(raw, version)
                     problems += _second_images(tar, key, members, images)
                     any_read |= not raw.problem
                     yield raw
@@ -157,6 +160,27 @@ def _sample(
         reader="tar",
         place=place,
         provided=dict(wanted.provided),
+    )
+
+
+def _stamped(raw: RawImage, version: str) -> RawImage:
+    """With the stamps of a sample whose tar has this one."""
+    place = cast(TarPlace, raw.place)
+    if "image" not in place:
+        return replace(raw, stamp=version)
+
+    def of(member: str) -> str:
+        span = place["members"].get(_extension(member))
+        return f"{version}@{span[0]}+{span[1]}" if span else ABSENT
+
+    return replace(
+        raw,
+        stamp=f"{version}@{place['image'][0]}+{place['image'][1]}",
+        caption_stamp=of(place["caption"]) if "caption" in place else "",
+        map_stamps={
+            condition: " ".join(of(member) for at in ("column", "mask") if (member := given.get(at)))
+            for condition, given in raw.provided.items()
+        },
     )
 
 
@@ -245,5 +269,5 @@ def _bytes(tar: str, span: Span, what: str) -> bytes:
 
 
 @lru_cache(maxsize=8)
-def _opened(tar: str, version: tuple[int, int]) -> IO[bytes]:
+def _opened(tar: str, version: str) -> IO[bytes]:
     return Path(tar).open("rb")  # closed when the cache lets it go

@@ -17,7 +17,8 @@ from pipeline import MillError
 from pipeline.manifest import HuggingFaceSource, Image
 from pipeline.sources.columns import first_line
 from pipeline.sources.files import resolve, stamp
-from pipeline.sources.raw import RawImage, TablePlace
+from pipeline.sources.raw import ListingContext, RawImage, TablePlace
+from pipeline.sources.row_stamps import RowStamps, arrow_paths
 from pipeline.sources.tables import TableColumns, arrow, list_rows
 from pipeline.storage.workspace import fingerprint, stopping, write_text, write_whole
 
@@ -29,20 +30,20 @@ SPOOLED_GROUP = 32
 LISTED_ROWS = 4096  # whose light columns are read at a time
 
 
-def list_dataset(source: HuggingFaceSource, image: Image, spool: Path | None = None) -> Iterator[RawImage]:
+def list_dataset(source: HuggingFaceSource, image: Image, context: ListingContext) -> Iterator[RawImage]:
     """One RawImage for each row of the split, at most `count`:
     huggingface://name@commit/configuration/split/row.
 
-    MillError where a stream has no `spool`, the folder that keeps its rows; and while rows are read, where
+    MillError where a stream has no folder that keeps its rows; and while rows are read, where
     the dataset can't be loaded or lacks a column.
     """
     if source.streaming:
-        if spool is None:
+        if context.spool is None:
             raise MillError(
                 "source.streaming: rows of a stream are kept in a workspace, and there is none here: remove"
                 " `streaming`."
             )
-        return _list_stream(source, spool)
+        return _list_stream(source, context.spool)
     return islice(_list_split(source), source.count)
 
 
@@ -74,10 +75,16 @@ def _list_split(source: HuggingFaceSource) -> Iterator[RawImage]:
                 name: table.column(name).nbytes / max(table.num_rows, 1) for name in table.schema.names
             }
             columns, left_out = wanted.light(table.schema, average)
+            # a commit's files may be written anew in the cache, and hold the same
+            version = commit or stamp(file)
             first, last = max(piece.from_ - start, 0), min(piece.to - start, table.num_rows)
             for at in range(first, last, LISTED_ROWS):
-                slab = table.select(columns).slice(at, min(LISTED_ROWS, last - at))
-                for row, (caption, fields) in enumerate(wanted.read(slab, left_out), start=at):
+                slab = table.slice(at, min(LISTED_ROWS, last - at))
+                rows = wanted.read(slab.select(columns), left_out)
+                stamps = RowStamps(
+                    version, folder or Path(file).parent, arrow_paths(slab, wanted.pictures), start + at
+                )
+                for row, (caption, fields) in enumerate(rows, start=at):
                     uri = f"{address}/{piece.splitname}/{start + row}"
                     place: TablePlace = {
                         "file": file,
@@ -92,6 +99,8 @@ def _list_split(source: HuggingFaceSource) -> Iterator[RawImage]:
                         reader="huggingface",
                         place=place,
                         provided=dict(wanted.provided),
+                        stamp=stamps.of(source.image_column, row - at),
+                        map_stamps=stamps.of_maps(wanted.provided, row - at),
                     )
             start += table.num_rows
 

@@ -11,14 +11,14 @@ from pipeline import MillError
 from pipeline.manifest import Column, Image, Img2DatasetSource, Member
 from pipeline.sources.archives import TarMembers, list_samples
 from pipeline.sources.columns import MAX_TEXT, caption_of, json_columns, text
-from pipeline.sources.files import matching
-from pipeline.sources.raw import Columns, RawImage
+from pipeline.sources.files import matching, stamp_or_absent
+from pipeline.sources.raw import Columns, ListingContext, RawImage
 
 # its --encode_format: the file's ending, the tar's member and the Parquet column
 ENCODINGS = ("jpg", "png", "webp")
 
 
-def list_img2dataset(source: Img2DatasetSource, image: Image) -> Iterator[RawImage]:
+def list_img2dataset(source: Img2DatasetSource, image: Image, context: ListingContext) -> Iterator[RawImage]:
     """One RawImage for each image that was downloaded; its web address and sizes are in `fields`. MillError
     where the path holds no tar, no numbered folder of images and no Parquet file with images.
     """
@@ -75,7 +75,7 @@ def _list_folders(folders: list[Path], captions: Member) -> Iterator[RawImage]:
                 caption = captions.get("template", caption_of(fields, captions.get("json", "")))
                 if "member" in captions:
                     caption = text(_beside(path, captions["member"]) or b"")
-            yield RawImage(str(path), caption, fields)
+            yield RawImage(str(path), caption, fields, stamp=stamp_or_absent(str(path)))
 
 
 def _beside(path: Path, extension: str) -> bytes | None:

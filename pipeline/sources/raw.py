@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 MAX_BYTES = 2**30  # of one raw file
@@ -13,9 +14,13 @@ Span = Sequence[int]  # offset and size of bytes in a file
 
 
 class FilePlace(TypedDict):
-    """Of an image file: the source's folder, and the cells of a list's row that hold maps or name them."""
+    """Of an image file: the source's folder, the file that holds its captions, and the cells of a list's row
+    that hold maps or name them.
+    """
 
     root: str
+    sidecar: NotRequired[str]
+    encoding: NotRequired[str]  # of the sidecar, where it is not UTF-8
     cells: NotRequired[Columns]
 
 
@@ -84,6 +89,17 @@ class RawImage:
     stamp: str = ""
     caption_stamp: str = ""  # of the sidecar; "" also where the caption is in the listing
     map_stamps: dict[str, str] = field(default_factory=dict)  # by condition, of the map and its mask
+
+
+@dataclass(frozen=True)
+class ListingContext:
+    """What a listing is told beside its source, and where it notes what a person should know of it."""
+
+    without: Path | None = None  # the workspace, which is no source
+    spool: Path | None = (
+        None  # the folder in which a source that can be read only once keeps what it has read
+    )
+    notes: list[str] = field(default_factory=list)  # sentences
 
 
 def image_id(data: bytes) -> str:

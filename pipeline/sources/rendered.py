@@ -12,11 +12,11 @@ from annotate.maps import RawMap
 from pipeline import scenes
 from pipeline.manifest import Image, ScenesSource
 from pipeline.scenes import Limits
-from pipeline.sources.raw import LimitsJson, RawImage, ReadCaptions, ScenePlace, Unreadable
+from pipeline.sources.raw import LimitsJson, ListingContext, RawImage, ReadCaptions, ScenePlace, Unreadable
 from pipeline.storage import codec
 
 
-def list_scenes(source: ScenesSource, image: Image) -> Iterator[RawImage]:
+def list_scenes(source: ScenesSource, image: Image, context: ListingContext) -> Iterator[RawImage]:
     """`count` scenes of a seed, at the resolution of the canonical image."""
     limits = Limits(source.most_objects, source.least_box, source.least_visible)
     query = "" if limits == Limits() else "?" + urlencode(asdict(limits))

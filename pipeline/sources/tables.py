@@ -15,7 +15,16 @@ from pipeline import MillError
 from pipeline.manifest import Column, HuggingFaceSource, Image, ParquetSource
 from pipeline.sources.columns import caption_of, first_line, plain
 from pipeline.sources.files import matching, nowhere, read_file, stamp
-from pipeline.sources.raw import MAX_BYTES, Columns, ProvidedJson, RawImage, TablePlace, Unreadable
+from pipeline.sources.raw import (
+    MAX_BYTES,
+    Columns,
+    ListingContext,
+    ProvidedJson,
+    RawImage,
+    TablePlace,
+    Unreadable,
+)
+from pipeline.sources.row_stamps import RowStamps, arrow_paths, parquet_leaves
 
 ENDINGS = (".parquet", ".parq", ".pq")
 LIGHT = 1024  # bytes of a cell, on average, up to which a column is kept in the catalog
@@ -25,7 +34,7 @@ KEPT_BYTES = 2**30  # of columns of row groups that a worker keeps for the next 
 Address = Callable[[Path, int], str]  # file, row in the file -> the row's uri
 
 
-def list_parquet(source: ParquetSource, image: Image) -> Iterator[RawImage]:
+def list_parquet(source: ParquetSource, image: Image, context: ListingContext) -> Iterator[RawImage]:
     """One RawImage for each row, file by file; a file that can't be read, or lacks a column, is one row with
     the reason.
     """
@@ -53,6 +62,12 @@ class TableColumns:
         """The column of captions; None = there is none."""
         return self.captions.get("column") if isinstance(self.captions, dict) else None
 
+    @property
+    def pictures(self) -> list[str]:
+        """The columns of the image, of maps and of masks."""
+        names = [given.get(at) for given in self.provided.values() for at in ("column", "mask")]
+        return list(dict.fromkeys([self.image, *(name for name in names if name)]))
+
     def lacking(self, names: list[str]) -> str | None:
         """What to set where a table of these columns lacks one that the manifest names; None = it has all."""
         asked = [("image_column", self.image), ("captions", self.caption)]
@@ -71,15 +86,12 @@ class TableColumns:
         """The columns that the catalog keeps, and those that are too large for it; bytes, the image and
         provided maps are neither. `average`: bytes of a cell, by column.
         """
-        taken = {self.image} | {
-            given.get(at) for given in self.provided.values() for at in ("column", "mask")
-        }
         keep: list[str] = []
         left_out: list[str] = []
         for column in schema:
             if column.name == self.caption:
                 keep.append(column.name)
-            elif column.name not in taken and not _binary(column.type):
+            elif column.name not in self.pictures and not _binary(column.type):
                 (keep if average[column.name] <= LIGHT else left_out).append(column.name)
         return keep, left_out
 
@@ -137,6 +149,7 @@ def _list_file(
     """The rows of one file; a row group that is too large to be read is one row with the reason."""
     import pyarrow.parquet as pq
 
+    version = stamp(str(path))
     with pq.ParquetFile(path) as file:
         lacking = columns.lacking(file.schema_arrow.names)
         if lacking:
@@ -156,6 +169,9 @@ def _list_file(
                 start += file.metadata.row_group(group).num_rows
                 continue
             table = file.read_row_group(group, columns=names)
+            leaves = parquet_leaves(file, group, columns.pictures)
+            named = file.read_row_group(group, columns=leaves)
+            stamps = RowStamps(version, folder, arrow_paths(named, named.column_names), start)
             for row, (caption, fields) in enumerate(columns.read(table, left_out)):
                 place: TablePlace = {
                     "file": str(path),
@@ -171,6 +187,8 @@ def _list_file(
                     reader=reader,
                     place=place,
                     provided=dict(columns.provided),
+                    stamp=stamps.of(columns.image, row),
+                    map_stamps=stamps.of_maps(columns.provided, row),
                 )
             start += table.num_rows
 
@@ -268,7 +286,7 @@ def _cell(place: TablePlace, column: str) -> Any:
 _columns: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # what this process read last, up to KEPT_BYTES
 
 
-def _column(path: str, version: tuple[int, int], group: int, name: str) -> Any:
+def _column(path: str, version: str, group: int, name: str) -> Any:
     """One column of one row group, read once for all its rows."""
     import pyarrow.parquet as pq
 
@@ -283,7 +301,7 @@ def _column(path: str, version: tuple[int, int], group: int, name: str) -> Any:
 
 
 @lru_cache(maxsize=8)
-def arrow(path: str, version: tuple[int, int]) -> Any:
+def arrow(path: str, version: str) -> Any:
     """The table of one of the Arrow files of `datasets`, mapped into memory: nothing is read
     until a cell is.
     """

@@ -179,14 +179,14 @@ def test_an_empty_or_missing_file_gives_a_reason(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_listed_recursively_in_a_stable_order(tmp_path: Path) -> None:
-    for name in ("b/2.jpg", "a.png", "b/1.jpg", "notes.md", "a.txt", ".hidden/c.png", "broken.xyz"):
+    for name in ("b/2.jpg", "a.png", "b/1.jpg", "notes.md", "a.txt", ".hidden/c.png", "broken.bmp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = [
         Path(raw.uri).relative_to(tmp_path).as_posix()
         for raw in sources.listing([FolderSource(kind="folder", path=str(tmp_path))], SIZE)
     ]
-    assert found == ["a.png", "b/1.jpg", "b/2.jpg", "broken.xyz"]
+    assert found == ["a.png", "b/1.jpg", "b/2.jpg", "broken.bmp"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,166 @@
+"""Images that a list names, in JSONL, CSV or TSV."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+from pipeline import MillError
+from pipeline.manifest import Image, ListSource
+from pipeline.sources.columns import captions_of, stamp_of_value
+from pipeline.sources.files import ABSENT, PACKAGE, locate, resolve, stamp_or_absent
+from pipeline.sources.names import MapTemplate
+from pipeline.sources.raw import Columns, FilePlace, ListingContext, ProvidedJson, RawImage, Unreadable, clean
+from pipeline.sources.rows import SUFFIXES, Line, read_lines
+
+DEFAULT_CAPTION = "caption"  # column of a list; one without it is a list without captions
+
+
+def list_table(source: ListSource, image: Image, context: ListingContext) -> Iterator[RawImage]:
+    """One RawImage for each row of a list; a row without an image has a `problem`.
+
+    MillError where the path is no such file, the file is not UTF-8, or its header names a column twice; and
+    after the last row where no row has a column that the manifest names.
+    """
+    path = _list_file(source)
+    columns = _ListColumns(source, path)
+    for line in read_lines(path, source.image_column):
+        yield columns.raw(line)
+    columns.check()
+
+
+def _list_file(source: ListSource) -> Path:
+    path = resolve(source.path)
+    if not path.is_file():
+        reason = f"{path} is a folder" if path.is_dir() else f"the list {path} does not exist"
+        raise MillError(f"source.path: {reason}: set it to a .jsonl, .csv or .tsv file.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise MillError(f"source.path: {path} is no .jsonl, .csv or .tsv: set it to a file that is.")
+    return path
+
+
+class _ListColumns:
+    """What a manifest takes of a list's columns."""
+
+    def __init__(self, source: ListSource, path: Path) -> None:
+        self.source, self.path = source, path
+        self.template = source.captions.get("template")
+        self.caption = source.captions.get("column", DEFAULT_CAPTION)
+        self.provided: dict[str, ProvidedJson] = {
+            name: given.model_dump() for name, given in source.provided.items()
+        }
+        self.maps = ListMaps(path.parent, self.provided)
+        self.seen: set[str] = set()
+
+    def raw(self, line: Line) -> RawImage:
+        """The image of a row."""
+        row = line.cells
+        self.seen |= row.keys()
+        address = row.get(self.source.image_column)
+        if not isinstance(address, str) or not address:
+            reason = line.problem or f"the row has no {self.source.image_column!r}"
+            return RawImage(f"{self.path}:{line.number}", "", problem=reason)
+        uri = address_of(address, self.path.parent)
+        captions, kept = self._captions(row), dict(row)
+        kept.pop(self.source.image_column)
+        if captions is not None:
+            kept.pop(self.caption, None)
+        place: FilePlace = {"root": str(self.path.parent)}
+        if self.maps.columns:  # maps may be large: the catalog keeps their paths, not their numbers
+            place["cells"] = {name: row.get(name) for name in self.maps.columns}
+            kept = {
+                name: cell for name, cell in kept.items() if name not in self.maps.columns or is_path(cell)
+            }
+        first, *more = captions or ("",)
+        return RawImage(
+            clean(uri),
+            clean(self.template) if self.template is not None else first,
+            json.loads(clean(json.dumps(kept, ensure_ascii=False))),
+            place=place,
+            provided=self.provided,
+            more_captions=() if self.template is not None else tuple(more),
+            stamp=stamp_of_address(uri),
+            map_stamps=self.maps.stamps(uri, row),
+        )
+
+    def _captions(self, row: Columns) -> tuple[str, ...] | None:
+        """None where the cell is something else, which stays among the fields."""
+        try:
+            return captions_of(row.get(self.caption))
+        except TypeError:
+            return None
+
+    def check(self) -> None:
+        """MillError where no row had a column that the manifest names."""
+        asked = {"image_column": self.source.image_column}
+        if self.template is None and self.caption != DEFAULT_CAPTION:
+            asked["captions.column"] = self.caption
+        for condition, given in self.provided.items():
+            if given["column"]:
+                asked |= {
+                    f"provided.{condition}.{at}": name for at in ("column", "mask") if (name := given[at])
+                }
+        for key, column in asked.items():
+            if column not in self.seen:
+                there = f"; it has {', '.join(map(repr, sorted(self.seen)))}" if self.seen else ""
+                remedy = (
+                    "the column that names the image" if key == "image_column" else "a column that is there"
+                )
+                raise MillError(f"{self.path}: no row has {column!r}{there}: set `source.{key}` to {remedy}.")
+
+
+def address_of(cell: str, folder: Path) -> str:
+    """The address that a cell names; a path begins at the list's folder."""
+    return cell if cell.startswith(PACKAGE) or Path(cell).is_absolute() else str(folder / cell)
+
+
+def stamp_of_address(uri: str) -> str:
+    """Of the file that an address names; "" where it names none that can be looked at from here."""
+    if uri.startswith(PACKAGE):
+        try:
+            uri = str(locate(uri))
+        except Unreadable:
+            return ABSENT
+    return "" if "://" in uri else stamp_or_absent(uri)
+
+
+class ListMaps:
+    """Where the maps of a list's rows lie."""
+
+    def __init__(self, folder: Path, provided: dict[str, ProvidedJson]) -> None:
+        self.folder = folder
+        self.cells: dict[str, list[str]] = {}  # condition -> columns of the map and its mask
+        self.templates: dict[str, list[MapTemplate]] = {}  # the same as paths
+        for condition, given in provided.items():
+            if given["column"]:
+                self.cells[condition] = [name for at in ("column", "mask") if (name := given[at])]
+            else:
+                self.templates[condition] = [
+                    MapTemplate(str(folder), name) for at in ("path", "mask") if (name := given[at])
+                ]
+        self.columns = {name for names in self.cells.values() for name in names}
+
+    def stamps(self, uri: str, row: Columns) -> dict[str, str]:
+        """By condition: of the files that cells name, or a hash of the numbers in them."""
+        stamps = {
+            condition: " ".join(self._of_cell(row.get(name)) for name in columns)
+            for condition, columns in self.cells.items()
+        }
+        path = PurePath(uri)
+        inside = path.parent.is_relative_to(self.folder) if self.templates else False
+        below = path.parent.relative_to(self.folder).as_posix() if inside else "."
+        for condition, templates in self.templates.items():
+            stamps[condition] = " ".join(
+                stamp_or_absent(template.beside(below, path.name)) for template in templates
+            )
+        return stamps
+
+    def _of_cell(self, cell: Any) -> str:
+        if cell is None:
+            return ABSENT
+        return stamp_or_absent(str(self.folder / cell)) if is_path(cell) else stamp_of_value(cell)
+
+
+def is_path(cell: Any) -> bool:
+    """Whether a cell names a file: it is text, and no JSON."""
+    return isinstance(cell, str) and cell.lstrip()[:1] not in ("[", "{")
