@@ -20,7 +20,8 @@ def insert(connection: duckdb.DuckDBPyConnection, number: int, image_key: str, n
     connection.execute(
         """
         INSERT INTO change_rows BY NAME
-        SELECT $number AS shard_number, row, $noticed AS noticed, change, uri, image_id, condition, reason
+        SELECT $number AS shard_number, row, $noticed AS noticed, change, uri, image_id, condition,
+               source_hash, stamp, reason
         FROM incoming""",
         {"number": number, "noticed": noticed},
     )
@@ -56,17 +57,21 @@ def insert(connection: duckdb.DuckDBPyConnection, number: int, image_key: str, n
         FROM incoming WHERE {MATCHING} AND gone IS NULL AND change = 'caption'""",
         key,
     )
-    connection.execute(
-        """
-        UPDATE annotation_rows SET source_stamp = incoming.stamp
-        FROM incoming, image_rows, shard_rows
-        WHERE change = 'touched' AND condition IS NOT NULL AND image_rows.image_id = incoming.image_id
-          AND annotation_rows.image = image_rows.image
-          AND annotation_rows.shard_number = shard_rows.shard_number AND shard_rows.kind = 'maps'
-          AND shard_rows.name = incoming.condition AND shard_rows.image_key = $key""",
-        key,
-    )
+    touch_maps(connection)
     mark_gone(connection, image_key)
+
+
+def touch_maps(connection: duckdb.DuckDBPyConnection) -> None:
+    """A provided map whose file has another time and the same bytes is known by its new time."""
+    connection.execute("""
+        UPDATE annotation_rows SET source_stamp = touched.stamp
+        FROM (
+            SELECT condition, image_id, source_hash, arg_max(stamp, (shard_number, row)) AS stamp
+            FROM change_rows WHERE change = 'touched' AND condition IS NOT NULL GROUP BY ALL
+        ) touched, image_rows, shard_rows
+        WHERE image_rows.image_id = touched.image_id AND annotation_rows.image = image_rows.image
+          AND annotation_rows.shard_number = shard_rows.shard_number AND shard_rows.name = touched.condition
+          AND annotation_rows.source_hash = touched.source_hash""")
 
 
 def mark_gone(connection: duckdb.DuckDBPyConnection, image_key: str) -> None:
@@ -77,7 +82,8 @@ def mark_gone(connection: duckdb.DuckDBPyConnection, image_key: str) -> None:
         FROM (
             SELECT image, CASE WHEN count(*) = count(gone) THEN min(gone) END AS gone
             FROM source_rows
-            WHERE image IN (SELECT image FROM source_rows WHERE gone IS NOT NULL)
+            WHERE image IN (SELECT image FROM source_rows WHERE gone IS NOT NULL
+                            UNION SELECT image FROM image_rows WHERE gone IS NOT NULL)
               AND shard_number IN {OF_KEY}
             GROUP BY image
         ) shown

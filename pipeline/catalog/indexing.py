@@ -220,6 +220,7 @@ def _insert_maps(connection: duckdb.DuckDBPyConnection, number: int, metadata: M
         SELECT image, {number} AS shard_number, incoming.row, incoming.status, incoming.reason, seconds,
                measures, source_stamp, source_hash
         FROM incoming {_image_of(metadata)}""")
+    changes.touch_maps(connection)
 
 
 def _insert_latents(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:

@@ -215,7 +215,7 @@ MIGRATIONS = [
     ALTER TABLE latent_rows ADD COLUMN caption VARCHAR;
     CREATE TABLE change_rows (
         shard_number INTEGER, row INTEGER, noticed TIMESTAMP, change VARCHAR, uri VARCHAR, image_id VARCHAR,
-        condition VARCHAR, reason VARCHAR
+        condition VARCHAR, source_hash VARCHAR, stamp VARCHAR, reason VARCHAR
     );
 
     CREATE VIEW images AS

@@ -145,7 +145,7 @@ INVARIANTS = {
         "SELECT count(*) FROM (SELECT image_id FROM images GROUP BY image_id HAVING count(*) > 1)"
     ),
     "addresses have several rows": (
-        "SELECT count(*) FROM (SELECT uri FROM sources GROUP BY uri HAVING count(*) > 1)"
+        "SELECT count(*) FROM (SELECT uri FROM sources WHERE gone IS NULL GROUP BY uri HAVING count(*) > 1)"
     ),
     "images have no address": (
         "SELECT count(*) FROM images WHERE image NOT IN (SELECT image FROM source_rows)"

@@ -69,7 +69,14 @@ class Differences:
 def known(catalog: Catalog) -> dict[str, Known]:
     """By address; of one that showed several images, the last."""
     return {
-        uri: Known(image_id, gone, stamp or "", caption_stamp or "", texts and tuple(texts), fields)
+        uri: Known(
+            image_id,
+            gone,
+            stamp or "",
+            caption_stamp or "",
+            None if texts is None else tuple(texts),
+            fields,
+        )
         for uri, image_id, gone, stamp, caption_stamp, texts, fields in catalog.query(KNOWN)
     }
 

@@ -38,15 +38,17 @@ def notice(context: StageContext) -> tuple[list[RawImage], str]:
     before = known(catalog)
     found = differences(context.raw_images, before, context.limit, keep_gone=context.keep_gone)
     changes = found.certain + _examined(context, found.suspects)
-    if changes:
-        save(plan, catalog, changes)
-    again = {change.uri for change in changes if change.change == "changed"}
-    if context.retry_failed:
-        again |= {uri for (uri,) in catalog.query(FAILED)}
-    fresh = {raw.uri for raw in found.new} | again
+    # what was gone and shows other bytes now is told by the images that are there
+    told = [change for change in changes if change.change != "changed" or not before[change.uri].gone]
+    if told:
+        save(plan, catalog, told)
+    changed = {change.uri for change in changes if change.change == "changed"}
+    failed = {uri for (uri,) in catalog.query(FAILED)} if context.retry_failed else set()
+    fresh = {raw.uri for raw in found.new} | changed | failed
     counts = Counter(change.change for change in changes)
-    told = [f"{counts[change]} {words}" for change, words in WORDS.items() if counts[change]]
-    sentence = ", ".join([f"{len(found.new)} new addresses", *told])
+    words = [f"{counts[change]} {text}" for change, text in WORDS.items() if counts[change]]
+    retried = [f"{len(failed)} tried again"] if failed else []
+    sentence = ", ".join([f"{len(found.new)} new addresses", *words, *retried])
     return [raw for raw in context.raw_images[: context.limit] if raw.uri in fresh], sentence
 
 

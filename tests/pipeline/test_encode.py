@@ -57,6 +57,8 @@ def encoded(base: str, folder: Path, uris: list[str], *, flips: bool) -> list[di
         base=base,
         flips=flips,
         captions=dict(enumerate(CAPTIONS)),
+        gone=frozenset(),
+        again=None,
         made_from="m",
     )
     path = encode.encode_part(args, (0, 1, 2, 3, 4), {3: "killed its worker"}, False)
@@ -109,6 +111,43 @@ def test_a_mirror_image_has_latents_of_its_own_unless_its_caption_would_be_wrong
         "a scene's words are known"
     )
     assert [row["text_mirrored"] for row in rows if row is not rows[1]] == [None] * 4
+
+
+def test_another_caption_renews_the_text_and_keeps_the_moments(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train import encoders
+
+    before = encoded(base, tmp_path, ["x"] * 5, flips=True)
+    captions = dict(enumerate(CAPTIONS)) | {0: "another", 2: "anything"}  # 2: left-handed before
+    args = encode.EncodePart(
+        path=tmp_path / "latents.parquet",
+        images=tmp_path / "images.parquet",
+        part=0,
+        key="k",
+        image_key="i",
+        base=base,
+        flips=True,
+        captions=captions,
+        gone=frozenset({4}),
+        again=frozenset({0, 2}),
+        made_from="m",
+    )
+    passes: list[int] = []
+    plain = encoders.encode_images
+    monkeypatch.setattr(
+        encoders,
+        "encode_images",
+        lambda loaded, images: (passes.append(len(images)), plain(loaded, images))[1],
+    )
+    after = shards.read(encode.encode_part(args, (0, 1, 2, 3, 4), {}, False)).to_pylist()
+    assert passes == [1], "only the mirror image that was not wanted before"
+    assert [row["caption"] for row in after[:3]] == ["another", CAPTIONS[1], "anything"]
+    for number in (0, 2):
+        assert after[number]["text"] != before[number]["text"]
+        assert all(after[number][name] == before[number][name] for name in ("mean", "std"))
+    assert before[2]["mean_mirrored"] is None and after[2]["mean_mirrored"] is not None
+    assert after[1] == before[1] and after[3] == before[3]
 
 
 def test_only_a_run_that_flips_makes_new_latents(tmp_path: Path) -> None:

@@ -88,12 +88,16 @@ def test_each_bad_file_is_a_row_with_its_reason_and_doubles_are_kept_once(
     shutil.copy(photos / "005.jpg", tmp_path / "kept.jpg")
     (tmp_path / "new.jpg").write_bytes(_other_jpeg())
     shutil.copy(tmp_path / "new.jpg", photos / "bad-text.jpg")
-    assert controlmill("run", manifest(), *STAGES).returncode == 3
+    mended = controlmill("run", manifest(), *STAGES)
+    assert mended.returncode == 3 and "0 new addresses, 1 changed;" in mended.stdout
     retried = controlmill("run", manifest(), *STAGES, "--retry-failed")
-    assert retried.returncode == 3 and "4 new addresses" in retried.stdout
+    assert retried.returncode == 3 and "0 new addresses, 3 tried again;" in retried.stdout
     assert query(
         tmp_path, "SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'failed') FROM images"
     ) == [(10, 3)]
+    assert query(tmp_path, "SELECT reason FROM images WHERE status = 'gone'") == [
+        ("the file at this address has changed",)
+    ]
     assert query(tmp_path, "SELECT count(*) FROM annotations") == [(10,)]
     assert controlmill("verify", "ws").returncode == 0
     everything = query(tmp_path, EVERYTHING)
