@@ -1,10 +1,12 @@
-"""A folder of JPEGs through `controlmill run`: images a second for the whole command, and memory as it goes.
+"""A folder of JPEGs to canny at 512 through `controlmill run`, beside Ray Data and `datasets.map`.
 
-Makes `--images` JPEGs of 1024×768, quality 90, as random crops of the photographs that installed packages
-ship, then runs the command in a fresh workspace and samples the resident memory of all its processes once a
-second.
+Random crops of the photographs that installed packages ship, 1024×768, quality 90. Each system is a command
+of its own, timed from start to end, and they take turns; the slope between the two sizes tells the cost of an
+image, what is left that of starting and stopping. `--before` names a tree of an earlier version to compare
+with, `--large` times as many photographs of 4000×3000 with both, `--again` the second run over that many small
+files, unchanged and with ten of them changed. Resident memory of a run's processes is sampled meanwhile.
 
-    python benchmarks/ingest.py --images 2000 --out ingest.json
+    python benchmarks/ingest.py --before ../controlmill-before --large 500 --again 100000 --out ingest.json
 """
 
 import argparse
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -29,33 +32,66 @@ from pipeline import manifest, sources
 from pipeline.manifest import ListSource
 from pipeline.sources import RawImage
 
+HERE = Path(__file__).resolve().parent.parent
 MANIFEST = """
 name: benchmark
 workspace: {workspace}
 source: {{kind: folder, path: {photos}}}
-image: {{resolution: 512, fit: crop}}
+image: {{resolution: {resolution}, fit: crop}}
+split: {{near: null}}
 conditions: {{canny: {{}}}}
 """
+# what both rivals do with one file: decode, centre crop, scale, canny, encode; no hash, no row for a failure
+WORK = """
+import cv2, numpy as np
+cv2.setNumThreads(1)
+def work(data):
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    side = min(pixels.shape[:2]); top, left = ((full - side) // 2 for full in pixels.shape[:2])
+    pixels = cv2.resize(pixels[top:top + side, left:left + side], (512, 512), interpolation=cv2.INTER_AREA)
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    edges = cv2.Canny(pixels, 100, 200)
+    png = cv2.imencode(".png", edges, [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_BILEVEL, 1])[1]
+    return cv2.imencode(".jpg", pixels, options)[1].tobytes(), png.tobytes()
+"""
+RAY_DATA = (
+    WORK
+    + """
+import sys, ray
+photos, out, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+ray.init(num_cpus=workers, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+ray.data.DataContext.get_current().enable_progress_bars = False
+def batch(rows):
+    made = [work(data) for data in rows["bytes"]]
+    return {"path": rows["path"], "image": [each[0] for each in made], "map": [each[1] for each in made]}
+ray.data.read_binary_files(photos, include_paths=True).map_batches(batch, batch_size=32).write_parquet(out)
+"""
+)
+DATASETS = (
+    WORK
+    + """
+import sys, pathlib, datasets
+photos, out, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+datasets.disable_progress_bars()
+def each(row):
+    image, edges = work(pathlib.Path(row["path"]).read_bytes())
+    return {"image": image, "map": edges}
+paths = sorted(str(path) for path in pathlib.Path(photos).iterdir())
+datasets.Dataset.from_dict({"path": paths}).map(each, num_proc=workers).to_parquet(out + ".parquet")
+"""
+)
 
 
-def make_photographs(folder: Path, count: int) -> None:
+def originals() -> list[Image.Image]:
     listed = sources.listing(
-        [ListSource(kind="list", path=str(Path(__file__).parent.parent / "manifests" / "photos.jsonl"))],
-        manifest.Image(),
+        [ListSource(kind="list", path=str(HERE / "manifests" / "photos.jsonl"))], manifest.Image()
     )
-    originals = [_photograph(raw) for raw in listed]
-    draw = np.random.default_rng(0)
-    for number in range(count):
-        picture = originals[number % len(originals)]
-        left, top = draw.integers(0, picture.width - 1023), draw.integers(0, picture.height - 767)
-        crop = picture.crop((int(left), int(top), int(left) + 1024, int(top) + 768))
-        crop.save(folder / f"{number:05d}.jpg", quality=90)
+    return [_photograph(raw) for raw in listed]
 
 
 def _photograph(raw: RawImage) -> Image.Image:
-    data = sources.read(raw)
     with tempfile.TemporaryFile() as file:
-        file.write(data)
+        file.write(sources.read(raw))
         picture = Image.open(file).convert("RGB")
     scale = max(1200 / picture.width, 900 / picture.height, 1)
     return picture.resize(
@@ -63,24 +99,42 @@ def _photograph(raw: RawImage) -> Image.Image:
     )
 
 
-def run(manifest: Path, workers: int) -> tuple[float, list[int]]:
+def make_photographs(folder: Path, count: int, size: tuple[int, int] = (1024, 768)) -> Path:
+    """Crops of 1024×768, enlarged to `size`, each with noise of its own so that no two are
+    near-duplicates.
+    """
+    folder.mkdir()
+    pictures, draw = originals(), np.random.default_rng(0)
+    for number in range(count):
+        picture = pictures[number % len(pictures)]
+        left, top = draw.integers(0, picture.width - 1023), draw.integers(0, picture.height - 767)
+        crop = picture.crop((int(left), int(top), int(left) + 1024, int(top) + 768))
+        crop.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number:06d}.jpg", quality=90)
+    return folder
+
+
+def make_small_files(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    draw = np.random.default_rng(1)
+    for number in range(count):
+        coarse = Image.fromarray(draw.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((64, 64), Image.Resampling.NEAREST).save(folder / f"{number:06d}.jpg", quality=80)
+    return folder
+
+
+def timed(command: list[str], tree: Path = HERE) -> tuple[float, list[int]]:
     """Seconds of the whole command, and the resident MiB of its process tree each second."""
-    command = [
-        sys.executable,
-        "-c",
-        "from pipeline.cli import main; main()",
-        "run",
-        str(manifest),
-        "--workers",
-        str(workers),
-    ]
     start, memory = time.perf_counter(), []
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    environment = os.environ | {"PYTHONPATH": str(tree), "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, cwd=tree
+    ) as process:
         while process.poll() is None:
             memory.append(_resident(process.pid))
-            time.sleep(1)
+            time.sleep(0.05 if len(memory) < 100 else 1)
+        errors = process.stderr.read().decode() if process.stderr else ""
     if process.returncode:
-        raise SystemExit(f"the command ended with status {process.returncode}")
+        raise SystemExit(f"{command[:4]} ended with status {process.returncode}: {errors[-2000:]}")
     return time.perf_counter() - start, memory
 
 
@@ -99,54 +153,128 @@ def _resident(pid: int) -> int:
     return total // 2**20
 
 
+def ours(
+    photos: Path,
+    workspace: Path,
+    workers: int,
+    *,
+    tree: Path = HERE,
+    resolution: int = 512,
+    fresh: bool = True,
+) -> tuple[float, list[int]]:
+    if fresh:
+        shutil.rmtree(workspace, ignore_errors=True)
+    path = workspace.with_suffix(".yaml")
+    path.write_text(MANIFEST.format(workspace=workspace, photos=photos, resolution=resolution))
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "run", str(path)]
+    return timed([*command, "--stages", "ingest,annotate", "--workers", str(workers)], tree)
+
+
+def rival(code: str, photos: Path, out: Path, workers: int) -> float:
+    shutil.rmtree(out, ignore_errors=True)
+    return timed([sys.executable, "-c", code, str(photos), str(out), str(workers)])[0]
+
+
+def compare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of each system at both sizes, in turns; medians, and the slope between the sizes."""
+    seconds: dict[str, dict[int, list[float]]] = {}
+    peaks: list[int] = []
+    photos = {size: make_photographs(folder / f"photos-{size}", size) for size in args.images}
+    for _ in range(args.repeats):
+        for size, place in photos.items():
+            took, memory = ours(place, folder / "ours", args.workers)
+            peaks.append(max(memory))
+            row = {"controlmill": took}
+            if args.before:
+                row["before"] = ours(place, folder / "before", args.workers, tree=args.before)[0]
+            row["ray_data"] = rival(RAY_DATA, place, folder / "ray-data", args.workers)
+            row["datasets_map"] = rival(DATASETS, place, folder / "datasets", args.workers)
+            for name, each in row.items():
+                seconds.setdefault(name, {}).setdefault(size, []).append(each)
+            print(size, {name: round(each, 1) for name, each in row.items()}, flush=True)
+    small, large = args.images
+    systems = {}
+    for name, by_size in seconds.items():
+        whole = {size: float(np.median(each)) for size, each in by_size.items()}
+        slope = (whole[large] - whole[small]) / (large - small)
+        systems[name] = {
+            "seconds": by_size,
+            "median_seconds": whole,
+            "milliseconds_an_image": 1000 * slope,
+            "start_and_stop_seconds": whole[small] - small * slope,
+        }
+        print(
+            f"{name:<13} {small}: {whole[small]:6.1f} s   {large}: {whole[large]:6.1f} s  "
+            f" {1000 * slope:6.2f} ms an image, {whole[small] - small * slope:5.1f} s to start and stop"
+        )
+    return {"systems": systems, "peak_mib": max(peaks)}
+
+
+def large_photographs(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    place = make_photographs(folder / "large", args.large, (4000, 3000))
+    took: dict[str, list[float]] = {}
+    for _ in range(args.repeats):
+        took.setdefault("controlmill", []).append(ours(place, folder / "ours", args.workers)[0])
+        if args.before:
+            before = ours(place, folder / "before", args.workers, tree=args.before)[0]
+            took.setdefault("before", []).append(before)
+    for name, seconds in took.items():
+        print(f"{args.large} of 4000×3000, {name}: {np.median(seconds):.1f} s")
+    return {"images": args.large, "seconds": took}
+
+
+def again(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The second run over many files: unchanged, then with ten that changed."""
+    place = make_small_files(folder / "small", args.again)
+    first, memory = ours(place, folder / "again", args.workers, resolution=64)
+    unchanged = [
+        ours(place, folder / "again", args.workers, resolution=64, fresh=False)[0]
+        for _ in range(args.repeats)
+    ]
+    changed = []
+    for turn in range(args.repeats):
+        for number in range(10):
+            shade = (20 * number, 50 + turn, 99)
+            Image.new("RGB", (64, 64), shade).save(place / f"{number * 7:06d}.jpg")
+        changed.append(ours(place, folder / "again", args.workers, resolution=64, fresh=False)[0])
+    print(
+        f"{args.again} files: first run {first:.1f} s, unchanged {np.median(unchanged):.2f} s,"
+        f" ten changed {np.median(changed):.2f} s"
+    )
+    return {
+        "files": args.again,
+        "first_seconds": first,
+        "first_peak_mib": max(memory),
+        "unchanged_seconds": unchanged,
+        "ten_changed_seconds": changed,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, nargs=2, default=[500, 2000], metavar=("SMALL", "LARGE"))
+    parser.add_argument("--large", type=int, default=0, help="photographs of 4000×3000; 0: leave them out")
+    parser.add_argument("--again", type=int, default=0, help="files of the second run; 0: leave it out")
+    parser.add_argument("--before", type=Path, help="tree of an earlier version")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        photos, workspace, manifest = (
-            Path(folder, "photos"),
-            Path(folder, "workspace"),
-            Path(folder, "manifest.yaml"),
-        )
-        photos.mkdir()
-        make_photographs(photos, args.images)
-        manifest.write_text(MANIFEST.format(workspace=workspace, photos=photos))
-        runs = []
-        for number in range(args.repeats):
-            shutil.rmtree(workspace, ignore_errors=True)
-            seconds, memory = run(manifest, args.workers)
-            half = len(memory) // 2
-            row = {
-                "seconds": seconds,
-                "images_per_second": args.images / seconds,
-                "peak_mib": max(memory),
-                "first_half_peak_mib": max(memory[:half]),
-            }
-            runs.append(row | {"second_half_peak_mib": max(memory[half:]), "memory_mib": memory})
-            print(
-                f"run {number + 1}: {seconds:.1f} s, {row['images_per_second']:.1f} images/s, peak"
-                f" {row['peak_mib']} MiB (first half {row['first_half_peak_mib']}, second half"
-                f" {runs[-1]['second_half_peak_mib']})",
-                flush=True,
-            )
-        again, _ = run(manifest, args.workers)
-        print(f"the same command again, nothing to do: {again:.1f} s")
-    result = {
-        "images": args.images,
-        "workers": args.workers,
-        "cores": os.cpu_count(),
-        "machine": platform.processor() or platform.machine(),
-        "median_images_per_second": float(np.median([row["images_per_second"] for row in runs])),
-        "second_run_seconds": again,
-        "runs": runs,
-    }
-    print(f"median: {result['median_images_per_second']:.1f} images/s for the whole command")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        result: dict[str, Any] = {
+            "workers": args.workers,
+            "cores": os.cpu_count(),
+            "machine": platform.processor() or platform.machine(),
+        }
+        if args.images[1]:
+            result["canny_at_512"] = compare(folder, args)
+        if args.large:
+            result["large_photographs"] = large_photographs(folder, args)
+        if args.again:
+            result["second_run"] = again(folder, args)
     if args.out:
         args.out.write_text(json.dumps(result, indent=2))
 
