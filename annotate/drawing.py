@@ -118,7 +118,8 @@ def labels(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarra
     table[: len(colours)] = colours
     if array.shape != size:
         array = cv2.resize(array, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
-    return table[array]
+    ids = array.astype(np.uint8, copy=False)  # none is beyond VOID
+    return cv2.LUT(cv2.merge([ids, ids, ids]), table[None])
 
 
 def depth(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
@@ -130,23 +131,42 @@ def depth(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray
 
 def normals_cn11(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
     """Red is left, green is up, blue is to the viewer; an invalid pixel is mid grey."""
-    n = fit(array.astype(np.float32), size)
-    x, y, z = np.moveaxis(n, 2, 0)
-    # np.linalg.norm along so short an axis takes five times as long
-    length = np.sqrt(x * x + y * y + z * z)[..., None]
-    n = np.divide(n, length, out=np.zeros_like(n), where=length > 1e-6)
-    return (n * np.array([-127.5, 127.5, 127.5], np.float32) + 127.5).clip(0, 255).astype(np.uint8)
+    import cv2
+
+    return cv2.merge(_colours_of_normals(array, size))
 
 
 def normals_cn10(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
     """The released normal model was fed its map with red and blue exchanged: red is to the viewer, blue is
     left.
     """
-    return np.ascontiguousarray(normals_cn11(array, meta, size)[..., ::-1])
+    import cv2
+
+    return cv2.merge(_colours_of_normals(array, size)[::-1])
+
+
+def _colours_of_normals(array: np.ndarray, size: tuple[int, int]) -> list[np.ndarray]:
+    """uint8 [h, w] for left, up and to the viewer: plane by plane, since numpy is slow along an axis of 3."""
+    import cv2
+
+    axes = cv2.split(fit(array.astype(np.float32, copy=False), size))
+    length = np.sqrt(axes[0] * axes[0] + axes[1] * axes[1] + axes[2] * axes[2])
+    invalid = ~(length > 1e-6)
+    length[invalid] = 1
+    colours = []
+    for axis, factor in zip(axes, (-127.5, 127.5, 127.5), strict=True):
+        axis = axis / length
+        axis[invalid] = 0
+        axis *= np.float32(factor)
+        axis += np.float32(127.5)
+        colours.append(axis.clip(0, 255, out=axis).astype(np.uint8))
+    return colours
 
 
 def _grey(array: np.ndarray) -> np.ndarray:
-    return np.repeat(array[:, :, None], 3, axis=2)
+    import cv2
+
+    return cv2.merge([array, array, array])
 
 
 _SAME = {"edges": edges, "soft_edges": soft_edges, "lines": lines, "labels": labels, "depth": depth}

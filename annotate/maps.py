@@ -2,13 +2,13 @@
 only on demand.
 """
 
-import functools
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from annotate import planes
 from annotate.conditions import MEASURES_OF
 from annotate.drawing import PROTOCOLS, MapMeta
 
@@ -68,6 +68,16 @@ def encode(raw: RawMap) -> bytes:
 def decode(kind: str, data: bytes, meta: MapMeta) -> RawMap:
     """A map from its stored bytes and meta."""
     return RawMap(kind, _kind(kind).decode(data, meta), meta)
+
+
+def portable(data: bytes) -> bytes:
+    """Stored bytes as other programs read them: those of depth and normals as a PNG of 16 bits, whose red,
+    green and blue are x, y and z; all others are so already.
+    """
+    if not data.startswith(planes.MAGIC):
+        return data
+    # cv2 writes the last channel as red
+    return _png(np.ascontiguousarray(planes.decode(data)[::-1].transpose(1, 2, 0)))
 
 
 def render(raw: RawMap, size: tuple[int, int] | None = None, protocol: str = "cn10") -> np.ndarray:
@@ -146,29 +156,50 @@ def _decode_points(data: bytes, meta: MapMeta) -> np.ndarray:
 
 def _encode_depth(array: np.ndarray, meta: MapMeta) -> bytes:
     code = np.rint((array.astype(np.float64) - meta["shift"]) / meta["scale"])
-    return _png(code.clip(0, 65535).astype(np.uint16))
+    return planes.encode(code.clip(0, 65535).astype(np.uint16)[None])
 
 
 def _decode_depth(data: bytes, meta: MapMeta) -> np.ndarray:
-    return (_read_png(data) * float(meta["scale"]) + float(meta["shift"])).astype(np.float32)
+    (code,) = _read_codes(data, 1)
+    array = code.astype(np.float64)
+    array *= meta["scale"]
+    array += meta["shift"]
+    return array.astype(np.float32)
 
 
 def _encode_normals(array: np.ndarray, meta: MapMeta) -> bytes:
     code = np.rint((array.astype(np.float64) + 1) * 32767).clip(0, 65534).astype(np.uint16)
     code[~array.any(axis=2)] = 0  # a unit vector never encodes to 0 0 0
-    return _png(np.ascontiguousarray(code[..., ::-1]))  # cv2 writes the last channel as red
+    return planes.encode(code.transpose(2, 0, 1))
 
 
 def _decode_normals(data: bytes, meta: MapMeta) -> np.ndarray:
-    code = _read_png(data)[..., ::-1]
-    array = _units()[code]
-    array[(code[..., 0] | code[..., 1] | code[..., 2]) == 0] = 0
+    import cv2
+
+    x, y, z = _read_codes(data, 3)
+    units = [code.astype(np.float32) for code in (x, y, z)]
+    for unit in units:
+        unit -= np.float32(32767)
+        unit /= np.float32(32767)  # the quotient of float64, rounded, is the same for all 65536 codes
+    array = cv2.merge(units)
+    if z.min() == 0:
+        array[(x | y | z) == 0] = 0
     return array
 
 
-@functools.cache
-def _units() -> np.ndarray:  # float32 [65536], what each 16-bit code of a normal's component stands for
-    return (np.arange(65536) / 32767.0 - 1).astype(np.float32)
+def _read_codes(data: bytes, count: int) -> np.ndarray:
+    """uint16 [count, h, w] of a depth or normal map; earlier versions stored it as a PNG.
+
+    ValueError: damaged bytes, or another number of planes.
+    """
+    if data.startswith(planes.MAGIC):
+        codes = planes.decode(data)
+    else:
+        array = _read_png(data)  # cv2 gives the last channel first
+        codes = array[None] if array.ndim == 2 else np.ascontiguousarray(array[..., ::-1].transpose(2, 0, 1))
+    if len(codes) != count:
+        raise ValueError(f"the stored map has {len(codes)} planes, not {count}")
+    return codes
 
 
 # --- measures and blanks ---

@@ -182,7 +182,7 @@ def _samples(
             captions = dict(catalog.query(CAPTIONS, [min(part.images), max(part.images)]))
             pictures = shards.read(root / part.shard, ["image_id", "uri", "width", "height", "image"])
             tables = {name: shards.read(root / shard) for name, shard in part.maps.items()}
-            draw = functools.partial(_sample, pictures, tables, captions, options.protocol)
+            draw = functools.partial(_sample, pictures, tables, captions, options)
             for start in range(0, len(part.rows), BATCH):
                 rows, images = part.rows[start : start + BATCH], part.images[start : start + BATCH]
                 plain = pool.map(draw, rows, images, [False] * len(rows))
@@ -197,7 +197,7 @@ def _sample(
     pictures: pa.Table,
     tables: dict[str, pa.Table],
     captions: dict[int, str],
-    protocol: str,
+    options: ExportOptions,
     row: int,
     image: int,
     mirror: bool,
@@ -212,7 +212,10 @@ def _sample(
         return ExportSample(
             **picture,
             text=text,
-            hints={name: _hint(one, data, protocol) for name, (one, data) in stored.items()},
+            hints={
+                name: _hint(one, maps.portable(data) if options.raw else b"", options.protocol)
+                for name, (one, data) in stored.items()
+            },
         )
     mirrored = sources.mirrored_caption(picture["uri"], text)
     if mirrored is None:
@@ -222,8 +225,9 @@ def _sample(
     hints = {}
     for name, (one, _) in stored.items():
         assert one.map is not None
-        turned = replace(one, map=flips.flip(one.map))
-        hints[name] = _hint(turned, maps.encode(flips.flip(one.map)), protocol)
+        flipped = flips.flip(one.map)
+        data = maps.portable(maps.encode(flipped)) if options.raw else b""
+        hints[name] = _hint(replace(one, map=flipped), data, options.protocol)
     return ExportSample(**picture, text=mirrored, hints=hints)
 
 
@@ -237,10 +241,10 @@ def _stored(row: dict[str, Any], condition: str, image_id: str) -> tuple[Annotat
     return annotation(row, condition), row["map"]
 
 
-def _hint(stored: Annotation, data: bytes, protocol: str) -> Hint:
+def _hint(stored: Annotation, raw: bytes, protocol: str) -> Hint:
     assert stored.map is not None
     png = codec.encode(maps.render(stored.map, protocol=protocol), "png")
-    return Hint(png, data, stored.map.kind, stored.map.meta, dict(stored.random_params), stored.measures)
+    return Hint(png, raw, stored.map.kind, stored.map.meta, dict(stored.random_params), stored.measures)
 
 
 # -- writing -------------------------------------------------------------------------------------------------

@@ -38,7 +38,9 @@ class Origin:
 
 @dataclass(frozen=True)
 class Hint:
-    """One condition of one image: the drawing as RGB PNG, the raw map as stored, and what is known of it."""
+    """One condition of one image: the drawing as RGB PNG, the raw map as other programs read it (empty where
+    no raw maps go along), and what is known of it.
+    """
 
     png: bytes
     raw: bytes

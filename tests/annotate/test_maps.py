@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from annotate import planes
 from annotate.conditions import CONDITIONS, MEASURES, MEASURES_OF
-from annotate.maps import RawMap, blank, decode, depth_map, encode, measures, render
+from annotate.maps import RawMap, blank, decode, depth_map, encode, measures, portable, render
 from annotate.skeletons import SKELETONS
 
 RNG = np.random.default_rng(0)
@@ -65,10 +66,45 @@ def test_normals_come_back_within_a_step_and_invalid_stays_invalid() -> None:
     back = decode("normals", encode(raw), {})
     assert np.abs(back.array - raw.array).max() < 1 / 32767
     assert not back.array[:4].any()
-    png = cv2.imdecode(
-        np.frombuffer(encode(RawMap("normals", np.float32([[[1, 0, -1]]]))), np.uint8), cv2.IMREAD_UNCHANGED
-    )
-    assert png[0, 0, ::-1].tolist() == [65534, 32767, 0], "x is red, y green, z blue"
+    png = portable(encode(RawMap("normals", np.float32([[[1, 0, -1]]]))))
+    rgb = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)[0, 0, ::-1]
+    assert rgb.tolist() == [65534, 32767, 0], "x is red, y green, z blue"
+
+
+@pytest.mark.parametrize("kind", ["depth", "normals"])
+def test_maps_that_earlier_versions_stored_as_png_stay_readable_and_are_handed_out_so(kind: str) -> None:
+    raw = example(kind)
+    png = portable(encode(raw))
+    assert png.startswith(b"\x89PNG") and portable(png) == png
+    before, now = decode(kind, png, raw.meta).array, decode(kind, encode(raw), raw.meta).array
+    assert before.dtype == now.dtype == np.float32 and before.flags.c_contiguous and now.flags.c_contiguous
+    np.testing.assert_array_equal(before, now)
+    code = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    if kind == "depth":
+        right = (code * raw.meta["scale"] + raw.meta["shift"]).astype(np.float32)
+    else:
+        right = np.where(code.any(axis=2)[..., None], code[..., ::-1] / 32767.0 - 1, 0).astype(np.float32)
+    np.testing.assert_array_equal(now, right)
+
+
+def test_other_maps_are_handed_out_as_stored() -> None:
+    for kind in ("edges", "soft_edges", "lines", "people", "labels"):
+        data = encode(example(kind))
+        assert portable(data) == data
+
+
+def test_every_code_of_a_normal_stands_for_the_value_that_it_stood_for() -> None:
+    codes = np.stack([np.arange(65536, dtype=np.uint16).reshape(256, 256)] * 3)
+    codes[1] += 1  # none is 0 0 0
+    array = decode("normals", planes.encode(codes), {}).array
+    np.testing.assert_array_equal(array[..., 0], (codes[0] / 32767.0 - 1).astype(np.float32))
+
+
+def test_a_map_of_another_kind_and_bytes_of_no_map_are_refused() -> None:
+    with pytest.raises(ValueError, match="has 1 planes, not 3"):
+        decode("normals", encode(example("depth")), {})
+    with pytest.raises(ValueError, match="not a PNG"):
+        decode("depth", b"nothing", {"scale": 1.0, "shift": 0.0})
 
 
 def test_no_people_and_no_lines_are_stored_too() -> None:

@@ -18,11 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
-from annotate import maps
+from annotate import flips, maps
 from annotate.annotator import Annotation
 from annotate.maps import RawMap
 from pipeline import MillError
@@ -34,7 +36,7 @@ from pipeline.dataset.maps import read_annotation
 from pipeline.manifest import Split
 from pipeline.stages import annotate
 from pipeline.stages.ingest import split_of
-from pipeline.storage import shards
+from pipeline.storage import codec, shards
 from pipeline.storage.workspace import TEMPORARY, Workspace
 from tests.conftest import COMMAND, OPEN, Command
 
@@ -387,6 +389,34 @@ def lines() -> tuple[ExportSample, Origin]:
         hints={"hough": hint},
     )
     return sample, Origin("hough", "opencv-lsd", "0", "Apache-2.0", "cn10")
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize(("condition", "axes"), [("depth_large", 2), ("normal", 3)])
+def test_raw_maps_go_out_as_files_that_other_programs_read(condition: str, axes: int, mirror: bool) -> None:
+    array = np.random.default_rng(0).uniform(-0.9, 0.9, (12, 10, 3)).astype(np.float32)
+    raw = maps.depth_map(array[..., 0]) if axes == 2 else RawMap("normals", array)
+    picture = {"image_id": "a", "uri": "a.png", "width": 10, "height": 12}
+    picture["image"] = codec.encode(np.zeros((12, 10, 3), np.uint8), "png")
+    row = dict.fromkeys(shards.MAPS.names) | {
+        "image_id": "a", "status": "ok", "reason": "", "measures": {}, "draws": "{}",
+        "meta": json.dumps(raw.meta), "map": maps.encode(raw),
+    }  # fmt: skip
+    pictures, stored = pa.Table.from_pylist([picture]), pa.Table.from_pylist([row], schema=shards.MAPS)
+
+    def sample(with_raw: bool) -> Hint:
+        options = export.ExportOptions(to="webdataset", conditions=(condition,), raw=with_raw)
+        made = export._sample(pictures, {condition: stored}, {0: ""}, options, 0, 0, mirror)
+        assert made is not None
+        return made.hints[condition]
+
+    assert sample(False).raw == b""
+    hint = sample(True)
+    assert layouts.suffix_of(hint.raw) == "png"
+    code = cv2.imdecode(np.frombuffer(hint.raw, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert code.dtype == np.uint16 and code.shape == array.shape[:axes]
+    right = flips.flip(raw) if mirror else raw
+    assert np.allclose(maps.decode(raw.kind, hint.raw, hint.meta).array, right.array, atol=1e-4)
 
 
 def test_pictures_and_maps_are_named_by_what_they_are(
