@@ -22,7 +22,7 @@ from annotate.parameters import near
 from pipeline import MillError, sources
 from pipeline.catalog import Catalog
 from pipeline.cluster.progress import Progress
-from pipeline.dataset.layouts import WRITERS, ExportSample, Hint, Origin
+from pipeline.dataset.layouts import CROP, WRITERS, Crop, ExportSample, Hint, Origin
 from pipeline.dataset.maps import annotation
 from pipeline.storage import codec, shards
 from pipeline.storage.workspace import OWN_FOLDERS, TEMPORARY, stopping
@@ -170,6 +170,7 @@ def _origin(catalog: Catalog, condition: str, protocol: str) -> Origin:
 
 # a range reaches the tables' scans
 CAPTIONS = "SELECT image, coalesce(caption, '') FROM captions WHERE image BETWEEN ? AND ?"
+CROPS = f"SELECT image, {', '.join(CROP)} FROM images WHERE image BETWEEN ? AND ?"
 
 
 def _samples(
@@ -179,10 +180,12 @@ def _samples(
     root = catalog.workspace.root
     with ThreadPoolExecutor() as pool:  # drawing and PNG coding mostly run outside Python's lock
         for part in parts:
-            captions = dict(catalog.query(CAPTIONS, [min(part.images), max(part.images)]))
+            span = [min(part.images), max(part.images)]
+            captions = dict(catalog.query(CAPTIONS, span))
+            crops = {image: Crop(*box) for image, *box in catalog.query(CROPS, span)}
             pictures = shards.read(root / part.shard, ["image_id", "uri", "width", "height", "image"])
             tables = {name: shards.read(root / shard) for name, shard in part.maps.items()}
-            draw = functools.partial(_sample, pictures, tables, captions, options)
+            draw = functools.partial(_sample, pictures, tables, captions, crops, options)
             for start in range(0, len(part.rows), BATCH):
                 rows, images = part.rows[start : start + BATCH], part.images[start : start + BATCH]
                 plain = pool.map(draw, rows, images, [False] * len(rows))
@@ -197,6 +200,7 @@ def _sample(
     pictures: pa.Table,
     tables: dict[str, pa.Table],
     captions: dict[int, str],
+    crops: dict[int, Crop],
     options: ExportOptions,
     row: int,
     image: int,
@@ -216,6 +220,7 @@ def _sample(
                 name: _hint(one, maps.portable(data) if options.raw else b"", options.protocol)
                 for name, (one, data) in stored.items()
             },
+            crop=crops[image],
         )
     mirrored = sources.mirrored_caption(picture["uri"], text)
     if mirrored is None:
@@ -228,7 +233,7 @@ def _sample(
         flipped = flips.flip(one.map)
         data = maps.portable(maps.encode(flipped)) if options.raw else b""
         hints[name] = _hint(replace(one, map=flipped), data, options.protocol)
-    return ExportSample(**picture, text=mirrored, hints=hints)
+    return ExportSample(**picture, text=mirrored, hints=hints, crop=crops[image].mirrored())
 
 
 def _stored(row: dict[str, Any], condition: str, image_id: str) -> tuple[Annotation, bytes]:

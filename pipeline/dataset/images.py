@@ -2,33 +2,20 @@
 to it.
 """
 
-import io
-import warnings
+import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from pipeline.dataset import colour, decoders, formats
+from pipeline.dataset.colour import Colours
+from pipeline.dataset.decoders import Raster
+from pipeline.dataset.formats import Header
 from pipeline.manifest import Image
 from pipeline.sources.raw import Unreadable
 from pipeline.storage import codec
 
-# What photographs come in; Pillow's others include some that start another program (EPS).
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA", "ICO")
-ORIENTATION = 0x0112  # the EXIF tag
-
-
-@dataclass(frozen=True)
-class CanonicalImage:
-    """What every detector reads. `encoded` is what is stored, so it is also what is decoded again."""
-
-    encoded: bytes
-    width: int
-    height: int
-    raw_width: int
-    raw_height: int
-    raw_format: str
-    pixels: np.ndarray  # uint8 HWC RGB, before it was encoded
+FORMATS, ORIENTATION = formats.FORMATS, formats.ORIENTATION  # for maps that come with images too
 
 
 @dataclass(frozen=True)
@@ -43,79 +30,67 @@ class Placement:
     size: tuple[int, int]  # (height, width) of the canonical image
 
 
+@dataclass(frozen=True)
+class CanonicalImage:
+    """What every detector reads. `encoded` is what is stored, so it is also what is decoded again."""
+
+    encoded: bytes
+    pixels: np.ndarray  # uint8 HWC RGB, before it was encoded
+    header: Header  # of the raw image
+    placement: Placement
+    colour_space: str
+    damage: str  # what is broken in the raw image, "" for nothing
+
+    @property
+    def height(self) -> int:
+        return int(self.pixels.shape[0])
+
+    @property
+    def width(self) -> int:
+        return int(self.pixels.shape[1])
+
+    @property
+    def raw_width(self) -> int:
+        return self.header.width
+
+    @property
+    def raw_height(self) -> int:
+        return self.header.height
+
+    @property
+    def raw_format(self) -> str:
+        return self.header.format
+
+
 def canonical(data: bytes, image: Image) -> CanonicalImage:
-    """EXIF applied, RGB, alpha on white, scaled and cropped as the manifest says, encoded;
-    raises Unreadable.
+    """Upright, sRGB, alpha on white, scaled and cropped as the manifest says, encoded; raises Unreadable.
+
+    Never more than one raw image is held at its full size; of a large JPEG, not even that.
     """
-    from PIL import Image as Pillow
-    from PIL import ImageOps
-
-    width = height = kind = None
-    try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            Pillow.open(io.BytesIO(data), formats=FORMATS) as picture,
-        ):
-            (width, height), kind = picture.size, picture.format
-            if width * height > image.max_pixels:
-                raise Unreadable(
-                    f"too large: {width}×{height} is over image.max_pixels ({image.max_pixels:,})".replace(
-                        ",", " "
-                    ),
-                    width,
-                    height,
-                    kind,
-                )
-            turned = picture.getexif().get(ORIENTATION, 1) != 1
-            pixels = None if turned else _plain_jpeg(data, picture)
-            if pixels is None:
-                picture.load()
-                pixels = _rgb(ImageOps.exif_transpose(picture) if turned else picture)
-    except Unreadable:
-        raise
-    except Pillow.DecompressionBombError as error:
-        raise Unreadable("too large: over Pillow's limit of pixels", width, height, kind) from error
-    except Pillow.UnidentifiedImageError as error:
-        raise Unreadable("not an image of a known format") from error
-    except Exception as error:  # decoders raise whatever they like on broken data; the file becomes a row
-        raise Unreadable(
-            f"broken image: {str(error) or type(error).__name__}", width, height, kind
-        ) from error
-    small = fit(pixels, image)
-    return CanonicalImage(
-        codec.encode(small, image.store), small.shape[1], small.shape[0], width, height, kind or "", small
-    )
+    with formats.opened(data, image.max_pixels) as (picture, header):
+        _check(header, image)
+        to = place(*header.upright, image)
+        ratio = min(to.height / to.size[0], to.width / to.size[1])
+        raster = decoders.decode(picture, header, data, image, ratio)
+        channels = 1 if raster.pixels.ndim == 2 else raster.pixels.shape[2]
+        colours = colour.colours(picture, data, channels)
+    pixels = _fit(raster, to, colours, header)
+    return CanonicalImage(codec.encode(pixels, image.store), pixels, header, to, colours.name, raster.damage)
 
 
-def _plain_jpeg(data: bytes, picture: Any) -> np.ndarray | None:
-    """uint8 HWC RGB of the common case, twice as fast as Pillow; None for whatever needs Pillow's care.
-
-    OpenCV fills a truncated file with grey and says nothing, so the end marker must be there.
-    """
-    import cv2
-
-    if picture.format != "JPEG" or picture.mode not in ("RGB", "L") or b"\xff\xd9" not in data[-64:]:
-        return None
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
-
-
-def _rgb(picture: Any) -> np.ndarray:
-    """uint8 HWC RGB of a loaded Pillow image of any mode."""
-    from PIL import Image as Pillow
-
-    if picture.mode.startswith("I"):  # 16-bit grey: I;16, I;16B, or I where Pillow widened it
-        grey = np.asarray(picture).astype(np.float64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("32-bit grey without a known range")
-        return np.repeat(np.round(grey / 257).astype(np.uint8)[..., None], 3, axis=2)
-    if picture.mode == "F":
-        raise ValueError("floating-point image without a known range")
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Pillow.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Pillow.alpha_composite(white, picture)
-    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+def _check(header: Header, image: Image) -> None:
+    """Raises Unreadable where the manifest refuses a picture by its header."""
+    short, long = sorted((header.width, header.height))
+    size = f"{header.width}×{header.height}"
+    reason = ""
+    if short < image.min_side:
+        reason = f"too small: {size} is below image.min_side ({image.min_side})"
+    elif image.max_aspect is not None and long > short * image.max_aspect:
+        reason = f"too long: {size} is over image.max_aspect ({image.max_aspect:g})"
+    elif header.frames > 1 and image.frames == "refuse":
+        reason = f"{header.frames} pictures in one file: set image.frames to first to take the first of them"
+    if reason:
+        raise Unreadable(reason, header.width, header.height, header.format)
 
 
 def canonical_size(height: int, width: int, image: Image) -> tuple[int, int]:
@@ -145,24 +120,87 @@ def place(height: int, width: int, image: Image) -> Placement:
     )
 
 
-def fit(pixels: np.ndarray, image: Image) -> np.ndarray:
-    """Scales uint8 HWC RGB to cover the canonical size (area filter down, Lanczos up) and takes
-    the centre.
-    """
+def _fit(raster: Raster, to: Placement, colours: Colours, header: Header) -> np.ndarray:
+    """The canonical pixels, uint8 HWC RGB: cut out, laid on white, made sRGB, scaled, turned upright."""
+    box = _stored_box(to, raster.orientation)
+    size = to.size[::-1] if raster.orientation >= 5 else to.size
+    pixels = _cut(raster.pixels, box, raster.step)
+    if raster.alpha is not None:
+        alpha = _cut(raster.alpha, box, raster.step)
+        if not alpha.any():
+            raise Unreadable(
+                "nothing to see: what image.fit takes of it is fully transparent",
+                header.width, header.height, header.format,
+            )  # fmt: skip
+        pixels = _on_white(pixels, alpha)
+    shrinks = to.height > to.size[0]
+    if shrinks and colours.gentle and pixels.shape[2:] != (4,):  # fewer pixels to convert
+        small = colours.to_srgb(_scaled(pixels, size, shrinks))
+    else:
+        small = _scaled(colours.to_srgb(pixels), size, shrinks)
+    return _turned(small, raster.orientation)
+
+
+def _scaled(pixels: np.ndarray, size: tuple[int, int], shrinks: bool) -> np.ndarray:
+    """By the area filter down, by Lanczos up."""
     import cv2
 
-    to = place(pixels.shape[0], pixels.shape[1], image)
-    centre = np.ascontiguousarray(pixels[to.top : to.top + to.height, to.left : to.left + to.width])
-    if centre.shape[:2] == to.size:
-        return centre
-    shrinks = to.height > to.size[0]
-    return cv2.resize(centre, to.size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4)
+    if pixels.shape[:2] == size:
+        return pixels
+    return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4)
+
+
+def _stored_box(to: Placement, orientation: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) on the picture as it is stored, turned and mirrored as EXIF says."""
+    bottom, right = to.raw[0] - to.top - to.height, to.raw[1] - to.left - to.width
+    top = bottom if orientation in (3, 4, 7, 8) else to.top
+    left = right if orientation in (2, 3, 6, 7) else to.left
+    return (left, top, to.width, to.height) if orientation >= 5 else (top, left, to.height, to.width)
+
+
+def _cut(pixels: np.ndarray, box: tuple[int, int, int, int], step: int) -> np.ndarray:
+    """The box, in pixels of the raw image, of a picture that was scaled down by `step`.
+
+    Where it begins or ends within a pixel, pixels are repeated until it does not: what the area filter makes
+    of them is the same, and the centre stays the centre.
+    """
+    for axis, (start, length) in enumerate(zip(box[:2], box[2:], strict=True)):
+        times = step // math.gcd(step, start, length)
+        unit = step // times  # pixels of the raw image in one of these
+        first, last = start // step, -(-(start + length) // step)
+        pixels = pixels[first:last] if axis == 0 else pixels[:, first:last]
+        if times > 1:
+            pixels = np.repeat(pixels, times, axis)
+        begin = start // unit - first * times
+        inner = slice(begin, begin + length // unit)
+        pixels = pixels[inner] if axis == 0 else pixels[:, inner]
+    return np.ascontiguousarray(pixels)
+
+
+def _on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Rounded as Pillow's own composition; pixels of ink have none of it where they are transparent."""
+    cover = (alpha if pixels.ndim == 2 else alpha[..., None]).astype(np.uint16)
+    return ((pixels * cover + 255 * (255 - cover) + 127) // 255).astype(np.uint8)
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Upright, of a picture stored as EXIF's orientation says."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
-    """(height, width) of the image as EXIF turns it, from its header alone."""
-    from PIL import Image as Pillow
+    """(height, width) of the image as EXIF turns it, from its header alone; raises Unreadable."""
+    with formats.opened(data) as (_, header):
+        return header.upright
 
-    with warnings.catch_warnings(action="ignore"), Pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
-        width, height = picture.size
-        return (width, height) if picture.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
+
+def orientation(data: bytes) -> int:
+    """EXIF's orientation of the image, 1 to 8; raises Unreadable."""
+    with formats.opened(data) as (_, header):
+        return header.orientation

@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,30 @@ class Hint:
 
 
 @dataclass(frozen=True)
+class Crop:
+    """The upright raw image and the rectangle of it that the canonical image shows, in its pixels.
+
+    Unknown of images that an earlier version stored.
+    """
+
+    upright_width: int | None = None
+    upright_height: int | None = None
+    crop_left: int | None = None
+    crop_top: int | None = None
+    crop_width: int | None = None
+    crop_height: int | None = None
+
+    def mirrored(self) -> "Crop":
+        """The same of the mirror image."""
+        if self.upright_width is None or self.crop_left is None or self.crop_width is None:
+            return self
+        return replace(self, crop_left=self.upright_width - self.crop_left - self.crop_width)
+
+
+CROP = tuple(field.name for field in fields(Crop))
+
+
+@dataclass(frozen=True)
 class ExportSample:
     """One canonical image, its bytes as stored, with the hints of every exported condition."""
 
@@ -61,6 +85,7 @@ class ExportSample:
     text: str
     uri: str
     hints: dict[str, Hint]
+    crop: Crop = Crop()
 
     @property
     def size(self) -> int:
@@ -101,6 +126,7 @@ def _schema(origins: list[Origin], raw: bool) -> pa.Schema:
     for end, _ in _endings(origins):
         features[f"conditioning_image{end}"] = datasets.Image()
     features |= {"text": text, "image_id": text, "width": whole, "height": whole}
+    features |= dict.fromkeys(CROP, whole)
     for end, _ in _endings(origins):
         features |= {
             f"{name}{end}": text for name in ("detector", "fingerprint", "licence", "protocol", "draws")
@@ -118,6 +144,7 @@ def _record(sample: ExportSample, origins: list[Origin], raw: bool) -> dict[str,
         "image": {"bytes": sample.image, "path": f"{sample.image_id}.{suffix_of(sample.image)}"}
     }
     row |= {"text": sample.text} | {name: getattr(sample, name) for name in ("image_id", "width", "height")}
+    row |= asdict(sample.crop)
     for end, origin in _endings(origins):
         hint = sample.hints[origin.condition]
         row[f"conditioning_image{end}"] = {
@@ -170,6 +197,7 @@ def _members(
             known |= {"kind": hint.kind, "meta": hint.meta}
         conditions[known.pop("condition")] = known
     about = {name: getattr(sample, name) for name in ("image_id", "uri", "width", "height")}
+    about |= asdict(sample.crop)
     yield "txt", sample.text.encode()
     yield "json", _json(about | {"split": split, "conditions": conditions}).encode()
 
@@ -178,7 +206,7 @@ def write_folder(
     folder: Path, split: str, samples: Iterator[ExportSample], origins: list[Origin], raw: bool
 ) -> None:
     """<split>/metadata.jsonl and the pictures that it names: the image-folder layout of `datasets`, columns
-    image, text, conditioning_image.
+    image, text, conditioning_image, which the trainer takes by their place, then the crop.
 
     MillError, when all is written, where `datasets` would take the captions for dates.
     """
@@ -193,9 +221,8 @@ def write_folder(
             )
             (place / image).write_bytes(sample.image)
             (place / hint).write_bytes(sample.hints[origins[0].condition].png)
-            index.write(
-                _json({"file_name": image, "text": sample.text, "conditioning_image_file_name": hint}) + "\n"
-            )
+            row = {"file_name": image, "text": sample.text, "conditioning_image_file_name": hint}
+            index.write(_json(row | asdict(sample.crop)) + "\n")
     with (place / "metadata.jsonl").open("rb") as index:
         head = index.read(HEAD) + index.readline()
     # "2024-01-31" and the like, in every line

@@ -21,7 +21,14 @@ class Image(Section):
     max_aspect: Annotated[Real, Field(ge=1)] | None = None  # long side to short side
     damaged: Literal["fail", "keep"] = "fail"
     frames: Literal["first", "refuse"] = "first"  # of animations and files of several pages
-    range: tuple[Whole, Whole] | None = None  # what is black and what is white in 16-bit pictures
+    # [black, white] of pictures of 16 bits, of 32 and of floating point; what lies outside is clipped
+    range: tuple[Whole, Whole] | None = None
+
+    @model_validator(mode="after")
+    def _white_is_above_black(self) -> "Image":
+        if self.range is not None and self.range[0] >= self.range[1]:
+            raise wrong("range must rise from black to white: set it to [black, white], such as [0, 4095]")
+        return self
 
 
 class Split(Section):

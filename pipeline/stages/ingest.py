@@ -204,6 +204,7 @@ def _captions(raw: RawImage) -> Row:
 
 def _canonical(data: bytes, args: IngestPart) -> Row:
     image = images.canonical(data, args.image)
+    crop, (upright_height, upright_width) = image.placement, image.header.upright
     return quality.measure(image.pixels) | {
         "status": "ok",
         "reason": "",
@@ -213,6 +214,16 @@ def _canonical(data: bytes, args: IngestPart) -> Row:
         "raw_width": image.raw_width,
         "raw_height": image.raw_height,
         "raw_format": image.raw_format,
+        "frames": image.header.frames,
+        "colour_space": image.colour_space,
+        "damage": image.damage or None,
+        "orientation": image.header.orientation,
+        "upright_width": upright_width,
+        "upright_height": upright_height,
+        "crop_left": crop.left,
+        "crop_top": crop.top,
+        "crop_width": crop.width,
+        "crop_height": crop.height,
     }
 
 

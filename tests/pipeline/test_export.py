@@ -41,6 +41,11 @@ from pipeline.storage.workspace import TEMPORARY, Workspace
 from tests.conftest import COMMAND, OPEN, Command
 
 CAPTIONS = ["plain", 'a "quoted" \\ word', "two\nlines\r\nand a tab\t.", "\u2028 ☃ 日本 \U0001f600", "12", ""]
+# of photographs of 160 x 120, of which the middle is taken
+CROP = {
+    "upright_width": 160, "upright_height": 120,
+    "crop_left": 20, "crop_top": 0, "crop_width": 120, "crop_height": 120,
+}  # fmt: skip
 MANIFEST = """name: tiny
 workspace: ws
 source: {{kind: list, path: photos.jsonl}}
@@ -180,6 +185,7 @@ def test_a_hugging_face_export_loads_with_pictures_texts_splits_and_what_made_th
                 64,
             )
             assert row["licence"] and set(json.loads(row["draws"])) == {"low", "high"}
+            assert {name: row[name] for name in CROP} == CROP
     assert sum(loaded.num_rows.values()) == 6
 
 
@@ -234,6 +240,7 @@ def test_a_webdataset_export_holds_the_files_of_each_sample_side_by_side(
                 canny, hough = truth["canny"][image_id], truth["hough"][image_id]
                 told = json.loads(data["json"])
                 assert data["jpg"] == canny.image and data["txt"].decode() == canny.text
+                assert {name: told[name] for name in CROP} == CROP
                 assert (pixels(data["canny.png"]) == canny.hint).all() and (
                     pixels(data["hough.png"]) == hough.hint
                 ).all()
@@ -313,7 +320,9 @@ def test_a_diffusers_export_has_the_three_columns_that_its_controlnet_trainer_re
     }
     assert sum(loaded.num_rows.values()) == 4
     for split, rows in loaded.items():
-        assert rows.column_names == ["image", "text", "conditioning_image"]
+        # the trainer takes the first three by their place
+        assert rows.column_names == ["image", "text", "conditioning_image", *CROP]
+        assert all({name: row[name] for name in CROP} == CROP for row in rows)
         for row in rows:
             known = found[hashlib.sha256(Path(row["image"].filename).read_bytes()).digest()]
             assert (np.asarray(row["image"]) == pixels(known.image)).all()
@@ -406,7 +415,9 @@ def test_raw_maps_go_out_as_files_that_other_programs_read(condition: str, axes:
 
     def sample(with_raw: bool) -> Hint:
         options = export.ExportOptions(to="webdataset", conditions=(condition,), raw=with_raw)
-        made = export._sample(pictures, {condition: stored}, {0: ""}, options, 0, 0, mirror)
+        made = export._sample(
+            pictures, {condition: stored}, {0: ""}, {0: layouts.Crop()}, options, 0, 0, mirror
+        )
         assert made is not None
         return made.hints[condition]
 
@@ -417,6 +428,12 @@ def test_raw_maps_go_out_as_files_that_other_programs_read(condition: str, axes:
     assert code.dtype == np.uint16 and code.shape == array.shape[:axes]
     right = flips.flip(raw) if mirror else raw
     assert np.allclose(maps.decode(raw.kind, hint.raw, hint.meta).array, right.array, atol=1e-4)
+
+
+def test_the_crop_of_a_mirror_image_is_mirrored() -> None:
+    crop = layouts.Crop(100, 80, 5, 0, 80, 80)
+    assert crop.mirrored() == layouts.Crop(100, 80, 15, 0, 80, 80) and crop.mirrored().mirrored() == crop
+    assert layouts.Crop().mirrored() == layouts.Crop(), "of an image that an earlier version stored"
 
 
 def test_pictures_and_maps_are_named_by_what_they_are(
