@@ -1,0 +1,77 @@
+"""Depth that comes with the images: distances or their inverse, in any unit, as inverse depth."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from annotate.maps import RawMap, depth_map
+from pipeline.dataset.provided.frames import Given
+
+# coding -> what a value is divided by to be metres
+SCALES = {"metres": 1.0, "millimetres": 1000.0, "distance": 1.0}
+NEAR = 0.99  # quantile of inverse depth that the near end is measured by
+BEYOND = 3.0  # how many times nearer than that a pixel may be
+TOLD = 0.001  # share of clipped pixels from which on the row says so
+
+
+def read(given: Given) -> RawMap:
+    """Inverse depth; what is invalid counts as infinitely far.
+
+    Zero and negative distances are invalid, and so is what is not finite. A few pixels that are far nearer
+    than the rest are set to the nearest of the rest: one of 1 mm would make all others black.
+    """
+    coding = given.required("depth")
+    plane = given.grey("depths").astype(np.float32)
+    valid = given.valid() & np.isfinite(plane)
+    plane = np.where(valid, plane, 0) / (given.settings.depth_scale or SCALES.get(coding, 1.0))
+    if coding != "inverse":  # of MiDaS's numbers only differences count, and zero is one of them
+        valid &= plane > 0
+    _check_unit(coding, plane[valid])
+    if coding in SCALES:
+        inverse, unit = np.divide(1, plane, out=np.zeros_like(plane), where=valid), "1/m"
+    else:
+        far = plane[valid].min() if valid.any() and coding == "inverse" else 0
+        inverse, unit = np.where(valid, plane, far), "relative"
+    clipped = _clip_near_end(inverse, valid)
+    depth = depth_map(inverse, unit=unit)
+    if not clipped:
+        return depth
+    meta = {**depth.meta, "clipped": clipped}
+    if clipped >= TOLD:
+        meta["note"] = (
+            f"{clipped:.1%} of the depths are over {BEYOND:g} times nearer than the rest and were set to the"
+            " nearest of it"
+        )
+    return replace(depth, meta=meta)
+
+
+def _check_unit(coding: str, distances: np.ndarray) -> None:
+    """ValueError where no camera sees such distances in the unit that is declared."""
+    if not distances.size or coding not in ("metres", "millimetres"):
+        return
+    median = float(np.median(distances))
+    if median > 1000 and coding == "metres":
+        raise ValueError(
+            f"half of the map lies beyond {median:.0f} m: set `depth: millimetres`, or `depth_scale` to what"
+            " a metre is in its numbers"
+        )
+    if median < 0.02 and coding == "millimetres":
+        raise ValueError(
+            f"half of the map lies nearer than {median * 1000:.2g} mm: set `depth: metres`, or `depth_scale`"
+            " to what a metre is in its numbers"
+        )
+
+
+def _clip_near_end(inverse: np.ndarray, valid: np.ndarray) -> float:
+    """Clips in place, and gives the share of valid pixels that it changed."""
+    values = inverse[valid]
+    if not values.size:
+        return 0.0
+    low, high = values.min(), np.quantile(values, NEAR)
+    if low == high:  # one plane, and a thing before it
+        return 0.0
+    near = values > max(low + BEYOND * (high - low), 2 * high)
+    if not near.any() or near.all():
+        return 0.0
+    np.minimum(inverse, values[~near].max(), out=inverse, where=valid)
+    return float(near.mean())
