@@ -58,13 +58,12 @@ def _table(source: str) -> np.ndarray:
 
 
 def id_of(name: str, space: str) -> int | None:
-    """The id of a class by its name, or by a synonym that only one class of the space has."""
+    """The id of a class by its name, in which synonyms follow commas ("windowpane, window"); None: no such."""
+    parts = [part.strip().lower() for part in name.split(",")]
     names = SPACES[space].names
-    if name in names:
-        return names.index(name)
-    parts = {_plain(part) for part in name.split(",")}
-    fitting = [i for i, known in enumerate(names) if parts & {_plain(known), _ALSO.get(known)}]
-    return fitting[0] if len(fitting) == 1 else None
+    return next(
+        (i for part in parts for i, known in enumerate(names) if part in (known, _ALSO.get(known))), None
+    )
 
 
 def disagreement(id2label: Mapping[int, str], space: str) -> str | None:

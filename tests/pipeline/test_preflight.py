@@ -158,13 +158,13 @@ def test_a_run_names_everything_that_is_missing_for_its_stages(
         (
             "pose_openpose",
             "path: a",
-            "source.provided.pose_openpose: `keypoints:` is missing, which says what the numbers mean: add one of"
-            " coco, openpose.",
+            "source.provided.pose_openpose: `keypoints:` is missing, which says what the numbers mean: add"
+            " one of coco, openpose.",
         ),
         (
             "depth_small",
             "path: a, depth_scale: 5000",
-            "m.yaml:3: source.provided.depth_small: `depth:` is missing, which says what the numbers mean: add"
+            "source.provided.depth_small: `depth:` is missing, which says what the numbers mean: add"
             " one of metres, millimetres, distance, inverse, disparity.",
         ),
         (

@@ -76,7 +76,10 @@ def _read_one(raw: RawImage, condition: str, to: Placement, orientation: int) ->
         value = files.fetch(raw, str(settings.column or settings.path))
         frame = Frame(to, _turn(condition, settings, orientation))
         mask = _mask(raw, settings.mask) if settings.mask else None
-        return READERS[CONDITIONS[condition].kind](Given(condition, settings, value, frame, mask))
+        kind = CONDITIONS[condition].kind
+        if isinstance(value, coco.Record) and kind not in ("people", "labels"):
+            raise ValueError(f"a data set's JSON holds people or labels, and {condition} is neither")
+        return READERS[kind](Given(condition, settings, value, frame, mask))
     except Exception as error:
         return error
 

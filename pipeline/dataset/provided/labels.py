@@ -40,7 +40,7 @@ def read(given: Given) -> RawMap:
     array = np.where(valid, array, VOID).astype(np.uint8)
     void = float((array[valid] == VOID).mean()) if valid.any() else 0.0
     if void > MOSTLY_VOID:
-        doubts.append(f"{void:.0%} of the map is void as `labels: {coding}` reads it")
+        doubts.append(f"more than half of the map is void as `labels: {coding}` reads it")
     raw = RawMap("labels", array, {"label_space": space})
     if doubts:
         raw.meta["note"] = "; ".join(doubts)

@@ -86,7 +86,8 @@ def _check_facing(coding: str, vectors: np.ndarray) -> None:
     """What a camera sees faces it."""
     away = float((vectors[:, 2] < 0).mean())
     first = vectors[:, 0] * AXES[coding][0]  # the first channel of three, as it would be z
-    if AXES[coding][2] > 0 and (first > -SLACK).mean() > 0.95 and first.mean() - vectors[:, 2].mean() > 0.3:
+    facing = (first > -SLACK).mean() > 0.95 and first.mean() > 0.3
+    if facing and AXES[coding][2] > 0 and first.mean() - vectors[:, 2].mean() > 0.3:
         other = {"cn11": "cn10", "x left, y up, z to the viewer": "cn10", "cn10": "cn11"}.get(coding)
         remedy = f"set `normals` to {other!r}" if other else "save the maps in the order red, green, blue"
         raise ValueError(
