@@ -58,7 +58,7 @@ def _table(source: str) -> np.ndarray:
 
 
 def id_of(name: str, space: str) -> int | None:
-    """The id of a class by its name, in which synonyms follow commas ("windowpane, window"); None: no such."""
+    """The id of a class by its name, in which synonyms follow commas ("windowpane, window"), or None."""
     parts = [part.strip().lower() for part in name.split(",")]
     names = SPACES[space].names
     return next(

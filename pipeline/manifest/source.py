@@ -24,7 +24,7 @@ KeypointsCoding = Literal["coco", "openpose"]
 
 class Provided(Section):
     """Where the map of a condition lies that comes with the images, and how its numbers read
-    (pipeline/dataset/provided.py).
+    (pipeline/dataset/provided/).
     """
 
     # folders: a path below the source's, with {folder}, {stem}, {name} of the image; a JSON of COCO's kind
