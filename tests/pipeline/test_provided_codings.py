@@ -131,9 +131,13 @@ def test_a_small_thing_before_one_wall_stays(read: Read) -> None:
         (
             room() * 1000,
             {"depth": "metres"},
-            "lies beyond 3000 m: set `depth: millimetres`, or `depth_scale`",
+            "three quarters of the map lie beyond 2000 m: set `depth: millimetres`, `depth_scale`",
         ),
-        (room(), {"depth": "millimetres"}, "nearer than 3 mm: set `depth: metres`"),
+        (
+            room(),
+            {"depth": "millimetres"},
+            "three quarters of the map lie nearer than 4 mm: set `depth: metres`",
+        ),
     ],
 )
 def test_a_depth_in_another_unit_is_refused(
@@ -427,3 +431,17 @@ def test_a_line_that_ends_nowhere_is_refused(read: Read, bad: float) -> None:
     assert len(read("hough", npy(lines[:1])).array) == 1
     with pytest.raises(ValueError, match=r"rows of x0 y0 x1 y1 and perhaps a score, not of shape \(2, 2\)"):
         read("hough", npy(lines[:, :2]))
+
+
+@pytest.mark.parametrize("coordinates", [None, "fractions"])
+def test_lines_may_be_fractions_of_the_image(read: Read, coordinates: str | None) -> None:
+    lines = np.array([[0.5, 0.25, 0.75, 0.5, 0.9]], np.float32)
+    array = read("hough", npy(lines), coordinates=coordinates).array
+    np.testing.assert_allclose(array[0], [31.5, 15.5, 55.5, 31.5, 0.9], atol=1e-4)
+
+
+def test_a_map_whose_own_file_is_turned_is_refused(read: Read) -> None:
+    exif = Pillow.Exif()
+    exif[images.ORIENTATION] = 3
+    with pytest.raises(ValueError, match="EXIF turns the map's own file"):
+        read("canny", picture(street(), exif=exif))

@@ -147,6 +147,8 @@ def test_what_is_said_to_be_pixels_is(tmp_path: Path) -> None:
             {},
             "a person of 17 keypoints .* has 18 or 25: set `keypoints: coco` if",
         ),
+        ([{"bbox": [1, 2, 3, 4]}], {}, "none of the 1 people has `keypoints` or `pose_keypoints_2d`"),
+        ({"version": 1, "hands": []}, {}, "`people` or `annotations`, and the JSON has version, hands"),
         ([{"people": []}, {"people": []}], {}, "keypoints of 2 frames where one image is wanted"),
     ],
 )

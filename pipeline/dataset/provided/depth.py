@@ -49,16 +49,16 @@ def _check_unit(coding: str, distances: np.ndarray) -> None:
     """ValueError where no camera sees such distances in the unit that is declared."""
     if not distances.size or coding not in ("metres", "millimetres"):
         return
-    median = float(np.median(distances))
-    if median > 1000 and coding == "metres":
+    near, far = (float(np.quantile(distances, share)) for share in (0.25, 0.75))
+    if coding == "metres" and near > 500:
         raise ValueError(
-            f"half of the map lies beyond {median:.0f} m: set `depth: millimetres`, or `depth_scale` to what"
-            " a metre is in its numbers"
+            f"three quarters of the map lie beyond {near:.0f} m: set `depth: millimetres`, `depth_scale` to"
+            " what a metre is in its numbers, or `depth: distance` where the unit does not matter"
         )
-    if median < 0.02 and coding == "millimetres":
+    if coding == "millimetres" and far < 0.02:
         raise ValueError(
-            f"half of the map lies nearer than {median * 1000:.2g} mm: set `depth: metres`, or `depth_scale`"
-            " to what a metre is in its numbers"
+            f"three quarters of the map lie nearer than {far * 1000:.2g} mm: set `depth: metres`, with a"
+            " `depth_scale` where a metre is another number than 1"
         )
 
 

@@ -72,25 +72,29 @@ def _translate(stored: np.ndarray, coding: str, spaces: tuple[str, ...]) -> tupl
         doubts.append(f"{sentence}; they became void")
         stored = np.where(lacking, VOID, stored)
     array = label_spaces.translate(stored, coding)
-    own = _uprightness(array, SOURCES[coding])
-    for name in others:
-        if label_spaces.lacking(stored, name).any():
-            continue
-        other = _uprightness(label_spaces.translate(stored, name), SOURCES[name])
-        if own < -0.03 and other > max(0.0, own + 0.06):
-            doubts.append(
-                f"floors lie high or the sky low as `labels: {coding}` reads the map, and not as {name} would"
-            )
+    likely = _other_way_up(stored, array, coding, others)
+    if likely:
+        doubts.append(
+            f"floors lie high or the sky low as `labels: {coding}` reads the map, and not as {likely} would"
+        )
     if coding == "ade20k_png" and (stored == VOID).any() and not lacking.any():
         doubts.append(f"it has the id {VOID}, which ade20k_png does not use and ade20k_150 has for void")
-    if coding == "coco_stuff_png" and _stuff_alone(stored):
+    if coding == "coco_stuff_png" and ((stored >= 92) & (stored <= 183)).all():
         doubts.append("it has stuff alone, as coco_stuff_pixelmaps has, whose ids are one higher")
     return array, doubts
 
 
-def _stuff_alone(stored: np.ndarray) -> bool:
-    """Whether every id could be one of stuff_*_pixelmaps: 0, or 92 to 183."""
-    return bool((((stored >= 92) & (stored <= 183)) | (stored == 0)).all() and (stored >= 92).any())
+def _other_way_up(stored: np.ndarray, array: np.ndarray, coding: str, others: list[str]) -> str | None:
+    """The coding that would put the sky above and the ground below, where this one does the reverse."""
+    own = _uprightness(array, SOURCES[coding])
+    if own > -0.03:
+        return None
+    for name in others:
+        if not label_spaces.lacking(stored, name).any():
+            other = _uprightness(label_spaces.translate(stored, name), SOURCES[name])
+            if other > max(0.0, own + 0.06):
+                return name
+    return None
 
 
 def _uprightness(array: np.ndarray, space: str) -> float:

@@ -27,7 +27,7 @@ def read(given: Given) -> RawMap:
     """
     coding = given.required("normals")
     array = pixels(given.value)
-    if array.ndim != 3 or array.shape[2] < 3:
+    if array.ndim != 3 or array.shape[2] not in (3, 4):
         raise ValueError(f"a map of shape {array.shape} where 3 channels are wanted")
     array = given.frame.plane(array[..., :3])
     valid = array.any(axis=2) & given.valid() & np.isfinite(array).all(axis=2)

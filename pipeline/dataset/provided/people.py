@@ -43,6 +43,8 @@ def read(given: Given) -> RawMap:
     """
     coding = given.required("keypoints")
     people, canvas = _people(given.value)
+    if people and not any(_has_body(one) for one in people):
+        raise ValueError(f"none of the {len(people)} people has `keypoints` or `pose_keypoints_2d`")
     bodies = [body for one in people if (body := _body(one))]
     layout = str(CONDITIONS[given.condition].layout)
     names = SKELETONS[layout].names
@@ -77,10 +79,16 @@ def _people(value: Any) -> tuple[list[Any], tuple[int, int] | None]:
         stored = stored[0]
     if not isinstance(stored, dict):
         return list(stored if stored is not None else []), None
+    if "people" not in stored and "annotations" not in stored:
+        raise ValueError(f"keypoints are in `people` or `annotations`, and the JSON has {', '.join(stored)}")
     people = stored.get("people", stored.get("annotations")) or []
     size = stored.get("canvas_height"), stored.get("canvas_width")
     canvas = (int(size[0]), int(size[1])) if size[0] and size[1] else None
     return list(people), canvas
+
+
+def _has_body(one: Any) -> bool:
+    return not isinstance(one, Mapping) or any(key in one for key in BODY)
 
 
 def _body(one: Any) -> list[Any]:

@@ -20,7 +20,8 @@ def pixels(data: Any, *, ids: bool = False) -> np.ndarray:
 
     `ids`: the numbers of a palette are kept in place of its colours, and a lossy format is refused.
 
-    Unreadable: neither a picture nor an array, or too large. ValueError: `ids` in a lossy format.
+    Unreadable: neither a picture nor an array, or too large. ValueError: `ids` in a lossy format, or a file
+    that EXIF turns.
     """
     if not isinstance(data, bytes):
         return np.asarray(json.loads(data) if isinstance(data, str) else data)
@@ -38,6 +39,8 @@ def pixels(data: Any, *, ids: bool = False) -> np.ndarray:
         kind = _lossy(data, picture) if ids else None
         if kind:
             raise ValueError(f"labels must be lossless, and {kind} changes ids: write them as PNG or .npy")
+        if picture.getexif().get(images.ORIENTATION, 1) != 1:
+            raise ValueError("EXIF turns the map's own file: save it as it is to be read, without EXIF")
         if _sixteen_bits_of_colour(data):  # Pillow cuts them down to 8
             return _deep(data)
         if picture.mode in ("P", "PA") and not ids:
