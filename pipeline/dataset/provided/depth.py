@@ -1,7 +1,5 @@
 """Depth that comes with the images: distances or their inverse, in any unit, as inverse depth."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from annotate.maps import RawMap, depth_map
@@ -23,7 +21,8 @@ def read(given: Given) -> RawMap:
     coding = given.required("depth")
     plane = given.grey("depths").astype(np.float32)
     valid = given.valid() & np.isfinite(plane)
-    plane = np.where(valid, plane, 0) / (given.settings.depth_scale or SCALES.get(coding, 1.0))
+    scale = np.float32(given.settings.depth_scale or SCALES.get(coding, 1.0))
+    plane = np.where(valid, plane, np.float32(0)) / scale
     if coding != "inverse":  # of MiDaS's numbers only differences count, and zero is one of them
         valid &= plane > 0
     _check_unit(coding, plane[valid])
@@ -34,15 +33,14 @@ def read(given: Given) -> RawMap:
         inverse, unit = np.where(valid, plane, far), "relative"
     clipped = _clip_near_end(inverse, valid)
     depth = depth_map(inverse, unit=unit)
-    if not clipped:
-        return depth
-    meta = {**depth.meta, "clipped": clipped}
+    if clipped:
+        depth.meta["clipped"] = clipped
     if clipped >= TOLD:
-        meta["note"] = (
+        depth.meta["note"] = (
             f"{clipped:.1%} of the depths are over {BEYOND:g} times nearer than the rest and were set to the"
             " nearest of it"
         )
-    return replace(depth, meta=meta)
+    return depth
 
 
 def _check_unit(coding: str, distances: np.ndarray) -> None:

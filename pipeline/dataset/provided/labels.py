@@ -26,13 +26,13 @@ def read(given: Given) -> RawMap:
 
     ValueError: a lossy format, a picture in colours, or ids that the coding lacks.
     """
+    doubts: list[str] = []
     coding = given.required("labels")
     space, row = SOURCES[coding], CONDITIONS[given.condition]
     if space not in row.label_spaces:
         raise ValueError(f"{given.condition} takes labels of {' or '.join(row.label_spaces)}, not of {space}")
     if isinstance(given.value, coco.Record):
         array = given.frame.plane(coco.labels(given.value, space, _png))
-        doubts = []
     else:
         stored = given.frame.plane(one_channel(pixels(given.value, ids=True), "labels"))
         array, doubts = _translate(stored, coding, row.label_spaces)
@@ -72,10 +72,9 @@ def _translate(stored: np.ndarray, coding: str, spaces: tuple[str, ...]) -> tupl
         doubts.append(f"{sentence}; they became void")
         stored = np.where(lacking, VOID, stored)
     array = label_spaces.translate(stored, coding)
-    likely = _other_way_up(stored, array, coding, others)
-    if likely:
+    if other := _other_way_up(stored, array, coding, others):
         doubts.append(
-            f"floors lie high or the sky low as `labels: {coding}` reads the map, and not as {likely} would"
+            f"floors lie high or the sky low as `labels: {coding}` reads the map, and not as {other} would"
         )
     if coding == "ade20k_png" and (stored == VOID).any() and not lacking.any():
         doubts.append(f"it has the id {VOID}, which ade20k_png does not use and ade20k_150 has for void")
