@@ -282,3 +282,18 @@ def test_panoptic_pngs_become_labels_by_their_json(tmp_path: Path) -> None:
         read(tmp_path, "seg_coco", whole, "p.json", path="p.json", labels="coco_panoptic_133")
     with pytest.raises(ValueError, match="'sky-other-merged' is no class of coco_stuff_171: set `labels`"):
         read(tmp_path, "seg_coco", whole, "p.json", path="p.json", labels="coco_stuff_171")
+
+
+def test_the_content_of_a_data_sets_json_is_that_of_one_image(tmp_path: Path) -> None:
+    """So that another annotation of another image renews no map of this one."""
+    Pillow.new("RGB", (WIDE, TALL), "red").save(tmp_path / "a.png")
+    stored = Provided(path="all.json", keypoints="coco").model_dump()
+    hashes = []
+    for number, image in ((1, 7), (2, 7), (2, 7), (2, 8)):
+        people = [{"keypoints": numbers(COCO)}] + [{"image_id": image, "keypoints": numbers(COCO)}] * number
+        (tmp_path / "all.json").write_text(json.dumps(data_set(people, [])) + " " * len(hashes))
+        raw = RawImage(
+            str(tmp_path / "a.png"), "", place={"root": str(tmp_path)}, provided={"pose_openpifpaf": stored}
+        )
+        hashes.append(provided.source_hash(raw, "pose_openpifpaf"))
+    assert hashes[0] != hashes[1] == hashes[2] != hashes[3] and None not in hashes

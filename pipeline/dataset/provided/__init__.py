@@ -51,8 +51,7 @@ def source_hash(raw: RawImage, condition: str) -> str | None:
     digest = hashlib.sha256()
     try:
         for name in (stored.get("column") or stored.get("path"), stored.get("mask")):
-            value = files.fetch(raw, name) if name else b""
-            digest.update(value if isinstance(value, bytes) else repr(value).encode())
+            digest.update(files.content(files.fetch(raw, str(name))) if name else b"")
     except Unreadable:
         return None
     return digest.hexdigest()

@@ -85,14 +85,30 @@ def _load(path: Path, modified: int, size: int) -> _DataSet:
     return _DataSet(by_name, {key: json.dumps(ones).encode() for key, ones in lists.items()}, categories)
 
 
+def panoptic_png(record: Record) -> Path | None:
+    """The PNG of an image's segments; None where it has polygons or run lengths instead, or no annotation.
+
+    ValueError: several annotations name one, or a name leaves the folder.
+    """
+    named = [one for one in record.annotations if "segments_info" in one]
+    if not named:
+        return None
+    if len(record.annotations) > 1:
+        raise ValueError(f"{len(record.annotations)} panoptic annotations of {record.file_name}")
+    name = PurePath(named[0].get("file_name", f"{PurePath(record.file_name).stem}.png"))
+    if name.is_absolute() or ".." in name.parts:
+        raise ValueError(f"{str(name)!r} leaves the folder of the panoptic PNGs")
+    return record.folder / name
+
+
 def labels(record: Record, space: str, read_png: Callable[[Path], np.ndarray]) -> np.ndarray:
     """uint8 [h, w] ids of a label space; what no segment covers is void.
 
     Segments of a panoptic PNG, or polygons and run lengths of instances, of which the smaller lie above. A
     category is known by its name. ValueError: a category that the space lacks, or a broken segment.
     """
-    if any("segments_info" in one for one in record.annotations):
-        return _panoptic(record, space, read_png)
+    if png := panoptic_png(record):
+        return _panoptic(record, space, read_png(png))
     if record.size is None:
         raise ValueError(f"the JSON does not say `height` and `width` of {record.file_name}")
     array = np.full(record.size, VOID, np.uint8)
@@ -114,14 +130,8 @@ def _class(record: Record, segment: Mapping[str, Any], space: str) -> int:
     return found
 
 
-def _panoptic(record: Record, space: str, read_png: Callable[[Path], np.ndarray]) -> np.ndarray:
-    if len(record.annotations) > 1:
-        raise ValueError(f"{len(record.annotations)} panoptic annotations of {record.file_name}")
+def _panoptic(record: Record, space: str, colours: np.ndarray) -> np.ndarray:
     (one,) = record.annotations
-    name = PurePath(one.get("file_name", f"{PurePath(record.file_name).stem}.png"))
-    if name.is_absolute() or ".." in name.parts:
-        raise ValueError(f"{str(name)!r} leaves the folder of the panoptic PNGs")
-    colours = read_png(record.folder / name)
     if colours.ndim != 3 or colours.shape[2] < 3:
         raise ValueError("a panoptic PNG has colours: red + 256 green + 65536 blue is a segment's id")
     segments = colours[..., :3].astype(np.int64) @ [1, 256, 65536]

@@ -46,6 +46,16 @@ def fetch(raw: RawImage, name: str) -> Any:
     return coco.find(root / inner, raw.uri) if coco.is_data_set(name) else read_file(root / inner)
 
 
+def content(value: Any) -> bytes:
+    """What `fetch` gave, as bytes that are the same while the map is."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, coco.Record):
+        return repr(value).encode()
+    png = coco.panoptic_png(value)
+    return repr((value.size, value.annotations, value.categories)).encode() + (read_file(png) if png else b"")
+
+
 def read_file(path: Path) -> bytes:
     """The bytes of a map; Unreadable where there are none, or too many."""
     if not path.is_file():
