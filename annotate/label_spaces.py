@@ -42,6 +42,8 @@ def translate(array: np.ndarray, source: str) -> np.ndarray:
 def lacking(array: np.ndarray, source: str) -> np.ndarray:
     """bool of the array's shape: where integers are no ids of a published coding, nor 255, which is void."""
     table = _table(source)
+    if array.dtype == np.uint8:
+        return np.asarray(table[array] < 0)
     inside = (array >= 0) & (array <= VOID)
     return np.asarray(~inside | (table[np.where(inside, array, VOID)] < 0))
 

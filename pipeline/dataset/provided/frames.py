@@ -74,6 +74,8 @@ class Frame:
 
     def vectors(self, normals: np.ndarray) -> np.ndarray:
         """float [h, w, 3] of the upright map: x right, y up of the map's frame -> of the upright image."""
+        if self.orientation == 1:
+            return normals
         transposed, rows, columns = TURNS[self.orientation]
         x, y, z = np.moveaxis(normals, 2, 0)
         x, y = (-y, -x) if transposed else (x, y)
