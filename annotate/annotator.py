@@ -34,7 +34,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Annotation:
-    """What became of one image under one step; a skipped map is kept, a failed one is None."""
+    """What became of one image under one step; a skipped map is kept, a failed one is None.
+
+    An `ok` one has a reason only where a provided map is doubtful.
+    """
 
     status: Literal["ok", "skipped", "failed"]
     reason: str = ""
@@ -165,10 +168,9 @@ def _judge(
         if isinstance(raw, Exception):
             raise raw
         raw = adapt(raw, CONDITIONS[step.condition], step.params) if adapt else raw
-        reason = blank(raw)
-        return Annotation(
-            "skipped" if reason else "ok", reason or "", raw, measures(raw), dict(drawn), seconds
-        )
+        empty, note = blank(raw), raw.meta.get("note", "")
+        reason = "; ".join(filter(None, (empty, note)))
+        return Annotation("skipped" if empty else "ok", reason, raw, measures(raw), dict(drawn), seconds)
     except Exception as error:
         return Annotation(
             "failed", f"{type(error).__name__}: {error}", random_params=dict(drawn), seconds=seconds

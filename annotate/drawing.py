@@ -21,6 +21,8 @@ class MapMeta(TypedDict, total=False):
     shift: float
     unit: str
     seen: list[int]  # [height, width] that MiDaS saw
+    clipped: float  # share of provided depths that were set to a farther one
+    note: str  # what is doubtful about a provided map, or was dropped from it
 
 
 # array of the map, meta, (height, width) -> uint8 [height, width, 3] RGB

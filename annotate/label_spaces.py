@@ -26,24 +26,46 @@ def translate(array: np.ndarray, source: str) -> np.ndarray:
 
     ValueError: source unknown, values that are not integers, or an id the coding does not have.
     """
-    if source not in SOURCES:
-        raise ValueError(f"unknown coding of labels {source!r}; known: {', '.join(SOURCES)}")
+    table = _table(source)
     if array.dtype.kind not in "iu":
         raise ValueError(f"labels are integers, not {array.dtype.name}")
-    table = np.full(256, -1, np.int16)
+    unknown = lacking(array, source)
+    if unknown.any():
+        ids = np.flatnonzero(table[:VOID] >= 0)
+        raise ValueError(
+            f"{source} has no id {int(array[unknown].max())}; its ids are {ids.min()} to {ids.max()}, and"
+            f" {VOID} for void"
+        )
+    return table[array].astype(np.uint8)
+
+
+def lacking(array: np.ndarray, source: str) -> np.ndarray:
+    """bool of the array's shape: where integers are no ids of a published coding, nor 255, which is void."""
+    table = _table(source)
+    if array.dtype == np.uint8:
+        return np.asarray(table[array] < 0)
+    inside = (array >= 0) & (array <= VOID)
+    return np.asarray(~inside | (table[np.where(inside, array, VOID)] < 0))
+
+
+def _table(source: str) -> np.ndarray:
+    """int16 [256]: what each id of a coding is in its space, -1 where the coding has no such id."""
+    if source not in SOURCES:
+        raise ValueError(f"unknown coding of labels {source!r}; known: {', '.join(SOURCES)}")
+    table = np.full(VOID + 1, -1, np.int16)
     codes = _CODES.get(source, range(len(SPACES[SOURCES[source]].names)))
     table[: len(codes)] = codes
     table[VOID] = VOID
-    least, most = (int(array.min()), int(array.max())) if array.size else (0, 0)
-    if least < 0 or most > VOID:
-        raise ValueError(f"{source} has no id {least if least < 0 else most}")
-    ids = table[array]
-    if (ids < 0).any():
-        raise ValueError(
-            f"{source} has no id {int(array[ids < 0].max())}; its ids are 0 to {len(codes) - 1}, and {VOID}"
-            " for void"
-        )
-    return ids.astype(np.uint8)
+    return table
+
+
+def id_of(name: str, space: str) -> int | None:
+    """The id of a class by its name, in which synonyms follow commas ("windowpane, window"), or None."""
+    parts = [part.strip().lower() for part in name.split(",")]
+    names = SPACES[space].names
+    return next(
+        (i for part in parts for i, known in enumerate(names) if part in (known, _ALSO.get(known))), None
+    )
 
 
 def disagreement(id2label: Mapping[int, str], space: str) -> str | None:
@@ -234,7 +256,14 @@ SOURCES: dict[str, str] = {
     "ade20k_150": "ade20k_150",
     "ade20k_png": "ade20k_150",  # annotations/*.png of SceneParsing: 0 is void, k is class k - 1
     "coco_stuff_png": "coco_stuff_171",
+    # stuff_{train,val}2017_pixelmaps: 92 to 182 are category ids of stuff, 183 is any thing, 0 is void
+    "coco_stuff_pixelmaps": "coco_stuff_171",
     "coco_stuff_171": "coco_stuff_171",
     "coco_panoptic_133": "coco_panoptic_133",
 }
-_CODES: dict[str, tuple[int, ...]] = {"ade20k_png": (VOID, *range(150)), "coco_stuff_png": COCO_182_TO_171}
+# coding -> for each id from 0 on its id in the space; VOID = void, -1 = the coding has no such id
+_CODES: dict[str, tuple[int, ...]] = {
+    "ade20k_png": (VOID, *range(150)),
+    "coco_stuff_png": tuple(-1 if i in _UNUSED else new for i, new in enumerate(COCO_182_TO_171)),
+    "coco_stuff_pixelmaps": (VOID, *[-1] * 91, *COCO_182_TO_171[91:], VOID),
+}

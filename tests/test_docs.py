@@ -216,10 +216,10 @@ def test_every_kind_has_its_row_in_a_table(page: str, head: str, known: tuple[st
 def test_every_coding_of_provided_maps_and_every_protocol_is_named() -> None:
     codings = [
         typing.get_args(typing.get_args(Provided.model_fields[key].annotation)[0])
-        for key in ("labels", "depth")
+        for key in ("labels", "depth", "normals", "keypoints", "coordinates", "ink", "frame")
     ]
     known: dict[str, list[Iterable[str]]] = {
-        "docs/provided-maps.md": [SOURCES, *codings],
+        "docs/provided-maps.md": [SOURCES, Provided.model_fields, *codings],
         "docs/exports.md": [PROTOCOLS],
     }
     for page, literals in known.items():

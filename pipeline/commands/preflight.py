@@ -4,7 +4,7 @@ before they are trained on.
 
 import os
 from collections.abc import Collection
-from typing import Any
+from typing import Any, get_args
 
 from annotate import label_spaces
 from annotate.conditions import CONDITIONS, MEASURES
@@ -13,12 +13,19 @@ from pipeline.benchmark.systems import LEAST, few
 from pipeline.catalog import Catalog, CatalogHeld, check_selections
 from pipeline.dataset.changes import Known, differences, known
 from pipeline.experiment.pairs import SMALLEST_SHARE
-from pipeline.manifest import Manifest, Provided
+from pipeline.manifest import DepthCoding, KeypointsCoding, Manifest, NormalsCoding, Provided
+from pipeline.manifest.places import Place
 from pipeline.plan import Plan
 
 HURRY = 2.0  # seconds to wait for the catalog; who runs waits for it later
-KEYPOINTS = {"coco_17": "coco", "openpose_18": "openpose"}  # layout of a condition -> its word in a manifest
-MASKED = ("labels", "depth", "normals")  # kinds of map of which a part may be invalid
+# key of a provided map -> the kinds of map that it says something of
+KINDS_OF: dict[str, tuple[str, ...]] = {
+    "labels": ("labels",), "depth": ("depth",), "normals": ("normals",), "keypoints": ("people",),
+    "depth_scale": ("depth",), "values": ("normals",), "coordinates": ("people", "lines"),
+    "ink": ("edges", "soft_edges"),
+    "mask": ("labels", "depth", "normals"),  # of which a part may be invalid
+}  # fmt: skip
+CODING_OF = {"labels": "labels", "depth": "depth", "normals": "normals", "people": "keypoints"}  # by kind
 USERS = ("encode", "train", "generate", "score")  # stages that work on pairs
 
 
@@ -167,31 +174,10 @@ def _provided(given: Manifest, number: int, source: Any) -> list[str]:
     maps: dict[str, Provided] = getattr(source, "provided", {})
     for name, asked in maps.items():
         row, place = CONDITIONS[name], given.at("source", number, "provided", name)
-        for key, kinds in (
-            ("labels", ("labels",)),
-            ("depth", ("depth",)),
-            ("normals", ("normals",)),
-            ("keypoints", ("people",)),
-            ("mask", MASKED),
-        ):
+        for key, kinds in KINDS_OF.items():
             if getattr(asked, key) is not None and row.kind not in kinds:
                 out.append(f"{place.at(key)}: {name} is no map of {' or '.join(kinds)}: take it out")
-        if row.kind == "labels":
-            fitting = [coding for coding, space in label_spaces.SOURCES.items() if space in row.label_spaces]
-            if asked.labels is None:
-                out.append(
-                    f"{place}: `labels:` is missing, which says what the numbers mean: add one of"
-                    f" {', '.join(fitting)}"
-                )
-            elif asked.labels not in fitting:
-                takes = f"{name} takes labels of {' or '.join(row.label_spaces)}, not of {asked.labels}"
-                out.append(f"{place.at('labels')}: {takes}: set one of {', '.join(fitting)}")
-        layout = KEYPOINTS.get(row.layout or "")
-        if row.kind == "people" and asked.keypoints not in (None, layout):
-            out.append(
-                f"{place.at('keypoints')}: {name} takes keypoints as {layout} counts them, not"
-                f" {asked.keypoints}: set it to {layout}"
-            )
+        out += _coding(name, asked, place)
         if source.kind == "folder" and asked.column is not None:
             out.append(f"{place.at('column')}: the files of a folder have no columns: write `path:` instead")
         if source.kind in ("webdataset", "parquet", "huggingface") and asked.path is not None:
@@ -200,6 +186,34 @@ def _provided(given: Manifest, number: int, source: Any) -> list[str]:
                 " instead"
             )
     return out
+
+
+def _coding(name: str, asked: Provided, place: Place) -> list[str]:
+    """Numbers mean nothing before a manifest says how they are coded."""
+    row = CONDITIONS[name]
+    key = CODING_OF.get(row.kind)
+    if key is None:
+        return []
+    of_condition = {
+        "labels": [coding for coding, space in label_spaces.SOURCES.items() if space in row.label_spaces],
+        "depth": list(get_args(DepthCoding)),
+        "normals": list(get_args(NormalsCoding)),
+        "keypoints": list(get_args(KeypointsCoding)),
+    }
+    fitting, coding = of_condition[key], getattr(asked, key)
+    if coding is None:
+        return [
+            f"{place}: `{key}:` is missing, which says what the numbers mean: add one of {', '.join(fitting)}"
+        ]
+    if coding not in fitting:
+        takes = f"{name} takes labels of {' or '.join(row.label_spaces)}, not of {coding}"
+        return [f"{place.at(key)}: {takes}: set one of {', '.join(fitting)}"]
+    if coding == "coco_stuff_png" and "pixelmaps" in f"{asked.path} {asked.column}":
+        return [
+            f"{place.at(key)}: stuff_*_pixelmaps are another coding, whose ids are one higher and which has"
+            " no things: set it to coco_stuff_pixelmaps, or the path to the maps of stuffthingmaps"
+        ]
+    return []
 
 
 # -- when the maps are made ----------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def text(counts: WorkspaceCounts) -> str:
     lines += [f"samples    {system}: {count}" for system, count in counts.samples.items()]
     lines += [f"scores     {counts.scores}"]
     if counts.reasons:
-        lines.append("why rows are not ok:")
+        lines.append("why rows are not ok, or doubtful:")
         lines += [f"  {each.count:>6}  {each.what}: {each.reason}" for each in counts.reasons[:20]]
     return "\n".join(lines)
 

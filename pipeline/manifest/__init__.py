@@ -14,11 +14,14 @@ from pipeline.manifest.source import (
     SOURCE_KINDS,
     AnySource,
     Column,
+    DepthCoding,
     FolderSource,
     HuggingFaceSource,
     Img2DatasetSource,
+    KeypointsCoding,
     ListSource,
     Member,
+    NormalsCoding,
     ParquetSource,
     Provided,
     ScenesSource,
@@ -30,10 +33,10 @@ from pipeline.manifest.yaml_errors import wrong
 
 __all__ = [
     "NAME", "SOURCE_KINDS", "AnySource", "Benchmark", "Captions", "Column", "ConditionSettings",
-    "Evaluate", "External", "Features", "FolderSource", "HuggingFaceSource", "Image", "Img2DatasetSource",
-    "ListSource", "Manifest", "Member", "ParquetSource", "Provided", "Real", "Run", "ScenesSource",
-    "Section", "Select", "Source", "Split", "Text", "Train", "WebDatasetSource", "Whole", "dump", "load",
-    "load_saved",
+    "DepthCoding", "Evaluate", "External", "Features", "FolderSource", "HuggingFaceSource", "Image",
+    "Img2DatasetSource", "KeypointsCoding", "ListSource", "Manifest", "Member", "NormalsCoding",
+    "ParquetSource", "Provided", "Real", "Run", "ScenesSource", "Section", "Select", "Source", "Split",
+    "Text", "Train", "WebDatasetSource", "Whole", "dump", "load", "load_saved",
 ]  # fmt: skip
 
 ConditionOrNothing = Annotated[

@@ -8,20 +8,42 @@ from pydantic import AfterValidator, Field, model_validator
 from pipeline.manifest.section import Real, Section, Text, Whole
 from pipeline.manifest.yaml_errors import wrong
 
+LabelsCoding = Literal[
+    "ade20k_150", "ade20k_png", "coco_stuff_171", "coco_stuff_png", "coco_stuff_pixelmaps",
+    "coco_panoptic_133",
+]  # fmt: skip
+# a distance of 0 is invalid, and so is a disparity of 0
+DepthCoding = Literal["metres", "millimetres", "distance", "inverse", "disparity"]
+NormalsCoding = Literal[
+    "x right, y up, z to the viewer", "x right, y down, z away",
+    "x left, y up, z to the viewer", "x right, y down, z to the viewer",
+    "cn10", "cn11",
+]  # fmt: skip
+KeypointsCoding = Literal["coco", "openpose"]
+
 
 class Provided(Section):
     """Where the map of a condition lies that comes with the images, and how its numbers read
-    (pipeline/dataset/provided.py).
+    (pipeline/dataset/provided/).
     """
 
-    path: Text | None = None  # folders: a path below the source's, with {folder}, {stem}, {name} of the image
+    # folders: a path below the source's, with {folder}, {stem}, {name} of the image; a JSON of COCO's kind
+    # that names neither stem nor name holds the maps of all images
+    path: Text | None = None
     column: Text | None = None  # lists, tables: the column; archives: the member's extension, seg.png
-    labels: (
-        Literal["ade20k_150", "ade20k_png", "coco_stuff_171", "coco_stuff_png", "coco_panoptic_133"] | None
-    ) = None
-    depth: Literal["distance", "inverse"] | None = None  # a distance of 0 is invalid
-    normals: Literal["x right, y up, z to the viewer", "x right, y down, z away"] | None = None
-    keypoints: Literal["coco", "openpose"] | None = None
+    # which coding, axes or layout the numbers have: the one of the condition's kind must be said
+    labels: LabelsCoding | None = None
+    depth: DepthCoding | None = None
+    normals: NormalsCoding | None = None
+    keypoints: KeypointsCoding | None = None
+    # depth: what a value is divided by to be metres; 5000 for TUM, 256 for KITTI
+    depth_scale: Annotated[Real, Field(gt=0)] | None = None
+    values: Literal["-1 to 1", "0 to 1"] | None = None  # normals that are no picture; None = -1 to 1
+    # keypoints and lines; None = pixels, or fractions of the image where they can be nothing else
+    coordinates: Literal["pixels", "fractions"] | None = None
+    ink: Literal["light", "dark"] | None = None  # of edges; None = light, and refused where that can't be
+    # in which the map lies of a photograph that EXIF turns: as its pixels are stored, or as it is shown
+    frame: Literal["stored", "upright"] | None = None
     mask: str | None = None  # as `path` or `column`: where it is 0, the map is invalid
 
     @model_validator(mode="after")
@@ -37,6 +59,8 @@ class Provided(Section):
                     " braces",
                     key,
                 ) from None
+        if self.depth_scale is not None and self.depth == "millimetres":
+            raise wrong("millimetres are 1000 to a metre: remove it, or set `depth: metres`", "depth_scale")
         return self
 
 

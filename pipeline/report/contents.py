@@ -20,11 +20,11 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """Why rows were skipped or failed: one line per reason, not per row."""
+    """Why rows were skipped or failed, or what is doubtful about ok ones; one line per reason."""
 
     text: str
     count: int
-    status: Literal["skipped", "failed"] = "failed"
+    status: Literal["ok", "skipped", "failed"] = "failed"
     examples: tuple[str, ...] = ()  # URIs of a few of them
 
 
@@ -71,6 +71,17 @@ class ContactRow:
     split: str
     image: bytes
     maps: Mapping[str, bytes | str]  # condition name -> picture, or why there is none
+    # condition name -> what the colours of its label map stand for, the largest first
+    legends: Mapping[str, tuple["LegendEntry", ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LegendEntry:
+    """A class of a label map."""
+
+    name: str
+    colour: str  # "#rrggbb"
+    share: float  # of the map
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ class WorkspaceCounts:
     sources: int
     splits: dict[str, int]  # readable images only
     conditions: dict[str, ConditionCounts]
-    reasons: list[ReasonCount]  # why rows are not ok
+    reasons: list[ReasonCount]  # why rows are not ok, and what is doubtful about maps that are
     latents: int
     runs_wanted: int  # that the manifest asks for
     runs: list[RunState]
@@ -111,7 +111,8 @@ def workspace_counts(catalog: Catalog) -> WorkspaceCounts:
 REASONS = """
     SELECT 'image' AS what, reason, count(*) AS n FROM images WHERE status = 'failed' GROUP BY ALL
     UNION ALL SELECT 'caption', reason, count(*) FROM caption_rows WHERE status = 'failed' GROUP BY ALL
-    UNION ALL SELECT condition, reason, count(*) FROM annotations WHERE status <> 'ok' GROUP BY ALL
+    UNION ALL SELECT condition, reason, count(*) FROM annotations WHERE status <> 'ok' OR reason <> ''
+              GROUP BY ALL
     ORDER BY what, n DESC, reason"""
 
 

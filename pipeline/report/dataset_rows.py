@@ -3,8 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+from annotate import label_spaces
 from annotate.annotator import lacks
 from annotate.conditions import CONDITIONS
+from annotate.maps import RawMap
 from pipeline.benchmark import evidence
 from pipeline.benchmark.evidence import thumbnail
 from pipeline.catalog import Catalog
@@ -16,6 +20,7 @@ from pipeline.storage import codec, shards
 
 ROWS = 24  # of the contact sheet
 CAPTION = 400  # characters of a caption that the page shows
+CLASSES = 6  # of a label map that its legend names
 
 
 def ingest(catalog: Catalog, counts: WorkspaceCounts) -> contents.Ingest:
@@ -42,9 +47,10 @@ def ingest(catalog: Catalog, counts: WorkspaceCounts) -> contents.Ingest:
 
 def conditions(plan: Plan, catalog: Catalog, counts: WorkspaceCounts) -> Iterator[contents.ConditionRow]:
     reasons: dict[str, list[contents.Reason]] = {}
-    sql = """SELECT condition, a.status, reason, count(*), list(uri ORDER BY uri)[:3] FROM annotations a JOIN
-             sources USING (image_id)
-             WHERE a.status <> 'ok' GROUP BY ALL ORDER BY count(*) DESC, reason, a.status, condition"""
+    sql = """SELECT condition, a.status, reason, count(*), list(uri ORDER BY uri)[:3]
+             FROM annotations a JOIN sources USING (image_id)
+             WHERE a.status <> 'ok' OR reason <> ''
+             GROUP BY ALL ORDER BY count(*) DESC, reason, a.status, condition"""
     for name, state, text, count, uris in catalog.query(sql):
         reasons.setdefault(name, []).append(
             contents.Reason(text=text, count=count, status=state, examples=tuple(uris))
@@ -103,12 +109,15 @@ def contact_sheet(plan: Plan, catalog: Catalog) -> Iterator[contents.ContactRow]
         made_of.setdefault(image, []).append(annotation)
     for image, image_id, uri, caption, split, shard, row in chosen:
         drawn: dict[str, bytes | str] = {}
+        legends: dict[str, tuple[contents.LegendEntry, ...]] = {}
         for condition, state, reason, map_shard, map_row in sorted(
             made_of.get(image, []), key=lambda it: list(CONDITIONS).index(it[0])
         ):
             made = (
                 read_annotation(plan.workspace, map_shard, map_row, condition).map if state == "ok" else None
             )
+            if made and made.kind == "labels":
+                legends[condition] = tuple(legend(made))
             drawn[condition] = thumbnail(evidence.drawn_small(made)) if made else f"{state}: {reason}"
         picture = codec.decode(shards.read_row(plan.workspace.root / shard, row, ["image"])["image"])
         yield contents.ContactRow(
@@ -118,7 +127,19 @@ def contact_sheet(plan: Plan, catalog: Catalog) -> Iterator[contents.ContactRow]
             split=split,
             image=thumbnail(picture, "jpeg"),
             maps=drawn,
+            legends=legends,
         )
+
+
+def legend(raw: RawMap) -> Iterator[contents.LegendEntry]:
+    """The largest classes of a label map; void, which is black, among them."""
+    space = label_spaces.SPACES[raw.meta["label_space"]]
+    ids, counts = np.unique(raw.array, return_counts=True)
+    for at in np.argsort(-counts, kind="stable")[:CLASSES]:
+        number, share = int(ids[at]), float(counts[at] / raw.array.size)
+        void = number == label_spaces.VOID
+        name, colour = ("void", (0, 0, 0)) if void else (space.names[number], space.colours[number])
+        yield contents.LegendEntry(name=name, colour="#{:02x}{:02x}{:02x}".format(*colour), share=share)
 
 
 def short(text: str) -> str:

@@ -157,13 +157,36 @@ def test_a_run_names_everything_that_is_missing_for_its_stages(
         ),
         (
             "pose_openpose",
-            "path: a, keypoints: coco",
-            "provided.pose_openpose.keypoints: pose_openpose takes keypoints as openpose",
+            "path: a",
+            "source.provided.pose_openpose: `keypoints:` is missing, which says what the numbers mean: add"
+            " one of coco, openpose.",
         ),
         (
-            "pose_openpifpaf",
-            "path: a, keypoints: openpose",
-            "keypoints: pose_openpifpaf takes keypoints as coco counts them, not openpose",
+            "depth_small",
+            "path: a, depth_scale: 5000",
+            "source.provided.depth_small: `depth:` is missing, which says what the numbers mean: add"
+            " one of metres, millimetres, distance, inverse, disparity.",
+        ),
+        (
+            "normal",
+            "path: a",
+            "source.provided.normal: `normals:` is missing, which says what the numbers mean",
+        ),
+        (
+            "depth_large",
+            "path: a, depth: millimetres, depth_scale: 5000",
+            "depth_large.depth_scale: millimetres are 1000 to a metre: remove it, or set `depth: metres`.",
+        ),
+        ("depth_large", "path: a, depth: metres, depth_scale: 0", "depth_large.depth_scale: write"),
+        (
+            "normal",
+            "path: a, normals: cn11, ink: dark",
+            "normal.ink: normal is no map of edges or soft_edges",
+        ),
+        (
+            "seg_coco",
+            "path: 'stuff_train2017_pixelmaps/{stem}.png', labels: coco_stuff_png",
+            "seg_coco.labels: stuff_*_pixelmaps are another coding",
         ),
         (
             "canny",
@@ -220,7 +243,7 @@ def test_what_does_not_fit_a_provided_map_is_refused_before_a_row_fails(
             "no row has 'edges': set `source.provided.canny.column` to a column that is there",
         ),
         (
-            "provided: {depth_small: {column: words, mask: m}}",
+            "provided: {depth_small: {column: words, depth: inverse, mask: m}}",
             "no row has 'm': set `source.provided.depth_small.mask` to a column",
         ),
         ("captions: {column: words}", "Nothing is missing here."),

@@ -162,14 +162,17 @@ def test_a_map_lies_where_its_image_lies(tmp_path: Path) -> None:
             {"labels": "coco_stuff_png"},
             "takes labels of ade20k_150",
         ),
-        ("normal", png(np.zeros((TALL, WIDE), np.uint8)), {}, "3 channels are wanted"),
+        ("normal", png(np.zeros((TALL, WIDE), np.uint8)), {"normals": DIODE}, "3 channels are wanted"),
+        ("normal", npy(np.ones((TALL, WIDE, 3))), {}, "set `normals` to what the numbers mean"),
+        ("depth_large", npy(np.ones((TALL, WIDE))), {}, "set `depth` to what the numbers mean"),
+        ("pose_openpose", b"[]", {}, "set `keypoints` to what the numbers mean"),
         ("depth_large", b"nothing", {"depth": "distance"}, "this file is neither"),
         ("hed", npy(np.full((TALL, WIDE), -1.0)), {}, "edges go from 0 to 255 or from 0 to 1"),
         (
             "pose_openpifpaf",
             json.dumps([{"keypoints": [9, 9, 2] * 25}] * 17).encode(),
-            {},
-            "a person of 25 keypoints",
+            {"keypoints": "coco"},
+            "a person of 25 keypoints .* set `keypoints: openpose`",
         ),
     ],
 )
@@ -194,7 +197,9 @@ def test_a_turned_photograph_takes_a_map_that_stands_upright(tmp_path: Path) -> 
         str(tmp_path / "a.jpg"),
         "",
         place={"root": str(tmp_path)},
-        provided={"seg_ade20k": Provided(path="{stem}.png.map", labels="ade20k_png").model_dump()},
+        provided={
+            "seg_ade20k": Provided(path="{stem}.png.map", labels="ade20k_png", frame="upright").model_dump()
+        },
     )
     made = provided.read(raw, ["seg_ade20k"], SIZE)["seg_ade20k"]
     assert isinstance(made, RawMap) and not made.array.any()
@@ -295,7 +300,7 @@ def test_a_map_beside_the_list_is_found_wherever_its_image_lies(
 ) -> None:
     (tmp_path / "a.json").write_text(json.dumps(PERSON))
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "images"
-    assert isinstance(_listed(tmp_path, {}, elsewhere, path="{stem}.json")[1], RawMap)
+    assert isinstance(_listed(tmp_path, {}, elsewhere, path="{stem}.json", keypoints="coco")[1], RawMap)
     assert "lies elsewhere" in str(
         _listed(tmp_path, {}, elsewhere.with_name("more"), path="{folder}/{stem}.json")[1]
     )

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.report import site
+from annotate.maps import RawMap
+from pipeline.report import dataset_rows, site
 from pipeline.report.contents import (
     ConditionRow,
     ContactRow,
@@ -20,6 +21,7 @@ from pipeline.report.contents import (
     Generated,
     Ingest,
     LearningCurve,
+    LegendEntry,
     PairedDifference,
     Reason,
     ReportData,
@@ -113,6 +115,7 @@ def data() -> ReportData:
                 split="train",
                 image=picture(0, "JPEG"),
                 maps={"canny": picture(1)},
+                legends={"canny": (LegendEntry(name="wall-other", colour="#c0c0c0", share=0.25),)},
             ),
             ContactRow(
                 image_id="b" * 64,
@@ -208,6 +211,16 @@ def test_the_page_shows_every_part_of_the_data(data, tmp_path):
         "no edge found",
     ):
         assert words in text, words
+
+
+def test_a_label_map_has_a_legend_of_its_largest_classes(data, tmp_path):
+    assert 'title="25.0 % of the map"' in (text := render(data, tmp_path).read_text())
+    assert "background:#c0c0c0" in text and "wall-other</li>" in text
+    ids = np.zeros((10, 10), np.uint8)
+    ids[5:], ids[9] = 2, 255
+    entries = list(dataset_rows.legend(RawMap("labels", ids, {"label_space": "ade20k_150"})))
+    assert [(it.name, it.share) for it in entries] == [("wall", 0.5), ("sky", 0.4), ("void", 0.1)]
+    assert [it.colour for it in entries] == ["#787878", "#06e6e6", "#000000"]
 
 
 def test_one_that_followed_before_its_training_is_not_said_to_have_begun_at_image_0(data, tmp_path):
