@@ -86,12 +86,16 @@ class ListSource(Section):
 class WebDatasetSource(Section):
     """Tars of samples: a .tar, a folder of them, or a glob.
 
-    Captions: a member's extension, or a key of the .json member.
+    Captions: a member's extension, or a key of the .json member. `image_member` is the extension of the
+    image, where samples hold several.
     """
 
     kind: Literal["webdataset"]
     path: Text
     captions: Member = {"member": "txt"}
+    encoding: Encoding = "utf-8"  # of captions that don't begin with a byte order mark
+    image_member: Text | None = None
+    key_dot: Literal["first", "last"] = "first"  # where the key of a name ends
     provided: ProvidedMaps = {}
 
 

@@ -15,9 +15,8 @@ from pipeline.sources.names import (
     PICTURES,
     Globs,
     MapTemplate,
-    extension,
+    split,
     starts_as_picture,
-    stem,
 )
 from pipeline.sources.raw import FilePlace, ListingContext, ProvidedJson, RawImage
 from pipeline.sources.sidecars import EXTENSIONS, Sidecars
@@ -131,7 +130,7 @@ def _identity(state: os.stat_result) -> Identity:
 
 def _shown(path: str) -> str:
     """A path in UTF-8; bytes that are none are spelled out, so that two paths stay two."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _some(paths: list[str], most: int = 3) -> str:
@@ -163,21 +162,28 @@ class _FolderLister:
     def images(self, folder: _Folder) -> Iterator[RawImage]:
         """The images of one folder, as its files come."""
         sidecars = Sidecars(folder.files) if self.with_sidecars else None
-        captioned = set()
+        captioned: set[str] = set()
         rest = []
+        prefix = "" if folder.below == "." else f"{folder.below}/"
         for name, entry in folder.files.items():
-            below = name if folder.below == "." else f"{folder.below}/{name}"
-            if any(template.names(below) for pair in self.templates.values() for template in pair):
+            base, kind = split(name)
+            if self.templates and self._is_map(prefix + name):
                 continue
-            if not _is_picture(entry):
-                rest.append(name)
-            elif (not self.source.include or self.include.match(below)) and not self.exclude.match(below):
-                captioned |= {name, stem(name)}
+            if kind not in PICTURES and (kind or not _starts_as_picture(entry)):
+                rest.append((base, kind))
+            elif self._is_meant(prefix + name):
+                captioned.update((name, base))
                 yield self._image(folder, entry, sidecars.of(name) if sidecars else None)
-        for name in rest:
-            kind = extension(name)
-            if kind not in EXTENSIONS or stem(name) not in captioned:
-                self.left_out[kind] += 1
+        self.left_out.update(kind for base, kind in rest if kind not in EXTENSIONS or base not in captioned)
+
+    def _is_map(self, below: str) -> bool:
+        return any(template.names(below) for pair in self.templates.values() for template in pair)
+
+    def _is_meant(self, below: str) -> bool:
+        """By `include` and `exclude`."""
+        if self.source.include and not self.include.match(below):
+            return False
+        return not self.source.exclude or not self.exclude.match(below)
 
     def _image(self, folder: _Folder, entry: os.DirEntry[str], sidecar: str | None) -> RawImage:
         name = _shown(entry.path)
@@ -193,7 +199,7 @@ class _FolderLister:
             problem = "its name is not UTF-8: rename the file"
         place, caption, caption_stamp = self.place, self.caption, ""
         if sidecar and not problem:
-            place = {"root": self.root, "sidecar": os.path.join(folder.path, sidecar)}  # noqa: PTH118
+            place = {"root": self.root, "sidecar": f"{folder.path}/{sidecar}"}
             if self.source.encoding != "utf-8":
                 place["encoding"] = self.source.encoding
             try:
@@ -247,11 +253,8 @@ class _FolderLister:
         return sentences
 
 
-def _is_picture(entry: os.DirEntry[str]) -> bool:
-    """By its suffix; a file without one, as caches name them, by its first bytes."""
-    kind = extension(entry.name)
-    if kind:
-        return kind in PICTURES
+def _starts_as_picture(entry: os.DirEntry[str]) -> bool:
+    """Whether a file without a suffix, as caches have them, is one by its first bytes."""
     try:
         if not entry.is_file():
             return entry.is_symlink() is False  # a pipe or a device has a row; a link to nowhere is no image

@@ -26,16 +26,10 @@ MAGIC = re.compile(
 )
 
 
-def extension(name: str) -> str:
-    """Of a file's name, in lower case and without its dot; "" where it has none."""
+def split(name: str) -> tuple[str, str]:
+    """A file's name as its stem and its last extension, which is in lower case and without its dot, or ""."""
     dot = name.rfind(".")
-    return name[dot + 1 :].lower() if 0 < dot < len(name) - 1 else ""
-
-
-def stem(name: str) -> str:
-    """A file's name without its last extension."""
-    dot = name.rfind(".")
-    return name[:dot] if 0 < dot < len(name) - 1 else name
+    return (name[:dot], name[dot + 1 :].lower()) if 0 < dot < len(name) - 1 else (name, "")
 
 
 def starts_as_picture(data: bytes) -> bool:
@@ -93,7 +87,7 @@ class MapTemplate:
 
     def beside(self, folder: str, name: str) -> str:
         """The file that belongs to an image; `folder` is the image's below the root, "." for the root."""
-        inner = self.template.format(folder=folder, stem=stem(name), name=name)
+        inner = self.template.format(folder=folder, stem=split(name)[0], name=name)
         return os.path.normpath(os.path.join(self.root, inner))  # noqa: PTH118 - for each of many images
 
     def names(self, path: str) -> bool:
