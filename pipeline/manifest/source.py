@@ -58,13 +58,13 @@ Member = Literal["none"] | dict[Literal["member", "json", "template"], str]
 class FolderSource(Section):
     """Every image below a folder; `include` and `exclude` are globs of what is meant and what is not.
 
-    Captions: `sidecar` (photo.txt, photo.caption or photo.json beside photo.jpg) or {template: "a
-    photograph"}.
+    Captions: `sidecar` (photo.txt, photo.caption or photo.json beside photo.jpg, else a metadata.jsonl),
+    `metadata` (metadata.jsonl alone) or {template: "a photograph"}.
     """
 
     kind: Literal["folder"]
     path: Text
-    captions: Literal["sidecar", "none"] | dict[Literal["template"], str] = "sidecar"
+    captions: Literal["sidecar", "metadata", "none"] | dict[Literal["template"], str] = "sidecar"
     encoding: Encoding = "utf-8"  # of captions that don't begin with a byte order mark
     include: list[Text] = []
     exclude: list[Text] = []
