@@ -108,6 +108,8 @@ def do_stages(context: StageContext, stages: tuple[str, ...], say: Callable[[str
         if stage in MAKE_PAIRS:
             sentences += preflight.without_caption(plan, catalog)
         say(f"{stage:<9} {'; '.join(filter(None, sentences))}  ({time.monotonic() - start:.1f} s)")
+        while context.notes:
+            say(f"          {context.notes.pop(0)}")
         if "report" in stages and following not in (None, "report"):
             page.renew(WORTH_A_REPORT)
 

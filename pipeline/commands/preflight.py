@@ -123,10 +123,12 @@ def changes(plan: Plan, stages: Collection[str], limit: int | None = None) -> li
                 before = known(catalog)
     except MillError:  # an older, a damaged or a held one, which the run itself speaks of
         return []
-    found = differences(plan.raw_images(), before, limit)
+    notes: list[str] = []
+    found = differences(plan.raw_images(notes), before, limit)
     return [
         f"sources: {len(found.new)} new addresses, {len(found.suspects)} that look changed,"
-        f" {found.count('caption')} with other captions, {found.count('gone')} gone"
+        f" {found.count('caption')} with other captions, {found.count('gone')} gone",
+        *notes,
     ]
 
 

@@ -82,13 +82,13 @@ Member = Literal["none"] | dict[Literal["member", "json", "template"], str]
 class FolderSource(Section):
     """Every image below a folder; `include` and `exclude` are globs of what is meant and what is not.
 
-    Captions: `sidecar` (photo.txt, photo.caption or photo.json beside photo.jpg) or {template: "a
-    photograph"}.
+    Captions: `sidecar` (photo.txt, photo.caption or photo.json beside photo.jpg, else a metadata.jsonl),
+    `metadata` (metadata.jsonl alone) or {template: "a photograph"}.
     """
 
     kind: Literal["folder"]
     path: Text
-    captions: Literal["sidecar", "none"] | dict[Literal["template"], str] = "sidecar"
+    captions: Literal["sidecar", "metadata", "none"] | dict[Literal["template"], str] = "sidecar"
     encoding: Encoding = "utf-8"  # of captions that don't begin with a byte order mark
     include: list[Text] = []
     exclude: list[Text] = []
@@ -110,12 +110,16 @@ class ListSource(Section):
 class WebDatasetSource(Section):
     """Tars of samples: a .tar, a folder of them, or a glob.
 
-    Captions: a member's extension, or a key of the .json member.
+    Captions: a member's extension, or a key of the .json member. `image_member` is the extension of the
+    image, where samples hold several.
     """
 
     kind: Literal["webdataset"]
     path: Text
     captions: Member = {"member": "txt"}
+    encoding: Encoding = "utf-8"  # of captions that don't begin with a byte order mark
+    image_member: Text | None = None
+    key_dot: Literal["first", "last"] = "first"  # where the key of a name ends
     provided: ProvidedMaps = {}
 
 

@@ -76,10 +76,14 @@ class Plan:
         """What reads the condition from generated images."""
         return self.readers.get(condition, self.conditions[condition])
 
-    def raw_images(self) -> list[RawImage]:
-        """Every raw image of the sources, in their order."""
+    def raw_images(self, notes: list[str] | None = None) -> list[RawImage]:
+        """Every raw image of the sources, in their order; `notes` takes sentences about what was left out."""
         return sources.listing(
-            self.manifest.source, self.manifest.image, without=self.workspace.root, spool=self.workspace.spool
+            self.manifest.source,
+            self.manifest.image,
+            without=self.workspace.root,
+            spool=self.workspace.spool,
+            notes=notes,
         )
 
     def ancestry(self, condition: str) -> list[str]:

@@ -4,16 +4,17 @@ The listing reads headers and JSON members, never a picture.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Literal, cast
 
 from pipeline import MillError
 from pipeline.manifest import Image, Member, WebDatasetSource
-from pipeline.sources.columns import MAX_TEXT, caption_of, json_columns, text
+from pipeline.sources.columns import MAX_TEXT, captions_under, json_columns
 from pipeline.sources.files import ABSENT, matching, nowhere, stamp, stamp_of
+from pipeline.sources.names import PICTURES
 from pipeline.sources.raw import (
     MAX_BYTES,
     Columns,
@@ -25,12 +26,10 @@ from pipeline.sources.raw import (
     TarPlace,
     Unreadable,
 )
+from pipeline.sources.sidecars import read_text
 from pipeline.sources.tars import Broken, TarMember, members_of
 
-IMAGES = {
-    "jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "jp2",
-    "tga", "ico",
-}  # fmt: skip
+Sample = dict[str, TarMember]  # its members, by extension
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 
 
@@ -46,18 +45,26 @@ def list_tars(source: WebDatasetSource, image: Image, context: ListingContext) -
     tars = matching(source.path, ".tar")
     if not tars:
         raise nowhere(source.path, ".tar")
-    provided = {name: given.model_dump() for name, given in source.provided.items()}
-    yield from list_samples(tars, TarMembers(source.captions, provided))
+    yield from list_samples(tars, TarMembers.of(source))
 
 
 @dataclass(frozen=True)
 class TarMembers:
-    """What a manifest takes of each sample beside its image."""
+    """What a manifest takes of each sample."""
 
     captions: Member
     provided: dict[str, ProvidedJson] = field(default_factory=dict)
+    image: str | None = None  # the extension of the member that is the image, where the manifest says it
+    key_dot: Literal["first", "last"] = "first"  # of a name, where its key ends
+    encoding: str = "utf-8"
 
-    @property
+    @classmethod
+    def of(cls, source: WebDatasetSource) -> "TarMembers":
+        provided = {name: given.model_dump() for name, given in source.provided.items()}
+        image = _extension(source.image_member) if source.image_member else None
+        return cls(source.captions, provided, image, source.key_dot, source.encoding)
+
+    @cached_property
     def caption(self) -> str | None:
         """The extension of the member that holds the caption; None = no member does."""
         name = self.captions.get("member") if isinstance(self.captions, dict) else None
@@ -73,6 +80,20 @@ class TarMembers:
     def all(self) -> set[str]:
         return self.maps | ({self.caption} if self.caption else set())
 
+    @cached_property
+    def dotted(self) -> list[str]:
+        """Extensions of these that hold dots themselves, the longest first."""
+        named = self.all | ({self.image} if self.image else set())
+        return sorted((name for name in named if "." in name), key=len, reverse=True)
+
+    def images(self, members: Sample) -> list[str]:
+        """The extensions of the members that may be the image, sorted."""
+        if self.image:
+            return [self.image] if self.image in members else []
+        return sorted(
+            name for name in members if name.rpartition(".")[2] in PICTURES and name not in self.maps
+        )
+
 
 def list_samples(tars: list[Path], wanted: TarMembers) -> Iterator[RawImage]:
     """The samples of these tars; a member that is asked for and that no sample has is a MillError."""
@@ -82,12 +103,9 @@ def list_samples(tars: list[Path], wanted: TarMembers) -> Iterator[RawImage]:
         try:
             with tar.open("rb") as file:
                 version = stamp_of(os.fstat(file.fileno()))
-                for key, members in samples.items():
+                for key, members in _split_keys(samples, wanted):
                     lacking -= members.keys()
-                    images = _images(members, wanted.maps)
-                    raw = _sample(file, tar, key, members, images, wanted)
-                    raw = _stamped(raw, version)
-                    problems += _second_images(tar, key, members, images)
+                    raw = _stamped(_sample(file, tar, key, members, wanted), version)
                     any_read |= not raw.problem
                     yield raw
         except OSError as error:
@@ -101,65 +119,81 @@ def list_samples(tars: list[Path], wanted: TarMembers) -> Iterator[RawImage]:
         )
 
 
-def _second_images(
-    tar: Path, key: str, members: Mapping[str, TarMember], images: list[str]
-) -> list[RawImage]:
-    """photo.v1.jpg, photo.v2.jpg: rather two photographs than one with its map."""
-    if not images or "." not in images[0]:
-        return []
-    reason = (
-        f"a second image of the sample {key}, since a key ends at the first dot of a name: rename the member"
-    )
-    return [RawImage(f"{tar}::{members[image][2]}", "", problem=reason) for image in images[1:]]
-
-
-def _images(members: Mapping[str, TarMember], maps: set[str]) -> list[str]:
-    """The extensions of a sample's images, the one to be read first: those without a dot (jpg before
-    seg.png), then in name order.
+def _split_keys(samples: dict[str, Sample], wanted: TarMembers) -> Iterator[tuple[str, Sample]]:
+    """Samples whose keys end at the first dot, as WebDataset has it; at the last where the manifest says so,
+    or where every part then has one image and its own caption, which leaves no doubt.
     """
-    return sorted(
-        (name for name in members if name.rpartition(".")[2] in IMAGES and name not in maps),
-        key=lambda name: ("." in name, name),
+    caption = wanted.caption or (
+        "json" if isinstance(wanted.captions, dict) and "json" in wanted.captions else None
     )
-
-
-def _sample(
-    file: IO[bytes],
-    tar: Path,
-    key: str,
-    members: Mapping[str, TarMember],
-    images: list[str],
-    wanted: TarMembers,
-) -> RawImage:
-    """The first of the images; `fields.images_not_read` names the others."""
-    if not images:
-        return RawImage(
-            f"{tar}::{key}", "", problem=f"the sample has no image, only: {', '.join(sorted(members))}"
+    for key, members in samples.items():
+        whole = len(wanted.images(members)) == 1 and (caption is None or caption in members)
+        if whole and wanted.key_dot == "first":
+            yield key, members
+            continue
+        parts = _by_last_dot(key, members, wanted.dotted)
+        certain = caption is not None and all(
+            len(wanted.images(part)) == 1 and caption in part for part in parts.values()
         )
+        yield from parts.items() if certain or wanted.key_dot == "last" else [(key, members)]
+
+
+def _by_last_dot(key: str, members: Sample, dotted: list[str]) -> dict[str, Sample]:
+    """The members of a key apart, where keys end at the last dot, or before one of these extensions."""
+    parts: dict[str, Sample] = {}
+    for name, member in members.items():
+        known = next((end for end in dotted if name == end or name.endswith(f".{end}")), None)
+        kind = known or name.rpartition(".")[2]
+        middle = member.name[len(key) + 1 :][: len(name) - len(kind)].rstrip(".")
+        parts.setdefault(f"{key}.{middle}" if middle else key, {})[kind] = member
+    return parts
+
+
+def _sample(file: IO[bytes], tar: Path, key: str, members: Sample, wanted: TarMembers) -> RawImage:
+    images = wanted.images(members)
+    if len(images) != 1:
+        return RawImage(f"{tar}::{key}", "", problem=_without_image(images, members, wanted))
     fields: Columns = {}
     if "json" in members:
         offset, size, _ = members["json"]
         file.seek(offset)
         fields = json_columns(file.read(size)) if size <= MAX_TEXT else {"json": f"left out: {size} bytes"}
-    if len(images) > 1:
-        fields["images_not_read"] = images[1:]
     place: TarPlace = {
         "tar": str(tar),
         "image": members[images[0]][:2],
         "members": {name: members[name][:2] for name in sorted(wanted.all & members.keys())},
     }
-    caption: str | None = ""
+    captions: tuple[str, ...] | None = ()
     if isinstance(wanted.captions, dict):
-        caption = wanted.captions.get("template", caption_of(fields, wanted.captions.get("json", "")))
         if wanted.caption and wanted.caption in members:
-            caption, place["caption"] = None, wanted.caption  # read with the image
+            captions, place["caption"] = None, wanted.caption  # read with the image
+            if wanted.encoding != "utf-8":
+                place["encoding"] = wanted.encoding
+        elif "template" in wanted.captions:
+            captions = (wanted.captions["template"],)
+        else:
+            captions = captions_under(fields, wanted.captions.get("json", ""))
     return RawImage(
-        f"{tar}::{members[images[0]][2]}",
-        caption,
+        f"{tar}::{members[images[0]].name}",
+        None if captions is None else next(iter(captions), ""),
         fields,
         reader="tar",
         place=place,
         provided=dict(wanted.provided),
+        more_captions=(captions or ())[1:],
+    )
+
+
+def _without_image(images: list[str], members: Sample, wanted: TarMembers) -> str:
+    """Why a sample gives no image."""
+    there = ", ".join(sorted(members))
+    if wanted.image:
+        return f"the sample has no member .{wanted.image}, which `image_member` names, only: {there}"
+    if not images:
+        return f"the sample has no image, only: {there}"
+    return (
+        f"the sample has {len(images)} images ({', '.join(images)}): set `source.image_member` to the one"
+        " that is meant, or `source.key_dot: last` where keys hold dots"
     )
 
 
@@ -188,11 +222,11 @@ def _extension(name: str) -> str:
     return name.lower().lstrip(".")
 
 
-def _samples(tar: Path) -> tuple[dict[str, dict[str, TarMember]], list[RawImage]]:
+def _samples(tar: Path) -> tuple[dict[str, Sample], list[RawImage]]:
     """Key -> extension -> where it lies, wherever in the tar the members of a key stand; and a row for
     whatever is wrong with the tar.
     """
-    samples: dict[str, dict[str, TarMember]] = {}
+    samples: dict[str, Sample] = {}
     problems: list[RawImage] = []
     last = None
     try:
@@ -206,7 +240,7 @@ def _samples(tar: Path) -> tuple[dict[str, dict[str, TarMember]], list[RawImage]
                 reason = "this name stands twice in the tar: the first is read"
                 problems.append(RawImage(f"{tar}::{name}@{offset}", "", problem=reason))
                 continue
-            samples[key][extension] = (offset, size, name)
+            samples[key][extension] = TarMember(offset, size, name)
             last = key
     except Broken as error:
         left_out = "" if error.whole else _drop_unfinished(samples, last)
@@ -216,7 +250,7 @@ def _samples(tar: Path) -> tuple[dict[str, dict[str, TarMember]], list[RawImage]
     return samples, problems
 
 
-def _drop_unfinished(samples: dict[str, dict[str, TarMember]], last: str | None) -> str:
+def _drop_unfinished(samples: dict[str, Sample], last: str | None) -> str:
     """Leaves out the sample at the break unless it has what the one before it has: mended, the tar gives it
     whole.
     """
@@ -239,11 +273,12 @@ def read_tar(raw: RawImage) -> bytes:
 def read_captions(raw: RawImage) -> ReadCaptions:
     """The member that holds the caption; raises Unreadable."""
     place = cast(TarPlace, raw.place)
-    span = place["members"][place["caption"]]
+    name = place["caption"]
+    span = place["members"][name]
     if span[1] > MAX_TEXT:
-        raise Unreadable(f"its caption has {span[1]} bytes: too large")
-    caption = text(_bytes(place["tar"], span, "caption"))
-    return ReadCaptions((caption,) if caption else ())
+        return ReadCaptions((), f"caption file: too large: {span[1]} bytes")
+    data = _bytes(place["tar"], span, "caption")
+    return read_text(data, name.rpartition(".")[2] == "json", place.get("encoding", "utf-8"))
 
 
 def read_member(raw: RawImage, column: str) -> bytes:

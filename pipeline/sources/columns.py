@@ -49,11 +49,6 @@ def json_columns(data: bytes) -> Columns:
     return value if isinstance(value, dict) else {"json": value}
 
 
-def text(data: bytes) -> str:
-    """A caption from a member's bytes; what is not UTF-8 becomes a replacement mark."""
-    return clean(data.decode("utf-8-sig", "replace").strip())
-
-
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
@@ -83,8 +78,9 @@ def captions_of(value: Any) -> tuple[str, ...]:
     return tuple(captions)
 
 
-def caption_of(fields: Columns, key: str) -> str:
-    """The caption under a key; of several, the first."""
-    value = fields.get(key)
-    value = next(iter(value), None) if isinstance(value, list) else value
-    return "" if value is None else clean(str(value)).strip()
+def captions_under(fields: Columns, key: str) -> tuple[str, ...]:
+    """The captions under a key; none where something else stands there, which stays among the fields."""
+    try:
+        return captions_of(fields.get(key))
+    except TypeError:
+        return ()

@@ -84,7 +84,7 @@ def _list_split(source: HuggingFaceSource) -> Iterator[RawImage]:
                 stamps = RowStamps(
                     version, folder or Path(file).parent, arrow_paths(slab, wanted.pictures), start + at
                 )
-                for row, (caption, fields) in enumerate(rows, start=at):
+                for row, (captions, fields) in enumerate(rows, start=at):
                     uri = f"{address}/{piece.splitname}/{start + row}"
                     place: TablePlace = {
                         "file": file,
@@ -94,12 +94,13 @@ def _list_split(source: HuggingFaceSource) -> Iterator[RawImage]:
                     }
                     yield RawImage(
                         uri,
-                        caption,
+                        next(iter(captions), ""),
                         fields,
                         reader="huggingface",
                         place=place,
                         provided=dict(wanted.provided),
                         stamp=stamps.of(source.image_column, row - at),
+                        more_captions=captions[1:],
                         map_stamps=stamps.of_maps(wanted.provided, row - at),
                     )
             start += table.num_rows

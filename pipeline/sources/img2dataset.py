@@ -10,9 +10,10 @@ from pathlib import Path
 from pipeline import MillError
 from pipeline.manifest import Column, Image, Img2DatasetSource, Member
 from pipeline.sources.archives import TarMembers, list_samples
-from pipeline.sources.columns import MAX_TEXT, caption_of, json_columns, text
+from pipeline.sources.columns import MAX_TEXT, captions_under, json_columns
 from pipeline.sources.files import matching, stamp_or_absent
 from pipeline.sources.raw import Columns, ListingContext, RawImage
+from pipeline.sources.sidecars import read_text
 
 # its --encode_format: the file's ending, the tar's member and the Parquet column
 ENCODINGS = ("jpg", "png", "webp")
@@ -70,12 +71,17 @@ def _list_folders(folders: list[Path], captions: Member) -> Iterator[RawImage]:
     for folder in folders:
         for path in sorted(inner for inner in folder.iterdir() if _is_image(inner.name)):
             fields = json_columns(data) if (data := _beside(path, "json")) is not None else {}
-            caption = ""
+            texts: tuple[str, ...] = ()
             if isinstance(captions, dict):
-                caption = captions.get("template", caption_of(fields, captions.get("json", "")))
+                texts = captions_under(fields, captions.get("json", ""))
+                if "template" in captions:
+                    texts = (captions["template"],)
                 if "member" in captions:
-                    caption = text(_beside(path, captions["member"]) or b"")
-            yield RawImage(str(path), caption, fields, stamp=stamp_or_absent(str(path)))
+                    texts = read_text(_beside(path, captions["member"]) or b"", is_json=False).texts
+            first, *more = texts or ("",)
+            yield RawImage(
+                str(path), first, fields, more_captions=tuple(more), stamp=stamp_or_absent(str(path))
+            )
 
 
 def _beside(path: Path, extension: str) -> bytes | None:

@@ -1,16 +1,14 @@
 """Images that a list names, in JSONL, CSV or TSV."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import Any
 
 from pipeline import MillError
 from pipeline.manifest import Image, ListSource
-from pipeline.sources.columns import captions_of, stamp_of_value
+from pipeline.sources.columns import captions_of, plain
 from pipeline.sources.files import ABSENT, PACKAGE, locate, resolve, stamp_or_absent
-from pipeline.sources.names import MapTemplate
-from pipeline.sources.raw import Columns, FilePlace, ListingContext, ProvidedJson, RawImage, Unreadable, clean
+from pipeline.sources.maps import MapPlaces, is_path
+from pipeline.sources.raw import Columns, FilePlace, ListingContext, RawImage, Unreadable, clean
 from pipeline.sources.rows import SUFFIXES, Line, read_lines
 
 DEFAULT_CAPTION = "caption"  # column of a list; one without it is a list without captions
@@ -46,10 +44,7 @@ class _ListColumns:
         self.source, self.path = source, path
         self.template = source.captions.get("template")
         self.caption = source.captions.get("column", DEFAULT_CAPTION)
-        self.provided: dict[str, ProvidedJson] = {
-            name: given.model_dump() for name, given in source.provided.items()
-        }
-        self.maps = ListMaps(path.parent, self.provided)
+        self.maps = MapPlaces(str(path.parent), source.provided)
         self.seen: set[str] = set()
 
     def raw(self, line: Line) -> RawImage:
@@ -75,12 +70,12 @@ class _ListColumns:
         return RawImage(
             clean(uri),
             clean(self.template) if self.template is not None else first,
-            json.loads(clean(json.dumps(kept, ensure_ascii=False))),
+            plain(kept),
             place=place,
-            provided=self.provided,
+            provided=self.maps.provided,
             more_captions=() if self.template is not None else tuple(more),
             stamp=stamp_of_address(uri),
-            map_stamps=self.maps.stamps(uri, row),
+            map_stamps=self._map_stamps(uri, row),
         )
 
     def _captions(self, row: Columns) -> tuple[str, ...] | None:
@@ -90,16 +85,22 @@ class _ListColumns:
         except TypeError:
             return None
 
+    def _map_stamps(self, uri: str, row: Columns) -> dict[str, str]:
+        path, folder = PurePath(uri), "."
+        if self.maps.templates and path.parent.is_relative_to(self.path.parent):
+            folder = path.parent.relative_to(self.path.parent).as_posix()
+        return self.maps.stamps(folder, path.name, row)
+
     def check(self) -> None:
         """MillError where no row had a column that the manifest names."""
         asked = {"image_column": self.source.image_column}
         if self.template is None and self.caption != DEFAULT_CAPTION:
             asked["captions.column"] = self.caption
-        for condition, given in self.provided.items():
-            if given["column"]:
-                asked |= {
-                    f"provided.{condition}.{at}": name for at in ("column", "mask") if (name := given[at])
-                }
+        for condition, columns in self.maps.cells.items():
+            asked |= {
+                f"provided.{condition}.{at}": name
+                for at, name in zip(("column", "mask"), columns, strict=False)
+            }
         for key, column in asked.items():
             if column not in self.seen:
                 there = f"; it has {', '.join(map(repr, sorted(self.seen)))}" if self.seen else ""
@@ -122,45 +123,3 @@ def stamp_of_address(uri: str) -> str:
         except Unreadable:
             return ABSENT
     return "" if "://" in uri else stamp_or_absent(uri)
-
-
-class ListMaps:
-    """Where the maps of a list's rows lie."""
-
-    def __init__(self, folder: Path, provided: dict[str, ProvidedJson]) -> None:
-        self.folder = folder
-        self.cells: dict[str, list[str]] = {}  # condition -> columns of the map and its mask
-        self.templates: dict[str, list[MapTemplate]] = {}  # the same as paths
-        for condition, given in provided.items():
-            if given["column"]:
-                self.cells[condition] = [name for at in ("column", "mask") if (name := given[at])]
-            else:
-                self.templates[condition] = [
-                    MapTemplate(str(folder), name) for at in ("path", "mask") if (name := given[at])
-                ]
-        self.columns = {name for names in self.cells.values() for name in names}
-
-    def stamps(self, uri: str, row: Columns) -> dict[str, str]:
-        """By condition: of the files that cells name, or a hash of the numbers in them."""
-        stamps = {
-            condition: " ".join(self._of_cell(row.get(name)) for name in columns)
-            for condition, columns in self.cells.items()
-        }
-        path = PurePath(uri)
-        inside = path.parent.is_relative_to(self.folder) if self.templates else False
-        below = path.parent.relative_to(self.folder).as_posix() if inside else "."
-        for condition, templates in self.templates.items():
-            stamps[condition] = " ".join(
-                stamp_or_absent(template.beside(below, path.name)) for template in templates
-            )
-        return stamps
-
-    def _of_cell(self, cell: Any) -> str:
-        if cell is None:
-            return ABSENT
-        return stamp_or_absent(str(self.folder / cell)) if is_path(cell) else stamp_of_value(cell)
-
-
-def is_path(cell: Any) -> bool:
-    """Whether a cell names a file: it is text, and no JSON."""
-    return isinstance(cell, str) and cell.lstrip()[:1] not in ("[", "{")

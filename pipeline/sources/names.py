@@ -1,9 +1,7 @@
-"""What the name of a file tells: whether it is an image, whose map it is, and whether a glob means it."""
+"""What the name of a file tells: whether it is an image, and whether a glob means it."""
 
-import os
 import re
 from collections.abc import Sequence
-from functools import cached_property
 
 # what Pillow reads here (pipeline/dataset/images.py), as extensions of files and of members of tars
 READABLE = {
@@ -26,16 +24,10 @@ MAGIC = re.compile(
 )
 
 
-def extension(name: str) -> str:
-    """Of a file's name, in lower case and without its dot; "" where it has none."""
+def split(name: str) -> tuple[str, str]:
+    """A file's name as its stem and its last extension, which is in lower case and without its dot, or ""."""
     dot = name.rfind(".")
-    return name[dot + 1 :].lower() if 0 < dot < len(name) - 1 else ""
-
-
-def stem(name: str) -> str:
-    """A file's name without its last extension."""
-    dot = name.rfind(".")
-    return name[:dot] if 0 < dot < len(name) - 1 else name
+    return (name[:dot], name[dot + 1 :].lower()) if 0 < dot < len(name) - 1 else (name, "")
 
 
 def starts_as_picture(data: bytes) -> bool:
@@ -82,40 +74,3 @@ def _expression(pattern: str) -> str:
                 inner = characters[1:-1].replace("\\", r"\\").replace("[", r"\[")
                 parts.append(f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]")
     return "(?s:" + "".join(parts) + re.escape(pattern[position:]) + ")"
-
-
-class MapTemplate:
-    """A `provided` path or mask, {folder}/{stem}.png: where the map of each image below a folder lies."""
-
-    def __init__(self, root: str, template: str) -> None:
-        self.root, self.template = root, template
-        self.fixed = "{" not in template  # one file for the whole set
-
-    def beside(self, folder: str, name: str) -> str:
-        """The file that belongs to an image; `folder` is the image's below the root, "." for the root."""
-        inner = self.template.format(folder=folder, stem=stem(name), name=name)
-        return os.path.normpath(os.path.join(self.root, inner))  # noqa: PTH118 - for each of many images
-
-    def names(self, path: str) -> bool:
-        """Whether a file below the root is a map of some image, be that image there or not; `path` is
-        relative.
-        """
-        return self._expression is not None and self._expression.fullmatch(path) is not None
-
-    @cached_property
-    def _expression(self) -> re.Pattern[str] | None:
-        """None where only the images themselves can tell: the template names every file, or leads upwards."""
-        template = self.template.removeprefix("./")
-        if ".." in template.split("/") or template.removeprefix("{folder}/") in ("{name}", "{stem}"):
-            return None
-        pieces = re.split(r"(\{folder\}/|\{[^}]*\})", template)
-        return re.compile("".join(map(_piece, pieces)), re.DOTALL)
-
-
-def _piece(piece: str) -> str:
-    """A part of a template, text or {field}, as a regular expression."""
-    if not piece.startswith("{"):
-        return re.escape(piece)
-    if piece.startswith("{folder"):
-        return "(?:.*/)?" if piece == "{folder}/" else ".*"
-    return "[^/]+"

@@ -31,6 +31,7 @@ class TarPlace(TypedDict):
     image: Span
     members: dict[str, Span]
     caption: NotRequired[str]  # the member that holds it
+    encoding: NotRequired[str]  # of the caption, where it is not UTF-8
 
 
 class TablePlace(TypedDict):

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from pipeline.sources.columns import MAX_TEXT, captions_of, encoding_of
 from pipeline.sources.files import read_path
-from pipeline.sources.names import extension, stem
+from pipeline.sources.names import split
 from pipeline.sources.raw import FilePlace, RawImage, ReadCaptions, Unreadable, clean
 
 EXTENSIONS = ("txt", "caption", "json")  # of two beside one image the earlier is read
@@ -20,16 +20,15 @@ class Sidecars:
     def __init__(self, names: Iterable[str]) -> None:
         ranked: dict[str, tuple[int, bool, str]] = {}
         for name in names:
-            kind = extension(name)
+            base, kind = split(name)
             if kind in EXTENSIONS:
-                base = stem(name)
                 rank = EXTENSIONS.index(kind), not name.endswith(kind), name  # a.txt before a.TXT
                 ranked[base] = min(ranked.get(base, rank), rank)
         self._of = {base: name for base, (*_, name) in ranked.items()}
 
     def of(self, image: str) -> str | None:
         """The file that holds the captions of an image: the one after its whole name, else after its stem."""
-        return self._of.get(image) or self._of.get(stem(image))
+        return self._of.get(image) or self._of.get(split(image)[0])
 
 
 def read_captions(raw: RawImage) -> ReadCaptions:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from pipeline import MillError
 from pipeline.manifest import Column, HuggingFaceSource, Image, ParquetSource
-from pipeline.sources.columns import caption_of, first_line, plain
+from pipeline.sources.columns import captions_under, first_line, plain
 from pipeline.sources.files import matching, nowhere, read_file, stamp
 from pipeline.sources.raw import (
     MAX_BYTES,
@@ -95,18 +95,18 @@ class TableColumns:
                 (keep if average[column.name] <= LIGHT else left_out).append(column.name)
         return keep, left_out
 
-    def read(self, table: Any, left_out: list[str]) -> Iterator[tuple[str, Columns]]:
-        """Caption and further columns of each row; a class is given by its name where the file tells it."""
+    def read(self, table: Any, left_out: list[str]) -> Iterator[tuple[tuple[str, ...], Columns]]:
+        """Captions and further columns of each row; a class is given by its name where the file tells it."""
         column = self.caption
-        template = self.captions.get("template", "") if isinstance(self.captions, dict) else ""
+        template = self.captions.get("template") if isinstance(self.captions, dict) else None
         classes = _classes(table.schema)
         for cells in table.to_pylist() if table.num_columns else [{} for _ in range(table.num_rows)]:
             fields = plain(cells)
             fields |= {name: _named(names, fields[name]) for name, names in classes.items() if name in fields}
-            caption = template if column is None else caption_of(fields, column)
-            if column is not None and not isinstance(fields.get(column), list):
+            captions = (template,) if template else () if column is None else captions_under(fields, column)
+            if column is not None and not isinstance(fields.get(column), list | dict):
                 fields.pop(column, None)
-            yield caption, fields | ({"left_out": left_out} if left_out else {})
+            yield captions, fields | ({"left_out": left_out} if left_out else {})
 
 
 def list_rows(
@@ -172,7 +172,7 @@ def _list_file(
             leaves = parquet_leaves(file, group, columns.pictures)
             named = file.read_row_group(group, columns=leaves)
             stamps = RowStamps(version, folder, arrow_paths(named, named.column_names), start)
-            for row, (caption, fields) in enumerate(columns.read(table, left_out)):
+            for row, (captions, fields) in enumerate(columns.read(table, left_out)):
                 place: TablePlace = {
                     "file": str(path),
                     "column": columns.image,
@@ -182,12 +182,13 @@ def _list_file(
                 }
                 yield RawImage(
                     address(path, start + row),
-                    caption,
+                    next(iter(captions), ""),
                     fields,
                     reader=reader,
                     place=place,
                     provided=dict(columns.provided),
                     stamp=stamps.of(columns.image, row),
+                    more_captions=captions[1:],
                     map_stamps=stamps.of_maps(columns.provided, row),
                 )
             start += table.num_rows

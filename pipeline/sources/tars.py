@@ -4,7 +4,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import MillError
 
@@ -18,7 +18,13 @@ MAGIC = {
 BLOCK = tarfile.BLOCKSIZE
 TAIL = 2**20  # bytes after the end mark in which a second tar is looked for
 
-TarMember = tuple[int, int, str]  # a member: offset and size of its bytes, and its name
+
+class TarMember(NamedTuple):
+    """Where the bytes of a member lie."""
+
+    offset: int
+    size: int
+    name: str
 
 
 class Broken(Exception):
@@ -55,7 +61,7 @@ def members_of(tar: Path) -> Iterator[TarMember]:
                     )
                 end = where + size
                 if plain:
-                    yield where, member.size, _shown(member.name)
+                    yield TarMember(where, member.size, _shown(member.name))
                 archive.members = []  # a tar of a million members is not kept in memory
         except (tarfile.TarError, ValueError, ArithmeticError, RecursionError) as error:
             raise Broken(

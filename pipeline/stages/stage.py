@@ -30,11 +30,12 @@ class StageContext:
     limit: int | None = None  # take only the first N addresses of the source
     retry_failed: bool = False
     keep_gone: bool = False  # what the source no longer has stays among the pairs
+    notes: list[str] = field(default_factory=list)  # of what the sources left out, until they are told
 
     @cached_property
     def raw_images(self) -> list[RawImage]:
         """Every raw image of the sources in their order: listed once a run."""
-        return self.plan.raw_images()
+        return self.plan.raw_images(self.notes)
 
     @cached_property
     def systems(self) -> list[System]:

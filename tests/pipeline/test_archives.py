@@ -4,6 +4,7 @@ wrong has a row.
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -113,14 +114,84 @@ def test_captions_come_from_a_member_a_key_or_a_template(
     assert [contents(raw) for raw in listed(path, captions=captions)] == [(b"x", expected)]
 
 
-def test_of_two_images_under_one_key_the_plainer_name_is_read_and_the_other_is_told(tmp_path: Path) -> None:
-    members = sample("1", depth_png=b"depth", png=b"png", jpg=b"jpg") + sample(
-        "2", v1_jpg=b"v1", v2_jpg=b"v2"
-    )
-    one, two, other = listed(tar(tmp_path / "a.tar", members), captions="none")
-    assert contents(one) == (b"jpg", "") and one.fields == {"images_not_read": ["png", "depth.png"]}
-    assert contents(two) == (b"v1", "")
-    assert other.uri.endswith("::2.v2.jpg") and "a second image of the sample 2" in other.problem
+@pytest.mark.parametrize(
+    ("members", "settings", "images", "told"),
+    [  # name: bytes -> what is read of it with which caption, and what is refused
+        (
+            {"img.001.jpg": "1", "img.001.txt": "one", "img.002.jpg": "2", "img.002.txt": "two"},
+            {},
+            {"img.001.jpg": "one", "img.002.jpg": "two"},
+            {},
+        ),
+        (
+            {"f_2.8mm.jpg": "1", "f_2.8mm.txt": "one", "a.jpg": "2", "a.txt": "two"},
+            {},
+            {"f_2.8mm.jpg": "one", "a.jpg": "two"},
+            {},
+        ),
+        (  # the second has no caption: photographs of their own or not, nobody knows
+            {"v.1.jpg": "1", "v.1.txt": "one", "v.2.jpg": "2", "a.jpg": "a", "a.txt": "a"},
+            {},
+            {"a.jpg": "a"},
+            {"v": "2 images (1.jpg, 2.jpg): set `source.image_member`"},
+        ),
+        (
+            {"v.1.jpg": "1", "v.2.jpg": "2"},
+            {"key_dot": "last", "captions": "none"},
+            {"v.1.jpg": "", "v.2.jpg": ""},
+            {},
+        ),
+        (
+            {"k.image.png": "i", "k.hint.png": "h", "k.txt": "c"},
+            {"image_member": "image.png"},
+            {"k.image.png": "c"},
+            {},
+        ),
+        (
+            {"k.image.png": "i", "k.hint.png": "h", "k.txt": "c", "a.jpg": "a"},
+            {},
+            {"a.jpg": ""},
+            {"k": "2 images (hint.png, image.png)"},
+        ),
+        (
+            {"k.jpg": "i", "k.png": "h", "a.jpg": "a"},
+            {"captions": "none"},
+            {"a.jpg": ""},
+            {"k": "2 images (jpg, png)"},
+        ),
+        ({"k.jpg": "i", "k.png": "h"}, {"image_member": ".PNG", "captions": "none"}, {"k.png": ""}, {}),
+        (
+            {"k.jpg": "i", "k.png": "h", "a.jpg": "a"},
+            {"image_member": "png", "captions": "none"},
+            {"k.png": ""},
+            {"a": "no member .png, which `image_member` names, only: jpg"},
+        ),
+        (
+            {
+                "x.1.seg.png": "m",
+                "x.1.jpg": "1",
+                "x.1.txt": "one",
+                "x.2.jpg": "2",
+                "x.2.seg.png": "m",
+                "x.2.txt": "two",
+            },
+            {"provided": {"seg_coco": Provided(column="seg.png", labels="coco_stuff_171")}},
+            {"x.1.jpg": "one", "x.2.jpg": "two"},
+            {},
+        ),
+    ],
+)
+def test_which_member_is_the_image_is_never_guessed(
+    tmp_path: Path, members: dict[str, str], settings: Any, images: dict[str, str], told: dict[str, str]
+) -> None:
+    path = tar(tmp_path / "a.tar", [(name, data.encode()) for name, data in members.items()])
+    found = {raw.uri.partition("::")[2]: raw for raw in listed(path, **settings)}
+    assert {name: contents(raw) for name, raw in found.items() if not raw.problem} == {
+        name: (members[name].encode(), caption) for name, caption in images.items()
+    }
+    problems = {name: raw.problem for name, raw in found.items() if raw.problem}
+    assert problems.keys() == told.keys()
+    assert all(part in problems[name] for name, part in told.items())
 
 
 def test_whatever_is_no_sample_has_a_row_and_a_hostile_name_never_becomes_a_path(tmp_path: Path) -> None:
@@ -236,6 +307,30 @@ def test_a_damaged_header_and_two_joined_tars_are_told(tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(back)
         *good, bad = listed(tmp_path / "a.tar")
         assert len(good) == 1 and "breaks at byte" in bad.problem
+
+
+def test_captions_in_a_tar_are_lists_or_texts_in_any_encoding(tmp_path: Path) -> None:
+    members = [
+        *sample("1", jpg=b"1", txt="naïve".encode("utf-16")),
+        *sample("2", jpg=b"2", txt=b"caf\xe9", json='{"text": ["one", " ", "two"]}'),
+    ]
+    path = tar(tmp_path / "a.tar", members)
+    one, two = [sources.read_captions(raw) for raw in listed(path)]
+    assert one.first == "naïve" and two.texts == () and two.problem.startswith("caption file is not UTF-8")
+    assert sources.read_captions(listed(path, encoding="latin-1")[1]).texts == ("café",)
+    assert sources.read_captions(listed(path, captions={"json": "text"})[1]).texts == ("one", "two")
+
+
+def test_the_stamps_of_a_sample_stay_while_its_tar_does(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", sample("1", jpg=b"x", seg_png=b"m", txt="c") + sample("2", jpg=b"y"))
+    provided = {"seg_coco": Provided(column="seg.png", labels="coco_stuff_171")}
+    one, two = listed(path, provided=provided)
+    assert [one, two] == listed(path, provided=provided)
+    marks = {one.stamp, one.caption_stamp, one.map_stamps["seg_coco"], two.stamp}
+    assert len(marks) == 4 and all(mark.startswith(f"{path.stat().st_size}:") for mark in marks)
+    assert (two.caption_stamp, two.map_stamps) == ("", {"seg_coco": "-"})
+    os.utime(path, (0, 0))
+    assert not marks & {listed(path, provided=provided)[0].stamp}
 
 
 def test_a_tar_that_changes_after_it_was_listed_is_a_reason(tmp_path: Path) -> None:
