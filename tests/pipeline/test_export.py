@@ -40,7 +40,7 @@ from pipeline.storage import codec, shards
 from pipeline.storage.workspace import TEMPORARY, Workspace
 from tests.conftest import COMMAND, OPEN, Command
 
-CAPTIONS = ["plain", 'a "quoted" \\ word', "two\nlines\r\nand a tab\t.", "\u2028 ☃ 日本 \U0001f600", "12", ""]
+CAPTIONS = ["plain", 'a "quoted" \\ word', "two\nlines\r\nand a tab\t.", "☃ \u2028 日本 \U0001f600", "12", ""]
 # of photographs of 160 x 120, of which the middle is taken
 CROP = {
     "upright_width": 160, "upright_height": 120,
