@@ -3,8 +3,8 @@
 Random crops of the photographs that installed packages ship, 1024×768, quality 90. Each system is a command
 of its own, timed from start to end, and they take turns; the slope between the two sizes tells the cost of an
 image, what is left that of starting and stopping. `--before` names a tree of an earlier version to compare
-with, `--large` times as many photographs of 4000×3000 with both, `--again` the second run over that many small
-files, unchanged and with ten of them changed. Resident memory of a run's processes is sampled meanwhile.
+with, `--large` times as many photographs of 4000×3000 with both, `--again` the second run over that many
+small files, unchanged and with ten of them changed. Resident memory of a run's processes is sampled meanwhile.
 
     python benchmarks/ingest.py --before ../controlmill-before --large 500 --again 100000 --out ingest.json
 """
@@ -49,7 +49,8 @@ def work(data):
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     side = min(pixels.shape[:2]); top, left = ((full - side) // 2 for full in pixels.shape[:2])
     pixels = cv2.resize(pixels[top:top + side, left:left + side], (512, 512), interpolation=cv2.INTER_AREA)
-    options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    full = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, full]
     edges = cv2.Canny(pixels, 100, 200)
     png = cv2.imencode(".png", edges, [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_BILEVEL, 1])[1]
     return cv2.imencode(".jpg", pixels, options)[1].tobytes(), png.tobytes()

@@ -7,6 +7,7 @@ only other bytes are another image.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from annotate.annotator import PROVIDED
 from annotate.conditions import CONDITIONS
@@ -21,19 +22,19 @@ from pipeline.storage.workspace import canonical_json, fingerprint
 CHANGED = "the file at this address has changed"
 GONE = "the source no longer has this address"
 
-KNOWN = """SELECT uri, image_id, gone IS NOT NULL, stamp, caption_stamp, captions, fields FROM sources
-           ORDER BY part, position"""
+KNOWN = """SELECT uri, image_id, gone IS NOT NULL, coalesce(stamp, ''), coalesce(caption_stamp, ''), captions,
+                  fields
+           FROM sources ORDER BY part, position"""
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):  # made by the hundred thousand
     """What the catalog knows of an address: what it showed last, and what it looked like then."""
 
     image_id: str
     gone: bool
     stamp: str
     caption_stamp: str
-    captions: tuple[str, ...] | None  # None: there was nothing to be read
+    captions: list[str] | None  # None: there was nothing to be read
     fields: str  # JSON
 
 
@@ -68,17 +69,7 @@ class Differences:
 
 def known(catalog: Catalog) -> dict[str, Known]:
     """By address; of one that showed several images, the last."""
-    return {
-        uri: Known(
-            image_id,
-            gone,
-            stamp or "",
-            caption_stamp or "",
-            None if texts is None else tuple(texts),
-            fields,
-        )
-        for uri, image_id, gone, stamp, caption_stamp, texts, fields in catalog.query(KNOWN)
-    }
+    return {uri: Known(*rest) for uri, *rest in catalog.query(KNOWN)}
 
 
 def differences(
@@ -118,8 +109,8 @@ def _looks_otherwise(raw: RawImage, was: Known) -> bool:
 
 def _other_words(raw: RawImage, was: Known) -> Change | None:
     """A caption, or another column, that the listing itself tells otherwise than before."""
-    fields = canonical_json(raw.fields)
-    texts = was.captions if raw.caption is None else sources.read_captions(raw).texts
+    fields = canonical_json(raw.fields) if raw.fields else "{}"
+    texts = was.captions if raw.caption is None else [*sources.read_captions(raw).texts]
     if was.captions is None or (fields == was.fields and texts == was.captions):
         return None
     return Change(
@@ -128,7 +119,7 @@ def _other_words(raw: RawImage, was: Known) -> Change | None:
         was.image_id,
         stamp=raw.stamp,
         caption_stamp=raw.caption_stamp,
-        captions=texts or (),
+        captions=tuple(texts or ()),
         fields=fields,
     )
 
@@ -152,7 +143,7 @@ def examine(raw: RawImage, was: Known) -> list[Change]:
         caption_stamp=raw.caption_stamp,
     )
     fields = canonical_json(raw.fields)
-    if was.captions is None or (told.texts == was.captions and fields == was.fields):
+    if was.captions is None or ([*told.texts] == was.captions and fields == was.fields):
         return [same]
     caption = replace(
         same, change="caption", captions=told.texts, caption_problem=told.problem or None, fields=fields

@@ -27,6 +27,7 @@ from pipeline.stages.stage import (
     StageContext,
     StageResult,
     readable_images,
+    readable_parts,
     result,
 )
 from pipeline.storage import codec, shards
@@ -87,15 +88,16 @@ def annotate(context: StageContext) -> StageResult:
 def _make_maps(context: StageContext) -> int:
     """Returns how many images lacked some map."""
     catalog, cluster, conditions = context.catalog, context.cluster, context.plan.conditions
-    parts = readable_images(catalog)
     committed = {it.name: catalog.committed("maps", it.fingerprint, it.maps) for it in conditions.values()}
     addresses = _addresses(context)
     again = _again(context, addresses)
-    to_do = sum(
-        len(images.members) - len(images.gone)
-        for part, images in parts.items()
+    lacking = [
+        part
+        for part in readable_parts(catalog)
         if any(part not in committed[name] or (name, part) in again for name in conditions)
-    )
+    ]
+    parts = readable_images(catalog, lacking) if lacking else {}
+    to_do = sum(len(images.members) - len(images.gone) for images in parts.values())
     jobs = _jobs(context, parts, committed, again, addresses)
 
     def done(job: Job, paths: list[Path]) -> None:

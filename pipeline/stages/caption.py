@@ -17,6 +17,7 @@ from pipeline.stages.stage import (
     StageResult,
     make_missing,
     readable_images,
+    readable_parts,
     result,
     rows_by_part,
     work,
@@ -80,9 +81,8 @@ def _jobs(context: StageContext, captioner: PlannedCaptions) -> Iterator[Job]:
         rows_by_part(catalog.query(STALE, [captioner.key, GONE])),
     )
     committed = catalog.committed("captions", captioner.key)
-    for part, images in readable_images(catalog).items():
-        if part in committed and part not in stale:
-            continue
+    lacking = [part for part in readable_parts(catalog) if part not in committed or part in stale]
+    for part, images in readable_images(catalog, lacking).items():
         path = plan.workspace.captions(captioner.key, part)
         if part in committed:  # from here on it counts as missing, until it is whole again
             catalog.remove_shard(plan.workspace.relative(path))

@@ -19,6 +19,7 @@ from pipeline.stages.stage import (
     make_missing,
     of_one_size,
     readable_images,
+    readable_parts,
     result,
     rows_by_part,
     work,
@@ -33,7 +34,8 @@ LEAST_SHARE = 0.25
 CAPTIONED = """SELECT part, image_rows.row, coalesce(caption, '')
                FROM image_rows JOIN shard_rows USING (shard_number) LEFT JOIN captions USING (image)
                WHERE image_rows.status = 'ok'
-                 AND key = (SELECT value FROM settings WHERE name = 'image_key')"""
+                 AND key = (SELECT value FROM settings WHERE name = 'image_key')
+                 AND part IN (SELECT unnest(?))"""
 # rows whose caption is another now, and rows that were left out while their image was gone
 STALE = """SELECT part, latent_rows.row
            FROM latent_rows JOIN shard_rows USING (shard_number) JOIN captions USING (image)
@@ -89,14 +91,13 @@ def encode(context: StageContext) -> StageResult:
 
 def _jobs(context: StageContext, base: str, key: str) -> Iterator[Job]:
     plan, catalog = context.plan, context.catalog
-    captions: dict[int, dict[int, str]] = {}
-    for part, row, caption in catalog.query(CAPTIONED):
-        captions.setdefault(part, {})[row] = caption
     stale = rows_by_part(catalog.query(STALE, {"key": key}))
     committed = catalog.committed("latents", key)
-    for part, images in readable_images(catalog).items():
-        if part in committed and part not in stale:
-            continue
+    lacking = [part for part in readable_parts(catalog) if part not in committed or part in stale]
+    captions: dict[int, dict[int, str]] = {}
+    for part, row, caption in catalog.query(CAPTIONED, [lacking]):
+        captions.setdefault(part, {})[row] = caption
+    for part, images in readable_images(catalog, lacking).items():
         path = plan.workspace.latents(key, part)
         if part in committed:  # from here on it counts as missing, until it is whole again
             catalog.remove_shard(plan.workspace.relative(path))

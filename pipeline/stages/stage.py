@@ -16,7 +16,11 @@ from pipeline.storage import shards
 READABLE = """SELECT part, row, image_id, gone IS NOT NULL
               FROM image_rows JOIN shard_rows USING (shard_number)
               WHERE status = 'ok' AND key = (SELECT value FROM settings WHERE name = 'image_key')
+                AND part IN (SELECT unnest(?))
               ORDER BY part, row"""
+PARTS = """SELECT DISTINCT part FROM image_rows JOIN shard_rows USING (shard_number)
+           WHERE status = 'ok' AND key = (SELECT value FROM settings WHERE name = 'image_key')
+           ORDER BY part"""
 GONE = "its image is gone from the source"  # the reason of a row that was not made
 
 
@@ -127,15 +131,20 @@ class ReadableImages:
         return tuple(row for row, _ in self.members)
 
 
-def readable_images(catalog: Catalog) -> dict[int, ReadableImages]:
-    """By part."""
-    parts: dict[int, ReadableImages] = {}
-    for part, row, image_id, gone in catalog.query(READABLE):
-        images = parts.setdefault(part, ReadableImages())
+def readable_images(catalog: Catalog, parts: Iterable[int]) -> dict[int, ReadableImages]:
+    """Of these parts."""
+    found: dict[int, ReadableImages] = {}
+    for part, row, image_id, gone in catalog.query(READABLE, [list(parts)]):
+        images = found.setdefault(part, ReadableImages())
         images.members.append((row, image_id))
         if gone:
             images.gone.add(row)
-    return parts
+    return found
+
+
+def readable_parts(catalog: Catalog) -> list[int]:
+    """The parts with an image that could be read, in their order."""
+    return [part for (part,) in catalog.query(PARTS)]
 
 
 def rows_by_part(rows: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
