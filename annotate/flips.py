@@ -58,7 +58,9 @@ def counterparts(layout: str) -> list[int]:
 
 
 def _normals(raw: RawMap) -> np.ndarray:
-    return _mirror(raw) * np.array([-1, 1, 1], np.float32)
+    array = raw.array[:, ::-1].copy()  # a product with [-1, 1, 1] takes twice as long
+    array[..., 0] *= -1
+    return array
 
 
 _FLIPS: dict[str, Callable[[RawMap], np.ndarray]] = {

@@ -369,6 +369,36 @@ def test_the_figures_of_ingest_are_those_of_the_benchmark() -> None:
     check_sentence(f"takes {told['second_run_seconds']:.1f} s.")
 
 
+def test_the_figures_of_stored_depth_and_normals_are_those_of_the_benchmark() -> None:
+    told = result("map-codecs.json")
+    sets = [name for name in told["rows"][0] if name != "name"]
+    head = " | ".join(name[0].upper() + name[1:] for name in sets)
+    rows = [
+        [row["name"], *(f"{row[it]['kib']:.0f} KiB, {row[it]['decode_ms']:.2f} ms" for it in sets)]
+        for row in told["rows"]
+    ]
+    check_table(f"Stored as | {head}", rows)
+    rows = []
+    for name, array in told["arrays"].items():
+        figures = [f"{array[key]:.2f}" for key in ("png_before", "png", "now")]
+        rows.append([name[0].upper() + name[1:], *figures, f"{array['png_before'] / array['now']:.1f}"])
+    check_table("To float32, ms | PNG, as before | PNG, today's arithmetic | Now | Times as fast", rows)
+
+
+def test_the_figures_of_the_loader_are_those_of_the_benchmark() -> None:
+    told, rows = result("loader.json"), []
+    for row in told["rows"]:
+        now, png, parts = row["pairs_per_second"], row["pairs_per_second_png"], row["profile_ms"]
+        read = parts["read latents"] + parts["read map"]
+        figures = [f"{it:.2f}" for it in (read, parts["unpack"], parts["decode"], parts["draw"])]
+        rows.append([row["maps"], rate(now), rate(png), f"{now / png:.1f}", f"{row['kib']:.0f}", *figures])
+    head = "Maps | Pairs/s | With PNG | Times | KiB | Read, ms | Unpack latents, ms | Decode, ms | Draw, ms"
+    check_table(head, rows)
+    assert len(told["rows"]) == 15 and min(row["pairs_per_second"] for row in told["rows"]) >= 120, (
+        f"{PERFORMANCE} says so in words"
+    )
+
+
 def test_the_figures_of_fidelity_are_those_of_the_benchmark() -> None:
     found = result("fidelity-floors.json")["mean_of_photographs"]
     rows = []
