@@ -91,7 +91,7 @@ def test_what_is_wrong_with_a_row_is_its_reason(tmp_path: Path) -> None:
     cells = ["http://example.com/a.jpg", None, "none.jpg", "pipe", "[1]", "nul\0.jpg"]
     found = listed(write(tmp_path / "a.parquet", {"image": cells}), captions="none")
     reasons = [
-        "only the address 'http",
+        "only the address 'ftp",
         "is empty",
         "No such file",
         "not a file",
