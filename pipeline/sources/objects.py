@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from pipeline.manifest.download import Download
@@ -125,8 +126,13 @@ def stamp_of_info(info: Mapping[str, Any]) -> str:
             return json.dumps({"etag": str(info[key])})
     for key in TIMES:
         if info.get(key):
-            return json.dumps({"modified": plain(info[key]), "size": info.get("size")})
+            return json.dumps({"modified": _written(info[key]), "size": info.get("size")})
     return ""
+
+
+def _written(time: Any) -> Any:
+    """A store may tell the same time as a date and as seconds."""
+    return plain(datetime.fromtimestamp(time, UTC) if isinstance(time, int | float) else time)
 
 
 def look(raw_images: Sequence[RawImage], known: Mapping[str, str]) -> dict[str, str | Gone | None]:
