@@ -18,12 +18,15 @@ from PIL import Image as Pillow
 pytest.importorskip("aiohttp")
 
 from pipeline import MillError, sources
+from pipeline.catalog import Catalog
 from pipeline.manifest import Download, Image, ListSource
 from pipeline.sources import Fetched, Gone, RawImage, Unreadable
 from pipeline.sources.addresses import far, reader_of, split_login
 from pipeline.sources.ahead import in_order
 from pipeline.sources.networks import is_public, literal
 from pipeline.sources.responses import stamp_of_headers, wait_asked
+from pipeline.storage.workspace import Workspace
+from tests.conftest import Command
 
 QUICK = {
     "private_networks": True,
@@ -493,3 +496,27 @@ def test_a_look_tells_what_an_address_looks_like_now(server: Server) -> None:
     assert isinstance(by_name["missing"], Gone) and by_name["removed"].http_status == 410  # type: ignore[union-attr]
     changed = sources.look(raws[:1], {raws[0].uri: stamp_of_headers({"ETag": '"old"'})})
     assert changed[raws[0].uri] == fetched[raws[0].uri]
+
+
+# -- a whole run ---------------------------------------------------------------------------------------------
+
+
+def test_a_retry_asks_only_for_what_failed(
+    server: Server, controlmill: Command, manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    names = ["1.jpg", "broken.jpg", "page.jpg", "2.jpg", "missing.jpg"]
+    text = "\n".join(json.dumps({"image": f"{server.url}/{name}"}) for name in names)
+    (tmp_path / "list.jsonl").write_text(text)
+    source = "{kind: list, path: list.jsonl, download: {private_networks: true, retries: 0}}"
+    first = controlmill("run", manifest(source=source), "--stages", "ingest")
+    assert first.returncode == 3, first.stderr
+    rows = "SELECT uri, status, http_status, reason FROM sources JOIN images USING (image_id) ORDER BY uri"
+    assert [row[1:3] for row in Catalog(Workspace(tmp_path / "ws")).query(rows)] == [
+        ("ok", None), ("ok", None), ("failed", 503), ("failed", 404), ("failed", 200),
+    ]  # fmt: skip
+    server.asked.clear()
+    assert controlmill("run", manifest(source=source), "--stages", "ingest").returncode == 3
+    assert not +server.asked
+    again = controlmill("run", manifest(source=source), "--stages", "ingest", "--retry-failed")
+    assert again.returncode == 3, again.stderr
+    assert server.asked == {"/broken.jpg": 1, "/page.jpg": 1, "/missing.jpg": 1}
