@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.manifest import yaml_errors
 from pipeline.manifest.dataset import Captions, ConditionSettings, Image, Select, Split
+from pipeline.manifest.download import Download
 from pipeline.manifest.evaluation import BASELINES, Benchmark, Evaluate, External, Features
 from pipeline.manifest.section import NAME, Real, Section, Text, Whole
 from pipeline.manifest.source import (
@@ -33,8 +34,8 @@ from pipeline.manifest.yaml_errors import wrong
 
 __all__ = [
     "NAME", "SOURCE_KINDS", "AnySource", "Benchmark", "Captions", "Column", "ConditionSettings",
-    "DepthCoding", "Evaluate", "External", "Features", "FolderSource", "HuggingFaceSource", "Image",
-    "Img2DatasetSource", "KeypointsCoding", "ListSource", "Manifest", "Member", "NormalsCoding",
+    "DepthCoding", "Download", "Evaluate", "External", "Features", "FolderSource", "HuggingFaceSource",
+    "Image", "Img2DatasetSource", "KeypointsCoding", "ListSource", "Manifest", "Member", "NormalsCoding",
     "ParquetSource", "Provided", "Real", "Run", "ScenesSource", "Section", "Select", "Source", "Split",
     "Text", "Train", "WebDatasetSource", "Whole", "dump", "load", "load_saved",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
+from pipeline.manifest.download import Download
 from pipeline.manifest.section import Real, Section, Text, Whole
 from pipeline.manifest.yaml_errors import wrong
 
@@ -96,8 +97,8 @@ class FolderSource(Section):
 
 
 class ListSource(Section):
-    """A JSONL or CSV list with a column `image` (a path, or package:// for a file that an installed package
-    ships).
+    """A JSONL or CSV list with a column `image`: a path, an address of the web (https://) or of an object
+    store (s3://), or package:// for a file that an installed package ships.
     """
 
     kind: Literal["list"]
@@ -105,6 +106,7 @@ class ListSource(Section):
     image_column: str = "image"
     captions: dict[Literal["column", "template"], str] = {"column": "caption"}
     provided: ProvidedMaps = {}
+    download: Download = Download()
 
 
 class WebDatasetSource(Section):
@@ -134,7 +136,7 @@ class Img2DatasetSource(Section):
 class ParquetSource(Section):
     """Parquet files: one, a folder of them, or a glob.
 
-    An image is bytes, a struct with bytes, or a path relative to the file.
+    An image is bytes, a struct with bytes, an address, or a path relative to the file.
     """
 
     kind: Literal["parquet"]
@@ -142,6 +144,7 @@ class ParquetSource(Section):
     image_column: str = "image"
     captions: Column = {"column": "text"}
     provided: ProvidedMaps = {}
+    download: Download = Download()
 
 
 class HuggingFaceSource(Section):
@@ -160,6 +163,7 @@ class HuggingFaceSource(Section):
     image_column: str = "image"
     captions: Column = {"column": "text"}
     provided: ProvidedMaps = {}
+    download: Download = Download()
 
 
 class ScenesSource(Section):

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +11,17 @@ from typing import Any
 from annotate.flips import may_flip
 from pipeline import MillError
 from pipeline.manifest import Image
-from pipeline.sources.raw import ListingContext, RawImage, ReadCaptions, Unreadable, clean, image_id
+from pipeline.sources.addresses import local_path, scheme_of
+from pipeline.sources.raw import (
+    Fetched,
+    Gone,
+    ListingContext,
+    RawImage,
+    ReadCaptions,
+    Unreadable,
+    clean,
+    image_id,
+)
 
 # source kind -> module and function that list it: (source, image settings, context) -> RawImages in a stable
 # order
@@ -31,6 +41,13 @@ READERS = {
     "parquet": ("tables", "read_row"),
     "huggingface": ("tables", "read_row"),
     "scene": ("rendered", "read_scene"),
+    "url": ("urls", "read_url"),
+    "object": ("objects", "read_object"),
+}
+# of those that are far away: what reads many of them at a time, and what looks whether they are as before
+FAR = {
+    "url": ("urls", "read_urls", "look"),
+    "object": ("objects", "read_objects", "look"),
 }
 # of those whose captions may lie beside the image: RawImage -> ReadCaptions
 CAPTION_READERS = {
@@ -91,8 +108,8 @@ def lack(source: Any, image: Image) -> str | None:
     A list is read to its end, since columns may be missing in some rows; of the others the first image tells
     enough.
     """
-    path = str(getattr(source, "path", ""))
-    if source.kind in ("scenes", "huggingface"):
+    path = local_path(str(getattr(source, "path", "")))
+    if source.kind in ("scenes", "huggingface") or scheme_of(path):
         return None
     try:
         if not glob.glob(str(Path(path).expanduser())):  # noqa: PTH207 - a pattern may be absolute
@@ -116,6 +133,43 @@ def read(raw: RawImage) -> bytes:
         raise Unreadable(raw.problem)
     reader: Callable[[RawImage], bytes] = _function(*READERS[raw.reader])
     return reader(raw)
+
+
+def read_all(raw_images: Sequence[RawImage]) -> Iterator[Fetched | Exception]:
+    """What each address holds, in order, or why there is nothing to be read.
+
+    Those far away are asked for many at a time, and read ahead while the caller works on earlier ones.
+    """
+    far = {
+        reader: _function(module, read_many)([raw for raw in raw_images if raw.reader == reader])
+        for reader, (module, read_many, _) in FAR.items()
+        if any(raw.reader == reader for raw in raw_images)
+    }
+    try:
+        for raw in raw_images:
+            yield next(far[raw.reader]) if raw.reader in far else _read_or_reason(raw)
+    finally:
+        for answers in far.values():
+            answers.close()
+
+
+def _read_or_reason(raw: RawImage) -> Fetched | Exception:
+    try:
+        return Fetched(read(raw), raw.stamp)
+    except Exception as error:
+        return error
+
+
+def look(raw_images: Sequence[RawImage], known: Mapping[str, str]) -> dict[str, str | Gone | None]:
+    """The stamp that each address far away has now, by uri: "" where there is nothing to compare, None where
+    it can't be asked now. `known` are the stamps of before, by uri.
+    """
+    stamps: dict[str, str | Gone | None] = {}
+    for reader, (module, _, look_at) in FAR.items():
+        members = [raw for raw in raw_images if raw.reader == reader and not raw.problem]
+        if members:
+            stamps |= _function(module, look_at)(members, known)
+    return stamps
 
 
 def read_captions(raw: RawImage) -> ReadCaptions:
@@ -147,6 +201,8 @@ def _function(module: str, name: str) -> Any:
 __all__ = [
     "LISTERS",
     "READERS",
+    "Fetched",
+    "Gone",
     "RawImage",
     "ReadCaptions",
     "Unreadable",
@@ -154,7 +210,9 @@ __all__ = [
     "image_id",
     "lack",
     "listing",
+    "look",
     "mirrored_caption",
     "read",
+    "read_all",
     "read_captions",
 ]

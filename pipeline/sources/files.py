@@ -7,6 +7,7 @@ import stat
 from pathlib import Path, PurePosixPath
 
 from pipeline import MillError
+from pipeline.sources.addresses import local_path
 from pipeline.sources.raw import MAX_BYTES, RawImage, Unreadable
 
 PACKAGE = "package://"  # package://skimage/data/coffee.png: a file that an installed package ships
@@ -16,7 +17,7 @@ ABSENT = "-"  # stamp of a file that is not there
 def resolve(path: str) -> Path:
     """The absolute path, with `~` and links followed. MillError where the text can't be a path."""
     try:
-        return Path(path).expanduser().resolve()
+        return Path(local_path(path)).expanduser().resolve()
     except (RuntimeError, ValueError, OSError) as error:
         raise MillError(f"source.path: {path!r} is no path: {str(error).rstrip('.')}.") from error
 
@@ -37,7 +38,8 @@ def matching(path: str, *endings: str) -> list[Path]:
             if not name.startswith(".")
         ]
     else:
-        files = [Path(name).absolute() for name in glob.glob(str(Path(path).expanduser()), recursive=True)]  # noqa: PTH207 - an absolute pattern
+        path = str(Path(local_path(path)).expanduser())
+        files = [Path(name).absolute() for name in glob.glob(path, recursive=True)]  # noqa: PTH207 - an absolute pattern
     return sorted(inner for inner in files if inner.name.lower().endswith(endings) and inner.is_file())
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import MillError
 from pipeline.manifest import HuggingFaceSource, Image
+from pipeline.sources.addresses import far
 from pipeline.sources.columns import first_line
 from pipeline.sources.files import resolve, stamp
 from pipeline.sources.raw import ListingContext, RawImage, TablePlace
@@ -92,7 +93,7 @@ def _list_split(source: HuggingFaceSource) -> Iterator[RawImage]:
                         "column": source.image_column,
                         "folder": str(folder or Path(file).parent),
                     }
-                    yield RawImage(
+                    raw = RawImage(
                         uri,
                         next(iter(captions), ""),
                         fields,
@@ -103,6 +104,7 @@ def _list_split(source: HuggingFaceSource) -> Iterator[RawImage]:
                         more_captions=captions[1:],
                         map_stamps=stamps.of_maps(wanted.provided, row - at),
                     )
+                    yield far(raw, stamps.path(source.image_column, row - at), source.download)
             start += table.num_rows
 
 

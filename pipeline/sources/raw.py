@@ -10,6 +10,7 @@ MAX_BYTES = 2**30  # of one raw file
 
 Columns = dict[str, Any]  # what a source says of an image beside its caption, under the source's own names
 ProvidedJson = dict[str, str | None]  # a manifest's Provided
+DownloadJson = dict[str, Any]  # a manifest's Download, without what stands at its default
 Span = Sequence[int]  # offset and size of bytes in a file
 
 
@@ -22,6 +23,8 @@ class FilePlace(TypedDict):
     sidecar: NotRequired[str]
     encoding: NotRequired[str]  # of the sidecar, where it is not UTF-8
     cells: NotRequired[Columns]
+    download: NotRequired[DownloadJson]  # of an address of the web or of an object store
+    login: NotRequired[str]  # user:password, which the address does not show
 
 
 class TarPlace(TypedDict):
@@ -42,6 +45,8 @@ class TablePlace(TypedDict):
     folder: str
     row: int
     group: NotRequired[int]
+    download: NotRequired[DownloadJson]  # as in FilePlace
+    login: NotRequired[str]
 
 
 class LimitsJson(TypedDict):
@@ -123,6 +128,22 @@ class ReadCaptions:
     @property
     def first(self) -> str:
         return self.texts[0] if self.texts else ""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What an address holds now."""
+
+    data: bytes
+    stamp: str  # as RawImage's
+
+
+@dataclass(frozen=True)
+class Gone:
+    """Nothing is at an address any more."""
+
+    reason: str
+    http_status: int | None = None
 
 
 class Unreadable(Exception):

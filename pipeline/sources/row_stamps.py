@@ -25,10 +25,14 @@ class RowStamps:
     def of(self, column: str, row: int) -> str:
         """The stamp of a cell; a path is followed."""
         mark = f"{self.version}@{self.first + row}"
-        path = self.cells[column][row] if column in self.cells else None
+        path = self.path(column, row)
         if not path or "://" in path or path.lstrip()[:1] in ("[", "{"):
             return mark
         return f"{mark} {stamp_or_absent(str(self.folder / path))}"
+
+    def path(self, column: str, row: int) -> str | None:
+        """The path or address that a cell holds."""
+        return self.cells[column][row] if column in self.cells else None
 
     def of_maps(self, provided: dict[str, ProvidedJson], row: int) -> dict[str, str]:
         """By condition: of the map and its mask."""

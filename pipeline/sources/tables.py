@@ -13,6 +13,8 @@ from typing import Any, cast
 
 from pipeline import MillError
 from pipeline.manifest import Column, HuggingFaceSource, Image, ParquetSource
+from pipeline.manifest.download import Download
+from pipeline.sources.addresses import far
 from pipeline.sources.columns import captions_under, first_line, plain
 from pipeline.sources.files import matching, nowhere, read_file, stamp
 from pipeline.sources.raw import (
@@ -51,11 +53,12 @@ class TableColumns:
     image: str
     captions: Column
     provided: dict[str, ProvidedJson] = field(default_factory=dict)
+    download: Download = field(default_factory=Download)
 
     @classmethod
     def of(cls, source: ParquetSource | HuggingFaceSource) -> "TableColumns":
         provided = {name: given.model_dump() for name, given in source.provided.items()}
-        return cls(source.image_column, source.captions, provided)
+        return cls(source.image_column, source.captions, provided, source.download)
 
     @property
     def caption(self) -> str | None:
@@ -180,7 +183,7 @@ def _list_file(
                     "group": group,
                     "row": row,
                 }
-                yield RawImage(
+                raw = RawImage(
                     address(path, start + row),
                     next(iter(captions), ""),
                     fields,
@@ -191,6 +194,7 @@ def _list_file(
                     more_captions=captions[1:],
                     map_stamps=stamps.of_maps(columns.provided, row),
                 )
+                yield far(raw, stamps.path(columns.image, row), columns.download)
             start += table.num_rows
 
 

@@ -14,7 +14,7 @@ from pipeline.manifest import Image, Split
 from pipeline.plan import Plan
 from pipeline.report.text import tally
 from pipeline.sources import RawImage
-from pipeline.sources.raw import Unreadable
+from pipeline.sources.raw import Fetched, Unreadable
 from pipeline.stages.changes import notice
 from pipeline.stages.stage import StageContext, StageResult
 from pipeline.storage import shards
@@ -143,7 +143,10 @@ def _parts(new: list[RawImage], catalog: Catalog, key: str, size: int) -> dict[i
 def ingest_part(args: IngestPart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> Path:
     """In a worker: reads, hashes, decodes, scales and stores one part of the source."""
     seen: set[str] = set()
-    table = [_row(args, row, seen, poison_rows.get(row)) for row in rows]
+    answers = sources.read_all([args.raw_images[row] for row in rows])
+    table = [
+        _row(args, row, answer, seen, poison_rows.get(row)) for row, answer in zip(rows, answers, strict=True)
+    ]
     if not dry_run:
         metadata = {
             "kind": "images",
@@ -158,7 +161,9 @@ def ingest_part(args: IngestPart, rows: tuple[int, ...], poison_rows: dict[int, 
     return args.path
 
 
-def _row(args: IngestPart, number: int, seen: set[str], poison: str | None) -> Row:
+def _row(
+    args: IngestPart, number: int, answer: Fetched | Exception, seen: set[str], poison: str | None
+) -> Row:
     raw = args.raw_images[number]
     row: Row = {
         "uri": raw.uri,
@@ -171,8 +176,10 @@ def _row(args: IngestPart, number: int, seen: set[str], poison: str | None) -> R
     data = None
     try:
         row |= _captions(raw)
-        data = sources.read(raw)
-        row |= {"image_id": sources.image_id(data), "raw_bytes": len(data)}
+        if isinstance(answer, Exception):
+            raise answer
+        data = answer.data
+        row |= {"stamp": answer.stamp, "image_id": sources.image_id(data), "raw_bytes": len(data)}
         if poison:
             raise Unreadable(poison)
         row |= {"status": "duplicate", "reason": ""} if row["image_id"] in seen else _canonical(data, args)

@@ -88,10 +88,10 @@ def test_further_columns_are_kept_but_bytes_and_what_is_too_large_for_a_catalog(
 
 def test_what_is_wrong_with_a_row_is_its_reason(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    cells = ["http://example.com/a.jpg", None, "none.jpg", "pipe", "[1]", "nul\0.jpg"]
+    cells = ["ftp://example.com/a.jpg", None, "none.jpg", "pipe", "[1]", "nul\0.jpg"]
     found = listed(write(tmp_path / "a.parquet", {"image": cells}), captions="none")
     reasons = [
-        "only the address 'http",
+        "only the address 'ftp",
         "is empty",
         "No such file",
         "not a file",
