@@ -4,7 +4,7 @@ Random crops of the photographs that installed packages ship, 1024×768, quality
 of its own, timed from start to end, and they take turns; the slope between the two sizes tells the cost of an
 image, what is left that of starting and stopping. `--before` names a tree of an earlier version to compare
 with, `--large` times as many photographs of 4000×3000 with both, `--again` the second run over that many
-small files, unchanged and with ten of them changed. Resident memory of a run's processes is sampled meanwhile.
+small files, unchanged and with ten of them changed. Resident memory of the processes is sampled meanwhile.
 
     python benchmarks/ingest.py --before ../controlmill-before --large 500 --again 100000 --out ingest.json
 """

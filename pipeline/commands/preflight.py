@@ -11,7 +11,7 @@ from annotate.conditions import CONDITIONS, MEASURES
 from pipeline import MillError
 from pipeline.benchmark.systems import LEAST, few
 from pipeline.catalog import Catalog, CatalogHeld, check_selections
-from pipeline.dataset.changes import Known, differences, known
+from pipeline.dataset.changes import Known, differences, known, vanished
 from pipeline.experiment.pairs import SMALLEST_SHARE
 from pipeline.manifest import DepthCoding, KeypointsCoding, Manifest, NormalsCoding, Provided
 from pipeline.manifest.places import Place
@@ -121,13 +121,14 @@ def changes(plan: Plan, stages: Collection[str], limit: int | None = None) -> li
         with catalog.at_most(HURRY):
             if catalog.path.exists() and catalog.query(OF_IMAGES) == [(plan.image_key,)]:
                 before = known(catalog)
-    except MillError:  # an older, a damaged or a held one, which the run itself speaks of
+        notes: list[str] = []
+        listed = plan.raw_images(notes)
+    except MillError:  # a catalog that is damaged or held, a source that is not there: said elsewhere
         return []
-    notes: list[str] = []
-    found = differences(plan.raw_images(notes), before, limit)
+    found = differences(listed[:limit], before)
     return [
         f"sources: {len(found.new)} new addresses, {len(found.suspects)} that look changed,"
-        f" {found.count('caption')} with other captions, {found.count('gone')} gone",
+        f" {len(found.certain)} with other captions, {len(vanished(listed, before))} gone",
         *notes,
     ]
 

@@ -4,7 +4,7 @@ A stamp costs nothing to look at and only says that something may have changed; 
 only other bytes are another image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from pipeline import sources
 from pipeline.catalog import Catalog
 from pipeline.dataset import provided
 from pipeline.plan import Plan
-from pipeline.sources import RawImage, Unreadable
+from pipeline.sources import Fetched, Gone, RawImage, Unreadable
 from pipeline.storage import shards
 from pipeline.storage.workspace import canonical_json, fingerprint
 
@@ -61,10 +61,7 @@ class Differences:
 
     new: list[RawImage] = field(default_factory=list)
     suspects: list[tuple[RawImage, Known]] = field(default_factory=list)  # what they show must be read
-    certain: list[Change] = field(default_factory=list)  # captions that the listing tells, and what is gone
-
-    def count(self, change: str) -> int:
-        return sum(each.change == change for each in self.certain)
+    certain: list[Change] = field(default_factory=list)  # other captions, which the listing tells
 
 
 def known(catalog: Catalog) -> dict[str, Known]:
@@ -72,16 +69,10 @@ def known(catalog: Catalog) -> dict[str, Known]:
     return {uri: Known(*rest) for uri, *rest in catalog.query(KNOWN)}
 
 
-def differences(
-    listed: Sequence[RawImage],
-    before: Mapping[str, Known],
-    limit: int | None = None,  # only the first so many addresses are looked at
-    *,
-    keep_gone: bool = False,
-) -> Differences:
-    """Looks at stamps, captions and columns of the listing alone."""
+def differences(listed: Sequence[RawImage], before: Mapping[str, Known]) -> Differences:
+    """Looks at stamps, captions and columns of the listing alone; what is gone is told by `vanished`."""
     found = Differences()
-    for raw in listed[:limit]:
+    for raw in listed:
         was = before.get(raw.uri)
         if was is None:
             found.new.append(raw)
@@ -91,11 +82,17 @@ def differences(
             found.suspects.append((raw, was))
         elif change := _other_words(raw, was):
             found.certain.append(change)
-    if not keep_gone:
-        there = {raw.uri for raw in listed}
-        vanished = [uri for uri, was in before.items() if not was.gone and uri not in there]
-        found.certain += [Change("gone", uri, before[uri].image_id, GONE) for uri in vanished]
     return found
+
+
+def vanished(listed: Sequence[RawImage], before: Mapping[str, Known]) -> list[Change]:
+    """The addresses that the sources no longer have, of all that they list."""
+    there = {raw.uri for raw in listed}
+    return [
+        Change("gone", uri, was.image_id, GONE)
+        for uri, was in before.items()
+        if not was.gone and uri not in there
+    ]
 
 
 def _looks_otherwise(raw: RawImage, was: Known) -> bool:
@@ -124,31 +121,64 @@ def _other_words(raw: RawImage, was: Known) -> Change | None:
     )
 
 
-def examine(raw: RawImage, was: Known) -> list[Change]:
-    """Reads what looks otherwise, and says what changed; what can't be read counts as changed, and becomes a
-    row with its reason when it is ingested.
+def look_far(listed: Sequence[RawImage], before: Mapping[str, Known]) -> tuple[list[RawImage], list[Change]]:
+    """The listing with what addresses far away look like now, and what is gone there. One that failed before
+    is not asked, nor believed to be gone while its server does not answer.
     """
-    changed = [Change("changed", raw.uri, was.image_id, CHANGED)]
+    asked = [raw for raw in listed if raw.reader in sources.FAR and _was_there(before.get(raw.uri))]
+    if not asked:
+        return list(listed), []
+    looks = sources.look(asked, {raw.uri: before[raw.uri].stamp for raw in asked})
+    there, gone = [], []
+    for raw in listed:
+        look = looks.get(raw.uri)
+        if isinstance(look, Gone):
+            if not before[raw.uri].gone:
+                gone.append(Change("gone", raw.uri, before[raw.uri].image_id, look.reason))
+        elif raw.uri in looks and before[raw.uri].gone and look is None:
+            continue  # still out of reach
+        else:
+            there.append(replace(raw, stamp=look) if look else raw)
+    return there, gone
+
+
+def _was_there(was: Known | None) -> bool:
+    return was is not None and (bool(was.stamp) or was.gone)
+
+
+def examine(members: Sequence[tuple[RawImage, Known]]) -> Iterator[Change]:
+    """Reads what looks otherwise, and says what changed. A file that can't be read counts as changed, and
+    becomes a row with its reason when it is ingested; a server that does not answer is asked again later.
+    """
+    read_again = [raw for raw, was in members if was.gone or raw.stamp != was.stamp]
+    answers = sources.read_all(read_again)
+    for raw, was in members:
+        answer = next(answers) if was.gone or raw.stamp != was.stamp else None
+        if isinstance(answer, Exception) and raw.reader in sources.FAR:
+            continue
+        yield from _examined(raw, was, answer)
+
+
+def _examined(raw: RawImage, was: Known, answer: Fetched | Exception | None) -> Iterator[Change]:
+    """`answer` is None where the bytes need not be looked at."""
+    other = isinstance(answer, Fetched) and sources.image_id(answer.data) != was.image_id
     try:
-        if (was.gone or raw.stamp != was.stamp) and sources.image_id(sources.read(raw)) != was.image_id:
-            return changed
         told = sources.read_captions(raw)
     except Unreadable:
-        return changed
-    same = Change(
-        "back" if was.gone else "touched",
-        raw.uri,
-        was.image_id,
-        stamp=raw.stamp,
-        caption_stamp=raw.caption_stamp,
-    )
+        other = True
+    if other or isinstance(answer, Exception):
+        yield Change("changed", raw.uri, was.image_id, CHANGED)
+        return
+    stamp = answer.stamp if answer else raw.stamp
+    kind = "back" if was.gone else "touched"
+    same = Change(kind, raw.uri, was.image_id, stamp=stamp, caption_stamp=raw.caption_stamp)
     fields = canonical_json(raw.fields)
-    if was.captions is None or ([*told.texts] == was.captions and fields == was.fields):
-        return [same]
-    caption = replace(
-        same, change="caption", captions=told.texts, caption_problem=told.problem or None, fields=fields
-    )
-    return [same, caption] if was.gone else [caption]
+    words_differ = was.captions is not None and ([*told.texts] != was.captions or fields != was.fields)
+    if was.gone or not words_differ:
+        yield same
+    if words_differ:
+        problem = told.problem or None
+        yield replace(same, change="caption", captions=told.texts, caption_problem=problem, fields=fields)
 
 
 def save(plan: Plan, catalog: Catalog, changes: Sequence[Change]) -> None:

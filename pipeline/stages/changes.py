@@ -7,7 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.cluster.jobs import Job
-from pipeline.dataset.changes import Change, Known, adopt, differences, examine, known, save
+from pipeline.dataset.changes import (
+    CHANGED,
+    Change,
+    Known,
+    adopt,
+    differences,
+    examine,
+    known,
+    look_far,
+    save,
+    vanished,
+)
 from pipeline.sources import RawImage
 from pipeline.stages.stage import StageContext
 
@@ -36,8 +47,11 @@ def notice(context: StageContext) -> tuple[list[RawImage], str]:
     plan, catalog = context.plan, context.catalog
     adopt(plan, catalog)
     before = known(catalog)
-    found = differences(context.raw_images, before, context.limit, keep_gone=context.keep_gone)
+    listed, gone_far = look_far(context.raw_images[: context.limit], before)
+    found = differences(listed, before)
     changes = found.certain + _examined(context, found.suspects)
+    if not context.keep_gone:
+        changes += gone_far + vanished(context.raw_images, before)
     # what was gone and shows other bytes now is told by the images that are there
     told = [change for change in changes if change.change != "changed" or not before[change.uri].gone]
     if told:
@@ -57,7 +71,7 @@ FAILED = "SELECT uri FROM sources JOIN images USING (image_id) WHERE status = 'f
 
 def _examined(context: StageContext, suspects: Sequence[tuple[RawImage, Known]]) -> list[Change]:
     if len(suspects) <= FEW:
-        return [change for raw, was in suspects for change in examine(raw, was)]
+        return list(examine(suspects))
     size = context.plan.manifest.shard_images
     found: list[Change] = []
 
@@ -77,11 +91,6 @@ def look_again(
     args: Suspects, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool
 ) -> list[Change]:
     """In a worker: what changed at each address; one that kills its worker counts as changed."""
-    out: list[Change] = []
-    for row in rows:
-        raw, was = args.members[row]
-        if row in poison_rows:
-            out.append(Change("changed", raw.uri, was.image_id, poison_rows[row]))
-        else:
-            out += examine(raw, was)
-    return out
+    poison = [args.members[row] for row in rows if row in poison_rows]
+    changed = [Change("changed", raw.uri, was.image_id, CHANGED) for raw, was in poison]
+    return changed + list(examine([args.members[row] for row in rows if row not in poison_rows]))
