@@ -3,8 +3,6 @@ image.
 """
 
 import hashlib
-import io
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -12,11 +10,11 @@ import numpy as np
 from annotate.conditions import CONDITIONS
 from annotate.maps import RawMap
 from pipeline import sources
-from pipeline.dataset import images
+from pipeline.dataset import formats, images
 from pipeline.dataset.images import Placement
 from pipeline.dataset.provided import coco, depth, files, labels, normals, outlines, people
-from pipeline.dataset.provided.frames import TURNS, Frame, Given
-from pipeline.dataset.provided.pixels import FORMATS, UNLIKE, one_channel, pixels
+from pipeline.dataset.provided.frames import Frame, Given
+from pipeline.dataset.provided.pixels import UNLIKE, one_channel, pixels
 from pipeline.manifest import Image, Provided
 from pipeline.sources.raw import RawImage, Unreadable
 
@@ -34,13 +32,11 @@ def read(raw: RawImage, conditions: list[str], image: Image) -> dict[str, RawMap
 
         return truth(raw, conditions)
     try:
-        data = sources.read(raw)
-        height, width = images.upright_size(data)
-        orientation = _orientation(data)
+        with formats.opened(sources.read(raw)) as (_, header):
+            to = images.place(*header.upright, image)
     except Exception as error:
         return dict.fromkeys(conditions, error)
-    to = images.place(height, width, image)
-    return {name: _read_one(raw, name, to, orientation) for name in conditions}
+    return {name: _read_one(raw, name, to, header.orientation) for name in conditions}
 
 
 def source_hash(raw: RawImage, condition: str) -> str | None:
@@ -55,15 +51,6 @@ def source_hash(raw: RawImage, condition: str) -> str | None:
     except Unreadable:
         return None
     return digest.hexdigest()
-
-
-def _orientation(data: bytes) -> int:
-    """The EXIF orientation of the photograph, from 1 to 8."""
-    from PIL import Image as Pillow
-
-    with warnings.catch_warnings(action="ignore"), Pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
-        orientation = picture.getexif().get(images.ORIENTATION, 1)
-    return orientation if orientation in TURNS else 1
 
 
 def _read_one(raw: RawImage, condition: str, to: Placement, orientation: int) -> RawMap | Exception:

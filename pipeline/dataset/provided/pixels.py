@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset import images
+from pipeline.dataset import formats
 from pipeline.sources.raw import Unreadable
 
-FORMATS = (*images.FORMATS, "AVIF")
 MOST = 2**28  # pixels of a map
 UNLIKE = 4  # of 255: how far the channels of a grey picture may differ, since JPEG blends them
 
@@ -30,7 +29,7 @@ def pixels(data: Any, *, ids: bool = False) -> np.ndarray:
     from PIL import Image as Pillow
 
     try:
-        opened = Pillow.open(io.BytesIO(data), formats=FORMATS)
+        opened = Pillow.open(io.BytesIO(data), formats=formats.FORMATS)
     except Pillow.UnidentifiedImageError:  # its own words name an address in memory, another for each image
         raise Unreadable("a map is a picture or .npy; this file is neither") from None
     with opened as picture:
@@ -39,7 +38,7 @@ def pixels(data: Any, *, ids: bool = False) -> np.ndarray:
         kind = _lossy(data, picture) if ids else None
         if kind:
             raise ValueError(f"labels must be lossless, and {kind} changes ids: write them as PNG or .npy")
-        if picture.getexif().get(images.ORIENTATION, 1) != 1:
+        if formats.orientation_of(picture) != 1:
             raise ValueError("EXIF turns the map's own file: save it as it is to be read, without EXIF")
         if _sixteen_bits_of_colour(data):  # Pillow cuts them down to 8
             return _deep(data)
