@@ -18,6 +18,7 @@ FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE = (0xC2, 0xCA)
 END_OF_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker that is neither stuffing nor a restart
 FACTORS = (8, 4, 2)
+CUT = "Premature end of JPEG file"  # of libjpeg's words
 ODD_SAMPLING = "subsampling level"  # of TurboJPEG's words
 MARGIN = 1.25  # a scaled picture is at least this much larger than what is made of it
 
@@ -59,7 +60,7 @@ def decode(data: bytes, colours: str, size: tuple[int, int], step: int, keep: bo
         try:
             return _decode(data, colours, size, step, strict=True), ""
         except ValueError as error:
-            problem = str(error)
+            problem = str(error).replace(CUT, f"image file is truncated ({CUT})")
         if ODD_SAMPLING in problem:
             raise Unusual
         try:
