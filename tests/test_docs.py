@@ -455,6 +455,30 @@ def test_the_figures_of_own_code_and_libraries_are_those_of_the_benchmark() -> N
     assert 3.5 < library / own < 4.5, "4 times, it says"
 
 
+def test_the_figures_of_decoding_are_those_of_the_benchmark() -> None:
+    told = result("decode.json")
+    stages = ("read", "decode", "colour", "resize", "quality", "encode", "all")
+    check_table(
+        "JPEG | Decoder | Read | Decode | Colour | Resize | Quality | Encode | All",
+        [
+            [size, name, *(f"{row[stage]:.1f}" for stage in stages)]
+            for size, rows in told["stages_ms"].items()
+            for name, row in rows.items()
+        ],
+    )
+    large = told["stages_ms"]["4000×3000"]
+    check_sentence(f"{large['before']['all'] / large['now']['all']:.1f} times as fast as before")
+    apart, refused = told["difference"], told["refused"]
+    check_sentence(
+        f"by {apart['mean']:.1f} of 255 on average over {apart['comparisons']} comparisons, by"
+        f" {apart['largest_mean']:.1f} on average in the worst, by at most {apart['largest']} in any pixel"
+    )
+    assert apart["largest_mean"] < 4 and apart["largest"] < 64, "tests/pipeline/test_images.py holds them"
+    check_sentence(f"Of {refused['whole']} whole JPEGs {len(refused['refused']) or 'none'} is refused")
+    rows = [[name, f"{100 * share:.0f} %"] for name, share in told["damage_told"].items()]
+    check_table("Damage to a JPEG | Told", rows)
+
+
 def test_every_result_is_listed_with_its_machine() -> None:
     rows = rows_below(PERFORMANCE, "File in `benchmarks/results`")
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))

@@ -61,6 +61,8 @@ def colours(picture: Any, data: bytes, channels: int) -> Colours:
     mode = MODES[channels]
     if picture.format == "PNG" and (told := _png_colours(data, mode)):
         return told
+    if picture.mode == "LAB":
+        return Colours("L*a*b*")  # made sRGB when it was decoded
     if "icc_profile" in picture.info:
         profile = picture.info["icc_profile"]
         if not isinstance(profile, bytes) or not 0 < len(profile) < MAX_PROFILE:

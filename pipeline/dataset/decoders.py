@@ -53,10 +53,11 @@ def decode(picture: Any, header: Header, data: bytes, image: Image, ratio: float
 
 
 def _jpeg(picture: Any, header: Header, data: bytes, image: Image, ratio: float) -> Raster:
-    step = jpeg.factor(ratio)
-    pixels, damage = jpeg.decode(
-        data, JPEG_COLOURS[picture.mode], (header.height, header.width), step, image.damaged == "keep"
-    )
+    step, size = jpeg.factor(ratio), (header.height, header.width)
+    try:
+        pixels, damage = jpeg.decode(data, JPEG_COLOURS[picture.mode], size, step, image.damaged == "keep")
+    except jpeg.Unusual:
+        return _by_pillow(picture, header, data, image, ratio)
     if picture.mode == "L":
         pixels = pixels[..., 0]
     elif picture.mode == "CMYK":
@@ -79,7 +80,7 @@ def _png(picture: Any, header: Header, data: bytes, image: Image, ratio: float) 
 
 
 def _tiff(picture: Any, header: Header, data: bytes, image: Image, ratio: float) -> Raster:
-    tags = dict(picture.tag_v2)
+    tags = picture.tag_v2
     problem = _broken_strip(tags, data)
     if problem and image.damaged == "fail":
         raise Damaged(problem)
@@ -96,7 +97,7 @@ def _tiff(picture: Any, header: Header, data: bytes, image: Image, ratio: float)
     return replace(raster, damage=problem or raster.damage)
 
 
-def _broken_strip(tags: dict[int, Any], data: bytes) -> str:
+def _broken_strip(tags: Any, data: bytes) -> str:
     """What is broken in a strip or tile whose compression has checks that libtiff leaves out."""
     offsets = tags.get(OFFSETS) or tags.get(TILE_OFFSETS) or ()
     counts = tags.get(COUNTS) or tags.get(TILE_COUNTS) or ()

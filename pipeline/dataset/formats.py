@@ -184,8 +184,9 @@ def _refusal(data: bytes, kind: str | None, error: Exception) -> Unreadable:
     if kind:
         from PIL import UnidentifiedImageError
 
-        told = "" if isinstance(error, UnidentifiedImageError) else f" ({error or type(error).__name__})"
-        return Unreadable(f"broken image: a {kind} file whose header can't be read{told}", format=kind)
+        words = " ".join(str(error).split()) or type(error).__name__
+        told = "" if isinstance(error, UnidentifiedImageError) else f" ({words})"
+        return Unreadable(f"broken image: the header of this {kind} file can't be read{told}", format=kind)
     for offset, magic, name in FOREIGN:
         if data.startswith(magic, offset):
             return Unreadable(f"{name}, which is not read: convert it to JPEG, PNG or TIFF")

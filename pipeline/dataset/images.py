@@ -74,7 +74,7 @@ def canonical(data: bytes, image: Image) -> CanonicalImage:
         raster = decoders.decode(picture, header, data, image, ratio)
         channels = 1 if raster.pixels.ndim == 2 else raster.pixels.shape[2]
         colours = colour.colours(picture, data, channels)
-    pixels = _fit(raster, to, colours, header)
+    pixels = fit(raster, to, colours, header)
     return CanonicalImage(codec.encode(pixels, image.store), pixels, header, to, colours.name, raster.damage)
 
 
@@ -120,7 +120,7 @@ def place(height: int, width: int, image: Image) -> Placement:
     )
 
 
-def _fit(raster: Raster, to: Placement, colours: Colours, header: Header) -> np.ndarray:
+def fit(raster: Raster, to: Placement, colours: Colours, header: Header) -> np.ndarray:
     """The canonical pixels, uint8 HWC RGB: cut out, laid on white, made sRGB, scaled, turned upright."""
     box = _stored_box(to, raster.orientation)
     size = to.size[::-1] if raster.orientation >= 5 else to.size
@@ -174,11 +174,11 @@ def _cut(pixels: np.ndarray, box: tuple[int, int, int, int], step: int) -> np.nd
         begin = start // unit - first * times
         inner = slice(begin, begin + length // unit)
         pixels = pixels[inner] if axis == 0 else pixels[:, inner]
-    return np.ascontiguousarray(pixels)
+    return pixels
 
 
 def _on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Rounded as Pillow's own composition; pixels of ink have none of it where they are transparent."""
+    """Grey or RGB pixels laid on white, rounded to the nearest."""
     cover = (alpha if pixels.ndim == 2 else alpha[..., None]).astype(np.uint16)
     return ((pixels * cover + 255 * (255 - cover) + 127) // 255).astype(np.uint8)
 

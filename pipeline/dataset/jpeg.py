@@ -15,14 +15,20 @@ SOI, EOI, SOS, DRI = 0xD8, 0xD9, 0xDA, 0xDD
 APP0, APP14 = 0xE0, 0xEE  # JFIF and Adobe: they tell which colours the channels are
 TABLES = (0xC4, 0xDB, 0xCC, DRI, APP14)  # Huffman, quantization, arithmetic coding, restarts, Adobe
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-PROGRESSIVE, LOSSLESS = (0xC2, 0xCA), (0xC3, 0xC7, 0xCB, 0xCF)
+PROGRESSIVE = (0xC2, 0xCA)
 END_OF_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker that is neither stuffing nor a restart
 FACTORS = (8, 4, 2)
+CUT = "Premature end of JPEG file"  # of libjpeg's words
+ODD_SAMPLING = "subsampling level"  # of TurboJPEG's words
 MARGIN = 1.25  # a scaled picture is at least this much larger than what is made of it
 
 
 class Damaged(Exception):
     """What is broken in a file, in its decoder's words."""
+
+
+class Unusual(Exception):
+    """A file whose channels are sampled as TurboJPEG does not know; libjpeg reads it all the same."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,17 @@ def factor(ratio: float) -> int:
 def decode(data: bytes, colours: str, size: tuple[int, int], step: int, keep: bool) -> tuple[np.ndarray, str]:
     """uint8 [h, w, c] and what is damaged; `size` is the stored (height, width), `step` a factor.
 
-    `colours` is RGB, GRAY or CMYK. Raises Damaged, with `keep` only where nothing can be decoded.
+    `colours` is RGB, GRAY or CMYK. Raises Damaged, with `keep` only where nothing can be decoded, and
+    Unusual.
     """
-    problem = _incomplete(data)
+    problem, rewritten = _incomplete(data), b""
     if not problem:
         try:
             return _decode(data, colours, size, step, strict=True), ""
         except ValueError as error:
-            problem = str(error)
+            problem = str(error).replace(CUT, f"image file is truncated ({CUT})")
+        if ODD_SAMPLING in problem:
+            raise Unusual
         try:
             rewritten = _rewritten(data)
             if not _incomplete(rewritten):
@@ -62,10 +71,12 @@ def decode(data: bytes, colours: str, size: tuple[int, int], step: int, keep: bo
             pass
     if not keep:
         raise Damaged(problem)
-    try:
-        return _decode(data, colours, size, step, strict=False), problem
-    except ValueError as error:
-        raise Damaged(str(error)) from error
+    for file in (data, rewritten):
+        try:
+            return _decode(file, colours, size, step, strict=False), problem
+        except ValueError:
+            continue
+    raise Damaged(problem)
 
 
 def problem(data: bytes) -> str:
@@ -75,6 +86,8 @@ def problem(data: bytes) -> str:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         decode(data, "CMYK" if colours in ("CMYK", "YCCK") else "RGB", (height, width), 1, keep=False)
+    except Unusual:
+        return ""
     except (ValueError, Damaged) as error:
         return str(error)
     return ""
@@ -153,8 +166,6 @@ def _incomplete(data: bytes) -> str:
         for segment in _segments(data):
             body = segment.body
             if segment.marker in FRAMES:
-                if segment.marker in LOSSLESS or body[0] != 8:
-                    return f"a JPEG of {body[0]} bits or without loss, which no decoder here reads"
                 progressive = segment.marker in PROGRESSIVE
                 left = {name: np.full(64, 99) for name in body[6::3]}
             elif segment.marker == SOS:

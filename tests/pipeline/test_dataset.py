@@ -88,6 +88,12 @@ def test_how_images_look_can_be_asked_in_where_and_select(
         "source_caption",
         "model_caption",
     } - {"phash"} <= names
+    facts = (
+        "SELECT DISTINCT frames, colour_space, damage, upright_width, crop_left, crop_top, crop_width,"
+        " crop_height, cropped FROM pairs"
+    )
+    assert query(tmp_path, facts) == [(1, "sRGB", None, 160, 20, 0, 120, 120, 0.25)]
+    assert query(tmp_path, "SELECT DISTINCT orientation FROM images") == [(1,)]
     wrong = controlmill("run", manifest(where='"sharpnes > 1"'), *STAGES)
     assert wrong.returncode == 1 and "where does not work" in wrong.stderr
 

@@ -191,6 +191,29 @@ def test_no_whole_photograph_is_refused(name: str, photograph: Callable[..., Pil
         assert made.damage == "" and abs(made.pixels.mean() - by_full_decoding(full, made).mean()) < 2
 
 
+def test_channels_that_are_sampled_in_an_odd_way_are_read() -> None:
+    """One of the colours finer than all else, as no library writes it: middle grey, whose bits are known."""
+    data = encoded(flat((128, 128, 128)), "JPEG", subsampling=0)
+    frame = data.index(b"\xff\xc0")
+    sampled = bytearray(data)
+    sampled[frame + 14] = 0x21
+    scan = data.index(b"\xff\xda") + 14
+    bits = ("001010" + "0000" * 3) * 32
+    blocks = int(bits, 2).to_bytes(len(bits) // 8)
+    made = images.canonical(bytes(sampled[:scan]) + blocks + b"\xff\xd9", SIZE)
+    assert (made.pixels == 128).all() and made.damage == ""
+
+
+def test_lab_is_read() -> None:
+    to_lab = ImageCms.buildTransform(
+        ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+    )
+    buffer = io.BytesIO()
+    ImageCms.applyTransform(Pillow.fromarray(flat(RED)), to_lab).save(buffer, "TIFF")
+    made = images.canonical(buffer.getvalue(), SIZE)
+    assert made.colour_space == "L*a*b*" and abs(made.pixels[32, 32].astype(int) - RED).max() <= 3
+
+
 # -- scaled on the way ---------------------------------------------------------------------------------------
 
 
@@ -374,6 +397,37 @@ def test_ink_becomes_light() -> None:
         data = encoded(flat(RED), form, "CMYK", **options)
         assert abs(middle(data) - RED).max() <= 4
         assert images.canonical(data, SIZE).colour_space == "sRGB"
+
+
+def ink_profile(magenta: tuple[int, int, int]) -> bytes:
+    """A printer whose paper is white, whose magenta is this CIELAB colour (as 8 bits) and all else black."""
+    straight = bytes(range(256))
+    corners = [(255, 128, 128) if n == 0 else magenta if n == 4 else (0, 128, 128) for n in range(16)]
+    grid = b"".join(map(bytes, corners))  # cyan changes slowest, black fastest
+    one = struct.pack(">i", 65536)
+    matrix = b"".join(one if n % 4 == 0 else bytes(4) for n in range(9))
+    table = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + matrix + straight * 4 + grid + straight * 3
+    made = colour.matrix_profile(colour.SRGB_XY, 1.0)
+    described = made[struct.unpack(">I", made[136:140])[0] :][:104]
+    offset = 132 + 12 * 2
+    listed = [(b"desc", offset, 104), (b"A2B0", offset + 104, len(table))]
+    head = bytearray(made[:128])
+    head[12:24] = b"prtrCMYKLab "
+    whole = bytes(head) + struct.pack(">I", 2) + b"".join(struct.pack(">4sII", *tag) for tag in listed)
+    whole += described + table
+    return struct.pack(">I", len(whole)) + whole[4:]
+
+
+@pytest.mark.parametrize(("form", "options"), [("JPEG", {"quality": 100}), ("TIFF", {})])
+def test_a_printers_profile_turns_ink_into_what_it_looks_like(form: str, options: dict[str, Any]) -> None:
+    ink = Pillow.new("CMYK", (64, 64), (0, 255, 0, 0))
+    ink.paste((0, 0, 0, 0), (0, 0, 64, 32))
+    buffer = io.BytesIO()
+    ink.save(buffer, form, icc_profile=ink_profile((128, 198, 128)), **options)
+    made = images.canonical(buffer.getvalue(), SIZE)
+    assert made.colour_space == "matrix" and made.pixels[5, 32].min() >= 253
+    # CIELAB (50, 70, 0) is about this; plain magenta would be (255, 0, 255)
+    assert abs(made.pixels[58, 32].astype(int) - (220, 45, 122)).max() <= 6
 
 
 # -- depth, frames, sizes, transparency ----------------------------------------------------------------------
