@@ -80,22 +80,24 @@ class _FolderLister:
 
     def images(self, folder: Folder) -> Iterator[RawImage]:
         """The images of one folder, as its files come."""
-        sidecars = Sidecars(folder.files) if self.source.captions == "sidecar" else None
+        prefix = "" if folder.below == "." else f"{folder.below}/"
+        files = folder.files
+        if self.maps.templates or self.metadata.others:
+            files = {name: entry for name, entry in files.items() if not self._is_map(prefix + name, entry)}
+        sidecars = Sidecars(files) if self.source.captions == "sidecar" else None
         captioned: set[str] = set()
         rest = []
-        prefix = "" if folder.below == "." else f"{folder.below}/"
-        for name, entry in folder.files.items():
+        for name, entry in files.items():
             base, kind = split(name)
-            if self.maps.templates and self.maps.lead_to(prefix + name):
-                continue
-            if self.metadata.others and entry.path in self.metadata.others:
-                continue
             if kind not in PICTURES and (kind or not _starts_as_picture(entry)):
                 rest.append((base, kind))
             elif self._is_meant(prefix + name):
                 captioned.update((name, base))
                 yield self._image(folder, entry, sidecars.of(name) if sidecars else None)
         self.left_out.update(kind for base, kind in rest if kind not in EXTENSIONS or base not in captioned)
+
+    def _is_map(self, below: str, entry: os.DirEntry[str]) -> bool:
+        return self.maps.lead_to(below) or entry.path in self.metadata.others
 
     def _is_meant(self, below: str) -> bool:
         """By `include` and `exclude`."""

@@ -172,6 +172,14 @@ def test_the_workspace_is_no_source_by_any_name(tmp_path: Path) -> None:
     assert [Path(raw.uri).name for raw in found] == ["1.jpg"]
 
 
+def test_a_map_in_json_is_no_caption(tmp_path: Path) -> None:
+    root = written(tmp_path, {"a.jpg": "x", "a.json": '[{"keypoints": []}]', "b.jpg": "x", "b.txt": "b"})
+    assert sources.read_captions(listed(root)["a.jpg"]).problem
+    found = listed(root, provided={"pose_openpose": Provided(path="{stem}.json", keypoints="openpose")})
+    told = {name: sources.read_captions(raw) for name, raw in found.items()}
+    assert told["a.jpg"].problem == "" and told["b.jpg"].texts == ("b",)
+
+
 @pytest.mark.parametrize(
     ("path", "files", "images", "told"),
     [
