@@ -85,8 +85,9 @@ def listing(
             raise MillError(f"{source.at('path').where}{error}") from error
     if not by_address:
         places = ", ".join(str(getattr(source, "path", source.kind)) for source in sources)
+        left_out = "".join(f" {note}." for note in context.notes)
         raise MillError(
-            f"{sources[0].at().where}No images found in {places}: check `source` in the manifest."
+            f"{sources[0].at().where}No images found in {places}: check `source` in the manifest.{left_out}"
         )
     return list(by_address.values())
 

@@ -42,7 +42,7 @@ def list_tars(source: WebDatasetSource, image: Image, context: ListingContext) -
             f"source.path: {path} is compressed, and nothing can be read from its middle: unpack it to a"
             " plain .tar."
         )
-    tars = matching(source.path, ".tar")
+    tars = matching(source.path, ".tar", notes=context.notes)
     if not tars:
         raise nowhere(source.path, ".tar")
     yield from list_samples(tars, TarMembers.of(source))

@@ -73,7 +73,7 @@ def captions_of(value: Any) -> tuple[str, ...]:
         if isinstance(one, list | tuple | Mapping | bytes):
             raise TypeError("a caption is a text or a list of texts")
         caption = "" if one is None else clean(str(one)).strip()
-        if caption and caption not in captions:
+        if caption:
             captions.append(caption)
     return tuple(captions)
 

@@ -8,7 +8,9 @@ from pathlib import Path, PurePosixPath
 
 from pipeline import MillError
 from pipeline.sources.addresses import local_path
+from pipeline.sources.names import Globs
 from pipeline.sources.raw import MAX_BYTES, RawImage, Unreadable
+from pipeline.sources.tree import walk
 
 PACKAGE = "package://"  # package://skimage/data/coffee.png: a file that an installed package ships
 ABSENT = "-"  # stamp of a file that is not there
@@ -22,31 +24,24 @@ def resolve(path: str) -> Path:
         raise MillError(f"source.path: {path!r} is no path: {str(error).rstrip('.')}.") from error
 
 
-def matching(path: str, *endings: str) -> list[Path]:
+def matching(path: str, *endings: str, notes: list[str] | None = None) -> list[Path]:
     """The files that `path` names and that end so, absolute and sorted: one file, all below a folder, or a
     glob; perhaps none.
 
-    A link keeps its own name: in the hub's cache only that has the ending.
+    A link keeps its own name: in the hub's cache only that has the ending. `notes` takes sentences about
+    folders that were left out.
     """
     folder = resolve(path)
     if folder.is_dir():
-        files = [
-            Path(inner, name)
-            for inner, folders, names in os.walk(folder)
-            if _seen(folders)
-            for name in names
-            if not name.startswith(".")
-        ]
+        tree = walk(folder, Globs([]), None)
+        files = [Path(each.path, name) for each in tree.folders for name in each.files]
+        if notes is not None:
+            notes.extend(f"{folder}: {note}" for note in tree.notes())
+            notes.extend(f"{closed.uri}: {closed.problem}" for closed in tree.closed)
     else:
         path = str(Path(local_path(path)).expanduser())
         files = [Path(name).absolute() for name in glob.glob(path, recursive=True)]  # noqa: PTH207 - an absolute pattern
     return sorted(inner for inner in files if inner.name.lower().endswith(endings) and inner.is_file())
-
-
-def _seen(folders: list[str]) -> bool:
-    """Keeps os.walk out of hidden folders."""
-    folders[:] = [name for name in folders if not name.startswith(".")]
-    return True
 
 
 def stamp_of(state: os.stat_result) -> str:

@@ -16,6 +16,8 @@ from pipeline.sources.raw import FilePlace, ListingContext, RawImage
 from pipeline.sources.sidecars import EXTENSIONS, Sidecars
 from pipeline.sources.tree import Folder, shown, some, walk
 
+MOST_KINDS = 12  # of files that were left out, by their suffix, that are told
+
 
 def list_folder(source: FolderSource, image: Image, context: ListingContext) -> Iterator[RawImage]:
     """One RawImage for each image in the order of their paths; then a row for whatever can't be opened or
@@ -65,7 +67,8 @@ class _FolderLister:
     def read_metadata(self, folder: Folder) -> None:
         """Takes in what Hugging Face's imagefolder knows of images, and takes it off the other files."""
         for name in NAMES:
-            if name in folder.files and self.metadata.read(f"{folder.path}/{name}"):
+            path = f"{folder.path}/{name}"
+            if name in folder.files and shown(path) == path and self.metadata.read(path):
                 del folder.files[name]
 
     def check_metadata(self) -> None:
@@ -77,22 +80,24 @@ class _FolderLister:
 
     def images(self, folder: Folder) -> Iterator[RawImage]:
         """The images of one folder, as its files come."""
-        sidecars = Sidecars(folder.files) if self.source.captions == "sidecar" else None
+        prefix = "" if folder.below == "." else f"{folder.below}/"
+        files = folder.files
+        if self.maps.templates or self.metadata.others:
+            files = {name: entry for name, entry in files.items() if not self._is_map(prefix + name, entry)}
+        sidecars = Sidecars(files) if self.source.captions == "sidecar" else None
         captioned: set[str] = set()
         rest = []
-        prefix = "" if folder.below == "." else f"{folder.below}/"
-        for name, entry in folder.files.items():
+        for name, entry in files.items():
             base, kind = split(name)
-            if self.maps.templates and self.maps.lead_to(prefix + name):
-                continue
-            if self.metadata.others and entry.path in self.metadata.others:
-                continue
             if kind not in PICTURES and (kind or not _starts_as_picture(entry)):
                 rest.append((base, kind))
             elif self._is_meant(prefix + name):
                 captioned.update((name, base))
                 yield self._image(folder, entry, sidecars.of(name) if sidecars else None)
         self.left_out.update(kind for base, kind in rest if kind not in EXTENSIONS or base not in captioned)
+
+    def _is_map(self, below: str, entry: os.DirEntry[str]) -> bool:
+        return self.maps.lead_to(below) or entry.path in self.metadata.others
 
     def _is_meant(self, below: str) -> bool:
         """By `include` and `exclude`."""
@@ -163,11 +168,10 @@ class _FolderLister:
         """What was left out, where captions come from, and patterns that meant nothing."""
         sentences = []
         if self.left_out:
-            kinds = ", ".join(
-                f"{count} {f'.{kind}' if kind else 'without a suffix'}"
-                for kind, count in sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
-            )
-            sentences.append(f"files that are no images, left out: {kinds}")
+            ranked = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
+            kinds = [f"{count} {f'.{shown(kind)}' if kind else 'without a suffix'}" for kind, count in ranked]
+            rest = [f"{sum(count for _, count in ranked[MOST_KINDS:])} others"] if ranked[MOST_KINDS:] else []
+            sentences.append(f"files that are no images, left out: {', '.join([*kinds[:MOST_KINDS], *rest])}")
         if orphans := self.maps.orphans():
             sentences.append(f"files that `provided` names as maps of images that are not there: {orphans}")
         if self.metadata.files:

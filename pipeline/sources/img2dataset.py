@@ -23,7 +23,7 @@ def list_img2dataset(source: Img2DatasetSource, image: Image, context: ListingCo
     """One RawImage for each image that was downloaded; its web address and sizes are in `fields`. MillError
     where the path holds no tar, no numbered folder of images and no Parquet file with images.
     """
-    tars, folders = matching(source.path, ".tar"), _folders(source.path)
+    tars, folders = matching(source.path, ".tar", notes=context.notes), _folders(source.path)
     if tars:
         return list_samples(tars, TarMembers(source.captions))
     if folders:

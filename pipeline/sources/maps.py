@@ -68,8 +68,9 @@ class MapPlaces:
 
     def _of_template(self, template: "MapTemplate", folder: str, name: str) -> str:
         path = template.beside(folder, name)
-        if template.expression is None and path != os.path.normpath(f"{self.root}/{folder}/{name}"):
-            self.named.add(path)
+        if template.expression is None and path.startswith(f"{self.root}/"):
+            image = os.path.normpath(f"{self.root}/{folder}/{name}")
+            self.named |= {path} - {image}
         if not template.fixed:
             stamp = stamp_or_absent(path)
             self.taken[template.template] += stamp != ABSENT

@@ -40,7 +40,7 @@ def list_parquet(source: ParquetSource, image: Image, context: ListingContext) -
     """One RawImage for each row, file by file; a file that can't be read, or lacks a column, is one row with
     the reason.
     """
-    files = matching(source.path, *ENDINGS)
+    files = matching(source.path, *ENDINGS, notes=context.notes)
     if not files:
         raise nowhere(source.path, ".parquet file")
     yield from list_rows(files, TableColumns.of(source))

@@ -74,11 +74,18 @@ def _read_folder(folder: Folder) -> list[os.DirEntry[str]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 inner.append(entry)
             else:
                 folder.files[entry.name] = entry
     return inner
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that is closed
+        return False
 
 
 def _identity(state: os.stat_result) -> Identity:

@@ -309,6 +309,18 @@ def test_a_damaged_header_and_two_joined_tars_are_told(tmp_path: Path) -> None:
         assert len(good) == 1 and "breaks at byte" in bad.problem
 
 
+def test_linked_folders_of_tars_are_followed_once(tmp_path: Path) -> None:
+    tar(tmp_path / "elsewhere" / "1.tar", sample("1", jpg=b"1"))
+    tar(tmp_path / "tars" / "0.tar", sample("0", jpg=b"0"))
+    (tmp_path / "tars" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "tars" / "back").symlink_to(tmp_path / "tars")
+    notes: list[str] = []
+    source = WebDatasetSource(kind="webdataset", path=str(tmp_path / "tars"), captions="none")
+    found = sources.listing([source], SIZE, notes=notes)
+    assert [contents(raw)[0] for raw in found] == [b"0", b"1"]
+    assert notes == [f"{tmp_path}/tars: folders that are listed under another name, left out: back"]
+
+
 def test_captions_in_a_tar_are_lists_or_texts_in_any_encoding(tmp_path: Path) -> None:
     members = [
         *sample("1", jpg=b"1", txt="naïve".encode("utf-16")),

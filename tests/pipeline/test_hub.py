@@ -78,6 +78,13 @@ def four(hub: Any, start: int = 0) -> Any:
     )
 
 
+def test_a_row_keeps_its_stamp_whatever_slice_it_is_listed_in(home: Path, hub: Any) -> None:
+    four(hub).save_to_disk(home / "data", num_shards=2)
+    found = dataset(home / "data")
+    assert len({raw.stamp for raw in found}) == 4
+    assert dataset(home / "data", split="train[1:3]") == found[1:3]
+
+
 @pytest.mark.parametrize("layout", ["save_to_disk", "dictionary", "parquet", "imagefolder", "webdataset"])
 def test_a_local_dataset_of_any_layout_gives_its_stored_bytes(home: Path, hub: Any, layout: str) -> None:
     folder = home / "data"

@@ -86,6 +86,46 @@ def test_further_columns_are_kept_but_bytes_and_what_is_too_large_for_a_catalog(
     assert two.fields["score"] is None and two.fields["when"] is None
 
 
+def test_a_list_of_captions_is_kept_whole(tmp_path: Path) -> None:
+    columns = {"image": [b"0", b"1", b"2"], "text": [["first", " ", "second"], [], None]}
+    found = listed(write(tmp_path / "a.parquet", columns))
+    assert [sources.read_captions(raw).texts for raw in found] == [("first", "second"), (), ()]
+    odd = {"image": [b"0"], "text": [{"en": "x"}]}
+    (raw,) = listed(write(tmp_path / "b.parquet", odd))
+    assert raw.caption == "" and raw.fields == {"text": {"en": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("cells", "followed"),
+    [
+        ([b"0", b"1"], [False, False]),
+        (["0.jpg", "none.jpg"], [True, False]),
+        ([{"bytes": b"0", "path": "0.jpg"}, {"bytes": b"1", "path": None}], [False, False]),
+        ([{"bytes": None, "path": "0.jpg"}, {"bytes": b"1", "path": None}], [True, False]),
+        (["https://x/0.jpg", "https://x/1.jpg"], [False, False]),
+    ],
+)
+def test_stamps_of_rows_follow_the_table_and_the_files_it_names(
+    tmp_path: Path, cells: list[Any], followed: list[bool]
+) -> None:
+    (tmp_path / "0.jpg").write_text("0")
+    provided = {"depth_large": Provided(column="map", mask="mask", depth="distance")}
+    columns = {"image": cells, "map": ["0.jpg", "none.png"], "mask": [b"m", b"m"]}
+    path = write(tmp_path / "a.parquet", columns, rows_a_group=1)
+
+    def look() -> list[RawImage]:
+        return listed(path, captions="none", provided=provided)
+
+    before = look()
+    assert before == look() and len({raw.stamp for raw in before}) == 2
+    os.utime(tmp_path / "0.jpg", (0, 0))
+    after = look()
+    assert [old.stamp != new.stamp for old, new in zip(before, after, strict=True)] == followed
+    assert [old.map_stamps != new.map_stamps for old, new in zip(before, after, strict=True)] == [True, False]
+    os.utime(path, (0, 0))
+    assert not {raw.stamp for raw in after} & {raw.stamp for raw in look()}
+
+
 def test_what_is_wrong_with_a_row_is_its_reason(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     cells = ["ftp://example.com/a.jpg", None, "none.jpg", "pipe", "[1]", "nul\0.jpg"]
