@@ -24,7 +24,7 @@ import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -53,7 +53,7 @@ conditions: {{canny: {{}}}}
 """
 IMG2DATASET = """
 import os, sys
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it asks the network whether it is new
 from img2dataset import download
 if __name__ == "__main__":
     url_list, out, processes, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -85,7 +85,7 @@ def pictures() -> list[bytes]:
 class _Served(asyncio.Protocol):
     """One connection: as little work as an answer takes, so that the clients are what is measured."""
 
-    bodies: list[bytes] = []
+    bodies: ClassVar[list[bytes]] = []
 
     def connection_made(self, transport: Any) -> None:
         self.transport, self.waiting = transport, b""
@@ -120,17 +120,14 @@ def serve(pipe: Connection) -> None:
     asyncio.run(forever())
 
 
-def timed(command: list[str], folder: Path) -> float:
+def timed(command: list[str], folder: Path, **environment: str) -> float:
     """Seconds of a command, which may end with rows that failed."""
+    given = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     start = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=_environment())
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=given)
     if done.returncode not in (0, 3):
         raise SystemExit(f"{command[0]} ended with status {done.returncode}:\n{done.stderr[-2000:]}")
     return time.perf_counter() - start
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
 
 
 def ours(url_list: Path, folder: Path, workers: int, concurrency: int) -> tuple[float, dict[str, int]]:
@@ -139,9 +136,9 @@ def ours(url_list: Path, folder: Path, workers: int, concurrency: int) -> tuple[
     shutil.rmtree(workspace, ignore_errors=True)
     given = {"workspace": workspace, "list": url_list, "concurrency": concurrency // workers}
     (folder / "manifest.yaml").write_text(MANIFEST.format(**given))
-    call = "import sys; sys.path.insert(0, sys.argv.pop(1)); from pipeline.cli import main; main()"
-    command = [sys.executable, "-c", call, str(HERE), "run", "manifest.yaml", "--stages", "ingest"]
-    seconds = timed([*command, "--workers", str(workers)], folder)
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "run", "manifest.yaml"]
+    command += ["--stages", "ingest", "--workers", str(workers)]
+    seconds = timed(command, folder, PYTHONPATH=str(HERE))
     statuses = "SELECT status, count(*) FROM images GROUP BY status"
     return seconds, dict(Catalog(Workspace(workspace)).query(statuses))
 
@@ -225,6 +222,8 @@ def main() -> None:
     parser.add_argument("--img2dataset-python", help="of an environment that has img2dataset")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.img2dataset_python:
+        args.img2dataset_python = str(Path(args.img2dataset_python).absolute())
     if args.img2dataset_python and not shutil.which(args.img2dataset_python):
         parser.error(f"{args.img2dataset_python} is no Python: leave the option out, and it is not compared")
     if not args.img2dataset_python:

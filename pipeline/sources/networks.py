@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+from functools import lru_cache
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -23,6 +24,7 @@ def is_public(address: IpAddress) -> bool:
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
 
 
+@lru_cache(maxsize=4096)
 def literal(host: str) -> IpAddress | None:
     """The address that a host is, also spelled as 2130706433, 0x7f.1 or 0177.0.0.1; None = it is a name."""
     try:
