@@ -58,6 +58,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.asked[self.path] += 1
             self.server.headers.append(dict(self.headers))
             times = self.server.asked[self.path]
+        if self.path in self.server.changed:
+            status, body, tag = self.server.changed[self.path]
+            return self.answer(status, body, ETag=tag)
         name = self.path.partition("?")[0].strip("/").rpartition("/")[2].partition(".")[0]
         getattr(self, f"_{name}", self._picture)(times)
 
@@ -200,6 +203,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: Counter[str] = Counter()
         self.headers: list[dict[str, str]] = []
+        self.changed: dict[str, tuple[int, bytes, str]] = {}  # path -> what stands there by now
         self.lock = threading.Lock()
 
     def handle_error(self, *_: Any) -> None:
@@ -522,3 +526,39 @@ def test_a_retry_asks_only_for_what_failed(
     assert again.returncode == 3, again.stderr
     looks = {"/1.jpg": 1, "/2.jpg": 1}
     assert server.asked == looks | {"/broken.jpg": 1, "/page.jpg": 1, "/missing.jpg": 1}
+
+
+def test_what_changed_on_a_server_is_read_again_and_what_it_lost_is_gone(
+    server: Server,
+    controlmill: Command,
+    manifest: Callable[..., Path],
+    photograph: Callable[..., Pillow.Image],
+    tmp_path: Path,
+) -> None:
+    for number in range(5):
+        server.changed[f"/{number}.jpg"] = (200, encoded(photograph(number)), f'"{number}"')
+    text = "\n".join(json.dumps({"image": f"{server.url}/{number}.jpg"}) for number in range(5))
+    (tmp_path / "list.jsonl").write_text(text)
+    source = "{kind: list, path: list.jsonl, download: {private_networks: true, retries: 0}}"
+    run = ("run", manifest(source=source), "--stages", "ingest")
+    assert controlmill(*run).returncode == 0
+    server.asked.clear()
+    server.changed["/1.jpg"] = (200, encoded(photograph(11)), '"another"')
+    server.changed["/2.jpg"] = (404, b"", "")
+    server.changed["/3.jpg"] = (503, b"", "")  # for a while: nothing is known of it
+    server.changed["/4.jpg"] = (200, encoded(photograph(4)), '"touched"')
+    second = controlmill(*run)
+    assert second.returncode == 0, second.stderr
+    assert "0 new addresses, 1 changed, 1 gone, 1 touched but equal" in second.stdout, second.stdout
+    rows = "SELECT uri, reason FROM images JOIN sources USING (image_id) WHERE status = 'gone' ORDER BY uri"
+    gone = Catalog(Workspace(tmp_path / "ws")).query(rows)
+    assert [uri.rpartition("/")[2] for uri, _ in gone] == ["1.jpg", "2.jpg"] and "404" in gone[1][1]
+    server.asked.clear()
+    third = controlmill(*run)
+    assert "0 new addresses;" in third.stdout and set(server.asked.values()) == {1}
+
+
+def encoded(picture: Pillow.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG")
+    return buffer.getvalue()
