@@ -75,7 +75,8 @@ def _png(picture: Any, header: Header, data: bytes, image: Image, ratio: float) 
     else:
         raster = _by_pillow(picture, header, data, image, ratio)
     if data[24] == 16 and (deep := _deep(data)) is not None:
-        raster = replace(raster, **_of_deep(deep, header, image))
+        pixels, alpha = _of_deep(deep, header, image)
+        raster = replace(raster, pixels=pixels, alpha=alpha)
     return replace(raster, damage=problem or raster.damage)
 
 
@@ -86,14 +87,15 @@ def _tiff(picture: Any, header: Header, data: bytes, image: Image, ratio: float)
         raise Damaged(problem)
     bits = tags.get(BITS, (1,))
     deep = picture.mode in ("RGB", "RGBA", "RGBX") and max(bits) > 8
-    raster = replace(_by_pillow(picture, header, data, image, ratio), orientation=1)  # Pillow turns TIFFs
+    raster = replace(_by_pillow(picture, header, data, image, ratio), orientation=1)  # turned already
     if deep:
         if (wide := _deep(data)) is None:
             raise Unreadable(
                 f"a TIFF of {max(bits)} bits a channel and a kind that is not read: save it as PNG",
                 header.width, header.height, header.format,
             )  # fmt: skip
-        raster = replace(raster, orientation=header.orientation, **_of_deep(wide, header, image))
+        pixels, alpha = _of_deep(wide, header, image)
+        raster = replace(raster, pixels=pixels, alpha=alpha)
     return replace(raster, damage=problem or raster.damage)
 
 
@@ -144,7 +146,8 @@ def _of_pillow(picture: Any, header: Header, image: Image) -> Raster:
         deep = np.asarray(picture)
         if (mode == "I" and picture.format == "PPM") or (mode.startswith("I;16") and mode != "I;16S"):
             deep = deep.astype(np.uint16)
-        return Raster(orientation=turned, **_of_deep(deep, header, image))
+        pixels, alpha = _of_deep(deep, header, image)
+        return Raster(pixels, turned, alpha)
     if mode in ("L", "1") and "transparency" not in picture.info:
         return Raster(np.asarray(picture.convert("L")), turned)
     if mode in ("L", "1", "LA", "La"):
@@ -172,7 +175,7 @@ def _deep(data: bytes) -> np.ndarray | None:
     return samples
 
 
-def _of_deep(samples: np.ndarray, header: Header, image: Image) -> dict[str, np.ndarray | None]:
+def _of_deep(samples: np.ndarray, header: Header, image: Image) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels and alpha of samples of more than 8 bits; raises Unreadable where it can't be told which of them
     are black and white.
     """
@@ -198,7 +201,7 @@ def _of_deep(samples: np.ndarray, header: Header, image: Image) -> dict[str, np.
     else:
         black, white = 0, WHITE_16
     scaled = (samples.astype(np.float64) - black) * (255 / (white - black))
-    return {"pixels": np.round(np.clip(scaled, 0, 255)).astype(np.uint8), "alpha": alpha}
+    return np.round(np.clip(scaled, 0, 255)).astype(np.uint8), alpha
 
 
 @contextmanager

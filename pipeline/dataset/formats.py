@@ -105,7 +105,7 @@ def _without_comments(data: bytes, kind: str | None) -> Any:
         return None
 
 
-def _bound(width: int, height: int, max_pixels: int | None, kind: str) -> None:
+def _bound(width: int, height: int, max_pixels: int | None, kind: str | None) -> None:
     if max_pixels is not None and width * height > max_pixels:
         most = f"{max_pixels:,}".replace(",", " ")
         reason = f"too large: {width}×{height} is over image.max_pixels ({most})"

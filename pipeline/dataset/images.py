@@ -124,9 +124,9 @@ def fit(raster: Raster, to: Placement, colours: Colours, header: Header) -> np.n
     """The canonical pixels, uint8 HWC RGB: cut out, laid on white, made sRGB, scaled, turned upright."""
     box = _stored_box(to, raster.orientation)
     size = to.size[::-1] if raster.orientation >= 5 else to.size
-    pixels = _cut(raster.pixels, box, raster.step)
-    if raster.alpha is not None:
-        alpha = _cut(raster.alpha, box, raster.step)
+    pixels = _cut(raster.pixels, box, raster.step, size)
+    if raster.alpha is not None:  # of a picture at its full size: no JPEG has any
+        alpha = _cut(raster.alpha, box, raster.step, size)
         if not alpha.any():
             raise Unreadable(
                 "nothing to see: what image.fit takes of it is fully transparent",
@@ -158,11 +158,12 @@ def _stored_box(to: Placement, orientation: int) -> tuple[int, int, int, int]:
     return (left, top, to.width, to.height) if orientation >= 5 else (top, left, to.height, to.width)
 
 
-def _cut(pixels: np.ndarray, box: tuple[int, int, int, int], step: int) -> np.ndarray:
+def _cut(pixels: np.ndarray, box: tuple[int, int, int, int], step: int, size: tuple[int, int]) -> np.ndarray:
     """The box, in pixels of the raw image, of a picture that was scaled down by `step`.
 
-    Where it begins or ends within a pixel, pixels are repeated until it does not: what the area filter makes
-    of them is the same, and the centre stays the centre.
+    Where it begins or ends within a pixel, pixels are repeated along that axis until it does not, and the
+    axis is scaled to what `size` wants of it: the area filter makes the same of repeated pixels, and the
+    centre stays the centre.
     """
     for axis, (start, length) in enumerate(zip(box[:2], box[2:], strict=True)):
         times = step // math.gcd(step, start, length)
@@ -174,6 +175,9 @@ def _cut(pixels: np.ndarray, box: tuple[int, int, int, int], step: int) -> np.nd
         begin = start // unit - first * times
         inner = slice(begin, begin + length // unit)
         pixels = pixels[inner] if axis == 0 else pixels[:, inner]
+        if times > 1:
+            tall, wide = pixels.shape[:2]
+            pixels = _scaled(pixels, (size[0], wide) if axis == 0 else (tall, size[1]), shrinks=True)
     return pixels
 
 

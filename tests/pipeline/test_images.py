@@ -464,6 +464,24 @@ def test_what_16_bits_hold_is_declared_or_seen(name: str) -> None:
     assert (clipped[:15] == 0).all() and (clipped[-30:] == 255).all()
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_picture_of_16_bits_is_turned_once(orientation: int) -> None:
+    """Pillow and OpenCV turn TIFFs when they load them, and no PNGs."""
+    tifffile = pytest.importorskip("tifffile")
+    samples = smooth(100, 140).astype(np.uint16) * 257
+    buffer, exif = io.BytesIO(), Pillow.Exif()
+    exif[0x0112] = orientation
+    tag = [(0x0112, "H", 1, orientation, True)]
+    tifffile.imwrite(buffer, samples, photometric="rgb", extratags=tag)
+    deep = ancillary(wide(".png", samples[..., ::-1]), b"eXIf", exif.tobytes()[6:])
+    expected = images.canonical(encoded(smooth(100, 140), "PNG", exif=exif), SIZE)
+    for data in (buffer.getvalue(), deep):
+        made = images.canonical(data, SIZE)
+        assert made.header.upright == expected.header.upright == images.upright_size(data)
+        assert made.header.orientation == orientation
+        assert (made.pixels == expected.pixels).all()
+
+
 def test_colours_of_16_bits_keep_their_order_and_their_transparency() -> None:
     samples = np.zeros((64, 64, 4), np.uint16)
     samples[..., 2], samples[..., 3] = 60_000, 65535  # red, as OpenCV orders them
@@ -590,14 +608,13 @@ def test_an_extra_reads_its_format(module: str, form: str) -> None:
     assert "broken image" in reason(data[: len(data) // 2])
 
 
-@pytest.mark.parametrize(
-    ("stream", "size"),
-    [
-        ("ff0a 0001", (8, 8)),
-    ],
-)
-def test_the_size_of_a_jpeg_xl_is_in_its_first_bits(stream: str, size: tuple[int, int]) -> None:
-    assert formats.jxl_size(bytes.fromhex(stream)) is not None
+@pytest.mark.parametrize("size", [(8, 8), (64, 256), (192, 120), (300, 400), (513, 70), (1000, 2000)])
+@pytest.mark.parametrize("container", [False, True])
+def test_the_size_of_a_jpeg_xl_is_in_its_first_bits(size: tuple[int, int], container: bool) -> None:
+    pytest.importorskip("pillow_jxl")
+    data = encoded(np.zeros((*size, 3), np.uint8), "JXL", use_container=container, effort=1)
+    assert formats.jxl_size(data) == (size[1], size[0])
+    assert formats.jxl_size(b"\0\0\0\x0cJXL \r\n\x87\n") is None, "a container that holds nothing"
 
 
 def test_the_limit_of_pixels_is_told_before_decoding_by_every_format() -> None:
