@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.manifest import Provided
 from pipeline.sources.columns import stamp_of_value
 from pipeline.sources.files import ABSENT, stamp_or_absent
-from pipeline.sources.names import split
+from pipeline.sources.names import PICTURES, split
 from pipeline.sources.raw import Columns, ProvidedJson
 
 
@@ -113,9 +113,10 @@ class MapTemplate:
 
     @cached_property
     def expression(self) -> re.Pattern[str] | None:
-        """None where only the images themselves can tell: the template names every file, or leads upwards."""
+        """None where only the images can tell: the template leads upwards, or could name any picture."""
         template = self.template.removeprefix("./")
-        if ".." in template.split("/") or template.removeprefix("{folder}/") in ("{name}", "{stem}"):
+        name, kind = split(template.removeprefix("{folder}/"))
+        if ".." in template.split("/") or (name in ("{name}", "{stem}") and (not kind or kind in PICTURES)):
             return None
         pieces = re.split(r"(\{folder\}/|\{[^}]*\})", template)
         return re.compile("".join(map(_piece, pieces)), re.DOTALL)
