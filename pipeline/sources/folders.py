@@ -84,16 +84,17 @@ class _FolderLister:
         files = folder.files
         if self.maps.templates or self.metadata.others:
             files = {name: entry for name, entry in files.items() if not self._is_map(prefix + name, entry)}
-        sidecars = Sidecars(files) if self.source.captions == "sidecar" else None
+        parts = {name: split(name) for name in files}
+        sidecars = Sidecars(parts) if self.source.captions == "sidecar" else None
         captioned: set[str] = set()
         rest = []
         for name, entry in files.items():
-            base, kind = split(name)
+            base, kind = parts[name]
             if kind not in PICTURES and (kind or not _starts_as_picture(entry)):
                 rest.append((base, kind))
             elif self._is_meant(prefix + name):
                 captioned.update((name, base))
-                yield self._image(folder, entry, sidecars.of(name) if sidecars else None)
+                yield self._image(folder, entry, sidecars.of(name, base) if sidecars else None)
         self.left_out.update(kind for base, kind in rest if kind not in EXTENSIONS or base not in captioned)
 
     def _is_map(self, below: str, entry: os.DirEntry[str]) -> bool:
@@ -141,7 +142,11 @@ class _FolderLister:
             more_captions=more,
             stamp=stamp,
             caption_stamp=caption_stamp,
-            map_stamps=self.maps.stamps(folder.below, entry.name, row.fields if row else {}),
+            map_stamps=(
+                self.maps.stamps(folder.below, entry.name, row.fields if row else {})
+                if self.maps.provided
+                else {}
+            ),
         )
 
     def _of_row(self, row: ImageRow) -> tuple[FilePlace, str, tuple[str, ...]]:

@@ -99,10 +99,14 @@ class MapTemplate:
     def __init__(self, root: str, template: str) -> None:
         self.root, self.template = root, template
         self.fixed = "{" not in template  # one file for the whole set
+        # neither absolute nor with parts that a path has to be resolved for
+        self.is_tidy = all(part.strip(".") for part in template.split("/"))
 
     def beside(self, folder: str, name: str) -> str:
         """The file that belongs to an image; `folder` is the image's below the root, "." for the root."""
         inner = self.template.format(folder=folder, stem=split(name)[0], name=name)
+        if self.is_tidy and folder != ".":
+            return f"{self.root}/{inner}"
         return os.path.normpath(os.path.join(self.root, inner))  # noqa: PTH118 - for each of many images
 
     def leads_to(self, path: str) -> bool:
