@@ -4,6 +4,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline import MillError
@@ -23,11 +24,14 @@ def list_folder(source: FolderSource, image: Image, context: ListingContext) -> 
     """One RawImage for each image in the order of their paths; then a row for whatever can't be opened or
     read on the way.
 
-    MillError where the path is no folder, or captions are asked of metadata files and there is none.
+    MillError where the path is no folder that can be read, or captions are asked of metadata files and there
+    is none.
     """
     root = folder_of(source)
     lister = _FolderLister(source, str(root))
     tree = walk(root, lister.exclude, context.without)
+    if tree.closed and not tree.folders:
+        raise MillError(f"source.path: {root}: {tree.closed[0].problem}: give yourself the right to read it.")
     for folder in tree.folders:
         lister.read_metadata(folder)
     lister.check_metadata()
@@ -38,7 +42,8 @@ def list_folder(source: FolderSource, image: Image, context: ListingContext) -> 
     context.notes.extend(f"{root}: {note}" for note in (*lister.notes(), *tree.notes()))
     yield from raws
     yield from lister.metadata.problems
-    yield from tree.closed
+    for closed in tree.closed:
+        yield replace(closed, problem=f"{closed.problem}: open it, or name it in `exclude`")
 
 
 def folder_of(source: FolderSource) -> Path:

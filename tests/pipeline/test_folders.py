@@ -327,7 +327,10 @@ def test_a_folder_that_cannot_be_opened_is_a_row(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("os.scandir", refuse)
     one, closed = sources.listing([FolderSource(kind="folder", path=str(root))], Image())
     assert Path(one.uri).name == "1.jpg" and closed.uri == str(root / "closed")
-    assert closed.problem == "the folder can't be opened: Permission denied"
+    reason = "the folder can't be opened: Permission denied: open it, or name it in `exclude`"
+    assert closed.problem == reason
+    with pytest.raises(MillError, match="can't be opened: Permission denied: give yourself the right"):
+        listed(root / "closed")
 
 
 @pytest.mark.parametrize("size", [5, 50])
