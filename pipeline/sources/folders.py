@@ -4,6 +4,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline import MillError
@@ -23,11 +24,14 @@ def list_folder(source: FolderSource, image: Image, context: ListingContext) -> 
     """One RawImage for each image in the order of their paths; then a row for whatever can't be opened or
     read on the way.
 
-    MillError where the path is no folder, or captions are asked of metadata files and there is none.
+    MillError where the path is no folder that can be read, or captions are asked of metadata files and there
+    is none.
     """
     root = folder_of(source)
     lister = _FolderLister(source, str(root))
     tree = walk(root, lister.exclude, context.without)
+    if tree.closed and not tree.folders:
+        raise MillError(f"source.path: {root}: {tree.closed[0].problem}: give yourself the right to read it.")
     for folder in tree.folders:
         lister.read_metadata(folder)
     lister.check_metadata()
@@ -38,7 +42,8 @@ def list_folder(source: FolderSource, image: Image, context: ListingContext) -> 
     context.notes.extend(f"{root}: {note}" for note in (*lister.notes(), *tree.notes()))
     yield from raws
     yield from lister.metadata.problems
-    yield from tree.closed
+    for closed in tree.closed:
+        yield replace(closed, problem=f"{closed.problem}: open it, or name it in `exclude`")
 
 
 def folder_of(source: FolderSource) -> Path:
@@ -84,16 +89,17 @@ class _FolderLister:
         files = folder.files
         if self.maps.templates or self.metadata.others:
             files = {name: entry for name, entry in files.items() if not self._is_map(prefix + name, entry)}
-        sidecars = Sidecars(files) if self.source.captions == "sidecar" else None
+        parts = {name: split(name) for name in files}
+        sidecars = Sidecars(parts) if self.source.captions == "sidecar" else None
         captioned: set[str] = set()
         rest = []
         for name, entry in files.items():
-            base, kind = split(name)
+            base, kind = parts[name]
             if kind not in PICTURES and (kind or not _starts_as_picture(entry)):
                 rest.append((base, kind))
             elif self._is_meant(prefix + name):
                 captioned.update((name, base))
-                yield self._image(folder, entry, sidecars.of(name) if sidecars else None)
+                yield self._image(folder, entry, sidecars.of(name, base) if sidecars else None)
         self.left_out.update(kind for base, kind in rest if kind not in EXTENSIONS or base not in captioned)
 
     def _is_map(self, below: str, entry: os.DirEntry[str]) -> bool:
@@ -141,7 +147,11 @@ class _FolderLister:
             more_captions=more,
             stamp=stamp,
             caption_stamp=caption_stamp,
-            map_stamps=self.maps.stamps(folder.below, entry.name, row.fields if row else {}),
+            map_stamps=(
+                self.maps.stamps(folder.below, entry.name, row.fields if row else {})
+                if self.maps.provided
+                else {}
+            ),
         )
 
     def _of_row(self, row: ImageRow) -> tuple[FilePlace, str, tuple[str, ...]]:

@@ -35,7 +35,7 @@ def _list_file(given: str) -> Path:
         reason = f"{path} is a folder" if path.is_dir() else f"the list {path} does not exist"
         raise MillError(f"source.path: {reason}: set it to a .jsonl, .csv or .tsv file.")
     if path.suffix.lower() not in SUFFIXES:
-        raise MillError(f"source.path: {path} is no .jsonl, .csv or .tsv: set it to a file that is.")
+        raise MillError(f"source.path: {path} is neither .jsonl nor .csv nor .tsv: set it to a file that is.")
     return path
 
 
@@ -108,11 +108,11 @@ class _ListColumns:
             }
         for key, column in asked.items():
             if column not in self.seen:
-                there = f"; it has {', '.join(map(repr, sorted(self.seen)))}" if self.seen else ""
+                there = f"; there are {', '.join(map(repr, sorted(self.seen)))}" if self.seen else ""
                 remedy = (
                     "the column that names the image" if key == "image_column" else "a column that is there"
                 )
-                raise MillError(f"{self.name}: no row has {column!r}{there}: set `source.{key}` to {remedy}.")
+                raise MillError(f"{self.name}: no row has {column!r}: set `source.{key}` to {remedy}{there}.")
 
 
 def address_of(cell: str, folder: str) -> str:

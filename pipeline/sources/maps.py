@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.manifest import Provided
 from pipeline.sources.columns import stamp_of_value
 from pipeline.sources.files import ABSENT, stamp_or_absent
-from pipeline.sources.names import split
+from pipeline.sources.names import PICTURES, split
 from pipeline.sources.raw import Columns, ProvidedJson
 
 
@@ -99,10 +99,14 @@ class MapTemplate:
     def __init__(self, root: str, template: str) -> None:
         self.root, self.template = root, template
         self.fixed = "{" not in template  # one file for the whole set
+        # neither absolute nor with parts that a path has to be resolved for
+        self.is_tidy = all(part.strip(".") for part in template.split("/"))
 
     def beside(self, folder: str, name: str) -> str:
         """The file that belongs to an image; `folder` is the image's below the root, "." for the root."""
         inner = self.template.format(folder=folder, stem=split(name)[0], name=name)
+        if self.is_tidy and folder != ".":
+            return f"{self.root}/{inner}"
         return os.path.normpath(os.path.join(self.root, inner))  # noqa: PTH118 - for each of many images
 
     def leads_to(self, path: str) -> bool:
@@ -113,9 +117,10 @@ class MapTemplate:
 
     @cached_property
     def expression(self) -> re.Pattern[str] | None:
-        """None where only the images themselves can tell: the template names every file, or leads upwards."""
+        """None where only the images can tell: the template leads upwards, or could name any picture."""
         template = self.template.removeprefix("./")
-        if ".." in template.split("/") or template.removeprefix("{folder}/") in ("{name}", "{stem}"):
+        name, kind = split(template.removeprefix("{folder}/"))
+        if ".." in template.split("/") or (name in ("{name}", "{stem}") and (not kind or kind in PICTURES)):
             return None
         pieces = re.split(r"(\{folder\}/|\{[^}]*\})", template)
         return re.compile("".join(map(_piece, pieces)), re.DOTALL)

@@ -1,13 +1,12 @@
 """Captions in files beside the images: photo.jpg.txt or photo.txt, .caption or .json, in any case."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from pipeline.sources.columns import MAX_TEXT, captions_of, encoding_of
 from pipeline.sources.files import read_path
-from pipeline.sources.names import split
 from pipeline.sources.raw import FilePlace, RawImage, ReadCaptions, Unreadable, clean
 
 EXTENSIONS = ("txt", "caption", "json")  # of two beside one image the earlier is read
@@ -17,18 +16,18 @@ CAPTION_KEYS = ("caption", "text")  # of a .json, likewise
 class Sidecars:
     """The files of one folder that may hold captions."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Mapping[str, tuple[str, str]]) -> None:
+        """`names` -> their stems and extensions."""
         ranked: dict[str, tuple[int, bool, str]] = {}
-        for name in names:
-            base, kind = split(name)
+        for name, (base, kind) in names.items():
             if kind in EXTENSIONS:
                 rank = EXTENSIONS.index(kind), not name.endswith(kind), name  # a.txt before a.TXT
                 ranked[base] = min(ranked.get(base, rank), rank)
         self._of = {base: name for base, (*_, name) in ranked.items()}
 
-    def of(self, image: str) -> str | None:
+    def of(self, image: str, stem: str) -> str | None:
         """The file that holds the captions of an image: the one after its whole name, else after its stem."""
-        return self._of.get(image) or self._of.get(split(image)[0])
+        return self._of.get(image) or self._of.get(stem)
 
 
 def read_captions(raw: RawImage) -> ReadCaptions:

@@ -187,7 +187,7 @@ def test_a_map_in_json_is_no_caption(tmp_path: Path) -> None:
         ("{stem}_depth.png", ["a.jpg", "b_depth.png"], ["a.jpg"], 1),  # its image is missing
         ("{folder}/{stem}_d.tif", ["s/a.jpg", "s/a_d.tif", "b.jpg", "b_d.tif"], ["b.jpg", "s/a.jpg"], 0),
         ("d/{folder}/{stem}.jpg", ["a.jpg", "d/a.jpg", "s/b.jpg", "d/s/b.jpg"], ["a.jpg", "s/b.jpg"], 0),
-        ("{stem}.png", ["a.jpg", "a.png"], ["a.jpg"], 0),
+        ("{stem}.png", ["a.jpg", "a.png", "b.png"], ["a.jpg", "b.png"], 0),  # b.png may well be a photograph
         ("{folder}/../maps/{stem}.png", ["i/a.jpg", "maps/a.png", "i/b.jpg"], ["i/a.jpg", "i/b.jpg"], 0),
         ("all.png", ["a.jpg", "all.png"], ["a.jpg"], 0),
         ("maps/{name}.png", ["a.jpg", "maps/a.jpg.png"], ["a.jpg"], 0),
@@ -327,7 +327,10 @@ def test_a_folder_that_cannot_be_opened_is_a_row(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("os.scandir", refuse)
     one, closed = sources.listing([FolderSource(kind="folder", path=str(root))], Image())
     assert Path(one.uri).name == "1.jpg" and closed.uri == str(root / "closed")
-    assert closed.problem == "the folder can't be opened: Permission denied"
+    reason = "the folder can't be opened: Permission denied: open it, or name it in `exclude`"
+    assert closed.problem == reason
+    with pytest.raises(MillError, match="can't be opened: Permission denied: give yourself the right"):
+        listed(root / "closed")
 
 
 @pytest.mark.parametrize("size", [5, 50])

@@ -83,7 +83,7 @@ def test_a_bad_row_of_a_csv_is_a_row_with_the_reason(tmp_path: Path, data: str, 
             "l.csv",
             "file,caption\n1.jpg,a\n",
             {},
-            r"no row has 'image'; it has 'caption', 'file': set `source\.image_col",
+            r"no row has 'image': set `source\.image_column` .*; there are 'caption', 'file'",
         ),
         ("l.csv", "", {}, r"no row has 'image': set `source\.image_column`"),
         (
@@ -99,7 +99,7 @@ def test_a_bad_row_of_a_csv_is_a_row_with_the_reason(tmp_path: Path, data: str, 
             r"set `source\.provided\.hed\.column`",
         ),
         ("l.csv", b"image\n\xe9.jpg\n", {}, r"is not UTF-8 .*: save it as UTF-8"),
-        ("l.txt", "1.jpg\n", {}, r"is no \.jsonl, \.csv or \.tsv"),
+        ("l.txt", "1.jpg\n", {}, r"is neither \.jsonl nor \.csv nor \.tsv"),
     ],
 )
 def test_a_list_that_cannot_be_right_is_one_sentence(

@@ -102,7 +102,6 @@ def test_a_list_of_captions_is_kept_whole(tmp_path: Path) -> None:
         (["0.jpg", "none.jpg"], [True, False]),
         ([{"bytes": b"0", "path": "0.jpg"}, {"bytes": b"1", "path": None}], [False, False]),
         ([{"bytes": None, "path": "0.jpg"}, {"bytes": b"1", "path": None}], [True, False]),
-        (["https://x/0.jpg", "https://x/1.jpg"], [False, False]),
     ],
 )
 def test_stamps_of_rows_follow_the_table_and_the_files_it_names(
