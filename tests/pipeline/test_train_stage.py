@@ -24,6 +24,8 @@ from pipeline.cli import main
 from pipeline.cluster.jobs import Job
 from pipeline.commands import requirements, status
 from pipeline.commands import verify as verifier
+from pipeline.dataset import changes
+from pipeline.dataset.changes import Change
 from pipeline.experiment import pairs
 from pipeline.experiment.pairs import PairAddress, PlannedRun, ShardPairs, planned_runs
 from pipeline.experiment.runs import options_of, record, record_all, take_shorter
@@ -577,6 +579,31 @@ def test_an_image_that_killed_its_encoder_is_not_trained_on(
         for name, pairs in splits(planned(tmp_path / "copy", monkeypatch)[1])
     }
     assert after == {name: ids - lost for name, ids in before.items()}
+
+
+def test_a_run_whose_images_got_other_captions_is_another_run(
+    made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = made
+    shutil.copytree(root, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
+    before = planned(tmp_path / "copy", monkeypatch)
+    plan = plans.make(load(tmp_path / "copy/manifest.yaml"))
+    catalog = Catalog(plan.workspace)
+    address = "SELECT uri FROM sources WHERE image_id = ?"
+
+    def tell(image_id: str, caption: str) -> list[str]:
+        (uri,) = catalog.row(address, [image_id])
+        changes.save(plan, catalog, [Change("caption", uri, image_id, captions=(caption,))])
+        return [run.name for run in planned_runs(plan, catalog)]
+
+    assert tell(before[1].held_out[0].image_id, "other words") == [run.name for run in before]
+    changed = tell(before[1].pairs[0].image_id, "other words")
+    assert all(one != run.name for one, run in zip(changed, before, strict=True))
+    assert tell(before[1].pairs[0].image_id, "once more") != changed
+    pair = before[1].pairs[0]
+    encoded = "SELECT caption FROM latent_rows JOIN images USING (image) WHERE image_id = ?"
+    (first,) = catalog.row(encoded, [pair.image_id])
+    assert tell(pair.image_id, first) == [run.name for run in before], "the words are what they were"
 
 
 def splits(it: PlannedRun) -> list[tuple[str, list[PairAddress]]]:
