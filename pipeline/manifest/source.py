@@ -94,6 +94,7 @@ class FolderSource(Section):
     include: list[Text] = []
     exclude: list[Text] = []
     provided: ProvidedMaps = {}
+    download: Download = Download()  # of a folder in an object store
 
 
 class ListSource(Section):

@@ -11,7 +11,7 @@ from typing import Any
 from annotate.flips import may_flip
 from pipeline import MillError
 from pipeline.manifest import Image
-from pipeline.sources.addresses import local_path, scheme_of
+from pipeline.sources.addresses import local_path, reader_of, scheme_of
 from pipeline.sources.raw import (
     Fetched,
     Gone,
@@ -54,6 +54,7 @@ CAPTION_READERS = {
     "file": ("sidecars", "read_captions"),
     "tar": ("archives", "read_captions"),
     "scene": ("rendered", "read_captions"),
+    "object": ("objects", "read_captions"),
 }
 
 
@@ -110,10 +111,14 @@ def lack(source: Any, image: Image) -> str | None:
     enough.
     """
     path = local_path(str(getattr(source, "path", "")))
-    if source.kind in ("scenes", "huggingface") or scheme_of(path):
+    if source.kind in ("scenes", "huggingface"):
         return None
     try:
-        if not glob.glob(str(Path(path).expanduser())):  # noqa: PTH207 - a pattern may be absolute
+        if reader_of(path) and (
+            source.kind == "list" or (source.kind, reader_of(path)) == ("folder", "object")
+        ):
+            return _function("objects", "lack")(scheme_of(path)) if reader_of(path) == "object" else None
+        if not scheme_of(path) and not glob.glob(str(Path(path).expanduser())):  # noqa: PTH207 - a pattern may be absolute
             return f"{path} does not exist; put the data there, or set `path`"
         if source.kind == "folder":
             _function("folders", "folder_of")(source)

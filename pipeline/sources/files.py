@@ -7,7 +7,7 @@ import stat
 from pathlib import Path, PurePosixPath
 
 from pipeline import MillError
-from pipeline.sources.addresses import local_path
+from pipeline.sources.addresses import local_path, scheme_of
 from pipeline.sources.names import Globs
 from pipeline.sources.raw import MAX_BYTES, RawImage, Unreadable
 from pipeline.sources.tree import walk
@@ -18,6 +18,11 @@ ABSENT = "-"  # stamp of a file that is not there
 
 def resolve(path: str) -> Path:
     """The absolute path, with `~` and links followed. MillError where the text can't be a path."""
+    if scheme := scheme_of(local_path(path)):
+        raise MillError(
+            f"source.path: this kind of source is not read from {scheme}:// addresses: copy the data here, or"
+            " name its images in a list."
+        )
     try:
         return Path(local_path(path)).expanduser().resolve()
     except (RuntimeError, ValueError, OSError) as error:

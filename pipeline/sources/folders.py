@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline import MillError
 from pipeline.manifest import FolderSource, Image
+from pipeline.sources.addresses import reader_of
 from pipeline.sources.files import ABSENT, resolve, stamp_of
 from pipeline.sources.imagefolder import NAMES, ImageRow, Metadata
 from pipeline.sources.maps import MapPlaces
@@ -27,6 +28,11 @@ def list_folder(source: FolderSource, image: Image, context: ListingContext) -> 
     MillError where the path is no folder that can be read, or captions are asked of metadata files and there
     is none.
     """
+    if reader_of(source.path) == "object":
+        from pipeline.sources.object_folders import list_object_folder
+
+        yield from list_object_folder(source, context)
+        return
     root = folder_of(source)
     lister = _FolderLister(source, str(root))
     tree = walk(root, lister.exclude, context.without)

@@ -6,14 +6,16 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
 from pipeline.manifest.download import Download
 from pipeline.sources.addresses import scheme_of
 from pipeline.sources.ahead import Share, in_order
-from pipeline.sources.columns import first_line, plain
-from pipeline.sources.raw import Fetched, FilePlace, Gone, RawImage, Unreadable
+from pipeline.sources.columns import MAX_TEXT, first_line, plain
+from pipeline.sources.raw import Fetched, FilePlace, Gone, RawImage, ReadCaptions, Unreadable
+from pipeline.sources.sidecars import read_text
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 # under which names file systems tell a version, and a time of writing
@@ -42,13 +44,43 @@ def read_objects(raw_images: Sequence[RawImage]) -> Iterator[Fetched | Exception
                     await share.room()  # never within a slot, which the reader may be waiting for
                     async with slots:
                         if not share.must_wait:
-                            fetched = await loop.run_in_executor(pool, _fetch, raw)
+                            fetched = await loop.run_in_executor(pool, _fetch_both, raw)
                             share.add(len(fetched.data))
                             return fetched
 
             yield ask
+            _ahead.clear()
 
     return in_order(raw_images, opened)
+
+
+_ahead: dict[str, ReadCaptions] = {}  # captions that came with images which the reader has yet to take
+
+
+def _fetch_both(raw: RawImage) -> Fetched:
+    """The image, after the captions beside it, so that the reader waits for neither."""
+    sidecar = cast(FilePlace, raw.place).get("sidecar")
+    if sidecar:
+        _ahead[sidecar] = _read_sidecar(raw, sidecar)
+    return _fetch(raw)
+
+
+def read_captions(raw: RawImage) -> ReadCaptions:
+    """Those of the object that the listing saw beside the image."""
+    sidecar = cast(FilePlace, raw.place).get("sidecar")
+    if sidecar is None:
+        return ReadCaptions(())
+    return _ahead.pop(sidecar, None) or _read_sidecar(raw, sidecar)
+
+
+def _read_sidecar(raw: RawImage, sidecar: str) -> ReadCaptions:
+    place = cast(FilePlace, raw.place)
+    settings = place.get("download", {}) | {"max_bytes": MAX_TEXT}
+    try:
+        data = _fetch(replace(raw, uri=sidecar, place={"root": "", "download": settings})).data
+    except Unreadable as error:
+        return ReadCaptions((), "" if str(error) == "empty file" else f"caption file: {error}")
+    return read_text(data, sidecar.lower().endswith(".json"), place.get("encoding", "utf-8"))
 
 
 def _settings(raw: RawImage) -> Download:

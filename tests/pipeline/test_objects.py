@@ -10,9 +10,11 @@ import pytest
 from PIL import Image as Pillow
 
 from pipeline import MillError, sources
-from pipeline.manifest import Download, Image, ListSource
+from pipeline.manifest import Download, FolderSource, Image, ListSource, ParquetSource, WebDatasetSource
 from pipeline.sources import Fetched, Gone, RawImage, Unreadable, objects
 from pipeline.sources.addresses import far, local_path
+from pipeline.sources.folders import list_folder
+from pipeline.sources.raw import ListingContext
 
 
 def at(address: str, **settings: Any) -> RawImage:
@@ -159,3 +161,56 @@ def test_a_refusal_of_the_store_is_one_line(store: Any, monkeypatch: pytest.Monk
 class _Refusing:
     def info(self, path: str) -> None:
         raise PermissionError("Access Denied")
+
+
+def test_a_folder_of_a_store_gives_its_images_and_captions(memory: tuple[str, bytes]) -> None:
+    import fsspec
+
+    folder, jpeg = memory
+    system = fsspec.filesystem("memory")
+    for name, data in {
+        "photos/sub/a.JPG": jpeg, "photos/sub/a.txt": "ein Text é".encode(), "photos/sub/table.csv": b"1",
+        "photos/.hidden/b.jpg": jpeg, "photos/0.jpg.json": b'{"caption": ["one", "two"]}',
+    }.items():  # fmt: skip
+        system.pipe_file(f"/{name}", data)
+    context = ListingContext()
+    source = FolderSource(kind="folder", path=folder + "/", exclude=["1?.jpg", "empty.jpg"])
+    listed = list(list_folder(source, Image(), context))
+    assert [raw.uri for raw in listed] == [f"{folder}/{n}.jpg" for n in range(10)] + [f"{folder}/sub/a.JPG"]
+    answers = list(sources.read_all(listed))
+    assert all(isinstance(answer, Fetched) and answer.data == jpeg for answer in answers)
+    assert [answer.stamp for answer in answers if isinstance(answer, Fetched)] == [
+        raw.stamp for raw in listed
+    ]
+    assert sources.read_captions(listed[0]).texts == ("one", "two")
+    assert sources.read_captions(listed[-1]).texts == ("ein Text é",)
+    assert sources.read_captions(listed[1]).texts == ()
+    assert context.notes == [f"{folder}: files that are no images, left out: 1 .csv"]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (FolderSource(kind="folder", path="memory://none"), "names no objects"),
+        (FolderSource(kind="folder", path="https://example.com/a"), "not read from https:// addresses"),
+        (FolderSource(kind="folder", path="memory://x", captions="metadata"), "source.captions: of a folder"),
+        (
+            ListSource(kind="list", path="ftp://example.com/a.csv"),
+            "ftp:// is no kind of address",
+        ),
+        (ParquetSource(kind="parquet", path="s3://bucket/a"), "not read from s3:// addresses"),
+        (WebDatasetSource(kind="webdataset", path="gs://bucket/a.tar"), "not read from gs:// addresses"),
+    ],
+)
+def test_what_is_not_read_from_afar_is_refused_in_a_sentence(source: Any, words: str) -> None:
+    with pytest.raises(MillError, match=words):
+        sources.listing([source], Image())
+
+
+def test_the_plan_names_what_an_address_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sources.lack(ListSource(kind="list", path="https://example.com/a.csv"), Image()) is None
+    assert sources.lack(FolderSource(kind="folder", path="memory://x"), Image()) is None
+    monkeypatch.setattr(objects, "lack", lambda scheme: f"{scheme} lacks")
+    assert sources.lack(FolderSource(kind="folder", path="s3://x/y"), Image()) == "s3 lacks"
+    told = sources.lack(ParquetSource(kind="parquet", path="s3://x/y"), Image())
+    assert told and told.startswith("this kind of source is not read from s3:// addresses")
