@@ -114,10 +114,10 @@ def lack(source: Any, image: Image) -> str | None:
     if source.kind in ("scenes", "huggingface"):
         return None
     try:
-        if reader_of(path) and (
-            source.kind == "list" or (source.kind, reader_of(path)) == ("folder", "object")
-        ):
-            return _function("objects", "lack")(scheme_of(path)) if reader_of(path) == "object" else None
+        if reader_of(path) == "object" and source.kind in ("list", "folder"):
+            return _function("objects", "lack")(scheme_of(path))
+        if reader_of(path) == "url" and source.kind == "list":
+            return None
         if not scheme_of(path) and not glob.glob(str(Path(path).expanduser())):  # noqa: PTH207 - a pattern may be absolute
             return f"{path} does not exist; put the data there, or set `path`"
         if source.kind == "folder":

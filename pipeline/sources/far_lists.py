@@ -1,4 +1,4 @@
-"""Lists that lie on the web or in an object store: copied here while they are read."""
+"""Lists and maps that lie on the web or in an object store: read one at a time."""
 
 import re
 import tempfile
@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 from pipeline import MillError
-from pipeline.manifest import ListSource
+from pipeline.manifest import Download, ListSource
 from pipeline.sources.addresses import far, local_path, reader_of, scheme_of
-from pipeline.sources.raw import MAX_BYTES, RawImage, Unreadable
+from pipeline.sources.raw import MAX_BYTES, FilePlace, Place, RawImage, Unreadable
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,13 @@ def near(source: ListSource) -> Iterator[Copy | None]:
         copy = Path(folder, f"list{PurePosixPath(name).suffix}")
         copy.write_bytes(data)
         yield Copy(str(copy), name, name.rpartition("/")[0])
+
+
+def read_far(address: str, place: Place) -> bytes:
+    """The bytes of a map that a cell names; `place` is that of its image. Raises Unreadable."""
+    return _read(
+        far(RawImage(""), address, Download.model_validate(cast(FilePlace, place).get("download", {})))
+    )
 
 
 def _read(raw: RawImage) -> bytes:

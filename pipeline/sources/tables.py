@@ -14,8 +14,9 @@ from typing import Any, cast
 from pipeline import MillError
 from pipeline.manifest import Column, HuggingFaceSource, Image, ParquetSource
 from pipeline.manifest.download import Download
-from pipeline.sources.addresses import far
+from pipeline.sources.addresses import far, reader_of
 from pipeline.sources.columns import captions_under, first_line, plain
+from pipeline.sources.far_lists import read_far
 from pipeline.sources.files import matching, nowhere, read_file, stamp
 from pipeline.sources.raw import (
     MAX_BYTES,
@@ -267,6 +268,8 @@ def read_cell(raw: RawImage, column: str) -> Any:
         raise Unreadable(f"too large: {len(cell)} bytes")
     if not isinstance(cell, str) or cell.lstrip()[:1] in ("[", "{"):
         return cell
+    if reader_of(cell.strip()):
+        return read_far(cell, place)
     if "://" in cell or "::" in cell or "\0" in cell:
         raise Unreadable(
             f"the cell of {column!r} holds no picture, only the address {cell[:100]!r}: download it first"

@@ -19,7 +19,7 @@ pytest.importorskip("aiohttp")
 
 from pipeline import MillError, sources
 from pipeline.catalog import Catalog
-from pipeline.manifest import Download, Image, ListSource
+from pipeline.manifest import Download, Image, ListSource, ParquetSource
 from pipeline.sources import Fetched, Gone, RawImage, Unreadable
 from pipeline.sources.addresses import far, reader_of, split_login
 from pipeline.sources.ahead import in_order
@@ -468,8 +468,6 @@ def test_a_tables_cell_may_hold_an_address(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from pipeline.manifest import ParquetSource
-
     cells = ["https://example.com/a.jpg", "HTTP://example.com/b.jpg", "s3://bucket/c.jpg", "d.jpg", None]
     table = {"image": cells, "text": ["a", "b", "c", "d", "e"]}
     pq.write_table(pa.table(table), tmp_path / "t.parquet")
@@ -562,3 +560,24 @@ def encoded(picture: Pillow.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG")
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["list", "parquet"])
+def test_a_map_may_be_far_away_as_its_image_is(server: Server, tmp_path: Path, kind: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from pipeline.dataset.provided import files
+
+    row = {"image": f"{server.url}/a.jpg", "text": "a", "edges": f"{server.url}/b.png"}
+    if kind == "list":
+        (tmp_path / "a.jsonl").write_text(json.dumps(row))
+        path = tmp_path / "a.jsonl"
+    else:
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table({name: [cell] for name, cell in row.items()}), path)
+    given = {"kind": kind, "path": str(path), "provided": {"canny": {"column": "edges"}}, "download": QUICK}
+    source = (ListSource if kind == "list" else ParquetSource).model_validate(given)
+    (raw,) = sources.listing([source], Image())
+    assert raw.reader == "url" and files.fetch(raw, "edges") == server.jpeg
+    assert server.asked == {"/b.png": 1}

@@ -5,6 +5,9 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, cast
 
 from pipeline.dataset.provided import coco
+from pipeline.sources.addresses import local_path, reader_of
+from pipeline.sources.far_lists import read_far
+from pipeline.sources.maps import is_path
 from pipeline.sources.raw import MAX_BYTES, FilePlace, RawImage, Unreadable
 
 LOOKUPS = {
@@ -19,19 +22,20 @@ def fetch(raw: RawImage, name: str) -> Any:
 
     Unreadable: there is none.
     """
-    if raw.reader in LOOKUPS:
-        module, function = LOOKUPS[raw.reader]
+    reader = "parquet" if "column" in raw.place else raw.reader  # of a row whose image is far away
+    if reader in LOOKUPS:
+        module, function = LOOKUPS[reader]
         return getattr(import_module(f"pipeline.sources.{module}"), function)(raw, name)
     place = cast(FilePlace, raw.place)
     if name in place.get("cells", ()):  # a list's column: a path, the numbers themselves, or their JSON
         cell = place["cells"][name]
         if cell is None:
             raise Unreadable(f"no map came with this image: its row has no {name!r}")
-        return (
-            read_file(Path(place["root"], cell))
-            if isinstance(cell, str) and cell.lstrip()[:1] not in ("[", "{")
-            else cell
-        )
+        if not is_path(cell):
+            return cell
+        if reader_of(cell.strip()):
+            return read_far(cell, place)
+        return read_file(Path(place["root"], local_path(cell)))
     path = PurePath(raw.uri)
     root = Path(place["root"])
     inside = path.parent.is_relative_to(root)
