@@ -397,9 +397,9 @@ def test_no_private_network_is_asked(server: Server, host: str) -> None:
 def test_a_redirect_to_a_private_network_is_not_followed(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.sources import urls
+    from pipeline.sources import client
 
-    monkeypatch.setattr(urls, "is_public", lambda ip: str(ip) == "127.0.0.1")
+    monkeypatch.setattr(client, "is_public", lambda ip: str(ip) == "127.0.0.1")
     monkeypatch.setattr(
         Handler, "_moved", lambda self, times: self.answer(302, Location="http://169.254.169.254/latest")
     )
