@@ -185,8 +185,10 @@ def compare(args: argparse.Namespace, folder: Path, port: int) -> list[dict[str,
                     statuses[name] = counts
         for name in systems:
             rows.append(_row(name, concurrency, args.images, seconds, statuses[name]))
+            known = rows[-1]["slope_images_per_second"]
+            slope = f"{known:6.0f}" if known else "unknown"
             print("{system:<12} {concurrency:>4} at a time: {seconds:6.1f} s, {images_per_second:6.0f} "
-                  "images/s; without starting {slope_images_per_second:6.0f}; {statuses}".format(**rows[-1]),
+                  "images/s; without starting {slope}; {statuses}".format(**rows[-1], slope=slope),
                   flush=True)  # fmt: skip
     return rows
 
@@ -205,7 +207,8 @@ def _row(
         "seconds": whole,
         "seconds_of_few": few,
         "images_per_second": images / whole,
-        "slope_images_per_second": (images - FEW) / max(whole - few, 1e-9),
+        # on a machine that others use, the shorter run may take longer: then nothing is known
+        "slope_images_per_second": (images - FEW) / (whole - few) if whole > few else None,
         "statuses": statuses,
         "runs": {str(count): seconds[name, count] for count in (FEW, images)},
     }

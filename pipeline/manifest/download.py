@@ -18,9 +18,9 @@ class Download(Section):
     concurrency: Annotated[Whole, Field(ge=1, le=1024)] = 32  # requests at a time
     per_host: Annotated[Whole, Field(ge=1, le=1024)] = 16  # of them, to one host
     connect_timeout: Seconds = 10.0
-    read_timeout: Seconds = 30.0  # in which something must come
-    total_timeout: Seconds = 120.0  # of one attempt, redirects and all
-    retries: Annotated[Whole, Field(ge=0, le=20)] = 3  # after 408, 425, 429, 5xx, resets and timeouts
+    read_timeout: Seconds = 20.0  # in which something must come
+    total_timeout: Seconds = 60.0  # of one attempt, redirects and all
+    retries: Annotated[Whole, Field(ge=0, le=20)] = 2  # after 408, 425, 429, 5xx, resets and timeouts
     backoff: Seconds = 1.0  # before the first retry; doubled for each further one
     max_backoff: Seconds = 60.0  # also where a server's Retry-After asks for more
     redirects: Annotated[Whole, Field(ge=0, le=50)] = 5
