@@ -3,7 +3,7 @@
 A server on loopback, in a process of its own, serves JPEGs of 256 pixels, about 30 KB each, under as many
 addresses as are asked for; one in a hundred is answered by 404. Both systems download, decode, scale to 256,
 encode and store with as many processes and with the same number of requests at a time, in turns, each as a
-command timed from start to end. What starting takes is measured apart with a list of a hundred, so that the
+command timed from start to end. What starting takes is measured apart with a shorter list, so that the
 slope tells the cost of an image.
 
     python benchmarks/urls.py --images 10000 --img2dataset-python ../img2dataset/bin/python --out urls.json
@@ -36,7 +36,7 @@ sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__fi
 from pipeline.catalog import Catalog
 from pipeline.storage.workspace import Workspace
 
-FEW = 100  # addresses of the list that tells what starting takes
+FEW = 512  # addresses of the list that tells what starting takes: a part for each of two processes
 PICTURES = 64  # that differ; the address's number is written into the last byte block of each
 MISSING = 100  # every so-manyth address is answered by 404
 MANIFEST = """
