@@ -31,22 +31,23 @@ def list_object_folder(source: FolderSource, context: ListingContext) -> Iterato
     left_out: Counter[str] = Counter()
     include, exclude = Globs(source.include), Globs(source.exclude)
     for folder, entries in sorted(_folders(root).items()):
-        sidecars = Sidecars(entries) if source.captions == "sidecar" else None
+        parts = {name: split(name) for name in entries}
+        sidecars = Sidecars(parts) if source.captions == "sidecar" else None
         captioned: set[str] = set()
         for name in sorted(entries):
-            base, kind = split(name)
+            base, kind = parts[name]
             if kind not in PICTURES:
                 continue
             if (source.include and not include.match(folder + name)) or exclude.match(folder + name):
                 continue
             captioned.update((name, base))
-            sidecar = sidecars.of(name) if sidecars else None
+            sidecar = sidecars.of(name, base) if sidecars else None
             raw = RawImage("", None if sidecar else template or "", provided={})
             raw = far(raw, f"{root}/{folder}{name}", source.download)
             yield _with(raw, entries, name, f"{root}/{folder}", sidecar, source.encoding)
         left_out.update(
             kind
-            for base, kind in map(split, entries)
+            for base, kind in parts.values()
             if kind not in PICTURES and (kind not in EXTENSIONS or base not in captioned)
         )
         if metadata := [name for name in NAMES if name in entries]:
