@@ -289,3 +289,22 @@ def test_a_provided_map_that_changes_is_read_again_with_what_is_made_from_it(
     kept = state(tmp_path)
     assert controlmill("catalog", "rebuild", "ws").returncode == 0
     assert state(tmp_path) == kept
+
+
+def test_many_touched_files_are_hashed_by_the_workers_and_noted_once(
+    controlmill: Command,
+    folder: Callable[[int], Path],
+    manifest: Callable[..., Path],
+    photograph: Callable[..., Image.Image],
+    tmp_path: Path,
+) -> None:
+    photos = folder(70)
+    path = manifest(shard_images="30")
+    assert controlmill("run", path, *STAGES).returncode == 0
+    for picture in photos.glob("*.jpg"):
+        touch(picture)
+    photograph(200).save(photos / "033.jpg")
+    second = controlmill("run", path, *STAGES)
+    assert second.returncode == 0 and "0 new addresses, 1 changed, 69 touched" in second.stdout, second.stderr
+    assert "0 new addresses;" in controlmill("run", path, *STAGES).stdout
+    assert len(captions(tmp_path)) == 70
