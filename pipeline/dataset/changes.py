@@ -258,6 +258,8 @@ class Renewed:
 
     def mark(self, plan: Plan, conditions: Sequence[str], image_ids: Sequence[str]) -> str | None:
         """Identity of the captions and maps that are others now; None = all are as they were."""
+        if not self.captions and not self.maps:
+            return None
         names = {name for condition in conditions for name in plan.ancestry(condition)}
         captions = [(each, self.captions[each]) for each in image_ids if each in self.captions]
         maps = [
