@@ -176,7 +176,8 @@ def test_every_image_has_finite_measures_in_the_stated_order(size: tuple[int, in
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     for pixels in (noise, noise[:, ::-1], np.zeros_like(noise), np.full_like(noise, 255), noise & 1):
         found = quality.measure(pixels)
-        assert tuple(found) == quality.MEASURES
+        assert tuple(found) == (*quality.MEASURES, "thumbnail")
+        assert len(found["thumbnail"]) == duplicates.BYTES
         assert all(math.isfinite(found[name]) and found[name] >= 0 for name in quality.MEASURES)
         assert (
             0 <= found["phash"] < 2**64
