@@ -28,11 +28,12 @@ WIDEST = 16  # bits: no pair further apart is proposed
 CHUNK = 1024  # pairs at once
 
 # Chosen on the even pictures of `benchmarks/duplicates.py`, whose table is of the odd ones.
-LEFT, LEFT_ON_GROUND = 0.45, 0.28  # of the detail: what may be left, root mean square
+LEFT = 0.45  # of the detail: what may be left, root mean square
+LITTLE, UNEXPLAINED = 0.2, 0.87  # on a plain ground: of the detail, or else of what the fit was to explain
 LEFT_IN_CELL = 1.4  # of the detail: what may be left in the worst cell
 LEVELS_IN_CELL = 6.0  # of 255: the same where most of the picture is ground, and that stays
 SOME, MOST = (0.15, 2), (0.5, 2)  # share of the cells within so many levels: some ground, and mostly ground
-STAYS, DARK = 3.0, 16.0  # levels: a ground that changes by less stays; a darker one says nothing
+STAYS, DARK = 3.0, 16.0  # levels: a ground that changes by less stays; a darker one always does
 ROUNDING = 0.5  # levels²: what rounding leaves of equal pictures; in one cell up to eight times as much
 FAINT = 0.25  # levels²: detail is never taken for less
 STIFF = 0.3  # levels²: holds a shift back where there is nothing to see it by
@@ -122,6 +123,7 @@ class _Fit(NamedTuple):
     worst: NDArray[np.float32]  # [n] levels in the worst cell
     detail: NDArray[np.float32]  # [n] levels from cell to cell
     change: NDArray[np.float32]  # [n] of the level that was asked about
+    unexplained: NDArray[np.float32]  # [n] share of the difference that is left
 
 
 def alike(thumbnails: Thumbnails, one: Numbers, other: Numbers) -> NDArray[np.bool_]:  # [n] pairs
@@ -145,12 +147,13 @@ def _alike(one: _Pictures, other: _Pictures) -> NDArray[np.bool_]:
     (some, _), (too, _) = _ground(one.luma, *SOME), _ground(other.luma, *SOME)
     (most, level), (most_too, level_too) = _ground(one.luma, *MOST), _ground(other.luma, *MOST)
     some, most, level = some | too, most | most_too, (level + level_too) / 2
-    fit = _fit(one, other, level)
-    good = (fit.left <= np.where(some, LEFT_ON_GROUND, LEFT)) & (fit.worst <= LEFT_IN_CELL * fit.detail)
+    fit = _fit(one, other, level, most)
+    good = (fit.left <= LEFT) & (fit.worst <= LEFT_IN_CELL * fit.detail)
+    good &= ~some | (fit.left <= LITTLE) | (fit.unexplained <= UNEXPLAINED)
     held = good & most & (level > DARK) & (np.abs(fit.change) < STAYS)
     if held.any():
-        again = _fit(one.of(held), other.of(held), level[held], exposure=False)
-        good[held] = (again.left <= LEFT_ON_GROUND) & (again.worst <= LEVELS_IN_CELL)
+        again = _fit(one.of(held), other.of(held), level[held], most[held], exposure=False)
+        good[held] = (again.left <= LEFT) & (again.worst <= LEVELS_IN_CELL)
     return good
 
 
@@ -174,6 +177,9 @@ def _fit(
     one: _Pictures,
     other: _Pictures,
     level: NDArray[np.float32],  # [n]
+    tied: NDArray[
+        np.bool_
+    ],  # [n] whether colours change as contrast does; else they have a strength and a cast of their own
     *,
     exposure: bool = True,  # False: brightness, contrast and colours are taken as they are
 ) -> _Fit:
@@ -192,7 +198,7 @@ def _fit(
     solution = np.linalg.solve((turned @ columns) + stiff, (turned @ difference).astype(float)).astype(
         np.float32
     )
-    luma_left = (difference - columns @ solution).reshape(n, CHROMA, 2, CHROMA, 2)
+    luma_left = difference - columns @ solution
 
     tint = (one.chroma + other.chroma) / 2
     tint_slopes = _slopes(tint)
@@ -201,19 +207,29 @@ def _fit(
         chroma_left -= slope * solution[:, number].reshape(n, 1, 1, 1) * CHROMA / LUMA
     change = np.zeros(n, np.float32)
     if exposure:
-        strength = (chroma_left * tint).sum((1, 2, 3)) / ((tint**2).sum((1, 2, 3)) + 1)
-        chroma_left -= strength.reshape(n, 1, 1, 1) * tint
         bias, gain = solution[:, 4, 0], solution[:, 5, 0]
+        strength = (chroma_left * tint).sum((1, 2, 3)) / ((tint**2).sum((1, 2, 3)) + 1)
+        chroma_left -= np.where(tied, gain, strength).reshape(n, 1, 1, 1) * tint
+        chroma_left[~tied] -= chroma_left[~tied].mean((1, 2), keepdims=True)
         change = bias + gain * (level - mean)
 
-    # chroma counts twice, for it spans less than luma
-    cells = (luma_left**2).mean((2, 4)) + 2 * (chroma_left**2).sum(-1)
+    cells = _cells(luma_left, chroma_left)
+    difference_cells = _cells(difference, other.chroma - one.chroma)
+    unexplained = np.sqrt(cells.mean((1, 2)) / np.maximum(difference_cells.mean((1, 2)), ROUNDING))
     detail = sum((slope**2).mean((1, 2)) for slope in slopes[:2])
     detail = detail + sum((slope**2).mean((1, 2)).sum(-1) for slope in tint_slopes[:2]) / 2
     detail = np.sqrt(np.maximum(detail, FAINT))
     left = np.sqrt(np.maximum(cells.mean((1, 2)) - ROUNDING, 0)) / detail
     worst = np.sqrt(np.maximum(cells.max((1, 2)) - 8 * ROUNDING, 0))
-    return _Fit(left, worst, detail, change)
+    return _Fit(left, worst, detail, change, unexplained)
+
+
+def _cells(
+    luma: NDArray[np.float32], chroma: NDArray[np.float32]
+) -> NDArray[np.float32]:  # [n, 8, 8] levels²
+    """Squared differences; chroma counts twice, for it spans less than luma."""
+    half = CHROMA, LUMA // CHROMA
+    return (luma.reshape(-1, *half, *half) ** 2).mean((2, 4)) + 2 * (chroma**2).sum(-1)
 
 
 def _slopes(middle: NDArray[np.float32]) -> list[NDArray[np.float32]]:  # [n, side, side, ...]
