@@ -4,8 +4,8 @@ The perceptual hash proposes pairs, their thumbnails decide. Of two thumbnails o
 other: with another brightness, contrast and strength of colours, shifted and stretched as a crop of a few
 percent does. What is left is compared with the detail that the pictures have: copies leave a little
 everywhere, an object that moved leaves much in few places. On a plain ground, as in product shots and on
-pages, hashes agree by chance: there less may be left, and where a large ground stays as it was, nothing else
-was brightened.
+pages, hashes agree by chance: there little may be left, or the fit must explain much of the difference; and
+where a large ground stays as it was, nothing else was brightened.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 Numbers = NDArray[np.int64]
+Floats = NDArray[np.floating]
 # uint8 [n, 384]: luma [16, 16], then red and blue chroma [8, 8, 2] around 128, as `quality.thumbnail` says
 Thumbnails = NDArray[np.uint8]
 # numbers of images -> which of them have a thumbnail [n], and those thumbnails
@@ -95,22 +96,23 @@ def _confirmed(hashes: Hashes, earlier: Sequence[Numbers], distance: int, fetch:
     place = np.cumsum(has) - 1  # in thumbnails
     one, other = asked.searchsorted(before), asked.searchsorted(after)
     near = np.bitwise_count(hashes[before] ^ hashes[after]) <= distance
-    same = near & (np.bitwise_count(hashes[before]) >= BITS)
-    seen = np.flatnonzero(has[one] & has[other] & (np.bitwise_count(hashes[before]) >= BITS))
+    solid = np.bitwise_count(hashes[before]) >= BITS
+    same = near & solid
+    seen = has[one] & has[other]
     same[seen] = False
-    seen = seen[near[seen] | ~(ground[one[seen]] | ground[other[seen]])]
-    same[seen] = alike(thumbnails, place[one[seen]], place[other[seen]])
-    return [part[chosen] for part, chosen in zip(
-        np.split(before, np.cumsum(counts)[:-1]), np.split(same, np.cumsum(counts)[:-1]), strict=True
-    )] if earlier else []  # fmt: skip
+    wanted = np.flatnonzero(seen & solid & (near | ~(ground[one] | ground[other])))
+    same[wanted] = alike(thumbnails, place[one[wanted]], place[other[wanted]])
+    ends = np.cumsum(counts)
+    parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    return [before[part][same[part]] for part in parts]
 
 
 # --- two thumbnails ---
 
 
 class _Pictures(NamedTuple):
-    luma: NDArray[np.float32]  # [n, 16, 16]
-    chroma: NDArray[np.float32]  # [n, 8, 8, 2], grey is 0
+    luma: Floats  # [n, 16, 16]
+    chroma: Floats  # [n, 8, 8, 2], grey is 0
 
     def of(self, chosen: NDArray[np.bool_]) -> "_Pictures":
         return _Pictures(self.luma[chosen], self.chroma[chosen])
@@ -119,11 +121,11 @@ class _Pictures(NamedTuple):
 class _Fit(NamedTuple):
     """What is left of n pairs."""
 
-    left: NDArray[np.float32]  # [n] root mean square, as a share of the detail
-    worst: NDArray[np.float32]  # [n] levels in the worst cell
-    detail: NDArray[np.float32]  # [n] levels from cell to cell
-    change: NDArray[np.float32]  # [n] of the level that was asked about
-    unexplained: NDArray[np.float32]  # [n] share of the difference that is left
+    left: Floats  # [n] root mean square, as a share of the detail
+    worst: Floats  # [n] levels in the worst cell
+    detail: Floats  # [n] levels from cell to cell
+    change: Floats  # [n] of the level that was asked about
+    unexplained: Floats  # [n] share of the difference that is left
 
 
 def alike(thumbnails: Thumbnails, one: Numbers, other: Numbers) -> NDArray[np.bool_]:  # [n] pairs
@@ -162,10 +164,10 @@ def _some_ground(thumbnails: Thumbnails) -> NDArray[np.bool_]:
 
 
 def _ground(
-    luma: NDArray[np.float32],  # [n, ...] 256 cells
+    luma: Floats,  # [n, ...] 256 cells
     share: float,
     spread: int,
-) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:  # [n], [n]
+) -> tuple[NDArray[np.bool_], Floats]:  # [n], [n]
     """Whether such a share of the cells lies within so many levels; and the level where most of them lie."""
     levels, count = np.sort(luma.reshape(-1, LUMA**2), axis=1), round(share * LUMA**2)
     spreads = levels[:, count - 1 :] - levels[:, : LUMA**2 - count + 1]
@@ -176,14 +178,13 @@ def _ground(
 def _fit(
     one: _Pictures,
     other: _Pictures,
-    level: NDArray[np.float32],  # [n]
-    tied: NDArray[
-        np.bool_
-    ],  # [n] whether colours change as contrast does; else they have a strength and a cast of their own
+    level: Floats,  # [n]
+    # [n] whether colours change as contrast does; else they have a strength and a cast of their own
+    tied: NDArray[np.bool_],
     *,
     exposure: bool = True,  # False: brightness, contrast and colours are taken as they are
 ) -> _Fit:
-    """Least squares in luma; chroma is shifted as was found there, and has a strength of its own."""
+    """Least squares in luma; chroma is shifted as was found there."""
     n = len(one.luma)
     middle = (one.luma + other.luma) / 2
     mean = middle.mean((1, 2))
@@ -195,9 +196,7 @@ def _fit(
     difference = (other.luma - one.luma).reshape(n, LUMA**2, 1)
     turned = columns.transpose(0, 2, 1)
     stiff = np.diag([STIFF * LUMA**2] * 4 + [1e-3 * LUMA**2] * len(causes))
-    solution = np.linalg.solve((turned @ columns) + stiff, (turned @ difference).astype(float)).astype(
-        np.float32
-    )
+    solution = np.linalg.solve(turned @ columns + stiff, turned @ difference).astype(np.float32)
     luma_left = difference - columns @ solution
 
     tint = (one.chroma + other.chroma) / 2
@@ -224,15 +223,13 @@ def _fit(
     return _Fit(left, worst, detail, change, unexplained)
 
 
-def _cells(
-    luma: NDArray[np.float32], chroma: NDArray[np.float32]
-) -> NDArray[np.float32]:  # [n, 8, 8] levels²
+def _cells(luma: Floats, chroma: Floats) -> Floats:  # [n, 8, 8] levels²
     """Squared differences; chroma counts twice, for it spans less than luma."""
     half = CHROMA, LUMA // CHROMA
     return (luma.reshape(-1, *half, *half) ** 2).mean((2, 4)) + 2 * (chroma**2).sum(-1)
 
 
-def _slopes(middle: NDArray[np.float32]) -> list[NDArray[np.float32]]:  # [n, side, side, ...]
+def _slopes(middle: Floats) -> list[Floats]:  # [n, side, side, ...]
     """What a shift by one cell changes, across and down, and what a stretch by one at the borders does."""
     down, across = np.gradient(middle, axis=(1, 2))
     side = middle.shape[1]

@@ -101,13 +101,13 @@ def _mean_and_spread(total: float, squares: float, n: int) -> tuple[float, float
     return mean, math.sqrt(max(squares * scale - mean * mean, 0))
 
 
-def _square(*arrays: np.ndarray) -> int:
+def _square(one: np.ndarray, other: np.ndarray | None = None) -> int:
     """The sum of squares of one array, or of the differences of two; exact, although cv2 takes a root on the
     way.
     """
     import cv2
 
-    return round(cv2.norm(*arrays, cv2.NORM_L2SQR))
+    return round(cv2.norm(one, cv2.NORM_L2SQR) if other is None else cv2.norm(one, other, cv2.NORM_L2SQR))
 
 
 def colourfulness(channels: Channels) -> float:
