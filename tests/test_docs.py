@@ -479,6 +479,32 @@ def test_the_figures_of_decoding_are_those_of_the_benchmark() -> None:
     check_table("Damage to a JPEG | Told", rows)
 
 
+def test_the_figures_of_near_duplicates_are_those_of_the_benchmark() -> None:
+    told = result("duplicates.json")
+    heads = {
+        "same": "Copies | Pairs | Found by the hash alone | Found",
+        "different": "Different pictures | Pairs | Taken for copies by the hash alone | Taken",
+    }
+    for kind, head in heads.items():
+        check_table(
+            head,
+            [
+                [name, f"{row['pairs']:,}", *(f"{100 * row[way]:.1f} %" for way in ("hash", "now"))]
+                for name, row in told[kind].items()
+            ],
+        )
+    check_sentence(
+        "{now:,} of {pairs:,} copies are found, by the hash alone {hash:,}".format(**told["total"])
+    )
+    check_table(
+        "Known images | By the hash alone | Now",
+        [
+            [f"{int(known):,}", *(f"{row[way]:.2f} s" for way in ("hash", "now"))]
+            for known, row in told["known"].items()
+        ],
+    )
+
+
 def test_every_result_is_listed_with_its_machine() -> None:
     rows = rows_below(PERFORMANCE, "File in `benchmarks/results`")
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))

@@ -7,10 +7,13 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import NotRequired, TypedDict, cast
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from annotate.weights import Identity
 from pipeline.catalog import changes, duplicates
@@ -135,7 +138,7 @@ def _insert_images(connection: duckdb.DuckDBPyConnection, number: int, metadata:
 
 def _group(connection: duckdb.DuckDBPyConnection, number: int, key: str, near: int) -> None:
     """Near-duplicates take the group and the split of the earliest image they resemble; images of a part come
-    in the source's order.
+    in the source's order, and numbers rise from part to part.
     """
     sql = """
         SELECT image, phash, min(image) OVER (PARTITION BY group_id) AS first, shard_number = $number AS own
@@ -146,7 +149,8 @@ def _group(connection: duckdb.DuckDBPyConnection, number: int, key: str, near: i
     images, hashes = rows["image"], rows["phash"].astype("uint64")
     known = len(images) - int(rows["own"].sum())
     led = images[:known].searchsorted(rows["first"][:known])
-    leaders = duplicates.leaders(hashes[:known], hashes[known:], near, led)
+    fetch = partial(_thumbnails, connection, images)
+    leaders = duplicates.leaders(hashes[:known], hashes[known:], near, led, fetch)
     follows = leaders >= 0
     followers = pa.table({"image": images[known:][follows], "leader": images[leaders[follows]]})
     connection.register("followers", followers)
@@ -155,6 +159,21 @@ def _group(connection: duckdb.DuckDBPyConnection, number: int, key: str, near: i
         FROM followers JOIN image_rows l ON l.image = followers.leader
         WHERE image_rows.image = followers.image""")
     connection.unregister("followers")
+
+
+def _thumbnails(
+    connection: duckdb.DuckDBPyConnection, images: NDArray[np.int64], numbers: duplicates.Numbers
+) -> tuple[NDArray[np.bool_], duplicates.Thumbnails]:
+    """Of the images at these places; those of before there were thumbnails have none."""
+    asked = images[numbers]
+    connection.register("asked", pa.table({"image": asked}))
+    sql = """
+        SELECT image, thumbnail FROM image_rows JOIN asked USING (image)
+        WHERE octet_length(thumbnail) = $bytes ORDER BY image"""
+    rows = connection.execute(sql, {"bytes": duplicates.BYTES}).fetchnumpy()
+    connection.unregister("asked")
+    thumbnails = np.frombuffer(b"".join(rows["thumbnail"]), np.uint8)
+    return np.isin(asked, rows["image"]), thumbnails.reshape(-1, duplicates.BYTES)
 
 
 def _link_scores(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:

@@ -34,7 +34,8 @@ class Image(Section):
 class Split(Section):
     """A function of salt and group.
 
-    Near-duplicates share a group: images whose 64-bit perceptual hashes differ in `near` bits at most.
+    Near-duplicates share a group: images whose 64-bit perceptual hashes differ in `near` bits at most, of
+    which thumbnails then decide; where they have no plain ground, within twice as many. Flat ones join none.
     """
 
     validation: Fraction = 0.05

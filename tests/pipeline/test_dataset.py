@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pipeline.catalog import Catalog
 from pipeline.cli import main
@@ -43,6 +43,11 @@ def test_near_duplicates_share_group_and_split_wherever_they_come(
         photograph(number).save(photos / f"{number:03d}.jpg", quality=95)
     photograph(0).save(photos / "001-again.jpg", quality=60)
     photograph(0).resize((120, 90)).save(photos / "990-small.png")
+    for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):  # alike to the hash alone
+        disc = Image.new("RGB", (160, 120), "white")
+        ImageDraw.Draw(disc).circle((80, 60), 25, fill=colour)
+        disc.save(photos / f"disc-{name}.png")
+        Image.new("RGB", (160, 120), colour).save(photos / f"flat-{name}.png")
     assert controlmill("run", manifest(), *STAGES).returncode == 0
     told = (
         "SELECT group_id, split, first_of_group, regexp_extract(uri, '[^/]*$') FROM images JOIN sources USING"
@@ -52,7 +57,7 @@ def test_near_duplicates_share_group_and_split_wherever_they_come(
     twins = [row for row in rows if row[3] in ("000.jpg", "001-again.jpg", "990-small.png")]
     assert len({row[0] for row in twins}) == 1 and len({row[1] for row in twins}) == 1
     assert [row[2] for row in twins] == [True, False, False]
-    assert len({row[0] for row in rows}) == 10
+    assert len({row[0] for row in rows}) == 14
     assert controlmill("catalog", "rebuild", "ws").returncode == 0
     assert query(tmp_path, told) == rows, "a rebuild gives the same groups"
     next((tmp_path / "ws/shards/images").glob("*/part-000000.parquet")).unlink()  # the leader's

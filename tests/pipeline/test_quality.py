@@ -1,6 +1,4 @@
-"""Measures of images against independent statements of what they are, and near-duplicates among real
-photographs.
-"""
+"""Measures of images against independent statements of what they are."""
 
 import io
 import itertools
@@ -144,6 +142,30 @@ def test_colourfulness_is_the_papers_formula(photographs: list[np.ndarray]) -> N
         assert quality.measure(each)["colour"] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_sums_of_bytes_give_what_sixteen_bits_do_to_the_last_bit(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    size, top = draw.integers(1, 200, 2), int(draw.integers(2, 257))
+    pixels = draw.integers(0, top, (*size, 3), dtype=np.uint8)
+    red, green, blue = cv2.split(pixels.astype(np.int16))
+    (rg, rg_spread), (yb, yb_spread) = (
+        [value.item() for value in cv2.meanStdDev(plane)] for plane in (red - green, red + green - 2 * blue)
+    )
+    laplacian = cv2.Laplacian(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.CV_16S)
+    measures = quality.measure(pixels)
+    assert measures["colour"] == math.hypot(rg_spread, yb_spread / 2) + 0.3 * math.hypot(rg, yb / 2)
+    assert measures["sharpness"] == cv2.meanStdDev(laplacian)[1].item() ** 2
+
+
+def test_a_thumbnail_is_luma_and_chroma_of_the_whole_picture() -> None:
+    halves = np.zeros((300, 500, 3), np.uint8)
+    halves[:, :250] = (255, 0, 0)
+    thumbnail = np.frombuffer(quality.measure(halves)["thumbnail"], np.uint8)
+    luma, chroma = thumbnail[:256].reshape(16, 16), thumbnail[256:].reshape(8, 8, 2)
+    assert (luma[:, :7] == 76).all() and (luma[:, 9:] == 0).all()  # 0.299 of 255
+    assert (chroma[:, :3] == (255, 85)).all() and (chroma[:, 5:] == 128).all()  # red, blue
+
+
 def test_grey_pictures_are_known_as_grey_even_when_stored_as_colour(photographs: list[np.ndarray]) -> None:
     for each in photographs:
         grey = without_colour(each)
@@ -176,7 +198,8 @@ def test_every_image_has_finite_measures_in_the_stated_order(size: tuple[int, in
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     for pixels in (noise, noise[:, ::-1], np.zeros_like(noise), np.full_like(noise, 255), noise & 1):
         found = quality.measure(pixels)
-        assert tuple(found) == quality.MEASURES
+        assert tuple(found) == (*quality.MEASURES, "thumbnail")
+        assert len(found["thumbnail"]) == duplicates.BYTES
         assert all(math.isfinite(found[name]) and found[name] >= 0 for name in quality.MEASURES)
         assert (
             0 <= found["phash"] < 2**64
@@ -189,52 +212,3 @@ def test_measuring_changes_no_pixel(photographs: list[np.ndarray]) -> None:
     before = photographs[0].copy()
     quality.measure(photographs[0])
     assert np.array_equal(before, photographs[0])
-
-
-def clustered(count: int, seed: int = 0) -> np.ndarray:
-    """uint64 hashes in a few groups that touch: random ones with up to eight bits turned."""
-    draw = np.random.default_rng(seed)
-    centres = draw.integers(0, 2**64, 4, dtype=np.uint64)
-    turned = [
-        sum(1 << int(bit) for bit in draw.choice(64, draw.integers(0, 9), replace=False))
-        for _ in range(count)
-    ]
-    return centres[draw.integers(0, 4, count)] ^ np.array(turned, np.uint64)
-
-
-def test_a_near_duplicate_is_led_by_the_earliest_of_its_kind() -> None:
-    known = np.array([0b0000, 0xFF00], np.uint64)
-    incoming = np.array([0xFF01, 0xF0F0F0F0, 0xF0F0F0F1, 0b0001], np.uint64)
-    # the second of the incoming is number 3
-    assert duplicates.leaders(known, incoming, 1).tolist() == [1, -1, 3, 0]
-
-
-def test_an_image_that_follows_another_of_its_batch_has_that_ones_leader() -> None:
-    chain = np.array([0b0001, 0b0011, 0b0111], np.uint64)  # each one bit from the next
-    assert duplicates.leaders(np.array([0b0000], np.uint64), chain, 1).tolist() == [0, 0, 0]
-    assert duplicates.leaders(np.array([], np.uint64), chain, 1).tolist() == [-1, 0, 0]
-
-
-def test_an_image_that_bridges_two_groups_joins_the_earlier() -> None:
-    known = np.array([0b0000, 0b1111, 0b1_0000], np.uint64)
-    assert duplicates.leaders(known, np.array([0b0011], np.uint64), 2).tolist() == [0]
-    # The third is of the first's group; the bridge touches only it and the second, which came later than the
-    # first.
-    led = np.array([0, 1, 0])
-    assert duplicates.leaders(known, np.array([0b1_0111], np.uint64), 3, led).tolist() == [0]
-    assert duplicates.leaders(known, np.array([0b1_0111], np.uint64), 3).tolist() == [1]
-
-
-@pytest.mark.parametrize("batch", [1, 7, 60])
-def test_groups_do_not_depend_on_how_the_images_are_batched(batch: int) -> None:
-    hashes, led = clustered(60, seed=3), np.array([], np.int64)
-    for start in range(0, 60, batch):
-        found = duplicates.leaders(hashes[:start], hashes[start : start + batch], 6, led)
-        led = np.concatenate([led, np.where(found < 0, np.arange(start, start + len(found)), found)])
-    expected: list[int] = []
-    for i, one in enumerate(hashes):
-        expected.append(
-            min((expected[k] for k in range(i) if bits(int(one), int(hashes[k])) <= 6), default=i)
-        )
-    assert led.tolist() == expected
-    assert 4 < len(set(expected)) < 60
