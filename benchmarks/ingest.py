@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,15 @@ def timed(command: list[str], tree: Path = HERE) -> tuple[float, list[int]]:
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, cwd=tree
     ) as process:
-        while process.poll() is None:
+        while process.returncode is None:
             memory.append(_resident(process.pid))
-            time.sleep(0.05 if len(memory) < 100 else 1)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+        took = time.perf_counter() - start
         errors = process.stderr.read().decode() if process.stderr else ""
     if process.returncode:
         raise SystemExit(f"{command[:4]} ended with status {process.returncode}: {errors[-2000:]}")
-    return time.perf_counter() - start, memory
+    return took, memory
 
 
 def _resident(pid: int) -> int:

@@ -329,6 +329,7 @@ def test_broken_weights_fail_with_a_sentence(flat: np.ndarray, weights: Path, tm
         openpose.load("fp32", "cpu", str(tmp_path / "other.pth"))
 
 
+@pytest.mark.slow
 def test_detecting_writes_nothing_to_the_terminal(weights: Path) -> None:
     code = (
         "import numpy as np; from annotate.annotator import annotate, resolve; step ="

@@ -98,6 +98,7 @@ WRITES: dict[str, Callable[[Catalog], Any]] = {
 
 
 @pytest.mark.parametrize("read_only", [True, False])
+@pytest.mark.slow
 def test_what_a_driver_writes_waits_without_end_and_says_who_holds_the_catalog(
     driver: Catalog, said: list[str], impatient: None, read_only: bool
 ) -> None:

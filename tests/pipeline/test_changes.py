@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from pipeline.catalog import Catalog
@@ -145,6 +146,7 @@ def test_what_is_gone_may_come_back_and_gets_what_was_made_meanwhile(
     assert controlmill("verify", "ws").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_picture_that_changes_and_changes_back_is_itself_again(
     controlmill: Command,
     folder: Callable[[int], Path],
@@ -194,6 +196,7 @@ def test_an_image_at_two_addresses_stays_until_both_are_gone(
     assert set(captions(tmp_path)) == {"001.jpg", "002.jpg"}
 
 
+@pytest.mark.slow
 def test_a_broken_picture_that_was_mended_is_read_and_one_that_breaks_is_a_row(
     controlmill: Command,
     folder: Callable[[int], Path],
@@ -291,6 +294,7 @@ def test_a_provided_map_that_changes_is_read_again_with_what_is_made_from_it(
     assert state(tmp_path) == kept
 
 
+@pytest.mark.slow
 def test_many_touched_files_are_hashed_by_the_workers_and_noted_once(
     controlmill: Command,
     folder: Callable[[int], Path],

@@ -260,6 +260,7 @@ def test_the_papers_rules_are_thirteen() -> None:
     assert found == set(CONDITIONS)
 
 
+@pytest.mark.slow
 def test_captions_by_a_network_fill_the_gaps_or_replace_what_was_there(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -225,6 +225,7 @@ def test_a_damaged_manifest_of_a_workspace_names_its_remedy(
     assert controlmill("status", "ws").returncode == 0
 
 
+@pytest.mark.slow
 def test_orphans_of_another_state_never_stand_in_the_way_after_a_rebuild(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -148,6 +148,7 @@ def drawn(place: Path, checkpoint: Any, *more: Any) -> tuple[Result, tuple[int, 
     return told, made.shape
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_drawn_with_at_the_size_and_by_the_detector_that_it_was_trained_with(
     workspace: Path,
 ) -> None:

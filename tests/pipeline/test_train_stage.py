@@ -425,6 +425,7 @@ def test_what_is_damaged_is_neither_converted_nor_sampled_nor_shipped_nor_starte
 
 
 @pytest.mark.parametrize("garbage", [b"\x00\xff garbage", b'{"images": 8}'])
+@pytest.mark.slow
 def test_a_damaged_meta_is_no_traceback_in_status_nor_report_nor_run(alone: Any, garbage: bytes) -> None:
     from pipeline.stages.report import write_page
 

@@ -78,6 +78,7 @@ def test_an_unlocked_base_serves_one_condition_only(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_sampling_uses_the_averages_and_the_base_that_trained_along(tmp_path: Path) -> None:
     done = fit(
         tiny_base(), ToyPairs(), ["edges"], options(images=16, lr=1e-2, unlock="decoder", ema=8.0), tmp_path
@@ -191,6 +192,7 @@ def test_gradient_checkpointing_keeps_less_and_ends_with_the_same_bits(tmp_path:
     assert kept[1] < 0.7 * kept[0]
 
 
+@pytest.mark.slow
 def test_a_hint_of_one_channel_trains_and_starts_no_condition_of_three(tmp_path: Path) -> None:
     class Grey(ToyPairs):
         def __getitem__(self, i: int) -> Pair:

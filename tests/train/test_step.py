@@ -85,6 +85,7 @@ class LittleMemory:
         return gradients
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_logical_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +149,7 @@ def test_one_image_that_does_not_fit_says_what_to_set(
         fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path)
 
 
+@pytest.mark.slow
 def test_images_of_several_sizes_train_and_resume_exactly(tmp_path: Path) -> None:
     pairs = ToyPairs(7, wide=(0, 2, 3), side=8)
     options = dataclasses.replace(OPTIONS, images=32, flip=0.5)
@@ -157,6 +159,7 @@ def test_images_of_several_sizes_train_and_resume_exactly(tmp_path: Path) -> Non
     assert_equal(tensors(whole), tensors(halves))
 
 
+@pytest.mark.slow
 def test_bf16_passes_teach_float32_masters(tmp_path: Path) -> None:
     """The same gradients but for rounding; what is saved and what the optimizer holds is float32 and no
     rounded number.

@@ -38,6 +38,7 @@ def test_a_step_of_stable_diffusion_costs_what_was_counted_apart(
     )
 
 
+@pytest.mark.slow
 def test_modes_cost_more_or_less_in_the_order_of_their_work() -> None:
     unet = tiny_unet(**SHALLOW)
     middle, full, decoder, whole = (
