@@ -81,8 +81,13 @@ def annotate(context: StageContext) -> StageResult:
     counts = dict(catalog.query("SELECT status, count(*) FROM annotations GROUP BY status"))
     without = ", ".join(name for (name,) in catalog.query(WITHOUT_PAIRS))
     what = f"{to_do} images to do" if to_do else "nothing to do"
-    empty = f"; `where` and `select` leave no pair of {without}" if without else ""
-    return result(f"{what}; maps: {tally(counts)} in {len(plan.conditions)} conditions{empty}", to_do, counts)
+    (doubtful,) = catalog.row("SELECT count(*) FROM annotations WHERE status = 'ok' AND reason <> ''")
+    sentence = f"{what}; maps: {tally(counts)} in {len(plan.conditions)} conditions"
+    if doubtful:
+        sentence += f"; {doubtful} of them are doubtful (`controlmill status` says why)"
+    if without:
+        sentence += f"; `where` and `select` leave no pair of {without}"
+    return result(sentence, to_do, counts)
 
 
 def _make_maps(context: StageContext) -> int:

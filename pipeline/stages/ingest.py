@@ -45,10 +45,12 @@ def ingest(context: StageContext) -> StageResult:
     remove_stranded(catalog, plan.image_key)
     counts = dict(catalog.query("SELECT status, count(*) FROM images GROUP BY status"))
     splits = dict(catalog.query("SELECT split, count(*) FROM images WHERE status = 'ok' GROUP BY split"))
-    (addresses,) = catalog.row("SELECT count(*) FROM sources WHERE gone IS NULL")
+    addresses, unread = catalog.row("SELECT count(*), count(caption_problem) FROM sources WHERE gone IS NULL")
     _check_splits(plan, splits)
     duplicates = addresses - sum(counts.values()) + counts.get("gone", 0)
     sentence = f"{changes}; images: {tally(counts)}; {duplicates} exact duplicates; {tally(splits)}"
+    if unread:
+        sentence += f"; {unread} captions could not be read (`caption_problem` of `sources` says why)"
     return StageResult(sentence, len(new), counts.get("ok", 0), counts.get("failed", 0), duplicates)
 
 

@@ -76,20 +76,22 @@ def test_what_changed_is_made_again_once_and_the_rest_stays(
     splits = dict(query(tmp_path, "SELECT image_id, split FROM images"))
     photograph(100).save(photos / "001.jpg")
     (photos / "002.txt").write_text("other words")
+    (photos / "005.txt").write_bytes(b"caf\xe9")
     (photos / "003.jpg").unlink()
     touch(photos / "004.jpg")
     photograph(101).save(photos / "100.jpg")
     dry = controlmill("run", path, *STAGES, "--dry-run")
-    assert "sources: 1 new addresses, 3 that look changed, 0 with other captions, 1 gone" in dry.stdout, (
+    assert "sources: 1 new addresses, 4 that look changed, 0 with other captions, 1 gone" in dry.stdout, (
         dry.stdout
     )
     assert written(tmp_path) == before
     second = controlmill("run", path, *STAGES)
     assert second.returncode == 0, second.stderr
-    assert "1 new addresses, 1 changed, 1 gone, 1 with other captions, 1 touched" in second.stdout
+    assert "1 new addresses, 1 changed, 1 gone, 2 with other captions, 1 touched" in second.stdout
+    assert "1 captions could not be read" in second.stdout
     assert noticed(tmp_path) == {
         "changed": ["001.jpg"],
-        "caption": ["002.jpg"],
+        "caption": ["002.jpg", "005.jpg"],
         "gone": ["003.jpg"],
         "touched": ["004.jpg"],
     }
