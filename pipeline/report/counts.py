@@ -86,7 +86,7 @@ def workspace_counts(catalog: Catalog) -> WorkspaceCounts:
     return WorkspaceCounts(
         workspace=str(catalog.workspace.root),
         images=images,
-        sources=catalog.row("SELECT count(*) FROM sources")[0],
+        sources=catalog.row("SELECT count(*) FROM sources WHERE gone IS NULL")[0],
         splits=dict(
             catalog.query(
                 "SELECT split, count(*) FROM images WHERE status = 'ok' GROUP BY split ORDER BY split"

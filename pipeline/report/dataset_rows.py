@@ -38,7 +38,7 @@ def ingest(catalog: Catalog, counts: WorkspaceCounts) -> contents.Ingest:
         by_split=counts.splits,
         by_size=dict(sizes),
         n_sources=counts.sources,
-        n_duplicates=counts.sources - sum(counts.images.values()),
+        n_duplicates=counts.sources - sum(counts.images.values()) + counts.images.get("gone", 0),
         reasons=tuple(
             contents.Reason(text=text, count=count, examples=tuple(uris)) for text, count, uris in reasons
         ),

@@ -111,6 +111,7 @@ def test_what_changed_is_made_again_once_and_the_rest_stays(
     assert "nothing to do" in third.stdout
     assert written(tmp_path) == after
     assert controlmill("verify", "ws").returncode == 0
+    assert "2 gone, 9 ok; 9 addresses" in controlmill("status", "ws").stdout
     kept = state(tmp_path)
     assert controlmill("catalog", "rebuild", "ws").returncode == 0
     assert state(tmp_path) == kept
