@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 
 from pipeline import MillError
 from pipeline.catalog import Catalog
@@ -114,6 +115,55 @@ def test_killing_the_driver_at_random_moments_loses_and_doubles_nothing(
     assert last.wait(timeout=PATIENCE) == 0, last.stderr.read() if last.stderr else ""
     assert {shard: committed(catalog)[shard] for shard in kept} == kept
     check_complete(catalog)
+    assert controlmill("verify", "ws").returncode == 0
+    assert not list(workspace.root.rglob(".tmp-*"))
+
+
+def test_killing_the_driver_while_it_carries_changes_out_ends_as_if_nothing_had_happened(
+    workspace: Workspace,
+    manifest: Callable[..., Path],
+    photograph: Callable[..., Image.Image],
+    tmp_path: Path,
+    controlmill: Command,
+    address: str,
+) -> None:
+    catalog, path = Catalog(workspace), manifest(conditions=CONDITIONS, shard_images="2")
+    assert controlmill("run", path, "--stages", "ingest,annotate").returncode == 0
+    before = committed(catalog)
+    for number in range(8):
+        photograph(100 + number).save(tmp_path / f"photos/{number:03d}.jpg")
+    for number in range(8, 12):
+        (tmp_path / f"photos/{number:03d}.jpg").unlink()
+    (tmp_path / "photos/012.txt").write_text("other words")
+    draw = random.Random()
+    seed = draw.randrange(10**6)
+    draw.seed(seed)
+    print(f"kill moments drawn from seed {seed}")
+    for kill in range(KILLS):
+        process = start(tmp_path, path, address if kill % 2 else None)
+        wait_for_shards(catalog, process, len(before) + draw.randint(0, 14))
+        time.sleep(draw.uniform(0, 0.1))
+        process.kill()
+        process.wait()
+    last = start(tmp_path, path, address)
+    assert last.wait(timeout=PATIENCE) == 0, last.stderr.read() if last.stderr else ""
+    assert {shard: committed(catalog)[shard] for shard in before} == before
+    assert catalog.query("SELECT change, count(*) FROM changes GROUP BY ALL ORDER BY ALL") == [
+        ("caption", 1),
+        ("changed", 8),
+        ("gone", 4),
+    ]
+    live = IMAGES - 4
+    assert catalog.query("SELECT status, count(*) FROM images GROUP BY ALL ORDER BY ALL") == [
+        ("gone", 12),
+        ("ok", live),
+    ]
+    assert catalog.query("SELECT count(*), count(DISTINCT uri) FROM sources WHERE gone IS NULL") == [
+        (live, live)
+    ]
+    assert catalog.query("SELECT count(*), count(DISTINCT (image_id, condition)) FROM annotations") == [
+        (3 * live, 3 * live)
+    ]
     assert controlmill("verify", "ws").returncode == 0
     assert not list(workspace.root.rglob(".tmp-*"))
 
