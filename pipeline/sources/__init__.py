@@ -11,7 +11,7 @@ from typing import Any
 from annotate.flips import may_flip
 from pipeline import MillError
 from pipeline.manifest import Image
-from pipeline.sources.addresses import local_path, reader_of, scheme_of
+from pipeline.sources.far.addresses import local_path, reader_of, scheme_of
 from pipeline.sources.raw import (
     Fetched,
     Gone,
@@ -41,20 +41,20 @@ READERS = {
     "parquet": ("tables", "read_row"),
     "huggingface": ("tables", "read_row"),
     "scene": ("rendered", "read_scene"),
-    "url": ("urls", "read_url"),
-    "object": ("objects", "read_object"),
+    "url": ("far.urls", "read_url"),
+    "object": ("far.objects", "read_object"),
 }
 # of those that are far away: what reads many of them at a time, and what looks whether they are as before
 FAR = {
-    "url": ("urls", "read_urls", "look"),
-    "object": ("objects", "read_objects", "look"),
+    "url": ("far.urls", "read_urls", "look"),
+    "object": ("far.objects", "read_objects", "look"),
 }
 # of those whose captions may lie beside the image: RawImage -> ReadCaptions
 CAPTION_READERS = {
     "file": ("sidecars", "read_captions"),
     "tar": ("archives", "read_captions"),
     "scene": ("rendered", "read_captions"),
-    "object": ("objects", "read_captions"),
+    "object": ("far.objects", "read_captions"),
 }
 
 
@@ -115,7 +115,7 @@ def lack(source: Any, image: Image) -> str | None:
         return None
     try:
         if reader_of(path) == "object" and source.kind in ("list", "folder"):
-            return _function("objects", "lack")(scheme_of(path))
+            return _function("far.objects", "lack")(scheme_of(path))
         if reader_of(path) == "url" and source.kind == "list":
             return None
         if not scheme_of(path) and not glob.glob(str(Path(path).expanduser())):  # noqa: PTH207 - a pattern may be absolute

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path, PurePosixPath
 
 from pipeline import MillError
-from pipeline.sources.addresses import local_path, scheme_of
+from pipeline.sources.far.addresses import local_path, scheme_of
 from pipeline.sources.names import Globs
 from pipeline.sources.raw import MAX_BYTES, RawImage, Unreadable
 from pipeline.sources.tree import walk

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import MillError
 from pipeline.manifest import FolderSource, Image
-from pipeline.sources.addresses import reader_of
+from pipeline.sources.far.addresses import reader_of
 from pipeline.sources.files import ABSENT, resolve, stamp_of
 from pipeline.sources.imagefolder import NAMES, ImageRow, Metadata
 from pipeline.sources.maps import MapPlaces
@@ -29,7 +29,7 @@ def list_folder(source: FolderSource, image: Image, context: ListingContext) -> 
     is none.
     """
     if reader_of(source.path) == "object":
-        from pipeline.sources.object_folders import list_object_folder
+        from pipeline.sources.far.folders import list_object_folder
 
         yield from list_object_folder(source, context)
         return

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import MillError
 from pipeline.manifest import HuggingFaceSource, Image
-from pipeline.sources.addresses import far
 from pipeline.sources.columns import first_line
+from pipeline.sources.far.addresses import far
 from pipeline.sources.files import resolve, stamp
 from pipeline.sources.raw import ListingContext, RawImage, TablePlace
 from pipeline.sources.row_stamps import RowStamps, arrow_paths

@@ -5,9 +5,9 @@ from pathlib import Path, PurePath
 
 from pipeline import MillError
 from pipeline.manifest import Image, ListSource
-from pipeline.sources.addresses import far, local_path, scheme_of
 from pipeline.sources.columns import captions_of, plain
-from pipeline.sources.far_lists import Copy, near
+from pipeline.sources.far.addresses import far, local_path, scheme_of
+from pipeline.sources.far.lists import Copy, near
 from pipeline.sources.files import ABSENT, PACKAGE, locate, resolve, stamp_or_absent
 from pipeline.sources.maps import MapPlaces, is_path
 from pipeline.sources.raw import Columns, FilePlace, ListingContext, RawImage, Unreadable, clean

@@ -14,9 +14,9 @@ from typing import Any, cast
 from pipeline import MillError
 from pipeline.manifest import Column, HuggingFaceSource, Image, ParquetSource
 from pipeline.manifest.download import Download
-from pipeline.sources.addresses import far, reader_of
 from pipeline.sources.columns import captions_under, first_line, plain
-from pipeline.sources.far_lists import read_far
+from pipeline.sources.far.addresses import far, reader_of
+from pipeline.sources.far.lists import read_far
 from pipeline.sources.files import matching, nowhere, read_file, stamp
 from pipeline.sources.raw import (
     MAX_BYTES,

@@ -11,8 +11,9 @@ from PIL import Image as Pillow
 
 from pipeline import MillError, sources
 from pipeline.manifest import Download, FolderSource, Image, ListSource, ParquetSource, WebDatasetSource
-from pipeline.sources import Fetched, Gone, RawImage, Unreadable, objects
-from pipeline.sources.addresses import far, local_path
+from pipeline.sources import Fetched, Gone, RawImage, Unreadable
+from pipeline.sources.far import objects
+from pipeline.sources.far.addresses import far, local_path
 from pipeline.sources.folders import list_folder
 from pipeline.sources.raw import ListingContext
 

@@ -21,10 +21,10 @@ from pipeline import MillError, sources
 from pipeline.catalog import Catalog
 from pipeline.manifest import Download, Image, ListSource, ParquetSource
 from pipeline.sources import Fetched, Gone, RawImage, Unreadable
-from pipeline.sources.addresses import far, reader_of, split_login
-from pipeline.sources.ahead import in_order
-from pipeline.sources.networks import is_public, literal
-from pipeline.sources.responses import stamp_of_headers, wait_asked
+from pipeline.sources.far.addresses import far, reader_of, split_login
+from pipeline.sources.far.ahead import in_order
+from pipeline.sources.far.networks import is_public, literal
+from pipeline.sources.far.responses import stamp_of_headers, wait_asked
 from pipeline.storage.workspace import Workspace
 from tests.conftest import Command
 
@@ -367,7 +367,7 @@ def test_what_the_reader_waits_for_comes_though_the_window_is_full(
 ) -> None:
     from functools import partial
 
-    from pipeline.sources import urls
+    from pipeline.sources.far import urls
 
     monkeypatch.setattr(urls, "in_order", partial(in_order, most_bytes=len(server.jpeg)))
     names = ["recovers.jpg"] + [f"{number}.jpg" for number in range(8)]
@@ -397,7 +397,7 @@ def test_no_private_network_is_asked(server: Server, host: str) -> None:
 def test_a_redirect_to_a_private_network_is_not_followed(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.sources import client
+    from pipeline.sources.far import client
 
     monkeypatch.setattr(client, "is_public", lambda ip: str(ip) == "127.0.0.1")
     monkeypatch.setattr(

@@ -5,8 +5,8 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, cast
 
 from pipeline.dataset.provided import coco
-from pipeline.sources.addresses import local_path, reader_of
-from pipeline.sources.far_lists import read_far
+from pipeline.sources.far.addresses import local_path, reader_of
+from pipeline.sources.far.lists import read_far
 from pipeline.sources.maps import is_path
 from pipeline.sources.raw import MAX_BYTES, FilePlace, RawImage, Unreadable
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from pipeline import MillError
 from pipeline.manifest import FolderSource
-from pipeline.sources import objects
-from pipeline.sources.addresses import far
+from pipeline.sources.far import objects
+from pipeline.sources.far.addresses import far
 from pipeline.sources.imagefolder import NAMES
 from pipeline.sources.names import PICTURES, Globs, split
 from pipeline.sources.raw import ListingContext, RawImage, Unreadable, clean

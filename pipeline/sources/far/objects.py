@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from pipeline.manifest.download import Download
-from pipeline.sources.addresses import scheme_of
-from pipeline.sources.ahead import Share, in_order
 from pipeline.sources.columns import MAX_TEXT, first_line, plain
+from pipeline.sources.far.addresses import scheme_of
+from pipeline.sources.far.ahead import Share, in_order
 from pipeline.sources.raw import Fetched, FilePlace, Gone, RawImage, ReadCaptions, Unreadable
 from pipeline.sources.sidecars import read_text
 

@@ -10,7 +10,7 @@ from typing import cast
 
 from pipeline import MillError
 from pipeline.manifest import Download, ListSource
-from pipeline.sources.addresses import far, local_path, reader_of, scheme_of
+from pipeline.sources.far.addresses import far, local_path, reader_of, scheme_of
 from pipeline.sources.raw import MAX_BYTES, FilePlace, Place, RawImage, Unreadable
 
 
@@ -58,9 +58,9 @@ def read_far(address: str, place: Place) -> bytes:
 def _read(raw: RawImage) -> bytes:
     """Loads what reads it: a list that lies here needs neither library."""
     if raw.reader == "url":
-        from pipeline.sources.urls import read_text
+        from pipeline.sources.far.urls import read_text
 
         return read_text(raw)
-    from pipeline.sources.objects import read_object
+    from pipeline.sources.far.objects import read_object
 
     return read_object(raw)

@@ -8,8 +8,8 @@ from typing import Any, cast
 from yarl import URL
 
 from pipeline.manifest.download import Download
-from pipeline.sources.ahead import Share, in_order
-from pipeline.sources.client import Client
+from pipeline.sources.far.ahead import Share, in_order
+from pipeline.sources.far.client import Client
 from pipeline.sources.raw import DownloadJson, Fetched, FilePlace, Gone, RawImage, Unreadable
 
 

@@ -14,10 +14,9 @@ from yarl import URL
 
 from pipeline import __version__
 from pipeline.manifest.download import Download
-from pipeline.sources.ahead import Share
-from pipeline.sources.networks import is_public, literal
-from pipeline.sources.raw import Fetched, Gone, Unreadable
-from pipeline.sources.responses import (
+from pipeline.sources.far.ahead import Share
+from pipeline.sources.far.networks import is_public, literal
+from pipeline.sources.far.responses import (
     GONE,
     REDIRECTS,
     check_size,
@@ -31,6 +30,7 @@ from pipeline.sources.responses import (
     wait_asked,
     worded,
 )
+from pipeline.sources.raw import Fetched, Gone, Unreadable
 
 AGENT = f"ControlMill/{__version__} (builds image datasets; X-Robots-Tag: controlmill)"
 PRIVATE = "its host is of a private network: set `download.private_networks: true` where it may be asked"
