@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from annotate.maps import RawMap
-from pipeline.dataset import images, provided
+from pipeline.dataset import formats, provided
 from pipeline.manifest import Image, Provided
 from pipeline.sources import RawImage
 
@@ -31,12 +31,12 @@ def picture(array: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
 def read_map(folder: Path, condition: str, data: Any, orientation: int = 1, **settings: Any) -> RawMap:
     """The map whose bytes, or whose JSON, lie beside a photograph; what is wrong with it is raised."""
     exif = Pillow.Exif()
-    exif[images.ORIENTATION] = orientation
+    exif[formats.ORIENTATION] = orientation
     Pillow.new("RGB", (WIDE, TALL), "red").save(folder / "a.jpg", exif=exif)
     (folder / "a.map").write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
     stored = Provided(path="{stem}.map", **settings).model_dump()
     raw = RawImage(str(folder / "a.jpg"), "", place={"root": str(folder)}, provided={condition: stored})
-    made = provided.read(raw, [condition], Image(resolution=64))[condition]
+    made = provided.read(raw, [condition], Image(resolution=64))[condition].map
     if isinstance(made, Exception):
         raise made
     return made

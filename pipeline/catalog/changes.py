@@ -71,7 +71,7 @@ def touch_maps(connection: duckdb.DuckDBPyConnection) -> None:
         ) touched, image_rows, shard_rows
         WHERE image_rows.image_id = touched.image_id AND annotation_rows.image = image_rows.image
           AND annotation_rows.shard_number = shard_rows.shard_number AND shard_rows.name = touched.condition
-          AND annotation_rows.source_hash = touched.source_hash""")
+          AND annotation_rows.source_hash IS NOT DISTINCT FROM touched.source_hash""")
 
 
 def mark_gone(connection: duckdb.DuckDBPyConnection, image_key: str) -> None:

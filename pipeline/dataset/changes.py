@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from annotate.annotator import PROVIDED
-from annotate.conditions import CONDITIONS
 from pipeline import sources
 from pipeline.catalog import Catalog
 from pipeline.dataset import provided
@@ -24,7 +23,7 @@ GONE = "the source no longer has this address"
 
 KNOWN = """SELECT uri, image_id, gone IS NOT NULL, coalesce(stamp, ''), coalesce(caption_stamp, ''), captions,
                   fields
-           FROM sources ORDER BY part, position"""
+           FROM sources ORDER BY gone IS NULL, part, position"""
 
 
 class Known(NamedTuple):  # made by the hundred thousand
@@ -65,7 +64,7 @@ class Differences:
 
 
 def known(catalog: Catalog) -> dict[str, Known]:
-    """By address; of one that showed several images, the last."""
+    """By address; of one that showed several images, what it shows, or showed last."""
     return {uri: Known(*rest) for uri, *rest in catalog.query(KNOWN)}
 
 
@@ -150,10 +149,10 @@ def examine(members: Sequence[tuple[RawImage, Known]]) -> Iterator[Change]:
     """Reads what looks otherwise, and says what changed. A file that can't be read counts as changed, and
     becomes a row with its reason when it is ingested; a server that does not answer is asked again later.
     """
-    read_again = [raw for raw, was in members if was.gone or raw.stamp != was.stamp]
-    answers = sources.read_all(read_again)
-    for raw, was in members:
-        answer = next(answers) if was.gone or raw.stamp != was.stamp else None
+    read_again = [was.gone or raw.stamp != was.stamp for raw, was in members]
+    answers = sources.read_all([raw for (raw, _), again in zip(members, read_again, strict=True) if again])
+    for (raw, was), again in zip(members, read_again, strict=True):
+        answer = next(answers) if again else None
         if isinstance(answer, Exception) and raw.reader in sources.FAR:
             continue
         yield from _examined(raw, was, answer)
@@ -215,7 +214,7 @@ def adopt(plan: Plan, catalog: Catalog) -> None:
 
 def map_stamp(raw: RawImage, condition: str) -> str:
     """Of the file that holds the image's map of a condition; "" where nothing is known of it."""
-    return raw.map_stamps.get(condition) or raw.map_stamps.get(CONDITIONS[condition].shares or "") or ""
+    return provided.of_condition(raw.map_stamps, condition) or ""
 
 
 def changed_maps(

@@ -15,8 +15,6 @@ from pipeline.manifest import Image
 from pipeline.sources.raw import Unreadable
 from pipeline.storage import codec
 
-FORMATS, ORIENTATION = formats.FORMATS, formats.ORIENTATION  # for maps that come with images too
-
 
 @dataclass(frozen=True)
 class Placement:
@@ -196,15 +194,3 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return np.ascontiguousarray(pixels)
-
-
-def upright_size(data: bytes) -> tuple[int, int]:
-    """(height, width) of the image as EXIF turns it, from its header alone; raises Unreadable."""
-    with formats.opened(data) as (_, header):
-        return header.upright
-
-
-def orientation(data: bytes) -> int:
-    """EXIF's orientation of the image, 1 to 8; raises Unreadable."""
-    with formats.opened(data) as (_, header):
-        return header.orientation

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from annotate import annotator, maps
 from annotate.annotator import PROVIDED, Annotation, Step
-from annotate.maps import RawMap
 from pipeline.catalog import Catalog
 from pipeline.catalog.indexing import DetectorRecord
 from pipeline.cluster.jobs import Job, Resources
 from pipeline.dataset import provided
 from pipeline.dataset.changes import changed_maps, map_stamp
 from pipeline.dataset.maps import annotation
+from pipeline.dataset.provided import ProvidedMap
 from pipeline.manifest import Image
 from pipeline.plan import Planned
 from pipeline.report.text import tally
@@ -221,6 +221,7 @@ def annotate_part(
     for start in range(0, len(wanted), BATCH):
         batch = wanted[start : start + BATCH]
         taken = pictures.take(batch).to_pylist()
+        came = _provided(args, batch)
         annotations = annotator.annotate(
             [codec.decode(picture["image"]) for picture in taken],
             [picture["image_id"] for picture in taken],
@@ -229,13 +230,17 @@ def annotate_part(
                 name: [annotation(table.slice(row, 1).to_pylist()[0], name) for row in batch]
                 for name, table in parents.items()
             },
-            provided=_provided(args, batch),
+            provided={name: [each.map for each in of_images] for name, of_images in came.items()},
             device=args.device,
         )
         for it in args.missing:
-            for row, one in zip(batch, annotations[it.step.condition], strict=True):
+            name = it.step.condition
+            for place, row in enumerate(batch):
                 if it.wants(row):
-                    tables[it.step.condition][row] |= _row(one) | _came_from(args, it, row)
+                    tables[name][row] |= _row(annotations[name][place])
+                    tables[name][row] |= (
+                        _came_from(args, name, row, came[name][place]) if name in came else {}
+                    )
     skipped = dict.fromkeys(args.gone, Annotation(status="skipped", reason=GONE))
     failed = {row: Annotation(status="failed", reason=reason) for row, reason in poison_rows.items()}
     for it in args.missing:
@@ -262,10 +267,10 @@ def _write(args: AnnotatePart, it: MapShard, table: list[Row], ids: list[str]) -
     return shards.write(it.path, rows, shards.MAPS, metadata, replace=it.again is not None)
 
 
-def _provided(args: AnnotatePart, batch: list[int]) -> dict[str, list[RawMap | Exception]]:
+def _provided(args: AnnotatePart, batch: list[int]) -> dict[str, list[ProvidedMap]]:
     """Condition -> the maps that came with these images, each image's source opened once."""
     names = [it.step.condition for it in args.missing if it.step.detector == PROVIDED]
-    gone = LookupError("its address is no longer in the source")
+    gone = ProvidedMap(LookupError("its address is no longer in the source"))
     of_images = [
         provided.read(args.raw_images[row], names, args.image)
         if row in args.raw_images
@@ -275,15 +280,10 @@ def _provided(args: AnnotatePart, batch: list[int]) -> dict[str, list[RawMap | E
     return {name: [of_image[name] for of_image in of_images] for name in names}
 
 
-def _came_from(args: AnnotatePart, it: MapShard, row: int) -> Row:
+def _came_from(args: AnnotatePart, condition: str, row: int, made: ProvidedMap) -> Row:
     """What the file looked like that a provided map came from, so that another one is noticed."""
-    raw = args.raw_images.get(row)
-    if raw is None or it.step.detector != PROVIDED:
-        return {}
-    stamp = map_stamp(raw, it.step.condition)
-    return (
-        {"source_stamp": stamp, "source_hash": provided.source_hash(raw, it.step.condition)} if stamp else {}
-    )
+    stamp = map_stamp(args.raw_images[row], condition) if row in args.raw_images else ""
+    return {"source_stamp": stamp, "source_hash": made.source_hash} if stamp else {}
 
 
 def _begin(it: MapShard, rows: int) -> list[Row]:

@@ -76,23 +76,18 @@ def caption(context: StageContext) -> StageResult:
 
 def _jobs(context: StageContext, captioner: PlannedCaptions) -> Iterator[Job]:
     plan, catalog = context.plan, context.catalog
-    bare, stale = (
-        rows_by_part(catalog.query(WITHOUT)),
-        rows_by_part(catalog.query(STALE, [captioner.key, GONE])),
-    )
+    bare = rows_by_part(catalog.query(WITHOUT))
+    stale = rows_by_part(catalog.query(STALE, [captioner.key, GONE]))
     committed = catalog.committed("captions", captioner.key)
     lacking = [part for part in readable_parts(catalog) if part not in committed or part in stale]
     for part, images in readable_images(catalog, lacking).items():
-        path = plan.workspace.captions(captioner.key, part)
-        if part in committed:  # from here on it counts as missing, until it is whole again
-            catalog.remove_shard(plan.workspace.relative(path))
         wanted = {
             row
             for row in images.rows
             if row not in images.gone and (captioner.when == "always" or row in bare.get(part, ()))
         }
         args = CaptionPart(
-            path=path,
+            path=plan.workspace.captions(captioner.key, part),
             images=plan.workspace.images(plan.image_key, part),
             part=part,
             image_key=plan.image_key,

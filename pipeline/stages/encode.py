@@ -98,12 +98,9 @@ def _jobs(context: StageContext, base: str, key: str) -> Iterator[Job]:
     for part, row, caption in catalog.query(CAPTIONED, [lacking]):
         captions.setdefault(part, {})[row] = caption
     for part, images in readable_images(catalog, lacking).items():
-        path = plan.workspace.latents(key, part)
-        if part in committed:  # from here on it counts as missing, until it is whole again
-            catalog.remove_shard(plan.workspace.relative(path))
         told = [(row, image_id, captions[part][row]) for row, image_id in images.members]
         args = EncodePart(
-            path=path,
+            path=plan.workspace.latents(key, part),
             images=plan.workspace.images(plan.image_key, part),
             part=part,
             key=key,
@@ -127,7 +124,7 @@ def encode_part(args: EncodePart, rows: tuple[int, ...], poison_rows: dict[int, 
     if args.again is not None:
         table = shards.read(args.path).to_pylist()
     heights, widths = (pictures.column(name).to_pylist() for name in ("height", "width"))
-    for row in args.gone:
+    for row in args.gone if args.again is None else ():
         table[row] |= {"status": "skipped", "reason": GONE}
     wanted = set(rows if args.again is None else args.again) - args.gone - poison_rows.keys()
     for batch in of_one_size(sorted(wanted), lambda row: (heights[row], widths[row]), BATCH[device()]):

@@ -85,9 +85,10 @@ def make_missing(
     def missing() -> Iterator[Job]:
         for job in jobs:
             # a job that makes some rows of a shard again finds the others in it
-            again = getattr(job.args, "again", None) is not None
-            adopted = None if again else shards.adopt(job.args.path, job.args.made_from)
-            if adopted:
+            if getattr(job.args, "again", None) is not None:
+                catalog.remove_shard(catalog.workspace.relative(job.args.path))  # until it is whole again
+                yield job
+            elif adopted := shards.adopt(job.args.path, job.args.made_from):
                 catalog.commit(adopted)
             else:
                 yield job

@@ -58,6 +58,13 @@ def noticed(root: Path) -> dict[str, list[str]]:
     return found
 
 
+def check_rebuild(controlmill: Command, root: Path) -> None:
+    """A catalog that is made again says the same."""
+    before = state(root)
+    assert controlmill("catalog", "rebuild", "ws").returncode == 0
+    assert state(root) == before
+
+
 def touch(path: Path) -> None:
     """Another moment, the same bytes."""
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
@@ -112,9 +119,7 @@ def test_what_changed_is_made_again_once_and_the_rest_stays(
     assert written(tmp_path) == after
     assert controlmill("verify", "ws").returncode == 0
     assert "2 gone, 9 ok; 9 addresses" in controlmill("status", "ws").stdout
-    kept = state(tmp_path)
-    assert controlmill("catalog", "rebuild", "ws").returncode == 0
-    assert state(tmp_path) == kept
+    check_rebuild(controlmill, tmp_path)
 
 
 def test_what_is_gone_may_come_back_and_gets_what_was_made_meanwhile(
@@ -142,9 +147,7 @@ def test_what_is_gone_may_come_back_and_gets_what_was_made_meanwhile(
         ("hough", 5),
     ]
     assert query(tmp_path, "SELECT count(*) FROM annotations WHERE reason LIKE '%gone%'") == [(0,)]
-    before = state(tmp_path)
-    assert controlmill("catalog", "rebuild", "ws").returncode == 0
-    assert state(tmp_path) == before
+    check_rebuild(controlmill, tmp_path)
     assert "nothing to do" in controlmill("run", both, *STAGES).stdout
     assert controlmill("verify", "ws").returncode == 0
 
@@ -177,9 +180,7 @@ def test_a_picture_that_changes_and_changes_back_is_itself_again(
     (photos / "001.jpg").write_bytes(first)
     assert "1 there again" in controlmill("run", manifest(), *STAGES).stdout
     assert query(tmp_path, live) == [image_id]
-    before = state(tmp_path)
-    assert controlmill("catalog", "rebuild", "ws").returncode == 0
-    assert state(tmp_path) == before
+    check_rebuild(controlmill, tmp_path)
     assert controlmill("verify", "ws").returncode == 0
 
 
@@ -265,15 +266,18 @@ def test_a_list_whose_captions_and_columns_change_keeps_its_maps(
 def test_a_provided_map_that_changes_is_read_again_with_what_is_made_from_it(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder(4)
+    folder(5)
     depth = tmp_path / "photos" / "depth"
     depth.mkdir()
     ramp = np.linspace(1000, 9000, 160 * 120).reshape(120, 160).astype(np.uint16)
+    for number in range(5):
+        Image.new("L", (160, 120), 255).save(depth / f"{number:03d}_mask.png")
+    (depth / "004_mask.png").unlink()
     for number in range(3):
         Image.fromarray(ramp).save(depth / f"{number:03d}.png")
     path = manifest(
         source="{kind: folder, path: photos, provided: {depth_large: {path: 'depth/{stem}.png',"
-        " depth: distance}}}",
+        " mask: 'depth/{stem}_mask.png', depth: distance}}}",
         conditions="{depth_large: {detector: provided}, normal_extended: {}, canny: {}}",
     )
     assert controlmill("run", path, *STAGES).returncode == 3
@@ -281,9 +285,10 @@ def test_a_provided_map_that_changes_is_read_again_with_what_is_made_from_it(
     Image.fromarray(ramp[::-1].copy()).save(depth / "001.png")  # another map
     Image.fromarray(ramp).save(depth / "003.png")  # one that was not there
     touch(depth / "002.png")
+    Image.new("L", (160, 120), 255).save(depth / "004_mask.png")  # of a map that is still not there
     second = controlmill("run", path, *STAGES)
-    assert second.returncode == 0, second.stderr
-    assert noticed(tmp_path) == {"map": ["001.jpg", "003.jpg"], "touched": ["002.jpg"]}
+    assert second.returncode == 3, second.stderr
+    assert noticed(tmp_path) == {"map": ["001.jpg", "003.jpg"], "touched": ["002.jpg", "004.jpg"]}
     changed = {row[:2] for row in set(state(tmp_path)["maps"]) ^ set(before["maps"])}
     assert {condition for _, condition in changed} == {"depth_large", "normal_extended"}
     assert {
@@ -292,9 +297,7 @@ def test_a_provided_map_that_changes_is_read_again_with_what_is_made_from_it(
     after = written(tmp_path)
     assert "nothing to do" in controlmill("run", path, *STAGES).stdout
     assert written(tmp_path) == after
-    kept = state(tmp_path)
-    assert controlmill("catalog", "rebuild", "ws").returncode == 0
-    assert state(tmp_path) == kept
+    check_rebuild(controlmill, tmp_path)
 
 
 @pytest.mark.slow

@@ -198,7 +198,7 @@ def test_pixel_maps_of_stuff_alone_are_not_taken_for_things_and_stuff(tmp_path: 
         if it.uri.endswith("jpg")
     ]
     assert "coco_stuff_png has no id 183" in str(
-        provided.read(raw, ["seg_coco"], manifest.Image())["seg_coco"]
+        provided.read(raw, ["seg_coco"], manifest.Image())["seg_coco"].map
     )
 
 

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 
 from annotate.maps import RawMap
 from pipeline import sources
-from pipeline.dataset import images, provided
+from pipeline.dataset import formats, images, provided
 from pipeline.manifest import FolderSource, Image, ListSource, Provided
 from pipeline.sources import RawImage
 from pipeline.storage import codec
@@ -55,7 +55,7 @@ def given(tmp_path: Path) -> Callable[..., RawMap]:
         (raw,) = sources.listing(
             [FolderSource(kind="folder", path=str(tmp_path / "images"), provided={condition: one})], SIZE
         )
-        made = provided.read(raw, [condition], SIZE)[condition]
+        made = provided.read(raw, [condition], SIZE)[condition].map
         if isinstance(made, Exception):
             raise made
         return made
@@ -137,7 +137,7 @@ def test_a_map_lies_where_its_image_lies(tmp_path: Path) -> None:
     image = Image(resolution=128)
     (raw,) = sources.listing([source], image)
     Pillow.fromarray(noise).save(tmp_path / "a.png")
-    made = provided.read(raw, ["canny"], image)["canny"]
+    made = provided.read(raw, ["canny"], image)["canny"].map
     seen = codec.decode(
         images.canonical((tmp_path / "a.png").read_bytes(), image.model_copy(update={"store": "png"})).encoded
     )
@@ -190,7 +190,7 @@ def test_an_absent_map_is_that_images_failure_only(given: Callable[..., RawMap],
 
 def test_a_turned_photograph_takes_a_map_that_stands_upright(tmp_path: Path) -> None:
     exif = Pillow.Exif()
-    exif[images.ORIENTATION] = 6  # lies on its side: 160 x 96 is shown as 96 x 160
+    exif[formats.ORIENTATION] = 6  # lies on its side: 160 x 96 is shown as 96 x 160
     Pillow.new("RGB", (WIDE, TALL), "red").save(tmp_path / "a.jpg", exif=exif)
     (tmp_path / "a.png.map").write_bytes(png(np.ones((WIDE, TALL), np.uint8)))
     raw = RawImage(
@@ -201,7 +201,7 @@ def test_a_turned_photograph_takes_a_map_that_stands_upright(tmp_path: Path) -> 
             "seg_ade20k": Provided(path="{stem}.png.map", labels="ade20k_png", frame="upright").model_dump()
         },
     )
-    made = provided.read(raw, ["seg_ade20k"], SIZE)["seg_ade20k"]
+    made = provided.read(raw, ["seg_ade20k"], SIZE)["seg_ade20k"].map
     assert isinstance(made, RawMap) and not made.array.any()
 
 
@@ -272,7 +272,7 @@ def _listed(
         kind="list", path=str(tmp_path / "list.jsonl"), provided={"pose_openpifpaf": Provided(**settings)}
     )
     raw, _ = sources.listing([source], SIZE)
-    return raw, provided.read(raw, ["pose_openpifpaf"], SIZE)["pose_openpifpaf"]
+    return raw, provided.read(raw, ["pose_openpifpaf"], SIZE)["pose_openpifpaf"].map
 
 
 PERSON = [{"keypoints": [80, 48, 2] * 17}]

@@ -12,7 +12,7 @@ from PIL import ImageOps
 
 from annotate import label_spaces, maps
 from annotate.maps import RawMap
-from pipeline.dataset import images
+from pipeline.dataset import formats
 from pipeline.dataset.provided.frames import TURNS
 from tests.provided_maps import TALL, WIDE, npy, picture, read_map
 
@@ -167,7 +167,7 @@ def test_lines_may_be_fractions_of_the_image(read: Read, coordinates: str | None
 
 def test_a_map_whose_own_file_is_turned_is_refused(read: Read) -> None:
     exif = Pillow.Exif()
-    exif[images.ORIENTATION] = 3
+    exif[formats.ORIENTATION] = 3
     with pytest.raises(ValueError, match="EXIF turns the map's own file"):
         read("canny", picture(street(), exif=exif))
 
@@ -178,7 +178,7 @@ def test_a_map_whose_own_file_is_turned_is_refused(read: Read) -> None:
 def turned(array: np.ndarray, orientation: int) -> np.ndarray:
     """As Pillow turns a photograph."""
     stored = Pillow.fromarray(array)
-    stored.getexif()[images.ORIENTATION] = orientation
+    stored.getexif()[formats.ORIENTATION] = orientation
     return np.asarray(ImageOps.exif_transpose(stored))
 
 

@@ -34,7 +34,7 @@ def read(folder: Path, condition: str, given: Any, name: str = "a.json", **setti
     (folder / name).write_text(given if isinstance(given, str) else json.dumps(given))
     stored = Provided(**{"path": "{stem}.json"} | settings).model_dump()
     raw = RawImage(str(folder / "a.png"), "", place={"root": str(folder)}, provided={condition: stored})
-    made = provided.read(raw, [condition], Image(resolution=64))[condition]
+    made = provided.read(raw, [condition], Image(resolution=64))[condition].map
     if isinstance(made, Exception):
         raise made
     return made
