@@ -55,7 +55,7 @@ from pipeline.benchmark.systems import (
     systems,
 )
 from pipeline.benchmark.tasks import tasks_of
-from pipeline.catalog import Catalog, indexing
+from pipeline.catalog import Catalog
 from pipeline.experiment.base import base_fingerprint, base_spec, latent_key
 from pipeline.experiment.pairs import planned_runs
 from pipeline.manifest import Manifest
@@ -63,6 +63,7 @@ from pipeline.plan import Plan
 from pipeline.report import leaderboard_evidence, leaderboard_scores
 from pipeline.run import activate
 from pipeline.storage import codec, shards
+from pipeline.storage.shards import Shard
 from pipeline.storage.workspace import Workspace
 
 BASE = Path(__file__).resolve().parent.parent / "train" / "mini" / "base"
@@ -161,11 +162,9 @@ def make(root: Path, models: int, external: int, samples: int) -> None:
     )
 
 
-def put(catalog: Catalog, paths: Iterator[Path]) -> None:
+def put(catalog: Catalog, written: Iterator[Shard]) -> None:
     """In one transaction, as a catalog is rebuilt."""
-    with catalog.transaction() as connection:
-        for path in paths:
-            assert indexing.index_shard(connection, catalog.workspace, shards.verify(path)), path
+    catalog.commit(*written)
 
 
 def seen(number: int) -> Seen:
@@ -223,7 +222,7 @@ def _places(raw: RawMap) -> int:
     return raw.array.shape[-1] - 1
 
 
-def images(made: Plan, pool: list[Seen], samples: int) -> Iterator[Path]:
+def images(made: Plan, pool: list[Seen], samples: int) -> Iterator[Shard]:
     """Images, their maps, and latents that nobody reads."""
     workspace, key, latents = (
         made.workspace,
@@ -301,7 +300,7 @@ def _stored(raw: RawMap) -> dict[str, Any]:
     }
 
 
-def samples_of(made: Plan, system: System, pool: list[Seen], rng: np.random.Generator) -> Iterator[Path]:
+def samples_of(made: Plan, system: System, pool: list[Seen], rng: np.random.Generator) -> Iterator[Shard]:
     """A shard of samples and one of what they score: the less skill, the further is what was read of them."""
     evaluation = made.manifest.evaluate
     assert evaluation is not None and evaluation.clip

@@ -22,7 +22,7 @@ from pipeline.cluster.jobs import Job
 from pipeline.dataset.maps import read_annotation
 from pipeline.plan import Plan
 from pipeline.storage import codec, shards
-from pipeline.storage.shards import Row
+from pipeline.storage.shards import Row, Shard
 from pipeline.storage.workspace import Workspace
 
 SAMPLED = """SELECT sample_set, sample_key, part, shard, list(image_id ORDER BY row)
@@ -82,7 +82,9 @@ def reader_steps(plan: Plan, condition: str) -> list[Step]:
     return annotator.chain(condition, lambda name: plan.reader(name).step)
 
 
-def score_part(args: ScorePart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> Path:
+def score_part(
+    args: ScorePart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool
+) -> Shard | None:
     """In a worker: one shard of samples.
 
     A sample that gives no map scores worst and is counted, never dropped.
@@ -124,8 +126,8 @@ def score_part(args: ScorePart, rows: tuple[int, ...], poison_rows: dict[int, st
             "part": args.part,
             "made_from": args.made_from,
         }
-        shards.write(args.path, table, shards.SCORES, metadata)
-    return args.path
+        return shards.write(args.path, table, shards.SCORES, metadata)
+    return None
 
 
 def _reread(args: ScorePart, image_id: str, picture: np.ndarray | None) -> Row:

@@ -1,4 +1,4 @@
-"""The DuckDB catalog: facts about shards, asked here and committed here, each shard in one transaction."""
+"""The DuckDB catalog: facts about shards, asked here and committed here, many shards in one transaction."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -180,17 +180,18 @@ class Catalog:
                 return str(error).splitlines()
         return []
 
-    # -- commits: one shard, one transaction -----------------------------------------------------------------
+    # -- commits: shards, in one transaction -----------------------------------------------------------------
 
-    def commit(self, shard: Shard) -> None:
-        """Puts the facts of one shard into the catalog. MillError, and nothing is put in, where a shard of
-        captions, maps or latents has not one row for each readable image of its part.
+    def commit(self, *shards: Shard) -> None:
+        """Puts the facts of these shards into the catalog, in their order. MillError, and nothing is put in,
+        where a shard of captions, maps or latents has not one row for each readable image of its part.
         """
         with self.transaction() as connection:
-            if not indexing.index_shard(connection, self.workspace, shard):
-                raise MillError(
-                    f"The shard {shard.path} does not fit its images: run the same command again."
-                )
+            for shard in shards:
+                if not indexing.index_shard(connection, self.workspace, shard):
+                    raise MillError(
+                        f"The shard {shard.path} does not fit its images: run the same command again."
+                    )
 
     def committed(self, kind: str, key: str, name: str | None = None) -> set[int]:
         """Part numbers of the shards that are in."""

@@ -59,7 +59,7 @@ def index_shard(connection: duckdb.DuckDBPyConnection, workspace: Workspace, sha
     """
     metadata, path = cast(Metadata, shard.metadata), workspace.relative(shard.path)
     remove_shard(connection, path)
-    connection.register("incoming", shards.read_light(shard.path))
+    connection.register("incoming", shard.light)
     if metadata["kind"] in ROW_ALIGNED and not _fits(connection, metadata):
         connection.unregister("incoming")
         return False

@@ -11,16 +11,18 @@ It catches what a single bad image raises; what it does raise is a failure of th
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from pipeline import MillError
-from pipeline.cluster.jobs import ONE_CORE, Job, Queue, Resources
+from pipeline.cluster.jobs import ONE_CORE, Ended, Gathered, Job, Queue, Resources
 from pipeline.cluster.progress import Progress
 from pipeline.cluster.worker import DEATH, DEATHS_RETRIED, SLEEP, call, call_ranks
 from pipeline.storage.workspace import stopping
+
+GATHERED = 1.0  # seconds that a job which is done waits for others, so that many are committed at once
 
 
 class Cluster:
@@ -105,7 +107,8 @@ class Cluster:
         self,
         function: Callable[..., Any],
         jobs: Iterable[Job],
-        done: Callable[[Job, Any], None],  # called in the driver as each job ends, in any order
+        # called in the driver with jobs that have ended, in any order: many at a time, each within a second
+        done: Callable[[Ended[Any]], object],
         *,
         label: str,
         total: int,  # rows in all jobs, for the progress line
@@ -120,9 +123,12 @@ class Cluster:
         """
         queue = Queue(jobs, failed)
         places = 2 * max(1, self.workers // each.cpus, int(self.gpus // each.gpus) if each.gpus else 0)
-        with self._ray_errors(), Progress(label, total) as progress:
+        gathered = Gathered(done)
+        with self._ray_errors(), Progress(label, total) as progress, ExitStack() as at_last:
+            at_last.callback(gathered.give)  # also when stopped: what is done is kept
 
             def every_second() -> None:
+                gathered.give(GATHERED)
                 self.meanwhile()
                 if watch:
                     progress.add(watch() - progress.count)
@@ -130,7 +136,7 @@ class Cluster:
             submit = functools.partial(self._submit, function, each=each)
             for job, result in self._ended(queue, submit, places, every_second):
                 try:
-                    done(job, self.ray.get(result))
+                    gathered.add(job, self.ray.get(result))
                 except self.ray.exceptions.RayTaskError as error:
                     queue.fail(job, _reason(error, alone=failed is not None))
                 except self._deaths as error:

@@ -1,8 +1,9 @@
 """What is asked of the cluster: jobs, what each of their processes needs, and the order that they go in."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from pipeline import MillError
 
@@ -20,6 +21,30 @@ class Job:
     # of a job with several processes: a folder that all machines see; None = this machine's
     scratch: str | None = None
     after: tuple[str, ...] = ()  # names of jobs that must be done before; if one fails, so does this
+
+
+Result = TypeVar("Result")
+Ended: TypeAlias = list[tuple[Job, Result]]  # jobs that are done, with what their function returned
+
+
+class Gathered:
+    """Jobs that are done, until `done` takes many of them at once: commits cost less so."""
+
+    def __init__(self, done: Callable[[Ended[Any]], object]) -> None:
+        self._done = done
+        self._waiting: Ended[Any] = []
+        self._since = 0.0  # when the first of those that wait ended
+
+    def add(self, job: Job, result: Any) -> None:
+        if not self._waiting:
+            self._since = time.monotonic()
+        self._waiting.append((job, result))
+
+    def give(self, after: float = 0.0) -> None:
+        """Hands over what waits, where the first waits for so many seconds."""
+        if self._waiting and time.monotonic() - self._since >= after:
+            waiting, self._waiting = self._waiting, []
+            self._done(waiting)
 
 
 @dataclass(frozen=True)

@@ -193,8 +193,7 @@ def save(plan: Plan, catalog: Catalog, changes: Sequence[Change]) -> None:
         "noticed": datetime.now(UTC).replace(tzinfo=None).isoformat(),
     }
     path = workspace.changes(key, number)
-    shards.write(path, [asdict(change) for change in changes], shards.CHANGES, metadata)
-    catalog.commit(shards.verify(path))
+    catalog.commit(shards.write(path, [asdict(change) for change in changes], shards.CHANGES, metadata))
 
 
 def adopt(plan: Plan, catalog: Catalog) -> None:

@@ -12,7 +12,7 @@ from annotate import annotator, maps
 from annotate.annotator import PROVIDED, Annotation, Step
 from pipeline.catalog import Catalog
 from pipeline.catalog.indexing import DetectorRecord
-from pipeline.cluster.jobs import Job, Resources
+from pipeline.cluster.jobs import Ended, Job, Resources
 from pipeline.dataset import provided
 from pipeline.dataset.changes import changed_maps, map_stamp
 from pipeline.dataset.maps import annotation
@@ -31,7 +31,7 @@ from pipeline.stages.stage import (
     result,
 )
 from pipeline.storage import codec, shards
-from pipeline.storage.shards import Row
+from pipeline.storage.shards import Row, Shard
 
 BATCH = 16  # images decoded at a time: bounds a worker's memory whatever the size of a part
 
@@ -105,9 +105,8 @@ def _make_maps(context: StageContext) -> int:
     to_do = sum(len(images.members) - len(images.gone) for images in parts.values())
     jobs = _jobs(context, parts, committed, again, addresses)
 
-    def done(job: Job, paths: list[Path]) -> None:
-        for path in paths:
-            catalog.commit(shards.verify(path, job.args.made_from))
+    def done(ended: Ended[list[Shard]]) -> None:
+        catalog.commit(*(shard for _, of_part in ended for shard in of_part))
 
     first = next(jobs, None)
     if first:
@@ -211,7 +210,7 @@ def _parents(missing: Iterable[MapShard]) -> set[str]:
 
 def annotate_part(
     args: AnnotatePart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool
-) -> list[Path]:
+) -> list[Shard]:
     """In a worker: the shards that a part lacks; each has one row for each row of the images shard."""
     pictures = shards.read(args.images, ["image_id", "image"])
     parents = {name: shards.read(path) for name, path in args.parents.items()}
@@ -253,7 +252,7 @@ def annotate_part(
     return [_write(args, it, tables[it.step.condition], ids) for it in args.missing]
 
 
-def _write(args: AnnotatePart, it: MapShard, table: list[Row], ids: list[str]) -> Path:
+def _write(args: AnnotatePart, it: MapShard, table: list[Row], ids: list[str]) -> Shard:
     metadata = {
         "kind": "maps",
         "key": it.fingerprint,

@@ -23,7 +23,7 @@ from pipeline.stages.stage import (
     work,
 )
 from pipeline.storage import codec, shards
-from pipeline.storage.shards import Row
+from pipeline.storage.shards import Row, Shard
 from pipeline.storage.workspace import fingerprint
 
 BATCH = 16  # images decoded at a time
@@ -105,7 +105,7 @@ def _jobs(context: StageContext, captioner: PlannedCaptions) -> Iterator[Job]:
 
 def caption_part(
     args: CaptionPart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool
-) -> Path:
+) -> Shard | None:
     """In a worker: one row for each image; those that have a caption already are `skipped`."""
     pictures = shards.read(args.images, ["image_id", "image"])
     table: list[Row] = [{"image_id": image_id} for image_id in pictures.column("image_id").to_pylist()]
@@ -135,8 +135,8 @@ def caption_part(
             "part": args.part,
             "made_from": args.made_from,
         }
-        shards.write(args.path, table, shards.CAPTIONS, metadata, replace=args.again is not None)
-    return args.path
+        return shards.write(args.path, table, shards.CAPTIONS, metadata, replace=args.again is not None)
+    return None
 
 
 def _isolated(images: list[np.ndarray], args: CaptionPart) -> list[str | Exception]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.cluster.jobs import Job
+from pipeline.cluster.jobs import Ended, Job
 from pipeline.dataset.changes import (
     CHANGED,
     Change,
@@ -80,8 +80,8 @@ def _examined(context: StageContext, suspects: Sequence[tuple[RawImage, Known]])
             members = tuple(suspects[start : start + size])
             yield Job(f"look again from {start}", Suspects(members), tuple(range(len(members))))
 
-    def done(job: Job, changes: list[Change]) -> None:
-        found.extend(changes)
+    def done(ended: Ended[list[Change]]) -> None:
+        found.extend(change for _, changes in ended for change in changes)
 
     context.cluster.run(look_again, jobs(), done, label="look again", total=len(suspects))
     return found

@@ -25,7 +25,7 @@ from pipeline.stages.stage import (
     work,
 )
 from pipeline.storage import codec, shards
-from pipeline.storage.shards import Row
+from pipeline.storage.shards import Row, Shard
 
 BATCH = {"cpu": 4, "cuda": 8}  # images of one size that pass the VAE together
 # of a GPU: while one job decodes and writes, three others keep it busy; a VAE in bf16 leaves room for that
@@ -115,7 +115,9 @@ def _jobs(context: StageContext, base: str, key: str) -> Iterator[Job]:
         yield Job(f"encode part {part}", args, images.rows)
 
 
-def encode_part(args: EncodePart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> Path:
+def encode_part(
+    args: EncodePart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool
+) -> Shard | None:
     """In a worker: posterior mean and standard deviation (unscaled) and text embeddings, as float16; with
     flips the mirror image's too.
     """
@@ -145,8 +147,8 @@ def encode_part(args: EncodePart, rows: tuple[int, ...], poison_rows: dict[int, 
             "made_from": args.made_from,
         }
         schema = shards.FLIPPED_LATENTS if args.flips else shards.LATENTS
-        shards.write(args.path, table, schema, metadata, replace=args.again is not None)
-    return args.path
+        return shards.write(args.path, table, schema, metadata, replace=args.again is not None)
+    return None
 
 
 def _encoded(

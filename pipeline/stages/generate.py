@@ -22,7 +22,7 @@ from pipeline.experiment.base import base_spec, device, load_base
 from pipeline.manifest import Benchmark
 from pipeline.stages.stage import StageContext, StageResult, make_missing, of_one_size, result, work
 from pipeline.storage import codec, shards
-from pipeline.storage.shards import Row
+from pipeline.storage.shards import Row, Shard
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, Workspace
 
 BATCH = {"cpu": 4, "cuda": 16}  # samples that pass the networks together; halved where memory runs out
@@ -107,7 +107,7 @@ def load_trained(folder: str, base: str) -> Any:
 
 def generate_part(
     args: GeneratePart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool
-) -> Path:
+) -> Shard | None:
     """In a worker: a shard of samples of one system, those of one size together.
 
     Noise belongs to (seed, image id) alone.
@@ -139,8 +139,8 @@ def generate_part(
             "part": args.part,
             "made_from": args.made_from,
         }
-        shards.write(args.path, table, shards.SAMPLES, metadata)
-    return args.path
+        return shards.write(args.path, table, shards.SAMPLES, metadata)
+    return None
 
 
 def _in_memory(draw: Callable[[list[Task]], list[bytes]], tasks: list[Task]) -> list[bytes]:

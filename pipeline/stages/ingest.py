@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline import MillError, sources
 from pipeline.catalog import Catalog
 from pipeline.catalog.indexing import ROW_ALIGNED
-from pipeline.cluster.jobs import Job
+from pipeline.cluster.jobs import Ended, Job
 from pipeline.dataset import images, quality
 from pipeline.manifest import Image, Split
 from pipeline.plan import Plan
@@ -70,12 +70,15 @@ def _read_images(context: StageContext, new: list[RawImage]) -> None:
     """
     plan, catalog = context.plan, context.catalog
     parts = _parts(new, catalog, plan.image_key, plan.manifest.shard_images)
-    order, finished = list(parts), dict[int, Shard]()
+    order, finished = list(reversed(parts)), dict[int, Shard]()
 
-    def commit_in_order(part: int, shard: Shard) -> None:
-        finished[part] = shard
-        while order and order[0] in finished:
-            catalog.commit(finished.pop(order.pop(0)))
+    def commit_in_order(ended: dict[int, Shard]) -> None:
+        finished.update(ended)
+        ready = []
+        while order and order[-1] in finished:
+            ready.append(finished.pop(order.pop()))
+        if ready:
+            catalog.commit(*ready)
 
     def jobs() -> Iterator[Job]:
         for part, members in parts.items():
@@ -91,12 +94,12 @@ def _read_images(context: StageContext, new: list[RawImage]) -> None:
             )
             adopted = shards.adopt(args.path, args.made_from)
             if adopted:
-                commit_in_order(part, adopted)
+                commit_in_order({part: adopted})
             else:
                 yield Job(f"ingest part {part}", args, tuple(range(len(members))))
 
-    def done(job: Job, path: Path) -> None:
-        commit_in_order(job.args.part, shards.verify(path, job.args.made_from))
+    def done(ended: Ended[Shard]) -> None:
+        commit_in_order({job.args.part: shard for job, shard in ended})
 
     context.cluster.run(ingest_part, jobs(), done, label="ingest", total=len(new))
 
@@ -142,7 +145,9 @@ def _parts(new: list[RawImage], catalog: Catalog, key: str, size: int) -> dict[i
     }
 
 
-def ingest_part(args: IngestPart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> Path:
+def ingest_part(
+    args: IngestPart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool
+) -> Shard | None:
     """In a worker: reads, hashes, decodes, scales and stores one part of the source."""
     seen: set[str] = set()
     answers = sources.read_all([args.raw_images[row] for row in rows])
@@ -159,8 +164,8 @@ def ingest_part(args: IngestPart, rows: tuple[int, ...], poison_rows: dict[int, 
             "retry": args.retry,
             "near": args.split.near,
         }
-        shards.write(args.path, table, shards.IMAGES, metadata)
-    return args.path
+        return shards.write(args.path, table, shards.IMAGES, metadata)
+    return None
 
 
 def _row(

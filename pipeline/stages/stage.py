@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from pipeline.benchmark.systems import System, systems
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster
-from pipeline.cluster.jobs import Job, Resources
+from pipeline.cluster.jobs import Ended, Job, Resources
 from pipeline.plan import Plan
 from pipeline.sources import RawImage
 from pipeline.storage import shards
+from pipeline.storage.shards import Shard
 
 READABLE = """SELECT part, row, image_id, gone IS NOT NULL
               FROM image_rows JOIN shard_rows USING (shard_number)
@@ -70,13 +70,13 @@ def result(sentence: str, to_do: int, counts: Mapping[str, int]) -> StageResult:
 
 def make_missing(
     context: StageContext,
-    function: Callable[..., Path],  # returns the path of the shard that it wrote
+    function: Callable[..., Shard | None],  # returns the shard that it wrote
     jobs: Iterable[Job],  # of the shards that are not committed; their args have `path` and `made_from`
     *,
     label: str,
     gpus: float = 0,  # of one job, where the cluster has any
 ) -> int:
-    """Adopts what a killed run left whole, makes the rest, commits each shard as it ends.
+    """Adopts what a killed run left whole, makes the rest, commits shards as they end.
 
     Returns how many rows there were to make.
     """
@@ -93,8 +93,8 @@ def make_missing(
             else:
                 yield job
 
-    def commit(job: Job, path: Path) -> None:
-        catalog.commit(shards.verify(path, job.args.made_from))
+    def commit(ended: Ended[Shard]) -> None:
+        catalog.commit(*(shard for _, shard in ended))
 
     rows = sum(len(job.rows) for job in jobs)
     if rows:

@@ -182,7 +182,7 @@ def _train_all(context: StageContext, runs: list[PlannedRun], todo: dict[str, Pl
         cluster.run(
             train_run,
             jobs,
-            lambda job, _: under_way.finish(job.args.name, "complete"),
+            lambda ended: [under_way.finish(job.args.name, "complete") for job, _ in ended],
             label="train",
             total=sum(it.run.images for it in todo.values()) - sum(under_way.before.values()),
             each=Resources(threads, min(1, gpus)),

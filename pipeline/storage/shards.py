@@ -2,6 +2,7 @@
 was made.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -91,13 +93,18 @@ Row = dict[str, Any]  # of a shard: value by column of its schema
 
 @dataclass(frozen=True)
 class Shard:
-    """A complete, verified file. `metadata` is its footer: kind, key, part, what it was made from."""
+    """A complete, verified file. `metadata` is its footer: kind, key, part, what it was made from.
+
+    `light` has its rows without the pictures, each with its number: who wrote or verified the file has read
+    them, so that the driver need not.
+    """
 
     path: Path
     rows: int
     bytes: int
     sha256: str
     metadata: dict[str, Any]
+    light: pa.Table
 
 
 def write(
@@ -107,12 +114,17 @@ def write(
     metadata: Mapping[str, object],
     *,
     replace: bool = False,
-) -> Path:
-    """Writes rows as one shard unless a shard of that name is there already (its name is its identity)."""
+) -> Shard:
+    """Writes rows as one shard unless a shard of that name is there already (its name is its identity).
+
+    Returns what is there then, read back in full. MillError where another process was here first and made it
+    from other inputs.
+    """
     table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata(
         {FOOTER: json.dumps(metadata, sort_keys=True).encode()}
     )
     light = [field.name for field in schema if field.name not in PAYLOADS]
+    written: list[Shard] = []
 
     def save(temporary: Path) -> None:
         pq.write_table(
@@ -125,9 +137,11 @@ def write(
             ],
             write_page_checksum=True,
         )
+        written.append(dataclasses.replace(verify(temporary), path=path))
 
-    write_whole(path, save, replace=replace)
-    return path
+    if write_whole(path, save, replace=replace):
+        return written[0]
+    return verify(path, str(metadata["made_from"]))
 
 
 def metadata(path: Path) -> dict[str, Any]:
@@ -152,17 +166,19 @@ def read(path: Path, columns: list[str] | None = None) -> pa.Table:
         return _read(path, columns)
 
 
-def read_light(path: Path) -> pa.Table:
-    """Every column but the pictures, with the row's number in front."""
-    with _must_be_whole(path):
-        names = [name for name in pq.read_schema(path).names if name not in PAYLOADS]
-        table = _read(path, names)
-        for field in SCHEMAS[
-            metadata(path)["kind"]
-        ]:  # a shard of an earlier version lacks what later ones tell
-            if field.name not in PAYLOADS and field.name not in names:
-                table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table.add_column(0, "row", pa.array(range(table.num_rows), pa.int32()))
+def _light(table: pa.Table, kind: str) -> pa.Table:
+    """Every column but the pictures, in the order of today's schema, with the row's number in front; what a
+    shard of an earlier version does not tell is null.
+    """
+    fields = [field for field in SCHEMAS[kind] if field.name not in PAYLOADS]
+    columns = [
+        table.column(field.name).cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in fields
+    ]
+    row = pa.array(np.arange(table.num_rows, dtype=np.int32))
+    return pa.Table.from_arrays([row, *columns], names=["row", *(field.name for field in fields)])
 
 
 def read_row(path: Path, row: int, columns: list[str]) -> Row:
@@ -187,8 +203,9 @@ def verify(path: Path, made_from: str | None = None) -> Shard:
     With `made_from`, the file must come from those inputs, else MillError: a worker that outlived its driver
     may have been here first.
     """
-    table = _read(path)
-    shard = Shard(path, table.num_rows, path.stat().st_size, sha256_file(path), metadata(path))
+    table, footer = _read(path), metadata(path)
+    light = _light(table, footer["kind"])
+    shard = Shard(path, table.num_rows, path.stat().st_size, sha256_file(path), footer, light)
     if made_from is not None and shard.metadata["made_from"] != made_from:
         raise MillError(
             f"{path} was written by another process from other inputs: run the same command again."

@@ -172,7 +172,7 @@ class Finished:
         watch()
         self.between()
         watch()
-        done(jobs[0], "")
+        done([(jobs[0], "")])
 
 
 def test_progress_notes_are_left_out_while_the_catalog_is_held_and_the_next_one_says_it(

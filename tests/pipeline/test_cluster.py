@@ -23,9 +23,8 @@ def workers() -> Iterator[Cluster]:
 
 def run(workers: Cluster, function: Any, jobs: list[Job]) -> dict[str, Any]:
     results: dict[str, Any] = {}
-    workers.run(
-        function, jobs, lambda job, result: results.update({job.name: result}), label="test", total=len(jobs)
-    )
+    done = lambda ended: results.update({job.name: result for job, result in ended})
+    workers.run(function, jobs, done, label="test", total=len(jobs))
     return results
 
 
@@ -97,7 +96,7 @@ def test_a_job_that_raises_is_named_at_the_end_and_the_others_are_done(workers: 
         workers.run(
             raise_on_b,
             [Job(n, {"name": n}, (0,)) for n in "abc"],
-            lambda job, _: done.append(job.name),
+            lambda ended: done.extend(job.name for job, _ in ended),
             label="test",
             total=3,
         )
@@ -137,7 +136,7 @@ def test_a_job_waits_for_the_one_it_names_and_fails_with_it(workers: Cluster) ->
         workers.run(
             raise_on_b,
             jobs,
-            lambda job, _: done.append(job.name),
+            lambda ended: done.extend(job.name for job, _ in ended),
             label="test",
             total=5,
             failed=lambda job, reason: told.update({job.name: reason}),
@@ -156,7 +155,7 @@ def test_a_job_that_always_loses_its_worker_fails_alone_where_it_has_no_rows(wor
         workers.run(
             die,
             [Job("a", {}, ()), Job("b", {"live": True}, ())],
-            lambda job, _: done.append(job.name),
+            lambda ended: done.extend(job.name for job, _ in ended),
             label="test",
             total=2,
         )

@@ -47,7 +47,7 @@ def encoded(base: str, folder: Path, uris: list[str], *, flips: bool) -> list[di
     ]
     images = shards.write(
         folder / "images.parquet", rows, shards.IMAGES, {"kind": "images", "key": "k", "part": 0}
-    )
+    ).path
     args = encode.EncodePart(
         path=folder / "latents.parquet",
         images=images,
@@ -61,7 +61,9 @@ def encoded(base: str, folder: Path, uris: list[str], *, flips: bool) -> list[di
         again=None,
         made_from="m",
     )
-    path = encode.encode_part(args, (0, 1, 2, 3, 4), {3: "killed its worker"}, False)
+    encoded = encode.encode_part(args, (0, 1, 2, 3, 4), {3: "killed its worker"}, False)
+    assert encoded
+    path = encoded.path
     return shards.read(path).to_pylist()
 
 
@@ -140,7 +142,9 @@ def test_another_caption_renews_the_text_and_keeps_the_moments(
         "encode_images",
         lambda loaded, images: (passes.append(len(images)), plain(loaded, images))[1],
     )
-    after = shards.read(encode.encode_part(args, (0, 1, 2, 3, 4), {}, False)).to_pylist()
+    again = encode.encode_part(args, (0, 1, 2, 3, 4), {}, False)
+    assert again
+    after = shards.read(again.path).to_pylist()
     assert passes == [1], "only the mirror image that was not wanted before"
     assert [row["caption"] for row in after[:3]] == ["another", CAPTIONS[1], "anything"]
     for number in (0, 2):

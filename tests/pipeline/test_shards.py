@@ -23,7 +23,7 @@ ROWS = [
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
-    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, METADATA)
+    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, METADATA).path
     assert shards.read(path, ["image_id", "map"]).to_pylist() == [
         {"image_id": row["image_id"], "map": row["map"]} for row in ROWS
     ]
@@ -32,13 +32,12 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
         assert shards.read_row(path, row, ["map"])["map"] == ROWS[row]["map"]
     with pytest.raises(IndexError):
         shards.read_row(path, 70, ["map"])
-    assert "map" not in shards.read_light(path).column_names and shards.read_light(path)[
-        "row"
-    ].to_pylist() == list(range(70))
+    light = shards.verify(path).light
+    assert "map" not in light.column_names and light["row"].to_pylist() == list(range(70))
 
 
 def test_an_existing_shard_is_never_overwritten_by_a_late_worker(tmp_path: Path) -> None:
-    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, METADATA)
+    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, METADATA).path
     before = path.read_bytes()
     shards.write(path, ROWS[:1], shards.MAPS, METADATA)
     assert path.read_bytes() == before
@@ -48,7 +47,7 @@ def test_an_existing_shard_is_never_overwritten_by_a_late_worker(tmp_path: Path)
 
 @pytest.mark.parametrize("place", [10, 20_000, -3])
 def test_a_flipped_byte_is_found(tmp_path: Path, place: int) -> None:
-    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, METADATA)
+    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, METADATA).path
     data = bytearray(path.read_bytes())
     data[place] ^= 0xFF
     path.write_bytes(data)
@@ -69,7 +68,7 @@ def test_a_complete_shard_of_the_same_inputs_is_adopted_and_any_other_removed(tm
 
 
 def test_a_shard_of_other_inputs_is_never_taken_for_ones_own(tmp_path: Path) -> None:
-    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, METADATA)
+    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, METADATA).path
     with pytest.raises(MillError, match="written by another process"):
         shards.verify(path, "other inputs")
 
