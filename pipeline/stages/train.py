@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline import MillError
 from pipeline.catalog import CatalogHeld
-from pipeline.cluster.jobs import Job, JobsFailed, Resources
+from pipeline.cluster.jobs import Ended, Job, JobsFailed, Resources
 from pipeline.experiment.base import device, load_base
 from pipeline.experiment.logs import LogRow, notes, read_log
 from pipeline.experiment.pairs import PairAddress, PlannedRun, ShardPairs, planned_runs
@@ -113,6 +113,10 @@ class RunsUnderWay:
                 self._look(name)
         return sum(self.seen.values()) - sum(self.before.values())
 
+    def complete(self, ended: Ended[Path]) -> None:
+        for job, _ in ended:
+            self.finish(job.args.name, "complete")
+
     def finish(self, name: str, state: str, reason: str = "") -> None:
         self._mark(name).unlink(missing_ok=True)
         if state == "complete":
@@ -182,7 +186,7 @@ def _train_all(context: StageContext, runs: list[PlannedRun], todo: dict[str, Pl
         cluster.run(
             train_run,
             jobs,
-            lambda ended: [under_way.finish(job.args.name, "complete") for job, _ in ended],
+            under_way.complete,
             label="train",
             total=sum(it.run.images for it in todo.values()) - sum(under_way.before.values()),
             each=Resources(threads, min(1, gpus)),
