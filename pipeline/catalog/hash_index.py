@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.catalog import duplicates
+from pipeline.catalog import duplicates, hash_list
 from pipeline.catalog.duplicates import Numbers, Thumbnails
+from pipeline.catalog.hash_list import Hashes, HashList
 
 if TYPE_CHECKING:
     from pipeline.catalog.hash_tables import HashTables
 
-Hashes = NDArray[np.uint64]
 Flags = NDArray[np.bool_]
 # numbers of images -> which of them have a thumbnail [n], and those thumbnails
 Fetch = Callable[[Numbers], tuple[Flags, Thumbnails]]
@@ -32,7 +32,6 @@ MOST = 2**32 - 1  # images
 BATCH = 2048  # incoming images at once
 PAIRS = 16  # of incoming images with each other, for each of them: of more, the batch is halved
 FIRST, LATER = 16, 256  # images that one is compared with at once, at first and at most
-MOST_PAIRS = 1 << 22  # hashes that are near, of a batch: of more, it is halved
 NONE = np.iinfo(np.int64).max
 
 
@@ -73,7 +72,7 @@ class HashIndex:
 
     def __init__(self, distance: int) -> None:
         self.distance = distance
-        self._list = _List(np.zeros(0, np.uint64), np.zeros(0, np.uint32), np.zeros(0, np.uint32))
+        self._list = HashList(*(np.zeros(0, kind) for kind in (np.uint64, np.uint32, np.uint32)))
         self._tables: HashTables | None = None
 
     def __len__(self) -> int:
@@ -91,7 +90,7 @@ class HashIndex:
         del again
         turn = equal[np.lexsort((order[equal], leaders_in_order[equal], hashes[equal]))]
         order[equal], leaders_in_order[equal] = order[turn], leaders_in_order[turn]
-        self._list = _List(hashes, leaders_in_order, order)
+        self._list = HashList(hashes, leaders_in_order, order)
         del order, hashes, leaders_in_order
         self._tidy()
 
@@ -146,7 +145,7 @@ class HashIndex:
         images = self._list.hashes, self._list.leaders, self._list.numbers
         if len(self._list.hashes) < max(LIST, len(self) // SHARE):
             return
-        self._list = _List(*(array[:0].copy() for array in images))
+        self._list = HashList(*(array[:0].copy() for array in images))
         if self._tables:
             self._tables.insert(*images)
             return
@@ -159,12 +158,12 @@ class HashIndex:
     def _near(
         self, hashes: Hashes, queries: Hashes, reaches: Numbers, limits: Numbers
     ) -> tuple[Numbers, Numbers] | None:
-        """As `hash_tables.near` says; without numba where images are few."""
+        """As `hash_list.near`, which needs no numba, does."""
         if self._tables:
             from pipeline.catalog import hash_tables
 
             return hash_tables.near(hashes, queries, reaches, limits)
-        return _near(hashes, queries, reaches, limits)
+        return hash_list.near(hashes, queries, reaches, limits)
 
     def _runs(self, hashes: Hashes, reaches: Numbers) -> _Runs | None:
         """Known images within `reaches` bits; None where that is too much to hold, of more than one."""
@@ -266,30 +265,6 @@ class HashIndex:
         return result
 
 
-class _List:
-    """Images in the order of their hashes, leaders and numbers."""
-
-    def __init__(self, hashes: Hashes, leaders: NDArray[np.uint32], numbers: NDArray[np.uint32]) -> None:
-        self.hashes, self.leaders, self.numbers = hashes, leaders, numbers
-
-    def firsts(self) -> Numbers:
-        """Where each hash begins, and the end."""
-        if not len(self.hashes):
-            return np.zeros(1, np.int64)
-        return np.flatnonzero(np.concatenate([[True], self.hashes[1:] != self.hashes[:-1], [True]]))
-
-    def insert(self, hashes: Hashes, leaders: NDArray[np.uint32], numbers: NDArray[np.uint32]) -> None:
-        """More images, with higher numbers."""
-        order = np.lexsort((numbers, leaders, hashes))
-        hashes, leaders, numbers = hashes[order], leaders[order], numbers[order]
-        places, ends = self.hashes.searchsorted(hashes), self.hashes.searchsorted(hashes, "right")
-        for i in np.flatnonzero(places < ends):
-            places[i] += self.leaders[places[i] : ends[i]].searchsorted(leaders[i], "right")
-        self.hashes = np.insert(self.hashes, places, hashes)
-        self.leaders = np.insert(self.leaders, places, leaders)
-        self.numbers = np.insert(self.numbers, places, numbers)
-
-
 def leaders(
     known: Hashes,  # [n] hashes in the order of their commits
     incoming: Hashes,  # [m] in the order in which they are to be committed
@@ -302,20 +277,6 @@ def leaders(
     index = HashIndex(distance)
     index.load(known, np.arange(len(known)) if led is None else led)
     return index.add(incoming, fetch)
-
-
-def _near(
-    hashes: Hashes, queries: Hashes, reaches: Numbers, limits: Numbers
-) -> tuple[Numbers, Numbers] | None:
-    """As `hash_tables.near`."""
-    parts, count = [np.zeros(0, np.int64)], 0
-    for query, reach, limit in zip(queries, reaches, limits, strict=True):
-        parts.append(np.flatnonzero(np.bitwise_count(hashes[:limit] ^ query) <= reach))
-        count += len(parts[-1])
-        if count > MOST_PAIRS and len(queries) > 1:
-            return None
-    index = np.repeat(np.arange(len(queries)), [len(part) for part in parts[1:]])
-    return index, np.concatenate(parts)
 
 
 def _check(images: int) -> None:

@@ -21,6 +21,7 @@ TURNED = np.bitwise_count(MASKS).astype(np.int64)
 # of MASKS: how many turn so many bits at most
 WITHIN = np.bincount(TURNED, minlength=WORD + 1).cumsum()
 
+STRETCH = 256  # hashes of a list that are first asked whether any is near
 COLUMNS = 7  # of the fit of two thumbnails
 TINY = 1e-12  # of a column: what is left of one that the columns before it explain
 
@@ -44,23 +45,25 @@ def popcount(context: Any, value: Any) -> Any:
 
 
 @intrinsic
-def either_within(
-    context: Any, so_far: Any, a: Any, b: Any, c: Any, one: Any, two: Any, three: Any, bits: Any
-) -> Any:
-    """uint16: 1 where `so_far` is, or where a, b, c differ from one, two, three by at most so many bits.
+def either_within(context: Any, so_far: Any, words: Any, others: Any, bits: Any) -> Any:
+    """uint16: 1 where `so_far` is, or where three words differ from three others by at most so many bits.
 
     Written in 16 bits throughout, which the compiler does not do by itself: 32 hashes to an instruction.
     """
-    kind = numba.types.uint16
+    word = numba.types.uint16
+    three = numba.types.UniTuple(word, 3)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        before, *words, most = values
-        parts = [builder.ctpop(builder.xor(words[i], words[i + 3])) for i in range(3)]
+        before, mine, theirs, most = values
+        parts = [
+            builder.ctpop(builder.xor(builder.extract_value(mine, i), builder.extract_value(theirs, i)))
+            for i in range(3)
+        ]
         total = builder.add(builder.add(parts[0], parts[1]), parts[2])
         near = builder.icmp_unsigned("<=", total, most)
         return builder.or_(before, builder.zext(near, ir.IntType(WORD)))
 
-    return kind(*[kind] * 8), generate
+    return word(word, three, three, word), generate
 
 
 # --- hashes within a distance ---
@@ -70,30 +73,33 @@ def either_within(
 def scan(offsets, rest, table, words, radii, reach, queries_found, hashes_found):  # type: ignore[no-untyped-def]
     """Hashes of a table within `reach` bits of queries, uint16 [m, 4], that no table before it gives.
 
-    `offsets` [KEYS + 1] are the places of its buckets in `rest`, uint16 [3, n]: the words of each hash after
-    the one that is the table's key, in a circle. Buckets within `radii[table]` bits are looked at, block by
-    block for all queries. Returns how many there are; what does not fit into `queries_found` and
+    `offsets` [KEYS + 1] are the places of its buckets in `rest`, three uint16 [n]: the words of each hash
+    after the one that is the table's key, in a circle. Buckets within `radii[table]` bits are looked at,
+    block by block for all queries. Returns how many there are; what does not fit into `queries_found` and
     `hashes_found` is only counted.
     """
     count, radius = 0, radii[table]
+    first, second, third = rest
     for block in range(BLOCKS):
         for query in range(len(words)):
             high = popcount(np.int64((np.int64(words[query, table]) >> LOW) ^ block))
             if high > radius:
                 continue
             low = np.int64(words[query, table]) & LOW_KEYS
-            one = words[query, (table + 1) % WORDS]
-            two = words[query, (table + 2) % WORDS]
-            three = words[query, (table + 3) % WORDS]
+            others = (
+                words[query, (table + 1) % WORDS],
+                words[query, (table + 2) % WORDS],
+                words[query, (table + 3) % WORDS],
+            )
             for number in range(WITHIN[radius - high]):
                 key = (block << LOW) | (low ^ MASKS[number])
                 start, end = np.int64(offsets[key]), np.int64(offsets[key + 1])
                 bits = np.uint16(reach - high - TURNED[number])
                 seen = np.uint16(0)
                 for i in range(start, end):
-                    seen = either_within(seen, rest[0, i], rest[1, i], rest[2, i], one, two, three, bits)
+                    seen = either_within(seen, (first[i], second[i], third[i]), others, bits)
                 if seen:
-                    bucket = rest[:, start:end]
+                    bucket = first[start:end], second[start:end], third[start:end]
                     out = queries_found[count:], hashes_found[count:]
                     count += _collect(bucket, (table, key, query), words[query], radii, reach, out)
     return count
@@ -103,10 +109,11 @@ def scan(offsets, rest, table, words, radii, reach, queries_found, hashes_found)
 def _collect(bucket, where, words, radii, reach, out):  # type: ignore[no-untyped-def]
     table, key, query = where
     count, hash_words = 0, np.empty(WORDS, np.uint16)
-    for i in range(bucket.shape[1]):
+    for i in range(len(bucket[0])):
         hash_words[table] = key
-        for k in range(WORDS - 1):
-            hash_words[(table + 1 + k) % WORDS] = bucket[k, i]
+        hash_words[(table + 1) % WORDS] = bucket[0][i]
+        hash_words[(table + 2) % WORDS] = bucket[1][i]
+        hash_words[(table + 3) % WORDS] = bucket[2][i]
         distance, again, value = 0, False, np.uint64(0)
         for k in range(WORDS):
             bits = popcount(np.int64(hash_words[k]) ^ np.int64(words[k]))
@@ -130,18 +137,30 @@ def near(hashes, queries, reaches, limits, queries_found, places_found):  # type
         if reaches[query] < 0:
             continue
         value, bits = queries[query], np.uint64(reaches[query])
-        for start in range(0, limits[query], 256):
-            end = min(start + 256, limits[query])
-            seen = np.uint64(0)
-            for i in range(start, end):
-                seen += np.uint64(popcount(hashes[i] ^ value) <= bits)
-            if seen == 0:
-                continue
-            for i in range(start, end):
-                if popcount(hashes[i] ^ value) <= bits:
-                    if count < len(queries_found):
-                        queries_found[count], places_found[count] = query, i
-                    count += 1
+        for start in range(0, limits[query], STRETCH):
+            stretch = hashes[start : min(start + STRETCH, limits[query])]
+            if _how_many(stretch, value, bits):
+                out = queries_found[count:], places_found[count:]
+                count += _collect_near(stretch, start, query, value, bits, out)
+    return count
+
+
+@compiled
+def _how_many(hashes, value, bits):  # type: ignore[no-untyped-def]
+    count = np.uint64(0)
+    for i in range(len(hashes)):
+        count += np.uint64(popcount(hashes[i] ^ value) <= bits)
+    return count
+
+
+@compiled
+def _collect_near(hashes, start, query, value, bits, out):  # type: ignore[no-untyped-def]
+    count = 0
+    for i in range(len(hashes)):
+        if popcount(hashes[i] ^ value) <= bits:
+            if count < len(out[0]):
+                out[0][count], out[1][count] = query, start + i
+            count += 1
     return count
 
 
@@ -164,9 +183,9 @@ def fill(hashes, table, offsets, rest):  # type: ignore[no-untyped-def]
         key = value & np.uint64(KEYS - 1)
         place = places[key]
         places[key] += np.uint32(1)
-        rest[0, place] = value >> np.uint64(48)
-        rest[1, place] = value >> np.uint64(32)
-        rest[2, place] = value >> np.uint64(16)
+        rest[0][place] = value >> np.uint64(48)
+        rest[1][place] = value >> np.uint64(32)
+        rest[2][place] = value >> np.uint64(16)
 
 
 @compiled
@@ -178,9 +197,9 @@ def find(offsets, rest, hashes, places):  # type: ignore[no-untyped-def]
         low, high = np.int64(offsets[key]), np.int64(offsets[key + np.uint64(1)])
         while low < high:
             middle = (low + high) // 2
-            value = np.uint64(rest[0, middle]) << np.uint64(32)
-            value |= np.uint64(rest[1, middle]) << np.uint64(16)
-            value |= np.uint64(rest[2, middle])
+            value = np.uint64(rest[0][middle]) << np.uint64(32)
+            value |= np.uint64(rest[1][middle]) << np.uint64(16)
+            value |= np.uint64(rest[2][middle])
             if value < wanted:
                 low = middle + 1
             else:
@@ -189,14 +208,14 @@ def find(offsets, rest, hashes, places):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def insert(old, places, values, new):  # type: ignore[no-untyped-def]
-    """`new` is `old` with each value put in before the place of it; places rise."""
-    done = 0
-    for k in range(len(places)):
-        new[done + k : places[k] + k] = old[done : places[k]]
-        new[places[k] + k] = values[k]
-        done = places[k]
-    new[done + len(places) :] = old[done:]
+def insert(array, places, values):  # type: ignore[no-untyped-def]
+    """Puts each value in before the place of it, in an array with room for them at its end; places rise."""
+    end = len(array) - len(places)
+    for k in range(len(places) - 1, -1, -1):
+        for i in range(end - 1, places[k] - 1, -1):
+            array[i + k + 1] = array[i]
+        end = places[k]
+        array[end + k] = values[k]
 
 
 @compiled

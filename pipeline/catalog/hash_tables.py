@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 
 from pipeline.catalog import duplicates, hash_loops
 from pipeline.catalog.duplicates import Numbers, Thumbnails
+from pipeline.catalog.hash_list import MOST_PAIRS, Hashes, Small
 from pipeline.catalog.hash_loops import KEYS, WORD, WORDS
 
-Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
-Small = NDArray[np.uint32]  # numbers of images, halved in size
 
 ROOM = 1 << 16  # for what a search gives, at first
-MOST_PAIRS = 1 << 22  # at once
 PROBE = 60  # what a bucket costs, in hashes that are compared
 SAMPLE = 24  # hashes that costs are estimated by
 
@@ -29,9 +27,7 @@ SAMPLE = 24  # hashes that costs are estimated by
 def near(
     hashes: Hashes, queries: Hashes, reaches: Numbers, limits: Numbers
 ) -> tuple[Numbers, Numbers] | None:
-    """Which of the first `limits[i]` hashes are within `reaches[i]` bits of query i: [k] index of the query,
-    [k] of the hash, in their order; None as `collect` says.
-    """
+    """As `hash_list.near`."""
     return collect(hash_loops.near, (hashes, queries, reaches, limits), len(queries), np.int64)
 
 
@@ -75,7 +71,14 @@ class HashTables:
         unique = hashes[first] if len(first) < len(hashes) else hashes
         del first
         self._offsets = [np.zeros(KEYS + 1, np.uint32) for _ in range(WORDS)]
-        self._rest = [np.empty((WORDS - 1, len(unique)), np.uint16) for _ in range(WORDS)]
+        self._rest = [
+            (
+                np.empty(len(unique), np.uint16),
+                np.empty(len(unique), np.uint16),
+                np.empty(len(unique), np.uint16),
+            )
+            for _ in range(WORDS)
+        ]
         for table in range(WORDS):
             hash_loops.fill(unique, table, self._offsets[table], self._rest[table])
         self._costs = self._measured()
@@ -110,10 +113,10 @@ class HashTables:
     def _measured(self) -> NDArray[np.float64]:  # [4, 17]
         """What it costs in each table to look one bit further, from none to all, by some of the hashes."""
         keys = np.arange(KEYS, dtype=np.uint16)
-        count = self._rest[0].shape[1]
+        count = len(self._rest[0][0])
         chosen = np.linspace(0, count - 1, SAMPLE).astype(np.int64)
         own = (self._offsets[0].searchsorted(chosen, "right") - 1).astype(np.uint16)
-        words = np.stack([own, *(self._rest[0][k, chosen] for k in range(WORDS - 1))])
+        words = np.stack([own, *(self._rest[0][k][chosen] for k in range(WORDS - 1))])
         costs = np.zeros((WORDS, WORD + 1))
         for table in range(WORDS):
             sizes = np.diff(self._offsets[table]) + float(PROBE)
@@ -133,23 +136,24 @@ class HashTables:
     # --- growing ---
 
     def insert(self, hashes: Hashes, leaders: Small, numbers: Small) -> None:
-        """More images, in the order of their hashes, leaders and numbers; one array at a time is copied."""
+        """More images, in the order of their hashes, leaders and numbers."""
         first = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]]))
         counts = np.diff(np.append(first, len(hashes)))
         unique = hashes[first]
         places = self.places(unique)
-        known = self._hashes_at(np.minimum(places, self._rest[0].shape[1] - 1)) == unique
-        known &= places < self._rest[0].shape[1]
+        known = self._hashes_at(np.minimum(places, len(self._rest[0][0]) - 1)) == unique
+        known &= places < len(self._rest[0][0])
         at = np.repeat(self.starts[places].astype(np.int64), counts)
         for k in np.flatnonzero(known):
             start, end = self.starts[places[k]], self.starts[places[k] + 1]
             own = slice(first[k], first[k] + counts[k])
             at[own] += self.leaders[start:end].searchsorted(leaders[own], "right")
-        self.leaders, self.numbers = _with(self.leaders, at, leaders), _with(self.numbers, at, numbers)
+        _insert(self.leaders, at, leaders)
+        _insert(self.numbers, at, numbers)
         # a new hash starts where its neighbour did, and what comes after moves by what was put in before
         new = ~known
         begin, put_in_at = self.starts[places[new]], places + np.cumsum(new) - new
-        self.starts = _with(self.starts, places[new], begin)
+        _insert(self.starts, places[new], begin)
         hash_loops.raise_starts(self.starts, put_in_at, counts)
         self._insert_hashes(unique[new], places[new])
         if len(self) > 1.1 * self._measured_at:
@@ -161,17 +165,14 @@ class HashTables:
             order = np.argsort(words[:, table], kind="stable")
             keys = words[order, table].astype(np.int64)
             at = places if table == 0 else self._offsets[table][keys + 1].astype(np.int64)
-            old = self._rest[table]
-            new = np.empty((WORDS - 1, old.shape[1] + len(hashes)), np.uint16)
             for k in range(WORDS - 1):
-                hash_loops.insert(old[k], at, words[order, (table + 1 + k) % WORDS], new[k])
-            self._rest[table] = new
+                _insert(self._rest[table][k], at, words[order, (table + 1 + k) % WORDS])
             self._offsets[table][1:] += np.cumsum(np.bincount(keys, minlength=KEYS)).astype(np.uint32)
 
     def _hashes_at(self, places: Places) -> Hashes:
         value = (self._offsets[0].searchsorted(places, "right") - 1).astype(np.uint64)
         for k in range(WORDS - 1):
-            value = value << np.uint64(WORD) | self._rest[0][k, places]
+            value = value << np.uint64(WORD) | self._rest[0][k][places]
         return value
 
 
@@ -179,7 +180,7 @@ def _words(hashes: Hashes) -> NDArray[np.uint16]:  # [n, 4]
     return np.ascontiguousarray(hashes.astype(">u8").view(">u2").reshape(-1, WORDS).astype(np.uint16))
 
 
-def _with(old: Small, places: Places, values: Small) -> Small:
-    new = np.empty(len(old) + len(values), np.uint32)
-    hash_loops.insert(old, places, values, new)
-    return new
+def _insert(array: NDArray[Any], places: Places, values: NDArray[Any]) -> None:
+    """As `hash_loops.insert`, in an array that grows where it lies; nobody else may look at it."""
+    array.resize(len(array) + len(values), refcheck=False)
+    hash_loops.insert(array, places, values)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.catalog import duplicates, hash_index
+from pipeline.catalog import duplicates, hash_index, hash_list
 from pipeline.catalog.hash_index import Fetch, Hashes, HashIndex
 from pipeline.dataset import quality
 
@@ -161,7 +161,7 @@ def test_more_near_hashes_than_can_be_held_at_once_are_taken_in_parts(
 ) -> None:
     from pipeline.catalog import hash_tables
 
-    for module in (hash_index, hash_tables):
+    for module in (hash_list, hash_tables):
         monkeypatch.setattr(module, "MOST_PAIRS", 50)
     monkeypatch.setattr(hash_tables, "ROOM", 4)
     hashes = clustered(np.random.default_rng(2))
