@@ -33,7 +33,7 @@ from PIL import Image, ImageDraw, ImageFont
 # Python puts this file's folder first, where annotate.py would hide the package of that name
 sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
 
-from pipeline.catalog import duplicates, indexing, schema
+from pipeline.catalog import duplicates, hash_index, indexing, schema
 from pipeline.dataset import quality
 from pipeline.scenes.painter import paint
 from pipeline.scenes.plan import draw_plan
@@ -303,8 +303,8 @@ class Pairs:
         before = now = 0
         for pair in pairs:
             one, other = hashes[list(pair)][:, None]
-            before += int(duplicates.leaders(one, other, NEAR)[0] == 0)
-            now += int(duplicates.leaders(one, other, NEAR, None, fetch)[0] == 0)
+            before += int(hash_index.leaders(one, other, NEAR)[0] == 0)
+            now += int(hash_index.leaders(one, other, NEAR, None, fetch)[0] == 0)
         return {"pairs": len(pairs), "hash": before / len(pairs), "now": now / len(pairs)}
 
 
@@ -354,7 +354,7 @@ def timed(known: int) -> dict[str, float]:
         "status": ["ok"] * count, "group_id": images.astype(str), "split": ["train"] * count, "phash": hashes,
         "thumbnail": [thumbnail.tobytes() for thumbnail in thumbnails],
     })  # fmt: skip
-    alone = duplicates.leaders
+    alone = hash_index.leaders
     seconds: dict[str, float] = {}
     for name in ("hash", "now") * 5:
         connection = duckdb.connect()
@@ -371,11 +371,11 @@ def timed(known: int) -> dict[str, float]:
             }
             indexing.insert(connection, "shard_rows", values)
         if name == "hash":
-            duplicates.leaders = lambda one, other, near, led, fetch: alone(one, other, near, led)
+            hash_index.leaders = lambda one, other, near, led, fetch: alone(one, other, near, led)
         start = time.perf_counter()
         indexing._group(connection, 2, "key", NEAR)
         seconds[name] = min(seconds.get(name, np.inf), round(time.perf_counter() - start, 3))
-        duplicates.leaders = alone
+        hash_index.leaders = alone
         (groups,) = connection.execute("SELECT count(DISTINCT group_id) FROM image_rows").fetchall()[0]
         assert groups == known + NEW - len(copied)
     return seconds

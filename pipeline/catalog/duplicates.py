@@ -1,31 +1,25 @@
-"""Near-duplicates: whose group an image joins. Asked when its shard is committed.
+"""Near-duplicates: whether two thumbnails are copies of one picture.
 
-The perceptual hash proposes pairs, their thumbnails decide. Of two thumbnails one is predicted from the
-other: with another brightness, contrast and strength of colours, shifted and stretched as a crop of a few
-percent does. What is left is compared with the detail that the pictures have: copies leave a little
+`hash_index.py` proposes pairs by their perceptual hashes, this decides. Of two thumbnails one is predicted
+from the other: with another brightness, contrast and strength of colours, shifted and stretched as a crop of
+a few percent does. What is left is compared with the detail that the pictures have: copies leave a little
 everywhere, an object that moved leaves much in few places. On a plain ground, as in product shots and on
 pages, hashes agree by chance: there little may be left, or the fit must explain much of the difference; and
 where a large ground stays as it was, nothing else was brightened.
 """
 
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Hashes = NDArray[np.uint64]
 Numbers = NDArray[np.int64]
 Floats = NDArray[np.floating]
 # uint8 [n, 384]: luma [16, 16], then red and blue chroma [8, 8, 2] around 128, as `quality.thumbnail` says
 Thumbnails = NDArray[np.uint8]
-# numbers of images -> which of them have a thumbnail [n], and those thumbnails
-Fetch = Callable[[Numbers], tuple[NDArray[np.bool_], Thumbnails]]
 
 LUMA, CHROMA = 16, 8  # cells a side
 BYTES = LUMA**2 + 2 * CHROMA**2
-BITS = 8  # of a hash that are not 0, at least: flat pictures and plain gradients have fewer
-WIDEST = 16  # bits: no pair further apart is proposed
 CHUNK = 1024  # pairs at once
 
 # Chosen on the even pictures of `benchmarks/duplicates.py`, whose table is of the odd ones.
@@ -38,76 +32,6 @@ STAYS, DARK = 3.0, 16.0  # levels: a ground that changes by less stays; a darker
 ROUNDING = 0.5  # levels²: what rounding leaves of equal pictures; in one cell up to eight times as much
 FAINT = 0.25  # levels²: detail is never taken for less
 STIFF = 0.3  # levels²: holds a shift back where there is nothing to see it by
-
-
-def leaders(
-    known: Hashes,  # [n] hashes in the order of their commits
-    incoming: Hashes,  # [m] in the order in which they are to be committed
-    distance: int,  # bits
-    # [n] the leader of each known image, itself where it has none; None = each leads itself
-    led: Numbers | None = None,
-    fetch: Fetch | None = None,  # of images counted through; None = the hash alone decides, on flat ones too
-) -> Numbers:  # [m] index of the leader, incoming counted from n on; -1 = none: it leads itself
-    """The earliest leader among an image's near-duplicates; an image that bridges two groups joins the
-    earlier, and they stay two.
-
-    Images without a thumbnail are near-duplicates within `distance`. With thumbnails, and without a plain
-    ground, they are looked for within twice of it.
-    """
-    n, hashes = len(known), np.concatenate([known, incoming])
-    reach = np.full(len(incoming), distance)
-    if fetch:
-        reach = _reach(hashes, n, distance, fetch)
-    earlier = [
-        np.flatnonzero(np.bitwise_count(hashes[: n + i] ^ each) <= reach[i])
-        for i, each in enumerate(incoming)
-    ]
-    if fetch:
-        earlier = _confirmed(hashes, earlier, distance, fetch)
-    leader = np.concatenate([np.arange(n) if led is None else led, np.arange(n, len(hashes))])
-    result = np.full(len(incoming), -1, np.int64)
-    for i, numbers in enumerate(earlier):
-        if len(numbers):
-            result[i] = leader[n + i] = leader[numbers].min()
-    return result
-
-
-def _reach(hashes: Hashes, n: int, distance: int, fetch: Fetch) -> Numbers:  # [m]
-    """Bits within which an incoming image looks for others; -1 = none."""
-    numbers = np.arange(n, len(hashes))
-    present, thumbnails = fetch(numbers)
-    detailed = numbers[present][~_some_ground(thumbnails)]
-    reach = np.full(len(hashes), distance)
-    reach[detailed] = max(distance, min(2 * distance, WIDEST))
-    reach[np.bitwise_count(hashes) < BITS] = -1
-    return reach[n:]
-
-
-def _confirmed(hashes: Hashes, earlier: Sequence[Numbers], distance: int, fetch: Fetch) -> list[Numbers]:
-    """Of the earlier images that were proposed for each incoming one, those that are near-duplicates."""
-    n, counts = len(hashes) - len(earlier), [len(numbers) for numbers in earlier]
-    before = np.concatenate([np.zeros(0, np.int64), *earlier])
-    after = np.repeat(np.arange(n, len(hashes)), counts)
-    asked = np.unique(np.concatenate([before, after]))
-    present, thumbnails = fetch(asked)
-    has, ground = np.zeros((2, len(asked)), bool)
-    has[present] = True
-    ground[present] = _some_ground(thumbnails)
-    place = np.cumsum(has) - 1  # in thumbnails
-    one, other = asked.searchsorted(before), asked.searchsorted(after)
-    near = np.bitwise_count(hashes[before] ^ hashes[after]) <= distance
-    solid = np.bitwise_count(hashes[before]) >= BITS
-    same = near & solid
-    seen = has[one] & has[other]
-    same[seen] = False
-    wanted = np.flatnonzero(seen & solid & (near | ~(ground[one] | ground[other])))
-    same[wanted] = alike(thumbnails, place[one[wanted]], place[other[wanted]])
-    ends = np.cumsum(counts)
-    parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
-    return [before[part][same[part]] for part in parts]
-
-
-# --- two thumbnails ---
 
 
 class _Pictures(NamedTuple):
@@ -159,7 +83,8 @@ def _alike(one: _Pictures, other: _Pictures) -> NDArray[np.bool_]:
     return good
 
 
-def _some_ground(thumbnails: Thumbnails) -> NDArray[np.bool_]:
+def some_ground(thumbnails: Thumbnails) -> NDArray[np.bool_]:  # [n]
+    """Whether some of the picture is a plain ground, on which hashes agree by chance."""
     return _ground(thumbnails[:, : LUMA**2].astype(np.float32), *SOME)[0]
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotate.weights import Identity
-from pipeline.catalog import changes, duplicates
+from pipeline.catalog import changes, duplicates, hash_index
 from pipeline.storage import shards
 from pipeline.storage.shards import Shard
 from pipeline.storage.workspace import Workspace
@@ -150,7 +150,7 @@ def _group(connection: duckdb.DuckDBPyConnection, number: int, key: str, near: i
     known = len(images) - int(rows["own"].sum())
     led = images[:known].searchsorted(rows["first"][:known])
     fetch = partial(_thumbnails, connection, images)
-    leaders = duplicates.leaders(hashes[:known], hashes[known:], near, led, fetch)
+    leaders = hash_index.leaders(hashes[:known], hashes[known:], near, led, fetch)
     follows = leaders >= 0
     followers = pa.table({"image": images[known:][follows], "leader": images[leaders[follows]]})
     connection.register("followers", followers)

@@ -1,4 +1,4 @@
-"""Whose group an image joins: what the hash proposes, what thumbnails decide."""
+"""Whose group pictures join: what the hash proposes, what thumbnails decide."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ import skimage
 import sklearn
 from PIL import Image
 
-from pipeline.catalog import duplicates
+from pipeline.catalog import duplicates, hash_index
 from pipeline.dataset import quality
 from pipeline.scenes.painter import paint
 from pipeline.scenes.plan import draw_plan
@@ -51,7 +51,7 @@ def grouped(
 
     led = np.array([], np.int64)
     for start, end in ((0, known), (known, len(pictures))):
-        joined = duplicates.leaders(hashes[:start], hashes[start:end], near, led, fetch)
+        joined = hash_index.leaders(hashes[:start], hashes[start:end], near, led, fetch)
         led = np.concatenate([led, np.where(joined < 0, np.arange(start, end), joined)])
     return led.tolist()
 
@@ -173,59 +173,3 @@ def test_groups_by_thumbnails_do_not_depend_on_the_batches(photographs: list[np.
     copies = [fitted(photograph[3:-3, 3:-3]) for photograph in photographs]
     mixed = [picture for pair in zip(photographs, copies, strict=True) for picture in pair]
     assert grouped(mixed, known=known) == [number // 2 * 2 for number in range(len(mixed))]
-
-
-# --- groups, by hashes ---
-
-
-def bits(one: int, other: int) -> int:
-    return (one ^ other).bit_count()
-
-
-def clustered(count: int, seed: int = 0) -> np.ndarray:
-    """uint64 hashes in a few groups that touch: random ones with up to eight bits turned."""
-    draw = np.random.default_rng(seed)
-    centres = draw.integers(0, 2**64, 4, dtype=np.uint64)
-    turned = [
-        sum(1 << int(bit) for bit in draw.choice(64, draw.integers(0, 9), replace=False))
-        for _ in range(count)
-    ]
-    return centres[draw.integers(0, 4, count)] ^ np.array(turned, np.uint64)
-
-
-def test_a_near_duplicate_is_led_by_the_earliest_of_its_kind() -> None:
-    known = np.array([0b0000, 0xFF00], np.uint64)
-    incoming = np.array([0xFF01, 0xF0F0F0F0, 0xF0F0F0F1, 0b0001], np.uint64)
-    # the second of the incoming is number 3
-    assert duplicates.leaders(known, incoming, 1).tolist() == [1, -1, 3, 0]
-
-
-def test_an_image_that_follows_another_of_its_batch_has_that_ones_leader() -> None:
-    chain = np.array([0b0001, 0b0011, 0b0111], np.uint64)  # each one bit from the next
-    assert duplicates.leaders(np.array([0b0000], np.uint64), chain, 1).tolist() == [0, 0, 0]
-    assert duplicates.leaders(np.array([], np.uint64), chain, 1).tolist() == [-1, 0, 0]
-
-
-def test_an_image_that_bridges_two_groups_joins_the_earlier() -> None:
-    known = np.array([0b0000, 0b1111, 0b1_0000], np.uint64)
-    assert duplicates.leaders(known, np.array([0b0011], np.uint64), 2).tolist() == [0]
-    # The third is of the first's group; the bridge touches only it and the second, which came later than the
-    # first.
-    led = np.array([0, 1, 0])
-    assert duplicates.leaders(known, np.array([0b1_0111], np.uint64), 3, led).tolist() == [0]
-    assert duplicates.leaders(known, np.array([0b1_0111], np.uint64), 3).tolist() == [1]
-
-
-@pytest.mark.parametrize("batch", [1, 7, 60])
-def test_groups_do_not_depend_on_how_the_images_are_batched(batch: int) -> None:
-    hashes, led = clustered(60, seed=3), np.array([], np.int64)
-    for start in range(0, 60, batch):
-        found = duplicates.leaders(hashes[:start], hashes[start : start + batch], 6, led)
-        led = np.concatenate([led, np.where(found < 0, np.arange(start, start + len(found)), found)])
-    expected: list[int] = []
-    for i, one in enumerate(hashes):
-        expected.append(
-            min((expected[k] for k in range(i) if bits(int(one), int(hashes[k])) <= 6), default=i)
-        )
-    assert led.tolist() == expected
-    assert 4 < len(set(expected)) < 60
