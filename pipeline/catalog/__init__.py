@@ -1,6 +1,6 @@
 """The DuckDB catalog: facts about shards, asked here and committed here, many shards in one transaction."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from pipeline import MillError
 from pipeline.catalog import connections, indexing
 from pipeline.catalog import selections as selecting
 from pipeline.catalog.connections import CatalogFile, CatalogHeld, is_damage
+from pipeline.catalog.image_rows import Memory
 from pipeline.catalog.indexing import DetectorRecord
 from pipeline.catalog.schema import migrate
 from pipeline.catalog.selection_checks import check_selections, try_all
@@ -20,6 +21,7 @@ from pipeline.storage.shards import Shard
 from pipeline.storage.workspace import TEMPORARY, Workspace
 
 CHECKPOINT = "CHECKPOINT"
+LEFT = "SELECT count(*), max(shard_number) FROM shard_rows WHERE kind = 'images'"
 
 __all__ = ["Catalog", "CatalogHeld", "Selection", "check_selections"]
 
@@ -37,6 +39,8 @@ class Catalog:
         self._file = CatalogFile(self.path, workspace.root, say)
         self.reading, self.at_most = self._file.reading, self._file.at_most
         self._current = False  # until a question found it so
+        self._memory = Memory()  # of the images, between commits
+        self._left: list[tuple[Any, ...]] = []  # the shards of images when this process last committed
         self._selections: dict[str, Selection] = {}  # that `pairs` is made of, where this process made it
 
     def create(self) -> None:
@@ -186,12 +190,33 @@ class Catalog:
         """Puts the facts of these shards into the catalog, in their order. MillError, and nothing is put in,
         where a shard of captions, maps or latents has not one row for each readable image of its part.
         """
-        with self.transaction() as connection:
-            for shard in shards:
-                if not indexing.index_shard(connection, self.workspace, shard):
-                    raise MillError(
-                        f"The shard {shard.path} does not fit its images: run the same command again."
-                    )
+        with self._indexing() as connection:
+            misfits = indexing.index_shards(connection, self.workspace, shards, self._memory)
+            if misfits:
+                raise MillError(
+                    f"The shard {misfits[0].path} does not fit its images: run the same command again."
+                )
+
+    def commit_fitting(self, shards: Sequence[Shard]) -> int:
+        """Of a rebuild: leaves out what does not fit its images; returns how many shards went in."""
+        with self._indexing() as connection:
+            return len(shards) - len(indexing.index_shards(connection, self.workspace, shards, self._memory))
+
+    @contextmanager
+    def _indexing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A transaction that puts shards in or takes them out. What is kept in memory of the images is
+        forgotten where it fails, or where another has written since the last one.
+        """
+        try:
+            with self.transaction() as connection:
+                if connection.execute(LEFT).fetchall() != self._left:
+                    self._memory.forget()
+                yield connection
+                left = connection.execute(LEFT).fetchall()
+        except BaseException:
+            self._memory.forget()
+            raise
+        self._left = left
 
     def committed(self, kind: str, key: str, name: str | None = None) -> set[int]:
         """Part numbers of the shards that are in."""
@@ -215,8 +240,8 @@ class Catalog:
 
     def remove_shard(self, path: str) -> None:
         """Takes a shard and all its rows out; what was made from it is taken out with its images."""
-        with self.transaction() as connection:
-            indexing.remove_shard(connection, path)
+        with self._indexing() as connection:
+            indexing.remove_shards(connection, [path], self._memory)
 
     def record_run(self, **row: Any) -> None:
         """In place of what was known of the run; its name stays where the row says none."""

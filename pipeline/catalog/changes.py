@@ -4,9 +4,12 @@ Called inside a transaction of `pipeline/catalog/__init__.py`, with the rows of 
 change speaks of an address while it shows the image that it names: one that was read anew is left alone.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 
 import duckdb
+import numpy as np
+from numpy.typing import NDArray
 
 OF_KEY = "(SELECT shard_number FROM shard_rows WHERE kind = 'images' AND key = $key)"
 # the rows of addresses that a change of `incoming` speaks of
@@ -61,17 +64,26 @@ def insert(connection: duckdb.DuckDBPyConnection, number: int, image_key: str, n
     mark_gone(connection, image_key)
 
 
-def touch_maps(connection: duckdb.DuckDBPyConnection) -> None:
-    """A provided map whose file has another time and the same bytes is known by its new time."""
-    connection.execute("""
+def touch_maps(connection: duckdb.DuckDBPyConnection, numbers: Iterable[int] | None = None) -> None:
+    """A provided map whose file has another time and the same bytes is known by its new time: of the shards
+    of these numbers; None = of all.
+    """
+    touched = "change = 'touched' AND condition IS NOT NULL"
+    if not connection.execute(f"SELECT 1 FROM change_rows WHERE {touched} LIMIT 1").fetchall():
+        return
+    within = "" if numbers is None else "AND annotation_rows.shard_number IN (SELECT unnest($numbers))"
+    connection.execute(
+        f"""
         UPDATE annotation_rows SET source_stamp = touched.stamp
         FROM (
             SELECT condition, image_id, source_hash, arg_max(stamp, (shard_number, row)) AS stamp
-            FROM change_rows WHERE change = 'touched' AND condition IS NOT NULL GROUP BY ALL
+            FROM change_rows WHERE {touched} GROUP BY ALL
         ) touched, image_rows, shard_rows
         WHERE image_rows.image_id = touched.image_id AND annotation_rows.image = image_rows.image
           AND annotation_rows.shard_number = shard_rows.shard_number AND shard_rows.name = touched.condition
-          AND annotation_rows.source_hash IS NOT DISTINCT FROM touched.source_hash""")
+          AND annotation_rows.source_hash IS NOT DISTINCT FROM touched.source_hash {within}""",
+        {} if numbers is None else {"numbers": list(numbers)},
+    )
 
 
 def mark_gone(connection: duckdb.DuckDBPyConnection, image_key: str) -> None:
@@ -90,6 +102,14 @@ def mark_gone(connection: duckdb.DuckDBPyConnection, image_key: str) -> None:
         WHERE image_rows.image = shown.image AND image_rows.gone IS DISTINCT FROM shown.gone""",
         {"key": image_key},
     )
+
+
+def show_again(connection: duckdb.DuckDBPyConnection, images: NDArray[np.int64]) -> None:
+    """Images that were gone and have a new address."""
+    if len(images):
+        connection.execute(
+            "UPDATE image_rows SET gone = NULL WHERE image IN (SELECT unnest(?))", [images.tolist()]
+        )
 
 
 def remove(connection: duckdb.DuckDBPyConnection, number: int, image_key: str) -> None:

@@ -1,13 +1,13 @@
-"""What a shard's facts are in the catalog's tables: put in, taken out.
+"""What shards' facts are in the catalog's tables: put in, many shards of a kind in one go, and taken out.
 
 Called inside a transaction of `pipeline/catalog/__init__.py`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import NotRequired, TypedDict, cast
 
 import duckdb
@@ -16,15 +16,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotate.weights import Identity
-from pipeline.catalog import changes, duplicates, hash_index
+from pipeline.catalog import changes, image_rows
+from pipeline.catalog.image_rows import Memory, insert_rows
 from pipeline.storage import shards
 from pipeline.storage.shards import Shard
 from pipeline.storage.workspace import Workspace
-
-OF_ADDRESS = {"uri", "caption", "captions", "caption_problem", "fields", "stamp", "caption_stamp"}
-OF_IMAGE = ", ".join(
-    name for name in shards.IMAGES.names if name not in OF_ADDRESS and name not in shards.PAYLOADS
-)
 
 
 class DetectorRecord(TypedDict):
@@ -53,23 +49,75 @@ class Metadata(TypedDict):
     noticed: NotRequired[str]  # of changes: UTC, ISO 8601
 
 
-def index_shard(connection: duckdb.DuckDBPyConnection, workspace: Workspace, shard: Shard) -> bool:
-    """Puts a shard's facts in, in place of an earlier version of the same shard; False, and nothing in, where
-    it does not fit its images.
+@dataclass(frozen=True)
+class Batch:
+    """Shards of one kind that go in together."""
+
+    shards: Sequence[Shard]
+    numbers: NDArray[np.int64]  # of the shards in the catalog, rising
+    rows: pa.Table  # their light columns with `shard_number`; of what is aligned with images also `image`
+
+    @property
+    def metadata(self) -> list[Metadata]:
+        return [cast(Metadata, shard.metadata) for shard in self.shards]
+
+    def one_by_one(self) -> Iterator["Batch"]:
+        start = 0
+        for number, shard in zip(self.numbers, self.shards, strict=True):
+            yield Batch([shard], np.array([number]), self.rows.slice(start, shard.light.num_rows))
+            start += shard.light.num_rows
+
+
+def index_shards(
+    connection: duckdb.DuckDBPyConnection, workspace: Workspace, given: Sequence[Shard], memory: Memory
+) -> list[Shard]:
+    """Puts the facts of shards in, in their order, each in place of an earlier version of the same shard.
+
+    Those that do not fit their images are left out and returned.
     """
-    metadata, path = cast(Metadata, shard.metadata), workspace.relative(shard.path)
-    remove_shard(connection, path)
-    connection.register("incoming", shard.light)
-    if metadata["kind"] in ROW_ALIGNED and not _fits(connection, metadata):
-        connection.unregister("incoming")
-        return False
-    (number,) = connection.execute("SELECT coalesce(max(shard_number), 0) + 1 FROM shard_rows").fetchall()[0]
-    insert(
-        connection,
-        "shard_rows",
+    misfits: list[Shard] = []
+    for members in _alike(given):
+        paths = [workspace.relative(shard.path) for shard in members]
+        remove_shards(connection, paths, memory)
+        (last,) = connection.execute("SELECT coalesce(max(shard_number), 0) FROM shard_rows").fetchall()[0]
+        numbers = last + 1 + np.arange(len(members))
+        rows = pa.concat_tables([shard.light for shard in members])
+        of_row = np.repeat(numbers.astype(np.int32), [shard.light.num_rows for shard in members])
+        batch = Batch(members, numbers, rows.append_column("shard_number", pa.array(of_row)))
+        if batch.metadata[0]["kind"] in ROW_ALIGNED:
+            batch = _aligned(connection, batch)
+            misfits += [shard for shard in members if shard not in batch.shards]
+        if batch.shards:
+            _insert(connection, workspace, batch, memory)
+    return misfits
+
+
+def _alike(given: Sequence[Shard]) -> Iterator[list[Shard]]:
+    """Neighbours that can go in together: of one kind, images also of one key, and no path twice. Each file
+    of changes goes in alone.
+    """
+    members: list[Shard] = []
+    for shard in given:
+        before = members[-1].metadata if members else {}
+        names = ("kind", "key", "retry", "near") if shard.metadata["kind"] == "images" else ("kind",)
+        other = any(shard.metadata.get(name) != before.get(name) for name in names)
+        if members and (
+            other or before["kind"] == "changes" or any(shard.path == one.path for one in members)
+        ):
+            yield members
+            members = []
+        members.append(shard)
+    if members:
+        yield members
+
+
+def _insert(
+    connection: duckdb.DuckDBPyConnection, workspace: Workspace, batch: Batch, memory: Memory
+) -> None:
+    facts = [
         {
             "shard_number": number,
-            "shard": path,
+            "shard": workspace.relative(shard.path),
             "kind": metadata["kind"],
             "key": metadata["key"],
             "name": metadata.get("name"),
@@ -79,101 +127,35 @@ def index_shard(connection: duckdb.DuckDBPyConnection, workspace: Workspace, sha
             "bytes": shard.bytes,
             "sha256": shard.sha256,
             "committed": datetime.now(UTC).replace(tzinfo=None),
-        },
-    )
-    if metadata["kind"] == "scores":
-        _link_scores(connection, number, metadata)
-    if "detector" in metadata:
-        record_detector(connection, metadata["detector"], current=False)
-    INSERTS[metadata["kind"]](connection, number, metadata)
-    if (near := metadata.get("near")) is not None:
-        _group(connection, number, metadata["key"], near)
-    connection.unregister("incoming")
-    return True
+        }
+        for number, shard, metadata in zip(batch.numbers.tolist(), batch.shards, batch.metadata, strict=True)
+    ]
+    insert_rows(connection, "shard_rows", pa.Table.from_pylist(facts, SHARD_ROWS))
+    detectors = [metadata["detector"] for metadata in batch.metadata if "detector" in metadata]
+    for detector in {(each["condition"], each["fingerprint"]): each for each in detectors}.values():
+        record_detector(connection, detector, current=False)
+    INSERTS[batch.metadata[0]["kind"]](connection, batch, memory)
 
 
-def _insert_images(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
-    """Each image once, at the first address that showed it; each address once; a retry takes the place of
-    what failed before.
-    """
-    same_key = "SELECT shard_number FROM shard_rows WHERE kind = 'images' AND key = $key"
-    key = {"key": metadata["key"]}
+SHARD_ROWS = pa.schema([
+    ("shard_number", pa.int32()), ("shard", pa.string()), ("kind", pa.string()), ("key", pa.string()),
+    ("name", pa.string()), ("image_key", pa.string()), ("part", pa.int32()), ("rows", pa.int32()),
+    ("bytes", pa.int64()), ("sha256", pa.string()), ("committed", pa.timestamp("us")),
+])  # fmt: skip
+
+
+def _insert_images(connection: duckdb.DuckDBPyConnection, batch: Batch, memory: Memory) -> None:
+    metadata = batch.metadata[0]
+    key, retry = metadata["key"], bool(metadata.get("retry"))
+    if retry and len(batch.shards) > 1 and image_rows.retries_meet(batch.rows):
+        for one in batch.one_by_one():
+            _insert_images(connection, one, memory)
+        return
     connection.execute(
-        "DELETE FROM lost_rows WHERE key = ? AND part = ?", [metadata["key"], metadata["part"]]
+        "DELETE FROM lost_rows WHERE key = ? AND part IN (SELECT unnest(?))",
+        [key, [each["part"] for each in batch.metadata]],
     )
-    if metadata.get("retry"):
-        failed = f"""
-            SELECT image FROM image_rows
-            WHERE status = 'failed' AND shard_number IN ({same_key})
-              AND (image_id IN (SELECT image_id FROM incoming)
-                   OR image IN (SELECT image FROM source_rows WHERE uri IN (SELECT uri FROM incoming)))"""
-        connection.execute(f"CREATE TEMP TABLE gone AS {failed}", key)
-        connection.execute("DELETE FROM source_rows WHERE image IN (SELECT image FROM gone)")
-        connection.execute("DELETE FROM image_rows WHERE image IN (SELECT image FROM gone)")
-        connection.execute("DROP TABLE gone")
-    connection.execute(
-        f"""
-        INSERT INTO image_rows BY NAME
-        SELECT (SELECT coalesce(max(image), 0) FROM image_rows) + row_number() OVER (ORDER BY row) AS image,
-               {number} AS shard_number,
-               row, {OF_IMAGE}
-        FROM incoming
-        WHERE image_id NOT IN (SELECT image_id FROM image_rows WHERE shard_number IN ({same_key}))
-        QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY row) = 1""",
-        key,
-    )
-    connection.execute(
-        f"""
-        INSERT INTO source_rows BY NAME
-        SELECT image_rows.image, {number} AS shard_number, incoming.row, uri, caption, captions,
-               caption_problem, fields, stamp, caption_stamp
-        FROM incoming JOIN image_rows USING (image_id)
-        WHERE image_rows.shard_number IN ({same_key})
-          AND uri NOT IN (SELECT uri FROM source_rows WHERE gone IS NULL AND shard_number IN ({same_key}))
-        QUALIFY row_number() OVER (PARTITION BY uri ORDER BY incoming.row) = 1""",
-        key,
-    )
-    changes.mark_gone(connection, metadata["key"])
-
-
-def _group(connection: duckdb.DuckDBPyConnection, number: int, key: str, near: int) -> None:
-    """Near-duplicates take the group and the split of the earliest image they resemble; images of a part come
-    in the source's order, and numbers rise from part to part.
-    """
-    sql = """
-        SELECT image, phash, min(image) OVER (PARTITION BY group_id) AS first, shard_number = $number AS own
-        FROM image_rows JOIN shard_rows USING (shard_number)
-        WHERE phash IS NOT NULL AND kind = 'images' AND key = $key
-        ORDER BY own, image"""
-    rows = connection.execute(sql, {"number": number, "key": key}).fetchnumpy()
-    images, hashes = rows["image"], rows["phash"].astype("uint64")
-    known = len(images) - int(rows["own"].sum())
-    led = images[:known].searchsorted(rows["first"][:known])
-    fetch = partial(_thumbnails, connection, images)
-    leaders = hash_index.leaders(hashes[:known], hashes[known:], near, led, fetch)
-    follows = leaders >= 0
-    followers = pa.table({"image": images[known:][follows], "leader": images[leaders[follows]]})
-    connection.register("followers", followers)
-    connection.execute("""
-        UPDATE image_rows SET group_id = l.group_id, split = l.split
-        FROM followers JOIN image_rows l ON l.image = followers.leader
-        WHERE image_rows.image = followers.image""")
-    connection.unregister("followers")
-
-
-def _thumbnails(
-    connection: duckdb.DuckDBPyConnection, images: NDArray[np.int64], numbers: duplicates.Numbers
-) -> tuple[NDArray[np.bool_], duplicates.Thumbnails]:
-    """Of the images at these places; those of before there were thumbnails have none."""
-    asked = images[numbers]
-    connection.register("asked", pa.table({"image": asked}))
-    sql = """
-        SELECT image, thumbnail FROM image_rows JOIN asked USING (image)
-        WHERE octet_length(thumbnail) = $bytes ORDER BY image"""
-    rows = connection.execute(sql, {"bytes": duplicates.BYTES}).fetchnumpy()
-    connection.unregister("asked")
-    thumbnails = np.frombuffer(b"".join(rows["thumbnail"]), np.uint8)
-    return np.isin(asked, rows["image"]), thumbnails.reshape(-1, duplicates.BYTES)
+    image_rows.insert(connection, batch.rows, memory, key, retry=retry, near=metadata.get("near"))
 
 
 def _link_scores(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
@@ -207,77 +189,100 @@ def link_all_scores(connection: duckdb.DuckDBPyConnection, workspace: Workspace)
             _link_scores(connection, number, cast(Metadata, shards.metadata(workspace.root / path)))
 
 
-def _image_of(metadata: Metadata) -> str:
-    """The integer key of a row that is aligned with the images shard of the same part."""
-    return f"""
-        JOIN image_rows ON image_rows.row = incoming.row AND image_rows.image_id = incoming.image_id
-         AND image_rows.shard_number = (
-             SELECT shard_number FROM shard_rows
-             WHERE kind = 'images' AND key = '{metadata["image_key"]}' AND part = {metadata["part"]})
-        WHERE incoming.status IS NOT NULL"""
-
-
-def _fits(connection: duckdb.DuckDBPyConnection, metadata: Metadata) -> bool:
-    """Whether the shard has exactly one row for each readable image of its part: an orphan of another state
-    of the source has not.
+def _aligned(connection: duckdb.DuckDBPyConnection, batch: Batch) -> Batch:
+    """Those of the shards that have exactly one row for each readable image of their part, and these rows
+    with the integer keys of their images: an orphan of another state of the source has not.
     """
-    counts = connection.execute(
-        f"""
-        SELECT (SELECT count(*) FROM incoming WHERE status IS NOT NULL),
-               (SELECT count(*) FROM incoming {_image_of(metadata)}),
-               (SELECT count(*) FROM image_rows JOIN shard_rows USING (shard_number)
-                WHERE kind = 'images' AND key = $key AND part = $part AND image_rows.status = 'ok')""",
-        {"key": metadata["image_key"], "part": metadata["part"]},
-    ).fetchall()
-    rows, matched, readable = counts[0]
-    return bool(rows == matched == readable)
+    parts = pa.table(
+        {
+            "shard_number": batch.numbers,
+            "key": [each.get("image_key") for each in batch.metadata],
+            "part": [each["part"] for each in batch.metadata],
+        }
+    )
+    asked = batch.rows.select(["shard_number", "row", "image_id", "status"])
+    connection.register("asked", asked.append_column("place", pa.array(np.arange(asked.num_rows))))
+    connection.register("parts", parts)
+    found = connection.execute(OF_IMAGES).fetchnumpy()
+    connection.register("of_images", pa.table({name: np.asarray(it) for name, it in found.items()}))
+    within = {"low": int(min(found["images"], default=0)), "high": int(max(found["images"], default=0))}
+    matched = connection.execute(MATCHED, within).fetchnumpy()
+    places, readable = np.asarray(matched["place"]), connection.execute(READABLE_ROWS, within).fetchnumpy()
+    for name in ("asked", "parts", "of_images"):
+        connection.unregister(name)
+
+    def counts(numbers: NDArray[np.integer]) -> NDArray[np.int64]:
+        return np.bincount(numbers - batch.numbers[0], minlength=len(batch.numbers))
+
+    of_row, there = batch.rows["shard_number"].to_numpy(), batch.rows["status"].is_valid().to_numpy()
+    expected = np.zeros(len(batch.numbers), np.int64)
+    expected[np.asarray(readable["shard_number"]) - batch.numbers[0]] = np.asarray(readable["count"])
+    fits = (counts(of_row[there]) == expected) & (counts(of_row[places]) == expected)
+    fitting = fits[of_row[places] - batch.numbers[0]]
+    rows = batch.rows.take(pa.array(places[fitting]))
+    image = pa.array(np.asarray(matched["image"])[fitting])
+    members = [shard for shard, fit in zip(batch.shards, fits, strict=True) if fit]
+    return Batch(members, batch.numbers[fits], rows.append_column("image", image))
 
 
-def _insert_maps(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
-    connection.execute(f"""
-        INSERT INTO annotation_rows BY NAME
-        SELECT image, {number} AS shard_number, incoming.row, incoming.status, incoming.reason, seconds,
-               measures, source_stamp, source_hash
-        FROM incoming {_image_of(metadata)}""")
-    changes.touch_maps(connection)
+OF_IMAGES = """SELECT parts.shard_number, shard_rows.shard_number AS images
+               FROM parts JOIN shard_rows USING (key, part) WHERE kind = 'images'"""
+# rows lie in the order of their commits: outside the range of these shards none is read
+MATCHED = """SELECT place, image
+             FROM asked JOIN of_images USING (shard_number)
+                  JOIN image_rows ON image_rows.shard_number = images AND image_rows.row = asked.row
+                                     AND image_rows.image_id = asked.image_id
+             WHERE asked.status IS NOT NULL AND image_rows.shard_number BETWEEN $low AND $high
+             ORDER BY place"""
+READABLE_ROWS = """SELECT of_images.shard_number, count(*) AS count
+                   FROM of_images JOIN image_rows ON image_rows.shard_number = images
+                   WHERE status = 'ok' AND image_rows.shard_number BETWEEN $low AND $high GROUP BY ALL"""
 
 
-def _insert_latents(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
-    connection.execute(f"""
-        INSERT INTO latent_rows BY NAME
-        SELECT image, {number} AS shard_number, incoming.row, incoming.status, incoming.reason, caption
-        FROM incoming {_image_of(metadata)}""")
+def _insert_aligned(connection: duckdb.DuckDBPyConnection, batch: Batch, memory: Memory) -> None:
+    kind = batch.metadata[0]["kind"]
+    insert_rows(connection, ROWS_OF[kind], batch.rows.select(COLUMNS[kind]))
+    if kind == "maps":
+        changes.touch_maps(connection, batch.numbers.tolist())
 
 
-def _insert_captions(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
-    connection.execute(f"""
-        INSERT INTO caption_rows
-        SELECT image, {number}, incoming.row, incoming.status, incoming.reason, caption
-        FROM incoming {_image_of(metadata)}""")
+def _insert_changes(connection: duckdb.DuckDBPyConnection, batch: Batch, memory: Memory) -> None:
+    metadata = batch.metadata[0]
+    connection.register("incoming", batch.rows)
+    noticed = datetime.fromisoformat(metadata["noticed"])
+    changes.insert(connection, int(batch.numbers[0]), metadata["key"], noticed)
+    connection.unregister("incoming")
 
 
-def _insert_changes(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
-    changes.insert(connection, number, metadata["key"], datetime.fromisoformat(metadata["noticed"]))
+def _insert_samples(connection: duckdb.DuckDBPyConnection, batch: Batch, memory: Memory) -> None:
+    insert_rows(connection, "sample_rows", batch.rows.select(COLUMNS["samples"]))
 
 
-def _insert_samples(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
-    connection.execute(f"""
-        INSERT INTO sample_rows
-        SELECT {number}, row, image_id, hint_image_id, seed, status, reason, seconds FROM incoming""")
-
-
-def _insert_scores(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:
-    connection.execute(f"""
+def _insert_scores(connection: duckdb.DuckDBPyConnection, batch: Batch, memory: Memory) -> None:
+    for number, metadata in zip(batch.numbers.tolist(), batch.metadata, strict=True):
+        _link_scores(connection, number, metadata)
+    connection.register("incoming", batch.rows)
+    connection.execute("""
         INSERT INTO score_rows
-        SELECT {number}, row, image_id, seed, status, reason, entry.key, entry.value
+        SELECT shard_number, row, image_id, seed, status, reason, entry.key, entry.value
         FROM (SELECT *, unnest(map_entries("values")) AS entry FROM incoming)""")
+    connection.unregister("incoming")
 
 
-INSERTS = {
-    "images": _insert_images, "changes": _insert_changes, "captions": _insert_captions,
-    "maps": _insert_maps, "latents": _insert_latents,
+Insert = Callable[[duckdb.DuckDBPyConnection, Batch, Memory], None]
+INSERTS: dict[str, Insert] = {
+    "images": _insert_images, "changes": _insert_changes, "captions": _insert_aligned,
+    "maps": _insert_aligned, "latents": _insert_aligned,
     "samples": _insert_samples,
     "scores": _insert_scores,
+}  # fmt: skip
+# of the tables below, what comes out of the shards as it is there
+COLUMNS = {
+    "captions": ["image", "shard_number", "row", "status", "reason", "caption"],
+    "maps": ["image", "shard_number", "row", "status", "reason", "seconds", "measures", "source_stamp",
+             "source_hash"],
+    "latents": ["image", "shard_number", "row", "status", "reason", "caption"],
+    "samples": ["shard_number", "row", "image_id", "hint_image_id", "seed", "status", "reason", "seconds"],
 }  # fmt: skip
 ROW_ALIGNED = {"captions", "maps", "latents"}  # with the images shard of the same part
 ROWS_OF = {
@@ -288,36 +293,33 @@ ROWS_OF = {
 }  # fmt: skip
 
 
-def remove_shard(connection: duckdb.DuckDBPyConnection, path: str) -> None:
-    """Takes a shard's rows out, and those of what was made from it; the addresses of its images are
+def remove_shards(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], memory: Memory) -> None:
+    """Takes the rows of shards out, and those of what was made from them; the addresses of their images are
     remembered as lost.
     """
-    rows = connection.execute(
-        "SELECT shard_number, kind, key, part FROM shard_rows WHERE shard = ?", [path]
-    ).fetchall()
-    if not rows:
-        return
-    number, kind, key, part = rows[0]
-    if kind == "changes":
-        changes.remove(connection, number, key)
-    if kind == "images":
-        children = "SELECT shard FROM shard_rows WHERE kind <> 'images' AND image_key = ? AND part = ?"
-        for (child,) in connection.execute(children, [key, part]).fetchall():
-            remove_shard(connection, child)
-        connection.execute(
-            """
-            INSERT INTO lost_rows
-            SELECT ?, ?, row, uri FROM source_rows WHERE gone IS NULL AND shard_number = ?""",
-            [key, part, number],
-        )
-        connection.execute(
-            """
-            DELETE FROM source_rows
-            WHERE shard_number = ? OR image IN (SELECT image FROM image_rows WHERE shard_number = ?)""",
-            [number, number],
-        )
-    connection.execute(f"DELETE FROM {ROWS_OF[kind]} WHERE shard_number = ?", [number])
-    connection.execute("DELETE FROM shard_rows WHERE shard_number = ?", [number])
+    sql = "SELECT shard_number, kind, key, part FROM shard_rows WHERE shard IN (SELECT unnest(?))"
+    for number, kind, key, part in connection.execute(sql, [list(paths)]).fetchall():
+        if kind == "changes":
+            changes.remove(connection, number, key)
+        if kind == "images":
+            memory.forget()
+            children = "SELECT shard FROM shard_rows WHERE kind <> 'images' AND image_key = ? AND part = ?"
+            made = [child for (child,) in connection.execute(children, [key, part]).fetchall()]
+            remove_shards(connection, made, memory)
+            connection.execute(
+                """
+                INSERT INTO lost_rows
+                SELECT ?, ?, row, uri FROM source_rows WHERE gone IS NULL AND shard_number = ?""",
+                [key, part, number],
+            )
+            connection.execute(
+                """
+                DELETE FROM source_rows
+                WHERE shard_number = ? OR image IN (SELECT image FROM image_rows WHERE shard_number = ?)""",
+                [number, number],
+            )
+        connection.execute(f"DELETE FROM {ROWS_OF[kind]} WHERE shard_number = ?", [number])
+        connection.execute("DELETE FROM shard_rows WHERE shard_number = ?", [number])
 
 
 def record_detector(connection: duckdb.DuckDBPyConnection, row: DetectorRecord, *, current: bool) -> None:
@@ -325,7 +327,8 @@ def record_detector(connection: duckdb.DuckDBPyConnection, row: DetectorRecord, 
     where = "condition = ? AND fingerprint = ?"
     key = [row["condition"], row["fingerprint"]]
     if connection.execute(f"SELECT 1 FROM detectors WHERE {where}", key).fetchall():
-        connection.execute(f"UPDATE detectors SET current = current OR ? WHERE {where}", [current, *key])
+        if current:
+            connection.execute(f"UPDATE detectors SET current = true WHERE {where}", key)
         return
     connection.execute(
         "INSERT INTO detectors VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -4,10 +4,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.catalog import Catalog, indexing
+from pipeline.catalog import Catalog
 from pipeline.storage import shards
 from pipeline.storage.shards import Shard
 from pipeline.storage.workspace import TEMPORARY, Workspace
+
+TOGETHER = 256  # shards in one transaction
 
 
 def rebuild(workspace: Workspace, finish: Callable[[Catalog], None]) -> tuple[int, list[str]]:
@@ -28,14 +30,15 @@ def rebuild(workspace: Workspace, finish: Callable[[Catalog], None]) -> tuple[in
     temporary.mkdir()
     fresh = Catalog(workspace, temporary / "catalog.duckdb")
     fresh.create()
-    with fresh.transaction(limited=False) as connection:  # all shards at once
-        fitting = [shard for shard in found if indexing.index_shard(connection, workspace, shard)]
+    count = 0
+    for start in range(0, len(found), TOGETHER):
+        count += fresh.commit_fitting(found[start : start + TOGETHER])
     finish(fresh)
     fresh.checkpoint()
     workspace.catalog.with_suffix(".duckdb.wal").unlink(missing_ok=True)
     fresh.path.replace(workspace.catalog)
     temporary.rmdir()
-    return len(fitting), broken
+    return count, broken
 
 
 def _order(shard: Shard) -> tuple[int, int, int, Path]:
