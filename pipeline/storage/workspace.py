@@ -1,4 +1,6 @@
-"""Where things lie in a workspace, and the only ways to write there: whole files, renamed into place."""
+"""Where things lie in a workspace, and the only ways to write there: whole files, renamed into place, or
+whole objects of a bucket.
+"""
 
 import errno
 import fcntl
@@ -14,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import MillError
+from pipeline.storage import copies, stores
 
-TEMPORARY = ".tmp-"  # every unfinished file or folder carries this prefix; nothing else does
+TEMPORARY = copies.UNFINISHED  # every unfinished file or folder carries this prefix; nothing else does
 DAMAGED_CHECKPOINT = (
     "`controlmill verify WORKSPACE --repair` takes it out, and the next `controlmill run` trains what is then"
     " missing"
@@ -65,8 +68,61 @@ def stopping(error: BaseException, where: str = "") -> MillError | None:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """What a driver wrote into the workspace, so that others can prove that they see it."""
+
+    path: Path
+    token: str
+
+
+def sees(probe: Probe) -> str:
+    """Whether this machine reads what the driver wrote, and can write beside it: '' = it does, else what is
+    wrong there, as the end of a sentence about the machine.
+    """
+    place = stores.shown(probe.path.parent)
+    try:
+        token = bytes(stores.read(probe.path)) if stores.address_of(probe.path) else probe.path.read_bytes()
+    except FileNotFoundError:
+        return f"does not see the workspace {place}"
+    except (OSError, MillError) as error:
+        return f"can't read the workspace {place} ({error})"
+    if token.decode(errors="replace") != probe.token:
+        return f"sees another folder at {place} than the driver does"
+    own = probe.path.with_name(f"{probe.path.name}-{secrets.token_hex(4)}")
+    try:
+        _write_probe(own, "")
+        copies.remove(own)
+    except (OSError, MillError) as error:
+        return f"can't write the workspace {place} ({error})"
+    return ""
+
+
+def _write_probe(path: Path, token: str) -> None:
+    """Into a folder that is there: one that is made here proves nothing."""
+    if stores.address_of(path):
+        stores.put(path, token.encode())
+    else:
+        path.write_text(token)
+
+
+@dataclass(frozen=True)
 class Workspace:
+    """A folder, or what lies below an address of a bucket: `root` is then the path of its local copies."""
+
     root: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", stores.located(self.root))
+
+    @property
+    def address(self) -> str:
+        """What people call it."""
+        return stores.shown(self.root)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it lies in a bucket."""
+        return stores.address_of(self.root) is not None
 
     @property
     def manifest(self) -> Path:
@@ -116,11 +172,12 @@ class Workspace:
         return self.root / "checkpoints" / name
 
     def all_shards(self) -> list[Path]:
-        return sorted(
-            path
-            for top in ("shards", "samples", "scores")
-            for path in (self.root / top).rglob("part-*.parquet")
-        )
+        """By a walk through the folders, or a listing of the bucket."""
+        tops = [self.root / top for top in ("shards", "samples", "scores")]
+        if self.is_remote:
+            found = (each.path for top in tops for each in stores.below(top))
+            return sorted(path for path in found if path.match("part-*.parquet"))
+        return sorted(path for top in tops for path in top.rglob("part-*.parquet"))
 
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -131,14 +188,29 @@ class Workspace:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f"{TEMPORARY}probe-{os.getpid()}"
-            probe.write_bytes(b"")
-            probe.unlink()
+            with self.probe():
+                pass
         except OSError as error:
+            if self.is_remote:
+                raise MillError(
+                    f"The cache {self.root} can't be written ({error.strerror}): set {stores.CACHE} to a"
+                    " folder that can be."
+                ) from error
             raise MillError(
                 f"The workspace {self.root} can't be written ({error.strerror}): "
                 "set `workspace:` in the manifest to a folder that can be, or mend its permissions or disk."
             ) from error
+
+    @contextmanager
+    def probe(self) -> Iterator[Probe]:
+        """Something that other machines can look for with `sees`, while the block lasts."""
+        token = secrets.token_hex(8)
+        path = self.root / f"{TEMPORARY}probe-{token}"
+        _write_probe(path, token)
+        try:
+            yield Probe(path, token)
+        finally:
+            copies.remove(path)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -180,15 +252,19 @@ def _part(part: int) -> str:
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, replace: bool = True) -> bool:
-    """Runs `write` on a temporary name beside `path`, syncs it to disk and renames it into place.
+    """Runs `write` on a temporary name beside `path`, syncs it to disk and renames it into place; in a bucket
+    the file becomes an object by one request.
 
     With `replace=False` an existing file stays and False is returned: a worker that outlived its driver can
     never change a shard that a later driver has committed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    place = stores.located(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{place.name}")
     try:
         write(temporary)
+        if stores.address_of(path):
+            return _write_object(path, temporary, replace=replace)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         if replace:
@@ -208,6 +284,16 @@ def write_whole(path: Path, write: Callable[[Path], object], *, replace: bool = 
         return True
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_object(path: Path, content: Path, *, replace: bool) -> bool:
+    written = True
+    if replace:
+        stores.put(path, content)
+    else:
+        written = stores.put_new(path, content) is not None
+    copies.forget(path)  # of what was there before
+    return written
 
 
 def write_text(path: Path, text: str) -> None:
