@@ -67,6 +67,11 @@ class Detector:
     adapt: Adapt | None = None  # one pass, several conditions
     weights: tuple[WeightFile, ...] = ()  # all of them or nothing works
     reads_parent: bool = False
+    # of one image at 512 x 512, roughly: seconds on one core of a CPU, on a GPU, and what it takes there
+    seconds: float
+    gpu_seconds: float | None = None  # None = it computes on the CPU, also where there is a GPU
+    gpu_memory: float = 0.0  # GB: the network, and a batch of a few images
+    time_limit: float  # seconds that one image may take, unless the manifest says otherwise
 
 
 _ROWS = (
@@ -74,6 +79,7 @@ _ROWS = (
         name="opencv-canny", title="OpenCV Canny", version=1, licence="Apache-2.0", distributions=OPENCV,
         modules=("cv2",),
         detect=edges.detect, draw_params=edges.draw_params, check=edges.check,
+        seconds=0.008, time_limit=60.0,
         parameters={
             "low": Number(default=100, least=0, most=10_000, whole=True, span=True),
             "high": Number(default=200, least=0, most=10_000, whole=True, span=True),
@@ -83,6 +89,7 @@ _ROWS = (
         name="opencv-lsd", title="OpenCV line segment detector", version=1, licence="Apache-2.0",
         distributions=OPENCV, modules=("cv2",),
         detect=lines.detect,
+        seconds=0.03, time_limit=60.0,
         parameters={
             "min_length": Number(default=20.0, least=0.0, most=10_000.0),  # pixels
             # -log10 of the number of false alarms
@@ -95,6 +102,7 @@ _ROWS = (
         modules=("torch", "controlnet_aux"), get="pip install controlnet-aux torch", detect=mlsd.detect,
         settle=inference.settle,
         weights=(mlsd.WEIGHTS,),
+        seconds=1.5, gpu_seconds=0.03, gpu_memory=2.0, time_limit=300.0,
         parameters={
             "resolution": inference.resolution(512),
             "thr_v": Number(default=0.1, least=0.0, most=1.0),  # probability of a segment's centre
@@ -109,6 +117,7 @@ _ROWS = (
         distributions=("torch",),
         modules=("torch",), detect=controlnet_hed.detect, settle=hed.settle,
         weights=(controlnet_hed.WEIGHTS,),
+        seconds=0.9, gpu_seconds=0.02, gpu_memory=2.0, time_limit=300.0,
         parameters={
             "resolution": inference.resolution(0),  # other than 0, sides are rounded to 64 as in the release
             # repeated pixels: 16 keeps the frame off plain borders; the release has 0
@@ -120,12 +129,14 @@ _ROWS = (
         name="hed-bsds500", title="HED (VGG16, BSDS500)", version=1, licence="MIT", distributions=("torch",),
         modules=("torch", "h5py"), get="pip install torch h5py", detect=hed.detect, settle=hed.settle,
         weights=(hed.WEIGHTS,),
+        seconds=0.9, gpu_seconds=0.02, gpu_memory=2.0, time_limit=300.0,
         parameters={"precision": Choice(default="auto", options=("auto", *hed.PRECISIONS))},
     ),
     Detector(
         name="sketch-hed", title="sketches from HED", version=1, licence="Apache-2.0", distributions=OPENCV,
         modules=("cv2",),
         detect=sketch.detect, draw_params=sketch.draw_params, reads_parent=True,
+        seconds=0.05, time_limit=60.0,
         parameters={
             # of the soft edges
             "threshold": Number(default=(64, 192), least=1, most=254, whole=True, span=True),
@@ -142,6 +153,7 @@ _ROWS = (
         modules=("torch", "controlnet_aux"), get="pip install controlnet-aux torch", detect=lineart.detect,
         settle=inference.settle,
         weights=(lineart.WEIGHTS,),
+        seconds=2.0, gpu_seconds=0.03, gpu_memory=3.0, time_limit=300.0,
         parameters={
             "resolution": inference.resolution(512),
             # of the grey lines
@@ -153,6 +165,7 @@ _ROWS = (
         name="xdog", title="flow-guided XDoG", version=1, licence="Apache-2.0", distributions=OPENCV,
         modules=("cv2",),
         detect=cartoon.detect,
+        seconds=0.4, time_limit=60.0,
         parameters={
             "sigma": Number(default=1.0, least=0.3, most=10.0),  # half width of a line at 512, pixels
             "sharpness": Number(default=8.0, least=0.0, most=100.0),
@@ -166,6 +179,7 @@ _ROWS = (
         distributions=("controlnet_aux",), modules=("torch", "controlnet_aux", "scipy"),
         get="pip install controlnet-aux torch scipy",
         detect=openpose.detect, settle=inference.settle, weights=(openpose.WEIGHTS,),
+        seconds=3.0, gpu_seconds=0.05, gpu_memory=3.0, time_limit=300.0,
         parameters={
             "resolution": inference.resolution(512),  # of the maps in which peaks are sought
             # the network sees 368 rows times this; more finds smaller people
@@ -183,6 +197,7 @@ _ROWS = (
         modules=("torch", "openpifpaf", "pysparkling", "matplotlib"),
         get=openpifpaf.GET, detect=openpifpaf.detect, check=openpifpaf.check, settle=inference.settle,
         weights=(openpifpaf.WEIGHTS,),
+        seconds=1.0, gpu_seconds=0.05, gpu_memory=3.0, time_limit=300.0,
         parameters={
             # of the image that the network sees; 0 = as it is
             "long_edge": Number(default=0, least=0, most=4096, whole=True),
@@ -199,6 +214,7 @@ _ROWS = (
         modules=("mediapipe", "matplotlib", "absl", "google.protobuf"),
         get="pip install --no-deps mediapipe==0.10.21",
         detect=pose.detect, adapt=pose.adapt, weights=(pose.WEIGHTS,),
+        seconds=0.1, time_limit=60.0,
         parameters={
             "min_confidence": Number(default=0.5, least=0.0, most=1.0),  # of there being a person
             "min_visibility": Number(default=0.5, least=0.0, most=1.0),  # of a keypoint
@@ -211,6 +227,7 @@ _ROWS = (
             modules=("torch", "torchvision", "transformers", "scipy"),
             get="pip install torch torchvision transformers scipy",
             detect=functools.partial(segmentation.detect, model), weights=model.files,
+            seconds=15.0, gpu_seconds=0.15, gpu_memory=6.0, time_limit=900.0,
             parameters={
                 "resolution": inference.resolution(0),  # 0 = as the model's own preprocessor says
                 # how many labels bf16 changes with real weights is not known
@@ -224,6 +241,7 @@ _ROWS = (
         distributions=("controlnet_aux",),
         modules=("torch", "timm", "controlnet_aux"), get="pip install controlnet-aux timm torch",
         detect=depth.detect_midas, settle=inference.settle, weights=(depth.MIDAS,),
+        seconds=3.3, gpu_seconds=0.04, gpu_memory=3.0, time_limit=300.0,
         parameters={"resolution": inference.resolution(depth.MIDAS_SHORT), "precision": inference.PRECISION},
     ),
     Detector(
@@ -231,6 +249,7 @@ _ROWS = (
         licence="Apache-2.0 (code and weights)", distributions=("transformers",),
         modules=("torch", "transformers"), get="pip install transformers torch",
         detect=depth.detect_anything, settle=inference.settle, weights=depth.ANYTHING,
+        seconds=1.5, gpu_seconds=0.03, gpu_memory=2.0, time_limit=300.0,
         parameters={"resolution": inference.resolution(depth.ANYTHING_SHORT),
         "precision": inference.PRECISION},
     ),
@@ -240,17 +259,20 @@ _ROWS = (
         distributions=("controlnet_aux",),
         modules=("torch", "controlnet_aux"), get="pip install controlnet-aux torch",
         detect=normals.detect_bae, settle=inference.settle, weights=(normals.BAE,),
+        seconds=3.0, gpu_seconds=0.05, gpu_memory=3.0, time_limit=300.0,
         parameters={"resolution": inference.resolution(normals.BAE_SHORT), "precision": inference.PRECISION},
     ),
     Detector(
         name="normal-from-depth", title="normals from depth (ControlNet 1.0)", version=1,
         licence="Apache-2.0", distributions=OPENCV,
+        seconds=0.05, time_limit=60.0,
         modules=("cv2",), detect=normals.detect_from_depth, reads_parent=True, parameters=normals.FROM_DEPTH,
     ),
     Detector(
         name="mini", title="the mini detector (rendered scenes only)", version=2,
         licence="Apache-2.0 (code and weights)", distributions=("torch",),
         modules=("torch", "cv2", "safetensors"), get="pip install torch opencv-python-headless safetensors",
+        seconds=0.1, gpu_seconds=0.01, gpu_memory=1.0, time_limit=300.0,
         detect=mini.detect, adapt=mini.adapt, weights=(mini.WEIGHTS,), parameters={},
     ),
 )  # fmt: skip

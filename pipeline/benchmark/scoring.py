@@ -18,7 +18,9 @@ from pipeline import MillError
 from pipeline.benchmark import networks
 from pipeline.benchmark.systems import Item, System, readable, score_key
 from pipeline.catalog import Catalog
+from pipeline.cluster import position
 from pipeline.cluster.jobs import Job
+from pipeline.cluster.position import Limit
 from pipeline.dataset.maps import read_annotation
 from pipeline.plan import Plan
 from pipeline.storage import codec, shards
@@ -27,6 +29,9 @@ from pipeline.storage.workspace import Workspace
 
 SAMPLED = """SELECT sample_set, sample_key, part, shard, list(image_id ORDER BY row)
              FROM samples JOIN shards USING (shard) GROUP BY ALL ORDER BY part"""
+
+LIMIT_KEY = "evaluate.time_limit"
+LOADING = 120.0  # seconds on top of the limit, where networks may have to be loaded first
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class ScorePart:
     networks: networks.WantedNetworks
     device: str
     made_from: str
+    time_limit: float = 3600.0  # seconds that one sample may take
 
 
 def jobs(plan: Plan, catalog: Catalog, systems: Iterable[System], device: str) -> Iterator[tuple[Job, bool]]:
@@ -72,6 +78,7 @@ def jobs(plan: Plan, catalog: Catalog, systems: Iterable[System], device: str) -
                 networks=networks.wanted(evaluation),
                 device=device,
                 made_from=shards.made_from(key, samples),
+                time_limit=evaluation.time_limit,
             )
             job = Job(f"score {system.name} part {part}", args, tuple(range(len(image_ids))))
             yield job, (system.name, key, part) in committed
@@ -91,15 +98,16 @@ def score_part(
     """
     samples = shards.read(args.root / args.samples).to_pylist()
     pictures = {
-        row: codec.decode(sample["image"])
-        for row, sample in enumerate(samples)
-        if sample["status"] == "ok" and row not in poison_rows
+        row: codec.decode(samples[row]["image"])
+        for row in rows
+        if samples[row]["status"] == "ok" and row not in poison_rows
     }
-    captions = [args.items[samples[row]["image_id"]].caption for row in pictures]
-    features, values = _seen(args, list(pictures.values()), captions)
+    features, values = _seen(args, pictures, samples)
     position = {row: number for number, row in enumerate(pictures)}  # among the features and values
     table = []
-    for row, sample in enumerate(samples):
+    for row in rows:
+        sample = samples[row]
+        position.begin((row,), "", Limit(args.time_limit, LIMIT_KEY), loading=LOADING)
         record: Row = {
             "image_id": sample["image_id"],
             "seed": sample["seed"],
@@ -118,6 +126,7 @@ def score_part(
                 (name, of[position[row]].astype(np.float32).tobytes()) for name, of in features.items()
             ]
         table.append(record)
+        position.end(1)
     if not dry_run:
         metadata = {
             "kind": "scores",
@@ -172,12 +181,17 @@ def as_map(raw: RawMap) -> fidelity.Map:
 
 
 def _seen(
-    args: ScorePart, images: list[np.ndarray], captions: list[str]
+    args: ScorePart, pictures: dict[int, np.ndarray], samples: list[Row]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """What the networks make of a shard's pictures: features by network, values by metric, a row each."""
-    wanted = args.networks
+    wanted, images = args.networks, list(pictures.values())
     if not images:
         return {}, {}
+    if position.at_a_time(2) == 1 and len(pictures) > 1:  # the one that kills is sought
+        for row, picture in pictures.items():
+            _seen(args, {row: picture}, samples)
+    captions = [args.items[samples[row]["image_id"]].caption for row in pictures]
+    position.begin(list(pictures), "", Limit(args.time_limit, LIMIT_KEY), loading=LOADING)
     features = {
         name: networks.extractor(name, weights, args.device)(images) for name, weights in wanted.features
     }

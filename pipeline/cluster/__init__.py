@@ -1,4 +1,4 @@
-"""Plain functions on Ray: bounded in flight, retried, bisected to the row that kills its worker.
+"""Plain functions on Ray: bounded in flight, retried, with the row found that kills its worker or hangs.
 
 A job's function has the signature `function(args, rows, poison_rows, dry_run)`:
     args: one frozen dataclass, all that the function needs to know;
@@ -6,23 +6,34 @@ A job's function has the signature `function(args, rows, poison_rows, dry_run)`:
     poison_rows: {row: reason} of rows known to kill a worker, to be recorded as failed;
     dry_run: True means do the work and write nothing (used only to find poison rows).
 It catches what a single bad image raises; what it does raise is a failure of the whole job, named at the end.
+It tells by `position.begin` which rows it is at, so that only those are looked at when its worker dies.
 """
 
-import functools
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from pipeline import MillError
-from pipeline.cluster.jobs import ONE_CORE, Ended, Gathered, Job, Queue, Resources
-from pipeline.cluster.progress import Progress
-from pipeline.cluster.worker import DEATH, DEATHS_RETRIED, SLEEP, call, call_ranks
-from pipeline.storage.workspace import stopping
+from pipeline.cluster import nodes
+from pipeline.cluster.attempts import Attempt
+from pipeline.cluster.jobs import ONE_CORE, Ended, Gathered, Job, Resources
+from pipeline.cluster.nodes import Needs
+from pipeline.cluster.position import Trial
+from pipeline.cluster.progress import PATIENCE, Counts, Progress, Rate, summed
+from pipeline.cluster.queue import Queue
+from pipeline.cluster.under_way import UnderWay
+from pipeline.cluster.worker import SLEEP, call, call_ranks
 
 GATHERED = 1.0  # seconds that a job which is done waits for others, so that many are committed at once
+LOOKED = 2.0  # seconds between two looks at which nodes there are
+
+
+class Drained(MillError):
+    """A run that was asked to stop: what was under way is committed, the rest is left."""
 
 
 class Cluster:
@@ -33,8 +44,17 @@ class Cluster:
         self.say: Callable[[str], None] = print  # for what a person should know before a stage has ended
         # called in the driver about every second while jobs are under way
         self.meanwhile: Callable[[], None] = lambda: None
+        self.follow: Callable[[Rate], object] = lambda rate: None  # the same, with how far the stage is
+        self.event: Callable[..., object] = lambda kind, **facts: None  # see pipeline/storage/events.py
+        self.stopping: Callable[[], bool] = lambda: False  # whether the run was asked to stop
+        self.needs: Needs | None = None  # what each node of `address` must see; None = nothing is asked
+        self.token = secrets.token_hex(6)
         self._given = workers
         self._ray: Any = None
+        self._counts: Any = None  # the actor, once a stage takes long
+        self._nodes: dict[str, str] | None = None  # id -> host; None = they were not asked yet
+        self._unfit: set[str] = set()  # ids of nodes that get no jobs
+        self._looked = 0.0
 
     @cached_property
     def workers(self) -> int:
@@ -101,7 +121,7 @@ class Cluster:
         """Ends all processes of the run, also those that are idle; the next job starts others."""
         if self._ray is not None:
             self._ray.shutdown()
-            self._ray = None
+            self._ray = self._counts = self._nodes = None
 
     def run(
         self,
@@ -119,59 +139,93 @@ class Cluster:
         failed: Callable[[Job, str], None] | None = None,
     ) -> None:
         """Raises JobsFailed at the end, naming each job that raised and why; MillError at once where going on
-        is pointless.
+        is pointless; Drained where the run was asked to stop.
         """
         queue = Queue(jobs, failed)
-        places = 2 * max(1, self.workers // each.cpus, int(self.gpus // each.gpus) if each.gpus else 0)
         gathered = Gathered(done)
+        finished = 0  # rows of jobs that have ended
         with self._ray_errors(), Progress(label, total) as progress, ExitStack() as at_last:
             at_last.callback(gathered.give)  # also when stopped: what is done is kept
+            under_way = UnderWay(
+                lambda: self.ray,
+                queue,
+                lambda attempt: self._submit(function, attempt, each),
+                lambda: self._places(each),
+                event=self.event,
+                unfit=self._leave_out,
+                alone=failed is not None,
+            )
 
             def every_second() -> None:
                 gathered.give(GATHERED)
                 self.meanwhile()
+                self._look_at_nodes()
+                queue.closed = queue.closed or self.stopping()
                 if watch:
                     progress.add(watch() - progress.count)
+                elif time.monotonic() - progress.start > PATIENCE:
+                    rows, at = self._told(list(under_way.tokens))
+                    progress.reach(finished + rows, at)
+                self.follow(progress.rate())
 
-            submit = functools.partial(self._submit, function, each=each)
-            for job, result in self._ended(queue, submit, places, every_second):
-                try:
-                    gathered.add(job, self.ray.get(result))
-                except self.ray.exceptions.RayTaskError as error:
-                    queue.fail(job, _reason(error, alone=failed is not None))
-                except self._deaths as error:
-                    if job.rows:
-                        queue.retry(self._without_poison_rows(submit, job, type(error).__name__))
-                    else:
-                        queue.fail(job, DEATH.format(type(error).__name__))
-                else:
-                    queue.succeed(job)
-                    progress.add(0 if watch else len(job.rows))
+            for job, result in under_way.ended(every_second):
+                gathered.add(job, result)
+                queue.succeed(job)
+                finished += len(job.rows)
+                if not watch:
+                    progress.reach(finished, progress.under_way)
+        if queue.closed and queue.left():
+            raise Drained(f"Stopped in {label}, as asked: what was under way is committed.")
         queue.end(label)
 
-    def _ended(
-        self,
-        queue: Queue,
-        submit: Callable[[Job], Any],
-        places: int,  # jobs under way at a time
-        every_second: Callable[[], None],
-    ) -> Iterator[tuple[Job, Any]]:
-        """Each job with the reference of its result, as it ends."""
-        flying: dict[Any, Job] = {}
-        while True:
-            while len(flying) < places and (job := queue.next()):
-                flying[submit(job)] = job
-            if not flying:
-                return
-            ready, _ = self.ray.wait(list(flying), num_returns=1, timeout=1.0)
-            every_second()
-            for result in ready:
-                yield flying.pop(result), result
+    def _places(self, each: Resources) -> int:
+        """Jobs under way at a time: twice what runs at once, so that no worker waits for its next."""
+        return 2 * max(1, self._cores() // each.cpus, int(self.gpus // each.gpus) if each.gpus else 0)
 
-    @property
-    def _deaths(self) -> tuple[type[Exception], ...]:
-        """What Ray raises of a job whose worker died."""
-        return self.ray.exceptions.WorkerCrashedError, self.ray.exceptions.OutOfMemoryError
+    def _cores(self) -> int:
+        """As they are now: nodes come and go."""
+        if self._given or not self.address:
+            return self.workers
+        return int(self.ray.cluster_resources().get("CPU", 0)) or 1
+
+    def _prove(self) -> None:
+        """Before the first job: MillError where a node of the cluster does not see what the run needs."""
+        if self._nodes is None:
+            self._nodes = nodes.alive(self.ray)
+            if self.needs is not None:
+                nodes.prove(self.ray, self.needs)
+
+    def _look_at_nodes(self) -> None:
+        if not self.address or time.monotonic() - self._looked < LOOKED:
+            return
+        self._looked = time.monotonic()
+        now, before = nodes.alive(self.ray), self._nodes or {}
+        for node in now.keys() - before.keys():
+            self.event("node joined", node=node, host=now[node])
+        for node in before.keys() - now.keys():
+            self.event("node lost", node=node, host=before[node])
+            self.say(f"The node {before[node]} ({node[:8]}) is gone: its jobs go to the others.")
+        self._nodes = now
+
+    def _leave_out(self, error: nodes.Unfit) -> None:
+        """A node that joined late and lacks something gets no further jobs."""
+        if error.node not in self._unfit:
+            self._unfit.add(error.node)
+            self.say(f"{error} It is not used.")
+            self.event("node unfit", node=error.node, reason=str(error))
+
+    def _told(self, tokens: list[str]) -> tuple[int, dict[str, int]]:
+        """Rows that are done in these attempts, and how many of them are at what; the actor that knows is
+        started when it is first asked for.
+        """
+        ray = self.ray
+        try:
+            if self._counts is None:
+                actor = ray.remote(num_cpus=0, max_restarts=-1)(Counts)
+                self._counts = actor.options(name=f"controlmill-{self.token}").remote()
+            return summed(ray.get(self._counts.read.remote(tokens), timeout=1.0))
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return 0, {}  # it is not there yet, or no longer; progress goes by whole jobs
 
     @contextmanager
     def _ray_errors(self) -> Iterator[None]:
@@ -185,46 +239,26 @@ class Cluster:
                 f"Ray itself failed ({type(error).__name__}: {error}); run the same command again."
             ) from error
 
-    def _submit(
-        self, function: Callable[..., Any], job: Job, each: Resources, *, dry_run: bool = False
-    ) -> Any:
+    def _submit(self, function: Callable[..., Any], attempt: Attempt, each: Resources) -> tuple[Any, str]:
+        """The reference of the result, and the token of the attempt."""
+        self._prove()
+        job, token = attempt.job, f"{self.token}-{secrets.token_hex(6)}"
+        # the driver itself tries again what died: it knows which row was at work
+        options: dict[str, Any] = {"max_retries": 0, "name": attempt.name}
+        if self._unfit:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(self._unfit))})"}
         if job.processes > 1:
             cores = min(each.cpus, self.workers / job.processes)  # more processes than cores share them
-            launch = self.ray.remote(num_cpus=0, max_calls=1)(call_ranks).options(
-                max_retries=DEATHS_RETRIED, name=job.name
-            )
-            return launch.remote(function, job.args, job.processes, cores, each.gpus, job.scratch)
+            launch = self.ray.remote(num_cpus=0, max_calls=1)(call_ranks).options(**options)
+            ranks = launch.remote(function, job.args, job.processes, cores, each.gpus, job.scratch)
+            return ranks, token
         # a long job's process ends with it and gives its GPU's memory back; 0 = no limit
         calls = 1 if each.gpus and not job.rows else 0
+        trial = Trial(token, f"controlmill-{self.token}", attempt.singly, job.kills)
         task = self.ray.remote(max_calls=calls)(call).options(
-            num_cpus=each.cpus, num_gpus=each.gpus, max_retries=DEATHS_RETRIED, name=job.name
+            num_cpus=each.cpus, num_gpus=each.gpus, **options
         )
-        return task.remote(function, job.args, job.rows, job.poison_rows, dry_run, each.cpus)
-
-    def _without_poison_rows(self, submit: Callable[..., Any], job: Job, death: str) -> Job:
-        """Halves the rows until the ones that kill a worker stand alone; each was tried DEATHS_RETRIED + 1
-        times.
-        """
-        poison_rows: dict[int, str] = {}
-        suspects = [tuple(row for row in job.rows if row not in job.poison_rows)]
-        while suspects:
-            rows = suspects.pop()
-            try:
-                half = replace(job, rows=rows, poison_rows={})
-                self.ray.get(submit(half, dry_run=True))
-            except self._deaths:
-                if len(rows) == 1:
-                    poison_rows[rows[0]] = DEATH.format(death)
-                else:
-                    suspects += [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
-            except self.ray.exceptions.RayTaskError:
-                pass  # it lived; what it raised is told when the whole job runs
-        if not poison_rows and job.deaths:
-            raise MillError(
-                f"{job.name} keeps losing its worker ({death}) although no single row does: give it more"
-                " memory or fewer --workers."
-            )
-        return replace(job, poison_rows=job.poison_rows | poison_rows, deaths=job.deaths + (not poison_rows))
+        return task.remote(function, attempt, trial, self.needs, each.cpus), token
 
 
 @contextmanager
@@ -234,16 +268,3 @@ def cluster(*, workers: int | None = None, address: str | None = None) -> Iterat
         yield started
     finally:
         started.close()
-
-
-def _reason(error: Any, *, alone: bool) -> str:
-    """Why a job failed. MillError at once where the others would fail too: of a full disk; and of what a
-    person must mend first, unless each job stands `alone`.
-    """
-    cause = error.cause if isinstance(error.cause, Exception) else error
-    sentence = stopping(cause)
-    if sentence:
-        raise sentence from cause
-    if isinstance(cause, MillError) and not alone:
-        raise cause
-    return str(cause) if isinstance(cause, MillError) else f"{type(cause).__name__}: {cause}"

@@ -6,10 +6,14 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.cluster import position
+from pipeline.cluster.attempts import DEATH, DEATHS_RETRIED, Attempt
+from pipeline.cluster.jobs import Job
+from pipeline.cluster.nodes import Needs, check_here
+from pipeline.cluster.position import Trial
+from pipeline.cluster.progress import teller
 from pipeline.storage.workspace import TEMPORARY
 
-DEATH = "killed its worker every time it was tried ({})"
-DEATHS_RETRIED = 2  # Ray tries a job whose worker died this often again, before it is split
 # threads that spin where cores are short slow each other down twentyfold (measured)
 SLEEP = ("OMP_WAIT_POLICY", "PASSIVE")
 # what ranks say of one that is gone
@@ -17,14 +21,16 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "/gloo/
 
 
 def call(
-    function: Callable[..., Any],
-    args: Any,
-    rows: tuple[int, ...],
-    poison_rows: dict[int, str],
-    dry_run: bool,
-    threads: int,
+    function: Callable[..., Any], attempt: Attempt, trial: Trial, needs: Needs | None, threads: int
 ) -> Any:
     """In the worker: as many threads as the job was given cores, and no more."""
+    if needs is not None:
+        check_here(needs)
+    with position.attempt(trial, teller(trial)):
+        return _computed(function, attempt, threads)
+
+
+def _computed(function: Callable[..., Any], attempt: Attempt, threads: int) -> Any:
     import cv2
 
     cv2.setNumThreads(threads)
@@ -32,7 +38,8 @@ def call(
     os.environ.setdefault(*SLEEP)
     if "torch" in sys.modules:  # a worker that is used again; a fresh one reads the variable
         sys.modules["torch"].set_num_threads(threads)
-    return function(args, rows, poison_rows, dry_run)
+    poison_rows = {} if attempt.dry_run else attempt.job.poison_rows
+    return function(attempt.job.args, attempt.rows, poison_rows, attempt.dry_run)
 
 
 def call_ranks(
@@ -59,7 +66,7 @@ def call_ranks(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     def rank() -> None:
-        call(function, args, (), {}, False, max(1, int(cpus)))
+        _computed(function, Attempt(Job("", args, ()), ()), max(1, int(cpus)))
 
     each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     for left in reversed(range(DEATHS_RETRIED + 1)):

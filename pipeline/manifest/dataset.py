@@ -4,13 +4,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.manifest.section import Fraction, Real, Section, Whole
+from pipeline.manifest.section import Fraction, Real, Seconds, Section, Whole
 from pipeline.manifest.yaml_errors import wrong
 
 
 class Image(Section):
     """The canonical image that every detector reads; changing any of it is a new image key, and a key at its
-    default is no part of that.
+    default is no part of that, nor is `time_limit`.
     """
 
     resolution: Annotated[Whole, Field(ge=64, le=4096, multiple_of=64)] = 512
@@ -23,6 +23,7 @@ class Image(Section):
     frames: Literal["first", "refuse"] = "first"  # of animations and files of several pages
     # [black, white] of pictures of 16 bits, of 32 and of floating point; what lies outside is clipped
     range: tuple[Whole, Whole] | None = None
+    time_limit: Seconds = 120.0  # that reading and decoding one image may take; far addresses have their own
 
     @model_validator(mode="after")
     def _white_is_above_black(self) -> "Image":
@@ -66,6 +67,7 @@ class Captions(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     model: str = "blip-base"
     when: Literal["missing", "always"] = "missing"
+    time_limit: Seconds = 300.0  # that one image may take
 
     @property
     def params(self) -> dict[str, Any]:
@@ -78,6 +80,7 @@ class ConditionSettings(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     detector: str = "auto"
     select: Select = Select()
+    time_limit: Seconds | None = None  # that one image may take; None = as the detector's row says
 
     @property
     def params(self) -> dict[str, Any]:

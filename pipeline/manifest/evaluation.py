@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field, model_validator
 
 from pipeline.manifest.dataset import ConditionSettings
-from pipeline.manifest.section import NAME, Real, Section, Text, Whole
+from pipeline.manifest.section import NAME, Real, Seconds, Section, Text, Whole
 from pipeline.manifest.yaml_errors import wrong
 
 
@@ -77,6 +77,7 @@ class Evaluate(Section):
     # another detector to read a condition again from what was generated; else the one that made it
     readers: dict[str, ConditionSettings] = {}
     features: list[Features] = []
+    time_limit: Seconds = 3600.0  # that making or scoring one sample may take
     clip: str | None = None  # `mini`, or the folder of a CLIP in transformers' layout
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ def _number(given: Any) -> Any:
 Text = Annotated[str, Field(min_length=1)]
 Whole = Annotated[int, Field(strict=True)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_number)]  # no truth value
+Seconds = Annotated[Real, Field(gt=0, le=86_400)]
 Fraction = Annotated[Real, Field(ge=0, lt=1)]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.manifest.section import NAME, Real, Section, Text, Whole
+from pipeline.manifest.section import NAME, Real, Seconds, Section, Text, Whole
 from pipeline.manifest.yaml_errors import wrong
 
 
@@ -154,6 +154,7 @@ class Run(Section):
 class Train(Section):
     base: Text
     runs: Annotated[list[Run], Field(min_length=1)]
+    time_limit: Seconds = 600.0  # that the base may take to encode one image; training itself has none
 
     def waits_for(self, number: int) -> dict[str, int]:
         """Condition of run `number` -> the run that it starts from: the nearest above that trains what is

@@ -16,6 +16,7 @@ from annotate.detectors import DETECTORS
 from annotate.parameters import ParameterError, Values, near
 from annotate.weights import PINNED, Identity
 from pipeline import MillError, manifest, scenes
+from pipeline.cluster.position import Limit
 from pipeline.manifest import Captions, ConditionSettings, Manifest, ScenesSource
 from pipeline.plan.records import Plan, Planned, PlannedCaptions
 from pipeline.storage.workspace import Workspace, fingerprint, write_text
@@ -25,7 +26,8 @@ def image_key(settings: Manifest) -> str:
     """Hash of what decides the canonical images: settings that are not at their default, and the decoders'
     version.
     """
-    return fingerprint({"image": settings.image.model_dump(exclude_defaults=True), "version": 3})
+    decisive = settings.image.model_dump(exclude_defaults=True, exclude={"time_limit"})
+    return fingerprint({"image": decisive, "version": 3})
 
 
 def make(given: Manifest, *, here: bool = True) -> Plan:
@@ -52,13 +54,21 @@ def make(given: Manifest, *, here: bool = True) -> Plan:
     settled: dict[str, Any] = {
         "conditions": {
             name: ConditionSettings(
-                detector=planned.step.detector, select=planned.select, **planned.step.params
+                detector=planned.step.detector,
+                select=planned.select,
+                time_limit=planned.time_limit,
+                **planned.step.params,
             )
             for name, planned in conditions.items()
         }
     }
     if by_network:
-        settled["captions"] = Captions(model=by_network.model, when=by_network.when, **by_network.params)
+        settled["captions"] = Captions(
+            model=by_network.model,
+            when=by_network.when,
+            time_limit=by_network.limit.seconds,
+            **by_network.params,
+        )
     return Plan(
         given.model_copy(update=settled),
         workspace,
@@ -201,7 +211,9 @@ def _plan(name: str, asked: _Asked, planned: dict[str, Planned]) -> None:
     if lack and given.detector == "auto" and earlier is None:
         lack = f"{name} can't be made here: {annotator.lacks(name)}"
     mark = asked.fingerprint(name, identity, planned[step.parent] if step.parent else None)
-    planned[name] = Planned(step, identity, mark, given.select, asked=False, lack=lack)
+    planned[name] = Planned(
+        step, identity, mark, given.select, asked=False, lack=lack, time_limit=given.time_limit
+    )
 
 
 def _readers(asked: _Asked, conditions: dict[str, Planned]) -> dict[str, Planned]:
@@ -222,7 +234,16 @@ def _readers(asked: _Asked, conditions: dict[str, Planned]) -> dict[str, Planned
         identity = annotator.identity(step)
         parent = readers.get(step.parent, conditions[step.parent]) if step.parent else None
         mark = asked.fingerprint(name, identity, parent)
-        readers[name] = Planned(step, identity, mark, given.select, asked=True, lack=annotator.lack(step))
+        readers[name] = Planned(
+            step,
+            identity,
+            mark,
+            given.select,
+            asked=True,
+            lack=annotator.lack(step),
+            time_limit=given.time_limit,
+            section="evaluate.readers",
+        )
     return readers
 
 
@@ -239,7 +260,8 @@ def _captions(asked: _Asked) -> PlannedCaptions:
         raise MillError(f"{asked.manifest.at('captions')}: {lack}")
     identity = captions.identity(given.model, params)
     mark = fingerprint({"captions": identity, "when": given.when, "image_key": asked.image_key})
-    return PlannedCaptions(given.model, params, mark, given.when, lack)
+    limit = Limit(given.time_limit, "captions.time_limit")
+    return PlannedCaptions(given.model, params, mark, given.when, lack, limit)
 
 
 def _wrong(given: Manifest, error: ValueError, *steps: str) -> MillError:

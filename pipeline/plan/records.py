@@ -6,14 +6,19 @@ from pathlib import Path
 from annotate import annotator
 from annotate.annotator import Step
 from annotate.conditions import CONDITIONS
+from annotate.detectors import DETECTORS
 from annotate.parameters import Values
 from annotate.weights import PINNED, Identity
 from pipeline import sources
 from pipeline.catalog.indexing import DetectorRecord
 from pipeline.catalog.selections import Selection
+from pipeline.cluster.position import Limit
 from pipeline.manifest import Manifest, Select
 from pipeline.sources import RawImage
 from pipeline.storage.workspace import Workspace
+
+DEFAULT_CAPTION_LIMIT = Limit(300.0, "captions.time_limit")  # of one image
+PROVIDED_LIMIT = 60.0  # seconds that a map may take that came with its image
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,15 @@ class Planned:
     select: Select
     asked: bool  # False: made only because another condition is made from it
     lack: str | None = None  # what it misses on this machine
+    time_limit: float | None = None  # seconds, as the manifest gives it; None = as the detector's row says
+    section: str = "conditions"  # of the manifest
+
+    @property
+    def limit(self) -> Limit:
+        """Of one image."""
+        row = DETECTORS.get(self.step.detector)
+        seconds = self.time_limit or (row.time_limit if row else PROVIDED_LIMIT)
+        return Limit(seconds, f"{self.section}.{self.name}.time_limit")
 
     @property
     def name(self) -> str:
@@ -60,6 +74,7 @@ class PlannedCaptions:
     key: str  # fingerprint of captioner, weights, parameters, `when` and image key
     when: str  # missing, always
     lack: str | None
+    limit: Limit = DEFAULT_CAPTION_LIMIT
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 part still lacks.
 """
 
+import functools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from itertools import chain
 from pathlib import Path
 
 from annotate import annotator, maps
-from annotate.annotator import PROVIDED, Annotation, Step
+from annotate.annotator import DETECTORS, PROVIDED, Annotation, Step
 from pipeline.catalog import Catalog
 from pipeline.catalog.indexing import DetectorRecord
+from pipeline.cluster import position
 from pipeline.cluster.jobs import Ended, Job, Resources
+from pipeline.cluster.position import Limit
 from pipeline.dataset import provided
 from pipeline.dataset.changes import changed_maps, map_stamp
 from pipeline.dataset.maps import annotation
@@ -34,6 +37,7 @@ from pipeline.storage import codec, shards
 from pipeline.storage.shards import Row, Shard
 
 BATCH = 16  # images decoded at a time: bounds a worker's memory whatever the size of a part
+LOADING = 60.0  # seconds on top of the limit where a network may have to be loaded first
 
 FIRST_ADDRESS = """SELECT shards.part, row, arg_min(uri, (sources.part, position))
                    FROM images JOIN shards USING (shard) JOIN sources USING (image_id)
@@ -54,6 +58,7 @@ class MapShard:
     fingerprint: str
     detector: DetectorRecord  # which the shard's footer repeats
     again: frozenset[int] | None  # rows to make again, the others stay; None = there is no such shard yet
+    limit: Limit | None = None  # of one image
 
     def wants(self, row: int) -> bool:
         return self.again is None or row in self.again
@@ -185,7 +190,7 @@ def _map_shard(catalog: Catalog, it: Planned, path: Path, again: set[int] | None
     ):  # from here on the shard counts as uncommitted: a kill can't leave the catalog with a changed file
         catalog.remove_shard(catalog.workspace.relative(path))
     rows = frozenset(again) if again else None
-    return MapShard(path, it.step, it.maps, it.fingerprint, it.record(), rows)
+    return MapShard(path, it.step, it.maps, it.fingerprint, it.record(), rows, it.limit)
 
 
 def _addresses(context: StageContext) -> dict[int, dict[int, RawImage]]:
@@ -217,8 +222,10 @@ def annotate_part(
     tables = {it.step.condition: _begin(it, pictures.num_rows) for it in args.missing}
     left_out = args.gone | poison_rows.keys()
     wanted = [row for row in rows if any(it.wants(row) for it in args.missing) and row not in left_out]
-    for start in range(0, len(wanted), BATCH):
-        batch = wanted[start : start + BATCH]
+    together = position.at_a_time(BATCH)
+    for start in range(0, len(wanted), together):
+        batch = wanted[start : start + together]
+        position.begin(batch, limit=Limit(args.image.time_limit, "image.time_limit"))
         taken = pictures.take(batch).to_pylist()
         came = _provided(args, batch)
         annotations = annotator.annotate(
@@ -231,6 +238,8 @@ def annotate_part(
             },
             provided={name: [each.map for each in of_images] for name, of_images in came.items()},
             device=args.device,
+            begin=functools.partial(_begin_pass, args, batch),
+            not_tried=functools.partial(_not_tried, batch),
         )
         for it in args.missing:
             name = it.step.condition
@@ -240,6 +249,7 @@ def annotate_part(
                     tables[name][row] |= (
                         _came_from(args, name, row, came[name][place]) if name in came else {}
                     )
+        position.end(len(batch))
     skipped = dict.fromkeys(args.gone, Annotation(status="skipped", reason=GONE))
     failed = {row: Annotation(status="failed", reason=reason) for row, reason in poison_rows.items()}
     for it in args.missing:
@@ -250,6 +260,19 @@ def annotate_part(
         return []
     ids = pictures.column("image_id").to_pylist()
     return [_write(args, it, tables[it.step.condition], ids) for it in args.missing]
+
+
+def _begin_pass(args: AnnotatePart, batch: list[int], step: Step, chosen: list[int]) -> None:
+    """Tells that a detector is at these images of the batch, and how long it may be."""
+    limit = next(it.limit for it in args.missing if it.step.condition == step.condition)
+    loading = LOADING if DETECTORS[step.detector].weights else 0.0
+    position.begin([batch[number] for number in chosen], step.condition, limit, loading=loading)
+
+
+def _not_tried(batch: list[int], condition: str) -> dict[int, str]:
+    """Image of the batch -> why, of those that kill the detector of this condition."""
+    reasons = position.kills(condition)
+    return {number: reasons[row] for number, row in enumerate(batch) if row in reasons}
 
 
 def _write(args: AnnotatePart, it: MapShard, table: list[Row], ids: list[str]) -> Shard:

@@ -8,6 +8,7 @@ import numpy as np
 
 from annotate import captions
 from annotate.weights import PINNED
+from pipeline.cluster import position
 from pipeline.cluster.jobs import Job
 from pipeline.plan import PlannedCaptions
 from pipeline.report.text import tally
@@ -27,6 +28,7 @@ from pipeline.storage.shards import Row, Shard
 from pipeline.storage.workspace import fingerprint
 
 BATCH = 16  # images decoded at a time
+LOADING = 60.0  # seconds on top of the limit, where the network may have to be loaded first
 
 WITHOUT = """SELECT part, image_rows.row
              FROM image_rows JOIN shard_rows USING (shard_number) LEFT JOIN captions USING (image)
@@ -117,8 +119,10 @@ def caption_part(
         table[row] |= {"status": "failed", "reason": reason}
     wanted = args.wanted if args.again is None else args.wanted & args.again
     todo = [row for row in rows if row in wanted and row not in poison_rows]
-    for start in range(0, len(todo), BATCH):
-        batch = todo[start : start + BATCH]
+    together = position.at_a_time(BATCH)
+    for start in range(0, len(todo), together):
+        batch = todo[start : start + together]
+        position.begin(batch, "", args.captioner.limit, loading=LOADING)
         images = [codec.decode(one["image"]) for one in pictures.take(batch).to_pylist()]
         for row, text in zip(batch, _isolated(images, args), strict=True):
             failed = isinstance(text, Exception)
@@ -127,6 +131,7 @@ def caption_part(
                 "reason": str(text) if failed else "",
                 "caption": None if failed else text,
             }
+        position.end(len(batch))
     if not dry_run:
         metadata = {
             "kind": "captions",

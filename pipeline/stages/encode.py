@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import sources
+from pipeline.cluster import position
 from pipeline.cluster.jobs import Job
+from pipeline.cluster.position import Limit
 from pipeline.experiment.base import base_fingerprint, base_spec, device, flips, latent_key, load_base, pack
 from pipeline.stages.stage import (
     GONE,
@@ -30,6 +32,7 @@ from pipeline.storage.shards import Row, Shard
 BATCH = {"cpu": 4, "cuda": 8}  # images of one size that pass the VAE together
 # of a GPU: while one job decodes and writes, three others keep it busy; a VAE in bf16 leaves room for that
 LEAST_SHARE = 0.25
+LOADING = 120.0  # seconds on top of the limit, where the base may have to be loaded first
 
 CAPTIONED = """SELECT part, image_rows.row, coalesce(caption, '')
                FROM image_rows JOIN shard_rows USING (shard_number) LEFT JOIN captions USING (image)
@@ -62,6 +65,7 @@ class EncodePart:
     gone: frozenset[int]  # rows whose images the source no longer has: they are left out
     again: frozenset[int] | None  # rows whose text is to be made again; None = there is no such shard yet
     made_from: str
+    time_limit: float = 600.0  # seconds that one image may take
 
 
 @functools.cache
@@ -111,6 +115,7 @@ def _jobs(context: StageContext, base: str, key: str) -> Iterator[Job]:
             gone=frozenset(images.gone),
             again=frozenset(stale[part]) if part in committed else None,
             made_from=shards.made_from(key, told),
+            time_limit=plan.manifest.train.time_limit if plan.manifest.train else 600.0,
         )
         yield Job(f"encode part {part}", args, images.rows)
 
@@ -129,13 +134,16 @@ def encode_part(
     for row in args.gone if args.again is None else ():
         table[row] |= {"status": "skipped", "reason": GONE}
     wanted = set(rows if args.again is None else args.again) - args.gone - poison_rows.keys()
-    for batch in of_one_size(sorted(wanted), lambda row: (heights[row], widths[row]), BATCH[device()]):
+    together = position.at_a_time(BATCH[device()])
+    for batch in of_one_size(sorted(wanted), lambda row: (heights[row], widths[row]), together):
+        position.begin(batch, "", Limit(args.time_limit, "train.time_limit"), loading=LOADING)
         taken = pictures.take(batch).to_pylist()
         captions = [args.captions[row] for row in batch]
         stored = [table[row] for row in batch]
         encoded = _encoded(args.base, taken, captions, stored, mirror=args.flips)
         for row, caption, columns in zip(batch, captions, encoded, strict=True):
             table[row] |= {"status": "ok", "reason": "", "caption": caption} | columns
+        position.end(len(batch))
     for row, reason in poison_rows.items():
         table[row] |= {"status": "failed", "reason": reason}
     if not dry_run:

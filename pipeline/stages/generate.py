@@ -16,7 +16,9 @@ from pipeline import MillError
 from pipeline.benchmark.systems import REAL, ROUND_TRIP, Item, System
 from pipeline.benchmark.tasks import PART, Task, tasks_of
 from pipeline.catalog import Catalog
+from pipeline.cluster import position
 from pipeline.cluster.jobs import Job
+from pipeline.cluster.position import Limit
 from pipeline.dataset.maps import read_map
 from pipeline.experiment.base import base_spec, device, load_base
 from pipeline.manifest import Benchmark
@@ -26,6 +28,8 @@ from pipeline.storage.shards import Row, Shard
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, Workspace
 
 BATCH = {"cpu": 4, "cuda": 16}  # samples that pass the networks together; halved where memory runs out
+
+LOADING = 120.0  # seconds on top of the limit, where the networks may have to be loaded first
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class GeneratePart:
     images: dict[str, tuple[str, int]]  # image id -> shard and row, where the system needs the real image
     benchmark: Benchmark
     made_from: str
+    time_limit: float = 3600.0  # seconds that one sample may take
 
 
 def generate(context: StageContext) -> StageResult:
@@ -78,6 +83,7 @@ def _jobs(context: StageContext) -> Iterator[Job]:
                 images={item.image_id: images[item.image_id] for item, *_ in chunk if images},
                 benchmark=benchmark,
                 made_from=shards.made_from(system.key, part),
+                time_limit=plan.manifest.evaluate.time_limit,
             )
             yield Job(f"generate {system.sample_set} part {part}", args, tuple(range(len(chunk))))
 
@@ -125,12 +131,15 @@ def generate_part(
     draw = {REAL: _real, ROUND_TRIP: _returned}.get(args.system.variant, _sampled)
     size = lambda row: (args.tasks[row][0].height, args.tasks[row][0].width)
     todo = [row for row in rows if row not in poison_rows]
-    for members in of_one_size(todo, size, BATCH[device()]):
+    limit = Limit(args.time_limit, "evaluate.time_limit")
+    for members in of_one_size(todo, size, position.at_a_time(BATCH[device()])):
+        position.begin(members, "", limit, loading=LOADING)
         start = time.perf_counter()
         encoded = _in_memory(functools.partial(draw, args), [args.tasks[row] for row in members])
         each = (time.perf_counter() - start) / len(members)
         for row, image in zip(members, encoded, strict=True):
             table[row] |= {"status": "ok", "seconds": each, "image": image}
+        position.end(len(members))
     if not dry_run:
         metadata = {
             "kind": "samples",

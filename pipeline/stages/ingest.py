@@ -8,7 +8,9 @@ from pathlib import Path
 from pipeline import MillError, sources
 from pipeline.catalog import Catalog
 from pipeline.catalog.indexing import ROW_ALIGNED
+from pipeline.cluster import position
 from pipeline.cluster.jobs import Ended, Job
+from pipeline.cluster.position import Limit
 from pipeline.dataset import images, quality
 from pipeline.manifest import Image, Split
 from pipeline.plan import Plan
@@ -20,6 +22,8 @@ from pipeline.stages.stage import StageContext, StageResult
 from pipeline.storage import shards
 from pipeline.storage.shards import Row, Shard
 from pipeline.storage.workspace import canonical_json
+
+READING, DECODING = "reading", "decoding"  # what a row is at
 
 
 @dataclass(frozen=True)
@@ -150,10 +154,19 @@ def ingest_part(
 ) -> Shard | None:
     """In a worker: reads, hashes, decodes, scales and stores one part of the source."""
     seen: set[str] = set()
-    answers = sources.read_all([args.raw_images[row] for row in rows])
-    table = [
-        _row(args, row, answer, seen, poison_rows.get(row)) for row, answer in zip(rows, answers, strict=True)
-    ]
+    # one that kills as it is read is never read again
+    unread = position.kills(READING) | poison_rows
+    answers = sources.read_all([args.raw_images[row] for row in rows if row not in unread])
+    limit = Limit(args.image.time_limit, "image.time_limit")
+    undecoded = position.kills(DECODING)
+    table = []
+    for row in rows:
+        # those far away have limits of their own, and wait for one another
+        position.begin((row,), READING, None if args.raw_images[row].reader in sources.FAR else limit)
+        answer = Unreadable(unread[row]) if row in unread else next(answers)
+        position.begin((row,), DECODING, limit)
+        table.append(_row(args, row, answer, seen, undecoded | poison_rows))
+        position.end(1)
     if not dry_run:
         metadata = {
             "kind": "images",
@@ -169,7 +182,11 @@ def ingest_part(
 
 
 def _row(
-    args: IngestPart, number: int, answer: Fetched | Exception, seen: set[str], poison: str | None
+    args: IngestPart,
+    number: int,
+    answer: Fetched | Exception,
+    seen: set[str],
+    undecoded: dict[int, str],  # row -> why it is not decoded
 ) -> Row:
     raw = args.raw_images[number]
     row: Row = {
@@ -187,8 +204,8 @@ def _row(
             raise answer
         data = answer.data
         row |= {"stamp": answer.stamp, "image_id": sources.image_id(data), "raw_bytes": len(data)}
-        if poison:
-            raise Unreadable(poison)
+        if number in undecoded:
+            raise Unreadable(undecoded[number])
         row |= {"status": "duplicate", "reason": ""} if row["image_id"] in seen else _canonical(data, args)
     except Unreadable as error:
         row |= {

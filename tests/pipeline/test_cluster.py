@@ -1,9 +1,11 @@
-"""Ray runs plain functions: retried when a worker dies, bisected to the poison row, failures named at the
-end.
+"""Ray runs plain functions: retried when a worker dies, the row found that kills or hangs, failures named at
+the end.
 """
 
+import ctypes
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import pytest
 
 from pipeline import MillError
-from pipeline.cluster import Cluster, cluster
+from pipeline.cluster import Cluster, cluster, position
 from pipeline.cluster.jobs import Job, JobsFailed
+from pipeline.cluster.position import Limit
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,24 @@ def die_on_three(
         if row == 3 and row not in poison_rows:
             os.kill(os.getpid(), signal.SIGSEGV)
     return {row: poison_rows.get(row, "ok") for row in rows}
+
+
+def hang_on_five(
+    args: Any, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool
+) -> dict[int, str]:
+    """In C, with the interpreter's lock held, in one of the two places that a row passes."""
+    done = {}
+    together = position.at_a_time(4)
+    for start in range(0, len(rows), together):
+        batch = rows[start : start + together]
+        for what in ("first", "second"):
+            known = position.kills(what)
+            position.begin(batch, what, Limit(0.5, "here.time_limit"))
+            if what == "second" and 5 in batch and 5 not in known:
+                ctypes.PyDLL(None).sleep(1000)
+            done |= {row: known.get(row, done.get(row, "ok")) for row in batch}
+        position.end(len(batch))
+    return done
 
 
 def raise_on_b(args: Any, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> str:
@@ -88,6 +109,24 @@ def test_the_one_row_that_kills_is_found_and_the_rest_goes_on(workers: Cluster) 
     assert "killed its worker" in results["a"].pop(3)
     assert set(results["a"].values()) == {"ok"} and len(results["a"]) == 7
     assert results["b"] == {8: "ok", 9: "ok"}
+
+
+def test_a_row_that_hangs_in_c_is_found_and_the_others_are_done(workers: Cluster) -> None:
+    told: list[tuple[str, dict[str, Any]]] = []
+    workers.event = lambda kind, **facts: told.append((kind, facts))
+    results = run(workers, hang_on_five, [Job("a", {}, tuple(range(8))), Job("b", {}, (8, 9))])
+    workers.event = lambda kind, **facts: None
+    assert results["a"].pop(5) == "took longer than 0.5 s (here.time_limit)"
+    assert set(results["a"].values()) == {"ok"} and len(results["a"]) == 7
+    assert results["b"] == {8: "ok", 9: "ok"}
+    assert [kind for kind, _ in told] == ["worker lost", "worker lost", "row found"]
+    assert told[-1][1] == {
+        "job": "a",
+        "row": 5,
+        "what": "second",
+        "reason": "took longer than 0.5 s (here.time_limit)",
+    }
+    assert not list(Path(tempfile.gettempdir()).glob(f"controlmill-{workers.token}*"))
 
 
 def test_a_job_that_raises_is_named_at_the_end_and_the_others_are_done(workers: Cluster) -> None:

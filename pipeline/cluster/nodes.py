@@ -1,0 +1,155 @@
+"""What each node of a cluster must see before it gets work: the code, the workspace, the sources, weights."""
+
+import hashlib
+import os
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import MillError
+
+HOUSE = Path(__file__).resolve().parents[2]
+ROOMS = ("pipeline", "annotate", "train", "evaluate")
+PROBE = ".tmp-probe-"  # of a file in the workspace; a run sweeps such leavings
+PATIENCE = 120.0  # seconds that a node may take to answer
+
+
+class Unfit(MillError):
+    """A node that lacks what the run needs; another may have it."""
+
+    def __init__(self, sentence: str, node: str = "") -> None:
+        super().__init__(sentence, node)
+        self.sentence, self.node = sentence, node
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the jobs of a run need on their node."""
+
+    workspace: str  # a folder; '' = no path of a file system
+    token: str  # of the run, which the driver wrote into its probe file
+    roots: tuple[str, ...] = ()  # folders and files of the sources
+    code: str = ""  # hash of the source
+    # what else may be missing there, a sentence each
+    lacks: Callable[[], list[str]] | None = None
+
+
+def code_version() -> str:
+    """A hash of the source of all rooms."""
+    every = hashlib.sha256()
+    for room in ROOMS:
+        for path in sorted((HOUSE / room).rglob("*.py")):
+            every.update(str(path.relative_to(HOUSE)).encode() + path.read_bytes())
+    return every.hexdigest()[:16]
+
+
+def probe_file(needs: Needs) -> Path:
+    return Path(needs.workspace) / f"{PROBE}{needs.token}"
+
+
+def lacking(needs: Needs, name: str) -> list[str]:
+    """On the node, which the sentences call `name`: one for each thing that it does not see."""
+    lacks = []
+    if needs.workspace:
+        try:
+            if probe_file(needs).read_text() != needs.token:
+                raise OSError(0, "it holds other files than the driver's")
+        except OSError as error:
+            lacks.append(
+                f"{name} does not see the workspace {needs.workspace} ({error.strerror}): mount the same"
+                " folder there under the same path, or use a workspace in a bucket"
+            )
+    for root in needs.roots:
+        if not os.access(root, os.R_OK):
+            why = "it may not read it" if Path(root).exists() else "it is not there"
+            lacks.append(
+                f"{name} does not see the source {root} ({why}): mount it there under the same path, with"
+                " leave to read it"
+            )
+    if needs.code and needs.code != code_version():
+        lacks.append(f"{name} has another version of ControlMill in {HOUSE}: install the driver's there")
+    lacks += [f"{name}: {lack}" for lack in (needs.lacks() if needs.lacks else [])]
+    return lacks
+
+
+def look(needs: Needs) -> list[str]:
+    """In a task on the node: what it lacks. It leaves a file of its own in the workspace, for the driver."""
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    lacks = lacking(needs, f"The node {socket.gethostname()} ({node[:8]})")
+    if needs.workspace and not lacks:
+        probe_file(needs).with_name(f"{PROBE}{needs.token}-{node}").write_text(node)
+    return lacks
+
+
+_fit: set[str] = set()  # tokens of runs whose needs this process has looked at
+
+
+def check_here(needs: Needs) -> None:
+    """Once a process, before its first job, for a node may have joined since the others were asked. Unfit
+    where it lacks something.
+    """
+    if needs.token in _fit:
+        return
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    lacks = lacking(needs, f"The node {socket.gethostname()} ({node[:8]})")
+    if lacks:
+        raise Unfit(". ".join(lacks) + ".", node)
+    _fit.add(needs.token)
+
+
+def alive(ray: Any) -> dict[str, str]:
+    """Node id -> host, of those that can take jobs."""
+    return {
+        node["NodeID"]: node["NodeManagerHostname"]
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+    }
+
+
+def prove(ray: Any, needs: Needs) -> None:
+    """Asks every node. MillError, a sentence a line, where one lacks something or does not answer."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if needs.workspace:
+        probe_file(needs).write_text(needs.token)
+    task, hosts = ray.remote(num_cpus=0, max_retries=0)(look), alive(ray)
+    asked = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(needs): node
+        for node in hosts
+    }
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE) if asked else ([], [])
+    lines = []
+    for answer, node in asked.items():
+        name = f"The node {hosts[node]} ({node[:8]})"
+        lines += _answer(ray, answer, name) if answer in ready else [f"{name} does not answer: restart it"]
+        back = probe_file(needs).with_name(f"{PROBE}{needs.token}-{node}")
+        if not lines and needs.workspace and not back.is_file():
+            lines.append(
+                f"{name} writes the workspace {needs.workspace} to a place that the driver does not see:"
+                " mount the same folder there"
+            )
+        back.unlink(missing_ok=True)
+    if lines:
+        raise MillError(_sentences(lines))
+
+
+def _answer(ray: Any, answer: Any, name: str) -> list[str]:
+    try:
+        lacks: list[str] = ray.get(answer)
+        return lacks
+    except ray.exceptions.RayError as error:
+        last = str(error).strip().splitlines()[-1]
+        return [f"{name} can't run ControlMill ({last}): install the driver's version there"]
+
+
+def _sentences(lines: Iterable[str]) -> str:
+    return "\n".join(f"{line.rstrip('.')}." for line in lines)
