@@ -12,7 +12,7 @@ from pipeline import sources
 from pipeline.catalog.indexing import DetectorRecord
 from pipeline.catalog.selections import Selection
 from pipeline.manifest import Manifest, Select
-from pipeline.sources import RawImage
+from pipeline.sources import Listing
 from pipeline.storage.workspace import Workspace
 
 
@@ -76,7 +76,7 @@ class Plan:
         """What reads the condition from generated images."""
         return self.readers.get(condition, self.conditions[condition])
 
-    def raw_images(self, notes: list[str] | None = None) -> list[RawImage]:
+    def raw_images(self, notes: list[str] | None = None) -> Listing:
         """Every raw image of the sources, in their order; `notes` takes sentences about what was left out."""
         return sources.listing(
             self.manifest.source,
