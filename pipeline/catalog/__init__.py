@@ -114,9 +114,9 @@ class Catalog:
             self._must_be_current(connection)
 
             def ask() -> None:
-                result = connection.execute(sql)
+                relation = connection.sql(sql)
                 # DuckDB 1 has it under another name
-                reader = getattr(result, "to_arrow_reader", None) or result.fetch_record_batch
+                reader = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
                 use(reader(BATCH_ROWS))
 
             self._file.ask(connection, ask, connections.QUERY_LIMIT)

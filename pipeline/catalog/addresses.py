@@ -34,7 +34,7 @@ _OF_CATALOG = f"""
     SELECT hash(uri) AS address, {_UNTOLD.format(**_STAMPS)} AS untold, hash(untold, captions) AS look,
            ((gone IS NOT NULL)::UTINYINT * {GONE} + (captions IS NULL)::UTINYINT * {NO_CAPTIONS}
             + coalesce(len(captions) > 0, false)::UTINYINT * {CAPTIONED})::UTINYINT AS marks,
-           (gone IS NULL)::UBIGINT << 62 | part::UBIGINT << 31 | source_rows.row::UBIGINT AS rank
+           ((gone IS NULL)::UBIGINT << 62) + (part::UBIGINT << 31) + source_rows.row::UBIGINT AS rank
     FROM source_rows JOIN shard_rows USING (shard_number)
     WHERE {_OF_IMAGES}"""
 _COUNT = f"SELECT count(*) FROM source_rows JOIN shard_rows USING (shard_number) WHERE {_OF_IMAGES}"
@@ -108,3 +108,13 @@ def known(catalog: Catalog, *, retry_failed: bool = False) -> KnownAddresses:
     places = sorted_columns.find(again)
     sorted_columns.marks[places[places >= 0]] |= AGAIN
     return sorted_columns
+
+
+def of_hashes(catalog: Catalog, hashes: NDArray[np.uint64]) -> list[str]:
+    """The addresses that the catalog has of these hashes."""
+    return [uri for (uri,) in catalog.query(_OF_HASHES, {"hashes": hashes.tolist()})]
+
+
+_OF_HASHES = f"""
+    SELECT DISTINCT uri FROM source_rows JOIN shard_rows USING (shard_number)
+    WHERE {_OF_IMAGES} AND hash(uri) IN (SELECT unnest($hashes::UBIGINT[]))"""
