@@ -22,6 +22,7 @@ from pipeline.storage.workspace import TEMPORARY, Workspace
 
 CHECKPOINT = "CHECKPOINT"
 LEFT = "SELECT count(*), max(shard_number) FROM shard_rows WHERE kind = 'images'"
+BATCH_ROWS = 2**17  # of an answer that is read as it comes
 
 __all__ = ["Catalog", "CatalogHeld", "Selection", "check_selections"]
 
@@ -110,6 +111,19 @@ class Catalog:
                 raise MillError(
                     f"A `where` or `select:` of the manifest fails on the data: {str(error).splitlines()[0]}"
                 ) from error
+
+    def read_batches(self, sql: str, use: Callable[[pa.RecordBatchReader], None]) -> None:
+        """Hands the rows of one read-only query to `use` as Arrow batches, as they come."""
+        with self._file.open(read_only=True) as connection:
+            self._must_be_current(connection)
+
+            def ask() -> None:
+                relation = connection.sql(sql)
+                # DuckDB 1 has it under another name
+                reader = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
+                use(reader(BATCH_ROWS))
+
+            self._file.ask(connection, ask, connections.QUERY_LIMIT)
 
     def table(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         """Column names and rows of what a person asked; MillError where the SQL is wrong."""

@@ -280,6 +280,23 @@ MIGRATIONS = [
         FROM change_rows JOIN shard_rows USING (shard_number)
         WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
     """,
+    # Images that could not be read for a while, and are tried again.
+    """
+    ALTER TABLE image_rows ADD COLUMN transient BOOLEAN;
+    CREATE OR REPLACE VIEW images AS
+        SELECT image, image_id, CASE WHEN gone IS NULL THEN status ELSE 'gone' END AS status,
+               coalesce(gone, reason) AS reason, width, height, raw_width, raw_height, raw_format, raw_bytes,
+               coalesce(upright_width, raw_width) / coalesce(upright_height, raw_height) AS aspect,
+               frames, colour_space, damage, orientation, upright_width, upright_height,
+               crop_left, crop_top, crop_width, crop_height,
+               1 - crop_width::BIGINT * crop_height / (upright_width::BIGINT * upright_height) AS cropped,
+               sharpness, contrast, colour, grey, phash, group_id,
+               row_number() OVER (PARTITION BY group_id ORDER BY gone IS NOT NULL, part, row) = 1
+                   AS first_of_group,
+               split, http_status, transient, shard, row
+        FROM image_rows JOIN shard_rows USING (shard_number)
+        WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
+    """,
 ]
 JOINABLE = 5  # the migration after which a shard of scores names its samples
 

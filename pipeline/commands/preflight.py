@@ -10,8 +10,9 @@ from annotate import label_spaces
 from annotate.conditions import CONDITIONS, MEASURES
 from pipeline import MillError
 from pipeline.benchmark.systems import LEAST, few
-from pipeline.catalog import Catalog, CatalogHeld, check_selections
-from pipeline.dataset.changes import Known, differences, known, vanished
+from pipeline.catalog import Catalog, CatalogHeld, addresses, check_selections
+from pipeline.dataset.changes import differences
+from pipeline.dataset.comparison import compare, doubtful
 from pipeline.experiment.pairs import SMALLEST_SHARE
 from pipeline.manifest import DepthCoding, KeypointsCoding, Manifest, NormalsCoding, Provided
 from pipeline.manifest.places import Place
@@ -115,20 +116,24 @@ def changes(plan: Plan, stages: Collection[str], limit: int | None = None) -> li
     loads = any(source.kind == "huggingface" for source in plan.manifest.source)
     if "ingest" not in stages or loads:
         return []
-    before: dict[str, Known] = {}
+    before = addresses.nothing()
     catalog = Catalog(plan.workspace)
+    notes: list[str] = []
+    suspects = certain = 0
     try:
         with catalog.at_most(HURRY):
             if catalog.path.exists() and catalog.query(OF_IMAGES) == [(plan.image_key,)]:
-                before = known(catalog)
-        notes: list[str] = []
-        listed = plan.raw_images(notes)
+                before = addresses.known(catalog)
+            listed = plan.raw_images(notes)
+            found = compare(listed, before, limit)
+            for some in doubtful(listed, catalog, found.doubtful):
+                differing = differences(some.raw_images, some.before)
+                suspects, certain = suspects + len(differing.suspects), certain + len(differing.certain)
     except MillError:  # a catalog that is damaged or held, a source that is not there: said elsewhere
         return []
-    found = differences(listed[:limit], before)
     return [
-        f"sources: {len(found.new)} new addresses, {len(found.suspects)} that look changed,"
-        f" {len(found.certain)} with other captions, {len(vanished(listed, before))} gone",
+        f"sources: {len(found.new)} new addresses, {suspects} that look changed,"
+        f" {certain} with other captions, {len(found.vanished)} gone",
         *notes,
     ]
 

@@ -21,9 +21,12 @@ from pipeline.storage.workspace import canonical_json, fingerprint
 CHANGED = "the file at this address has changed"
 GONE = "the source no longer has this address"
 
-KNOWN = """SELECT uri, image_id, gone IS NOT NULL, coalesce(stamp, ''), coalesce(caption_stamp, ''), captions,
-                  fields
-           FROM sources ORDER BY gone IS NULL, part, position"""
+KNOWN = """SELECT uri, image_id, source_rows.gone IS NOT NULL, coalesce(stamp, ''),
+                  coalesce(caption_stamp, ''), captions, fields
+           FROM source_rows JOIN shard_rows USING (shard_number) JOIN image_rows USING (image)
+           WHERE uri IN (SELECT unnest(?)) AND kind = 'images'
+             AND key = (SELECT value FROM settings WHERE name = 'image_key')
+           ORDER BY source_rows.gone IS NULL, part, source_rows.row"""
 
 
 class Known(NamedTuple):  # made by the hundred thousand
@@ -63,13 +66,13 @@ class Differences:
     certain: list[Change] = field(default_factory=list)  # other captions, which the listing tells
 
 
-def known(catalog: Catalog) -> dict[str, Known]:
-    """By address; of one that showed several images, what it shows, or showed last."""
-    return {uri: Known(*rest) for uri, *rest in catalog.query(KNOWN)}
+def known(catalog: Catalog, uris: Sequence[str]) -> dict[str, Known]:
+    """Of these addresses, by address; of one that showed several images, what it shows, or showed last."""
+    return {uri: Known(*rest) for uri, *rest in catalog.query(KNOWN, [uris])}
 
 
 def differences(listed: Sequence[RawImage], before: Mapping[str, Known]) -> Differences:
-    """Looks at stamps, captions and columns of the listing alone; what is gone is told by `vanished`."""
+    """Looks at stamps, captions and columns of the listing alone."""
     found = Differences()
     for raw in listed:
         was = before.get(raw.uri)
@@ -82,16 +85,6 @@ def differences(listed: Sequence[RawImage], before: Mapping[str, Known]) -> Diff
         elif change := _other_words(raw, was):
             found.certain.append(change)
     return found
-
-
-def vanished(listed: Sequence[RawImage], before: Mapping[str, Known]) -> list[Change]:
-    """The addresses that the sources no longer have, of all that they list."""
-    there = {raw.uri for raw in listed}
-    return [
-        Change("gone", uri, was.image_id, GONE)
-        for uri, was in before.items()
-        if not was.gone and uri not in there
-    ]
 
 
 def _looks_otherwise(raw: RawImage, was: Known) -> bool:

@@ -14,7 +14,7 @@ from pipeline.catalog.indexing import DetectorRecord
 from pipeline.catalog.selections import Selection
 from pipeline.cluster.position import Limit
 from pipeline.manifest import Manifest, Select
-from pipeline.sources import RawImage
+from pipeline.sources import Listing
 from pipeline.storage.workspace import Workspace
 
 DEFAULT_CAPTION_LIMIT = Limit(300.0, "captions.time_limit")  # of one image
@@ -91,7 +91,7 @@ class Plan:
         """What reads the condition from generated images."""
         return self.readers.get(condition, self.conditions[condition])
 
-    def raw_images(self, notes: list[str] | None = None) -> list[RawImage]:
+    def raw_images(self, notes: list[str] | None = None) -> Listing:
         """Every raw image of the sources, in their order; `notes` takes sentences about what was left out."""
         return sources.listing(
             self.manifest.source,

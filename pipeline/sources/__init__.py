@@ -3,15 +3,18 @@
 import glob
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from annotate.flips import may_flip
 from pipeline import MillError
 from pipeline.manifest import Image
 from pipeline.sources.far.addresses import local_path, reader_of, scheme_of
+from pipeline.sources.listed import Listing
 from pipeline.sources.raw import (
     Fetched,
     Gone,
@@ -64,43 +67,46 @@ def listing(
     without: Path | None = None,
     spool: Path | None = None,
     notes: list[str] | None = None,
-) -> list[RawImage]:
+) -> Listing:
     """Every raw image of the manifest in a stable order, each address once; what lies below `without`, the
     workspace, is no source.
 
-    `spool` is the folder in which a source that can be read only once keeps what it has read; `notes` takes
-    sentences about what was left out. MillError where a source can't be listed, or there is no image in any.
+    `spool` is the folder in which a long listing lies while it is used, and a source that can be read only
+    once keeps what it has read; `notes` takes sentences about what was left out. MillError where a source
+    can't be listed, or there is no image in any.
     """
     context = ListingContext(without, spool, [] if notes is None else notes)
-    inside = f"{without}{os.sep}"
-    by_address: dict[str, RawImage] = {}
+    listed = Listing(spool)
     for source in sources:
         try:
-            for raw in _function(*LISTERS[source.kind])(source, image, context):
-                if without is not None and raw.uri.startswith(inside):
-                    continue
-                before = by_address.setdefault(raw.uri, raw)
-                if before is not raw:
-                    by_address[raw.uri] = _with_captions_of(before, raw)
+            _list_into(listed, source, image, context)
         except MillError as error:
             raise MillError(f"{source.at('path').where}{error}") from error
-    if not by_address:
+    listed.finish()
+    if not len(listed):
         places = ", ".join(str(getattr(source, "path", source.kind)) for source in sources)
         left_out = "".join(f" {note}." for note in context.notes)
         raise MillError(
             f"{sources[0].at().where}No images found in {places}: check `source` in the manifest.{left_out}"
         )
-    return list(by_address.values())
+    return listed
 
 
-def _with_captions_of(first: RawImage, again: RawImage) -> RawImage:
-    """An address that is listed twice keeps the captions of both."""
-    known = (first.caption, *first.more_captions)
-    new = [text for text in (again.caption, *again.more_captions) if text and text not in known]
-    if not new or first.caption is None:
-        return first
-    first_caption, *more = [text for text in (*known, *new) if text]
-    return replace(first, caption=first_caption, more_captions=tuple(more))
+def _list_into(listed: Listing, source: Any, image: Image, context: ListingContext) -> None:
+    inside = None if context.without is None else f"{context.without}{os.sep}"
+    rows: Iterator[RawImage | pa.RecordBatch] = (
+        _function("blocks", "list_rows")(source)
+        if source.kind == "list"
+        else _function(*LISTERS[source.kind])(source, image, context)
+    )
+    for each in rows:
+        if isinstance(each, RawImage):
+            if inside is None or not each.uri.startswith(inside):
+                listed.add(each)
+            continue
+        if inside is not None:
+            each = each.filter(pc.invert(pc.starts_with(each.column("uri"), inside)))
+        listed.add_batch(each)
 
 
 def lack(source: Any, image: Image) -> str | None:
@@ -200,7 +206,7 @@ def mirrored_caption(uri: str, caption: str) -> str | None:
 
 
 def _function(module: str, name: str) -> Any:
-    """Loaded when used: a folder of files needs neither datasets nor pyarrow."""
+    """Loaded when used: a folder of files does not need datasets."""
     return getattr(import_module(f"pipeline.sources.{module}"), name)
 
 
@@ -209,6 +215,7 @@ __all__ = [
     "READERS",
     "Fetched",
     "Gone",
+    "Listing",
     "RawImage",
     "ReadCaptions",
     "Unreadable",

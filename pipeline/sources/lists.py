@@ -1,10 +1,14 @@
 """Images that a list names, in JSONL, CSV or TSV."""
 
+import math
+import os
 from collections.abc import Iterator
+from json.encoder import encode_basestring
 from pathlib import Path, PurePath
 
 from pipeline import MillError
 from pipeline.manifest import Image, ListSource
+from pipeline.sources.batches import Row, Rows, rest_of
 from pipeline.sources.columns import captions_of, plain
 from pipeline.sources.far.addresses import far, local_path, scheme_of
 from pipeline.sources.far.lists import Copy, near
@@ -23,13 +27,11 @@ def list_table(source: ListSource, image: Image, context: ListingContext) -> Ite
     after the last row where no row has a column that the manifest names.
     """
     with near(source) as copy:
-        columns = _ListColumns(source, _list_file(copy.path if copy else source.path), copy)
-        for line in read_lines(columns.file, source.image_column):
-            yield columns.raw(line)
-        columns.check()
+        columns = ListColumns(source, list_file(copy.path if copy else source.path), copy)
+        yield from columns.raw_images()
 
 
-def _list_file(given: str) -> Path:
+def list_file(given: str) -> Path:
     path = resolve(given)
     if not path.is_file():
         reason = f"{path} is a folder" if path.is_dir() else f"the list {path} does not exist"
@@ -39,7 +41,7 @@ def _list_file(given: str) -> Path:
     return path
 
 
-class _ListColumns:
+class ListColumns:
     """What a manifest takes of a list's columns."""
 
     def __init__(self, source: ListSource, file: Path, copy: Copy | None) -> None:
@@ -49,7 +51,60 @@ class _ListColumns:
         self.template = source.captions.get("template")
         self.caption = source.captions.get("column", DEFAULT_CAPTION)
         self.maps = MapPlaces(str(file.parent), source.provided)
+        self.place: FilePlace = {"root": str(self.file.parent)}
         self.seen: set[str] = set()
+        # what rows have in common that say nothing special
+        plain = RawImage("", "", place=self.place, provided=self.maps.provided)
+        self._rest = rest_of(plain)
+        self._template = None if self.template is None else clean(self.template)
+        self._joins = "" if scheme_of(self.folder) or self.folder == "/" else f"{self.folder}/"
+
+    def raw_images(self) -> Iterator[RawImage]:
+        for line in read_lines(self.file, self.source.image_column):
+            yield self.raw(line)
+        self.check()
+
+    def add(self, line: Line, rows: Rows) -> None:
+        """Puts the image of a row among others."""
+        row = None if self.maps.provided or line.problem else self._plain_row(line.cells)
+        if row:
+            rows.append(row)
+        else:
+            rows.add(self.raw(line))
+
+    def _plain_row(self, cells: Columns) -> Row | None:
+        """What `raw` makes, in a tenth of the time, of a row with a path, one caption and plain columns; None
+        of all other rows.
+        """
+        if not self.seen >= cells.keys():
+            self.seen |= cells.keys()
+        address, caption = cells.get(self.source.image_column), cells.get(self.caption, "")
+        if type(address) is not str or not address.isascii() or "://" in address or not address:
+            return None
+        if type(caption) is not str or self.source.image_column == self.caption:
+            return None
+        if address[0] != "/":
+            if not self._joins or "//" in address or "./" in address or address[-1] in "/.":
+                return None
+            address = self._joins + address
+        pieces = []
+        for name in sorted(cells):
+            if name == self.source.image_column or name == self.caption:
+                continue
+            text = _plain_text(cells[name])
+            if text is None or not name.isascii():
+                return None
+            pieces.append(f"{encode_basestring(name)}:{text}")
+        if self._template is not None:
+            caption = self._template
+        else:
+            caption = (caption if caption.isascii() else clean(caption)).strip()
+        try:
+            state = os.stat(address)  # noqa: PTH116 - for each of many rows
+            stamp = f"{state.st_size}:{state.st_mtime_ns}"
+        except (OSError, ValueError):
+            stamp = ABSENT
+        return address, caption, None, "{" + ",".join(pieces) + "}", stamp, "", 0, self._rest
 
     def raw(self, line: Line) -> RawImage:
         """The image of a row."""
@@ -64,9 +119,9 @@ class _ListColumns:
         kept.pop(self.source.image_column)
         if captions is not None:
             kept.pop(self.caption, None)
-        place: FilePlace = {"root": str(self.file.parent)}
+        place = self.place
         if self.maps.columns:  # maps may be large: the catalog keeps their paths, not their numbers
-            place["cells"] = {name: row.get(name) for name in self.maps.columns}
+            place = {**place, "cells": {name: row.get(name) for name in self.maps.columns}}
             kept = {
                 name: cell for name, cell in kept.items() if name not in self.maps.columns or is_path(cell)
             }
@@ -113,6 +168,16 @@ class _ListColumns:
                     "the column that names the image" if key == "image_column" else "a column that is there"
                 )
                 raise MillError(f"{self.name}: no row has {column!r}: set `source.{key}` to {remedy}{there}.")
+
+
+def _plain_text(value: object) -> str | None:
+    """The JSON of a plain cell; None of all else."""
+    kind = type(value)
+    if kind is str:
+        return encode_basestring(value if value.isascii() else clean(value))
+    if kind is float:
+        return repr(value) if math.isfinite(value) else "null"
+    return repr(value) if kind is int else None
 
 
 def address_of(cell: str, folder: str) -> str:

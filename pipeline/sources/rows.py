@@ -13,7 +13,8 @@ from pipeline import MillError
 from pipeline.sources.columns import encoding_of
 from pipeline.sources.raw import MAX_BYTES, Columns
 
-SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")  # in any case
+JSON_SUFFIXES = (".jsonl", ".ndjson")
+SUFFIXES = (*JSON_SUFFIXES, ".csv", ".tsv")  # in any case
 DELIMITERS = (",", ";", "\t")
 SEPARATOR_LINE = "sep="  # how a spreadsheet names its delimiter above the header
 
@@ -32,7 +33,7 @@ def read_lines(path: Path, key: str) -> Iterator[Line]:
 
     MillError where the file is not UTF-8, or names a column twice.
     """
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
+    if path.suffix.lower() in JSON_SUFFIXES:
         return _json_lines(path)
     return _delimited_lines(path, key)
 
@@ -42,15 +43,18 @@ def _json_lines(path: Path) -> Iterator[Line]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line, parse_constant=lambda name: None)
-            except (ValueError, RecursionError) as error:
-                yield Line(number, problem=f"not JSON: {error}")
-                continue
-            if isinstance(row, dict):
-                yield Line(number, row)
-            else:
-                yield Line(number, problem="a line must be a JSON object")
+            yield json_line(number, line)
+
+
+def json_line(number: int, line: str) -> Line:
+    """The row that a line of JSON holds."""
+    try:
+        row = json.loads(line, parse_constant=lambda name: None)
+    except (ValueError, RecursionError) as error:
+        return Line(number, problem=f"not JSON: {error}")
+    if isinstance(row, dict):
+        return Line(number, row)
+    return Line(number, problem="a line must be a JSON object")
 
 
 def _delimited_lines(path: Path, key: str) -> Iterator[Line]:

@@ -6,20 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from pipeline.catalog import addresses
 from pipeline.cluster.jobs import Ended, Job
-from pipeline.dataset.changes import (
-    CHANGED,
-    Change,
-    Known,
-    adopt,
-    differences,
-    examine,
-    known,
-    look_far,
-    save,
-    vanished,
-)
+from pipeline.dataset.changes import CHANGED, Change, Known, adopt, differences, examine, look_far, save
+from pipeline.dataset.comparison import MANY, Doubtful, compare, doubtful, vanished
 from pipeline.sources import RawImage
+from pipeline.sources.listed import Positions
 from pipeline.stages.stage import StageContext
 
 FEW = 64  # addresses that the driver hashes itself: Ray would take longer to start
@@ -39,34 +33,58 @@ class Suspects:
     members: tuple[tuple[RawImage, Known], ...]
 
 
-def notice(context: StageContext) -> tuple[list[RawImage], str]:
-    """What is to be ingested: addresses that are new or show other bytes; and a sentence of what changed.
+@dataclass(frozen=True)
+class Noticed:
+    """Rising positions in the listing, and a sentence of what changed."""
+
+    fresh: Positions  # to be ingested: addresses that are new, show other bytes, or are tried again
+    again: Positions  # of those, what failed before
+    sentence: str
+
+
+def notice(context: StageContext) -> Noticed:
+    """What of the listing is to be ingested.
 
     Every change is written down and in the catalog when this returns.
     """
-    plan, catalog = context.plan, context.catalog
+    plan, catalog, listed = context.plan, context.catalog, context.raw_images
     adopt(plan, catalog)
-    before = known(catalog)
-    listed, gone_far = look_far(context.raw_images[: context.limit], before)
-    found = differences(listed, before)
-    changes = found.certain + _examined(context, found.suspects)
+    found = compare(listed, addresses.known(catalog, retry_failed=context.retry_failed), context.limit)
+    fresh, new = [found.new, found.again], len(found.new)
+    counts: Counter[str] = Counter()
+    waiting: list[Change] = []  # changes that are not written down yet
+
+    def write_down(changes: list[Change], most: int = MANY) -> None:
+        waiting.extend(changes)
+        counts.update(change.change for change in changes)
+        if len(waiting) > most:
+            save(plan, catalog, waiting)
+            waiting.clear()
+
+    for some in doubtful(listed, catalog, found.doubtful):
+        unknown, changes = _changes(context, some)
+        changed = [change for change in changes if change.change == "changed"]
+        # what was gone and shows other bytes now is told by the images that are there
+        counts["changed"] += sum(some.before[change.uri].gone for change in changed)
+        write_down([it for it in changes if it.change != "changed" or not some.before[it.uri].gone])
+        fresh.append(np.array([some.positions[it.uri] for it in [*unknown, *changed]], np.int64))
+        new += len(unknown)
     if not context.keep_gone:
-        changes += gone_far + vanished(context.raw_images, before)
-    # what was gone and shows other bytes now is told by the images that are there
-    told = [change for change in changes if change.change != "changed" or not before[change.uri].gone]
-    if told:
-        save(plan, catalog, told)
-    changed = {change.uri for change in changes if change.change == "changed"}
-    failed = {uri for (uri,) in catalog.query(FAILED)} if context.retry_failed else set()
-    fresh = {raw.uri for raw in found.new} | changed | failed
-    counts = Counter(change.change for change in changes)
+        for gone in vanished(catalog, found.vanished):
+            write_down(gone)
+    write_down([], 0)
     words = [f"{counts[change]} {text}" for change, text in WORDS.items() if counts[change]]
-    retried = [f"{len(failed)} tried again"] if failed else []
-    sentence = ", ".join([f"{len(found.new)} new addresses", *words, *retried])
-    return [raw for raw in context.raw_images[: context.limit] if raw.uri in fresh], sentence
+    retried = [f"{len(found.again)} tried again"] if len(found.again) else []
+    sentence = ", ".join([f"{new} new addresses", *words, *retried])
+    return Noticed(np.unique(np.concatenate(fresh)), found.again, sentence)
 
 
-FAILED = "SELECT uri FROM sources JOIN images USING (image_id) WHERE status = 'failed' AND gone IS NULL"
+def _changes(context: StageContext, some: Doubtful) -> tuple[list[RawImage], list[Change]]:
+    """What is not known after all, since two addresses may have one hash; and what changed."""
+    listed, gone_far = look_far(some.raw_images, some.before)
+    found = differences(listed, some.before)
+    changes = found.certain + _examined(context, found.suspects)
+    return found.new, changes if context.keep_gone else changes + gone_far
 
 
 def _examined(context: StageContext, suspects: Sequence[tuple[RawImage, Known]]) -> list[Change]:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from pipeline import MillError, sources
 from pipeline.catalog import Catalog
 from pipeline.catalog.indexing import ROW_ALIGNED
@@ -16,8 +18,9 @@ from pipeline.manifest import Image, Split
 from pipeline.plan import Plan
 from pipeline.report.text import tally
 from pipeline.sources import RawImage
+from pipeline.sources.listed import Positions
 from pipeline.sources.raw import Fetched, Unreadable
-from pipeline.stages.changes import notice
+from pipeline.stages.changes import Noticed, notice
 from pipeline.stages.stage import StageContext, StageResult
 from pipeline.storage import shards
 from pipeline.storage.shards import Row, Shard
@@ -43,19 +46,19 @@ class IngestPart:
 def ingest(context: StageContext) -> StageResult:
     """MillError where a split that the manifest needs is empty."""
     plan, catalog = context.plan, context.catalog
-    new, changes = notice(context)
-    if new:
-        _read_images(context, new)
+    noticed = notice(context)
+    if len(noticed.fresh):
+        _read_images(context, noticed)
     remove_stranded(catalog, plan.image_key)
     counts = dict(catalog.query("SELECT status, count(*) FROM images GROUP BY status"))
     splits = dict(catalog.query("SELECT split, count(*) FROM images WHERE status = 'ok' GROUP BY split"))
     addresses, unread = catalog.row("SELECT count(*), count(caption_problem) FROM sources WHERE gone IS NULL")
     _check_splits(plan, splits)
     duplicates = addresses - sum(counts.values()) + counts.get("gone", 0)
-    sentence = f"{changes}; images: {tally(counts)}; {duplicates} exact duplicates; {tally(splits)}"
+    sentence = f"{noticed.sentence}; images: {tally(counts)}; {duplicates} exact duplicates; {tally(splits)}"
     if unread:
         sentence += f"; {unread} captions could not be read (`caption_problem` of `sources` says why)"
-    return StageResult(sentence, len(new), counts.get("ok", 0), counts.get("failed", 0), duplicates)
+    return StageResult(sentence, len(noticed.fresh), counts.get("ok", 0), counts.get("failed", 0), duplicates)
 
 
 def _check_splits(plan: Plan, splits: dict[str, int]) -> None:
@@ -68,13 +71,13 @@ def _check_splits(plan: Plan, splits: dict[str, int]) -> None:
         )
 
 
-def _read_images(context: StageContext, new: list[RawImage]) -> None:
+def _read_images(context: StageContext, noticed: Noticed) -> None:
     """Commits in the order of the source, so that of two equal files the earlier address gives the caption,
     whoever finished first.
     """
     plan, catalog = context.plan, context.catalog
-    parts = _parts(new, catalog, plan.image_key, plan.manifest.shard_images)
-    order, finished = list(reversed(parts)), dict[int, Shard]()
+    parts = _parts(context, noticed.fresh)
+    order, finished = [part for part, _ in reversed(parts)], dict[int, Shard]()
 
     def commit_in_order(ended: dict[int, Shard]) -> None:
         finished.update(ended)
@@ -85,15 +88,16 @@ def _read_images(context: StageContext, new: list[RawImage]) -> None:
             catalog.commit(*ready)
 
     def jobs() -> Iterator[Job]:
-        for part, members in parts.items():
+        for part, positions in parts:
+            members = tuple(context.raw_images.take(positions))
             args = IngestPart(
                 path=plan.workspace.images(plan.image_key, part),
                 part=part,
                 image_key=plan.image_key,
-                raw_images=tuple(members),
+                raw_images=members,
                 image=plan.manifest.image,
                 split=plan.manifest.split,
-                retry=context.retry_failed,
+                retry=context.retry_failed or bool(np.isin(positions, noticed.again).any()),
                 made_from=shards.made_from(plan.image_key, [asdict(raw) for raw in members]),
             )
             adopted = shards.adopt(args.path, args.made_from)
@@ -105,7 +109,7 @@ def _read_images(context: StageContext, new: list[RawImage]) -> None:
     def done(ended: Ended[Shard]) -> None:
         commit_in_order({job.args.part: shard for job, shard in ended})
 
-    context.cluster.run(ingest_part, jobs(), done, label="ingest", total=len(new))
+    context.cluster.run(ingest_part, jobs(), done, label="ingest", total=len(noticed.fresh))
 
 
 def remove_stranded(catalog: Catalog, key: str) -> int:
@@ -136,17 +140,22 @@ def _is_stranded(path: Path, key: str, living: set[int]) -> bool:
     return metadata["kind"] in ROW_ALIGNED and metadata["image_key"] == key and metadata["part"] not in living
 
 
-def _parts(new: list[RawImage], catalog: Catalog, key: str, size: int) -> dict[int, list[RawImage]]:
-    """Part number -> its addresses: what was taken out goes back into its place, for a near-duplicate follows
-    the earliest part's image.
+def _parts(context: StageContext, fresh: Positions) -> list[tuple[int, Positions]]:
+    """Part number and the positions of its addresses in the listing: what was taken out goes back into its
+    place, for a near-duplicate follows the earliest part's image.
     """
-    waiting, lost = {raw.uri: raw for raw in new}, catalog.lost(key)
-    whole = {part: uris for part, uris in lost.items() if all(uri in waiting for uri in uris)}
-    parts = {part: [waiting.pop(uri) for uri in uris] for part, uris in whole.items()}
-    first, rest = max({*catalog.committed("images", key), *lost}, default=-1) + 1, list(waiting.values())
-    return parts | {
-        first + number: rest[start : start + size] for number, start in enumerate(range(0, len(rest), size))
-    }
+    key, size = context.plan.image_key, context.plan.manifest.shard_images
+    lost, parts = context.catalog.lost(key), list[tuple[int, Positions]]()
+    if lost:
+        uris = {uri for members in lost.values() for uri in members}
+        listed = zip(context.raw_images.take(fresh), fresh.tolist(), strict=True)
+        places = {raw.uri: position for raw, position in listed if raw.uri in uris}
+        whole = {part: members for part, members in lost.items() if places.keys() >= set(members)}
+        parts = [(part, np.array([places[uri] for uri in members])) for part, members in whole.items()]
+        fresh = np.setdiff1d(fresh, np.concatenate([[], *(positions for _, positions in parts)]))
+    first = max({*context.catalog.committed("images", key), *lost}, default=-1) + 1
+    rest = [fresh[start : start + size] for start in range(0, len(fresh), size)]
+    return parts + list(enumerate(rest, first))
 
 
 def ingest_part(

@@ -9,7 +9,7 @@ from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster
 from pipeline.cluster.jobs import Ended, Job, Resources
 from pipeline.plan import Plan
-from pipeline.sources import RawImage
+from pipeline.sources import Listing
 from pipeline.storage import shards
 from pipeline.storage.shards import Shard
 
@@ -37,7 +37,7 @@ class StageContext:
     notes: list[str] = field(default_factory=list)  # of what the sources left out, until they are told
 
     @cached_property
-    def raw_images(self) -> list[RawImage]:
+    def raw_images(self) -> Listing:
         """Every raw image of the sources in their order: listed once a run."""
         return self.plan.raw_images(self.notes)
 

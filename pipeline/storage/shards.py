@@ -39,6 +39,7 @@ IMAGES = pa.schema([
     ("crop_width", pa.int32()), ("crop_height", pa.int32()),
     ("captions", pa.list_(pa.string())), ("caption_problem", pa.string()), ("http_status", pa.int32()),
     ("stamp", pa.string()), ("caption_stamp", pa.string()),
+    ("transient", pa.bool_()),  # of what failed: whether it is tried again
     ("image", pa.binary()),
 ])  # fmt: skip
 # what a run noticed at addresses that it knew; of a map also of which condition, and what it is now

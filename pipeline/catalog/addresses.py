@@ -1,0 +1,120 @@
+"""What addresses look like, as numbers: those of a listing and those of the catalog, so that millions are
+compared without an object for each.
+"""
+
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.catalog import Catalog
+
+# Of one address: 64-bit hashes of the address, of all that is known of it, and of that without its captions;
+# and marks. The hashes are DuckDB's, equal within one process only.
+HASHES = np.dtype([("address", "<u8"), ("look", "<u8"), ("untold", "<u8"), ("marks", "u1")])
+# marks of the catalog
+GONE, NO_CAPTIONS, CAPTIONED, AGAIN = 1, 2, 4, 8
+
+# Two addresses of one hash differ in the others: these begin with another hash of the address.
+_UNTOLD = "hash('=' || uri, {stamp}, {caption_stamp}, fields)"
+_OF_LISTING = f"""
+    SELECT hash(uri) AS address, {_UNTOLD.format(stamp="stamp", caption_stamp="caption_stamp")} AS untold,
+           hash(untold, CASE WHEN more_captions IS NULL AND caption = '' THEN []::VARCHAR[]
+                             WHEN more_captions IS NULL THEN [caption]
+                             ELSE list_filter(list_prepend(caption, more_captions), lambda text: text <> '')
+                        END) AS look,
+           marks
+    FROM listed"""
+_STAMPS = {"stamp": "coalesce(stamp, '')", "caption_stamp": "coalesce(caption_stamp, '')"}
+_OF_IMAGES = """shard_rows.kind = 'images'
+      AND shard_rows.key = (SELECT value FROM settings WHERE name = 'image_key')"""
+_OF_CATALOG = f"""
+    SELECT hash(uri) AS address, {_UNTOLD.format(**_STAMPS)} AS untold, hash(untold, captions) AS look,
+           ((gone IS NOT NULL)::UTINYINT * {GONE} + (captions IS NULL)::UTINYINT * {NO_CAPTIONS}
+            + coalesce(len(captions) > 0, false)::UTINYINT * {CAPTIONED})::UTINYINT AS marks,
+           ((gone IS NULL)::UBIGINT << 62) + (part::UBIGINT << 31) + source_rows.row::UBIGINT AS rank
+    FROM source_rows JOIN shard_rows USING (shard_number)
+    WHERE {_OF_IMAGES}"""
+_COUNT = f"SELECT count(*) FROM source_rows JOIN shard_rows USING (shard_number) WHERE {_OF_IMAGES}"
+_AGAIN = f"""
+    SELECT hash(uri) AS address FROM source_rows JOIN shard_rows USING (shard_number)
+    WHERE {_OF_IMAGES} AND gone IS NULL
+      AND image IN (SELECT image FROM image_rows
+                    WHERE status = 'failed' AND gone IS NULL AND (transient OR $all))"""
+
+
+def hashes(batches: list[pa.RecordBatch]) -> NDArray[np.void]:
+    """HASHES of rows of `pipeline.sources.batches.SCHEMA`; their marks are those of the rows."""
+    with duckdb.connect(config={"threads": "2"}) as connection:
+        connection.register("listed", pa.Table.from_batches(batches))
+        columns = connection.execute(_OF_LISTING).fetchnumpy()
+    hashed = np.empty(len(columns["address"]), HASHES)
+    for name in HASHES.names or ():
+        hashed[name] = columns[name]
+    return hashed
+
+
+@dataclass(frozen=True)
+class KnownAddresses:
+    """What the catalog knows, each address once, sorted by the hash of the address; of one that showed
+    several images, what it shows, or showed last.
+    """
+
+    address: NDArray[np.uint64]
+    look: NDArray[np.uint64]
+    untold: NDArray[np.uint64]
+    marks: NDArray[np.uint8]
+
+    def find(self, addresses: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Where each stands; -1 of those that are not known."""
+        if not len(self.address):
+            return np.full(len(addresses), -1)
+        order = addresses.argsort()  # sorted queries stay in the cache
+        places = np.empty(len(addresses), np.int64)
+        places[order] = self.address.searchsorted(addresses[order]).clip(max=len(self.address) - 1)
+        places[self.address[places] != addresses] = -1
+        return places
+
+
+def nothing() -> KnownAddresses:
+    return KnownAddresses(*(np.empty(0, np.uint64) for _ in range(3)), np.empty(0, np.uint8))
+
+
+def known(catalog: Catalog, *, retry_failed: bool = False) -> KnownAddresses:
+    """Marks with AGAIN what is to be tried again: all that failed, or what failed for a while."""
+    (count,) = catalog.row(_COUNT)
+    columns = {name: np.empty(count, HASHES[name]) for name in HASHES.names or ()}
+    columns["rank"] = np.empty(count, np.uint64)
+
+    def fill(reader: pa.RecordBatchReader) -> None:
+        start = 0
+        for batch in reader:
+            for name, column in columns.items():
+                column[start : start + batch.num_rows] = batch.column(name).to_numpy()
+            start += batch.num_rows
+
+    catalog.read_batches(_OF_CATALOG, fill)
+    rank = columns.pop("rank")
+    order = columns["address"].argsort()
+    addresses = columns["address"][order]
+    last = np.append(addresses[1:] != addresses[:-1], True)[: len(addresses)]
+    if not last.all():
+        order = np.lexsort((rank, columns["address"]))[last]
+    del rank, addresses
+    sorted_columns = KnownAddresses(**{name: columns.pop(name)[order] for name in HASHES.names or ()})
+    again = np.array([address for (address,) in catalog.query(_AGAIN, {"all": retry_failed})], np.uint64)
+    places = sorted_columns.find(again)
+    sorted_columns.marks[places[places >= 0]] |= AGAIN
+    return sorted_columns
+
+
+def of_hashes(catalog: Catalog, hashes: NDArray[np.uint64]) -> list[str]:
+    """The addresses that the catalog has of these hashes."""
+    return [uri for (uri,) in catalog.query(_OF_HASHES, {"hashes": hashes.tolist()})]
+
+
+_OF_HASHES = f"""
+    SELECT DISTINCT uri FROM source_rows JOIN shard_rows USING (shard_number)
+    WHERE {_OF_IMAGES} AND hash(uri) IN (SELECT unnest($hashes::UBIGINT[]))"""
