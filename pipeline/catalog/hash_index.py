@@ -6,7 +6,7 @@ bytes for each image: those that came last in a list that is compared one by one
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,7 @@ class HashIndex:
 
     def __init__(self, distance: int) -> None:
         self.distance = distance
-        self._list = HashList(*(np.zeros(0, kind) for kind in (np.uint64, np.uint32, np.uint32)))
+        self._list = hash_list.empty()
         self._tables: HashTables | None = None
 
     def __len__(self) -> int:
@@ -145,7 +145,7 @@ class HashIndex:
         images = self._list.hashes, self._list.leaders, self._list.numbers
         if len(self._list.hashes) < max(LIST, len(self) // SHARE):
             return
-        self._list = HashList(*(array[:0].copy() for array in images))
+        self._list = hash_list.empty()
         if self._tables:
             self._tables.insert(*images)
             return
@@ -195,7 +195,7 @@ class HashIndex:
     def _leaders(self, tabled: Flags, places: Numbers) -> Numbers:
         return self._images("leaders", tabled, places)
 
-    def _images(self, which: str, tabled: Flags, places: Numbers) -> Numbers:
+    def _images(self, which: Literal["leaders", "numbers"], tabled: Flags, places: Numbers) -> Numbers:
         """The `leaders` or `numbers` of images at places in the tables or in the list."""
         result = np.empty(len(places), np.int64)
         for holder, chosen in ((self._list, ~tabled), (self._tables, tabled)):

@@ -34,6 +34,10 @@ class HashList:
         self.numbers = np.insert(self.numbers, places, numbers)
 
 
+def empty() -> HashList:
+    return HashList(np.zeros(0, np.uint64), np.zeros(0, np.uint32), np.zeros(0, np.uint32))
+
+
 def near(
     hashes: Hashes, queries: Hashes, reaches: Numbers, limits: Numbers
 ) -> tuple[Numbers, Numbers] | None:

@@ -1,7 +1,7 @@
 """The compiled loops of near-duplicates: hashes within a distance, tables that grow, thumbnails too unlike.
 
-Only `pipeline/catalog/hash_tables.py` and `hash_index.py` import this file, and only beside many images,
-since importing numba takes a third of a second and compiling some seconds, once.
+Only `hash_tables.py` imports this file, and that only beside many images, since importing numba takes a third
+of a second and compiling some seconds, once.
 """
 
 from collections.abc import Callable
@@ -34,8 +34,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True)(function)
 
 
-@intrinsic
-def popcount(context: Any, value: Any) -> Any:
+def _popcount(context: Any, value: Any) -> Any:
     """The number of set bits, of the value's own type: one instruction."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -44,8 +43,10 @@ def popcount(context: Any, value: Any) -> Any:
     return value(value), generate
 
 
-@intrinsic
-def either_within(context: Any, so_far: Any, words: Any, others: Any, bits: Any) -> Any:
+popcount: Any = intrinsic(_popcount)
+
+
+def _either_within(context: Any, so_far: Any, words: Any, others: Any, bits: Any) -> Any:
     """uint16: 1 where `so_far` is, or where three words differ from three others by at most so many bits.
 
     Written in 16 bits throughout, which the compiler does not do by itself: 32 hashes to an instruction.
@@ -64,6 +65,9 @@ def either_within(context: Any, so_far: Any, words: Any, others: Any, bits: Any)
         return builder.or_(before, builder.zext(near, ir.IntType(WORD)))
 
     return word(word, three, three, word), generate
+
+
+either_within: Any = intrinsic(_either_within)
 
 
 # --- hashes within a distance ---
@@ -234,7 +238,7 @@ def raise_starts(starts, places, counts):  # type: ignore[no-untyped-def]
 
 @compiled
 def too_unlike(ones, others, left, rounding, faint, result):  # type: ignore[no-untyped-def]
-    """Which pairs of thumbnails the fit of `duplicates` is certain to refuse, at a tenth of its price.
+    """Which pairs of thumbnails the fit of `duplicates` is certain to refuse, in a fifth of its time.
 
     It leaves at least the difference in luma that no sum of its columns explains, since it adds a penalty to
     the same least squares, and chroma on top; here are the same columns without penalty, in 64 bits. More

@@ -1,9 +1,10 @@
 """Millions of hashes in four tables, one for each 16 bits of them, and the images that have each hash.
 
-Two hashes that differ in few bits differ in very few of some 16 of them (multi-index hashing; Norouzi et al.
-2014). So only the buckets are looked at whose key is that near. How near, for each table, is chosen by what
-it costs: of the bits in all there are enough for any radii that sum up, with one each, to one more
-than the reach. Equal hashes stand in a table once.
+Two hashes that differ in few bits differ in very few of some 16 of them, so that only buckets with nearly the
+same key need to be looked at (multi-index hashing; Norouzi, Punjani and Fleet 2014). Each table has its own
+radius. Every hash within a reach of r bits is within the radius of one table at least where the radii sum up
+to r - 3: were it further in each, it would differ in r + 1 bits. Which radii are the cheapest is measured
+on the hashes that there are. Equal hashes stand in a table once.
 """
 
 from collections.abc import Callable
@@ -20,8 +21,8 @@ from pipeline.catalog.hash_loops import KEYS, WORD, WORDS
 Places = NDArray[np.int64]
 
 ROOM = 1 << 16  # for what a search gives, at first
-PROBE = 60  # what a bucket costs, in hashes that are compared
-SAMPLE = 24  # hashes that costs are estimated by
+PROBE = 60  # hashes that are compared in the time that a bucket takes by itself
+SAMPLE = 16  # hashes that costs are estimated by
 
 
 def near(
@@ -32,7 +33,7 @@ def near(
 
 
 def too_unlike(one: Thumbnails, other: Thumbnails) -> NDArray[np.bool_]:  # uint8 [n, 384] -> [n]
-    """Pairs of thumbnails that `duplicates.alike` is certain to refuse, at a tenth of its price."""
+    """Pairs of thumbnails that `duplicates.alike` is certain to refuse, in a fifth of its time."""
     result = np.empty(len(one), bool)
     limits = duplicates.LEFT, duplicates.ROUNDING, duplicates.FAINT
     hash_loops.too_unlike(one, other, *limits, result)
@@ -64,20 +65,15 @@ class HashTables:
     """
 
     def __init__(self, hashes: Hashes, leaders: Small, numbers: Small) -> None:
-        """Of images in the order of their hashes, leaders and numbers."""
+        """Of images in the order of their hashes, leaders and numbers; the latter two arrays are kept."""
         first = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]]))
         self.starts: Small = np.concatenate([first, [len(hashes)]]).astype(np.uint32)
         self.leaders, self.numbers = leaders, numbers
         unique = hashes[first] if len(first) < len(hashes) else hashes
         del first
         self._offsets = [np.zeros(KEYS + 1, np.uint32) for _ in range(WORDS)]
-        self._rest = [
-            (
-                np.empty(len(unique), np.uint16),
-                np.empty(len(unique), np.uint16),
-                np.empty(len(unique), np.uint16),
-            )
-            for _ in range(WORDS)
+        self._rest: list[tuple[NDArray[np.uint16], ...]] = [
+            tuple(np.empty(len(unique), np.uint16) for _ in range(WORDS - 1)) for _ in range(WORDS)
         ]
         for table in range(WORDS):
             hash_loops.fill(unique, table, self._offsets[table], self._rest[table])
@@ -126,7 +122,7 @@ class HashTables:
         return costs
 
     def _radii(self, reach: int) -> NDArray[np.int64]:  # [4], -1: this table is not looked at
-        """The cheapest, bit by bit: that any hash within `reach` lies within one of them is all they need."""
+        """Those that cost least, chosen bit by bit; they sum up to `reach` - 3."""
         radii = np.full(WORDS, -1)
         for _ in range(min(reach, 64) + 1):
             more = [self._costs[t, radii[t] + 1] if radii[t] < WORD else np.inf for t in range(WORDS)]
@@ -156,7 +152,7 @@ class HashTables:
         _insert(self.starts, places[new], begin)
         hash_loops.raise_starts(self.starts, put_in_at, counts)
         self._insert_hashes(unique[new], places[new])
-        if len(self) > 1.1 * self._measured_at:
+        if len(self) > 2 * self._measured_at:
             self._costs, self._measured_at = self._measured(), len(self)
 
     def _insert_hashes(self, hashes: Hashes, places: Places) -> None:

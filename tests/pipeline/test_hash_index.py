@@ -13,10 +13,10 @@ from pipeline.catalog import duplicates, hash_index, hash_list
 from pipeline.catalog.hash_index import Fetch, Hashes, HashIndex
 from pipeline.dataset import quality
 
-COUNT = 300  # images of a stream
-KNOWN = 120  # of them that are loaded
+COUNT = 200  # images of a stream
+KNOWN = 80  # of them that are loaded
 DISTANCES = 0, 1, 2, 6, 8, 12, 16, 40  # bits
-LISTED = 60  # images that are compared one by one, so that the others go to the tables
+LISTED = 40  # images that are compared one by one, so that the others go to the tables
 
 
 @pytest.fixture(params=["list", "tables"])
@@ -125,7 +125,6 @@ def test_hashes_alone_give_the_same_leaders(store: str, kind: Callable[..., Hash
         hashes = kind(np.random.default_rng(distance))
         expected = compared(hashes, distance)
         assert indexed(hashes, distance, sizes(distance)) == expected
-        assert indexed(hashes, distance, sizes(1), known=KNOWN) == expected
         assert indexed(hashes, distance, iter([COUNT]), known=KNOWN) == expected
 
 
@@ -135,7 +134,7 @@ def test_tables_find_every_hash_within_reach_once_and_no_other() -> None:
     draw = np.random.default_rng(8)
     hashes = np.sort(np.concatenate([kind(draw) for kind in KINDS]))
     numbers = np.arange(len(hashes), dtype=np.uint32)
-    parts = np.sort(draw.permutation(len(hashes))[:900]), slice(None)
+    parts = np.sort(draw.permutation(len(hashes))[:700]), slice(None)
     first = np.zeros(len(hashes), bool)
     first[parts[0]] = True
     tables = HashTables(hashes[first], numbers[first], numbers[first])
@@ -220,7 +219,7 @@ def pictures(seed: int) -> Pictures:
 
 @pytest.mark.parametrize("kind", [with_copies, clustered, skewed, equal])
 def test_thumbnails_give_the_same_leaders(store: str, kind: Callable[..., Hashes]) -> None:
-    for distance in (0, 6, 12):
+    for distance in (0, 6):
         hashes, seen = kind(np.random.default_rng(distance)), pictures(distance)
         hashes[::9] &= np.uint64(0b1001001)  # flat ones
         expected = compared(hashes, distance, seen.fetch)
