@@ -64,7 +64,7 @@ MANY = f"""
                        FROM image_rows first WHERE first.image = follower.leader AND first.gone IS NULL)
                    QUALIFY row_number() OVER (PARTITION BY leader ORDER BY part, row) = 1
                )) AS first_of_group,
-               split, http_status, shard, row
+               split, http_status, transient, shard, row
         FROM image_rows JOIN shard_rows USING (shard_number)
         WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
 
@@ -386,8 +386,8 @@ MIGRATIONS = [
         FROM image_rows JOIN shard_rows USING (shard_number)
         WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
     """,
+    MANY,
 ]
-MIGRATIONS.append(MANY)
 JOINABLE = 5  # the migration after which a shard of scores names its samples
 
 
