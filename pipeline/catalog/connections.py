@@ -7,7 +7,9 @@ somebody left open; readers give up.
 """
 
 import functools
+import os
 import re
+import secrets
 import sys
 import threading
 import time
@@ -22,13 +24,14 @@ import duckdb
 from pipeline import MillError
 from pipeline.catalog.schema import is_current
 from pipeline.cluster.progress import duration
-from pipeline.storage.workspace import stopping
+from pipeline.storage.workspace import TEMPORARY, stopping
 
 LOCK_PATIENCE = 60.0  # seconds that a reader waits for the lock
 # seconds after which a driver that waits says who holds the catalog, and says it again
 FIRST_WORD, NEXT_WORD = 5.0, 60.0
 # seconds for a query or a commit of the driver; what a person asks with `controlmill sql` may take any time
 QUERY_LIMIT = 600.0
+MEMORY = "512MiB"  # of DuckDB, for a query or a commit; what needs more lies on the disk meanwhile
 Rows = TypeVar("Rows")
 
 
@@ -106,7 +109,7 @@ class CatalogFile:
         word = began + FIRST_WORD
         while True:
             try:
-                return duckdb.connect(str(self.path), read_only=read_only, config=config())
+                return duckdb.connect(str(self.path), read_only=read_only, config=config() | self._room())
             except (duckdb.Error, UnicodeDecodeError) as error:
                 if "could not set lock" not in str(error).lower():
                     raise stopping(error, str(self.path)) or self._damage(error) from error
@@ -124,6 +127,15 @@ class CatalogFile:
                     )
                     word = now + NEXT_WORD
                 time.sleep(0.02 if now - began < FIRST_WORD else 0.2)
+
+    def _room(self) -> dict[str, str]:
+        """Where a query's memory ends, and where it goes on: a folder beside the catalog, which DuckDB makes
+        when it is needed and removes at the end. On a disk that can't be written nothing is limited.
+        """
+        if not os.access(self.path.parent, os.W_OK):
+            return {}
+        folder = f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{self.path.name}"
+        return {"memory_limit": MEMORY, "temp_directory": str(self.path.with_name(folder))}
 
     @contextmanager
     def sentences(self) -> Iterator[None]:

@@ -45,20 +45,27 @@ class Groups:
 
 def load(connection: duckdb.DuckDBPyConnection, key: str, near: int) -> Groups:
     """Of the images of a key that are in the catalog; `near` in bits of the perceptual hash."""
-    of_key = """image_rows WHERE phash IS NOT NULL AND shard_number IN
-                (SELECT shard_number FROM shard_rows WHERE kind = 'images' AND key = $key)"""
-    rows = connection.execute(f"SELECT image, phash FROM {of_key} ORDER BY image", {"key": key}).fetchnumpy()
-    images, hashes = np.asarray(rows["image"], np.int32), np.asarray(rows["phash"], np.uint64)
-    led = connection.execute(
-        f"""
-        WITH own AS (SELECT image, group_id FROM {of_key}),
-             shared AS (SELECT DISTINCT group_id FROM {of_key} AND group_id <> image_id)
-        SELECT image, min(image) OVER (PARTITION BY group_id) AS leader
-        FROM own WHERE group_id IN (SELECT group_id FROM shared)""",
-        {"key": key},
+    rows = connection.execute(
+        """
+        SELECT image, phash, coalesce(leader, image) AS leader
+        FROM image_rows
+        WHERE phash IS NOT NULL
+          AND shard_number IN (SELECT shard_number FROM shard_rows WHERE kind = 'images' AND key = ?)
+        ORDER BY image""",
+        [key],
     ).fetchnumpy()
+    images, hashes = np.asarray(rows["image"], np.int32), np.asarray(rows["phash"], np.uint64)
     leaders = np.arange(len(images))
-    leaders[images.searchsorted(led["image"])] = images.searchsorted(led["leader"])
+    follows = np.flatnonzero(rows["leader"] != images)
+    led, group = np.unique(rows["leader"][follows], return_inverse=True)
+    # the earliest of a group leads, also where the image that they joined was taken out or came back later
+    first = np.full(len(led), len(images))
+    np.minimum.at(first, group, follows)
+    place = np.minimum(images.searchsorted(led), len(images) - 1)
+    there = images[place] == led
+    first[there] = np.minimum(first[there], place[there])
+    leaders[follows] = first[group]
+    leaders[place[there]] = first[there]
     index = HashIndex(near)
     index.load(hashes, leaders)
     return Groups(images, index)

@@ -70,6 +70,7 @@ def insert(
     key: str,
     *,
     retry: bool,
+    again: bool,  # whether these shards were taken out before: those that followed their images do so again
     near: int | None,  # bits of the perceptual hash
 ) -> None:
     """Each image once, at the first address that showed it; each address once; a retry takes the place of
@@ -98,9 +99,13 @@ def insert(
 
     fresh = rows.take(pa.array(first[new])).select(["shard_number", "row", *OF_IMAGE])
     fresh = fresh.append_column("image", pa.array(owners[new]))
-    insert_rows(
-        connection, "image_rows", fresh if near is None else _grouped(connection, fresh, memory, key, near)
-    )
+    if near is None:
+        fresh = fresh.drop_columns("thumbnail")  # only groups need it
+    else:
+        fresh = _grouped(connection, fresh, memory, key, near)
+    insert_rows(connection, "image_rows", fresh)
+    if again and near is not None:
+        connection.execute(FOLLOW_AGAIN, {"last": last, "key": key})
 
     address, place = _codes(rows["uri"])
     there = np.zeros(len(place), bool)
@@ -108,7 +113,11 @@ def insert(
     place = np.sort(place[~there])
     shown_there = owners[codes[place]]
     addresses = rows.take(pa.array(place)).select(["shard_number", "row", *OF_ADDRESS])
-    insert_rows(connection, "source_rows", addresses.append_column("image", pa.array(shown_there)))
+    addresses = addresses.append_column("image", pa.array(shown_there))
+    later = np.ones(len(place), bool)
+    later[np.unique(shown_there, return_index=True)[1]] = False
+    later |= shown_there <= last
+    insert_rows(connection, "source_rows", addresses.append_column("later", pa.array(later)))
     changes.show_again(connection, np.intersect1d(shown_there, seen.images[seen.gone]))
     index.ids.add(ids[first[new]], owners[new])
     index.addresses.add(uris[place], shown_there)
@@ -179,17 +188,30 @@ def _grouped(
     if not len(follows):
         return fresh
     connection.register("leaders", pa.table({"image": np.unique(leaders[follows]).astype(np.int32)}))
-    stored = connection.execute("SELECT image, group_id, split FROM image_rows JOIN leaders USING (image)")
-    of_leader = {image: of_group for image, *of_group in stored.fetchall()}
+    stored = connection.execute(
+        "SELECT image, group_id, split, coalesce(leader, image) FROM image_rows JOIN leaders USING (image)"
+    ).fetchall()
     connection.unregister("leaders")
+    of_leader = {image: of_group for image, *of_group in stored}
     group_ids, splits = fresh["group_id"].to_pylist(), fresh["split"].to_pylist()
-    first = int(images[0])  # new images have consecutive keys
+    own, followed, first = list(group_ids), [None] * len(group_ids), int(images[0])
     for place, leader in zip(members[follows].tolist(), leaders[follows].tolist(), strict=True):
-        of_group = of_leader.get(leader) or (group_ids[leader - first], splits[leader - first])
-        group_ids[place], splits[place] = of_group
+        # new images have consecutive keys
+        of_group = of_leader.get(leader) or (group_ids[leader - first], splits[leader - first], leader)
+        group_ids[place], splits[place], followed[place] = of_group
+        if group_ids[place] == own[place]:  # it led this group before it was taken out
+            followed[place] = None
     for name, values in (("group_id", group_ids), ("split", splits)):
         fresh = fresh.set_column(fresh.column_names.index(name), name, pa.array(values, pa.string()))
-    return fresh
+    return fresh.append_column("leader", pa.array(followed, pa.int32()))
+
+
+FOLLOW_AGAIN = """
+    UPDATE image_rows SET leader = first.image
+    FROM image_rows first
+    WHERE image_rows.leader IS NOT NULL AND first.image > $last AND first.image_id = image_rows.group_id
+      AND image_rows.shard_number IN (
+          SELECT shard_number FROM shard_rows WHERE kind = 'images' AND key = $key)"""
 
 
 def insert_rows(connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) -> None:

@@ -151,11 +151,13 @@ def _insert_images(connection: duckdb.DuckDBPyConnection, batch: Batch, memory: 
         for one in batch.one_by_one():
             _insert_images(connection, one, memory)
         return
-    connection.execute(
+    (again,) = connection.execute(
         "DELETE FROM lost_rows WHERE key = ? AND part IN (SELECT unnest(?))",
         [key, [each["part"] for each in batch.metadata]],
+    ).fetchall()[0]
+    image_rows.insert(
+        connection, batch.rows, memory, key, retry=retry, again=again > 0, near=metadata.get("near")
     )
-    image_rows.insert(connection, batch.rows, memory, key, retry=retry, near=metadata.get("near"))
 
 
 def _link_scores(connection: duckdb.DuckDBPyConnection, number: int, metadata: Metadata) -> None:

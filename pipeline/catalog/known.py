@@ -22,11 +22,14 @@ class HashedKeys:
     def add(self, hashes: Hashes, keys: Integers) -> None:
         if not len(hashes):
             return
-        self.levels.append(_sorted(hashes, keys.astype(np.int32)))
+        order = np.argsort(hashes)
+        self.levels.append((hashes[order], keys.astype(np.int32)[order]))
         while len(self.levels) > 1 and len(self.levels[-2][0]) < LEVEL * len(self.levels[-1][0]):
             (one, some), (other, more) = self.levels[-2:]
             self.levels[-2:] = []
-            self.levels.append(_sorted(np.concatenate([one, other]), np.concatenate([some, more])))
+            both = np.concatenate([one, other])
+            order = np.argsort(both, kind="stable")  # merges two sorted parts
+            self.levels.append((both[order], np.concatenate([some, more])[order]))
 
     def find(self, hashes: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Each place in `hashes` [n] with each key of an equal hash, as two arrays: places, keys."""
@@ -42,11 +45,6 @@ class HashedKeys:
             places.append(np.repeat(order[there], counts))
             keys.append(of_level[np.repeat(start, counts) + within].astype(np.int64))
         return np.concatenate(places), np.concatenate(keys)
-
-
-def _sorted(hashes: Hashes, keys: NDArray[np.int32]) -> tuple[Hashes, NDArray[np.int32]]:
-    order = np.argsort(hashes, kind="stable")  # merges what is in two sorted parts
-    return hashes[order], keys[order]
 
 
 @dataclass

@@ -7,6 +7,95 @@ import duckdb
 
 from pipeline import MillError
 
+# Columns of `source_rows`, by image: those of its first address, of one that is there if any is. Most images
+# have one address; only the others are grouped.
+OWN_CAPTIONS = """
+    SELECT image, caption, captions, fields, coalesce(first_caption, caption) AS first_caption
+    FROM source_rows WHERE image NOT IN (SELECT image FROM source_rows WHERE later)
+    UNION ALL
+    SELECT image, arg_min(caption, (gone IS NOT NULL, shard_number, row)),
+           arg_min(captions, (gone IS NOT NULL, shard_number, row)),
+           arg_min(fields, (gone IS NOT NULL, shard_number, row)),
+           arg_min(coalesce(first_caption, caption), (shard_number, row))
+    FROM source_rows WHERE image IN (SELECT image FROM source_rows WHERE later) GROUP BY image"""
+# The caption of an image, of its `own` ones and what a network `made`.
+CAPTION = """
+    CASE WHEN made.caption IS NULL
+           OR (own.caption <> ''
+               AND (SELECT value FROM settings WHERE name = 'caption_when') = 'missing')
+         THEN own.caption ELSE made.caption END"""
+MADE_CAPTIONS = """
+    SELECT image, caption_rows.caption FROM caption_rows JOIN shard_rows USING (shard_number)
+    WHERE key = (SELECT value FROM settings WHERE name = 'caption_key')"""
+
+# For millions of images: whom an image follows and which addresses came later are written down when they are
+# committed, so that no question has to compare all images with each other.
+MANY = f"""
+    ALTER TABLE image_rows ADD COLUMN leader INTEGER;  -- whose group it joined; NULL = its own
+    UPDATE image_rows SET leader = led.leader
+    FROM (
+        WITH keyed AS (
+            SELECT image, image_id, group_id, key FROM image_rows JOIN shard_rows USING (shard_number)
+        )
+        SELECT other.image,
+               coalesce(first.image, -min(other.image) OVER (PARTITION BY other.key, other.group_id))
+                   AS leader
+        FROM keyed other LEFT JOIN keyed first ON first.image_id = other.group_id AND first.key = other.key
+        WHERE other.group_id <> other.image_id
+    ) led
+    WHERE image_rows.image = led.image;
+    ALTER TABLE source_rows ADD COLUMN later BOOLEAN;  -- whether its image had an address before
+    UPDATE source_rows SET later = true
+    FROM (SELECT rowid AS place, row_number() OVER (PARTITION BY image ORDER BY shard_number, row) AS turn
+          FROM source_rows) turns
+    WHERE source_rows.rowid = place AND turn > 1;
+
+    CREATE OR REPLACE VIEW images AS
+        SELECT image, image_id, CASE WHEN gone IS NULL THEN status ELSE 'gone' END AS status,
+               coalesce(gone, reason) AS reason, width, height, raw_width, raw_height, raw_format, raw_bytes,
+               coalesce(upright_width, raw_width) / coalesce(upright_height, raw_height) AS aspect,
+               frames, colour_space, damage, orientation, upright_width, upright_height,
+               crop_left, crop_top, crop_width, crop_height,
+               1 - crop_width::BIGINT * crop_height / (upright_width::BIGINT * upright_height) AS cropped,
+               sharpness, contrast, colour, grey, phash, group_id,
+               gone IS NULL AND (leader IS NULL OR image IN (
+                   SELECT image FROM image_rows follower JOIN shard_rows USING (shard_number)
+                   WHERE leader IS NOT NULL AND gone IS NULL AND NOT EXISTS (
+                       FROM image_rows first WHERE first.image = follower.leader AND first.gone IS NULL)
+                   QUALIFY row_number() OVER (PARTITION BY leader ORDER BY part, row) = 1
+               )) AS first_of_group,
+               split, http_status, transient, shard, row
+        FROM image_rows JOIN shard_rows USING (shard_number)
+        WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
+
+    CREATE OR REPLACE VIEW sources AS
+        SELECT image_id, uri, source_rows.caption, captions, caption_problem, fields, stamp, caption_stamp,
+               source_rows.gone, part, source_rows.row AS position
+        FROM source_rows
+        JOIN image_rows USING (image)
+        JOIN shard_rows ON shard_rows.shard_number = source_rows.shard_number
+        WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
+
+    CREATE OR REPLACE VIEW captions AS
+        WITH own AS ({OWN_CAPTIONS}), made AS ({MADE_CAPTIONS})
+        SELECT image, image_id, {CAPTION} AS caption, own.caption AS source_caption,
+               own.captions AS source_captions, own.caption IS DISTINCT FROM first_caption AS caption_changed,
+               made.caption AS model_caption, own.fields
+        FROM own JOIN image_rows USING (image) JOIN shard_rows USING (shard_number)
+             LEFT JOIN made USING (image)
+        WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
+
+    CREATE OR REPLACE VIEW all_annotations AS
+        SELECT image, image_id, condition, fingerprint, current, annotation_rows.status,
+               annotation_rows.reason, seconds, measures, source_stamp, source_hash,
+               shard_rows.shard, annotation_rows.row, part
+        FROM annotation_rows
+        JOIN shard_rows USING (shard_number)
+        JOIN detectors ON detectors.maps = shard_rows.name AND detectors.fingerprint = shard_rows.key
+        JOIN image_rows USING (image)
+        WHERE shard_rows.image_key = (SELECT value FROM settings WHERE name = 'image_key');
+"""
+
 # Integer keys inside and no index: measured on 7 M annotation rows, 61 MB and 2.2 M rows/s, against 602 MB
 # and 448 k rows/s with a hex primary key. Rows find their condition and fingerprint through their shard.
 # People query the views.
@@ -297,6 +386,7 @@ MIGRATIONS = [
         FROM image_rows JOIN shard_rows USING (shard_number)
         WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
     """,
+    MANY,
 ]
 JOINABLE = 5  # the migration after which a shard of scores names its samples
 

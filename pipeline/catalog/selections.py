@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.catalog.schema import CAPTION, MADE_CAPTIONS, OWN_CAPTIONS
+
 TIE_BREAK = "part, row"  # no two rows of a condition are equal in these, so that every order ends with them
 ROW_ORDER = {  # functions whose answer depends on the order in which rows come
     "any_value", "approx_quantile", "approx_top_k", "arbitrary", "arg_max", "arg_max_null",
@@ -49,14 +51,20 @@ def candidates(measures: Iterable[str], kind: str = "VIEW") -> str:
     columns = "".join(f", measures['{name}'] AS {name}" for name in measures)
     return f"""
         CREATE OR REPLACE {kind} candidates AS
-        SELECT condition, fingerprint, a.image, a.image_id, caption, source_caption, model_caption, fields,
+        WITH own AS ({OWN_CAPTIONS}), made AS ({MADE_CAPTIONS})
+        SELECT condition, fingerprint, a.image, i.image_id, {CAPTION} AS caption,
+               own.caption AS source_caption, made.caption AS model_caption, own.fields,
                split, group_id, first_of_group,
                width, height, raw_width, raw_height, raw_format, raw_bytes, aspect, frames, colour_space,
                damage, upright_width, upright_height, crop_left, crop_top, crop_width, crop_height, cropped,
                sharpness, contrast, colour, grey,
-               a.shard AS map_shard, i.shard AS image_shard, i.row, part{columns}
-        FROM annotations a JOIN images i USING (image) LEFT JOIN captions c USING (image)
-        WHERE a.status = 'ok' AND i.status = 'ok'"""
+               m.shard AS map_shard, i.shard AS image_shard, i.row, m.part{columns}
+        FROM annotation_rows a
+             JOIN shard_rows m USING (shard_number)
+             JOIN detectors d ON d.maps = m.name AND d.fingerprint = m.key
+             JOIN images i USING (image)
+             LEFT JOIN own USING (image) LEFT JOIN made USING (image)
+        WHERE d.current AND a.status = 'ok' AND i.status = 'ok'"""
 
 
 def pairs(selections: dict[str, Selection]) -> str:
