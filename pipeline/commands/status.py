@@ -24,6 +24,8 @@ RUN_STATES = ("complete", "running", "queued", "incomplete", "failed")
 def text(counts: WorkspaceCounts) -> str:
     lines = [counts.workspace]
     lines.append(f"images     {tally(counts.images)}; {counts.sources} addresses; {tally(counts.splits)}")
+    if counts.transient:
+        lines.append(f"           {counts.transient} that failed are tried again by the next run")
     header = ["condition", "detector", "ok", "skipped", "failed", "to do"]
     rows = [
         [name, one.detector, one.ok, one.skipped, one.failed, one.todo]

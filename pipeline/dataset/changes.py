@@ -15,6 +15,7 @@ from pipeline.catalog import Catalog
 from pipeline.dataset import provided
 from pipeline.plan import Plan
 from pipeline.sources import Fetched, Gone, RawImage, Unreadable
+from pipeline.sources.files import may_pass
 from pipeline.storage import shards
 from pipeline.storage.workspace import canonical_json, fingerprint
 
@@ -140,13 +141,14 @@ def _was_there(was: Known | None) -> bool:
 
 def examine(members: Sequence[tuple[RawImage, Known]]) -> Iterator[Change]:
     """Reads what looks otherwise, and says what changed. A file that can't be read counts as changed, and
-    becomes a row with its reason when it is ingested; a server that does not answer is asked again later.
+    becomes a row with its reason when it is ingested; a server that does not answer, and a share that dropped
+    out, are asked again by the next run.
     """
     read_again = [was.gone or raw.stamp != was.stamp for raw, was in members]
     answers = sources.read_all([raw for (raw, _), again in zip(members, read_again, strict=True) if again])
     for (raw, was), again in zip(members, read_again, strict=True):
         answer = next(answers) if again else None
-        if isinstance(answer, Exception) and raw.reader in sources.FAR:
+        if isinstance(answer, Exception) and (raw.reader in sources.FAR or may_pass(raw, answer)):
             continue
         yield from _examined(raw, was, answer)
 
@@ -160,6 +162,8 @@ def _examined(raw: RawImage, was: Known, answer: Fetched | Exception | None) -> 
         other = True
     if other or isinstance(answer, Exception):
         yield Change("changed", raw.uri, was.image_id, CHANGED)
+        return
+    if told.may_pass:
         return
     stamp = answer.stamp if answer else raw.stamp
     kind = "back" if was.gone else "touched"

@@ -58,6 +58,7 @@ class RunState:
 class WorkspaceCounts:
     workspace: str
     images: dict[str, int]  # by status
+    transient: int = 0  # of those that failed, how many the next run tries again
     sources: int
     splits: dict[str, int]  # readable images only
     conditions: dict[str, ConditionCounts]
@@ -86,6 +87,7 @@ def workspace_counts(catalog: Catalog) -> WorkspaceCounts:
     return WorkspaceCounts(
         workspace=str(catalog.workspace.root),
         images=images,
+        transient=catalog.row("SELECT count(*) FROM images WHERE status = 'failed' AND transient")[0],
         sources=catalog.row("SELECT count(*) FROM sources WHERE gone IS NULL")[0],
         splits=dict(
             catalog.query(

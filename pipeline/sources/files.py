@@ -1,5 +1,6 @@
 """Files: which ones a path names, what they look like from outside, and what they hold."""
 
+import errno
 import glob
 import importlib.util
 import os
@@ -14,6 +15,12 @@ from pipeline.sources.tree import walk
 
 PACKAGE = "package://"  # package://skimage/data/coffee.png: a file that an installed package ships
 ABSENT = "-"  # stamp of a file that is not there
+# what a share says that drops out; the file may be as whole as it was
+SHARE_ERRORS = {
+    errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES, errno.ETIMEDOUT, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNRESET, errno.ECONNABORTED,
+    errno.EREMOTEIO, errno.ENODEV, errno.ENXIO,
+}  # fmt: skip
 
 
 def resolve(path: str) -> Path:
@@ -98,6 +105,17 @@ def read_path(path: Path, most: int = MAX_BYTES) -> bytes:
     if not data:
         raise Unreadable("empty file")
     return data
+
+
+def may_pass(raw: RawImage, error: BaseException) -> bool:
+    """Whether what could not be read may be readable soon: it was there when it was listed and is gone, or
+    its share dropped out. False of addresses far away, which are asked several times as it is.
+    """
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if not isinstance(cause, OSError) or raw.problem or raw.reader in ("url", "object"):
+        return False
+    was_there = raw.stamp.rpartition(" ")[2] != ABSENT
+    return cause.errno in SHARE_ERRORS or (cause.errno == errno.ENOENT and was_there)
 
 
 def locate(uri: str) -> Path:

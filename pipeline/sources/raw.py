@@ -124,6 +124,7 @@ class ReadCaptions:
 
     texts: tuple[str, ...]  # the first is the caption; none where there is no caption
     problem: str = ""  # why a caption that is there could not be read
+    may_pass: bool = False  # whether that may be otherwise soon
 
     @property
     def first(self) -> str:

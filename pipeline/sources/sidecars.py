@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.sources.columns import MAX_TEXT, captions_of, encoding_of
-from pipeline.sources.files import read_path
+from pipeline.sources.files import may_pass, read_path
 from pipeline.sources.raw import FilePlace, RawImage, ReadCaptions, Unreadable, clean
 
 EXTENSIONS = ("txt", "caption", "json")  # of two beside one image the earlier is read
@@ -39,7 +39,8 @@ def read_captions(raw: RawImage) -> ReadCaptions:
     try:
         data = read_path(path, MAX_TEXT)
     except Unreadable as error:
-        return ReadCaptions((), "" if str(error) == "empty file" else f"caption file: {error}")
+        problem = "" if str(error) == "empty file" else f"caption file: {error}"
+        return ReadCaptions((), problem, may_pass(raw, error))
     return read_text(data, path.suffix.lower() == ".json", place.get("encoding", "utf-8"))
 
 

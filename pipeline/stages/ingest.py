@@ -18,6 +18,7 @@ from pipeline.manifest import Image, Split
 from pipeline.plan import Plan
 from pipeline.report.text import tally
 from pipeline.sources import RawImage
+from pipeline.sources.files import may_pass
 from pipeline.sources.listed import Positions
 from pipeline.sources.raw import Fetched, Unreadable
 from pipeline.stages.changes import Noticed, notice
@@ -223,9 +224,11 @@ def _row(
             "raw_height": error.height,
             "raw_format": error.format,
             "http_status": error.http_status,
+            "transient": may_pass(raw, error),
         }
     except Exception as error:  # whatever one file does, it is that file's row and never the run's end
-        row |= {"status": "failed", "reason": f"{type(error).__name__}: {error}", "image": None}
+        reason = f"{type(error).__name__}: {error}"
+        row |= {"status": "failed", "reason": reason, "image": None, "transient": may_pass(raw, error)}
     if data is None:  # nothing to hash: the address stands for the file
         row["image_id"] = hashlib.sha256(f"unreadable {raw.uri}".encode()).hexdigest()
     seen.add(row["image_id"])
@@ -239,6 +242,8 @@ def _captions(raw: RawImage) -> Row:
         "caption": captions.first,
         "captions": captions.texts,
         "caption_problem": captions.problem or None,
+        # without a stamp it looks otherwise to the next run, which reads it again
+        "caption_stamp": "" if captions.may_pass else raw.caption_stamp,
     }
 
 

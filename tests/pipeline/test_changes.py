@@ -1,5 +1,6 @@
 """What changes in a source after it was read: noticed by the next run, made again once, kept by a rebuild."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import manifest as manifests
+from pipeline import sources
 from pipeline.catalog import Catalog
+from pipeline.dataset.changes import Known, examine
+from pipeline.manifest import FolderSource
+from pipeline.sources import RawImage, Unreadable
+from pipeline.sources.files import may_pass
 from pipeline.storage.workspace import Workspace
 from tests.conftest import Command
 
@@ -220,6 +227,71 @@ def test_a_broken_picture_that_was_mended_is_read_and_one_that_breaks_is_a_row(
     photograph(61).save(photos / "001.jpg")
     assert controlmill("run", manifest(), *STAGES).returncode == 0
     assert "nothing to do" in controlmill("run", manifest(), *STAGES).stdout
+
+
+def test_what_could_not_be_read_for_a_while_is_tried_again_and_what_is_broken_is_not(
+    controlmill: Command,
+    folder: Callable[[int], Path],
+    manifest: Callable[..., Path],
+    photograph: Callable[..., Image.Image],
+    tmp_path: Path,
+) -> None:
+    photos = folder(3)
+    (photos / "bad.jpg").write_text("no picture")
+    (photos / "share.jpg").symlink_to("/proc/self/mem")  # a file that gives an input/output error
+    assert controlmill("run", manifest(), *STAGES).returncode == 3
+    failed = "SELECT reason, transient FROM images WHERE status = 'failed' ORDER BY ALL"
+    broken = ("not an image of a known format", False)
+    assert query(tmp_path, failed) == [("can't be read: Input/output error", True), broken]
+    assert "1 that failed are tried again by the next run" in controlmill("status", "ws").stdout
+    again = controlmill("run", manifest(), *STAGES)
+    assert again.returncode == 3 and "0 new addresses, 1 tried again;" in again.stdout, again.stdout
+    assert len(query(tmp_path, failed)) == 2 and noticed(tmp_path) == {}
+    (photos / "share.jpg").unlink()
+    photograph(80).save(photos / "share.jpg")
+    assert controlmill("run", manifest(), *STAGES).returncode == 3
+    assert query(tmp_path, failed) == [broken] and len(query(tmp_path, "FROM pairs")) == 4
+    assert "tried again" not in controlmill("run", manifest(), *STAGES).stdout
+    check_rebuild(controlmill, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("raw", "number", "expected"),
+    [
+        (RawImage("a", stamp="1:2"), errno.ENOENT, True),
+        (RawImage("a", stamp="-"), errno.ENOENT, False),  # it was not there when it was listed
+        (RawImage("a", stamp="1:2@0 -"), errno.ENOENT, False),
+        (RawImage("a", stamp="1:2@0 3:4", reader="parquet"), errno.ENOENT, True),
+        (RawImage("a", stamp="-"), errno.EIO, True),
+        (RawImage("a", stamp="1:2", reader="tar"), errno.ESTALE, True),
+        (RawImage("a", stamp="1:2"), errno.EACCES, True),
+        (RawImage("a", stamp="1:2"), errno.EISDIR, False),
+        (RawImage("a", reader="url"), errno.ETIMEDOUT, False),
+    ],
+    ids=str,
+)
+def test_what_may_be_readable_soon(raw: RawImage, number: int, expected: bool) -> None:
+    error = OSError(number, os.strerror(number))
+    wrapped = Unreadable("can't be read")
+    wrapped.__cause__ = error
+    assert may_pass(raw, error) is may_pass(raw, wrapped) is expected
+    assert not may_pass(raw, Unreadable("empty file")) and not may_pass(raw, ValueError("no"))
+
+
+def test_captions_that_could_not_be_read_for_a_while_are_read_again(tmp_path: Path) -> None:
+    """And those that were known before stay meanwhile."""
+    picture, sidecar = tmp_path / "a.jpg", tmp_path / "a.txt"
+    picture.write_bytes(b"a picture")
+    sidecar.symlink_to("/proc/self/mem")
+    (raw,) = sources.listing([FolderSource(kind="folder", path=str(tmp_path))], manifests.Image())
+    read = sources.read_captions(raw)
+    assert read.may_pass and read.problem == "caption file: can't be read: Input/output error"
+    was = Known(sources.image_id(b"a picture"), False, raw.stamp, "before", ["known"], "{}")
+    assert list(examine([(raw, was)])) == []
+    sidecar.unlink()
+    sidecar.write_text("words")
+    (raw,) = sources.listing([FolderSource(kind="folder", path=str(tmp_path))], manifests.Image())
+    assert [change.captions for change in examine([(raw, was)])] == [("words",)]
 
 
 def test_a_change_that_was_written_down_before_a_kill_is_carried_out(
