@@ -32,7 +32,6 @@ MOST = 2**32 - 1  # images
 BATCH = 2048  # incoming images at once
 PAIRS = 16  # of incoming images with each other, for each of them: of more, the batch is halved
 FIRST, LATER = 16, 256  # images that one is compared with at once, at first and at most
-NONE = np.iinfo(np.int64).max
 
 
 class _Pictures(NamedTuple):
@@ -117,28 +116,40 @@ class HashIndex:
     def _add(
         self, hashes: Hashes, reaches: Numbers, pictures: _Pictures | None, fetch: Fetch | None
     ) -> Numbers:  # as `add` gives
-        m, n = len(hashes), len(self)
-        pairs = self._near(hashes, hashes, reaches, np.arange(m))
-        runs = None if pairs is None or len(pairs[0]) > PAIRS * m else self._runs(hashes, reaches)
-        if pairs is None or runs is None:  # more than one image, since that has no pair
-            parts = slice(0, m // 2), slice(m // 2, m)
-            return np.concatenate([
-                self._add(hashes[part], reaches[part], pictures and pictures.part(part), fetch)
-                for part in parts
-            ])  # fmt: skip
-        best = np.full(m, NONE)
+        own = np.arange(len(self), len(self) + len(hashes))
+        pairs = self._near(hashes, hashes, reaches, np.arange(len(hashes)))
+        runs = self._runs(hashes, reaches)
+        if pairs is None or runs is None:
+            return self._add_halves(hashes, reaches, pictures, fetch)
+        best = own.copy()
         if pictures is None or fetch is None:
             np.minimum.at(best, runs.query, self._leaders(runs.tabled, runs.start))
         else:
-            pairs = self._confirmed(hashes, pairs, pictures)
             self._look(runs.of(np.bitwise_count(runs.hashes) >= BITS), best, pictures, fetch)
-        leaders = np.minimum(best, np.arange(n, n + m)).tolist()
+        # no incoming image gets an earlier leader than all before it in the batch have already
+        useful = np.minimum.accumulate(best)[pairs[1]] < best[pairs[0]]
+        pairs = pairs[0][useful], pairs[1][useful]
+        if pictures is not None:
+            if len(pairs[0]) > PAIRS * len(hashes):
+                return self._add_halves(hashes, reaches, pictures, fetch)
+            pairs = self._confirmed(hashes, pairs, pictures)
+        leaders = best.tolist()
         for after, before in zip(*(numbers.tolist() for numbers in pairs), strict=True):
             leaders[after] = min(leaders[after], leaders[before])
         result = np.array(leaders, np.int64)
-        self._list.insert(hashes, result.astype(np.uint32), np.arange(n, n + m, dtype=np.uint32))
+        self._list.insert(hashes, result.astype(np.uint32), own.astype(np.uint32))
         self._tidy()
-        return np.where(result == np.arange(n, n + m), -1, result)
+        return np.where(result == own, -1, result)
+
+    def _add_halves(
+        self, hashes: Hashes, reaches: Numbers, pictures: _Pictures | None, fetch: Fetch | None
+    ) -> Numbers:
+        """`_add` of a batch with too many pairs to hold or to compare, so of more than one image."""
+        middle = len(hashes) // 2
+        return np.concatenate([
+            self._add(hashes[part], reaches[part], pictures and pictures.part(part), fetch)
+            for part in (slice(0, middle), slice(middle, len(hashes)))
+        ])  # fmt: skip
 
     def _tidy(self) -> None:
         """Moves the list to the tables when it is long."""

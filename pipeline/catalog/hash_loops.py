@@ -251,9 +251,18 @@ def too_unlike(ones, others, left, rounding, faint, result):  # type: ignore[no-
         detail = _columns(a, b, columns) + _colour_detail(a, b)
         for i in range(COLUMNS + 1):
             for k in range(i + 1):
-                products[i, k] = np.dot(columns[i], columns[k])
+                products[i, k] = _dot(columns[i], columns[k])
         limit = rounding + left * left * max(detail, faint)
         result[pair] = _unexplained(products) / 256 > limit * 1.01
+
+
+@numba.njit(nogil=True, fastmath=True)
+def _dot(a, b):  # type: ignore[no-untyped-def]
+    """In any order of its terms, so several at once."""
+    total = 0.0
+    for i in range(len(a)):
+        total += a[i] * b[i]
+    return total
 
 
 @compiled
