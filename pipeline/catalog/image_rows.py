@@ -183,7 +183,7 @@ def _grouped(
     hashes = chosen["phash"].to_numpy().astype(np.uint64)
     thumbnails = pa.concat_arrays(chosen["thumbnail"].chunks) if len(members) else pa.array([], pa.binary())
     groups_here = memory.near(connection, key, near)
-    leaders = groups_here.join(connection, images[members], hashes, thumbnails)
+    leaders = groups_here.join(images[members], hashes, thumbnails)
     follows = np.flatnonzero(leaders >= 0)
     if not len(follows):
         return fresh
