@@ -6,10 +6,10 @@ scaled. Different pictures: discs and product shots on a plain ground (the same 
 same colour in other forms), pages of text with one layout, line drawings that differ in one of eight figures,
 frames of a rendered scene (an object a quarter of a metre further, or gone), crops of one photograph,
 photographs, scenes, gradients, flat colours. Beside the perceptual hash alone, the test of before. Thresholds
-were chosen on every second picture; the table is of the others, `--tuning` of those. `--known` times the
-groups of 1,000 new images, a tenth of them copies, beside so many known ones.
+were chosen on every second picture; the table is of the others, `--tuning` of those.
+What grouping takes beside many known images is measured by `near_growth.py`.
 
-    python benchmarks/duplicates.py --known 20000,100000 --out duplicates.json
+    python benchmarks/duplicates.py --out duplicates.json
 """
 
 import argparse
@@ -17,7 +17,6 @@ import io
 import json
 import platform
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,15 +24,13 @@ from itertools import combinations
 from pathlib import Path
 
 import cv2
-import duckdb
 import numpy as np
-import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
 # Python puts this file's folder first, where annotate.py would hide the package of that name
 sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
 
-from pipeline.catalog import duplicates, hash_index, indexing, schema
+from pipeline.catalog import duplicates, hash_index
 from pipeline.dataset import quality
 from pipeline.scenes.painter import paint
 from pipeline.scenes.plan import draw_plan
@@ -42,7 +39,6 @@ from pipeline.sources.files import locate
 HERE = Path(__file__).resolve().parent.parent
 SIDE = 384  # pixels of a canonical image
 NEAR = 6  # split.near's default
-NEW = 1000  # images in the shard whose groups are timed
 LETTERS = list("eeeettaaooiinnsshhrrddlluumwcfgypb")
 
 
@@ -340,54 +336,12 @@ def every_pair(half: int) -> Pairs:
     return pairs
 
 
-def timed(known: int) -> dict[str, float]:
-    """Seconds that the groups of a shard take, by the hash alone and now; the least of five."""
-    draw = np.random.default_rng(5)
-    count = known + NEW
-    hashes = draw.integers(0, 2**64, count, dtype=np.uint64)
-    thumbnails = draw.integers(0, 256, (count, duplicates.BYTES), dtype=np.uint8)
-    copied = draw.choice(known, NEW // 10, replace=False)
-    hashes[-len(copied) :], thumbnails[-len(copied) :] = hashes[copied] ^ np.uint64(5), thumbnails[copied]
-    images = np.arange(1, count + 1)
-    rows = pa.table({
-        "image": images, "shard_number": np.where(images > known, 2, 1), "row": images,
-        "status": ["ok"] * count, "group_id": images.astype(str), "split": ["train"] * count, "phash": hashes,
-        "thumbnail": [thumbnail.tobytes() for thumbnail in thumbnails],
-    })  # fmt: skip
-    alone = hash_index.leaders
-    seconds: dict[str, float] = {}
-    for name in ("hash", "now") * 5:
-        connection = duckdb.connect()
-        schema.migrate(connection)
-        connection.register("rows", rows)
-        connection.execute("INSERT INTO image_rows BY NAME SELECT * FROM rows")
-        for number in (1, 2):
-            values = {
-                "shard_number": number,
-                "shard": str(number),
-                "kind": "images",
-                "key": "key",
-                "part": number,
-            }
-            indexing.insert(connection, "shard_rows", values)
-        if name == "hash":
-            hash_index.leaders = lambda one, other, near, led, fetch: alone(one, other, near, led)
-        start = time.perf_counter()
-        indexing._group(connection, 2, "key", NEAR)
-        seconds[name] = min(seconds.get(name, np.inf), round(time.perf_counter() - start, 3))
-        hash_index.leaders = alone
-        (groups,) = connection.execute("SELECT count(DISTINCT group_id) FROM image_rows").fetchall()[0]
-        assert groups == known + NEW - len(copied)
-    return seconds
-
-
 def main() -> None:
     """Measure, print the tables, write the JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tuning", action="store_true", help="the half that thresholds were chosen on")
-    parser.add_argument("--known", default="", help="numbers of known images to time the groups beside")
     parser.add_argument("--out", type=Path, default=None, help="JSON file; nothing is written without it")
     options = parser.parse_args()
     cv2.setNumThreads(1)
@@ -403,9 +357,6 @@ def main() -> None:
     total = {way: round(sum(row["pairs"] * row[way] for row in plain)) for way in ("hash", "now")}
     total["pairs"] = sum(int(row["pairs"]) for row in plain)
     print("without logo and caption {hash} and {now} of {pairs} found".format(**total))
-    known = {number: timed(int(number)) for number in options.known.split(",") if number}
-    for number, seconds in known.items():
-        print(f"{number} known, {NEW} new: hash alone {seconds['hash']:.3f} s, now {seconds['now']:.3f} s")
     if options.out:
         machine = f"{platform.machine()}, one thread"
         result = {
@@ -414,7 +365,6 @@ def main() -> None:
             "same": same,
             "total": total,
             "different": different,
-            "known": known,
         }
         options.out.write_text(json.dumps(result, indent=1) + "\n")
 
