@@ -2,12 +2,14 @@
 compared without an object for each.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from pipeline.catalog import Catalog
 
@@ -37,7 +39,6 @@ _OF_CATALOG = f"""
            ((gone IS NULL)::UBIGINT << 62) + (part::UBIGINT << 31) + source_rows.row::UBIGINT AS rank
     FROM source_rows JOIN shard_rows USING (shard_number)
     WHERE {_OF_IMAGES}"""
-_COUNT = f"SELECT count(*) FROM source_rows JOIN shard_rows USING (shard_number) WHERE {_OF_IMAGES}"
 _AGAIN = f"""
     SELECT hash(uri) AS address FROM source_rows JOIN shard_rows USING (shard_number)
     WHERE {_OF_IMAGES} AND gone IS NULL
@@ -82,20 +83,27 @@ def nothing() -> KnownAddresses:
     return KnownAddresses(*(np.empty(0, np.uint64) for _ in range(3)), np.empty(0, np.uint8))
 
 
+def _columns(catalog: Catalog, sql: str, kinds: Mapping[str, DTypeLike]) -> dict[str, NDArray[Any]]:
+    """The columns of an answer, as they come, in arrays that grow."""
+    columns = {name: np.empty(0, kind) for name, kind in kinds.items()}
+    pieces: dict[str, list[NDArray[Any]]] = {name: [] for name in kinds}
+
+    def take(reader: pa.RecordBatchReader) -> None:
+        for batch in reader:
+            for name, kind in kinds.items():
+                pieces[name].append(batch.column(name).to_numpy().astype(kind))
+
+    catalog.read_batches(sql, take)
+    for name, arrays in pieces.items():
+        columns[name] = np.concatenate([columns[name], *arrays])
+        arrays.clear()
+    return columns
+
+
 def known(catalog: Catalog, *, retry_failed: bool = False) -> KnownAddresses:
     """Marks with AGAIN what is to be tried again: all that failed, or what failed for a while."""
-    (count,) = catalog.row(_COUNT)
-    columns = {name: np.empty(count, HASHES[name]) for name in HASHES.names or ()}
-    columns["rank"] = np.empty(count, np.uint64)
-
-    def fill(reader: pa.RecordBatchReader) -> None:
-        start = 0
-        for batch in reader:
-            for name, column in columns.items():
-                column[start : start + batch.num_rows] = batch.column(name).to_numpy()
-            start += batch.num_rows
-
-    catalog.read_batches(_OF_CATALOG, fill)
+    kinds = {name: HASHES[name] for name in HASHES.names or ()}
+    columns = _columns(catalog, _OF_CATALOG, {**kinds, "rank": np.uint64})
     rank = columns.pop("rank")
     order = columns["address"].argsort()
     addresses = columns["address"][order]
@@ -118,3 +126,26 @@ def of_hashes(catalog: Catalog, hashes: NDArray[np.uint64]) -> list[str]:
 _OF_HASHES = f"""
     SELECT DISTINCT uri FROM source_rows JOIN shard_rows USING (shard_number)
     WHERE {_OF_IMAGES} AND hash(uri) IN (SELECT unnest($hashes::UBIGINT[]))"""
+
+
+def first_addresses(catalog: Catalog) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """For each readable image that is not gone: the hash of the first address that shows it, and where the
+    image lies, as part << 31 | row.
+    """
+    kinds = dict.fromkeys(("address", "place", "rank"), np.uint64)
+    columns = _columns(catalog, _FIRST, kinds)
+    order = np.lexsort((columns["rank"], columns["place"]))
+    places = columns["place"][order]
+    first = np.append(True, places[1:] != places[:-1])[: len(places)]
+    return columns["address"][order[first]], places[first]
+
+
+_FIRST = """
+    SELECT hash(uri) AS address, (of_image.part::UBIGINT << 31) + image_rows.row::UBIGINT AS place,
+           (of_source.part::UBIGINT << 31) + source_rows.row::UBIGINT AS rank
+    FROM source_rows JOIN image_rows USING (image)
+    JOIN shard_rows of_image ON of_image.shard_number = image_rows.shard_number
+    JOIN shard_rows of_source ON of_source.shard_number = source_rows.shard_number
+    WHERE of_image.kind = 'images'
+      AND of_image.key = (SELECT value FROM settings WHERE name = 'image_key')
+      AND status = 'ok' AND source_rows.gone IS NULL AND image_rows.gone IS NULL"""
