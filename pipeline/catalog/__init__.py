@@ -112,9 +112,13 @@ class Catalog:
                     f"A `where` or `select:` of the manifest fails on the data: {str(error).splitlines()[0]}"
                 ) from error
 
-    def read_batches(self, sql: str, use: Callable[[pa.RecordBatchReader], None]) -> None:
-        """Hands the rows of one read-only query to `use` as Arrow batches, as they come."""
-        with self._file.open(read_only=True) as connection:
+    def read_batches(
+        self, sql: str, use: Callable[[pa.RecordBatchReader], None], most_memory: str | None = None
+    ) -> None:
+        """Hands the rows of one read-only query to `use` as Arrow batches, as they come. `most_memory` bounds
+        what DuckDB holds, "128MB", unless the catalog is held open.
+        """
+        with self._file.open(read_only=True, most_memory=most_memory) as connection:
             self._must_be_current(connection)
             with connection.cursor() as cursor:  # nothing else is under way in it
 
