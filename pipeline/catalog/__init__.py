@@ -112,18 +112,23 @@ class Catalog:
                     f"A `where` or `select:` of the manifest fails on the data: {str(error).splitlines()[0]}"
                 ) from error
 
-    def read_batches(self, sql: str, use: Callable[[pa.RecordBatchReader], None]) -> None:
-        """Hands the rows of one read-only query to `use` as Arrow batches, as they come."""
-        with self._file.open(read_only=True) as connection:
+    def read_batches(
+        self, sql: str, use: Callable[[pa.RecordBatchReader], None], most_memory: str | None = None
+    ) -> None:
+        """Hands the rows of one read-only query to `use` as Arrow batches, as they come. `most_memory` bounds
+        what DuckDB holds, "128MB", unless the catalog is held open.
+        """
+        with self._file.open(read_only=True, most_memory=most_memory) as connection:
             self._must_be_current(connection)
+            with connection.cursor() as cursor:  # nothing else is under way in it
 
-            def ask() -> None:
-                relation = connection.sql(sql)
-                # DuckDB 1 has it under another name
-                reader = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
-                use(reader(BATCH_ROWS))
+                def ask() -> None:
+                    rows = cursor.sql(sql)
+                    # DuckDB 1 has it under another name
+                    reader = getattr(rows, "to_arrow_reader", None) or rows.fetch_arrow_reader
+                    use(reader(BATCH_ROWS))
 
-            self._file.ask(connection, ask, connections.QUERY_LIMIT)
+                self._file.ask(cursor, ask, connections.QUERY_LIMIT)
 
     def table(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         """Column names and rows of what a person asked; MillError where the SQL is wrong."""

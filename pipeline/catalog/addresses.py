@@ -2,18 +2,21 @@
 compared without an object for each.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from pipeline.catalog import Catalog
 
 # Of one address: 64-bit hashes of the address, of all that is known of it, and of that without its captions;
 # and marks. The hashes are DuckDB's, equal within one process only.
 HASHES = np.dtype([("address", "<u8"), ("look", "<u8"), ("untold", "<u8"), ("marks", "u1")])
+SCAN_MEMORY = "128MB"  # of DuckDB while it reads all addresses: it would keep the whole file
 # marks of the catalog
 GONE, NO_CAPTIONS, CAPTIONED, AGAIN = 1, 2, 4, 8
 
@@ -33,11 +36,15 @@ _OF_IMAGES = """shard_rows.kind = 'images'
 _OF_CATALOG = f"""
     SELECT hash(uri) AS address, {_UNTOLD.format(**_STAMPS)} AS untold, hash(untold, captions) AS look,
            ((gone IS NOT NULL)::UTINYINT * {GONE} + (captions IS NULL)::UTINYINT * {NO_CAPTIONS}
-            + coalesce(len(captions) > 0, false)::UTINYINT * {CAPTIONED})::UTINYINT AS marks,
-           ((gone IS NULL)::UBIGINT << 62) + (part::UBIGINT << 31) + source_rows.row::UBIGINT AS rank
+            + coalesce(len(captions) > 0, false)::UTINYINT * {CAPTIONED})::UTINYINT AS marks
     FROM source_rows JOIN shard_rows USING (shard_number)
     WHERE {_OF_IMAGES}"""
 _COUNT = f"SELECT count(*) FROM source_rows JOIN shard_rows USING (shard_number) WHERE {_OF_IMAGES}"
+_LAST = f"""
+    SELECT address, look, untold, marks
+    FROM ({_OF_CATALOG} AND hash(uri) IN (SELECT unnest($addresses::UBIGINT[]))
+          QUALIFY row_number() OVER (PARTITION BY uri
+                                     ORDER BY gone IS NULL DESC, part DESC, source_rows.row DESC) = 1)"""
 _AGAIN = f"""
     SELECT hash(uri) AS address FROM source_rows JOIN shard_rows USING (shard_number)
     WHERE {_OF_IMAGES} AND gone IS NULL
@@ -58,35 +65,57 @@ def hashes(batches: list[pa.RecordBatch]) -> NDArray[np.void]:
 
 @dataclass(frozen=True)
 class KnownAddresses:
-    """What the catalog knows, each address once, sorted by the hash of the address; of one that showed
-    several images, what it shows, or showed last.
-    """
+    """What the catalog knows of its addresses, in any order."""
 
-    address: NDArray[np.uint64]
     look: NDArray[np.uint64]
     untold: NDArray[np.uint64]
     marks: NDArray[np.uint8]
+    address: NDArray[np.uint64]  # sorted
+    order: NDArray[np.uint32]  # where the others have what belongs to each sorted address
 
     def find(self, addresses: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Where each stands; -1 of those that are not known."""
+        """Where each stands in look, untold and marks; -1 of those that are not known."""
         if not len(self.address):
             return np.full(len(addresses), -1)
         order = addresses.argsort()  # sorted queries stay in the cache
-        places = np.empty(len(addresses), np.int64)
-        places[order] = self.address.searchsorted(addresses[order]).clip(max=len(self.address) - 1)
-        places[self.address[places] != addresses] = -1
-        return places
+        ranks = np.empty(len(addresses), np.int64)
+        ranks[order] = self.address.searchsorted(addresses[order]).clip(max=len(self.address) - 1)
+        return np.where(self.address[ranks] == addresses, self.order[ranks].astype(np.int64), -1)
+
+    def living(self, without: NDArray[np.bool_]) -> NDArray[np.uint64]:
+        """The addresses that are not gone, but those of the given places."""
+        return self.address[~(without | (self.marks & GONE > 0))[self.order]]
 
 
 def nothing() -> KnownAddresses:
-    return KnownAddresses(*(np.empty(0, np.uint64) for _ in range(3)), np.empty(0, np.uint8))
+    none = np.empty(0, np.uint64)
+    return KnownAddresses(none, none, np.empty(0, np.uint8), none, np.empty(0, np.uint32))
 
 
 def known(catalog: Catalog, *, retry_failed: bool = False) -> KnownAddresses:
-    """Marks with AGAIN what is to be tried again: all that failed, or what failed for a while."""
-    (count,) = catalog.row(_COUNT)
-    columns = {name: np.empty(count, HASHES[name]) for name in HASHES.names or ()}
-    columns["rank"] = np.empty(count, np.uint64)
+    """Of an address that showed several images, what it shows, or showed last. Marks with AGAIN what is to be
+    tried again: all that failed, or what failed for a while.
+    """
+    columns = _columns(catalog, _COUNT, _OF_CATALOG, {name: HASHES[name] for name in HASHES.names or ()})
+    order = columns["address"].argsort().astype(np.uint32)
+    columns["address"] = columns["address"][order]
+    found = KnownAddresses(**columns, order=order)
+    later = np.flatnonzero(found.address[1:] == found.address[:-1]) + 1
+    found.marks[order[later]] |= GONE  # `find` never gives these
+    several = np.unique(found.address[later]).tolist()
+    for address, *last in catalog.query(_LAST, {"addresses": several}) if several else ():
+        (place,) = found.find(np.array([address], np.uint64))
+        found.look[place], found.untold[place], found.marks[place] = last
+    again = [address for (address,) in catalog.query(_AGAIN, {"all": retry_failed})]
+    places = found.find(np.array(again, np.uint64))
+    found.marks[places[places >= 0]] |= AGAIN
+    return found
+
+
+def _columns(catalog: Catalog, count: str, sql: str, kinds: Mapping[str, DTypeLike]) -> dict[str, Any]:
+    """Name -> array of an answer whose number of rows `count` tells."""
+    (rows,) = catalog.row(count)
+    columns = {name: np.empty(rows, kind) for name, kind in kinds.items()}
 
     def fill(reader: pa.RecordBatchReader) -> None:
         start = 0
@@ -95,19 +124,8 @@ def known(catalog: Catalog, *, retry_failed: bool = False) -> KnownAddresses:
                 column[start : start + batch.num_rows] = batch.column(name).to_numpy()
             start += batch.num_rows
 
-    catalog.read_batches(_OF_CATALOG, fill)
-    rank = columns.pop("rank")
-    order = columns["address"].argsort()
-    addresses = columns["address"][order]
-    last = np.append(addresses[1:] != addresses[:-1], True)[: len(addresses)]
-    if not last.all():
-        order = np.lexsort((rank, columns["address"]))[last]
-    del rank, addresses
-    sorted_columns = KnownAddresses(**{name: columns.pop(name)[order] for name in HASHES.names or ()})
-    again = np.array([address for (address,) in catalog.query(_AGAIN, {"all": retry_failed})], np.uint64)
-    places = sorted_columns.find(again)
-    sorted_columns.marks[places[places >= 0]] |= AGAIN
-    return sorted_columns
+    catalog.read_batches(sql, fill, SCAN_MEMORY)
+    return columns
 
 
 def of_hashes(catalog: Catalog, hashes: NDArray[np.uint64]) -> list[str]:
@@ -118,3 +136,26 @@ def of_hashes(catalog: Catalog, hashes: NDArray[np.uint64]) -> list[str]:
 _OF_HASHES = f"""
     SELECT DISTINCT uri FROM source_rows JOIN shard_rows USING (shard_number)
     WHERE {_OF_IMAGES} AND hash(uri) IN (SELECT unnest($hashes::UBIGINT[]))"""
+
+
+def first_addresses(catalog: Catalog) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """For each readable image that is not gone: the hash of the first address that shows it, and where the
+    image lies, as part << 31 | row.
+    """
+    kinds = dict.fromkeys(("address", "place", "rank"), np.uint64)
+    columns = _columns(catalog, f"SELECT count(*) FROM ({_FIRST})", _FIRST, kinds)
+    order = np.lexsort((columns["rank"], columns["place"]))
+    places = columns["place"][order]
+    first = np.append(True, places[1:] != places[:-1])[: len(places)]
+    return columns["address"][order[first]], places[first]
+
+
+_FIRST = """
+    SELECT hash(uri) AS address, (of_image.part::UBIGINT << 31) + image_rows.row::UBIGINT AS place,
+           (of_source.part::UBIGINT << 31) + source_rows.row::UBIGINT AS rank
+    FROM source_rows JOIN image_rows USING (image)
+    JOIN shard_rows of_image ON of_image.shard_number = image_rows.shard_number
+    JOIN shard_rows of_source ON of_source.shard_number = source_rows.shard_number
+    WHERE of_image.kind = 'images'
+      AND of_image.key = (SELECT value FROM settings WHERE name = 'image_key')
+      AND status = 'ok' AND source_rows.gone IS NULL AND image_rows.gone IS NULL"""

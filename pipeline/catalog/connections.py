@@ -76,7 +76,7 @@ class CatalogFile:
             self._hurry = before
 
     @contextmanager
-    def open(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
+    def open(self, *, read_only: bool, most_memory: str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection for the length of the block; while `reading`, readers share the one that is open.
 
         MillError where the file is missing or damaged, or the disk is full or can't be written; CatalogHeld
@@ -91,10 +91,10 @@ class CatalogFile:
                 " `controlmill catalog rebuild` remakes it."
             )
         # closing writes too: DuckDB's checkpoint
-        with self.sentences(), self._connect(read_only) as connection:
+        with self.sentences(), self._connect(read_only, most_memory) as connection:
             yield connection
 
-    def _connect(self, read_only: bool) -> duckdb.DuckDBPyConnection:
+    def _connect(self, read_only: bool, most_memory: str | None = None) -> duckdb.DuckDBPyConnection:
         """Waits for the lock of another process: a reader for a minute, who writes and every query of a
         driver without end.
         """
@@ -105,11 +105,12 @@ class CatalogFile:
             if read_only and self._say is None
             else None
         )
+        bounds = self._room() | ({"memory_limit": most_memory} if most_memory else {})
         began = time.monotonic()
         word = began + FIRST_WORD
         while True:
             try:
-                return duckdb.connect(str(self.path), read_only=read_only, config=config() | self._room())
+                return duckdb.connect(str(self.path), read_only=read_only, config=config() | bounds)
             except (duckdb.Error, UnicodeDecodeError) as error:
                 if "could not set lock" not in str(error).lower():
                     raise stopping(error, str(self.path)) or self._damage(error) from error

@@ -13,6 +13,7 @@ from annotate.annotator import PROVIDED
 from pipeline import sources
 from pipeline.catalog import Catalog
 from pipeline.dataset import provided
+from pipeline.dataset.origins import Origins
 from pipeline.plan import Plan
 from pipeline.sources import Fetched, Gone, RawImage, Unreadable
 from pipeline.sources.files import may_pass
@@ -213,24 +214,26 @@ def map_stamp(raw: RawImage, condition: str) -> str:
     return provided.of_condition(raw.map_stamps, condition) or ""
 
 
-def changed_maps(
-    plan: Plan,
-    catalog: Catalog,
-    addresses: Mapping[int, Mapping[int, RawImage]],  # part -> row -> where the image came from
-) -> list[tuple[str, int, int]]:
+def changed_maps(plan: Plan, catalog: Catalog, origins: Origins) -> list[tuple[str, int, int]]:
     """Condition, part and row of maps that came with the images and are others now; it is written down."""
     changes, changed = [], []
-    for condition, part, row, image_id, stamp, digest in catalog.query(PROVIDED_MAPS, [PROVIDED]):
-        raw = addresses.get(part, {}).get(row)
-        now = map_stamp(raw, condition) if raw else ""
-        if raw is None or not now or now == stamp:
-            continue
-        fresh = provided.source_hash(raw, condition)
-        kind = "touched" if fresh == digest else "map"
-        name = plan.conditions[condition].maps
-        changes.append(Change(kind, raw.uri, image_id, stamp=now, condition=name, source_hash=fresh))
-        if kind == "map":
-            changed.append((name, part, row))
+    for first, last in origins.ranges():
+        images: dict[int, dict[int, RawImage]] = {}
+        for condition, part, row, image_id, stamp, digest in catalog.query(
+            PROVIDED_MAPS, [PROVIDED, first, last]
+        ):
+            if part not in images:  # rows come part by part
+                images = {part: origins.of_part(part)}
+            raw = images[part].get(row)
+            now = map_stamp(raw, condition) if raw else ""
+            if raw is None or not now or now == stamp:
+                continue
+            fresh = provided.source_hash(raw, condition)
+            kind = "touched" if fresh == digest else "map"
+            name = plan.conditions[condition].maps
+            changes.append(Change(kind, raw.uri, image_id, stamp=now, condition=name, source_hash=fresh))
+            if kind == "map":
+                changed.append((name, part, row))
     if changes:
         save(plan, catalog, changes)
     return changed
@@ -239,7 +242,8 @@ def changed_maps(
 PROVIDED_MAPS = """SELECT condition, part, row, image_id, source_stamp, source_hash FROM all_annotations
                    WHERE current AND (condition, fingerprint) IN
                        (SELECT (condition, fingerprint) FROM detectors WHERE detector = ?)
-                   ORDER BY ALL"""
+                     AND part BETWEEN ? AND ?
+                   ORDER BY part, condition, row"""
 
 
 @dataclass(frozen=True)

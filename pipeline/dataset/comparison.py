@@ -37,15 +37,15 @@ def compare(listed: Listing, before: KnownAddresses, limit: int | None = None) -
         places = before.find(hashed["address"])
         seen[places[places >= 0]] = True
         if limit is not None:
-            hashed, places = (rows[: max(0, limit - start)] for rows in (hashed, places))
+            left = max(0, limit - start)
+            hashed, places = hashed[:left], places[:left]
         is_known = np.flatnonzero(places >= 0)
         places_known = places[is_known]
         new.append(np.flatnonzero(places < 0) + start)
         again.append(is_known[before.marks[places_known] & addresses.AGAIN > 0] + start)
         doubtful.append(is_known[_differ(hashed[is_known], before, places_known)] + start)
         start += len(hashed)
-    vanished = before.address[~seen & (before.marks & addresses.GONE == 0)]
-    return Comparison(np.concatenate(new), np.concatenate(again), np.concatenate(doubtful), vanished)
+    return Comparison(*map(np.concatenate, (new, again, doubtful)), before.living(seen))
 
 
 def _differ(rows: NDArray[np.void], before: KnownAddresses, places: Positions) -> NDArray[np.bool_]:

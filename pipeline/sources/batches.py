@@ -101,10 +101,10 @@ class Rows:
     def append(self, row: Row) -> None:
         """An address that stands there twice in a row is one image with the captions of both."""
         if self.rows and self.rows[-1][0] == row[0]:
-            uri, caption, more, *others = self.rows[-1]
+            uri, caption, more, fields, stamp, caption_stamp, marks, rest = self.rows[-1]
             if caption is not None:
                 caption, *texts = merged((caption, *(more or ())), (row[1], *(row[2] or ())))
-                self.rows[-1] = (uri, caption, texts or None, *others)
+                self.rows[-1] = (uri, caption, texts or None, fields, stamp, caption_stamp, marks, rest)
                 return
         self.rows.append(row)
 
@@ -125,11 +125,11 @@ def batch_of(raw_images: Sequence[RawImage]) -> pa.RecordBatch:
 
 def raw_images_of(batch: pa.RecordBatch) -> Iterator[RawImage]:
     """The images of a batch, in order; rows that say the same share the dicts."""
-    before, parts = "", ["", "file", {}, {}, {}]
+    before, parts = "", tuple[Any, ...]()
     columns = [column.to_pylist() for column in batch.columns]
     for uri, caption, more, fields, stamp, caption_stamp, _, rest in zip(*columns, strict=True):
         if rest != before:
-            before, parts = rest, _decode(rest)
+            before, parts = rest, tuple(_decode(rest))
         problem, reader, place, provided, map_stamps = parts
         yield RawImage(
             uri,

@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from json.scanner import make_scanner
 from pathlib import Path
 from typing import IO
 
@@ -33,7 +34,7 @@ BLOCK = 2**21  # bytes
 MOST = 4  # processes
 AHEAD = 2  # blocks that each of them knows of
 
-_decode = json.JSONDecoder(parse_constant=lambda name: None).scan_once
+_decode = make_scanner(json.JSONDecoder(parse_constant=lambda name: None))
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def rows_of(columns: ListColumns, block: Block) -> BlockRows:
 class _Reader:
     """A process that reads blocks; one that dies answers None from then on."""
 
-    def __init__(self, columns: ListColumns, told: dict[str, object]) -> None:
+    def __init__(self, columns: ListColumns, told: Mapping[str, object]) -> None:
         self.columns = columns
         self._told = json.dumps(told)
 

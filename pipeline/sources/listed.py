@@ -196,9 +196,9 @@ def with_captions_of(first: RawImage, again: RawImage) -> RawImage:
 
 
 def _repeated(addresses: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Sorted hashes that are there more than once."""
-    ordered = np.sort(addresses)
-    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    """Sorted hashes that are there more than once; sorts what it is given."""
+    addresses.sort()
+    return np.unique(addresses[1:][addresses[1:] == addresses[:-1]])
 
 
 def _temporary(folder: Path | None) -> IO[bytes]:
@@ -288,8 +288,12 @@ class _HashFile:
             self._file.seek(place)  # somebody else may have read meanwhile
 
     def column(self, name: str) -> NDArray[np.uint64]:
-        pieces = [piece[name].copy() for piece in self.pieces()]
-        return np.concatenate(pieces) if pieces else np.empty(0, np.uint64)
+        self._file.seek(0, 2)
+        column, start = np.empty(self._file.tell() // self._type.itemsize, self._type[name]), 0
+        for piece in self.pieces():
+            column[start : start + len(piece)] = piece[name]
+            start += len(piece)
+        return column
 
     def close(self) -> None:
         self._file.close()

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from json.encoder import encode_basestring
 from pathlib import Path, PurePath
+from typing import Any
 
 from pipeline import MillError
 from pipeline.manifest import Image, ListSource
@@ -170,7 +171,7 @@ class ListColumns:
                 raise MillError(f"{self.name}: no row has {column!r}: set `source.{key}` to {remedy}{there}.")
 
 
-def _plain_text(value: object) -> str | None:
+def _plain_text(value: Any) -> str | None:
     """The JSON of a plain cell; None of all else."""
     kind = type(value)
     if kind is str:

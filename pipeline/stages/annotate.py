@@ -16,9 +16,10 @@ from pipeline.catalog.indexing import DetectorRecord
 from pipeline.cluster import position
 from pipeline.cluster.jobs import Ended, Job, Resources
 from pipeline.cluster.position import Limit
-from pipeline.dataset import provided
+from pipeline.dataset import origins, provided
 from pipeline.dataset.changes import changed_maps, map_stamp
 from pipeline.dataset.maps import annotation
+from pipeline.dataset.origins import Origins
 from pipeline.dataset.provided import ProvidedMap
 from pipeline.manifest import Image
 from pipeline.plan import Planned
@@ -39,9 +40,6 @@ from pipeline.storage.shards import Row, Shard
 BATCH = 16  # images decoded at a time: bounds a worker's memory whatever the size of a part
 LOADING = 60.0  # seconds on top of the limit where a network may have to be loaded first
 
-FIRST_ADDRESS = """SELECT shards.part, row, arg_min(uri, (sources.part, position))
-                   FROM images JOIN shards USING (shard) JOIN sources USING (image_id)
-                   WHERE status = 'ok' AND sources.gone IS NULL GROUP BY ALL"""
 BACK = "SELECT condition, part, row FROM annotations WHERE status = 'skipped' AND reason = ?"
 WITHOUT_PAIRS = """SELECT DISTINCT condition FROM annotations
                    WHERE status = 'ok' AND condition NOT IN (SELECT condition FROM pairs)
@@ -99,8 +97,8 @@ def _make_maps(context: StageContext) -> int:
     """Returns how many images lacked some map."""
     catalog, cluster, conditions = context.catalog, context.cluster, context.plan.conditions
     committed = {it.name: catalog.committed("maps", it.fingerprint, it.maps) for it in conditions.values()}
-    addresses = _addresses(context)
-    again = _again(context, addresses)
+    came_from = _origins(context)
+    again = _again(context, came_from)
     lacking = [
         part
         for part in readable_parts(catalog)
@@ -108,7 +106,7 @@ def _make_maps(context: StageContext) -> int:
     ]
     parts = readable_images(catalog, lacking) if lacking else {}
     to_do = sum(len(images.members) - len(images.gone) for images in parts.values())
-    jobs = _jobs(context, parts, committed, again, addresses)
+    jobs = _jobs(context, parts, committed, again, came_from)
 
     def done(ended: Ended[list[Shard]]) -> None:
         catalog.commit(*(shard for _, of_part in ended for shard in of_part))
@@ -120,9 +118,7 @@ def _make_maps(context: StageContext) -> int:
     return to_do
 
 
-def _again(
-    context: StageContext, addresses: dict[int, dict[int, RawImage]]
-) -> dict[tuple[str, int], set[int]]:
+def _again(context: StageContext, came_from: Origins) -> dict[tuple[str, int], set[int]]:
     """Condition, part -> rows to make again: what failed and is to be tried again, images that were gone and
     are there again, maps that came with the images and are others now, and what was made of those.
     """
@@ -133,7 +129,7 @@ def _again(
         rows += catalog.query("SELECT condition, part, row FROM annotations WHERE status = 'failed'")
     for condition, part, row in rows:
         again.setdefault((condition, part), set()).add(row)
-    for condition, part, row in changed_maps(context.plan, catalog, addresses):
+    for condition, part, row in changed_maps(context.plan, catalog, came_from):
         for it in conditions.values():
             if condition in context.plan.ancestry(it.name):
                 again.setdefault((it.name, part), set()).add(row)
@@ -145,7 +141,7 @@ def _jobs(
     parts: dict[int, ReadableImages],
     committed: dict[str, set[int]],  # condition -> parts
     again: dict[tuple[str, int], set[int]],  # condition, part -> rows
-    addresses: dict[int, dict[int, RawImage]],  # part -> row -> where the image came from
+    came_from: Origins,
 ) -> Iterator[Job]:
     plan = context.plan
     # Of conditions that share maps the one that gave its name comes first: others may be made from it.
@@ -169,7 +165,7 @@ def _jobs(
                 missing=tuple(missing.values()),
                 parents={name: plan.maps_of(name, part) for name in _parents(missing.values())},
                 image=plan.manifest.image,
-                raw_images=addresses.get(part, {}),
+                raw_images=came_from.of_part(part),
                 gone=frozenset(images.gone),
                 device=context.cluster.device,
                 made_from=made_from,
@@ -193,18 +189,13 @@ def _map_shard(catalog: Catalog, it: Planned, path: Path, again: set[int] | None
     return MapShard(path, it.step, it.maps, it.fingerprint, it.record(), rows, it.limit)
 
 
-def _addresses(context: StageContext) -> dict[int, dict[int, RawImage]]:
-    """Part -> row -> where the image came from, for maps that came with it; nothing where no condition wants
-    such.
+def _origins(context: StageContext) -> Origins:
+    """Where images came from, for maps that came with them; nothing where no condition wants such, since
+    then nothing need be listed.
     """
     if not any(it.step.detector == PROVIDED for it in context.plan.conditions.values()):
-        return {}
-    listed = {raw.uri: raw for raw in context.raw_images}
-    addresses: dict[int, dict[int, RawImage]] = {}
-    for part, row, uri in context.catalog.query(FIRST_ADDRESS):
-        if uri in listed:
-            addresses.setdefault(part, {})[row] = listed[uri]
-    return addresses
+        return origins.none()
+    return origins.origins(context.catalog, context.raw_images)
 
 
 def _parents(missing: Iterable[MapShard]) -> set[str]:

@@ -67,7 +67,8 @@ def notice(context: StageContext) -> Noticed:
         # what was gone and shows other bytes now is told by the images that are there
         counts["changed"] += sum(some.before[change.uri].gone for change in changed)
         write_down([it for it in changes if it.change != "changed" or not some.before[it.uri].gone])
-        fresh.append(np.array([some.positions[it.uri] for it in [*unknown, *changed]], np.int64))
+        uris = [raw.uri for raw in unknown] + [change.uri for change in changed]
+        fresh.append(np.array([some.positions[uri] for uri in uris], np.int64))
         new += len(unknown)
     if not context.keep_gone:
         for gone in vanished(catalog, found.vanished):
