@@ -57,10 +57,8 @@ def fit(
     prepare(out, warm_start, ranks)
     identity = resume.run_identity(base, pairs, conditions, options, warm_start)
     done, notes = resume.newest_checkpoint(out, ranks)
-    if done is not None:
-        resume.check_same_run(done, identity)
-        if done.images >= options.images:
-            return done
+    if done is not None and resume.is_at_end(done, identity, options):
+        return done
 
     # Everything is built before the first step, so that what is wrong shows at once.
     throughput.reset_peak(device)

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from annotate import annotator, maps
-from annotate.annotator import DETECTORS, PROVIDED, Annotation, Step
+from annotate.annotator import DETECTORS, PROVIDED, Annotation, Step, Watch
 from pipeline.catalog import Catalog
 from pipeline.catalog.indexing import DetectorRecord
 from pipeline.cluster import position
@@ -238,8 +238,7 @@ def annotate_part(
             },
             provided={name: [each.map for each in of_images] for name, of_images in came.items()},
             device=args.device,
-            begin=functools.partial(_begin_pass, args, batch),
-            not_tried=functools.partial(_not_tried, batch),
+            watch=Watch(functools.partial(_begin_pass, args, batch), functools.partial(_not_tried, batch)),
         )
         for it in args.missing:
             name = it.step.condition
