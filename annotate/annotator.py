@@ -21,6 +21,7 @@ __all__ = [
     "Annotation",
     "Detector",
     "Step",
+    "Watch",
     "annotate",
     "chain",
     "identity",
@@ -47,6 +48,16 @@ class Annotation:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Who is told what a detector is at, and what it leaves out."""
+
+    # called as it begins with some of the images: the step that leads its pass, their numbers
+    begin: Callable[[Step, list[int]], object] = lambda step, chosen: None
+    # condition that leads a pass -> image -> why it is not tried there
+    not_tried: Callable[[str], dict[int, str]] = lambda condition: {}
+
+
 def annotate(
     images: list[np.ndarray],  # uint8 [h, w, 3] RGB, of any sizes
     image_ids: list[str],  # seeds of the random parameters
@@ -59,10 +70,7 @@ def annotate(
     # condition -> the maps that came with the images, or why there is none
     provided: dict[str, list[RawMap | Exception]] | None = None,
     device: str = "cpu",
-    # called as a detector begins with some of the images: the condition that leads its pass, their numbers
-    begin: Callable[[Step, list[int]], object] = lambda step, chosen: None,
-    # condition that leads a pass -> image -> why it is not tried there
-    not_tried: Callable[[str], dict[int, str]] = lambda condition: {},
+    watch: Watch = Watch(),
 ) -> dict[str, list[Annotation]]:  # condition -> one annotation per image
     """Run the steps, each detector pass once however many conditions it serves.
 
@@ -75,17 +83,8 @@ def annotate(
         if step.detector == PROVIDED:
             done[step.condition] = [_judge(step, raw, {}, 0.0) for raw in (provided or {})[step.condition]]
     for group in _passes([step for step in steps if step.detector != PROVIDED], set(done)):
-        watch = _Watch(begin, not_tried(group[0].condition))
         done.update(_run_pass(group, images, image_ids, random_params or {}, done, device, watch))
     return {step.condition: done[step.condition] for step in steps}
-
-
-@dataclass(frozen=True)
-class _Watch:
-    """Who is told what a pass is at, and what it leaves out."""
-
-    begin: Callable[[Step, list[int]], object]
-    not_tried: dict[int, str]  # image -> why
 
 
 def _passes(steps: list[Step], ready: set[str]) -> list[list[Step]]:
@@ -125,14 +124,14 @@ def _run_pass(
     random_params: dict[str, list[Values | None]],
     done: dict[str, list[Annotation]],
     device: str,
-    watch: _Watch,
+    watch: Watch,
 ) -> dict[str, list[Annotation]]:
     step, row = group[0], DETECTORS[group[0].detector]
     stored = random_params.get(step.condition) or [None] * len(images)
     inherited: list[Annotation | None] = [None] * len(images)
     if step.parent is not None:
         inherited = [_inherit(step.parent, parent) for parent in done[step.parent]]
-    for i, reason in watch.not_tried.items():
+    for i, reason in watch.not_tried(step.condition).items():
         inherited[i] = inherited[i] or Annotation("failed", reason)
     todo = [i for i, annotation in enumerate(inherited) if annotation is None]
     drawn = {i: _draw(row, step, image_ids[i], stored[i]) for i in todo}

@@ -9,15 +9,9 @@ measured in a process of its own.
     python benchmarks/catalog_growth.py --check
 """
 
-import argparse
 import hashlib
-import json
 import resource
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np

@@ -207,7 +207,7 @@ def stacked(toys: Toys, rows: Sequence[int]) -> "tuple[Tensor, Tensor, Tensor]":
 # yields one row a point
 def learn(base: "Base", held_out: Toys, mode: Any, seed: int, given: argparse.Namespace) -> Any:
     """The run stops at each point and goes on from its checkpoint, which changes nothing."""
-    from train.fit import Options, fit
+    from train.fit import Calls, Options, fit
     from train.pretrained import load_controlnet
     from train.throughput import peak_memory, reset_peak
 
@@ -234,7 +234,7 @@ def learn(base: "Base", held_out: Toys, mode: Any, seed: int, given: argparse.Na
                 ["cells"],
                 options,
                 Path(folder) / "run",
-                log=lambda row: rates.append(float(row["images_per_second"])),
+                calls=Calls(log=lambda row: rates.append(float(row["images_per_second"]))),
             )
             peak = peak_memory("cpu")
             gap, wrong = gaps(base, held_out, load_controlnet(done.path / "cells", base.unet), mode)

@@ -283,7 +283,7 @@ def run_ours(
     row: Row, base: Any, pairs: Any, given: argparse.Namespace, enough: Callable[[], bool]
 ) -> dict[str, Any]:
     """Log rows are the readings: the loop itself waits for the device there and nowhere else."""
-    from train.fit import Options, fit
+    from train.fit import Calls, Options, fit
 
     settings = {"compile": given.compile, "precision": given.precision} | row.settings
     options = Options(
@@ -309,7 +309,7 @@ def run_ours(
             list(pairs.conditions[: row.conditions]),
             options,
             Path(folder) / "run",
-            log=log,
+            calls=Calls(log=log),
         )
     return {"batch": row.batch, "micro_batch": last.get("micro_batch")}
 

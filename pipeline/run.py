@@ -1,15 +1,19 @@
 """The whole flow: sources -> images -> maps -> latents -> checkpoints -> samples -> scores -> report."""
 
+import functools
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
-from pipeline import COMPLETE, COMPLETE_WITH_FAILURES, NOT_COMPLETE, MillError
+from pipeline import COMPLETE, COMPLETE_WITH_FAILURES, NOT_COMPLETE, MillError, __version__
 from pipeline import plan as plans
 from pipeline.benchmark.estimates import estimate
 from pipeline.benchmark.systems import systems
 from pipeline.catalog import Catalog, recovery
-from pipeline.cluster import cluster
+from pipeline.cluster import Cluster, Drained, cluster
+from pipeline.cluster.progress import Rate, stage_progress
 from pipeline.commands import preflight, requirements
 from pipeline.experiment.runs import name_all, record_all
 from pipeline.manifest import Manifest
@@ -24,9 +28,11 @@ from pipeline.stages.report import report, write_page
 from pipeline.stages.score import score
 from pipeline.stages.stage import StageContext, StageResult
 from pipeline.stages.train import train
+from pipeline.storage import events, requests
 
 WORTH_A_REPORT = 15.0  # seconds of work after which the report is renewed when a stage ends
 RENEWED = 30.0  # seconds between two reports within a stage
+TOLD_EVERY = 2.0  # seconds between two records of how far a stage is
 SPENT = 0.05  # of the time, on such reports at most
 HURRY = 2.0  # seconds that such a report waits for the catalog; the next one may find it free
 
@@ -79,18 +85,57 @@ def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int
         say(f"{plan.manifest.name}: {'going on in' if began else 'starting in'} {workspace.root}")
         for line in (*plans.lines(plan), *doubts):
             say(line)
-        with cluster(workers=options.workers, address=options.address) as workers:
+        with cluster(workers=options.workers, address=options.address) as workers, ExitStack() as at_last:
             workers.say = say
+            at_last.enter_context(telling(plan, workers, options))
             context = StageContext(
                 plan, catalog, workers, options.limit, options.retry_failed, options.keep_gone
             )
-            do_stages(context, options.stages, say)
+            try:
+                do_stages(context, options.stages, say)
+            except Drained as stopped:
+                workers.event("drained")
+                say(f"{stopped} The same command goes on from there.")
+                return NOT_COMPLETE
         if "report" in options.stages and plan.manifest.evaluate:
             for line in summary.lines(plan, catalog, context.systems, workspace.report / "index.html"):
                 say(line)
         for line in preflight.without_caption(plan, catalog) if "train" in options.stages else ():
             say(line)
     return exit_status(plan, catalog, options)
+
+
+@contextmanager
+def telling(plan: Plan, workers: Cluster, options: RunOptions) -> Iterator[None]:
+    """While the block lasts the run writes its events and its progress into the workspace, sees requests to
+    stop there, and asks each node of another cluster whether it sees the same files.
+    """
+    workspace, root = plan.workspace, plan.workspace.root
+    told = 0.0
+
+    def follow(rate: Rate, rows: Mapping[str, int]) -> None:
+        nonlocal told
+        if time.monotonic() - told >= TOLD_EVERY:
+            told = time.monotonic()
+            events.write_progress(root, stage_progress(rate, rows))
+
+    requests.forget(workspace)  # of a run that was killed before it saw it
+    workers.event = functools.partial(events.say, root, run=workers.token)
+    workers.stopping = functools.partial(requests.asked_to_stop, workspace)
+    workers.follow = follow
+    start = time.monotonic()
+    workers.event("run begins", name=plan.manifest.name, stages=options.stages, version=__version__)
+    with workspace.probe() if options.address else nullcontext() as probe:
+        if probe is not None:
+            workers.needs = requirements.of_nodes(plan, probe, options.stages)
+        try:
+            yield
+        finally:
+            error = sys.exception()
+            why = f"{type(error).__name__}: {error}" if error else ""
+            workers.event("run ends", seconds=round(time.monotonic() - start, 3), error=why)
+            events.clear_progress(root)
+            requests.forget(workspace)
 
 
 def do_stages(context: StageContext, stages: tuple[str, ...], say: Callable[[str], None]) -> None:
@@ -100,11 +145,17 @@ def do_stages(context: StageContext, stages: tuple[str, ...], say: Callable[[str
     first_user = next((stage for stage in stages if stage in preflight.USERS), None)
     context.cluster.meanwhile = page.renew if "report" in stages else lambda: None
     for stage, following in zip(stages, (*stages[1:], None), strict=True):
+        if context.cluster.stopping():
+            raise Drained(f"Stopped before {stage}, as asked: what was done is committed.")
         start = time.monotonic()
+        context.cluster.event("stage begins", stage=stage)
         if stage == first_user:
             preflight.check_pairs(plan, catalog, stages)
         page.settled = stage in AFTER_TRAINING
-        sentences = [STAGES[stage](context).sentence]
+        outcome = STAGES[stage](context)
+        seconds = round(time.monotonic() - start, 3)
+        context.cluster.event("stage ends", stage=stage, seconds=seconds, **vars(outcome))
+        sentences = [outcome.sentence]
         if stage in MAKE_PAIRS:
             sentences += preflight.without_caption(plan, catalog)
         say(f"{stage:<9} {'; '.join(filter(None, sentences))}  ({time.monotonic() - start:.1f} s)")

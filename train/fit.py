@@ -24,6 +24,15 @@ from train.train_state import TrainState
 from train.unlocked import FOLDER as UNET
 
 
+@dataclass(frozen=True)
+class Calls:
+    """What the caller hears, and is asked, while it trains."""
+
+    log: Callable[[LogRow], None] = lambda row: None  # gets every row of train.jsonl
+    # asked behind each step, by several ranks where they log: whether to save and end, to go on another time
+    should_stop: Callable[[], bool] = lambda: False
+
+
 def fit(
     # float32, with its vae where grids are drawn; never changed: where it is unlocked a copy of it trains.
     # What trains is on its `device`, wherever its unet lies
@@ -35,7 +44,7 @@ def fit(
     *,
     warm_start: Mapping[str, Path] | None = None,  # condition -> ControlNet to start from
     held_out: Pairs | None = None,  # never train: the conditioning gain is measured on them
-    log: Callable[[LogRow], None] = lambda row: None,  # gets every row of train.jsonl
+    calls: Calls = Calls(),
 ) -> Checkpoint:
     """Trains, or goes on from the newest whole checkpoint in `out`: the result is the same, bit for bit.
 
@@ -48,10 +57,8 @@ def fit(
     prepare(out, warm_start, ranks)
     identity = resume.run_identity(base, pairs, conditions, options, warm_start)
     done, notes = resume.newest_checkpoint(out, ranks)
-    if done is not None:
-        resume.check_same_run(done, identity)
-        if done.images >= options.images:
-            return done
+    if done is not None and resume.is_at_end(done, identity, options):
+        return done
 
     # Everything is built before the first step, so that what is wrong shows at once.
     throughput.reset_peak(device)
@@ -60,7 +67,9 @@ def fit(
     model = diffusion_model(base, states, options)
     micro_batch, changed = resume.first_micro_batch(options, done, ranks)
     progress = TrainProgress.at(done)
-    logger = TrainLogger(base, model, held_out, options, out, progress.images, log) if ranks.writes else None
+    logger = (
+        TrainLogger(base, model, held_out, options, out, progress.images, calls.log) if ranks.writes else None
+    )
     if logger is not None:
         logger.start(model, [*notes, *changed, *resume.new_interval(options, done)], warm=bool(warm_start))
 
@@ -76,22 +85,22 @@ def fit(
         buffer.add(tuple(name for part in parts for name in part.image_ids), losses, norms)
         progress = replace(progress, images=progress.images + options.batch, step=progress.step + 1)
 
-        due = due_at(progress.images, options)
+        due = _asked_to_stop(due_at(progress.images, options), ranks, calls)
         if due.log:
             means = buffer.take(progress.step)  # the one wait for the device; raises where one is not finite
-            spent = time.monotonic() - clock
-            speed = means.steps * options.batch / spent
-            progress = replace(progress, seconds=progress.seconds + spent)
+            progress, speed = progress.timed(time.monotonic() - clock, means.steps * options.batch)
             if logger is not None:
                 row = log_row(progress, means, speed, micro_batch, options, device)
                 row["mfu"] = throughput.utilisation(model, example, options, device, speed / ranks.count)
-                logger.write(row, model, measure=due.measure, draw=due.save)
+                logger.write(row, model, measure=due.measure, draw=due.save and not due.stop)
             if due.save:
                 # what a resumed run begins with
                 micro_batch = min(ranks.all_of(micro_batch), key=lambda one: (one.images, one.join))
                 facts = run_facts(progress, means, micro_batch, kept=due.keep, began_with=began)
                 result = save(out, states, identity | facts, ranks, device)
             clock = time.monotonic()
+        if due.stop:
+            break
     assert result is not None
     return result
 
@@ -108,6 +117,10 @@ class TrainProgress:
     def at(cls, done: Checkpoint | None) -> "TrainProgress":  # None = at the beginning
         return cls() if done is None else cls(done.images, done.step, float(done.meta["seconds"]))
 
+    def timed(self, seconds: float, images: int) -> tuple["TrainProgress", float]:
+        """After so many seconds more, in which so many images were seen; and images per second."""
+        return replace(self, seconds=self.seconds + seconds), images / seconds
+
 
 @dataclass(frozen=True)
 class Due:
@@ -117,6 +130,14 @@ class Due:
     save: bool
     measure: bool  # the conditioning gain
     log: bool
+    stop: bool = False  # nothing further begins
+
+
+def _asked_to_stop(due: Due, ranks: Ranks, calls: Calls) -> Due:
+    """All ranks stop behind the same step, so several ask one another only where they log."""
+    if (ranks.count == 1 or due.log) and any(ranks.all_of(calls.should_stop())):
+        return replace(due, save=True, log=True, stop=True)
+    return due
 
 
 def due_at(images: int, options: Options) -> Due:

@@ -72,6 +72,12 @@ def run_identity(
     }
 
 
+def is_at_end(done: Checkpoint, identity: dict[str, Any], options: Options) -> bool:
+    """Whether a checkpoint has all the images of the run; ValueError where it is of another run."""
+    check_same_run(done, identity)
+    return done.images >= options.images
+
+
 def check_same_run(done: Checkpoint, identity: dict[str, Any]) -> None:
     """Resuming something else would be a new experiment under an old name.
 

@@ -103,7 +103,7 @@ def score_part(
         if samples[row]["status"] == "ok" and row not in poison_rows
     }
     features, values = _seen(args, pictures, samples)
-    position = {row: number for number, row in enumerate(pictures)}  # among the features and values
+    places = {row: number for number, row in enumerate(pictures)}  # among the features and values
     table = []
     for row in rows:
         sample = samples[row]
@@ -121,9 +121,9 @@ def score_part(
         elif row in pictures:
             record |= {"status": "ok", "reason": ""}
         if row in pictures:
-            record["values"] += [(name, float(of[position[row]])) for name, of in values.items()]
+            record["values"] += [(name, float(of[places[row]])) for name, of in values.items()]
             record["features"] = [
-                (name, of[position[row]].astype(np.float32).tobytes()) for name, of in features.items()
+                (name, of[places[row]].astype(np.float32).tobytes()) for name, of in features.items()
             ]
         table.append(record)
         position.end(1)

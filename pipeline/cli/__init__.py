@@ -20,6 +20,7 @@ def main() -> None:
 for _command in (
     workspaces.run_command,
     workspaces.status,
+    workspaces.stop,
     workspaces.sql,
     workspaces.verify,
     workspaces.export,

@@ -14,6 +14,7 @@ from pipeline.catalog import Catalog
 from pipeline.cli.group import open_workspace, say
 from pipeline.commands import preflight, requirements
 from pipeline.run import STAGES, RunOptions, rebuild, run
+from pipeline.storage import events, requests
 
 
 @click.command("run")
@@ -80,11 +81,30 @@ def status(target: Path, as_json: bool) -> None:
 
     Example: controlmill status runs/photos
     """
-    from pipeline.commands.status import text
+    from pipeline.commands.status import progress_text, text
     from pipeline.report.counts import workspace_counts
 
-    counts = workspace_counts(Catalog(open_workspace(target)))
-    click.echo(json.dumps(counts.as_json(), indent=2) if as_json else text(counts))
+    workspace = open_workspace(target)
+    # before the catalog, which a run may hold for a while
+    progress = events.read_progress(workspace.root) if requests.is_under_way(workspace) else None
+    if progress and not as_json:
+        click.echo("\n".join(progress_text(progress)))
+    counts = workspace_counts(Catalog(workspace))
+    under_way = {"under way": vars(progress) if progress else None}
+    click.echo(json.dumps(counts.as_json() | under_way, indent=2) if as_json else text(counts))
+
+
+@click.command()
+@click.argument("target", metavar="MANIFEST|WORKSPACE", type=click.Path(path_type=Path))
+def stop(target: Path) -> None:
+    """Ask the run that is under way to end: what it is at is finished and committed, training saves a
+    checkpoint. The same `run` goes on from there, also in a copy of the workspace on another machine.
+
+    Example: controlmill stop runs/photos
+    """
+    workspace = open_workspace(target)
+    requests.ask_to_stop(workspace)
+    say(f"Asked the run in {workspace.root} to stop: it ends when what is under way is committed.")
 
 
 @click.command()

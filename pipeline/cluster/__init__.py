@@ -12,7 +12,7 @@ It tells by `position.begin` which rows it is at, so that only those are looked 
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from pipeline import MillError
 from pipeline.cluster import nodes
 from pipeline.cluster.attempts import Attempt
+from pipeline.cluster.committed import Committed
 from pipeline.cluster.jobs import ONE_CORE, Ended, Gathered, Job, Resources
 from pipeline.cluster.nodes import Needs
 from pipeline.cluster.position import Trial
@@ -44,7 +45,8 @@ class Cluster:
         self.say: Callable[[str], None] = print  # for what a person should know before a stage has ended
         # called in the driver about every second while jobs are under way
         self.meanwhile: Callable[[], None] = lambda: None
-        self.follow: Callable[[Rate], object] = lambda rate: None  # the same, with how far the stage is
+        # the same, with how far the stage is, and its committed rows by condition or kind
+        self.follow: Callable[[Rate, Mapping[str, int]], object] = lambda rate, rows: None
         self.event: Callable[..., object] = lambda kind, **facts: None  # see pipeline/storage/events.py
         self.stopping: Callable[[], bool] = lambda: False  # whether the run was asked to stop
         self.needs: Needs | None = None  # what each node of `address` must see; None = nothing is asked
@@ -142,7 +144,8 @@ class Cluster:
         is pointless; Drained where the run was asked to stop.
         """
         queue = Queue(jobs, failed)
-        gathered = Gathered(done)
+        committed = Committed(label, done, self.event)
+        gathered = Gathered(committed.commit)
         finished = 0  # rows of jobs that have ended
         with self._ray_errors(), Progress(label, total) as progress, ExitStack() as at_last:
             at_last.callback(gathered.give)  # also when stopped: what is done is kept
@@ -166,7 +169,7 @@ class Cluster:
                 elif time.monotonic() - progress.start > PATIENCE:
                     rows, at = self._told(list(under_way.tokens))
                     progress.reach(finished + rows, at)
-                self.follow(progress.rate())
+                self.follow(progress.rate(), committed.rows)
 
             for job, result in under_way.ended(every_second):
                 gathered.add(job, result)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import MillError
+from pipeline.storage.workspace import Probe, sees
 
 HOUSE = Path(__file__).resolve().parents[2]
 ROOMS = ("pipeline", "annotate", "train", "evaluate")
-PROBE = ".tmp-probe-"  # of a file in the workspace; a run sweeps such leavings
 PATIENCE = 120.0  # seconds that a node may take to answer
 
 
@@ -31,12 +31,11 @@ class Unfit(MillError):
 class Needs:
     """What the jobs of a run need on their node."""
 
-    workspace: str  # a folder; '' = no path of a file system
-    token: str  # of the run, which the driver wrote into its probe file
+    probe: Probe  # which the driver wrote into the workspace
     roots: tuple[str, ...] = ()  # folders and files of the sources
     code: str = ""  # hash of the source
-    # what else may be missing there, a sentence each
-    lacks: Callable[[], list[str]] | None = None
+    # sentences about what else is missing there
+    lacks: Callable[[], list[str]] = list
 
 
 def code_version() -> str:
@@ -48,22 +47,14 @@ def code_version() -> str:
     return every.hexdigest()[:16]
 
 
-def probe_file(needs: Needs) -> Path:
-    return Path(needs.workspace) / f"{PROBE}{needs.token}"
-
-
 def lacking(needs: Needs, name: str) -> list[str]:
-    """On the node, which the sentences call `name`: one for each thing that it does not see."""
+    """On the node, which the sentences call `name`: one for each thing that it lacks."""
     lacks = []
-    if needs.workspace:
-        try:
-            if probe_file(needs).read_text() != needs.token:
-                raise OSError(0, "it holds other files than the driver's")
-        except OSError as error:
-            lacks.append(
-                f"{name} does not see the workspace {needs.workspace} ({error.strerror}): mount the same"
-                " folder there under the same path, or use a workspace in a bucket"
-            )
+    if wrong := sees(needs.probe):
+        lacks.append(
+            f"{name} {wrong}: mount the same folder there under the same path, with leave to write it, or use"
+            " a workspace in a bucket"
+        )
     for root in needs.roots:
         if not os.access(root, os.R_OK):
             why = "it may not read it" if Path(root).exists() else "it is not there"
@@ -73,19 +64,15 @@ def lacking(needs: Needs, name: str) -> list[str]:
             )
     if needs.code and needs.code != code_version():
         lacks.append(f"{name} has another version of ControlMill in {HOUSE}: install the driver's there")
-    lacks += [f"{name}: {lack}" for lack in (needs.lacks() if needs.lacks else [])]
-    return lacks
+    return lacks + [f"{name}: {lack}" for lack in needs.lacks()]
 
 
 def look(needs: Needs) -> list[str]:
-    """In a task on the node: what it lacks. It leaves a file of its own in the workspace, for the driver."""
+    """In a task on the node: what it lacks."""
     import ray
 
     node = ray.get_runtime_context().get_node_id()
-    lacks = lacking(needs, f"The node {socket.gethostname()} ({node[:8]})")
-    if needs.workspace and not lacks:
-        probe_file(needs).with_name(f"{PROBE}{needs.token}-{node}").write_text(node)
-    return lacks
+    return lacking(needs, f"The node {socket.gethostname()} ({node[:8]})")
 
 
 _fit: set[str] = set()  # tokens of runs whose needs this process has looked at
@@ -95,15 +82,13 @@ def check_here(needs: Needs) -> None:
     """Once a process, before its first job, for a node may have joined since the others were asked. Unfit
     where it lacks something.
     """
-    if needs.token in _fit:
+    if needs.probe.token in _fit:
         return
     import ray
 
-    node = ray.get_runtime_context().get_node_id()
-    lacks = lacking(needs, f"The node {socket.gethostname()} ({node[:8]})")
-    if lacks:
-        raise Unfit(". ".join(lacks) + ".", node)
-    _fit.add(needs.token)
+    if lacks := look(needs):
+        raise Unfit(_sentences(lacks), ray.get_runtime_context().get_node_id())
+    _fit.add(needs.probe.token)
 
 
 def alive(ray: Any) -> dict[str, str]:
@@ -119,8 +104,6 @@ def prove(ray: Any, needs: Needs) -> None:
     """Asks every node. MillError, a sentence a line, where one lacks something or does not answer."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if needs.workspace:
-        probe_file(needs).write_text(needs.token)
     task, hosts = ray.remote(num_cpus=0, max_retries=0)(look), alive(ray)
     asked = {
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(needs): node
@@ -131,13 +114,6 @@ def prove(ray: Any, needs: Needs) -> None:
     for answer, node in asked.items():
         name = f"The node {hosts[node]} ({node[:8]})"
         lines += _answer(ray, answer, name) if answer in ready else [f"{name} does not answer: restart it"]
-        back = probe_file(needs).with_name(f"{PROBE}{needs.token}-{node}")
-        if not lines and needs.workspace and not back.is_file():
-            lines.append(
-                f"{name} writes the workspace {needs.workspace} to a place that the driver does not see:"
-                " mount the same folder there"
-            )
-        back.unlink(missing_ok=True)
     if lines:
         raise MillError(_sentences(lines))
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.cluster.position import Trial
+from pipeline.storage.events import StageProgress, now
 
 PATIENCE = 2.0  # seconds before anything is shown
 EVERY = 10.0  # seconds between plain lines
@@ -19,7 +20,7 @@ EVERY = 10.0  # seconds between plain lines
 
 @dataclass(frozen=True)
 class Rate:
-    """How far a stage is."""
+    """How far a stage is, `seconds` after it began."""
 
     label: str
     done: int
@@ -28,6 +29,23 @@ class Rate:
     per_second: float
     seconds_left: float | None  # None = not known yet
     under_way: Mapping[str, int]  # what rows are passed through, such as conditions -> jobs that are at it
+    seconds: float
+
+
+def stage_progress(rate: Rate, rows: Mapping[str, int]) -> StageProgress:
+    """As it is written down; `rows` are those that the stage committed, by condition or kind."""
+    return StageProgress(
+        time=now(),
+        stage=rate.label,
+        done=rate.done,
+        total=rate.total,
+        unit=rate.unit,
+        per_second=rate.per_second,
+        seconds_left=rate.seconds_left,
+        under_way={name: count for name, count in rate.under_way.items() if name},
+        rows=dict(rows),
+        rows_per_second={name: count / max(rate.seconds, 1e-9) for name, count in rows.items()},
+    )
 
 
 class Progress:
@@ -45,7 +63,7 @@ class Progress:
         spent = time.monotonic() - self.start
         speed = self.count / spent if spent > 0 else 0.0
         left = (self.total - self.count) / speed if speed > 0 else None
-        return Rate(self.label, self.count, self.total, self.unit, speed, left, dict(self.under_way))
+        return Rate(self.label, self.count, self.total, self.unit, speed, left, self.under_way, spent)
 
     def reach(self, count: int, under_way: Mapping[str, int]) -> None:
         """So many are done, of which a worker that died may have told too much: it never goes back."""

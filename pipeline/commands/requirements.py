@@ -1,11 +1,19 @@
 """What the stages need: sources, weights, optimizers, the base model. Told before any work."""
 
+import functools
+import glob
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
+from annotate import annotator
+from annotate.annotator import Step
 from pipeline import sources
 from pipeline.benchmark import networks
+from pipeline.cluster.nodes import Needs, code_version
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
+from pipeline.sources.far.addresses import local_path, scheme_of
+from pipeline.storage.workspace import Probe
 
 
 def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # None = all stages
@@ -44,6 +52,35 @@ def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # 
     if given.base not in (None, "random") and wanted("encode", "train", "generate"):
         lacks += _base(given)
     return lacks
+
+
+def of_nodes(plan: Plan, probe: Probe, stages: Collection[str]) -> Needs:
+    """What each node of a cluster must have for the stages."""
+    steps = [maker.step for maker in plan.conditions.values()] if "annotate" in stages else []
+    roots = _roots(plan.manifest) if "ingest" in stages or "annotate" in stages else ()
+    return Needs(probe, roots, code_version(), functools.partial(_lacks_of, tuple(steps)))
+
+
+def _lacks_of(steps: tuple[Step, ...]) -> list[str]:
+    """What this machine lacks for these detectors."""
+    return [lack for step in steps if (lack := annotator.lack(step))]
+
+
+def _roots(given: Manifest) -> tuple[str, ...]:
+    """Files and folders here from which the sources are read: of a pattern and of a list their folder."""
+    roots = []
+    for source in given.source:
+        path = local_path(str(getattr(source, "path", "")))
+        if source.kind == "scenes" or not path or scheme_of(path):
+            continue
+        place = Path(path).expanduser().absolute()
+        if source.kind == "list" or not place.exists():
+            place = place.parent
+        while glob.has_magic(str(place)):
+            place = place.parent
+        if place.exists():  # else it is a name on the hub
+            roots.append(str(place))
+    return tuple(dict.fromkeys(roots))
 
 
 def _warm_starts(plan: Plan) -> Iterator[str]:

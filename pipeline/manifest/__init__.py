@@ -1,7 +1,7 @@
 """A manifest: what to run, as data, complete and checked before anything runs; read and saved."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
@@ -55,7 +55,8 @@ class Manifest(Section):
     ]
     image: Image = Image()
     split: Split = Split()
-    shard_images: Annotated[Whole, Field(ge=1, le=10_000)] = 256
+    # images of a part, no part of any identity; auto = about half a minute of work
+    shard_images: Literal["auto"] | Annotated[Whole, Field(ge=1, le=10_000)] = "auto"
     captions: Captions | None = None
     where: str = "true"  # of every condition's `select:`; SQL over the view `candidates`
     conditions: Annotated[dict[str, ConditionOrNothing], Field(min_length=1)]

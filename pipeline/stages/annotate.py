@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from annotate import annotator, maps
-from annotate.annotator import DETECTORS, PROVIDED, Annotation, Step
+from annotate.annotator import DETECTORS, PROVIDED, Annotation, Step, Watch
 from pipeline.catalog import Catalog
 from pipeline.catalog.indexing import DetectorRecord
 from pipeline.cluster import position
@@ -23,6 +23,7 @@ from pipeline.dataset.origins import Origins
 from pipeline.dataset.provided import ProvidedMap
 from pipeline.manifest import Image
 from pipeline.plan import Planned
+from pipeline.plan.parts import seconds_of
 from pipeline.report.text import tally
 from pipeline.sources import RawImage
 from pipeline.stages.stage import (
@@ -38,6 +39,7 @@ from pipeline.storage import codec, shards
 from pipeline.storage.shards import Row, Shard
 
 BATCH = 16  # images decoded at a time: bounds a worker's memory whatever the size of a part
+BATCH_SECONDS = 10.0  # of work on them, so that progress shows, and one that hangs is soon found
 LOADING = 60.0  # seconds on top of the limit where a network may have to be loaded first
 
 BACK = "SELECT condition, part, row FROM annotations WHERE status = 'skipped' AND reason = ?"
@@ -213,7 +215,8 @@ def annotate_part(
     tables = {it.step.condition: _begin(it, pictures.num_rows) for it in args.missing}
     left_out = args.gone | poison_rows.keys()
     wanted = [row for row in rows if any(it.wants(row) for it in args.missing) and row not in left_out]
-    together = position.at_a_time(BATCH)
+    each = seconds_of([it.step for it in args.missing], args.image, args.device)
+    together = position.at_a_time(max(1, min(BATCH, int(BATCH_SECONDS / each))))
     for start in range(0, len(wanted), together):
         batch = wanted[start : start + together]
         position.begin(batch, limit=Limit(args.image.time_limit, "image.time_limit"))
@@ -229,8 +232,7 @@ def annotate_part(
             },
             provided={name: [each.map for each in of_images] for name, of_images in came.items()},
             device=args.device,
-            begin=functools.partial(_begin_pass, args, batch),
-            not_tried=functools.partial(_not_tried, batch),
+            watch=Watch(functools.partial(_begin_pass, args, batch), functools.partial(_not_tried, batch)),
         )
         for it in args.missing:
             name = it.step.condition

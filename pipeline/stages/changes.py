@@ -12,6 +12,7 @@ from pipeline.catalog import addresses
 from pipeline.cluster.jobs import Ended, Job
 from pipeline.dataset.changes import CHANGED, Change, Known, adopt, differences, examine, look_far, save
 from pipeline.dataset.comparison import MANY, Doubtful, compare, doubtful, vanished
+from pipeline.plan.parts import MOST
 from pipeline.sources import RawImage
 from pipeline.sources.listed import Positions
 from pipeline.stages.stage import StageContext
@@ -91,7 +92,8 @@ def _changes(context: StageContext, some: Doubtful) -> tuple[list[RawImage], lis
 def _examined(context: StageContext, suspects: Sequence[tuple[RawImage, Known]]) -> list[Change]:
     if len(suspects) <= FEW:
         return list(examine(suspects))
-    size = context.plan.manifest.shard_images
+    given = context.plan.manifest.shard_images
+    size = MOST if given == "auto" else given
     found: list[Change] = []
 
     def jobs() -> Iterator[Job]:

@@ -16,6 +16,7 @@ from pipeline.cluster.position import Limit
 from pipeline.dataset import images, quality
 from pipeline.manifest import Image, Split
 from pipeline.plan import Plan
+from pipeline.plan.parts import images_of_part
 from pipeline.report.text import tally
 from pipeline.sources import RawImage
 from pipeline.sources.files import may_pass
@@ -145,7 +146,7 @@ def _parts(context: StageContext, fresh: Positions) -> list[tuple[int, Positions
     """Part number and the positions of its addresses in the listing: what was taken out goes back into its
     place, for a near-duplicate follows the earliest part's image.
     """
-    key, size = context.plan.image_key, context.plan.manifest.shard_images
+    key = context.plan.image_key
     lost, parts = context.catalog.lost(key), list[tuple[int, Positions]]()
     if lost:
         uris = {uri for members in lost.values() for uri in members}
@@ -155,6 +156,7 @@ def _parts(context: StageContext, fresh: Positions) -> list[tuple[int, Positions
         parts = [(part, np.array([places[uri] for uri in members])) for part, members in whole.items()]
         fresh = np.setdiff1d(fresh, np.concatenate([[], *(positions for _, positions in parts)]))
     first = max({*context.catalog.committed("images", key), *lost}, default=-1) + 1
+    size = images_of_part(context.plan, context.cluster.device, len(fresh)) if len(fresh) else 1
     rest = [fresh[start : start + size] for start in range(0, len(fresh), size)]
     return parts + list(enumerate(rest, first))
 

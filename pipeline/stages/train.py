@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline import MillError
 from pipeline.catalog import CatalogHeld
+from pipeline.cluster import Drained
 from pipeline.cluster.jobs import Ended, Job, JobsFailed, Resources
 from pipeline.experiment.base import device, load_base
 from pipeline.experiment.logs import LogRow, notes, read_log
@@ -22,6 +23,7 @@ from pipeline.experiment.warm_starts import warm_folder, warm_starts
 from pipeline.manifest import Run
 from pipeline.plan import Plan
 from pipeline.stages.stage import StageContext, StageResult
+from pipeline.storage.requests import asked_to_stop
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, TEMPORARY, Workspace
 
 EVERY = 10.0  # seconds between two notes in the catalog of how far a run is
@@ -57,6 +59,8 @@ def train(context: StageContext) -> StageResult:
     if todo:
         shorter = {name: take_shorter(plan.workspace, it, say) for name, it in todo.items()}
         _train_all(context, runs, todo)
+        if context.cluster.stopping():
+            raise Drained("Stopped in train, as asked: each run kept what it has learned.")
         for name, it in todo.items():
             source = shorter[name]
             sentences.append(_sentence(it) + (f", going on from {source.name}" if source else ""))
@@ -113,9 +117,11 @@ class RunsUnderWay:
                 self._look(name)
         return sum(self.seen.values()) - sum(self.before.values())
 
-    def complete(self, ended: Ended[Path]) -> None:
-        for job, _ in ended:
-            self.finish(job.args.name, "complete")
+    def end(self, ended: Ended[Path | None]) -> None:
+        """Their jobs are done: complete, unless they were asked to stop on the way."""
+        for name in (job.args.name for job, _ in ended):
+            whole = self._images_kept(name) >= self.todo[name].run.images
+            self.finish(name, "complete" if whole else "incomplete")
 
     def finish(self, name: str, state: str, reason: str = "") -> None:
         self._mark(name).unlink(missing_ok=True)
@@ -186,7 +192,7 @@ def _train_all(context: StageContext, runs: list[PlannedRun], todo: dict[str, Pl
         cluster.run(
             train_run,
             jobs,
-            under_way.complete,
+            under_way.end,
             label="train",
             total=sum(it.run.images for it in todo.values()) - sum(under_way.before.values()),
             each=Resources(threads, min(1, gpus)),
@@ -233,15 +239,19 @@ def _mark_of(workspace: Workspace, name: str) -> Path:
     return workspace.root / "checkpoints" / f"{TEMPORARY}{name}-began"
 
 
-def train_run(args: TrainRun, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> Path:
+def train_run(
+    args: TrainRun, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool
+) -> Path | None:
     """In a worker, or in each of several that share the run: fits it, going on from its newest checkpoint.
-    MillError where the checkpoint of a warm start is damaged.
+    None = it was asked to stop before it began. MillError where the checkpoint of a warm start is damaged.
     """
     from train import checkpoint, encoders, integrity
     from train.distributed import Ranks
-    from train.fit import fit
+    from train.fit import Calls, fit
 
     workspace, run, ranks = Workspace(args.root), args.run, Ranks.here()
+    if any(ranks.all_of(asked_to_stop(workspace))):
+        return None
     out, where = workspace.run(args.name), _device_of(ranks.count)
     if ranks.writes:
         out.mkdir(parents=True, exist_ok=True)
@@ -266,10 +276,24 @@ def train_run(args: TrainRun, rows: tuple[int, ...], poison_rows: dict[int, str]
             out,
             held_out=held_out if len(held_out) else None,
             warm_start=starts,
+            calls=Calls(should_stop=_now_and_then(lambda: asked_to_stop(workspace))),
         )
     except integrity.Damaged as error:  # of a warm start
         raise MillError(f"warm_start: {error}: {DAMAGED_CHECKPOINT}.") from error
     return last.path
+
+
+def _now_and_then(ask: Callable[[], bool]) -> Callable[[], bool]:
+    """Asks at most once a second, for steps may be short and the file far away."""
+    last, answer = time.monotonic(), False
+
+    def asked() -> bool:
+        nonlocal last, answer
+        if not answer and time.monotonic() - last > 1.0:
+            last, answer = time.monotonic(), ask()
+        return answer
+
+    return asked
 
 
 def _device_of(ranks: int) -> str:

@@ -24,7 +24,7 @@ DAMAGED_CHECKPOINT = (
     " missing"
 )
 
-OWN_FILES = ("manifest.yaml", "catalog.duckdb", "libraries.json", "probe", "rebuild")
+OWN_FILES = ("manifest.yaml", "catalog.duckdb", "libraries.json", "probe", "rebuild", "progress.json")
 OWN_FOLDERS = ("spool", "shards", "samples", "scores", "checkpoints", "base", "report")
 
 

@@ -477,7 +477,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ),
         (
             GOOD + "where: !!binary |\n  YWI=\nshard_images: !!binary |\n  YWI=",
-            "shard_images: write a whole number, not YWI=; left out, it is 256.",
+            "shard_images: write auto or a whole number, not YWI=; left out, it is auto.",
         ),
         (
             GOOD + "evaluate: {base: mini, benchmark: {negative_prompt: 3}}",

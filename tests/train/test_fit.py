@@ -17,7 +17,7 @@ from tests.train.conftest import ToyPairs, tiny_base, tiny_unet
 from train import pretrained
 from train.batches import Pair
 from train.checkpoint import newest
-from train.fit import Options, fit
+from train.fit import Calls, Options, fit
 from train.integrity import META, SEAL, Checkpoint, Damaged
 from train.logger import LOG
 from train.metric_buffer import NotFinite
@@ -133,6 +133,25 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert_equal(tensors(whole), tensors(resumed))
     assert [row["images"] for row in rows(tmp_path / "killed")] == [8, 16, 24, 32]
     assert not list((tmp_path / "killed").glob(".tmp-*"))
+
+
+def test_a_run_that_was_asked_to_stop_saves_at_its_next_step_and_ends_with_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    asked = iter([False, True])
+    stopped = fit(
+        tiny_base(),
+        ToyPairs(),
+        ["edges"],
+        OPTIONS,
+        tmp_path / "stopped",
+        calls=Calls(should_stop=lambda: next(asked)),
+    )
+    assert stopped.images == 2 * OPTIONS.batch < OPTIONS.images
+    resumed = fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path / "stopped")
+    whole = fit(tiny_base(), ToyPairs(), ["edges"], OPTIONS, tmp_path / "whole")
+    assert resumed.images == OPTIONS.images
+    assert_equal(tensors(whole), tensors(resumed))
 
 
 def test_a_finished_run_returns_at_once(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""What a run tells about itself while it is under way: a line of JSON for each event, and how far it is."""
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.storage.workspace import TEMPORARY
+
+EVENTS = "events.jsonl"
+PROGRESS = "progress.json"
+
+
+def say(root: Path, event: str, **facts: Any) -> None:
+    """Appends one event to the log of the workspace in one write, so that each line is whole. A disk that
+    does not take it never ends a run.
+    """
+    line = json.dumps({"time": now(), "event": event, **facts}, ensure_ascii=False, default=str)
+    try:
+        file = os.open(root / EVENTS, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o644)
+        try:
+            size = os.lseek(file, 0, os.SEEK_END)
+            torn = (
+                size > 0 and os.pread(file, 1, size - 1) != b"\n"
+            )  # by a full disk, or the end of a machine
+            os.write(file, (b"\n" if torn else b"") + line.encode() + b"\n")
+        finally:
+            os.close(file)
+    except OSError:
+        return
+
+
+def read(root: Path) -> list[dict[str, Any]]:
+    """Every event whose line is whole, in their order."""
+    events = []
+    try:
+        lines = (root / EVENTS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageProgress:
+    """How far the stage is that is under way."""
+
+    time: str  # when this was written
+    stage: str
+    done: int
+    total: int
+    unit: str
+    per_second: float
+    seconds_left: float | None  # None = not known yet
+    under_way: dict[str, int]  # what rows are passed through, such as conditions -> jobs that are at it
+    rows: dict[str, int]  # committed by the stage: condition or kind -> rows
+    rows_per_second: dict[str, float]
+
+
+def write_progress(root: Path, progress: StageProgress) -> None:
+    """For `controlmill status`, which must not hold the catalog of a run that is under way."""
+    temporary = root / f"{TEMPORARY}{os.getpid()}-{PROGRESS}"
+    try:
+        temporary.write_text(json.dumps(vars(progress)), encoding="utf-8")
+        temporary.replace(root / PROGRESS)
+    except OSError:
+        return
+
+
+def read_progress(root: Path) -> StageProgress | None:
+    """None where no run tells how far it is."""
+    try:
+        return StageProgress(**json.loads((root / PROGRESS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def clear_progress(root: Path) -> None:
+    (root / PROGRESS).unlink(missing_ok=True)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
