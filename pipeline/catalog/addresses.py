@@ -16,7 +16,7 @@ from pipeline.catalog import Catalog
 # Of one address: 64-bit hashes of the address, of all that is known of it, and of that without its captions;
 # and marks. The hashes are DuckDB's, equal within one process only.
 HASHES = np.dtype([("address", "<u8"), ("look", "<u8"), ("untold", "<u8"), ("marks", "u1")])
-SCAN_MEMORY = "128MB"  # of DuckDB while it reads all addresses: it would keep the whole file
+SCAN_MEMORY = "64MB"  # of DuckDB while it reads all addresses: it would keep the whole file
 # marks of the catalog
 GONE, NO_CAPTIONS, CAPTIONED, AGAIN = 1, 2, 4, 8
 

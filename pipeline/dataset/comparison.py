@@ -45,7 +45,9 @@ def compare(listed: Listing, before: KnownAddresses, limit: int | None = None) -
         again.append(is_known[before.marks[places_known] & addresses.AGAIN > 0] + start)
         doubtful.append(is_known[_differ(hashed[is_known], before, places_known)] + start)
         start += len(hashed)
-    return Comparison(*map(np.concatenate, (new, again, doubtful)), before.living(seen))
+    return Comparison(
+        np.concatenate(new), np.concatenate(again), np.concatenate(doubtful), vanished=before.living(seen)
+    )
 
 
 def _differ(rows: NDArray[np.void], before: KnownAddresses, places: Positions) -> NDArray[np.bool_]:

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from json.scanner import make_scanner
 from pathlib import Path
 from typing import IO
 
@@ -34,7 +33,7 @@ BLOCK = 2**21  # bytes
 MOST = 4  # processes
 AHEAD = 2  # blocks that each of them knows of
 
-_decode = make_scanner(json.JSONDecoder(parse_constant=lambda name: None))
+_decode = json.JSONDecoder(parse_constant=lambda name: None).raw_decode
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,9 @@ def rows_of(columns: ListColumns, block: Block) -> BlockRows:
     text = io.TextIOWrapper(io.BytesIO(data), encoding=block.encoding, newline="")
     for number, line in enumerate(text, block.line):
         try:
-            cells, end = _decode(line, 0)
+            cells, end = _decode(line)
             whole = type(cells) is dict and (end == len(line) or not line[end:].strip(" \t\r\n"))
-        except (ValueError, RecursionError, StopIteration):
+        except (ValueError, RecursionError):
             whole = False
         if whole:
             columns.add(Line(number, cells), rows)
