@@ -316,6 +316,12 @@ def remove_shards(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], m
             )
             connection.execute(
                 """
+                UPDATE image_rows SET leader = -leader
+                WHERE leader IN (SELECT image FROM image_rows WHERE shard_number = ?)""",
+                [number],
+            )
+            connection.execute(
+                """
                 DELETE FROM source_rows
                 WHERE shard_number = ? OR image IN (SELECT image FROM image_rows WHERE shard_number = ?)""",
                 [number, number],

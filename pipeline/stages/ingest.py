@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import MillError, sources
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, totals
 from pipeline.catalog.indexing import ROW_ALIGNED
 from pipeline.cluster import position
 from pipeline.cluster.jobs import Ended, Job
@@ -52,9 +52,8 @@ def ingest(context: StageContext) -> StageResult:
     if len(noticed.fresh):
         _read_images(context, noticed)
     remove_stranded(catalog, plan.image_key)
-    counts = dict(catalog.query("SELECT status, count(*) FROM images GROUP BY status"))
-    splits = dict(catalog.query("SELECT split, count(*) FROM images WHERE status = 'ok' GROUP BY split"))
-    addresses, unread = catalog.row("SELECT count(*), count(caption_problem) FROM sources WHERE gone IS NULL")
+    counts, splits = totals.images(catalog), totals.splits(catalog)
+    addresses, unread = totals.addresses(catalog)
     _check_splits(plan, splits)
     duplicates = addresses - sum(counts.values()) + counts.get("gone", 0)
     sentence = f"{noticed.sentence}; images: {tally(counts)}; {duplicates} exact duplicates; {tally(splits)}"
