@@ -23,6 +23,7 @@ from pipeline.storage.workspace import TEMPORARY, Workspace
 
 CHECKPOINT = "CHECKPOINT"
 LEFT = "SELECT count(*), max(shard_number) FROM shard_rows WHERE kind = 'images'"
+STRANDED = "stranded"  # a setting: files may be left of images that were taken out
 BATCH_ROWS = 2**17  # of an answer that is read as it comes
 
 __all__ = ["Catalog", "CatalogHeld", "Selection", "check_selections"]
@@ -171,7 +172,7 @@ class Catalog:
         now in force.
         """
         with self.transaction() as connection:
-            connection.execute("DELETE FROM settings")
+            connection.execute("DELETE FROM settings WHERE name <> ?", [STRANDED])
             for name, value in settings.items():
                 connection.execute("INSERT INTO settings VALUES (?, ?)", [name, value])
             connection.execute("UPDATE detectors SET current = false")
@@ -274,6 +275,18 @@ class Catalog:
         """Takes a shard and all its rows out; what was made from it is taken out with its images."""
         with self._indexing() as connection:
             indexing.remove_shards(connection, [path], self._memory)
+
+    def note_stranded(self, *, there: bool = True) -> None:
+        """Whether there may be files that no run can adopt, beside those of images that are lost."""
+        with self.transaction() as connection:
+            connection.execute("DELETE FROM settings WHERE name = ?", [STRANDED])
+            if there:
+                connection.execute("INSERT INTO settings VALUES (?, '')", [STRANDED])
+
+    def may_be_stranded(self) -> bool:
+        """Whether anything was taken out, so that it is worth to look at all files."""
+        lost = "SELECT 1 FROM lost_rows UNION ALL SELECT 1 FROM settings WHERE name = ? LIMIT 1"
+        return bool(self.query(lost, [STRANDED]))
 
     def record_run(self, **row: Any) -> None:
         """In place of what was known of the run; its name stays where the row says none."""

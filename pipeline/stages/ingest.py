@@ -117,11 +117,11 @@ def remove_stranded(catalog: Catalog, key: str) -> int:
     """Removes maps, captions and latents that no run can adopt: the images of their part were taken out, and
     since the source lost some of them the others came back in another part. Returns how many files.
     """
+    if not catalog.may_be_stranded():
+        return 0
     workspace = catalog.workspace
     known = {path for (path,) in catalog.query("SELECT shard FROM shards")}
     unknown = [path for path in workspace.all_shards() if workspace.relative(path) not in known]
-    if not unknown:
-        return 0
     sql = (
         "SELECT part FROM lost_rows WHERE key = ? GROUP BY part HAVING count(*) FILTER (uri IN (SELECT uri"
         " FROM sources)) = 0"
@@ -130,6 +130,7 @@ def remove_stranded(catalog: Catalog, key: str) -> int:
     stranded = [path for path in unknown if _is_stranded(path, key, living)]
     for path in stranded:
         path.unlink()
+    catalog.note_stranded(there=False)
     return len(stranded)
 
 
