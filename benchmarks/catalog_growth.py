@@ -9,9 +9,16 @@ measured in a process of its own.
     python benchmarks/catalog_growth.py --check
 """
 
+import argparse
 import hashlib
+import json
 import resource
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +30,8 @@ from pipeline import plan as plans
 from pipeline import run
 from pipeline.catalog import Catalog
 from pipeline.plan import Plan
+from pipeline.report import counts
+from pipeline.stages import annotate, stage
 from pipeline.storage import shards
 from pipeline.storage.shards import Shard
 
@@ -72,9 +81,11 @@ def fill(root: Path, images: int, conditions: int) -> None:
     (there,) = catalog.row("SELECT count(*) FROM image_rows")
     first, parts = there // PART, -(-images // PART)
     (last,) = catalog.row("SELECT coalesce(max(shard_number), 0) FROM shard_rows")
-    for kind, number in [("images", 0), *(("maps", number + 1) for number in range(len(plan.conditions)))]:
+    # conditions that share maps have them once
+    makers = list({(it.maps, it.fingerprint): it for it in plan.conditions.values()}.values())
+    for number, it in enumerate([None, *makers]):
+        kind = "maps" if it else "images"
         start = last + 1 + number * (parts - first)
-        it = list(plan.conditions.values())[number - 1] if number else None
         given = {
             "kind": kind, "key": it.fingerprint if it else plan.image_key, "name": it.maps if it else None,
             "image_key": plan.image_key, "start": start, "first": first, "parts": parts,
@@ -118,7 +129,8 @@ MAP_ROWS = f"""
            AS status,
            CASE WHEN i % 500 = 0 THEN 'nothing in it' WHEN i % 5001 = 0 THEN 'ValueError: x' ELSE '' END
            AS reason, 0.01 AS seconds,
-           map {{'edge_density': hash(i, 3) % 10007 / 10007, 'n_lines': (hash(i, 4) % 50)::DOUBLE}} AS measures
+           map {{'edge_density': hash(i, 3) % 10007 / 10007, 'n_lines': (hash(i, 4) % 50)::DOUBLE}}
+           AS measures
     FROM {ALL}"""
 
 
@@ -193,3 +205,107 @@ def record(path: Path, kind: str, values: dict[str, object], metadata: dict[str,
 def peak() -> int:
     """Of this process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
+
+
+def questions(root: Path) -> list[Row]:
+    """Seconds of what is asked of a catalog of thirteen conditions, and the peak of the process."""
+    plan = planned(root, len(CONDITIONS))
+    catalog = Catalog(plan.workspace)
+    asked: dict[str, Callable[[], object]] = {
+        "activate": lambda: run.activate(plan, catalog),
+        "status": lambda: counts.workspace_counts(catalog),
+        "plan annotate": lambda: _left(plan, catalog),
+        "pairs left of every condition": lambda: [catalog.has_pairs(name) for name in plan.conditions],
+        "exit status": lambda: run.exit_status(plan, catalog, run.RunOptions()),
+        "select of canny": lambda: catalog.row(SELECTED, ["canny"]),
+        "select of hough": lambda: catalog.row(SELECTED, ["hough"]),
+        "select of hed": lambda: catalog.row(SELECTED, ["hed"]),
+    }
+    rows: list[Row] = []
+    for name, ask in asked.items():
+        start = time.perf_counter()
+        ask()
+        rows.append({"asked": name, "seconds": round(time.perf_counter() - start, 2), "peak_mb": peak()})
+    return rows
+
+
+SELECTED = "SELECT count(*), bit_xor(hash(image_id)) FROM pair_rows WHERE condition = ?"
+
+
+def _left(plan: Plan, catalog: Catalog) -> int:
+    """What annotate asks where nothing is left to do."""
+    committed = [catalog.committed("maps", it.fingerprint, it.maps) for it in plan.conditions.values()]
+    parts = stage.readable_parts(catalog)
+    catalog.query(annotate.OF_STATUS, {"status": "skipped", "reason": stage.GONE})
+    return sum(part not in done for done in committed for part in parts)
+
+
+# --- in processes of their own ---
+
+
+def measured(what: str, root: Path, images: int) -> list[Row]:
+    """`fill`, `commits` or `questions` in a fresh process, whose peak is its own."""
+    code = [sys.executable, __file__, "--one", what, str(root), str(images)]
+    answer = subprocess.run(code, check=True, stdout=subprocess.PIPE, text=True).stdout
+    rows: list[Row] = json.loads(answer.splitlines()[-1])
+    return rows
+
+
+def one(what: str, root: Path, images: int) -> list[Row]:
+    if what == "commits":
+        return [commits(root, images)]
+    if what == "questions":
+        return questions(root)
+    fill(root, images, len(CONDITIONS) if what == "fill 13" else len(CHOSEN))
+    return []
+
+
+def growth(sizes: list[int], asked: list[int], folder: Path) -> dict[str, list[Row]]:
+    """Commits beside three conditions, and questions beside thirteen."""
+    told: dict[str, list[Row]] = {"commits": [], "questions": []}
+    for what, conditions, numbers in (("commits", "3", sizes), ("questions", "13", asked)):
+        root = folder / conditions
+        root.mkdir(exist_ok=True)
+        for images in numbers:
+            measured(f"fill {conditions}", root, images)
+            told[what] += [{"images": images} | row for row in measured(what, root, images)]
+        shutil.rmtree(root)
+    return told
+
+
+def main() -> None:
+    """Measure, print the tables, write the JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sizes", default="1000000,3000000,10000000", help="images beside which is committed"
+    )
+    parser.add_argument("--asked", default="10000000", help="images of the catalogs that are asked")
+    parser.add_argument("--folder", type=Path, default=None, help="for the catalogs, of up to 5 GB each")
+    parser.add_argument("--check", action="store_true", help="50,000 and 200,000; fails where it is not flat")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file; nothing is written without it")
+    parser.add_argument("--one", nargs=3, default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        what, root, images = options.one
+        print(json.dumps(one(what, Path(root), int(images))))
+        return
+    sizes, asked = ([int(n) for n in text.split(",") if n] for text in (options.sizes, options.asked))
+    if options.check:
+        sizes, asked = [50_000, 200_000], [200_000]
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        told = growth(sizes, asked, Path(folder))
+    for rows in told.values():
+        print("  ".join(f"{name:>12}" for name in rows[0]))
+        for row in rows:
+            print("  ".join(f"{value!s:>12}" for value in row.values()))
+    if options.out:
+        options.out.write_text(json.dumps(told, indent=1) + "\n")
+    rates = [float(row["rows_per_s"]) for row in told["commits"]]
+    if options.check and rates[0] > FLAT * rates[-1]:
+        sys.exit(f"commits: {rates[0]:,.0f} rows/s beside {sizes[0]:,} images, {rates[-1]:,.0f} beside more")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ from pipeline import COMPLETE, COMPLETE_WITH_FAILURES, NOT_COMPLETE, MillError, 
 from pipeline import plan as plans
 from pipeline.benchmark.estimates import estimate
 from pipeline.benchmark.systems import systems
-from pipeline.catalog import Catalog, recovery
+from pipeline.catalog import Catalog, recovery, totals
 from pipeline.cluster import Cluster, Drained, cluster
 from pipeline.cluster.progress import Rate, stage_progress
 from pipeline.commands import preflight, requirements
@@ -227,14 +227,13 @@ def rebuild(plan: Plan, say: Callable[[str], None]) -> bool:
 
 
 def exit_status(plan: Plan, catalog: Catalog, options: RunOptions) -> int:
-    readable, failed = catalog.row(
-        "SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'failed') FROM images"
-    )
-    rows, failed_rows = catalog.row("SELECT count(*), count(*) FILTER (status = 'failed') FROM annotations")
-    if "annotate" in options.stages and rows != readable * len(plan.conditions):
+    images, maps = totals.images(catalog), totals.maps(catalog)
+    missing = any(one.rows != images.get("ok", 0) for one in maps) or len(maps) != len(plan.conditions)
+    if "annotate" in options.stages and missing:
         return NOT_COMPLETE
+    failed = images.get("failed", 0) + sum(one.of_status("failed") for one in maps)
     (without,) = catalog.row(WITHOUT_CAPTION)
-    return COMPLETE_WITH_FAILURES if failed or failed_rows or without else COMPLETE
+    return COMPLETE_WITH_FAILURES if failed or without else COMPLETE
 
 
 WITHOUT_CAPTION = """SELECT count(*) FROM caption_rows JOIN shard_rows USING (shard_number)

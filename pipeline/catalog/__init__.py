@@ -1,7 +1,8 @@
 """The DuckDB catalog: facts about shards, asked here and committed here, many shards in one transaction."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from pipeline.catalog.image_rows import Memory
 from pipeline.catalog.indexing import DetectorRecord
 from pipeline.catalog.schema import migrate
 from pipeline.catalog.selection_checks import check_selections, try_all
-from pipeline.catalog.selections import Selection
+from pipeline.catalog.selections import FIRST_PARTS, Selection
 from pipeline.storage.shards import Shard
 from pipeline.storage.workspace import TEMPORARY, Workspace
 
 CHECKPOINT = "CHECKPOINT"
 LEFT = "SELECT count(*), max(shard_number) FROM shard_rows WHERE kind = 'images'"
+STRANDED = "stranded"  # a setting: files may be left of images that were taken out
 BATCH_ROWS = 2**17  # of an answer that is read as it comes
 
 __all__ = ["Catalog", "CatalogHeld", "Selection", "check_selections"]
@@ -42,6 +44,7 @@ class Catalog:
         self._current = False  # until a question found it so
         self._memory = Memory()  # of the images, between commits
         self._left: list[tuple[Any, ...]] = []  # the shards of images when this process last committed
+        self._measures: Collection[str] = ()
         self._selections: dict[str, Selection] = {}  # that `pairs` is made of, where this process made it
 
     def create(self) -> None:
@@ -104,10 +107,10 @@ class Catalog:
                 duckdb.InvalidInputException,
                 duckdb.OutOfRangeException,
             ) as error:
-                if "pairs" not in sql:
+                if "pair" not in sql:
                     raise
                 # names the key whose SQL some row of the data does not agree with
-                try_all(connection, self._selections)
+                try_all(connection, self._selections, self._measures)
                 raise MillError(
                     f"A `where` or `select:` of the manifest fails on the data: {str(error).splitlines()[0]}"
                 ) from error
@@ -169,26 +172,37 @@ class Catalog:
         now in force.
         """
         with self.transaction() as connection:
-            connection.execute("DELETE FROM settings")
+            connection.execute("DELETE FROM settings WHERE name <> ?", [STRANDED])
             for name, value in settings.items():
                 connection.execute("INSERT INTO settings VALUES (?, ?)", [name, value])
             connection.execute("UPDATE detectors SET current = false")
             for detector in detectors:
                 indexing.record_detector(connection, detector, current=True)
 
-    def define_pairs(self, selections: dict[str, Selection], measures: Iterable[str]) -> None:
+    def define_pairs(self, selections: dict[str, Selection], measures: Collection[str]) -> None:
         """Makes the view `pairs`: for each condition its `ok` rows that the manifest's where, order_by and
-        limit select.
+        limit select. What those say is tried on the first parts; where later rows do not agree with it, the
+        query that asks for pairs tells.
         """
-        measures = list(measures)
         check_selections(selections, measures)
         with self._file.open(read_only=False) as connection, self._file.limited(connection):
             connection.execute(selecting.candidates(measures))
-            try_all(connection, selections)
-            connection.execute(selecting.pairs(selections))
-        self._selections = selections
+            try_all(connection, selections, measures, FIRST_PARTS)
+            connection.execute(selecting.pairs(selections, measures))
+        self._selections, self._measures = selections, measures
 
-    def failing(self, selections: dict[str, Selection], measures: Iterable[str], image_key: str) -> list[str]:
+    def has_pairs(self, condition: str) -> bool:
+        """Whether the selection leaves any; most often there is one in the first parts."""
+        it = self._selections.get(condition)
+        if it is not None:
+            first = selecting.first_rows(condition, replace(it, limit=None), self._measures)
+            if self.query(f"SELECT 1 FROM {first} pair LIMIT 1"):
+                return True
+        return bool(self.query("SELECT 1 FROM pair_rows WHERE condition = ? LIMIT 1", [condition]))
+
+    def failing(
+        self, selections: dict[str, Selection], measures: Collection[str], image_key: str
+    ) -> list[str]:
         """A line for each `where` and `order_by` that fails on the rows that there are; writes nothing."""
         with self._file.open(read_only=True) as connection, self._file.limited(connection):
             if not self._file.is_current(connection):
@@ -198,7 +212,7 @@ class Catalog:
                 return []
             connection.execute(selecting.candidates(measures, "TEMPORARY VIEW"))
             try:
-                try_all(connection, selections)
+                try_all(connection, selections, measures, FIRST_PARTS)
             except MillError as error:
                 return str(error).splitlines()
         return []
@@ -261,6 +275,18 @@ class Catalog:
         """Takes a shard and all its rows out; what was made from it is taken out with its images."""
         with self._indexing() as connection:
             indexing.remove_shards(connection, [path], self._memory)
+
+    def note_stranded(self, *, there: bool = True) -> None:
+        """Whether there may be files that no run can adopt, beside those of images that are lost."""
+        with self.transaction() as connection:
+            connection.execute("DELETE FROM settings WHERE name = ?", [STRANDED])
+            if there:
+                connection.execute("INSERT INTO settings VALUES (?, '')", [STRANDED])
+
+    def may_be_stranded(self) -> bool:
+        """Whether anything was taken out, so that it is worth to look at all files."""
+        lost = "SELECT 1 FROM lost_rows UNION ALL SELECT 1 FROM settings WHERE name = ? LIMIT 1"
+        return bool(self.query(lost, [STRANDED]))
 
     def record_run(self, **row: Any) -> None:
         """In place of what was known of the run; its name stays where the row says none."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
 import duckdb
@@ -86,7 +87,8 @@ def index_shards(
         batch = Batch(members, numbers, rows.append_column("shard_number", pa.array(of_row)))
         if batch.metadata[0]["kind"] in ROW_ALIGNED:
             batch = _aligned(connection, batch)
-            misfits += [shard for shard in members if shard not in batch.shards]
+            fitting = {shard.path for shard in batch.shards}
+            misfits += [shard for shard in members if shard.path not in fitting]
         if batch.shards:
             _insert(connection, workspace, batch, memory)
     return misfits
@@ -97,16 +99,16 @@ def _alike(given: Sequence[Shard]) -> Iterator[list[Shard]]:
     of changes goes in alone.
     """
     members: list[Shard] = []
+    paths: set[Path] = set()
     for shard in given:
         before = members[-1].metadata if members else {}
         names = ("kind", "key", "retry", "near") if shard.metadata["kind"] == "images" else ("kind",)
         other = any(shard.metadata.get(name) != before.get(name) for name in names)
-        if members and (
-            other or before["kind"] == "changes" or any(shard.path == one.path for one in members)
-        ):
+        if members and (other or before["kind"] == "changes" or shard.path in paths):
             yield members
-            members = []
+            members, paths = [], set()
         members.append(shard)
+        paths.add(shard.path)
     if members:
         yield members
 
@@ -313,6 +315,12 @@ def remove_shards(connection: duckdb.DuckDBPyConnection, paths: Sequence[str], m
                 INSERT INTO lost_rows
                 SELECT ?, ?, row, uri FROM source_rows WHERE gone IS NULL AND shard_number = ?""",
                 [key, part, number],
+            )
+            connection.execute(
+                """
+                UPDATE image_rows SET leader = -leader
+                WHERE leader IN (SELECT image FROM image_rows WHERE shard_number = ?)""",
+                [number],
             )
             connection.execute(
                 """

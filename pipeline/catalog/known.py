@@ -66,5 +66,5 @@ def load(connection: duckdb.DuckDBPyConnection, key: str) -> KnownImages:
         rows = connection.execute(
             f"SELECT hash({text}) AS hash, image FROM {table} WHERE shard_number IN {of_key}", [key]
         ).fetchnumpy()
-        keys.add(np.asarray(rows["hash"]), np.asarray(rows["image"]))
+        keys.add(np.asarray(rows.pop("hash")), np.asarray(rows.pop("image")))
     return known

@@ -18,6 +18,24 @@ OWN_CAPTIONS = """
            arg_min(fields, (gone IS NOT NULL, shard_number, row)),
            arg_min(coalesce(first_caption, caption), (shard_number, row))
     FROM source_rows WHERE image IN (SELECT image FROM source_rows WHERE later) GROUP BY image"""
+# What the view `images` shows, and the part.
+IMAGE_FACTS = """
+    SELECT image, image_id, CASE WHEN gone IS NULL THEN status ELSE 'gone' END AS status,
+           coalesce(gone, reason) AS reason, width, height, raw_width, raw_height, raw_format, raw_bytes,
+           coalesce(upright_width, raw_width) / coalesce(upright_height, raw_height) AS aspect,
+           frames, colour_space, damage, orientation, upright_width, upright_height,
+           crop_left, crop_top, crop_width, crop_height,
+           1 - crop_width::BIGINT * crop_height / (upright_width::BIGINT * upright_height) AS cropped,
+           sharpness, contrast, colour, grey, phash, group_id,
+           gone IS NULL AND (leader IS NULL OR image IN (
+               SELECT image FROM image_rows JOIN shard_rows USING (shard_number)
+               WHERE gone IS NULL
+                 AND (leader < 0 OR leader IN (SELECT image FROM image_rows WHERE gone IS NOT NULL))
+               QUALIFY row_number() OVER (PARTITION BY leader ORDER BY part, row) = 1
+           )) AS first_of_group,
+           split, http_status, transient, shard, row, part
+    FROM image_rows JOIN shard_rows USING (shard_number)
+    WHERE key = (SELECT value FROM settings WHERE name = 'image_key')"""
 # The caption of an image, of its `own` ones and what a network `made`.
 CAPTION = """
     CASE WHEN made.caption IS NULL
@@ -31,7 +49,8 @@ MADE_CAPTIONS = """
 # For millions of images: whom an image follows and which addresses came later are written down when they are
 # committed, so that no question has to compare all images with each other.
 MANY = f"""
-    ALTER TABLE image_rows ADD COLUMN leader INTEGER;  -- whose group it joined; NULL = its own
+    -- whose group an image joined, negative where that was taken out; NULL = its own
+    ALTER TABLE image_rows ADD COLUMN leader INTEGER;
     UPDATE image_rows SET leader = led.leader
     FROM (
         WITH keyed AS (
@@ -50,23 +69,7 @@ MANY = f"""
           FROM source_rows) turns
     WHERE source_rows.rowid = place AND turn > 1;
 
-    CREATE OR REPLACE VIEW images AS
-        SELECT image, image_id, CASE WHEN gone IS NULL THEN status ELSE 'gone' END AS status,
-               coalesce(gone, reason) AS reason, width, height, raw_width, raw_height, raw_format, raw_bytes,
-               coalesce(upright_width, raw_width) / coalesce(upright_height, raw_height) AS aspect,
-               frames, colour_space, damage, orientation, upright_width, upright_height,
-               crop_left, crop_top, crop_width, crop_height,
-               1 - crop_width::BIGINT * crop_height / (upright_width::BIGINT * upright_height) AS cropped,
-               sharpness, contrast, colour, grey, phash, group_id,
-               gone IS NULL AND (leader IS NULL OR image IN (
-                   SELECT image FROM image_rows follower JOIN shard_rows USING (shard_number)
-                   WHERE leader IS NOT NULL AND gone IS NULL AND NOT EXISTS (
-                       FROM image_rows first WHERE first.image = follower.leader AND first.gone IS NULL)
-                   QUALIFY row_number() OVER (PARTITION BY leader ORDER BY part, row) = 1
-               )) AS first_of_group,
-               split, http_status, transient, shard, row
-        FROM image_rows JOIN shard_rows USING (shard_number)
-        WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
+    CREATE OR REPLACE VIEW images AS SELECT * EXCLUDE (part) FROM ({IMAGE_FACTS});
 
     CREATE OR REPLACE VIEW sources AS
         SELECT image_id, uri, source_rows.caption, captions, caption_problem, fields, stamp, caption_stamp,

@@ -7,11 +7,12 @@ ones.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.catalog.schema import CAPTION, MADE_CAPTIONS, OWN_CAPTIONS
+from pipeline.catalog.schema import CAPTION, IMAGE_FACTS, MADE_CAPTIONS, OWN_CAPTIONS
 
 TIE_BREAK = "part, row"  # no two rows of a condition are equal in these, so that every order ends with them
 ROW_ORDER = {  # functions whose answer depends on the order in which rows come
@@ -46,65 +47,137 @@ class Selection:
     order_key: str = "select.order_by"
 
 
-def candidates(measures: Iterable[str], kind: str = "VIEW") -> str:
-    """The view of everything that could be a pair, which `where` and `order_by` speak of."""
-    columns = "".join(f", measures['{name}'] AS {name}" for name in measures)
-    return f"""
-        CREATE OR REPLACE {kind} candidates AS
-        WITH own AS ({OWN_CAPTIONS}), made AS ({MADE_CAPTIONS})
-        SELECT condition, fingerprint, a.image, i.image_id, {CAPTION} AS caption,
-               own.caption AS source_caption, made.caption AS model_caption, own.fields,
-               split, group_id, first_of_group,
+OF_IMAGE = """split, group_id, first_of_group,
                width, height, raw_width, raw_height, raw_format, raw_bytes, aspect, frames, colour_space,
                damage, upright_width, upright_height, crop_left, crop_top, crop_width, crop_height, cropped,
                sharpness, contrast, colour, grey,
-               m.shard AS map_shard, i.shard AS image_shard, i.row, m.part{columns}
+               m.shard AS map_shard, i.shard AS image_shard, i.row, m.part"""
+CAPTION_COLUMNS = {"caption", "source_caption", "model_caption", "fields"}
+EVERYTHING = {"candidates", "columns"}  # words of a selection that may speak of any column
+FIRST_PARTS = 64  # in which a selection is tried on the rows that there are
+
+
+def candidates(measures: Iterable[str], kind: str = "VIEW") -> str:
+    """The view of everything that could be a pair, which `where` and `order_by` speak of; and two with fewer
+    columns, which need fewer tables: without captions, and without measures too.
+    """
+    measures = list(measures)
+    return f"""
+        CREATE OR REPLACE {kind} candidates AS {_candidates(measures)};
+        CREATE OR REPLACE {kind} candidate_measures AS
+        SELECT condition, fingerprint, a.image, i.image_id, {OF_IMAGE}{_columns(measures)}
         FROM annotation_rows a
              JOIN shard_rows m USING (shard_number)
              JOIN detectors d ON d.maps = m.name AND d.fingerprint = m.key
-             JOIN images i USING (image)
-             LEFT JOIN own USING (image) LEFT JOIN made USING (image)
+             JOIN ({IMAGE_FACTS}) i ON i.image = a.image AND i.part = m.part
+        WHERE d.current AND a.status = 'ok' AND i.status = 'ok';
+        CREATE OR REPLACE {kind} candidate_images AS
+        SELECT condition, fingerprint, i.image, i.image_id, {OF_IMAGE}
+        FROM ({IMAGE_FACTS}) i
+             JOIN shard_rows m ON m.kind = 'maps' AND m.part = i.part
+             JOIN detectors d ON d.maps = m.name AND d.fingerprint = m.key
+        WHERE d.current AND i.status = 'ok' AND (m.shard_number, i.image) NOT IN (
+            SELECT (shard_number, image) FROM annotation_rows WHERE status <> 'ok')"""
+
+
+def _columns(measures: Iterable[str]) -> str:
+    return "".join(f", measures['{name}'] AS {name}" for name in measures)
+
+
+def _candidates(measures: Iterable[str], chosen: str = "") -> str:
+    """`chosen`: a relation that leaves some of them, joined first."""
+    join = f"JOIN {chosen} chosen ON chosen.image = a.image AND chosen.condition = d.condition"
+    join = join if chosen else ""
+    return f"""
+        WITH own AS ({OWN_CAPTIONS}), made AS ({MADE_CAPTIONS})
+        SELECT d.condition, fingerprint, a.image, i.image_id, {CAPTION} AS caption,
+               own.caption AS source_caption, made.caption AS model_caption, own.fields,
+               {OF_IMAGE}{_columns(measures)}
+        FROM annotation_rows a
+             JOIN shard_rows m USING (shard_number)
+             JOIN detectors d ON d.maps = m.name AND d.fingerprint = m.key
+             JOIN ({IMAGE_FACTS}) i ON i.image = a.image AND i.part = m.part
+             {join}
+             LEFT JOIN own ON own.image = a.image LEFT JOIN made ON made.image = a.image
         WHERE d.current AND a.status = 'ok' AND i.status = 'ok'"""
 
 
-def pairs(selections: dict[str, Selection]) -> str:
-    """The view of the pairs; conditions that ask for the same share a branch, since views are planned anew
-    for each query.
+def pairs(selections: dict[str, Selection], measures: Iterable[str]) -> str:
+    """The view of the pairs, and `pair_rows`, which has what is asked of all of them; conditions that ask for
+    the same share a branch, since views are planned anew for each query.
     """
+    measures = list(measures)
     alike: dict[tuple[str, ...], list[str]] = {}
     for condition, it in selections.items():
         alone = condition if it.limit else ""  # the first so many are those of one condition
         alike.setdefault((alone, *(where for _, where in it.wheres)), []).append(condition)
-    branches = " UNION ALL ".join(
-        choice(conditions, selections[conditions[0]]) for conditions in alike.values()
-    )
-    return f"CREATE OR REPLACE VIEW pairs AS {branches}"
+    branches, rows = [], []
+    for conditions in alike.values():
+        it = selections[conditions[0]]
+        chosen = choice(conditions, it, _source(it, measures))
+        if it.limit:  # named in the branch, so that whoever asks for another condition skips it
+            named = f"'{conditions[0]}' AS condition"
+            rows.append(f"SELECT {named}, {PAIR_ROWS} FROM {chosen}")
+            wide = _candidates(measures, f"(SELECT {named}, image FROM {chosen})")
+            branches.append(f"SELECT {named}, * EXCLUDE (condition) FROM ({wide})")
+        else:
+            rows.append(f"SELECT condition, {PAIR_ROWS} FROM {chosen}")
+            branches.append(choice(conditions, it))
+    return f"""
+        CREATE OR REPLACE VIEW pairs AS {" UNION ALL ".join(branches)};
+        CREATE OR REPLACE VIEW pair_rows AS {" UNION ALL ".join(rows)}"""
 
 
-def choice(conditions: list[str], it: Selection) -> str:
+PAIR_ROWS = "image, image_id, split, width, height, map_shard, image_shard, row, part"
+
+
+def _source(it: Selection, measures: Iterable[str]) -> str:
+    """The view with the fewest columns that has all that a selection speaks of."""
+    text = " ".join([*(where for _, where in it.wheres), it.order_by or ""])
+    words = set(re.findall(r"\w+", text.lower()))
+    if words & (CAPTION_COLUMNS | EVERYTHING):
+        return "candidates"
+    return "candidate_measures" if words & set(measures) else "candidate_images"
+
+
+def choice(conditions: list[str], it: Selection, source: str = "candidates", parts: int | None = None) -> str:
     """The person's words stand alone inside their brackets, on lines of their own: neither a bracket nor a
-    comment gets out.
+    comment gets out. Of the first so many parts, or of all.
     """
     names = ", ".join(f"'{name}'" for name in conditions)
     order = f" ORDER BY {f'{it.order_by}{chr(10)}, ' if it.order_by is not None else ''}{TIE_BREAK}"
     tail = f"{order} LIMIT {it.limit}" if it.limit else ""
     wheres = " AND ".join(f"(\n{where}\n)" for _, where in it.wheres)
+    within = "" if parts is None else f" AND part < {parts}"
     return (
-        f"(SELECT * FROM (SELECT * FROM candidates WHERE condition IN ({names})) candidates WHERE"
+        f"(SELECT * FROM (SELECT * FROM {source} WHERE condition IN ({names}){within}) candidates WHERE"
         f" {wheres}{tail})"
     )
 
 
-def probes(condition: str, it: Selection) -> Iterator[tuple[str, str]]:
-    """Key in the manifest -> a query that fails where that key's SQL does not work on the rows that there
-    are.
+def first_rows(condition: str, it: Selection, measures: Iterable[str], parts: int = FIRST_PARTS) -> str:
+    """What is selected of the first parts, which is found without reading the rows of all maps."""
+    source = _source(it, measures)
+    return choice([condition], it, "candidate_measures" if source == "candidate_images" else source, parts)
+
+
+def probes(
+    condition: str, it: Selection, measures: Iterable[str], parts: int | None = None
+) -> Iterator[tuple[str, str]]:
+    """Key in the manifest -> a query that fails where that key's SQL does not work, on the rows of the first
+    so many parts or on all.
     """
+
+    def probe(one: Selection) -> str:
+        if parts:
+            return f"SELECT count(*) FROM {first_rows(condition, one, measures, parts)}"
+        return f"SELECT count(*) FROM {choice([condition], one, _source(one, measures))}"
+
     for key, where in it.wheres:
-        if where == "true":  # the default: there may be millions of rows, and 13 conditions
-            continue
-        yield key, f"SELECT count(*) FROM {choice([condition], Selection(((key, where),)))}"
+        if where != "true":  # the default: there may be millions of rows, and 13 conditions
+            yield key, probe(Selection(((key, where),)))
     if it.order_by is not None:
-        yield it.order_key, f"SELECT count(*) FROM {choice([condition], replace(it, limit=it.limit or 1))}"
+        yield it.order_key, probe(replace(it, limit=it.limit or 1))
 
 
 def mistakes(

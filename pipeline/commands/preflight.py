@@ -234,7 +234,7 @@ def check_pairs(plan: Plan, catalog: Catalog, stages: Collection[str]) -> None:
     given, mistakes = plan.manifest, []
     counts = {
         (name, split): n
-        for name, split, n in catalog.query("SELECT condition, split, count(*) FROM pairs GROUP BY ALL")
+        for name, split, n in catalog.query("SELECT condition, split, count(*) FROM pair_rows GROUP BY ALL")
     }
     runs = given.train.runs if given.train and {"encode", "train"} & set(stages) else []
     for number, run in enumerate(runs):
@@ -263,7 +263,7 @@ def check_pairs(plan: Plan, catalog: Catalog, stages: Collection[str]) -> None:
         raise MillError("\n".join(dict.fromkeys(mistakes)))
 
 
-SHARED_BY_ALL = """SELECT count(*) FROM (SELECT image_id FROM pairs WHERE split = 'train' AND condition IN
+SHARED_BY_ALL = """SELECT count(*) FROM (SELECT image_id FROM pair_rows WHERE split = 'train' AND condition IN
                                         (SELECT unnest(?))
                                         GROUP BY image_id HAVING count(*) = ?)"""
 

@@ -255,9 +255,10 @@ def _members(
     encoder has no latents.
     """
     rows = catalog.query(
-        """SELECT image_id, part, row, map_shard, height, width FROM pairs WHERE condition = ? AND split = ?
-           AND image NOT IN (SELECT image FROM latent_rows JOIN shard_rows USING (shard_number)
-                             WHERE key = ? AND status <> 'ok')""",
+        """SELECT image_id, part, row, map_shard, height, width FROM pair_rows
+           WHERE condition = ? AND split = ? AND image NOT IN (
+               SELECT image FROM latent_rows JOIN shard_rows USING (shard_number)
+               WHERE key = ? AND status <> 'ok')""",
         [condition, split, key],
     )
     return {

@@ -2,12 +2,13 @@
 
 import json
 import os
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from annotate.conditions import CONDITIONS
 from pipeline import plan as plans
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, totals
 from pipeline.experiment.logs import follows, notes, read_log
 from pipeline.storage.workspace import Workspace
 
@@ -83,26 +84,16 @@ class WorkspaceCounts:
 
 def workspace_counts(catalog: Catalog) -> WorkspaceCounts:
     saved = plans.saved(catalog.workspace)
-    images: dict[str, int] = dict(catalog.query("SELECT status, count(*) FROM images GROUP BY status"))
+    images, maps = totals.images(catalog), totals.maps(catalog)
     return WorkspaceCounts(
         workspace=str(catalog.workspace.root),
         images=images,
-        transient=catalog.row("SELECT count(*) FROM images WHERE status = 'failed' AND transient")[0],
-        sources=catalog.row("SELECT count(*) FROM sources WHERE gone IS NULL")[0],
-        splits=dict(
-            catalog.query(
-                "SELECT split, count(*) FROM images WHERE status = 'ok' GROUP BY split ORDER BY split"
-            )
-        ),
-        conditions=_conditions(catalog, images.get("ok", 0)),
-        reasons=[
-            ReasonCount(what=what, reason=reason, count=count)
-            for what, reason, count in catalog.query(REASONS)
-        ],
-        latents=catalog.row(
-            "SELECT count(DISTINCT image) FROM latent_rows JOIN images USING (image)"
-            " WHERE latent_rows.status = 'ok'"
-        )[0],
+        transient=totals.transient(catalog),
+        sources=totals.addresses(catalog)[0],
+        splits=totals.splits(catalog),
+        conditions=_conditions(maps, images.get("ok", 0)),
+        reasons=_reasons(catalog, maps),
+        latents=catalog.row(LATENTS)[0],
         runs_wanted=len(saved.train.runs) if saved.train else 0,
         runs=_runs(catalog),
         samples=dict(catalog.query("SELECT sample_set, count(*) FROM samples GROUP BY ALL ORDER BY ALL")),
@@ -110,30 +101,42 @@ def workspace_counts(catalog: Catalog) -> WorkspaceCounts:
     )
 
 
+LATENTS = """
+    SELECT count(DISTINCT image) FROM latent_rows
+    WHERE status = 'ok' AND shard_number IN (
+        SELECT shard_number FROM shard_rows
+        WHERE kind = 'latents' AND image_key = (SELECT value FROM settings WHERE name = 'image_key'))"""
 REASONS = """
-    SELECT 'image' AS what, reason, count(*) AS n FROM images WHERE status = 'failed' GROUP BY ALL
-    UNION ALL SELECT 'caption', reason, count(*) FROM caption_rows WHERE status = 'failed' GROUP BY ALL
-    UNION ALL SELECT condition, reason, count(*) FROM annotations WHERE status <> 'ok' OR reason <> ''
-              GROUP BY ALL
-    ORDER BY what, n DESC, reason"""
+    SELECT 'image' AS what, coalesce(gone, reason), count(*) FROM image_rows
+        JOIN shard_rows USING (shard_number)
+        WHERE status = 'failed' AND gone IS NULL
+          AND key = (SELECT value FROM settings WHERE name = 'image_key') GROUP BY ALL
+    UNION ALL SELECT 'caption', reason, count(*) FROM caption_rows WHERE status = 'failed' GROUP BY ALL"""
 
 
-def _conditions(catalog: Catalog, readable: int) -> dict[str, ConditionCounts]:
-    sql = """
-        SELECT condition, detector, fingerprint, count(*) FILTER (a.status = 'ok'),
-            count(*) FILTER (a.status = 'skipped'), count(*) FILTER (a.status = 'failed')
-        FROM detectors LEFT JOIN annotations a USING (condition, fingerprint) WHERE current GROUP BY ALL"""
-    rows = sorted(catalog.query(sql), key=lambda row: list(CONDITIONS).index(row[0]))
+def _reasons(catalog: Catalog, maps: list[totals.MapTotals]) -> list[ReasonCount]:
+    """By what they are of, the most frequent first."""
+    rows = [(what, reason or "", count) for what, reason, count in catalog.query(REASONS)]
+    for one in maps:
+        counts = Counter[str]()
+        for (_, reason), count in one.told.items():
+            counts[reason] += count
+        rows += [(one.condition, reason, count) for reason, count in counts.items()]
+    rows.sort(key=lambda row: (row[0], -row[2], row[1]))
+    return [ReasonCount(what=what, reason=reason, count=count) for what, reason, count in rows]
+
+
+def _conditions(maps: list[totals.MapTotals], readable: int) -> dict[str, ConditionCounts]:
     return {
-        name: ConditionCounts(
-            detector=detector,
-            fingerprint=fingerprint,
-            ok=ok,
-            skipped=skipped,
-            failed=failed,
-            todo=readable - ok - skipped - failed,
+        one.condition: ConditionCounts(
+            detector=one.detector,
+            fingerprint=one.fingerprint,
+            ok=one.of_status("ok"),
+            skipped=one.of_status("skipped"),
+            failed=one.of_status("failed"),
+            todo=readable - one.rows,
         )
-        for name, detector, fingerprint, ok, skipped, failed in rows
+        for one in sorted(maps, key=lambda one: list(CONDITIONS).index(one.condition))
     }
 
 

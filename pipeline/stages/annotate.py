@@ -11,7 +11,7 @@ from pathlib import Path
 
 from annotate import annotator, maps
 from annotate.annotator import DETECTORS, PROVIDED, Annotation, Step, Watch
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, totals
 from pipeline.catalog.indexing import DetectorRecord
 from pipeline.cluster import position
 from pipeline.cluster.jobs import Ended, Job, Resources
@@ -42,10 +42,11 @@ BATCH = 16  # images decoded at a time: bounds a worker's memory whatever the si
 BATCH_SECONDS = 10.0  # of work on them, so that progress shows, and one that hangs is soon found
 LOADING = 60.0  # seconds on top of the limit where a network may have to be loaded first
 
-BACK = "SELECT condition, part, row FROM annotations WHERE status = 'skipped' AND reason = ?"
-WITHOUT_PAIRS = """SELECT DISTINCT condition FROM annotations
-                   WHERE status = 'ok' AND condition NOT IN (SELECT condition FROM pairs)
-                   ORDER BY condition"""
+OF_STATUS = """SELECT condition, part, row
+               FROM annotation_rows JOIN shard_rows USING (shard_number)
+                    JOIN detectors ON detectors.maps = name AND fingerprint = key
+               WHERE current AND status = $status AND reason = coalesce($reason, reason)
+                 AND image NOT IN (SELECT image FROM image_rows WHERE gone IS NOT NULL)"""
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,13 @@ class AnnotatePart:
 def annotate(context: StageContext) -> StageResult:
     to_do = _make_maps(context)
     plan, catalog = context.plan, context.catalog
-    counts = dict(catalog.query("SELECT status, count(*) FROM annotations GROUP BY status"))
-    without = ", ".join(name for (name,) in catalog.query(WITHOUT_PAIRS))
+    maps = totals.maps(catalog)
+    counts = {status: sum(one.of_status(status) for one in maps) for status in ("failed", "ok", "skipped")}
+    counts = {status: count for status, count in counts.items() if count}
+    made = sorted(one.condition for one in maps if one.of_status("ok"))
+    without = ", ".join(name for name in made if not catalog.has_pairs(name))
     what = f"{to_do} images to do" if to_do else "nothing to do"
-    (doubtful,) = catalog.row("SELECT count(*) FROM annotations WHERE status = 'ok' AND reason <> ''")
+    doubtful = sum(one.doubtful for one in maps)
     sentence = f"{what}; maps: {tally(counts)} in {len(plan.conditions)} conditions"
     if doubtful:
         sentence += f"; {doubtful} of them are doubtful (`controlmill status` says why)"
@@ -126,9 +130,9 @@ def _again(context: StageContext, came_from: Origins) -> dict[tuple[str, int], s
     """
     catalog, conditions = context.catalog, context.plan.conditions
     again: dict[tuple[str, int], set[int]] = {}
-    rows = catalog.query(BACK, [GONE])
+    rows = catalog.query(OF_STATUS, {"status": "skipped", "reason": GONE})
     if context.retry_failed:
-        rows += catalog.query("SELECT condition, part, row FROM annotations WHERE status = 'failed'")
+        rows += catalog.query(OF_STATUS, {"status": "failed", "reason": None})
     for condition, part, row in rows:
         again.setdefault((condition, part), set()).add(row)
     for condition, part, row in changed_maps(context.plan, catalog, came_from):

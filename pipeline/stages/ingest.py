@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import MillError, sources
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, totals
 from pipeline.catalog.indexing import ROW_ALIGNED
 from pipeline.cluster import position
 from pipeline.cluster.jobs import Ended, Job
@@ -52,9 +52,8 @@ def ingest(context: StageContext) -> StageResult:
     if len(noticed.fresh):
         _read_images(context, noticed)
     remove_stranded(catalog, plan.image_key)
-    counts = dict(catalog.query("SELECT status, count(*) FROM images GROUP BY status"))
-    splits = dict(catalog.query("SELECT split, count(*) FROM images WHERE status = 'ok' GROUP BY split"))
-    addresses, unread = catalog.row("SELECT count(*), count(caption_problem) FROM sources WHERE gone IS NULL")
+    counts, splits = totals.images(catalog), totals.splits(catalog)
+    addresses, unread = totals.addresses(catalog)
     _check_splits(plan, splits)
     duplicates = addresses - sum(counts.values()) + counts.get("gone", 0)
     sentence = f"{noticed.sentence}; images: {tally(counts)}; {duplicates} exact duplicates; {tally(splits)}"
@@ -118,11 +117,11 @@ def remove_stranded(catalog: Catalog, key: str) -> int:
     """Removes maps, captions and latents that no run can adopt: the images of their part were taken out, and
     since the source lost some of them the others came back in another part. Returns how many files.
     """
+    if not catalog.may_be_stranded():
+        return 0
     workspace = catalog.workspace
     known = {path for (path,) in catalog.query("SELECT shard FROM shards")}
     unknown = [path for path in workspace.all_shards() if workspace.relative(path) not in known]
-    if not unknown:
-        return 0
     sql = (
         "SELECT part FROM lost_rows WHERE key = ? GROUP BY part HAVING count(*) FILTER (uri IN (SELECT uri"
         " FROM sources)) = 0"
@@ -131,6 +130,7 @@ def remove_stranded(catalog: Catalog, key: str) -> int:
     stranded = [path for path in unknown if _is_stranded(path, key, living)]
     for path in stranded:
         path.unlink()
+    catalog.note_stranded(there=False)
     return len(stranded)
 
 

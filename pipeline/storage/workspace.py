@@ -238,7 +238,13 @@ class Workspace:
         things.
         """
         leftovers = [path for name in OWN_FILES for path in self.root.glob(f"{TEMPORARY}*{name}*")]
-        leftovers += [path for place in OWN_FOLDERS for path in (self.root / place).rglob(f"{TEMPORARY}*")]
+        leftovers += [
+            Path(folder, name)
+            for place in OWN_FOLDERS
+            for folder, folders, files in os.walk(self.root / place)
+            for name in (*folders, *files)
+            if name.startswith(TEMPORARY)
+        ]
         for path in leftovers:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)

@@ -226,7 +226,7 @@ def test_conditions_that_ask_for_the_same_are_one_branch_of_the_pairs_and_a_limi
         " condition"
     )
     assert dict(found) == {"canny": [1, 2, 3, 4], "hed": [1, 2, 3, 4], "hough": [3, 4], "cartoon": [1, 2]}
-    ((view,),) = catalog.query("SELECT sql FROM duckdb_views() WHERE view_name = 'pairs'")
+    ((view,),) = catalog.query("SELECT sql FROM duckdb_views() WHERE view_name = 'pair_rows'")
     assert view.count("UNION ALL") == 2, (
         "views are planned anew for each query: thirteen branches took four times as long"
     )
