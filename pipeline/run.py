@@ -8,7 +8,7 @@ from pipeline import COMPLETE, COMPLETE_WITH_FAILURES, NOT_COMPLETE, MillError
 from pipeline import plan as plans
 from pipeline.benchmark.estimates import estimate
 from pipeline.benchmark.systems import systems
-from pipeline.catalog import Catalog, recovery
+from pipeline.catalog import Catalog, recovery, snapshots
 from pipeline.cluster import cluster
 from pipeline.commands import preflight, requirements
 from pipeline.experiment.runs import name_all, record_all
@@ -24,8 +24,10 @@ from pipeline.stages.report import report, write_page
 from pipeline.stages.score import score
 from pipeline.stages.stage import StageContext, StageResult
 from pipeline.stages.train import train
+from pipeline.storage import copies, folders
 
 WORTH_A_REPORT = 15.0  # seconds of work after which the report is renewed when a stage ends
+WORTH_A_SNAPSHOT = 5.0  # seconds since the last snapshot of the catalog, likewise
 RENEWED = 30.0  # seconds between two reports within a stage
 SPENT = 0.05  # of the time, on such reports at most
 HURRY = 2.0  # seconds that such a report waits for the catalog; the next one may find it free
@@ -42,6 +44,7 @@ STAGES: dict[str, Callable[[StageContext], StageResult]] = {
     "report": report,
 }
 AFTER_TRAINING = ("generate", "score", "report")  # the benchmark's systems no longer change
+USE_CHECKPOINTS = {"train", *AFTER_TRAINING}
 MAKE_PAIRS = ("annotate", "train")  # these tell how many pairs have no caption
 
 
@@ -67,8 +70,8 @@ def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int
         raise MillError("\n".join(line if line.endswith(".") else f"{line}." for line in absent))
     workspace, catalog = plan.workspace, Catalog(plan.workspace, say=say)
     workspace.create()
-    with workspace.lock():
-        began = workspace.manifest.is_file()
+    with workspace.lock(say) as is_held, snapshots.kept(catalog, is_held) as save_snapshot:
+        began = copies.has_copy(workspace.manifest)
         workspace.sweep()
         if not workspace.catalog.exists() and workspace.all_shards():
             say("The catalog is missing; making it again from the shards.")
@@ -76,15 +79,17 @@ def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int
         catalog.create()
         activate(plan, catalog)
         plans.save(plan)
-        say(f"{plan.manifest.name}: {'going on in' if began else 'starting in'} {workspace.root}")
+        say(f"{plan.manifest.name}: {'going on in' if began else 'starting in'} {workspace.address}")
         for line in (*plans.lines(plan), *doubts):
             say(line)
+        if plan.manifest.train and USE_CHECKPOINTS & set(options.stages):
+            folders.bring_each(workspace.root / "checkpoints")
         with cluster(workers=options.workers, address=options.address) as workers:
             workers.say = say
             context = StageContext(
                 plan, catalog, workers, options.limit, options.retry_failed, options.keep_gone
             )
-            do_stages(context, options.stages, say)
+            do_stages(context, options.stages, say, save_snapshot)
         if "report" in options.stages and plan.manifest.evaluate:
             for line in summary.lines(plan, catalog, context.systems, workspace.report / "index.html"):
                 say(line)
@@ -93,12 +98,24 @@ def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int
     return exit_status(plan, catalog, options)
 
 
-def do_stages(context: StageContext, stages: tuple[str, ...], say: Callable[[str], None]) -> None:
-    """One after the other, with a line for each; the report is renewed meanwhile."""
+def do_stages(
+    context: StageContext,
+    stages: tuple[str, ...],
+    say: Callable[[str], None],
+    # of the catalog, where the workspace lies in a bucket: not before so many seconds since the last
+    save_snapshot: Callable[[float | None], None] = lambda after: None,
+) -> None:
+    """One after the other, with a line for each; report and snapshot are renewed meanwhile."""
     plan, catalog = context.plan, context.catalog
     page = Filling(context, say)
     first_user = next((stage for stage in stages if stage in preflight.USERS), None)
-    context.cluster.meanwhile = page.renew if "report" in stages else lambda: None
+
+    def meanwhile() -> None:
+        if "report" in stages:
+            page.renew()
+        save_snapshot(None)
+
+    context.cluster.meanwhile = meanwhile
     for stage, following in zip(stages, (*stages[1:], None), strict=True):
         start = time.monotonic()
         if stage == first_user:
@@ -112,6 +129,7 @@ def do_stages(context: StageContext, stages: tuple[str, ...], say: Callable[[str
             say(f"          {context.notes.pop(0)}")
         if "report" in stages and following not in (None, "report"):
             page.renew(WORTH_A_REPORT)
+        save_snapshot(WORTH_A_SNAPSHOT)
 
 
 class Filling:

@@ -23,7 +23,7 @@ from pipeline.sources.listed import Positions
 from pipeline.sources.raw import Fetched, Unreadable
 from pipeline.stages.changes import Noticed, notice
 from pipeline.stages.stage import StageContext, StageResult
-from pipeline.storage import shards
+from pipeline.storage import copies, shards
 from pipeline.storage.shards import Row, Shard
 from pipeline.storage.workspace import canonical_json
 
@@ -118,6 +118,8 @@ def remove_stranded(catalog: Catalog, key: str) -> int:
     since the source lost some of them the others came back in another part. Returns how many files.
     """
     workspace = catalog.workspace
+    if workspace.is_remote and not catalog.query("SELECT 1 FROM lost_rows LIMIT 1"):
+        return 0  # nothing was ever taken out, and a listing of a bucket is dear
     known = {path for (path,) in catalog.query("SELECT shard FROM shards")}
     unknown = [path for path in workspace.all_shards() if workspace.relative(path) not in known]
     if not unknown:
@@ -129,7 +131,7 @@ def remove_stranded(catalog: Catalog, key: str) -> int:
     living = catalog.committed("images", key) | {part for (part,) in catalog.query(sql, [key])}
     stranded = [path for path in unknown if _is_stranded(path, key, living)]
     for path in stranded:
-        path.unlink()
+        copies.remove(path)
     return len(stranded)
 
 
