@@ -11,7 +11,7 @@ from pipeline import COMPLETE, COMPLETE_WITH_FAILURES, NOT_COMPLETE, MillError, 
 from pipeline import plan as plans
 from pipeline.benchmark.estimates import estimate
 from pipeline.benchmark.systems import systems
-from pipeline.catalog import Catalog, recovery, totals
+from pipeline.catalog import Catalog, recovery, snapshots, totals
 from pipeline.cluster import Cluster, Drained, cluster
 from pipeline.cluster.progress import Rate, stage_progress
 from pipeline.commands import preflight, requirements
@@ -28,9 +28,10 @@ from pipeline.stages.report import report, write_page
 from pipeline.stages.score import score
 from pipeline.stages.stage import StageContext, StageResult
 from pipeline.stages.train import train
-from pipeline.storage import events, requests
+from pipeline.storage import copies, events, folders, requests
 
 WORTH_A_REPORT = 15.0  # seconds of work after which the report is renewed when a stage ends
+WORTH_A_SNAPSHOT = 5.0  # seconds since the last snapshot of the catalog, likewise
 RENEWED = 30.0  # seconds between two reports within a stage
 TOLD_EVERY = 2.0  # seconds between two records of how far a stage is
 SPENT = 0.05  # of the time, on such reports at most
@@ -48,6 +49,7 @@ STAGES: dict[str, Callable[[StageContext], StageResult]] = {
     "report": report,
 }
 AFTER_TRAINING = ("generate", "score", "report")  # the benchmark's systems no longer change
+USE_CHECKPOINTS = {"train", *AFTER_TRAINING}
 MAKE_PAIRS = ("annotate", "train")  # these tell how many pairs have no caption
 
 
@@ -73,8 +75,8 @@ def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int
         raise MillError("\n".join(line if line.endswith(".") else f"{line}." for line in absent))
     workspace, catalog = plan.workspace, Catalog(plan.workspace, say=say)
     workspace.create()
-    with workspace.lock():
-        began = workspace.manifest.is_file()
+    with workspace.lock(say) as is_held, snapshots.kept(catalog, is_held) as save_snapshot:
+        began = copies.has_copy(workspace.manifest)
         workspace.sweep()
         if not workspace.catalog.exists() and workspace.all_shards():
             say("The catalog is missing; making it again from the shards.")
@@ -82,9 +84,11 @@ def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int
         catalog.create()
         activate(plan, catalog)
         plans.save(plan)
-        say(f"{plan.manifest.name}: {'going on in' if began else 'starting in'} {workspace.root}")
+        say(f"{plan.manifest.name}: {'going on in' if began else 'starting in'} {workspace.address}")
         for line in (*plans.lines(plan), *doubts):
             say(line)
+        if plan.manifest.train and USE_CHECKPOINTS & set(options.stages):
+            folders.bring_each(workspace.root / "checkpoints")
         with cluster(workers=options.workers, address=options.address) as workers, ExitStack() as at_last:
             workers.say = say
             at_last.enter_context(telling(plan, workers, options))
@@ -92,7 +96,7 @@ def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int
                 plan, catalog, workers, options.limit, options.retry_failed, options.keep_gone
             )
             try:
-                do_stages(context, options.stages, say)
+                do_stages(context, options.stages, say, save_snapshot)
             except Drained as stopped:
                 workers.event("drained")
                 say(f"{stopped} The same command goes on from there.")
@@ -120,8 +124,9 @@ def telling(plan: Plan, workers: Cluster, options: RunOptions) -> Iterator[None]
             events.write_progress(root, stage_progress(rate, rows))
 
     requests.forget(workspace)  # of a run that was killed before it saw it
+    events.bring(root)
     workers.event = functools.partial(events.say, root, run=workers.token)
-    workers.stopping = functools.partial(requests.asked_to_stop, workspace)
+    workers.stopping = requests.asks_to_stop(workspace)
     workers.follow = follow
     start = time.monotonic()
     workers.event("run begins", name=plan.manifest.name, stages=options.stages, version=__version__)
@@ -135,15 +140,28 @@ def telling(plan: Plan, workers: Cluster, options: RunOptions) -> Iterator[None]
             why = f"{type(error).__name__}: {error}" if error else ""
             workers.event("run ends", seconds=round(time.monotonic() - start, 3), error=why)
             events.clear_progress(root)
+            events.save(root)
             requests.forget(workspace)
 
 
-def do_stages(context: StageContext, stages: tuple[str, ...], say: Callable[[str], None]) -> None:
-    """One after the other, with a line for each; the report is renewed meanwhile."""
+def do_stages(
+    context: StageContext,
+    stages: tuple[str, ...],
+    say: Callable[[str], None],
+    # of the catalog, where the workspace lies in a bucket: not before so many seconds since the last
+    save_snapshot: Callable[[float | None], None] = lambda after: None,
+) -> None:
+    """One after the other, with a line for each; report and snapshot are renewed meanwhile."""
     plan, catalog = context.plan, context.catalog
     page = Filling(context, say)
     first_user = next((stage for stage in stages if stage in preflight.USERS), None)
-    context.cluster.meanwhile = page.renew if "report" in stages else lambda: None
+
+    def meanwhile() -> None:
+        if "report" in stages:
+            page.renew()
+        save_snapshot(None)
+
+    context.cluster.meanwhile = meanwhile
     for stage, following in zip(stages, (*stages[1:], None), strict=True):
         if context.cluster.stopping():
             raise Drained(f"Stopped before {stage}, as asked: what was done is committed.")
@@ -163,6 +181,7 @@ def do_stages(context: StageContext, stages: tuple[str, ...], say: Callable[[str
             say(f"          {context.notes.pop(0)}")
         if "report" in stages and following not in (None, "report"):
             page.renew(WORTH_A_REPORT)
+        save_snapshot(WORTH_A_SNAPSHOT)
 
 
 class Filling:

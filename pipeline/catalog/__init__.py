@@ -39,8 +39,10 @@ class Catalog:
     ) -> None:
         self.workspace = workspace
         self.path = path or workspace.catalog
-        self._file = CatalogFile(self.path, workspace.root, say)
+        self._file = CatalogFile(self.path, workspace.address, say)
         self.reading, self.at_most = self._file.reading, self._file.at_most
+        # called with a shard that is to be taken out
+        self.before_removal: Callable[[str], None] = lambda shard: None
         self._current = False  # until a question found it so
         self._memory = Memory()  # of the images, between commits
         self._left: list[tuple[Any, ...]] = []  # the shards of images when this process last committed
@@ -161,7 +163,7 @@ class Catalog:
         if not self._current and not self._file.is_current(connection):
             raise MillError(
                 f"The catalog {self.path} was made by an earlier version: `controlmill run MANIFEST` or"
-                f" `controlmill catalog rebuild {self.workspace.root}` brings it up to date."
+                f" `controlmill catalog rebuild {self.workspace.address}` brings it up to date."
             )
         self._current = True
 
@@ -273,6 +275,7 @@ class Catalog:
 
     def remove_shard(self, path: str) -> None:
         """Takes a shard and all its rows out; what was made from it is taken out with its images."""
+        self.before_removal(path)
         with self._indexing() as connection:
             indexing.remove_shards(connection, [path], self._memory)
 

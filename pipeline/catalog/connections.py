@@ -24,6 +24,7 @@ import duckdb
 from pipeline import MillError
 from pipeline.catalog.schema import is_current
 from pipeline.cluster.progress import duration
+from pipeline.storage.stores import shown
 from pipeline.storage.workspace import TEMPORARY, stopping
 
 LOCK_PATIENCE = 60.0  # seconds that a reader waits for the lock
@@ -45,11 +46,11 @@ class CatalogFile:
     def __init__(
         self,
         path: Path,
-        root: Path,  # of the workspace, for the command that makes the file again
+        place: str,  # of the workspace, for the command that makes the file again
         # of a driver: it waits for the lock without end, and says who holds it
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self.path, self.root = path, root
+        self.path, self.place = path, place
         self._say = say
         self._held: duckdb.DuckDBPyConnection | None = None  # while `reading`
         self._hurry: float | None = None  # while `at_most`
@@ -87,7 +88,7 @@ class CatalogFile:
             return
         if not self.path.exists():
             raise MillError(
-                f"There is no catalog at {self.path}: `controlmill run MANIFEST` makes it,"
+                f"There is no catalog at {shown(self.path)}: `controlmill run MANIFEST` makes it,"
                 " `controlmill catalog rebuild` remakes it."
             )
         # closing writes too: DuckDB's checkpoint
@@ -117,14 +118,14 @@ class CatalogFile:
                 now, holder = time.monotonic(), _holder(error)
                 if patience is not None and now - began >= patience:
                     raise CatalogHeld(
-                        f"The catalog {self.path} is open in {holder}: close it there, then run the same"
-                        " command again."
+                        f"The catalog {shown(self.path)} is open in {holder}: close it there, then run the"
+                        " same command again."
                     ) from error
                 if now >= word:
                     say = self._say or (lambda line: print(line, file=sys.stderr, flush=True))
                     say(
                         f"The catalog is held by {holder}: waiting, this goes on when it is closed there"
-                        f" ({self.path})."
+                        f" ({shown(self.path)})."
                     )
                     word = now + NEXT_WORD
                 time.sleep(0.02 if now - began < FIRST_WORD else 0.2)
@@ -161,8 +162,8 @@ class CatalogFile:
 
     def _damage(self, error: Exception) -> MillError:
         return MillError(
-            f"The catalog {self.path} is damaged or can't be read ({str(error).splitlines()[0]}): "
-            f"`controlmill catalog rebuild {self.root}` makes it again from the shards."
+            f"The catalog {shown(self.path)} is damaged or can't be read ({str(error).splitlines()[0]}): "
+            f"`controlmill catalog rebuild {self.place}` makes it again from the shards."
         )
 
     @contextmanager
@@ -203,7 +204,7 @@ class CatalogFile:
 
     def _too_long(self, limit: float) -> MillError:
         return MillError(
-            f"A query of the catalog {self.path} did not end within {duration(limit)} and was stopped;"
+            f"A query of the catalog {shown(self.path)} did not end within {duration(limit)} and was stopped;"
             " everything committed is kept. Simplify `where` and `order_by` in the manifest where they hold"
             " heavy SQL, then run the same command again."
         )

@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from pipeline import NOT_COMPLETE, MillError, manifest
-from pipeline.storage.workspace import Workspace, stopping
+from pipeline.catalog import snapshots
+from pipeline.storage import copies, folders, stores
+from pipeline.storage.workspace import Workspace, stopping, workspace_at
 
 HOUSE = ("pipeline", "annotate", "train", "evaluate")
 
@@ -45,12 +47,16 @@ def open_workspace(target: Path) -> Workspace:
     """The workspace that `target` is, or that the manifest `target` names. MillError where that folder is no
     workspace, or the manifest has a mistake.
     """
-    root = Path(manifest.load(target).workspace).expanduser() if target.is_file() else target
-    workspace = Workspace(root.resolve())
-    if not workspace.manifest.is_file():
+    root = manifest.load(target).workspace if target.is_file() else target
+    workspace = workspace_at(root)
+    stores.reach(workspace.root)
+    if not copies.has_copy(workspace.manifest):
+        place = workspace.address if workspace.is_remote else root
         raise MillError(
-            f"{root} is no workspace (it has no manifest.yaml): `controlmill run MANIFEST` makes one."
+            f"{place} is no workspace (it has no manifest.yaml): `controlmill run MANIFEST` makes one."
         )
+    snapshots.fetch(workspace)
+    folders.bring_each(workspace.root / "checkpoints", lambda name: name.endswith(".jsonl"))
     return workspace
 
 

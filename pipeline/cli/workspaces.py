@@ -10,7 +10,7 @@ import click
 
 from pipeline import NOT_COMPLETE, MillError, manifest
 from pipeline import plan as plans
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, snapshots
 from pipeline.cli.group import open_workspace, say
 from pipeline.commands import preflight, requirements
 from pipeline.run import STAGES, RunOptions, rebuild, run
@@ -55,7 +55,7 @@ def run_command(
         click.echo(
             "\n".join(
                 [
-                    f"{given.name}: would work in {plan.workspace.root}: {', '.join(chosen)}",
+                    f"{given.name}: would work in {plan.workspace.address}: {', '.join(chosen)}",
                     *plans.lines(plan),
                     *preflight.changes(plan, chosen, limit),
                     *doubts,
@@ -104,7 +104,7 @@ def stop(target: Path) -> None:
     """
     workspace = open_workspace(target)
     requests.ask_to_stop(workspace)
-    say(f"Asked the run in {workspace.root} to stop: it ends when what is under way is committed.")
+    say(f"Asked the run in {workspace.address} to stop: it ends when what is under way is committed.")
 
 
 @click.command()
@@ -259,8 +259,9 @@ def rebuild_command(workspace: Path) -> None:
     Example: controlmill catalog rebuild runs/photos
     """
     plan = plans.load_saved(open_workspace(workspace))
-    with plan.workspace.lock():
+    with plan.workspace.lock(say) as is_held:
         whole = rebuild(plan, say)
+        snapshots.save(Catalog(plan.workspace), is_held)
     sys.exit(0 if whole else NOT_COMPLETE)
 
 

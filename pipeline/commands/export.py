@@ -133,9 +133,9 @@ def _choose(
     for name in names:
         if name not in counts:
             raise MillError(
-                f"--condition {name} has no pairs{place}: `controlmill status {catalog.workspace.root}` shows"
-                f" which have; add {name} to the manifest's conditions and run it, loosen its select, or"
-                " export another."
+                f"--condition {name} has no pairs{place}: `controlmill status {catalog.workspace.address}`"
+                f" shows which have; add {name} to the manifest's conditions and run it, loosen its select,"
+                " or export another."
             )
     parts = catalog.query(
         f"""SELECT split, part, min(image_shard), list(row ORDER BY row), list(image ORDER BY row)

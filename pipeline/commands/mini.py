@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pipeline import NOT_COMPLETE
-from pipeline.storage.workspace import Workspace
+from pipeline.storage.workspace import workspace_at
 
 
 @click.group()
@@ -148,7 +148,7 @@ def mini_roots(root: Path, wanted: tuple[str, ...], dest: Path, grid: Path | Non
     """
     from pipeline.commands import roots as stage
 
-    workspace = Workspace(root.resolve())
+    workspace = workspace_at(root)
     stage.export_roots(workspace, wanted, dest)
     if grid is not None:
         stage.draw_grid(workspace, wanted, grid)

@@ -10,7 +10,7 @@ from annotate import label_spaces
 from annotate.conditions import CONDITIONS, MEASURES
 from pipeline import MillError
 from pipeline.benchmark.systems import LEAST, few
-from pipeline.catalog import Catalog, CatalogHeld, addresses, check_selections
+from pipeline.catalog import Catalog, CatalogHeld, addresses, check_selections, snapshots
 from pipeline.dataset.changes import differences
 from pipeline.dataset.comparison import compare, doubtful
 from pipeline.experiment.pairs import SMALLEST_SHARE
@@ -33,6 +33,7 @@ USERS = ("encode", "train", "generate", "score")  # stages that work on pairs
 def check(plan: Plan, stages: Collection[str], limit: int | None = None) -> list[str]:
     """MillError names all that can't work; returns what is likely to disappoint. Nothing is touched."""
     given = plan.manifest
+    snapshots.fetch(plan.workspace)
     mistakes = [
         sentence
         for number, source in enumerate(given.source)
@@ -151,6 +152,8 @@ def _failing(plan: Plan) -> list[str]:
 
 
 def _unwritable(plan: Plan) -> list[str]:
+    if plan.workspace.is_remote:  # `create` proves it, and says what to set
+        return []
     root = plan.workspace.root
     above = next(path for path in (root, *root.parents) if path.exists())
     if above.is_dir() and os.access(above, os.W_OK):
@@ -271,8 +274,8 @@ SHARED_BY_ALL = """SELECT count(*) FROM (SELECT image_id FROM pair_rows WHERE sp
 def _bare(plan: Plan, name: str) -> str:
     place = plan.manifest.at("conditions", name, "select")
     return (
-        f"{place}: {name} has no pairs in the train split: `controlmill status {plan.workspace.root}` shows"
-        " why; loosen it, or add images."
+        f"{place}: {name} has no pairs in the train split: `controlmill status {plan.workspace.address}`"
+        " shows why; loosen it, or add images."
     )
 
 

@@ -16,10 +16,11 @@ from pipeline import MillError
 from pipeline import plan as plans
 from pipeline.benchmark import evidence
 from pipeline.benchmark.systems import ALONE, CONTROL, System, systems
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, snapshots
 from pipeline.experiment.logs import follows, held_out_rows, read_log
 from pipeline.plan import Plan
 from pipeline.report.summary import thousandths
+from pipeline.storage import folders
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, Workspace, write_text
 
 COLUMNS = 8  # pictures of a row of the grid
@@ -85,6 +86,8 @@ def export_roots(
     """
     from train import ema, integrity, pretrained
 
+    snapshots.fetch(workspace)
+    folders.bring_each(workspace.root / "checkpoints")
     plan, catalog = plans.load_saved(workspace), Catalog(workspace)
     shipped = {}
     for system in _trained(plan, catalog, wanted):
@@ -112,7 +115,7 @@ def _trained(plan: Plan, catalog: Catalog, wanted: Collection[str]) -> list[Syst
     lacking = [name for name in wanted if all(system.condition != name for system in trained)]
     if lacking or not trained:
         what = f"no run of {' or '.join(lacking)}" if lacking else "no run of its manifest"
-        raise MillError(f"{plan.workspace.root}: {what} is complete: `controlmill run` goes on with them.")
+        raise MillError(f"{plan.workspace.address}: {what} is complete: `controlmill run` goes on with them.")
     return [system for system in trained if not wanted or system.condition in wanted]
 
 

@@ -21,11 +21,12 @@ from pipeline.benchmark.systems import readable
 from pipeline.commands.detect import chain
 from pipeline.dataset import images
 from pipeline.experiment.base import RANDOM_BASE, device, load_base
+from pipeline.experiment.runs import controlnet_here
 from pipeline.manifest import Image
 from pipeline.plan import Plan
 from pipeline.sources import RawImage
 from pipeline.sources.raw import Unreadable
-from pipeline.storage import codec
+from pipeline.storage import codec, copies, stores
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, Workspace, write_whole
 
 NOTE = "controlmill.json"  # of a ControlNet that is shipped
@@ -157,11 +158,11 @@ def _check(settings: Settings) -> None:
 
 def _load(request: Request, say: Callable[[str], None]) -> Loaded:
     """Warns where the base is not the one that the ControlNet was trained on."""
-    from train import integrity, pretrained
+    from train import integrity
     from train import sample as sampling
 
     try:
-        folder = pretrained.locate(request.checkpoint)
+        folder = _located(request.checkpoint)
         integrity.check_controlnet(folder)
         known = _known(folder)
         base = load_base(
@@ -197,7 +198,7 @@ def _known(folder: Path) -> Known:
         meta = integrity.meta_of(place.parent)
     plan, above = None, list(place.parents)[2:4]
     workspace = Workspace(above[1]) if len(above) == 2 and above[0].name == "checkpoints" else None
-    if workspace is not None and workspace.manifest.is_file():
+    if workspace is not None and copies.has_copy(workspace.manifest):
         plan = plans.make(
             plans.saved(workspace).model_copy(update={"workspace": str(workspace.root)}), here=False
         )
@@ -210,6 +211,14 @@ def _known(folder: Path) -> Known:
         sizes=tuple((height, width) for height, width in meta.get("sizes") or ()),
         advice=Sampling(**note["sampling"]) if "sampling" in note else None,
     )
+
+
+def _located(checkpoint: str | Path) -> Path:
+    from train import pretrained
+
+    if stores.address_of(checkpoint):
+        return controlnet_here(Path(checkpoint))
+    return pretrained.locate(checkpoint)
 
 
 def _recorded_base(checkpoint: str | Path, known: Known) -> str:

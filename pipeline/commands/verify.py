@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from evaluate import fidelity
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, snapshots
 from pipeline.catalog.indexing import ROWS_OF
 from pipeline.plan import Plan
-from pipeline.storage import shards
+from pipeline.storage import copies, folders, shards
 from pipeline.storage.workspace import TEMPORARY
 
 
@@ -23,10 +23,12 @@ def problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> l
     next run makes them again.
     """
     if repair:
-        with catalog.workspace.lock():
+        with catalog.workspace.lock(say) as is_held:
             if catalog.path.exists():
                 catalog.create()  # one of an earlier version is brought up to date
-            return _problems(catalog, repair=True, say=say)
+            sentences = _problems(catalog, repair=True, say=say)
+            snapshots.save(catalog, is_held)
+            return sentences
     return _problems(catalog, repair=False, say=say)
 
 
@@ -42,7 +44,7 @@ def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> 
             say(sentences[-1])
             if repair:
                 catalog.remove_shard(path)
-                (workspace.root / path).unlink(missing_ok=True)
+                copies.remove(workspace.root / path)
                 say(f"{path}: removed; the next run makes it again")
     known = {path for path, *_ in listed}
     for file in workspace.all_shards():
@@ -58,7 +60,7 @@ def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> 
             sentences.append(f"{workspace.relative(file)}: broken, and not in the catalog: {error}")
             say(sentences[-1])
             if repair:
-                file.unlink(missing_ok=True)
+                copies.remove(file)
                 say(f"{workspace.relative(file)}: removed")
     checkpoints = _checkpoints(catalog, sentences, repair=repair, say=say)
     for sentence, sql in INVARIANTS.items():
@@ -77,6 +79,7 @@ def _checkpoints(catalog: Catalog, sentences: list[str], *, repair: bool, say: C
     from train import checkpoint, integrity, log_file
 
     count = 0
+    folders.bring_each(catalog.workspace.root / "checkpoints")
     for out in sorted(
         path
         for path in (catalog.workspace.root / "checkpoints").glob("*/")
@@ -100,6 +103,7 @@ def _checkpoints(catalog: Catalog, sentences: list[str], *, repair: bool, say: C
             say(sentences[-1])
             if repair:
                 log_file.write_log(out / log_file.LOG, rows)
+                folders.save(out)
                 say(f"{place}: taken out; what stood there is lost, and nothing is made from it but curves")
     return count
 
@@ -117,6 +121,7 @@ def _tell_of_checkpoint(
         say(sentence)
     if repair:
         shutil.rmtree(folder)
+        folders.save(folder.parent)
         place = catalog.workspace.relative(folder)
         with catalog.transaction() as connection:
             connection.execute("UPDATE runs SET status = 'incomplete' WHERE checkpoint = ?", [place])
@@ -125,10 +130,11 @@ def _tell_of_checkpoint(
 
 def _problem(catalog: Catalog, path: str, rows: int, size: int, digest: str) -> str | None:
     file = catalog.workspace.root / path
-    if not file.is_file():
+    there = shards.size(file)
+    if there is None:
         return "missing"
-    if file.stat().st_size != size:
-        return f"{file.stat().st_size} bytes where the catalog has {size}"
+    if there != size:
+        return f"{there} bytes where the catalog has {size}"
     try:
         shard = shards.verify(file)
     except shards.BROKEN as error:
@@ -192,7 +198,7 @@ def rescored(
     random.Random(seed).shuffle(scored)
     sentences: list[str] = []
     count = compared = 0
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=plan.workspace.root) as folder:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=plan.workspace.scratch) as folder:
         for job in scored:
             if count >= samples:
                 break

@@ -17,7 +17,7 @@ from pipeline.dataset.origins import Origins
 from pipeline.plan import Plan
 from pipeline.sources import Fetched, Gone, RawImage, Unreadable
 from pipeline.sources.files import may_pass
-from pipeline.storage import shards
+from pipeline.storage import copies, shards
 from pipeline.storage.workspace import canonical_json, fingerprint
 
 CHANGED = "the file at this address has changed"
@@ -199,11 +199,11 @@ def adopt(plan: Plan, catalog: Catalog) -> None:
     its changes are noticed again.
     """
     committed = catalog.committed("changes", plan.image_key)
-    for path in sorted(plan.workspace.changes(plan.image_key, 0).parent.glob("part-*.parquet")):
+    for path in plan.workspace.all_changes(plan.image_key):
         try:
             shard = shards.verify(path)
         except shards.BROKEN:
-            path.unlink()
+            copies.remove(path)
             continue
         if shard.metadata["part"] not in committed:
             catalog.commit(shard)

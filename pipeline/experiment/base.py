@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline import MillError
 from pipeline.plan import Plan
+from pipeline.storage import folders, stores
 from pipeline.storage.workspace import fingerprint
 
 RANDOM_BASE = "random"  # `base: random`
@@ -31,8 +32,10 @@ def base_spec(plan: Plan) -> str:
         # workers may stand in another folder
         return str(here.resolve()) if spec != mini.NAME and here.exists() else spec
     folder = plan.workspace.root / "base" / RANDOM_BASE
+    folders.bring(folder)
     if not folder.exists():
         base.build_random(folder)
+        folders.save(folder)
     return str(folder)
 
 
@@ -70,6 +73,9 @@ def load_base(spec: str, parts: tuple[str, ...], device: str) -> Any:
     """Once a process: workers keep the networks between their tasks."""
     from train import base
 
+    if stores.address_of(spec):  # of another machine
+        folders.bring(Path(spec))
+        spec = str(stores.located(Path(spec)))
     return base.load(spec, device=device, parts=parts)
 
 

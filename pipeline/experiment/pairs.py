@@ -155,7 +155,7 @@ def _planned(
         if not found[TRAIN][name]:
             raise MillError(
                 f"{plan.manifest.at('train')}: {name} has no pairs in the train split: `controlmill status"
-                f" {plan.workspace.root}` shows why; loosen conditions.{name}.select, or add images."
+                f" {plan.workspace.address}` shows why; loosen conditions.{name}.select, or add images."
             )
     shared = {
         split: sorted(set.intersection(*(set(rows) for rows in of_condition.values())))

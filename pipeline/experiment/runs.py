@@ -12,6 +12,7 @@ from pipeline.experiment.logs import read_log
 from pipeline.experiment.pairs import DRAWN, PlannedRun, planned_runs
 from pipeline.manifest import Run
 from pipeline.plan import Plan
+from pipeline.storage import folders, stores
 from pipeline.storage.workspace import TEMPORARY, Workspace
 
 READERS = 4  # threads that read pairs ahead for a GPU
@@ -108,10 +109,27 @@ def record(
 
 
 def record_all(plan: Plan, catalog: Catalog) -> None:
+    folders.bring_each(plan.workspace.root / "checkpoints")
     for folder in sorted((plan.workspace.root / "checkpoints").glob("*/")):
         # one that failed at its start left nothing
         if not folder.name.startswith(TEMPORARY) and any(folder.iterdir()):
             record(plan, catalog, folder.name)
+
+
+def controlnet_here(place: Path) -> Path:
+    """The folder of a ControlNet on this machine, its checkpoint brought where it lies in a bucket."""
+    if stores.address_of(place) is None:
+        return place
+    from train.optimizer import OPTIMIZER
+
+    here = stores.located(place)
+    if "checkpoints" in here.parts[:-2]:
+        above = len(here.parts) - 1 - here.parts[::-1].index("checkpoints")
+        run, step = Path(*here.parts[: above + 2]), here.parts[above + 2]
+        folders.bring(run, lambda name: name.startswith(f"{step}/") and not name.endswith(f"/{OPTIMIZER}"))
+    else:
+        folders.bring(here)
+    return here
 
 
 def name_all(plan: Plan, catalog: Catalog) -> None:
@@ -154,4 +172,8 @@ def take_shorter(
             f"{sentence}: {it.name} goes on from"
             f" {f'{begun.path.parent.name}, {begun.path.name}' if begun else 'the first image'} instead."
         )
-    return checkpoint.take_over(begun, out) if begun else None
+    if begun is None:
+        return None
+    source = checkpoint.take_over(begun, out)
+    folders.save(out)
+    return source

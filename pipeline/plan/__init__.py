@@ -4,7 +4,6 @@ Nothing here does work.
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,7 +18,8 @@ from pipeline import MillError, manifest, scenes
 from pipeline.cluster.position import Limit
 from pipeline.manifest import Captions, ConditionSettings, Manifest, ScenesSource
 from pipeline.plan.records import Plan, Planned, PlannedCaptions
-from pipeline.storage.workspace import Workspace, fingerprint, write_text
+from pipeline.storage import copies, stores
+from pipeline.storage.workspace import Workspace, fingerprint, workspace_at, write_text
 
 
 def image_key(settings: Manifest) -> str:
@@ -37,12 +37,15 @@ def make(given: Manifest, *, here: bool = True) -> Plan:
     With here=False it is enough that the detectors exist; what they miss on this machine is in Planned.lack.
     """
     try:
-        workspace = Workspace(Path(given.workspace).expanduser().resolve())
+        workspace = workspace_at(given.workspace)
+    except MillError as error:
+        raise MillError(f"{given.at('workspace')}: {error}") from error
     except (RuntimeError, ValueError, OSError) as error:
         raise MillError(
             f"{given.at('workspace')}: {given.workspace!r} is no path: {str(error).rstrip('.')}. Write the"
             " path of a folder."
         ) from error
+    stores.reach(workspace.root)
     asked = _Asked(given, _saved(workspace), image_key(given), here)
     _refuse_other(asked, workspace)
     conditions: dict[str, Planned] = {}
@@ -112,14 +115,14 @@ def _refuse_other(asked: _Asked, workspace: Workspace) -> None:
     given, saved = asked.manifest, asked.saved
     if saved and saved.name != given.name:
         raise MillError(
-            f"{given.at('workspace')}: {workspace.root} belongs to {saved.name!r}, this manifest is"
+            f"{given.at('workspace')}: {workspace.address} belongs to {saved.name!r}, this manifest is"
             f" {given.name!r}: give this one a `workspace:` of its own (or the same name, to go on with that"
             " one)."
         )
     if saved and saved.split != given.split:
         raise MillError(
-            f"{given.at('split')}: the workspace {workspace.root} was split with {_short(saved.split)} and a"
-            " split never changes: set it back, or use another `workspace:`."
+            f"{given.at('split')}: the workspace {workspace.address} was split with {_short(saved.split)} and"
+            " a split never changes: set it back, or use another `workspace:`."
         )
     for number, source in enumerate(given.source):
         for name in getattr(source, "provided", {}):
@@ -157,7 +160,7 @@ def load_saved(workspace: Workspace) -> Plan:
     saved = _saved(workspace)
     if saved is None:
         raise MillError(
-            f"{workspace.root} is no workspace: it has no manifest.yaml. `controlmill run MANIFEST` makes"
+            f"{workspace.address} is no workspace: it has no manifest.yaml. `controlmill run MANIFEST` makes"
             " one."
         )
     return make(saved.model_copy(update={"workspace": str(workspace.root)}))
@@ -271,16 +274,19 @@ def _wrong(given: Manifest, error: ValueError, *steps: str) -> MillError:
 
 
 def _saved(workspace: Workspace) -> Manifest | None:
-    return saved(workspace) if workspace.manifest.exists() else None
+    return saved(workspace) if copies.has_copy(workspace.manifest) else None
 
 
 def saved(workspace: Workspace) -> Manifest:
     """The manifest that a workspace keeps of its last run. MillError where it is missing or damaged."""
+    place = stores.shown(workspace.manifest)
+    copies.has_copy(workspace.manifest)
     try:
         return manifest.load_saved(workspace.manifest)
     except MillError as error:
+        told = str(error).replace(str(workspace.manifest), place)
         raise MillError(
-            f"{error}\n{workspace.manifest} is the workspace's own copy of the manifest of its last run, and"
+            f"{told}\n{place} is the workspace's own copy of the manifest of its last run, and"
             " is damaged: delete it, then `controlmill run MANIFEST` with yours goes on and writes it again."
         ) from error
 

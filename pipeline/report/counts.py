@@ -10,7 +10,8 @@ from annotate.conditions import CONDITIONS
 from pipeline import plan as plans
 from pipeline.catalog import Catalog, totals
 from pipeline.experiment.logs import follows, notes, read_log
-from pipeline.storage.workspace import Workspace
+from pipeline.storage import lease
+from pipeline.storage.workspace import LEASE, LOCK, Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ def workspace_counts(catalog: Catalog) -> WorkspaceCounts:
     saved = plans.saved(catalog.workspace)
     images, maps = totals.images(catalog), totals.maps(catalog)
     return WorkspaceCounts(
-        workspace=str(catalog.workspace.root),
+        workspace=catalog.workspace.address,
         images=images,
         transient=totals.transient(catalog),
         sources=totals.addresses(catalog)[0],
@@ -172,8 +173,10 @@ def _driver_lives(workspace: Workspace) -> bool:
     """Whether the process that holds the workspace is there; asking for its lock could keep another from
     getting it.
     """
+    if workspace.is_remote:
+        return workspace.is_locked_here() or bool(lease.holder(workspace.root / LEASE))
     try:
-        os.kill(int((workspace.root / ".lock").read_text()), 0)
+        os.kill(int((workspace.root / LOCK).read_text()), 0)
     except PermissionError:
         return True  # another person's
     except (OSError, ValueError):

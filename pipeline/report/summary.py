@@ -28,6 +28,7 @@ from pipeline.plan import Plan
 from pipeline.report.contents import Estimate, Gains, LearningCurve, SummaryRow
 from pipeline.report.figures import digits
 from pipeline.report.text import table
+from pipeline.storage.stores import shown
 
 COLUMNS = ("value", "replicates", "method", "prompts")  # of the table `scores`
 BASELINES = (BEFORE, SHUFFLED, NO_CONTROL)
@@ -81,7 +82,7 @@ def lines(plan: Plan, catalog: Catalog, systems: list[System], page: Path) -> It
             absent.setdefault(row.normalized_reason, []).append(row.condition)
     for reason, conditions in absent.items():
         yield f"no normalized score of {', '.join(dict.fromkeys(conditions))}: {reason}"
-    yield f"{page} shows all of it"
+    yield f"{shown(page)} shows all of it"
 
 
 def thousandths(gain: float) -> float:

@@ -23,7 +23,7 @@ from pipeline.stages.stage import (
     rows_by_part,
     work,
 )
-from pipeline.storage import codec, shards
+from pipeline.storage import codec, copies, shards
 from pipeline.storage.shards import Row, Shard
 from pipeline.storage.workspace import fingerprint
 
@@ -68,7 +68,7 @@ def caption(context: StageContext) -> StageResult:
         return StageResult("not asked for")
     for (path,) in context.catalog.query(FAILED, [captioner.key]) if context.retry_failed else []:
         context.catalog.remove_shard(path)
-        (context.plan.workspace.root / path).unlink()
+        copies.remove(context.plan.workspace.root / path)
     jobs = list(_jobs(context, captioner))
     gpus = context.cluster.share if jobs else 0
     to_do = make_missing(context, caption_part, jobs, label="caption", gpus=gpus)

@@ -21,6 +21,7 @@ from pipeline.cluster.jobs import Job
 from pipeline.cluster.position import Limit
 from pipeline.dataset.maps import read_map
 from pipeline.experiment.base import base_spec, device, load_base
+from pipeline.experiment.runs import controlnet_here
 from pipeline.manifest import Benchmark
 from pipeline.stages.stage import StageContext, StageResult, make_missing, of_one_size, result, work
 from pipeline.storage import codec, shards
@@ -104,11 +105,12 @@ def load_trained(folder: str, base: str) -> Any:
     """
     from train import integrity, sample
 
+    place = controlnet_here(Path(folder))
     try:
-        integrity.check_controlnet(Path(folder))
+        integrity.check_controlnet(place)
     except integrity.Damaged as error:
         raise MillError(f"{error}: {DAMAGED_CHECKPOINT}.") from error
-    return sample.load_trained(Path(folder), load_base(base, ("unet", "vae", "text_encoder"), device()))
+    return sample.load_trained(place, load_base(base, ("unet", "vae", "text_encoder"), device()))
 
 
 def generate_part(
@@ -176,7 +178,7 @@ def _sampled(args: GeneratePart, tasks: list[Task]) -> list[bytes]:  # PNG
     height, width = tasks[0][0].height, tasks[0][0].width
     if args.system.checkpoint:
         # an absolute path stays what it is
-        loaded, net = load_trained(str(args.root / args.system.checkpoint), args.base)
+        loaded, net = load_trained(str(Workspace(args.root).root / args.system.checkpoint), args.base)
         condition, workspace = args.system.condition, Workspace(args.root)
         hints = np.stack([_hint(workspace, hint, condition, height, width) for _, hint, _ in tasks])
     images = sample.generate(

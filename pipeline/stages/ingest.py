@@ -24,7 +24,7 @@ from pipeline.sources.listed import Positions
 from pipeline.sources.raw import Fetched, Unreadable
 from pipeline.stages.changes import Noticed, notice
 from pipeline.stages.stage import StageContext, StageResult
-from pipeline.storage import shards
+from pipeline.storage import copies, shards
 from pipeline.storage.shards import Row, Shard
 from pipeline.storage.workspace import canonical_json
 
@@ -129,7 +129,7 @@ def remove_stranded(catalog: Catalog, key: str) -> int:
     living = catalog.committed("images", key) | {part for (part,) in catalog.query(sql, [key])}
     stranded = [path for path in unknown if _is_stranded(path, key, living)]
     for path in stranded:
-        path.unlink()
+        copies.remove(path)
     catalog.note_stranded(there=False)
     return len(stranded)
 

@@ -24,16 +24,19 @@ from pipeline.report.counts import WorkspaceCounts, workspace_counts
 from pipeline.report.site import render
 from pipeline.report.summary import summary
 from pipeline.stages.stage import StageContext, StageResult
+from pipeline.storage import copies, folders
+from pipeline.storage.stores import shown
 
 
 def report(context: StageContext) -> StageResult:
     """MillError where the manifest's benchmark can't be held; the page alone can be written all the same."""
     plan, catalog, board = context.plan, context.catalog, None
     if plan.manifest.evaluate:
-        folder = plan.workspace.report / "leaderboard"
-        board = leaderboard_scores.write(plan, catalog, context.systems, folder)
+        with folders.written(plan.workspace.report / "leaderboard") as folder:
+            page = leaderboard_scores.write(plan, catalog, context.systems, folder)
+        board = plan.workspace.report / "leaderboard" / page.name if page else None
     pages = [path for path in (write_page(context), board) if path]
-    return StageResult(" and ".join(map(str, pages)), done=len(pages))
+    return StageResult(" and ".join(map(shown, pages)), done=len(pages))
 
 
 def write_page(context: StageContext) -> Path:
@@ -62,7 +65,9 @@ def write_page(context: StageContext) -> Path:
         leaderboard=counts.scores > 0,
         libraries=tuple(_libraries(catalog)),
     )
-    return render(data, plan.workspace.report)
+    with folders.written(plan.workspace.report) as folder:
+        page = render(data, folder)
+    return plan.workspace.report / page.name
 
 
 def _systems(context: StageContext) -> list[System]:
@@ -75,7 +80,7 @@ def _systems(context: StageContext) -> list[System]:
 def _libraries(catalog: Catalog) -> Iterator[contents.LibraryRow]:
     """What was compared last, if it was of these scores; a file that is none is passed over."""
     with suppress(OSError, ValueError, TypeError, LookupError):
-        found = json.loads(catalog.workspace.libraries.read_bytes())
+        found = json.loads(copies.copy_of(catalog.workspace.libraries, trusted=0.0).read_bytes())
         if found["scores"] == scores_identity(catalog):
             yield from [contents.LibraryRow(**row) for row in found["measures"]]
 

@@ -3,9 +3,10 @@ off.
 """
 
 import dataclasses
+import threading
 import time
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from pipeline.experiment.warm_starts import warm_folder, warm_starts
 from pipeline.manifest import Run
 from pipeline.plan import Plan
 from pipeline.stages.stage import StageContext, StageResult
-from pipeline.storage.requests import asked_to_stop
+from pipeline.storage import folders, requests, stores
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, TEMPORARY, Workspace
 
 EVERY = 10.0  # seconds between two notes in the catalog of how far a run is
@@ -99,19 +100,21 @@ class RunsUnderWay:
         self.states = dict.fromkeys(todo, "queued")
         self.before = {name: self._images_kept(name) for name in todo}
         self.seen = dict(self.before)
+        self._brought = time.monotonic()  # when logs of other machines were
         self._recorded = dict.fromkeys(todo, time.monotonic())  # when the catalog was told last
         self._said = {(name, sentence) for name in todo for sentence in notes(self._log(name))}
 
     def begin(self) -> None:
-        (self.context.plan.workspace.root / "checkpoints").mkdir(exist_ok=True)
+        (self.context.plan.workspace.root / "checkpoints").mkdir(parents=True, exist_ok=True)
         for name in self.todo:
             self._mark(name).unlink(missing_ok=True)
             self._record(name, "queued")
 
     def images(self) -> int:
         """Images that were seen since this began; called every second."""
+        elsewhere = self._bring_logs()
         for name, state in list(self.states.items()):
-            if state == "queued" and self._mark(name).exists():
+            if state == "queued" and (self._mark(name).exists() or name in elsewhere):
                 self._record(name, "running")
             if state == "running":
                 self._look(name)
@@ -123,9 +126,23 @@ class RunsUnderWay:
             whole = self._images_kept(name) >= self.todo[name].run.images
             self.finish(name, "complete" if whole else "incomplete")
 
+    def _bring_logs(self) -> set[str]:
+        """Of runs whose workers are on other machines, in a bucket; gives those that began."""
+        workspace, began = self.context.plan.workspace, set()
+        if workspace.is_remote and time.monotonic() - self._brought > EVERY:
+            self._brought = time.monotonic()
+            for name, state in self.states.items():
+                if state in ("queued", "running") and not self._mark(name).exists():
+                    with suppress(MillError):  # the next time may tell
+                        folders.bring(workspace.run(name), is_log)
+                    log = self._log(name)
+                    began |= {name} if log and int(log[-1]["images"]) > self.before[name] else set()
+        return began
+
     def finish(self, name: str, state: str, reason: str = "") -> None:
         self._mark(name).unlink(missing_ok=True)
         if state == "complete":
+            folders.bring(self.context.plan.workspace.run(name))
             self.seen[name] = self.todo[name].run.images
         self._say_notes(name, self._log(name))
         self._record(name, state, reason)
@@ -228,7 +245,7 @@ def _job(context: StageContext, runs: list[PlannedRun], number: int, todo: dict[
         warm_start={name: place for name, (place, _) in starts.items()},
     )
     after = tuple(dict.fromkeys(f"train {source}" for _, source in starts.values() if source in todo))
-    scratch = str(workspace.root / "checkpoints")
+    scratch = None if workspace.is_remote else str(workspace.root / "checkpoints")
     return Job(f"train {it.name}", args, (), processes=it.run.gpus, scratch=scratch, after=after)
 
 
@@ -250,9 +267,10 @@ def train_run(
     from train.fit import Calls, fit
 
     workspace, run, ranks = Workspace(args.root), args.run, Ranks.here()
-    if any(ranks.all_of(asked_to_stop(workspace))):
+    if any(ranks.all_of(requests.asked_to_stop(workspace))):
         return None
     out, where = workspace.run(args.name), _device_of(ranks.count)
+    folders.bring(out)
     if ranks.writes:
         out.mkdir(parents=True, exist_ok=True)
         _mark_of(workspace, args.name).touch()
@@ -267,33 +285,65 @@ def train_run(
     loaded = dataclasses.replace(loaded, device=where)
     held_out = ShardPairs(workspace, args.held_out, empty)
     try:
-        starts = {name: warm_folder(place, run.starts[name]) for name, place in args.warm_start.items()}
-        last = fit(
-            loaded,
-            ShardPairs(workspace, args.pairs, empty),
-            run.conditions,
-            options,
-            out,
-            held_out=held_out if len(held_out) else None,
-            warm_start=starts,
-            calls=Calls(should_stop=_now_and_then(lambda: asked_to_stop(workspace))),
-        )
+        starts = {
+            name: warm_folder(_here(place), run.starts[name]) for name, place in args.warm_start.items()
+        }
+        with saving(out) if ranks.writes else nullcontext():
+            last = fit(
+                loaded,
+                ShardPairs(workspace, args.pairs, empty),
+                run.conditions,
+                options,
+                out,
+                held_out=held_out if len(held_out) else None,
+                warm_start=starts,
+                calls=Calls(should_stop=requests.asks_to_stop(workspace)),
+            )
     except integrity.Damaged as error:  # of a warm start
         raise MillError(f"warm_start: {error}: {DAMAGED_CHECKPOINT}.") from error
     return last.path
 
 
-def _now_and_then(ask: Callable[[], bool]) -> Callable[[], bool]:
-    """Asks at most once a second, for steps may be short and the file far away."""
-    last, answer = time.monotonic(), False
+def _here(place: str) -> str:
+    """A warm start on this machine: a run that another machine trained is brought."""
+    if stores.address_of(place) is None:
+        return place
+    folders.bring(Path(place))
+    return str(stores.located(Path(place)))
 
-    def asked() -> bool:
-        nonlocal last, answer
-        if not answer and time.monotonic() - last > 1.0:
-            last, answer = time.monotonic(), ask()
-        return answer
 
-    return asked
+@contextmanager
+def saving(out: Path) -> Iterator[None]:
+    """Saves a run's folder in its bucket while it trains: each checkpoint when it is there, the log every few
+    seconds. Nothing is done for a plain folder.
+    """
+    if stores.address_of(out) is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def save() -> None:
+        from train import checkpoint
+
+        known: list[Path] = []
+        while not ended.wait(EVERY):
+            with suppress(MillError):  # it is tried again, and at the end a refusal is told
+                steps = checkpoint.folders(out)
+                folders.save(out, is_log if steps == known else folders.everything)
+                known = steps
+
+    watching = threading.Thread(target=save, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()
+        folders.save(out)
+
+
+def is_log(name: str) -> bool:
+    return "/" not in name and name.endswith(".jsonl")
 
 
 def _device_of(ranks: int) -> str:

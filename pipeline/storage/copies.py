@@ -38,7 +38,7 @@ def copy_of(path: Path, *, trusted: float = TRUSTED) -> Path:
     with _etag_file(place) as file:
         known = file.read() if place.exists() else ""
         try:
-            etag, size = _download(path, place, known)
+            size, etag = download(path, place, known)
             _write_etag(file, etag)
         except FileNotFoundError:
             place.unlink(missing_ok=True)
@@ -115,8 +115,10 @@ def _write_etag(file: IO[str], etag: str) -> None:
     file.flush()
 
 
-def _download(path: Path, place: Path, known: str) -> tuple[str, int]:
-    """ETag and size of what was downloaded; size 0 where the copy with the ETag `known` is still right."""
+def download(path: Path, place: Path, known: str = "") -> tuple[int, str]:
+    """Puts an object into a file, whole or not at all; returns size and ETag, size 0 where the file has the
+    ETag `known` and that is still right. FileNotFoundError where there is no such object.
+    """
     from obstore.exceptions import NotModifiedError
 
     options = {"if_none_match": known} if known else {}
@@ -130,14 +132,15 @@ def _download(path: Path, place: Path, known: str) -> tuple[str, int]:
         meta: Mapping[str, Any] = answer.meta
         return meta
 
+    place.parent.mkdir(parents=True, exist_ok=True)
     try:
         meta = stores.asked(path, ask)
         temporary.replace(place)
     except NotModifiedError:
-        return known, 0
+        return 0, known
     finally:
         temporary.unlink(missing_ok=True)
-    return meta["e_tag"] or "", meta["size"]
+    return meta["size"], meta["e_tag"] or ""
 
 
 def cache_bytes() -> int:

@@ -2,11 +2,14 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.storage import copies, stores
+from pipeline.storage.stores import StoreError
 from pipeline.storage.workspace import TEMPORARY
 
 EVENTS = "events.jsonl"
@@ -30,6 +33,20 @@ def say(root: Path, event: str, **facts: Any) -> None:
             os.close(file)
     except OSError:
         return
+
+
+def bring(root: Path) -> None:
+    """The log that another machine left in the bucket of a workspace; a plain folder has it."""
+    if stores.address_of(root):
+        copies.has_copy(root / EVENTS)
+
+
+def save(root: Path) -> None:
+    """Into the bucket of a workspace, as the run ends; a store that does not take it never ends a run."""
+    path = root / EVENTS
+    if stores.address_of(root) and path.exists():
+        with suppress(StoreError):
+            copies.saved(path, stores.put(path, path))
 
 
 def read(root: Path) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 was made.
 """
 
-import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import MillError
-from pipeline.storage.workspace import fingerprint, sha256_file, stopping, write_whole
+from pipeline.storage import copies, stores
+from pipeline.storage.stores import StoreError, shown
+from pipeline.storage.workspace import fingerprint, stopping, write_whole
 
 FOOTER = b"controlmill"
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)  # what reading a damaged file raises
@@ -138,7 +140,7 @@ def write(
             ],
             write_page_checksum=True,
         )
-        written.append(dataclasses.replace(verify(temporary), path=path))
+        written.append(_verified(path, temporary))
 
     if write_whole(path, save, replace=replace):
         return written[0]
@@ -149,7 +151,11 @@ def metadata(path: Path) -> dict[str, Any]:
     """The footer alone; raises one of BROKEN on a file that is not a whole shard: ArrowInvalid where the
     footer is not ControlMill's, or is one that this version does not know.
     """
-    stored = pq.read_metadata(path).metadata or {}
+    return _footer_of(path, _content(path))
+
+
+def _footer_of(path: Path, content: Path | pa.Buffer) -> dict[str, Any]:
+    stored = pq.read_metadata(_opened(content)).metadata or {}
     if FOOTER not in stored:
         raise pa.ArrowInvalid(f"{path.name} is a Parquet file without ControlMill's footer")
     footer = json.loads(stored[FOOTER])
@@ -164,7 +170,7 @@ def metadata(path: Path) -> dict[str, Any]:
 
 def read(path: Path, columns: list[str] | None = None) -> pa.Table:
     with _must_be_whole(path):
-        return _read(path, columns)
+        return _read(_content(path), columns)
 
 
 def _light(table: pa.Table, kind: str) -> pa.Table:
@@ -187,9 +193,7 @@ def read_row(path: Path, row: int, columns: list[str]) -> Row:
     IndexError where it has no such row.
     """
     with _must_be_whole(path):
-        state = path.stat()
-        footer = _footer(path, state.st_ino, state.st_mtime_ns)
-        file = pq.ParquetFile(path, metadata=footer, page_checksum_verification=True)
+        file = _parquet_file(path)
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows
             if row < size:
@@ -199,37 +203,80 @@ def read_row(path: Path, row: int, columns: list[str]) -> Row:
 
 
 def verify(path: Path, made_from: str | None = None) -> Shard:
-    """Reads the whole file, every page against its checksum; raises one of BROKEN where it is not whole.
+    """Reads the whole file, every page against its checksum; raises one of BROKEN where it is not whole, and
+    StoreError where a store does not say.
 
     With `made_from`, the file must come from those inputs, else MillError: a worker that outlived its driver
     may have been here first.
     """
-    table, footer = _read(path), metadata(path)
-    light = _light(table, footer["kind"])
-    shard = Shard(path, table.num_rows, path.stat().st_size, sha256_file(path), footer, light)
+    shard = _verified(path, _content(path))
     if made_from is not None and shard.metadata["made_from"] != made_from:
         raise MillError(
-            f"{path} was written by another process from other inputs: run the same command again."
+            f"{shown(path)} was written by another process from other inputs: run the same command again."
         )
     return shard
+
+
+def size(path: Path) -> int | None:
+    """In bytes; None where there is no such shard."""
+    if stores.address_of(path):
+        facts = stores.head(path)
+        return facts.bytes if facts else None
+    return path.stat().st_size if path.is_file() else None
 
 
 def adopt(path: Path, made_from: str) -> Shard | None:
     """A complete shard that a killed driver never committed, if it was made from the same inputs; else the
     file is removed.
     """
-    if not path.exists():
+    if size(path) is None:
         return None
     try:
         return verify(path, made_from)
+    except StoreError:  # nothing is known of the file
+        raise
     except (*BROKEN, MillError):
-        path.unlink(missing_ok=True)
+        copies.remove(path)
         return None
+
+
+def _verified(path: Path, content: Path | pa.Buffer) -> Shard:
+    """The shard `path` whose bytes are these."""
+    table, footer = _read(content), _footer_of(path, content)
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            length, digest = content.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    else:
+        length, digest = content.size, hashlib.sha256(content).hexdigest()
+    return Shard(path, table.num_rows, length, digest, footer, _light(table, footer["kind"]))
+
+
+def _content(path: Path) -> Path | pa.Buffer:
+    """An object's bytes in memory, by one request; of a plain file its path."""
+    return pa.py_buffer(stores.read(path)) if stores.address_of(path) else path
+
+
+def _opened(content: Path | pa.Buffer) -> Path | pa.BufferReader:
+    return content if isinstance(content, Path) else pa.BufferReader(content)
 
 
 def made_from(*parts: Any) -> str:
     """Identity of a shard's inputs, kept in its footer."""
     return fingerprint(parts)
+
+
+def _parquet_file(path: Path) -> pq.ParquetFile:
+    """Of an object its copy, which another process may delete before it is open here."""
+    for last in (False, True):
+        copy = copies.copy_of(path)
+        try:
+            state = copy.stat()
+            footer = _footer(copy, state.st_ino, state.st_mtime_ns)
+            return pq.ParquetFile(copy, metadata=footer, page_checksum_verification=True)
+        except FileNotFoundError:
+            if last or not stores.address_of(path):
+                raise
+    raise AssertionError("unreachable")
 
 
 @functools.lru_cache(256)
@@ -238,8 +285,8 @@ def _footer(path: Path, inode: int, changed: int) -> pq.FileMetaData:
     return pq.read_metadata(path)
 
 
-def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    return pq.read_table(path, columns=columns, page_checksum_verification=True, memory_map=False)
+def _read(content: Path | pa.Buffer, columns: list[str] | None = None) -> pa.Table:
+    return pq.read_table(_opened(content), columns=columns, page_checksum_verification=True, memory_map=False)
 
 
 @contextmanager
@@ -247,8 +294,9 @@ def _must_be_whole(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise MillError(f"The shard {path} is missing: {REMEDY}") from error
+        raise MillError(f"The shard {shown(path)} is missing: {REMEDY}") from error
     except BROKEN as error:
         if stopping(error):
             raise
-        raise MillError(f"The shard {path} is broken ({str(error).splitlines()[0]}): {REMEDY}") from error
+        reason = str(error).splitlines()[0]
+        raise MillError(f"The shard {shown(path)} is broken ({reason}): {REMEDY}") from error

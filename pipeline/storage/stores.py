@@ -24,7 +24,7 @@ CACHE = "CONTROLMILL_CACHE"  # environment variable
 # how long a request is tried: 5xx, 429, torn connections and timeouts are tried again, with jitter
 PATIENCE = {"retries": 10, "seconds": 180.0, "longest_wait": 15.0}
 FIRST_PATIENCE = {"retries": 5, "seconds": 20.0, "longest_wait": 2.0}  # before any work
-CONNECT_SECONDS, SILENCE_SECONDS, REQUEST_SECONDS = 5.0, 60.0, 600.0
+CONNECT_SECONDS, SILENCE_SECONDS, REQUEST_SECONDS = 5.0, 120.0, 600.0
 PUT_TRIES = 4  # of a request that ran into a timeout, since the library tries no conditional PUT again then
 PART_BYTES = 16 * 2**20  # of a multipart upload
 NEEDS = {
@@ -47,6 +47,14 @@ class ObjectFacts:
     path: Path
     bytes: int
     etag: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """Of an object: what a condition of a request names, an ETag and what some stores have beside it."""
+
+    etag: str
+    number: str | None
 
 
 # -- addresses -------------------------------------------------------------------------------------------
@@ -182,6 +190,8 @@ def asked(path: Path, ask: Callable[[Any, str], Answer], *, patient: bool = True
             raise _sentence(scheme, bucket, error) from error
         raise FileNotFoundError(f"there is no object {shown(path)}") from None
     except (BaseError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of this machine's disk
+            raise
         raise _sentence(scheme, bucket, error) from error
 
 
@@ -248,6 +258,16 @@ def read(path: Path) -> Any:
     return asked(path, lambda store, key: store.get(key).bytes())
 
 
+def read_version(path: Path) -> tuple[bytes, Version]:
+    """All bytes of a small object with its version."""
+
+    def ask(store: Any, key: str) -> tuple[bytes, Version]:
+        answer = store.get(key)
+        return bytes(answer.bytes()), Version(answer.meta["e_tag"] or "", answer.meta.get("version"))
+
+    return asked(path, ask)
+
+
 def read_range(path: Path, start: int, end: int) -> Any:
     """The bytes from `start` to before `end`."""
     return asked(path, lambda store, key: store.get_range(key, start=start, end=end))
@@ -264,10 +284,10 @@ def head(path: Path) -> ObjectFacts | None:
 
 def put(path: Path, content: bytes | Path) -> str:
     """Writes an object whole, in place of what is there; a large file in parts. Returns its ETag."""
-    return _put(path, content, None) or ""
+    return _put(path, content, None).etag
 
 
-def put_new(path: Path, content: bytes | Path) -> str | None:
+def put_new(path: Path, content: bytes | Path) -> Version | None:
     """Writes an object where there is none, by one conditional request; None where there is one, which stays.
 
     It may be one's own, where the answer to the first try was lost on its way.
@@ -284,26 +304,30 @@ def put_new(path: Path, content: bytes | Path) -> str | None:
     return None if head(path) else _put(path, content, None)
 
 
-def put_in_place_of(path: Path, content: bytes, etag: str) -> str | None:
-    """Writes an object if what is there has this ETag; returns the new one, None where it has another."""
+def put_in_place_of(path: Path, content: bytes, version: Version, *, patient: bool = True) -> Version | None:
+    """Writes an object if what is there is this version; returns the new one, None where it is another.
+
+    It may be one's own, where the answer to the first try was lost on its way.
+    """
     from obstore.exceptions import PreconditionError
 
     try:
-        return _put(path, content, {"e_tag": etag})
+        given = {"e_tag": version.etag} | ({"version": version.number} if version.number else {})
+        return _put(path, content, given, patient=patient)
     except (PreconditionError, FileNotFoundError):
         return None
 
 
-def _put(path: Path, content: bytes | Path, mode: Any) -> str:
-    def ask(store: Any, key: str) -> str:
+def _put(path: Path, content: bytes | Path, mode: Any, *, patient: bool = True) -> Version:
+    def ask(store: Any, key: str) -> Version:
         # a Path is read in parts, and in whole where the request has a condition
         given = content.read_bytes() if isinstance(content, Path) and mode else content
         answer = store.put(key, given, mode=mode, chunk_size=PART_BYTES)
-        return answer["e_tag"] or ""
+        return Version(answer["e_tag"] or "", answer.get("version"))
 
     for tries in range(1, PUT_TRIES + 1):
         try:
-            return asked(path, ask)
+            return asked(path, ask, patient=patient)
         except StoreError as error:
             if tries == PUT_TRIES or "Timeout" not in str(error.__cause__):
                 raise

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import MillError
-from pipeline.storage import copies, stores
+from pipeline.storage import copies, lease, stores
 
 TEMPORARY = copies.UNFINISHED  # every unfinished file or folder carries this prefix; nothing else does
 DAMAGED_CHECKPOINT = (
@@ -24,6 +25,7 @@ DAMAGED_CHECKPOINT = (
     " missing"
 )
 
+LOCK, LEASE = ".lock", "lease.json"  # of this machine; of the bucket
 OWN_FILES = ("manifest.yaml", "catalog.duckdb", "libraries.json", "probe", "rebuild", "progress.json")
 OWN_FOLDERS = ("spool", "shards", "samples", "scores", "checkpoints", "base", "report")
 
@@ -146,12 +148,21 @@ class Workspace:
         """What was read of streamed sources, so that it can be read again."""
         return self.root / "spool"
 
+    @property
+    def scratch(self) -> Path:
+        """A folder of this machine for what is thrown away."""
+        return stores.cache_folder() if self.is_remote else self.root
+
     def images(self, key: str, part: int) -> Path:
         return self.root / "shards" / "images" / key / _part(part)
 
     def changes(self, key: str, number: int) -> Path:
         """What a run noticed at the addresses of the images of a key."""
         return self.root / "shards" / "changes" / key / _part(number)
+
+    def all_changes(self, key: str) -> list[Path]:
+        """What runs noticed, in the order in which they did; a listing of a folder that has few files."""
+        return _shards_below(self.changes(key, 0).parent)
 
     def captions(self, key: str, part: int) -> Path:
         return self.root / "shards" / "captions" / key / _part(part)
@@ -173,11 +184,8 @@ class Workspace:
 
     def all_shards(self) -> list[Path]:
         """By a walk through the folders, or a listing of the bucket."""
-        tops = [self.root / top for top in ("shards", "samples", "scores")]
-        if self.is_remote:
-            found = (each.path for top in tops for each in stores.below(top))
-            return sorted(path for path in found if path.match("part-*.parquet"))
-        return sorted(path for top in tops for path in top.rglob("part-*.parquet"))
+        tops = (self.root / top for top in ("shards", "samples", "scores"))
+        return sorted(path for top in tops for path in _shards_below(top))
 
     def relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -213,23 +221,43 @@ class Workspace:
             copies.remove(path)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the workspace for one driver; the lock dies with its process, however that ends. MillError
-        where another run holds it.
+    def lock(self, say: Callable[[str], None] = print) -> Iterator[Callable[[], bool]]:
+        """Holds the workspace for one driver; the lock dies with its process, however that ends.
+
+        Gives what tells whether it is still held: in a bucket another machine may take it from a driver that
+        lost touch.
+
+        MillError where another run holds it.
         """
-        with (self.root / ".lock").open("a+") as file:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / LOCK).open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
                 raise MillError(
-                    f"Another run (process {file.read().strip() or '?'}) is working in {self.root}: wait for"
-                    " it, or stop it."
+                    f"Another run (process {file.read().strip() or '?'}) is working in {self.address}: wait"
+                    " for it, or stop it."
                 ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            yield
+            if not self.is_remote:
+                yield lambda: True
+                return
+            with lease.held(self.root / LEASE, say) as is_held:
+                yield is_held
+
+    def is_locked_here(self) -> bool:
+        """Whether a driver works in it on this machine."""
+        try:
+            with (self.root / LOCK).open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     def sweep(self) -> int:
         """Removes what killed processes left unfinished; returns how many. Call it under the lock.
@@ -251,6 +279,23 @@ class Workspace:
             else:
                 path.unlink(missing_ok=True)
         return len(leftovers)
+
+
+def workspace_at(place: str | Path) -> Workspace:
+    """The workspace of a path or of an address of a bucket. MillError where it is another kind of address."""
+    text = str(place)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        return Workspace(stores.local_copy(text))
+    if stores.address_of(text):
+        return Workspace(Path(text))
+    return Workspace(Path(text).expanduser().resolve())
+
+
+def _shards_below(folder: Path) -> list[Path]:
+    pattern = "part-*.parquet"
+    if stores.address_of(folder):
+        return sorted(each.path for each in stores.below(folder) if each.path.match(pattern))
+    return sorted(folder.rglob(pattern))
 
 
 def _part(part: int) -> str:

@@ -57,8 +57,10 @@ def test_one_object_is_one_request_and_the_first_stays(root: Path, server: Gate)
     assert not list(root.rglob(f"{copies.UNFINISHED}*"))
     facts = stores.head(path)
     assert facts and facts.bytes == 12 and [each.path for each in stores.below(root)] == [path]
-    assert stores.put_in_place_of(path, b"next", facts.etag)
-    assert stores.put_in_place_of(path, b"never", facts.etag) is None
+    _, version = stores.read_version(path)
+    assert version.etag == facts.etag
+    assert stores.put_in_place_of(path, b"next", version)
+    assert stores.put_in_place_of(path, b"never", version) is None
     copies.remove(path)
     assert stores.head(path) is None and not list(stores.below(root))
     with pytest.raises(FileNotFoundError):
