@@ -3,6 +3,7 @@
 import hashlib
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,16 @@ def alive(ray: Any) -> dict[str, str]:
     }
 
 
+def gpu_memory() -> float:
+    """GB of the smallest GPU here; 0 = it can't be told."""
+    try:
+        words = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        told = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+        return min(float(line) for line in told.split()) / 1024
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0.0
+
+
 def prove(ray: Any, needs: Needs) -> None:
     """Asks every node. MillError, a sentence a line, where one lacks something or does not answer."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -110,8 +121,10 @@ def prove(ray: Any, needs: Needs) -> None:
         for node in hosts
     }
     ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE) if asked else ([], [])
-    lines = []
+    lines, left = [], alive(ray)
     for answer, node in asked.items():
+        if node not in left:
+            continue  # it is gone, so that nothing will run there
         name = f"The node {hosts[node]} ({node[:8]})"
         lines += _answer(ray, answer, name) if answer in ready else [f"{name} does not answer: restart it"]
     if lines:
