@@ -72,6 +72,13 @@ class Cluster:
         return self._given or everywhere or 1
 
     @property
+    def cores_of_a_node(self) -> int:
+        """Of the largest: a process that asked for more would wait for ever."""
+        if not self.address:
+            return self.workers
+        return max((int(node["Resources"].get("CPU", 0)) for node in nodes.living(self.ray)), default=1) or 1
+
+    @property
     def gpus(self) -> int:
         return int(self.ray.cluster_resources().get("GPU", 0))
 

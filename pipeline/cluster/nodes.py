@@ -92,13 +92,14 @@ def check_here(needs: Needs) -> None:
     _fit.add(needs.probe.token)
 
 
+def living(ray: Any) -> list[dict[str, Any]]:
+    """Of each node that can take jobs what Ray tells of it."""
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+
+
 def alive(ray: Any) -> dict[str, str]:
     """Node id -> host, of those that can take jobs."""
-    return {
-        node["NodeID"]: node["NodeManagerHostname"]
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
-    }
+    return {node["NodeID"]: node["NodeManagerHostname"] for node in living(ray)}
 
 
 def gpu_memory() -> float:
