@@ -22,6 +22,7 @@ from pipeline.cluster import nodes
 from pipeline.cluster.attempts import Attempt
 from pipeline.cluster.committed import Committed
 from pipeline.cluster.jobs import ONE_CORE, Ended, Gathered, Job, Resources
+from pipeline.cluster.metrics import Metrics
 from pipeline.cluster.nodes import Needs
 from pipeline.cluster.position import Trial
 from pipeline.cluster.progress import PATIENCE, Counts, Progress, Rate, summed
@@ -30,6 +31,7 @@ from pipeline.cluster.under_way import UnderWay
 from pipeline.cluster.worker import SLEEP, call, call_ranks
 
 GATHERED = 1.0  # seconds that a job which is done waits for others, so that many are committed at once
+SMALL_GPU = 16.0  # GB, where its memory is not known
 LOOKED = 2.0  # seconds between two looks at which nodes there are
 
 
@@ -51,6 +53,7 @@ class Cluster:
         self.stopping: Callable[[], bool] = lambda: False  # whether the run was asked to stop
         self.needs: Needs | None = None  # what each node of `address` must see; None = nothing is asked
         self.token = secrets.token_hex(6)
+        self._metrics: Metrics | None = None
         self._given = workers
         self._ray: Any = None
         self._counts: Any = None  # the actor, once a stage takes long
@@ -69,6 +72,13 @@ class Cluster:
         return self._given or everywhere or 1
 
     @property
+    def cores_of_a_node(self) -> int:
+        """Of the largest: a process that asked for more would wait for ever."""
+        if not self.address:
+            return self.workers
+        return max((int(node["Resources"].get("CPU", 0)) for node in nodes.living(self.ray)), default=1) or 1
+
+    @property
     def gpus(self) -> int:
         return int(self.ray.cluster_resources().get("GPU", 0))
 
@@ -76,6 +86,22 @@ class Cluster:
     def share(self) -> float:
         """Of a GPU, for each of the workers that detect at the same time."""
         return min(1.0, self.gpus / self.workers)
+
+    def share_for(self, gigabytes: float) -> float:
+        """Of a GPU, for a job that takes so much of its memory: at least `share`."""
+        if not self.gpus:
+            return 0.0
+        return max(self.share, min(1.0, gigabytes / self._gpu_memory))
+
+    @cached_property
+    def _gpu_memory(self) -> float:
+        """GB of the smallest GPU of the node that answers; where none can tell, that of a small one."""
+        ask = self.ray.remote(num_cpus=0, num_gpus=0.01, max_retries=1)(nodes.gpu_memory)
+        try:
+            told: float = self.ray.get(ask.remote(), timeout=nodes.PATIENCE)
+        except self.ray.exceptions.RayError:
+            told = 0.0
+        return told or SMALL_GPU
 
     @property
     def device(self) -> str:
@@ -144,7 +170,7 @@ class Cluster:
         is pointless; Drained where the run was asked to stop.
         """
         queue = Queue(jobs, failed)
-        committed = Committed(label, done, self.event)
+        committed = Committed(label, done, self._tell)
         gathered = Gathered(committed.commit)
         finished = 0  # rows of jobs that have ended
         with self._ray_errors(), Progress(label, total) as progress, ExitStack() as at_last:
@@ -169,7 +195,9 @@ class Cluster:
                 elif time.monotonic() - progress.start > PATIENCE:
                     rows, at = self._told(list(under_way.tokens))
                     progress.reach(finished + rows, at)
-                self.follow(progress.rate(), committed.rows)
+                rate = progress.rate()
+                self.follow(rate, committed.rows)
+                self._measures().follow(rate, under_way.count)
 
             for job, result in under_way.ended(every_second):
                 gathered.add(job, result)
@@ -180,6 +208,16 @@ class Cluster:
         if queue.closed and queue.left():
             raise Drained(f"Stopped in {label}, as asked: what was under way is committed.")
         queue.end(label)
+
+    def _tell(self, event: str, **facts: Any) -> None:
+        """A commit: as an event, and as numbers for Prometheus."""
+        self.event(event, **facts)
+        if self._ray is not None:
+            self._measures().committed(facts["stage"], facts["rows"], facts["bytes"])
+
+    def _measures(self) -> Metrics:
+        self._metrics = self._metrics or Metrics()
+        return self._metrics
 
     def _places(self, each: Resources) -> int:
         """Jobs under way at a time: twice what runs at once, so that no worker waits for its next."""

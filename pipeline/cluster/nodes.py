@@ -3,6 +3,7 @@
 import hashlib
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,13 +92,24 @@ def check_here(needs: Needs) -> None:
     _fit.add(needs.probe.token)
 
 
+def living(ray: Any) -> list[dict[str, Any]]:
+    """Of each node that can take jobs what Ray tells of it."""
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+
+
 def alive(ray: Any) -> dict[str, str]:
     """Node id -> host, of those that can take jobs."""
-    return {
-        node["NodeID"]: node["NodeManagerHostname"]
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
-    }
+    return {node["NodeID"]: node["NodeManagerHostname"] for node in living(ray)}
+
+
+def gpu_memory() -> float:
+    """GB of the smallest GPU here; 0 = it can't be told."""
+    try:
+        words = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        told = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+        return min(float(line) for line in told.split()) / 1024
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0.0
 
 
 def prove(ray: Any, needs: Needs) -> None:
@@ -110,8 +122,10 @@ def prove(ray: Any, needs: Needs) -> None:
         for node in hosts
     }
     ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE) if asked else ([], [])
-    lines = []
+    lines, left = [], alive(ray)
     for answer, node in asked.items():
+        if node not in left:
+            continue  # it is gone, so that nothing will run there
         name = f"The node {hosts[node]} ({node[:8]})"
         lines += _answer(ray, answer, name) if answer in ready else [f"{name} does not answer: restart it"]
     if lines:

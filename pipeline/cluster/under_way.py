@@ -53,6 +53,10 @@ class UnderWay:
         return self._started()
 
     @property
+    def count(self) -> int:
+        return len(self._flying)
+
+    @property
     def tokens(self) -> list[str]:
         """Of the attempts whose rows count."""
         return [token for attempt, token in self._flying.values() if not attempt.dry_run]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from annotate.annotator import DETECTORS, Step
+from annotate.annotator import DETECTORS, Detector, Step
 from pipeline.manifest import Image
 from pipeline.plan.records import Plan
 
@@ -11,6 +11,7 @@ BYTES = 64 * 2**20  # of images in a part
 LEAST, MOST = 16, 256  # images in a part
 PARTS = 16_384  # of one source, about: more files are slow to list and to keep in mind
 PIXELS = 512 * 512  # to which the seconds of detectors are declared
+CONTEXT = 0.5  # GB that a process takes on a GPU before anything else
 DECODED = 0.02  # seconds that reading, decoding and storing one image takes, on a core
 PER_PIXEL = {"jpeg": 0.6, "png": 2.0}  # bytes of a stored image
 
@@ -40,12 +41,23 @@ def images_of_part(plan: Plan, device: str, images: int) -> int:
 
 def seconds_of(steps: Iterable[Step], image: Image, device: str) -> float:
     """Of work on one image, roughly: each detector's pass counts once, whatever conditions share it."""
+    costs = _passes(steps)
+    on_gpu = device.startswith("cuda")
+    each = sum(row.gpu_seconds if on_gpu and row.gpu_seconds is not None else row.seconds for row in costs)
+    return (DECODED + each) * image.resolution**2 / PIXELS
+
+
+def gpu_memory_of(steps: Iterable[Step]) -> float:
+    """GB of a GPU that a process takes which runs all these detectors."""
+    every = sum(row.gpu_memory for row in _passes(steps))
+    return every + CONTEXT if every else 0.0
+
+
+def _passes(steps: Iterable[Step]) -> list[Detector]:
+    """The detectors that run, each once however many conditions share it."""
     passes: list[Step] = []
     for step in steps:
         alike = (step.detector, step.params, step.parent)
         if step.detector in DETECTORS and all((it.detector, it.params, it.parent) != alike for it in passes):
             passes.append(step)
-    costs = [DETECTORS[step.detector] for step in passes]
-    on_gpu = device.startswith("cuda")
-    each = sum(row.gpu_seconds if on_gpu and row.gpu_seconds is not None else row.seconds for row in costs)
-    return (DECODED + each) * image.resolution**2 / PIXELS
+    return [DETECTORS[step.detector] for step in passes]

@@ -23,7 +23,7 @@ from pipeline.dataset.origins import Origins
 from pipeline.dataset.provided import ProvidedMap
 from pipeline.manifest import Image
 from pipeline.plan import Planned
-from pipeline.plan.parts import seconds_of
+from pipeline.plan.parts import gpu_memory_of, seconds_of
 from pipeline.report.text import tally
 from pipeline.sources import RawImage
 from pipeline.stages.stage import (
@@ -119,7 +119,7 @@ def _make_maps(context: StageContext) -> int:
 
     first = next(jobs, None)
     if first:
-        each = Resources(gpus=cluster.share)
+        each = Resources(gpus=cluster.share_for(gpu_memory_of([it.step for it in conditions.values()])))
         cluster.run(annotate_part, chain([first], jobs), done, label="annotate", total=to_do, each=each)
     return to_do
 

@@ -204,7 +204,8 @@ def _train_all(context: StageContext, runs: list[PlannedRun], todo: dict[str, Pl
         cluster.close()  # processes of earlier stages keep their networks, and with them memory of the GPUs
     # Threads follow from the manifest alone: a run that goes on while fewer are left must compute with as
     # many as it began with.
-    threads = 1 if gpus else cluster.workers // min(cluster.workers, sum(it.run.gpus for it in runs))
+    share = cluster.workers // min(cluster.workers, sum(it.run.gpus for it in runs))
+    threads = 1 if gpus else min(share, cluster.cores_of_a_node)
     try:
         cluster.run(
             train_run,

@@ -5,6 +5,9 @@ the end.
 import ctypes
 import os
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,9 @@ import pytest
 from pipeline import MillError
 from pipeline.cluster import Cluster, cluster, position
 from pipeline.cluster.jobs import Job, JobsFailed
+from pipeline.cluster.metrics import Metrics
 from pipeline.cluster.position import Limit
+from pipeline.cluster.progress import Rate
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +118,7 @@ def test_the_one_row_that_kills_is_found_and_the_rest_goes_on(workers: Cluster) 
 
 def test_a_row_that_hangs_in_c_is_found_and_the_others_are_done(workers: Cluster) -> None:
     told: list[tuple[str, dict[str, Any]]] = []
-    workers.event = lambda kind, **facts: told.append((kind, facts))
+    workers.event = lambda kind, **facts: told.append((kind, facts)) if kind != "commit" else None
     results = run(workers, hang_on_five, [Job("a", {}, tuple(range(8))), Job("b", {}, (8, 9))])
     workers.event = lambda kind, **facts: None
     assert results["a"].pop(5) == "took longer than 0.5 s (here.time_limit)"
@@ -221,3 +226,57 @@ def test_ray_is_not_started_when_there_is_nothing_to_do() -> None:
     with cluster() as idle:
         run(idle, double, [])
         assert idle._ray is None
+
+
+def test_numbers_for_prometheus_carry_stage_condition_and_status(
+    workers: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.util import metrics
+
+    told: dict[tuple[str, ...], float] = {}
+
+    def record(self: Any, value: float, tags: dict[str, str]) -> None:
+        told[self.info["name"], *tags.values()] = value
+
+    monkeypatch.setattr(metrics.Counter, "inc", record)
+    monkeypatch.setattr(metrics.Gauge, "set", record)
+    measures = Metrics()
+    measures.committed("annotate", {"canny": {"ok": 3, "failed": 1}, "hed": {"ok": 4}}, 1000)
+    measures.follow(Rate("annotate", 40, 240, "images", 2.0, 100.0, {}, 20.0), jobs=4)
+    assert told == {
+        ("controlmill_rows_total", "annotate", "canny", "ok"): 3,
+        ("controlmill_rows_total", "annotate", "canny", "failed"): 1,
+        ("controlmill_rows_total", "annotate", "hed", "ok"): 4,
+        ("controlmill_bytes_total", "annotate"): 1000,
+        ("controlmill_rows_done", "annotate"): 40,
+        ("controlmill_rows_to_do", "annotate"): 240,
+        ("controlmill_jobs_under_way", "annotate"): 4,
+        ("controlmill_seconds_left", "annotate"): 100.0,
+    }
+
+
+@pytest.mark.slow
+def test_prometheus_reads_the_numbers_at_rays_own_port() -> None:
+    for module in ("prometheus_client", "opencensus", "opentelemetry", "aiohttp_cors"):
+        pytest.importorskip(module, reason="ray[default] is not installed: Ray serves no metrics without it")
+    script = """
+import sys, time, urllib.request, ray
+from pipeline.cluster.metrics import Metrics
+ray.init(address="local", num_cpus=1, include_dashboard=False, _metrics_export_port=int(sys.argv[1]))
+Metrics().committed("annotate", {"canny": {"ok": 3}}, 1000)
+for _ in range(30):
+    time.sleep(2)
+    try:
+        text = urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/metrics", timeout=5).read().decode()
+    except OSError:
+        continue
+    if "controlmill_rows_total" in text:
+        print(text)
+        break
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    told = subprocess.run([sys.executable, "-c", script, port], capture_output=True, text=True, timeout=120)
+    (line,) = [line for line in told.stdout.splitlines() if line.startswith("ray_controlmill_rows_total{")]
+    assert 'stage="annotate"' in line and 'name="canny"' in line and line.endswith(" 3.0")

@@ -4,7 +4,7 @@ import pytest
 
 from annotate.annotator import DETECTORS, Step
 from pipeline.manifest import Image
-from pipeline.plan.parts import BYTES, LEAST, MOST, PARTS, SECONDS, part_size, seconds_of
+from pipeline.plan.parts import BYTES, LEAST, MOST, PARTS, SECONDS, gpu_memory_of, part_size, seconds_of
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,10 @@ def test_passes_that_conditions_share_count_once_and_pixels_count() -> None:
     both = [*one, Step("depth_small", "midas-dpt-hybrid", {"precision": "fp32"})]
     assert seconds_of(one, image, "cpu") == seconds_of(both, image, "cpu") > 1.0
     assert seconds_of(both, image, "cuda:0") < 0.2
+    assert (
+        gpu_memory_of(one) == gpu_memory_of(both) > 3.0
+        and gpu_memory_of([Step("canny", "opencv-canny", {})]) == 0
+    )
     large = Image(resolution=1024)
     assert seconds_of(one, large, "cpu") == pytest.approx(4 * seconds_of(one, image, "cpu"))
     assert part_size(seconds_of([Step("hed", "hed-bsds500", {})], image, "cpu"), 1e5, 240) * 2.0 < 3 * SECONDS
