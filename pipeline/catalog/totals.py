@@ -94,4 +94,7 @@ def maps(catalog: Catalog) -> list[MapTotals]:
     present = NOT_GONE if catalog.row(ANY_GONE)[0] else "true"
     for condition, status, reason, count in catalog.query(TOLD.format(present=present)):
         told.setdefault(condition, {})[status, reason] = count
-    return [MapTotals(*row, told.get(row[0], {})) for row in catalog.query(MAPS)]
+    return [
+        MapTotals(condition, detector, mark, rows, told.get(condition, {}))
+        for condition, detector, mark, rows in catalog.query(MAPS)
+    ]
