@@ -24,6 +24,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+# Python puts this file's folder first, where annotate.py would hide the package of that name
+sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
+
 from annotate.conditions import CONDITIONS
 from pipeline import manifest as manifests
 from pipeline import plan as plans
