@@ -237,9 +237,10 @@ def text(facts: dict[str, Any]) -> str:
             f"{kind:10}{it['milliseconds_an_image']:10.2f}{it['cpu_milliseconds_an_image']:10.2f}"
             f"{it['server_cpu_milliseconds_an_image']:15.2f}"
         )
+    alone = facts["ratio_of_cpu_without_the_server"]
     lines.append(
-        f"speed in the bucket: {facts['ratio']:.2f} of that in a folder (target {facts['target']}), by seconds"
-        f" of CPU {facts['ratio_of_cpu']:.2f}, without the server's {facts['ratio_of_cpu_without_the_server']:.2f}"
+        f"speed in the bucket: {facts['ratio']:.2f} of that in a folder (target {facts['target']}), by CPU"
+        f" seconds {facts['ratio_of_cpu']:.2f}, without the server's {alone:.2f}"
     )
     lines += [f"requests of {count} images: {counts}" for count, counts in facts["requests"].items()]
     return "\n".join(lines)

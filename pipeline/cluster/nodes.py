@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import MillError
+from pipeline.storage.stores import address_of
 from pipeline.storage.workspace import Probe, sees
 
 HOUSE = Path(__file__).resolve().parents[2]
@@ -52,10 +53,13 @@ def lacking(needs: Needs, name: str) -> list[str]:
     """On the node, which the sentences call `name`: one for each thing that it lacks."""
     lacks = []
     if wrong := sees(needs.probe):
-        lacks.append(
-            f"{name} {wrong}: mount the same folder there under the same path, with leave to write it, or use"
-            " a workspace in a bucket"
+        remedy = (
+            "give it the network and the credentials that the driver has"
+            if address_of(needs.probe.path)
+            else "mount the same folder there under the same path, with leave to write it, or use a workspace"
+            " in a bucket"
         )
+        lacks.append(f"{name} {wrong}: {remedy}")
     for root in needs.roots:
         if not os.access(root, os.R_OK):
             why = "it may not read it" if Path(root).exists() else "it is not there"

@@ -123,6 +123,7 @@ class RunsUnderWay:
     def end(self, ended: Ended[Path | None]) -> None:
         """Their jobs are done: complete, unless they were asked to stop on the way."""
         for name in (job.args.name for job, _ in ended):
+            folders.bring(self.context.plan.workspace.run(name))
             whole = self._images_kept(name) >= self.todo[name].run.images
             self.finish(name, "complete" if whole else "incomplete")
 
@@ -142,7 +143,6 @@ class RunsUnderWay:
     def finish(self, name: str, state: str, reason: str = "") -> None:
         self._mark(name).unlink(missing_ok=True)
         if state == "complete":
-            folders.bring(self.context.plan.workspace.run(name))
             self.seen[name] = self.todo[name].run.images
         self._say_notes(name, self._log(name))
         self._record(name, state, reason)

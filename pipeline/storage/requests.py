@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from pipeline import MillError
 from pipeline.storage import copies, lease, stores
@@ -37,7 +38,8 @@ def asks_to_stop(workspace: Workspace) -> Callable[[], bool]:
     def asked() -> bool:
         nonlocal last, answer
         if not answer and time.monotonic() - last >= every:
-            answer = asked_to_stop(workspace)
+            with suppress(stores.StoreError):  # the next look may tell
+                answer = asked_to_stop(workspace)
             last = time.monotonic()
         return answer
 

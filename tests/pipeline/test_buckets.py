@@ -17,6 +17,7 @@ import pytest
 from pipeline import MillError, manifest
 from pipeline import run as flow
 from pipeline.catalog import Catalog, snapshots
+from pipeline.cluster import Cluster
 from pipeline.cluster.jobs import Job
 from pipeline.plan import load_saved
 from pipeline.run import RunOptions, run
@@ -38,17 +39,16 @@ class Killed(BaseException):
     """What ends a driver without its saying anything."""
 
 
-class OneMachine:
-    """In place of Cluster: a job after the other, each with the cache of another machine."""
+class OneMachine(Cluster):
+    """A job after the other, each with the cache of another machine."""
 
-    workers, gpus, share, device = 1, 0, 0.0, "cpu"
-    meanwhile: Callable[[], None] = staticmethod(lambda: None)
-    say: Callable[[str], None] = staticmethod(print)
+    workers, gpus, share, device, cores_of_a_node = 1, 0, 0.0, "cpu", 1  # type: ignore[assignment]
 
     def __init__(self, cache: Path) -> None:
+        super().__init__(workers=1)
         self.cache, self.jobs, self.most = cache, 0, 10**9
 
-    def run(
+    def run(  # type: ignore[override]
         self, function: Callable[..., Any], jobs: Iterable[Job], done: Any, *, watch: Any = None, **_: Any
     ) -> None:
         for job in jobs:
