@@ -33,8 +33,9 @@ from annotate.annotator import Annotation, annotate, resolve
 from annotate.conditions import CONDITIONS
 from annotate.maps import RawMap
 from pipeline import scenes
+from pipeline.experiment.addresses import PairAddress, PairAddresses
 from pipeline.experiment.base import pack, unpack
-from pipeline.experiment.pairs import PairAddress, ShardPairs
+from pipeline.experiment.pairs import ShardPairs
 from pipeline.storage import shards
 from pipeline.storage.workspace import Workspace
 
@@ -198,7 +199,7 @@ def pairs_of(workspace: Workspace, stored: Shards, label: str, options: argparse
         )
         for index in range(options.pairs)
     ]
-    return ShardPairs(workspace, addresses, np.zeros(TEXT, np.float32))
+    return ShardPairs(workspace, PairAddresses.of(addresses, [condition]), np.zeros(TEXT, np.float32))
 
 
 def profile(pairs: ShardPairs, condition: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline import MillError
 from pipeline.catalog import connections, indexing
 from pipeline.catalog import selections as selecting
-from pipeline.catalog.connections import CatalogFile, CatalogHeld, is_damage
+from pipeline.catalog.connections import CatalogFile, CatalogHeld, Rows, is_damage
 from pipeline.catalog.image_rows import Memory
 from pipeline.catalog.indexing import DetectorRecord
 from pipeline.catalog.schema import migrate
@@ -98,12 +98,13 @@ class Catalog:
         manifest fails on the data.
         """
         given = dict(parameters) if isinstance(parameters, Mapping) else list(parameters)
+        return self._asked(sql, lambda connection: connection.execute(sql, given).fetchall())
+
+    def _asked(self, sql: str, ask: Callable[[duckdb.DuckDBPyConnection], Rows]) -> Rows:
         with self._file.open(read_only=True) as connection:
             self._must_be_current(connection)
             try:
-                return self._file.ask(
-                    connection, lambda: connection.execute(sql, given).fetchall(), connections.QUERY_LIMIT
-                )
+                return self._file.ask(connection, lambda: ask(connection), connections.QUERY_LIMIT)
             except (
                 duckdb.ConversionException,
                 duckdb.InvalidInputException,
@@ -116,6 +117,16 @@ class Catalog:
                 raise MillError(
                     f"A `where` or `select:` of the manifest fails on the data: {str(error).splitlines()[0]}"
                 ) from error
+
+    def arrow(self, sql: str, parameters: Mapping[str, Any]) -> pa.Table:
+        """The rows of one read-only query as an Arrow table, with the errors of `query`."""
+
+        def ask(connection: duckdb.DuckDBPyConnection) -> pa.Table:
+            relation = connection.sql(sql, params=dict(parameters))
+            # its name in DuckDB 1
+            return (getattr(relation, "to_arrow_table", None) or relation.fetch_arrow_table)()
+
+        return self._asked(sql, ask)
 
     def read_batches(
         self, sql: str, use: Callable[[pa.RecordBatchReader], None], most_memory: str | None = None

@@ -54,6 +54,9 @@ OF_IMAGE = """split, group_id, first_of_group,
                m.shard AS map_shard, i.shard AS image_shard, i.row, m.part"""
 CAPTION_COLUMNS = {"caption", "source_caption", "model_caption", "fields"}
 EVERYTHING = {"candidates", "columns"}  # words of a selection that may speak of any column
+# the rows of maps lie in the order of their images, so that a number tells where to look
+LAST_IMAGE = """SELECT max(image) FROM image_rows JOIN shard_rows USING (shard_number)
+                WHERE part < {parts} AND kind = 'images'"""
 FIRST_PARTS = 64  # in which a selection is tried on the rows that there are
 
 
@@ -69,7 +72,7 @@ def candidates(measures: Iterable[str], kind: str = "VIEW") -> str:
         FROM annotation_rows a
              JOIN shard_rows m USING (shard_number)
              JOIN detectors d ON d.maps = m.name AND d.fingerprint = m.key
-             JOIN ({IMAGE_FACTS}) i ON i.image = a.image AND i.part = m.part
+             JOIN ({IMAGE_FACTS}) i ON i.image = a.image
         WHERE d.current AND a.status = 'ok' AND i.status = 'ok';
         CREATE OR REPLACE {kind} candidate_images AS
         SELECT condition, fingerprint, i.image, i.image_id, {OF_IMAGE}
@@ -96,7 +99,7 @@ def _candidates(measures: Iterable[str], chosen: str = "") -> str:
         FROM annotation_rows a
              JOIN shard_rows m USING (shard_number)
              JOIN detectors d ON d.maps = m.name AND d.fingerprint = m.key
-             JOIN ({IMAGE_FACTS}) i ON i.image = a.image AND i.part = m.part
+             JOIN ({IMAGE_FACTS}) i ON i.image = a.image
              {join}
              LEFT JOIN own ON own.image = a.image LEFT JOIN made ON made.image = a.image
         WHERE d.current AND a.status = 'ok' AND i.status = 'ok'"""
@@ -117,7 +120,7 @@ def pairs(selections: dict[str, Selection], measures: Iterable[str]) -> str:
         chosen = choice(conditions, it, _source(it, measures))
         if it.limit:  # named in the branch, so that whoever asks for another condition skips it
             named = f"'{conditions[0]}' AS condition"
-            rows.append(f"SELECT {named}, {PAIR_ROWS} FROM {chosen}")
+            rows.append(_rows_of(conditions[0], chosen))
             wide = _candidates(measures, f"(SELECT {named}, image FROM {chosen})")
             branches.append(f"SELECT {named}, * EXCLUDE (condition) FROM ({wide})")
         else:
@@ -126,6 +129,20 @@ def pairs(selections: dict[str, Selection], measures: Iterable[str]) -> str:
     return f"""
         CREATE OR REPLACE VIEW pairs AS {" UNION ALL ".join(branches)};
         CREATE OR REPLACE VIEW pair_rows AS {" UNION ALL ".join(rows)}"""
+
+
+def _rows_of(condition: str, chosen: str) -> str:
+    """What `pair_rows` has of the pairs of a condition that `chosen` gives by their image, a number: so the
+    first so many, which are sorted in memory, take little of it.
+    """
+    return f"""
+        SELECT '{condition}' AS condition, i.image, i.image_id, i.split, i.width, i.height,
+               m.shard AS map_shard, i.shard AS image_shard, i.row, i.part
+        FROM (SELECT image FROM {chosen}) chosen
+             JOIN ({IMAGE_FACTS}) i USING (image)
+             JOIN shard_rows m ON m.kind = 'maps' AND m.part = i.part
+             JOIN detectors d ON d.maps = m.name AND d.fingerprint = m.key
+        WHERE d.current AND d.condition = '{condition}'"""
 
 
 PAIR_ROWS = "image, image_id, split, width, height, map_shard, image_shard, row, part"
@@ -148,7 +165,7 @@ def choice(conditions: list[str], it: Selection, source: str = "candidates", par
     order = f" ORDER BY {f'{it.order_by}{chr(10)}, ' if it.order_by is not None else ''}{TIE_BREAK}"
     tail = f"{order} LIMIT {it.limit}" if it.limit else ""
     wheres = " AND ".join(f"(\n{where}\n)" for _, where in it.wheres)
-    within = "" if parts is None else f" AND part < {parts}"
+    within = "" if parts is None else f" AND part < {parts} AND image <= ({LAST_IMAGE.format(parts=parts)})"
     return (
         f"(SELECT * FROM (SELECT * FROM {source} WHERE condition IN ({names}){within}) candidates WHERE"
         f" {wheres}{tail})"

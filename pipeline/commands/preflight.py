@@ -279,18 +279,20 @@ def _bare(plan: Plan, name: str) -> str:
     )
 
 
+BARE = "SELECT image FROM captions WHERE trim(coalesce(caption, '')) = ''"
+
+
 def without_caption(plan: Plan, catalog: Catalog) -> list[str]:
     """A sentence for the conditions that train on pairs without a caption: how many there are, and what to
     do.
     """
-    trained = (
-        sorted({name for run in plan.manifest.train.runs for name in run.conditions})
-        if plan.manifest.train
-        else []
-    )
+    if plan.manifest.train is None or not catalog.query(f"{BARE} LIMIT 1"):
+        return []
+    trained = sorted({name for run in plan.manifest.train.runs for name in run.conditions})
     rows = catalog.query(
-        """SELECT condition, count(*) FILTER (trim(coalesce(caption, '')) = ''), count(*) FROM pairs
-           WHERE split = 'train' AND condition IN (SELECT unnest(?)) GROUP BY condition ORDER BY condition""",
+        f"""
+        SELECT condition, count(*) FILTER (image IN ({BARE})), count(*) FROM pair_rows
+        WHERE split = 'train' AND condition IN (SELECT unnest(?)) GROUP BY condition ORDER BY condition""",
         [trained],
     )
     alike: dict[tuple[int, int], list[str]] = {}

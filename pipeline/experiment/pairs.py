@@ -2,10 +2,8 @@
 follows from them.
 """
 
-import dataclasses
 import functools
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,32 +13,20 @@ from pipeline import MillError
 from pipeline.catalog import Catalog
 from pipeline.dataset.changes import Renewed, renewed
 from pipeline.dataset.maps import read_map
+from pipeline.experiment.addresses import MAP, PairAddresses, fingerprint_with, schema_of
 from pipeline.experiment.base import base_fingerprint, base_spec, latent_key, unpack
 from pipeline.manifest import Run
 from pipeline.plan import Plan
 from pipeline.storage import shards
-from pipeline.storage.workspace import Workspace, fingerprint
+from pipeline.storage.workspace import Workspace
 
 SMALLEST_SHARE = 0.9  # of each condition's pairs that a joint run must keep
 DRAWN = 4  # held-out pairs in the grids of a run on a GPU
 TRAIN, HELD_OUT = "train", "validation"  # splits
 
 
-@dataclass(frozen=True, slots=True)  # a run may have millions
-class PairAddress:
-    """Where one pair's pieces lie: shards relative to the workspace; images, maps and latents
-    share the row.
-    """
-
-    image_id: str
-    row: int
-    latents: str
-    maps: dict[str, str]
-    size: tuple[int, int]  # (h, w) of the latents
-
-
-# condition, split -> image id -> where its pieces lie
-Members = Callable[[str, str], Mapping[str, PairAddress]]
+# condition, split -> where its pairs' pieces lie
+Members = Callable[[str, str], PairAddresses]
 
 
 @dataclass(frozen=True)
@@ -51,17 +37,19 @@ class PlannedRun:
     run: Run
     base: str
     base_fingerprint: str
-    pairs: list[PairAddress]
-    held_out: list[PairAddress]  # of the validation split; they never train
-    identity: Mapping[str, Any] = field(default_factory=dict)  # what the name is the fingerprint of
+    pairs: PairAddresses
+    held_out: PairAddresses  # of the validation split; they never train
+    # what the name is the fingerprint of, with the ids of the pairs
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
     def name_with(self, images: int) -> str:
         """The name of the same run, were it so long."""
-        return _name({**self.identity, "run": self.identity["run"] | {"images": images}})
+        return _name({**self.identity, "run": self.identity["run"] | {"images": images}}, self.pairs.ids)
 
     def was(self, name: str, images: int, began_with: Mapping[str, Any]) -> bool:
         """Whether `name` is a name of the same run, were it so long and begun with these options."""
-        return name in _names({**self.identity, "run": self.identity["run"] | {"images": images}}, began_with)
+        identity = {**self.identity, "run": self.identity["run"] | {"images": images}}
+        return name in _names(identity, self.pairs.ids, began_with)
 
 
 class ShardPairs:
@@ -69,12 +57,9 @@ class ShardPairs:
     stores.
     """
 
-    def __init__(
-        self, workspace: Workspace, addresses: Sequence[PairAddress], empty_text: np.ndarray
-    ) -> None:
+    def __init__(self, workspace: Workspace, addresses: PairAddresses, empty_text: np.ndarray) -> None:
         self.workspace, self.addresses, self.empty_text = workspace, addresses, empty_text
-        self.ids = [address.image_id for address in addresses]
-        self.sizes = [address.size for address in addresses]
+        self.ids, self.sizes = addresses.ids, addresses.sizes
         self._read = functools.lru_cache(maxsize=512)(self._read_pair)
 
     def __len__(self) -> int:
@@ -113,9 +98,8 @@ def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
     mark = base_fingerprint(spec)
     made: dict[int, PlannedRun] = {}
     key = latent_key(plan, mark)
-    latents = dict(catalog.query("SELECT part, shard FROM shards WHERE kind = 'latents' AND key = ?", [key]))
     # runs share conditions
-    members = functools.cache(lambda condition, split: _members(catalog, condition, split, key, latents))
+    members = functools.cache(lambda condition, split: _members(catalog, condition, split, key))
     changes = renewed(catalog)
     begun = [run for (run,) in catalog.query("SELECT run FROM runs ORDER BY run")]
 
@@ -158,7 +142,7 @@ def _planned(
                 f" {plan.workspace.address}` shows why; loosen conditions.{name}.select, or add images."
             )
     shared = {
-        split: sorted(set.intersection(*(set(rows) for rows in of_condition.values())))
+        split: of_condition[run.conditions[0]].joined([of_condition[name] for name in run.conditions[1:]])
         for split, of_condition in found.items()
     }
     for name, rows in found[TRAIN].items():
@@ -167,39 +151,26 @@ def _planned(
                 f"{plan.manifest.at('train')}: {' + '.join(run.conditions)} share {len(shared[TRAIN])} pairs,"
                 f" under 90 % of the {len(rows)} of {name}: train them apart."
             )
-    first = run.conditions[0]
-    addresses = {
-        split: [
-            dataclasses.replace(
-                found[split][first][image_id],
-                maps={name: found[split][name][image_id].maps[name] for name in run.conditions},
-            )
-            for image_id in image_ids
-        ]
-        for split, image_ids in (
-            (TRAIN, shared[TRAIN]),
-            (HELD_OUT, shared[HELD_OUT][: max(run.held_out, DRAWN if run.grids is None else run.grids)]),
-        )
-    }
+    held_out = shared[HELD_OUT][: max(run.held_out, DRAWN if run.grids is None else run.grids)]
+    ids = shared[TRAIN].ids
     identity = {
         "base": mark,
         "latents": latent_key(plan, mark, mirrored=False),
         "run": run.identity,
-        "pairs": shared[TRAIN],
         "version": 2,
         "conditions": {name: plan.conditions[name].fingerprint for name in run.conditions},
     }
-    if changed := changes.mark(plan, run.conditions, shared[TRAIN]):
+    if changed := changes.mark(plan, run.conditions, ids):
         identity["changed"] = changed  # other captions or maps of the same images: another training
     if sources:  # the runs of this manifest that it goes on from
         identity["warm_start"] = sources if isinstance(run.warm_start, dict) else next(iter(sources.values()))
     return PlannedRun(
-        name_here(plan.workspace, identity, run, begun),
+        name_here(plan.workspace, identity, ids, run, begun),
         run,
         spec,
         mark,
-        addresses[TRAIN],
-        addresses[HELD_OUT],
+        shared[TRAIN],
+        held_out,
         identity,
     )
 
@@ -207,6 +178,7 @@ def _planned(
 def name_here(
     workspace: Workspace,
     identity: Mapping[str, Any],
+    ids: Iterable[str],  # of the pairs
     run: Run,
     begun: Sequence[str],  # names of the runs that the workspace knows
 ) -> str:
@@ -216,7 +188,7 @@ def name_here(
     from train import checkpoint
 
     name, *older = _names(
-        identity, {"micro_batch": run.micro_batch, "checkpoint_every": run.checkpoint_every}
+        identity, ids, {"micro_batch": run.micro_batch, "checkpoint_every": run.checkpoint_every}
     )
     for known in (*older, name):
         if known in begun:
@@ -227,44 +199,44 @@ def name_here(
         if other.rpartition("-")[0] == name.rpartition("-")[0]
     )
     same = [
-        it for it in others if it and it.path.parent.name in _names(identity, checkpoint.began_with(it.meta))
+        it
+        for it in others
+        if it and it.path.parent.name in _names(identity, ids, checkpoint.began_with(it.meta))
     ]
     return max(same, key=lambda it: it.images).path.parent.name if same else name
 
 
-def _names(identity: Mapping[str, Any], began_with: Mapping[str, Any]) -> list[str]:
+def _names(identity: Mapping[str, Any], ids: Iterable[str], began_with: Mapping[str, Any]) -> list[str]:
     """The name of a run, then those that it had when it was begun with these options; what it is by default
     was not always told.
     """
     micro, every = began_with.get("micro_batch"), began_with.get("checkpoint_every")
     told = [(None, None), (micro, every), (micro, None)]
     return [
-        _name({**identity, "run": identity["run"] | {"micro_batch": one, "checkpoint_every": other}})
+        _name({**identity, "run": identity["run"] | {"micro_batch": one, "checkpoint_every": other}}, ids)
         for one, other in told
     ]
 
 
-def _name(identity: Mapping[str, Any]) -> str:
-    return f"{'+'.join(identity['run']['conditions'])}-{fingerprint(identity)[:8]}"
+def _name(identity: Mapping[str, Any], ids: Iterable[str]) -> str:
+    return f"{'+'.join(identity['run']['conditions'])}-{fingerprint_with(identity, 'pairs', ids)[:8]}"
 
 
-def _members(
-    catalog: Catalog, condition: str, split: str, key: str, latents: Mapping[int, str]
-) -> dict[str, PairAddress]:
+def _members(catalog: Catalog, condition: str, split: str, key: str) -> PairAddresses:
     """The condition's pairs in a split by image id, as far as they are encoded: an image that killed its
     encoder has no latents.
     """
-    rows = catalog.query(
-        """SELECT image_id, part, row, map_shard, height, width FROM pair_rows
-           WHERE condition = ? AND split = ? AND image NOT IN (
-               SELECT image FROM latent_rows JOIN shard_rows USING (shard_number)
-               WHERE key = ? AND status <> 'ok')""",
-        [condition, split, key],
+    rows = catalog.arrow(MEMBERS, {"condition": condition, "split": split, "key": key})
+    return PairAddresses(
+        rows.rename_columns([*rows.column_names[:-1], MAP + condition]).cast(schema_of([condition]))
     )
-    return {
-        image_id: PairAddress(
-            image_id, row, latents[part], {condition: sys.intern(shard)}, (height // 8, width // 8)
-        )
-        for image_id, part, row, shard, height, width in rows
-        if part in latents
-    }
+
+
+MEMBERS = """
+    WITH encoded AS (SELECT part, shard AS latents FROM shard_rows WHERE kind = 'latents' AND key = $key)
+    SELECT image_id, row, latents, height // 8 AS height, width // 8 AS width, map_shard
+    FROM pair_rows JOIN encoded USING (part)
+    WHERE condition = $condition AND split = $split AND image NOT IN (
+        SELECT image FROM latent_rows JOIN shard_rows USING (shard_number)
+        WHERE key = $key AND status <> 'ok')
+    ORDER BY image_id"""

@@ -16,9 +16,10 @@ from pipeline import MillError
 from pipeline.catalog import CatalogHeld
 from pipeline.cluster import Drained
 from pipeline.cluster.jobs import Ended, Job, JobsFailed, Resources
+from pipeline.experiment.addresses import PairAddresses
 from pipeline.experiment.base import device, load_base
 from pipeline.experiment.logs import LogRow, notes, read_log
-from pipeline.experiment.pairs import PairAddress, PlannedRun, ShardPairs, planned_runs
+from pipeline.experiment.pairs import PlannedRun, ShardPairs, planned_runs
 from pipeline.experiment.runs import options_of, record, take_shorter
 from pipeline.experiment.warm_starts import warm_folder, warm_starts
 from pipeline.manifest import Run
@@ -39,8 +40,8 @@ class TrainRun:
     name: str
     base: str
     run: Run
-    pairs: list[PairAddress]
-    held_out: list[PairAddress]
+    pairs: PairAddresses
+    held_out: PairAddresses
     warm_start: dict[str, str]  # by condition: a run's folder of checkpoints or a ControlNet's place
 
 

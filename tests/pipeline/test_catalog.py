@@ -161,7 +161,7 @@ catalog.Catalog(Workspace(Path({str(tmp_path)!r}))).remove_shard("nothing")"""
 class Finished:
     """A cluster whose one run is watched twice, first while the catalog is held, and then ends."""
 
-    gpus, device, workers = 0, "cpu", 1
+    gpus, device, workers, cores_of_a_node = 0, "cpu", 1, 1
 
     def __init__(self, between: Callable[[], None]) -> None:
         self.between = between
@@ -184,7 +184,8 @@ def test_progress_notes_are_left_out_while_the_catalog_is_held_and_the_next_one_
     job = SimpleNamespace(args=SimpleNamespace(name="canny-1"))
     monkeypatch.setattr(train, "EVERY", 0.0)
     monkeypatch.setattr(train, "_job", lambda *given: job)
-    monkeypatch.setattr(train.RunsUnderWay, "_images_kept", lambda *given: 0)
+    kept = iter([0, 16])  # in its checkpoint, when this begins and when it ends
+    monkeypatch.setattr(train.RunsUnderWay, "_images_kept", lambda *given: next(kept))
     monkeypatch.setattr(train, "read_log", lambda out: [{"images": next(images)}])
     monkeypatch.setattr(
         train,

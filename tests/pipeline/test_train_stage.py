@@ -7,7 +7,7 @@ import importlib.util
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,8 @@ from pipeline.commands import verify as verifier
 from pipeline.dataset import changes
 from pipeline.dataset.changes import Change
 from pipeline.experiment import pairs
-from pipeline.experiment.pairs import PairAddress, PlannedRun, ShardPairs, planned_runs
+from pipeline.experiment.addresses import PairAddress, PairAddresses
+from pipeline.experiment.pairs import PlannedRun, ShardPairs, planned_runs
 from pipeline.experiment.runs import options_of, record, record_all, take_shorter
 from pipeline.manifest import Run, load
 from pipeline.report import counts
@@ -446,8 +447,8 @@ def test_a_longer_run_goes_on_from_the_last_whole_checkpoint_of_the_shorter_one(
     flip(whole.step / "canny/optimizer.safetensors")
     assert alone().told == f"{whole.name} is trained", "its ControlNet is whole"
     said: list[str] = []
-    longer = PlannedRun(
-        "canny-longer", whole.it.run.model_copy(update={"images": 12}), "", "", [], [], whole.it.identity
+    longer = dataclasses.replace(
+        whole.it, name="canny-longer", run=whole.it.run.model_copy(update={"images": 12})
     )
     assert take_shorter(whole.plan.workspace, longer, said.append) == whole.step.parent
     assert [path.name for path in whole.plan.workspace.run("canny-longer").glob("step-*")] == [
@@ -478,20 +479,22 @@ def test_names_are_those_of_the_first_release_and_keys_that_left_them_are_found_
             "base": "b",
             "latents": "l",
             "run": run.identity,
-            "pairs": ["1", "2"],
             "version": 2,
             "conditions": {"canny": "f"},
         }
 
+    ids = ["1", "2"]
     for name, options in golden.items():
         for option in options:
-            assert pairs._name(identity(Run(conditions=["canny"], images=16, batch=4, **option))) == name
+            assert pairs._name(identity(Run(conditions=["canny"], images=16, batch=4, **option)), ids) == name
     workspace = Workspace(Path("nowhere"))
     for name, option in older.items():
         run = Run(conditions=["canny"], images=16, batch=4, **option)
-        assert pairs.name_here(workspace, identity(run), run, []) == "canny-88a4d4f1", "a new run"
-        assert pairs.name_here(workspace, identity(run), run, [name]) == name, "one that the workspace knows"
-        assert pairs.name_here(workspace, identity(run), run, ["canny-88a4d4f1", name]) == name
+        assert pairs.name_here(workspace, identity(run), ids, run, []) == "canny-88a4d4f1", "a new run"
+        assert pairs.name_here(workspace, identity(run), ids, run, [name]) == name, (
+            "one that the workspace knows"
+        )
+        assert pairs.name_here(workspace, identity(run), ids, run, ["canny-88a4d4f1", name]) == name
 
 
 @pytest.mark.slow
@@ -502,7 +505,7 @@ def test_a_run_that_was_named_after_options_keeps_its_name_also_when_they_change
     """A workspace as the code before made it: the folder's name, and what the checkpoint recorded."""
     whole = alone()
     told = whole.it.identity["run"] | {"micro_batch": micro, "checkpoint_every": every}
-    older = pairs._name({**whole.it.identity, "run": told})
+    older = pairs._name({**whole.it.identity, "run": told}, whole.it.pairs.ids)
     whole.step.parent.rename(whole.plan.workspace.run(older))
     for path in whole.plan.workspace.run(older).glob("step-*/meta.json"):
         meta = json.loads(path.read_text())
@@ -607,7 +610,7 @@ def test_a_run_whose_images_got_other_captions_is_another_run(
     assert tell(pair.image_id, first) == [run.name for run in before], "the words are what they were"
 
 
-def splits(it: PlannedRun) -> list[tuple[str, list[PairAddress]]]:
+def splits(it: PlannedRun) -> list[tuple[str, PairAddresses]]:
     return [("train", it.pairs), ("held out", it.held_out)]
 
 
@@ -789,16 +792,16 @@ def test_a_run_that_goes_on_elsewhere_keeps_the_precision_that_it_began_with() -
     )
 
 
-def names(count: int) -> Sequence[PairAddress]:
-    return [PairAddress(str(i), i, "", {}, (8, 8)) for i in range(count)]
+def names(count: int) -> PairAddresses:
+    return PairAddresses.of([PairAddress(str(i), i, "", {}, (8, 8)) for i in range(count)], [])
 
 
 def test_a_run_without_validation_pairs_says_that_there_is_no_conditioning_gain(tmp_path: Path) -> None:
     run = Run(conditions=["canny"], images=8)
-    assert stage._sentence(PlannedRun("canny-1", run, "b", "m", list(names(3)), [])).endswith(
+    assert stage._sentence(PlannedRun("canny-1", run, "b", "m", names(3), names(0))).endswith(
         "; no conditioning gain: the validation split has no pairs"
     )
     assert (
-        stage._sentence(PlannedRun("canny-1", run, "b", "m", list(names(3)), list(names(1))))
+        stage._sentence(PlannedRun("canny-1", run, "b", "m", names(3), names(1)))
         == "canny-1: 8 images of 3 pairs"
     )
