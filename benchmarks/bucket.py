@@ -220,7 +220,7 @@ def summary(runs: list[dict[str, Any]], sizes: list[int], workers: int) -> dict[
         "workers": workers,
         "images": sizes,
         **facts,
-        "ratio": speeds[0] / speeds[1],
+        "ratio": round(speeds[0] / speeds[1], 3),
         "ratio_of_cpu": cpu[0] / (cpu[1] + bucket["server_cpu_milliseconds_an_image"]),
         "ratio_of_cpu_without_the_server": cpu[0] / cpu[1],
         "target": TARGET,

@@ -36,7 +36,7 @@ from pipeline.stages.stage import StageContext
 
 HERE = Path(__file__).resolve().parent.parent
 ADDRESSES = "100000,1000000,10000000"
-CHECK = "20000,200000"
+CHECK = "50000,200000"
 SHARD = 256  # images
 MANIFEST = """
 name: benchmark

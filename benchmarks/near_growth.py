@@ -41,7 +41,7 @@ COPIES = 10  # one image in so many is a copy
 CROPS = 20_000
 SIDE = 128  # pixels of a crop
 KNOWN = "100000,1000000,3000000,10000000"
-CHECK = "20000,100000"
+CHECK = "50000,200000"
 TRIALS = 3
 ONE_BY_ONE = 100  # images that are compared with all known ones, and asked of faiss
 
