@@ -24,6 +24,7 @@ from pipeline.storage.workspace import TEMPORARY, Workspace
 CHECKPOINT = "CHECKPOINT"
 LEFT = "SELECT count(*), max(shard_number) FROM shard_rows WHERE kind = 'images'"
 STRANDED = "stranded"  # a setting: files may be left of images that were taken out
+COMMIT_MEMORY = "256MiB"  # of DuckDB: a driver has what is known in memory beside it
 BATCH_ROWS = 2**17  # of an answer that is read as it comes
 
 __all__ = ["Catalog", "CatalogHeld", "Selection", "check_selections"]
@@ -76,7 +77,7 @@ class Catalog:
     def transaction(self, *, limited: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
         """All of it or nothing of it."""
         with (
-            self._file.open(read_only=False) as connection,
+            self._file.open(read_only=False, most_memory=COMMIT_MEMORY) as connection,
             self._file.limited(connection) if limited else nullcontext(),
         ):
             connection.begin()
@@ -90,7 +91,13 @@ class Catalog:
 
     # -- questions -------------------------------------------------------------------------------------------
 
-    def query(self, sql: str, parameters: Iterable[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
+    def query(
+        self,
+        sql: str,
+        parameters: Iterable[Any] | Mapping[str, Any] = (),
+        *,
+        most_memory: str | None = None,  # that DuckDB holds, unless the catalog is held open
+    ) -> list[tuple[Any, ...]]:
         """Rows of one read-only query; it can reach no file but the catalog.
 
         MillError where the catalog is missing, damaged, of another version or held by another process, where
@@ -98,10 +105,14 @@ class Catalog:
         manifest fails on the data.
         """
         given = dict(parameters) if isinstance(parameters, Mapping) else list(parameters)
-        return self._asked(sql, lambda connection: connection.execute(sql, given).fetchall())
+        ask = lambda connection: connection.execute(sql, given).fetchall()
+        rows: list[tuple[Any, ...]] = self._asked(sql, ask, most_memory)
+        return rows
 
-    def _asked(self, sql: str, ask: Callable[[duckdb.DuckDBPyConnection], Rows]) -> Rows:
-        with self._file.open(read_only=True) as connection:
+    def _asked(
+        self, sql: str, ask: Callable[[duckdb.DuckDBPyConnection], Rows], most_memory: str | None = None
+    ) -> Rows:
+        with self._file.open(read_only=True, most_memory=most_memory) as connection:
             self._must_be_current(connection)
             try:
                 return self._file.ask(connection, lambda: ask(connection), connections.QUERY_LIMIT)

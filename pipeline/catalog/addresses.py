@@ -16,6 +16,7 @@ from pipeline.catalog import Catalog
 # Of one address: 64-bit hashes of the address, of all that is known of it, and of that without its captions;
 # and marks. The hashes are DuckDB's, equal within one process only.
 HASHES = np.dtype([("address", "<u8"), ("look", "<u8"), ("untold", "<u8"), ("marks", "u1")])
+ASK_MEMORY = "192MB"  # while it looks for a few of them
 SCAN_MEMORY = "64MB"  # of DuckDB while it reads all addresses: it would keep the whole file
 # marks of the catalog
 GONE, NO_CAPTIONS, CAPTIONED, AGAIN = 1, 2, 4, 8
@@ -103,10 +104,12 @@ def known(catalog: Catalog, *, retry_failed: bool = False) -> KnownAddresses:
     later = np.flatnonzero(found.address[1:] == found.address[:-1]) + 1
     found.marks[order[later]] |= GONE  # `find` never gives these
     several = np.unique(found.address[later]).tolist()
-    for address, *last in catalog.query(_LAST, {"addresses": several}) if several else ():
+    for address, *last in (
+        catalog.query(_LAST, {"addresses": several}, most_memory=ASK_MEMORY) if several else ()
+    ):
         (place,) = found.find(np.array([address], np.uint64))
         found.look[place], found.untold[place], found.marks[place] = last
-    again = [address for (address,) in catalog.query(_AGAIN, {"all": retry_failed})]
+    again = [address for (address,) in catalog.query(_AGAIN, {"all": retry_failed}, most_memory=ASK_MEMORY)]
     places = found.find(np.array(again, np.uint64))
     found.marks[places[places >= 0]] |= AGAIN
     return found

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 Integers = NDArray[np.integer]
+READ = 2**20  # rows that are read of the catalog at a time
 LEVEL = 2  # a level is at least so many times as large as the next
 
 
@@ -63,8 +64,10 @@ def load(connection: duckdb.DuckDBPyConnection, key: str) -> KnownImages:
     known = KnownImages()
     of_key = "(SELECT shard_number FROM shard_rows WHERE kind = 'images' AND key = ?)"
     for keys, table, text in ((known.ids, "image_rows", "image_id"), (known.addresses, "source_rows", "uri")):
-        rows = connection.execute(
-            f"SELECT hash({text}) AS hash, image FROM {table} WHERE shard_number IN {of_key}", [key]
-        ).fetchnumpy()
-        keys.add(np.asarray(rows.pop("hash")), np.asarray(rows.pop("image")))
+        sql = f"SELECT hash({text}) AS hash, image FROM {table} WHERE shard_number IN {of_key}"
+        relation = connection.sql(sql, params=[key])
+        # its name in DuckDB 1
+        reader = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
+        for batch in reader(READ):
+            keys.add(batch.column("hash").to_numpy(), batch.column("image").to_numpy())
     return known

@@ -124,7 +124,7 @@ def test_a_row_that_hangs_in_c_is_found_and_the_others_are_done(workers: Cluster
     assert results["a"].pop(5) == "took longer than 0.5 s (here.time_limit)"
     assert set(results["a"].values()) == {"ok"} and len(results["a"]) == 7
     assert results["b"] == {8: "ok", 9: "ok"}
-    assert [kind for kind, _ in told] == ["worker lost", "worker lost", "row found"]
+    assert [kind for kind, _ in told if kind != "commit"] == ["worker lost", "worker lost", "row found"]
     assert told[-1][1] == {
         "job": "a",
         "row": 5,
