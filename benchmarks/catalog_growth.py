@@ -299,7 +299,7 @@ def main() -> None:
         sizes, asked = [50_000, 200_000], [200_000]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         told = growth(sizes, asked, Path(folder))
-    for rows in told.values():
+    for rows in filter(None, told.values()):
         print("  ".join(f"{name:>12}" for name in rows[0]))
         for row in rows:
             print("  ".join(f"{value!s:>12}" for value in row.values()))

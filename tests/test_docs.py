@@ -535,6 +535,39 @@ def test_the_figures_of_near_duplicates_are_those_of_the_benchmark() -> None:
     )
 
 
+def test_the_figures_of_growth_are_those_of_the_benchmark() -> None:
+    told = result("scale.json")
+    check_table(
+        "What grows | Target | Measured",
+        [
+            [each["what"], f"{each['target']} {each['unit']}", f"{each['measured']:,} {each['unit']}"]
+            for each in told["targets"]
+        ],
+    )
+    parts = told["parts"]
+    check_table(
+        "Images | Rows committed a second | First commit, s | Peak, MB",
+        [
+            [f"{row['images']:,}", f"{row['rows_per_s']:,}", f"{row['first_s']}", f"{row['peak_mb']:,}"]
+            for row in parts["catalog_growth"]["commits"]
+        ],
+    )
+    check_table(
+        "Addresses | Listing, s | Noticing, s | Driver, MB",
+        [
+            [f"{row['addresses']:,}", f"{row['listing']}", f"{row['noticing']}", f"{row['driver_mb']:,}"]
+            for row in parts["listing_growth"]["rows"]
+        ],
+    )
+    check_table(
+        "Hashes | Known images | By hash alone, images/s | With thumbnails, images/s",
+        [
+            [row["hashes"], *(f"{row[name]:,}" for name in ("known", "by_hash", "with_thumbnails"))]
+            for row in parts["near_growth"]["rows"]
+        ],
+    )
+
+
 def test_every_result_is_listed_with_its_machine() -> None:
     rows = rows_below(PERFORMANCE, "File in `benchmarks/results`")
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
