@@ -16,14 +16,12 @@ DECODED = 0.02  # seconds that reading, decoding and storing one image takes, on
 PER_PIXEL = {"jpeg": 0.6, "png": 2.0}  # bytes of a stored image
 
 
-def part_size(seconds: float, size: float, images: int) -> int:
-    """Images of a part.
-
-    Args:
-        seconds: of work on one image.
-        size: bytes of one stored image.
-        images: how many there are to cut into parts.
-    """
+def part_size(
+    seconds: float,  # of work on one image
+    size: float,  # bytes of one stored image
+    images: int,  # to cut into parts
+) -> int:
+    """How many of them go into one part."""
     by_time = min(MOST, max(LEAST, int(SECONDS / max(seconds, 1e-9))))
     by_bytes = max(1, int(BYTES / max(size, 1.0)))
     return max(min(by_time, by_bytes), -(-images // PARTS), 1)

@@ -152,6 +152,7 @@ def test_a_run_in_a_bucket_makes_what_a_run_in_a_folder_makes(
     assert not [path for method, path in server.requests if method == "PUT" and ".parquet" in path]
 
 
+@pytest.mark.slow
 def test_what_was_not_in_the_last_snapshot_is_adopted_elsewhere(
     machine: OneMachine,
     server: Gate,
@@ -181,6 +182,7 @@ def test_what_was_not_in_the_last_snapshot_is_adopted_elsewhere(
     assert rows(address) == rows(tmp_path / "ws")
 
 
+@pytest.mark.slow
 def test_a_shard_that_was_made_again_is_not_hidden_by_an_older_snapshot(
     machine: OneMachine, address: str, folder: Callable[[int], Path], manifest: Write, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -390,6 +392,7 @@ def test_a_bucket_that_can_not_be_worked_in_is_one_sentence_before_any_work(
     assert machine.jobs == 0
 
 
+@pytest.mark.slow
 def test_commands_take_addresses(
     machine: OneMachine, address: str, folder: Callable[[int], Path], manifest: Write, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -82,7 +82,7 @@ def all_kinds() -> tuple[list[RawImage], list[tuple[object, ...]]]:
     return images, rows
 
 
-@pytest.mark.parametrize("in_memory", [1, 10**6])
+@pytest.mark.parametrize("in_memory", [1, pytest.param(10**6, marks=pytest.mark.slow)])
 def test_hashes_find_what_a_look_at_everything_finds(
     in_memory: int, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def wait(args: Any, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run:
     return len(rows)
 
 
+@pytest.mark.slow
 def test_what_is_under_way_is_committed_and_the_rest_is_left() -> None:
     started, done = Cluster(workers=1), list[str]()
     started.stopping = lambda: len(done) > 2
