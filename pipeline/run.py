@@ -4,7 +4,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from pipeline import COMPLETE, COMPLETE_WITH_FAILURES, NOT_COMPLETE, MillError, __version__
@@ -75,7 +75,11 @@ def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int
         raise MillError("\n".join(line if line.endswith(".") else f"{line}." for line in absent))
     workspace, catalog = plan.workspace, Catalog(plan.workspace, say=say)
     workspace.create()
-    with workspace.lock(say) as is_held, snapshots.kept(catalog, is_held) as save_snapshot:
+    with (
+        closing(catalog),
+        workspace.lock(say) as is_held,
+        snapshots.kept(catalog, is_held) as save_snapshot,
+    ):
         began = copies.has_copy(workspace.manifest)
         workspace.sweep()
         if not workspace.catalog.exists() and workspace.all_shards():

@@ -66,6 +66,10 @@ class Catalog:
                 self._file.is_current(connection)
                 migrate(connection, lambda: indexing.link_all_scores(connection, self.workspace))
 
+    def close(self) -> None:
+        """Lets go of what a driver keeps between its commits; the next commit reads it again."""
+        self._memory.forget()
+
     def checkpoint(self) -> None:
         """Puts all of it into the one file, which can then be renamed; closing on a full disk leaves some in
         the log and says nothing.

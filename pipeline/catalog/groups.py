@@ -29,6 +29,9 @@ class ThumbnailFile:
     def __init__(self, folder: Path | None) -> None:
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed with the object
 
+    def close(self) -> None:
+        self._file.close()
+
     def write(self, numbers: Numbers, thumbnails: pa.Array) -> None:
         """Of images whose numbers rise; one of another length is none."""
         whole = pc.equal(pc.binary_length(thumbnails), duplicates.BYTES).fill_null(False)

@@ -35,6 +35,8 @@ class Memory:
 
     def forget(self) -> None:
         self.images.clear()
+        for of_key in self.groups.values():
+            of_key.thumbnails.close()
         self.groups.clear()
 
     def known(self, connection: duckdb.DuckDBPyConnection, key: str) -> KnownImages:

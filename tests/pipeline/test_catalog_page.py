@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 PAGE = (Path(__file__).parents[2] / "docs/catalog.md").read_text(encoding="utf-8")
 VIEWS, QUESTIONS = PAGE.split("## Ten questions\n")
-INTERNAL = r"settings|migrations|lost_rows|\w+_rows"
+INTERNAL = r"settings|migrations|lost_rows|\w+_rows|candidate_\w+"
 MANIFEST = """
 name: page
 workspace: ws
