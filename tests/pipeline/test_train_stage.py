@@ -240,7 +240,7 @@ def test_a_longer_run_goes_on_from_the_shorter_one_and_ends_with_the_same_bits(
 class Here:
     """A cluster of this process: what the stage asks for is done at once, in order."""
 
-    gpus, device, workers = 0, "cpu", 2
+    gpus, device, workers, cores_of_a_node = 0, "cpu", 2, 2
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -259,7 +259,7 @@ class Here:
             watch()
             made = function(job.args, job.rows, {}, False)
             watch()
-            done(job, made)
+            done([(job, made)])
 
 
 @pytest.fixture
