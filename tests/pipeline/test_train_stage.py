@@ -245,6 +245,7 @@ class Here:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.say = self.told.append
+        self.stopping = lambda: False
 
     def run(
         self,
