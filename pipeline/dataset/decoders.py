@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.dataset import colour, jpeg, png, tiff
+from pipeline.dataset.colour import BAND
 from pipeline.dataset.formats import Header
 from pipeline.dataset.jpeg import Damaged
 from pipeline.manifest import Image
@@ -19,7 +20,6 @@ KEEP = "image.damaged: keep takes what can be read of it"
 DEEP_MODES = ("I", "F")  # what Pillow's modes of more than 8 bits begin with
 WHITE_16 = 65535
 DARK_16 = 4096  # a 16-bit picture that stays below this holds 12 bits or fewer, or is nearly black
-BAND = 2**20  # pixels that are converted at a time, so that a large picture is not held in many copies
 JPEG_COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # simplejpeg's, by Pillow's mode
 
 
@@ -45,7 +45,9 @@ def decode(picture: Any, header: Header, data: bytes, image: Image, ratio: float
         raise
     except Exception as error:  # decoders raise whatever they like on broken data; the file becomes a row
         hint = "" if image.damaged == "keep" else f"; {KEEP}"
-        raise Unreadable(f"broken image: {_told(error)}{hint}", header.width, header.height, header.format) from error
+        raise Unreadable(
+            f"broken image: {_told(error)}{hint}", header.width, header.height, header.format
+        ) from error
 
 
 def _jpeg(picture: Any, header: Header, data: bytes, image: Image, ratio: float) -> Raster:

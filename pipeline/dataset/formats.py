@@ -20,6 +20,8 @@ FORMATS = (
 EXTRAS = {"HEIF": ("pillow_heif", "heic", "HEIC"), "JXL": ("pillow_jxl", "jxl", "JPEG XL")}  # module, extra
 ORIENTATION = 0x0112  # the EXIF tag
 SUB_IFDS, DNG_VERSION = 330, 50706  # tags of TIFF
+USUAL = 12  # bytes that decoding a pixel takes at most, of the kinds that `_bytes_a_pixel` does not name
+DEEP_PNG = {2: 16, 4: 20, 6: 20}  # of 16 bits: colour type -> bytes that decoding a pixel takes (measured)
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "HEIF")
 
 # (offset, bytes there, what it is) of files that lie between photographs and are none that is read here
@@ -87,7 +89,7 @@ def opened(data: bytes, max_pixels: int | None = None) -> Iterator[tuple[Any, He
                 if picture is None:
                     raise _refusal(data, kind, error) from error
             with picture:
-                _bound(*picture.size, max_pixels, picture.format)
+                _bound(*picture.size, max_pixels, picture.format, _bytes_a_pixel(picture, data))
                 yield picture, _header(picture, data)
     finally:
         Pillow.MAX_IMAGE_PIXELS = limit
@@ -121,7 +123,10 @@ def _icon_sizes(data: bytes) -> Iterator[tuple[int, int]]:
         if inner.startswith(png.SIGNATURE):
             yield int.from_bytes(inner[16:20]), int.from_bytes(inner[20:24])
         elif len(inner) == 24:
-            yield int.from_bytes(inner[4:8], "little"), abs(int.from_bytes(inner[8:12], "little", signed=True)) // 2
+            yield (
+                int.from_bytes(inner[4:8], "little"),
+                abs(int.from_bytes(inner[8:12], "little", signed=True)) // 2,
+            )
 
 
 def _without_comments(data: bytes, kind: str | None) -> Any:
@@ -135,11 +140,35 @@ def _without_comments(data: bytes, kind: str | None) -> Any:
         return None
 
 
-def _bound(width: int, height: int, max_pixels: int | None, kind: str | None) -> None:
-    if max_pixels is not None and width * height > max_pixels:
-        most = f"{max_pixels:,}".replace(",", " ")
-        reason = f"too large: {width}×{height} is over image.max_pixels ({most})"
+def _bound(width: int, height: int, max_pixels: int | None, kind: str | None, each: int = USUAL) -> None:
+    """`each`: bytes that decoding a pixel takes."""
+    if max_pixels is None:
+        return
+    most = f"image.max_pixels ({max_pixels:,})".replace(",", " ")
+    if width * height > max_pixels:
+        raise Unreadable(f"too large: {width}×{height} is over {most}", width, height, kind)
+    if width * height * each > max_pixels * USUAL:
+        count = f"{width * height * each // USUAL:,}".replace(",", " ")
+        reason = (
+            f"too large: {width}×{height} of this kind takes as much memory as {count} pixels, over {most}"
+        )
         raise Unreadable(reason, width, height, kind)
+
+
+def _bytes_a_pixel(picture: Any, data: bytes) -> int:
+    """What decoding takes, as it was measured: some decoders hold several copies."""
+    match picture.format:
+        case "PNG" if data[24] == 16:
+            return DEEP_PNG.get(data[25], USUAL)
+        case "TIFF" if len(picture.getbands()) > 3 and max(picture.tag_v2.get(tiff.BITS, (1,))) > 8:
+            return 16
+        case "WEBP":
+            return 16
+        case "AVIF" if getattr(picture, "is_animated", False):
+            return 16
+        case "JPEG2000":
+            return 4 + 5 * len(picture.getbands())
+    return USUAL
 
 
 def guess(data: bytes) -> str | None:

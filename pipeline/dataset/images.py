@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.dataset import colour, decoders, formats
-from pipeline.dataset.colour import Colours
-from pipeline.dataset.decoders import BAND, Raster
+from pipeline.dataset.colour import BAND, Colours
+from pipeline.dataset.decoders import Raster
 from pipeline.dataset.formats import Header
 from pipeline.manifest import Image
 from pipeline.sources.raw import Unreadable

@@ -30,7 +30,11 @@ class Runs:
     """What makes the marker when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return Path.touch, (Path(tempfile.gettempdir()) / MARKER,)
+        return Path.touch, (marker(),)
+
+
+def marker() -> Path:
+    return Path(tempfile.gettempdir()) / MARKER
 
 
 def hostile_pickle() -> bytes:
@@ -113,7 +117,10 @@ def _tiffs() -> Iterator[tuple[str, bytes]]:
     yield "rows.tif", tiff_file(_tags(64, 64, rows=1), small)
     for name, strips in (("strips", 2**20), ("endless-strips", 2**31 - 1)):
         tags = [tag for tag in _tags(SIDE, SIDE, rows=1) if tag[0] not in (273, 279)]
-        yield f"{name}.tif", tiff_file([*tags, (273, 4, strips, 400), (279, 4, strips, 400)], bytes(8 * 2**20))
+        yield (
+            f"{name}.tif",
+            tiff_file([*tags, (273, 4, strips, 400), (279, 4, strips, 400)], bytes(8 * 2**20)),
+        )
     tiled = [tag for tag in _tags(64, 64) if tag[0] not in (273, 278, 279)]
     for side in (65_536, 2**20):
         tiles = [(322, 4, 1, side), (323, 4, 1, side), (324, 4, 1, 400), (325, 4, 1, 4096)]
@@ -142,7 +149,10 @@ def _others() -> Iterator[tuple[str, bytes]]:
     yield "frames.gif", head + frame * 100_000 + b"\x3b"
     wide = b"GIF89a" + struct.pack("<HHBBB", SIDE, SIDE, 0x80, 0, 0) + bytes(6)
     yield "canvas.gif", wide + frame * 20_000 + b"\x3b"
-    yield "65535.gif", b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0) + bytes(6) + frame + b"\x3b"
+    yield (
+        "65535.gif",
+        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0) + bytes(6) + frame + b"\x3b",
+    )
     black = Image.new("RGB", (SIDE, SIDE))
     for name, kind, options in (
         ("large.webp", "WEBP", {"lossless": True, "method": 0}),
@@ -173,7 +183,10 @@ def _others() -> Iterator[tuple[str, bytes]]:
     yield "inside-rgba.ico", icon(blank_png(16_000, 16_000, 8, 6))
     bitmap = struct.pack("<IiiHHIIiiII", 40, 30_000, 60_000, 1, 32, 0, 0, 0, 0, 0, 0)
     yield "inside-bitmap.ico", icon(bitmap + bytes(64))
-    yield "many.ico", struct.pack("<HHH", 0, 1, 65535) + (struct.pack("<BBBBHHII", 64, 64, 0, 0, 1, 32, 9, 22) * 65535)
+    yield (
+        "many.ico",
+        struct.pack("<HHH", 0, 1, 65535) + (struct.pack("<BBBBHHII", 64, 64, 0, 0, 1, 32, 9, 22) * 65535),
+    )
 
 
 def _foreign() -> Iterator[tuple[str, bytes]]:

@@ -42,7 +42,15 @@ def blank_png(width: int, height: int, bits: int, kind: int, interlaced: bool = 
     def taken(wide: int, high: int) -> int:
         return high * (1 + -(-wide * bits * channels // 8)) if wide and high else 0
 
-    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    passes = (
+        (0, 0, 8, 8),
+        (0, 4, 8, 8),
+        (4, 0, 8, 4),
+        (0, 2, 4, 4),
+        (2, 0, 4, 2),
+        (0, 1, 2, 2),
+        (1, 0, 2, 1),
+    )
     count = (
         sum(taken(len(range(x, width, right)), len(range(y, height, down))) for y, x, down, right in passes)
         if interlaced
@@ -58,7 +66,9 @@ def tiff_file(tags: Iterable[tuple[int, int, int, int]], tail: bytes = b"", foll
     value or offset).
     """
     entries = b"".join(struct.pack("<HHII", *tag) for tag in sorted(tags))
-    return b"II*\0" + struct.pack("<IH", 8, len(entries) // 12) + entries + struct.pack("<I", following) + tail
+    return (
+        b"II*\0" + struct.pack("<IH", 8, len(entries) // 12) + entries + struct.pack("<I", following) + tail
+    )
 
 
 def jpeg_segment(marker: int, body: bytes) -> bytes:

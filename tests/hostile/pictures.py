@@ -77,7 +77,15 @@ def _pngs() -> Iterator[tuple[str, bytes]]:
 
 
 def _interlaced(pixels: np.ndarray) -> bytes:
-    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    passes = (
+        (0, 0, 8, 8),
+        (0, 4, 8, 8),
+        (4, 0, 8, 4),
+        (0, 2, 4, 4),
+        (2, 0, 4, 2),
+        (0, 1, 2, 2),
+        (1, 0, 2, 1),
+    )
     rows = b"".join(
         b"\0" + row.tobytes() for y, x, down, right in passes for row in pixels[y::down, x::right]
     )
@@ -93,9 +101,13 @@ def _tiffs() -> Iterator[tuple[str, bytes]]:
         yield "tif", _saved(picture, "TIFF", compression=packing)
     yield "tiff", _saved(picture.convert("1"), "TIFF", compression="group4")
     for mode in ("L", "CMYK", "LAB", "RGBA", "P", "F", "I;16"):
-        other = ImageCms.profileToProfile(
-            picture, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
-        ) if mode == "LAB" else picture.convert("I" if mode == "I;16" else mode)
+        other = (
+            ImageCms.profileToProfile(
+                picture, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+            )
+            if mode == "LAB"
+            else picture.convert("I" if mode == "I;16" else mode)
+        )
         yield "tif", _saved(other.convert(mode) if mode == "I;16" else other, "TIFF")
     yield "tif", _saved(picture, "TIFF", big_tiff=True)
     yield "tif", _saved(picture, "TIFF", save_all=True, append_images=[photograph(5), photograph(6)])
