@@ -129,11 +129,10 @@ def _segments(data: bytes) -> Iterator[Segment]:
     """
     at = 2
     while at < len(data):
-        at = data.find(b"\xff", at)  # what lies between segments is nothing
-        if fill := FILL.match(data, max(at, 0)):
-            at = fill.end() - 1
-        if at < 0 or at + 4 > len(data):
+        fill = FILL.search(data, at)  # what lies between segments is nothing
+        if fill is None or fill.end() + 3 > len(data):
             return
+        at = fill.end() - 1
         marker, at = data[at + 1], at + 2
         if marker == EOI:
             return

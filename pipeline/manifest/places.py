@@ -86,7 +86,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(value, int):
                 float(value)  # OverflowError: no key takes such a number, and it can't even be printed
             return value
-        except (ValueError, OverflowError, KeyError, AttributeError) as error:
+        except (ValueError, OverflowError, LookupError, AttributeError) as error:
             raise yaml.MarkedYAMLError(
                 problem=f"{NO_CHARACTER if isinstance(error, _NoText) else UNREADABLE} ({error})",
                 problem_mark=node.start_mark,
