@@ -40,6 +40,7 @@ from tests.hostile import archives, folders, manifests
 from tests.hostile.bombs import marker
 from tests.hostile.trial import HUNG, judged
 
+DEAD = {"returncode": -1, "stderr": "Traceback (most recent call last): the driver died", "stdout": ""}
 LIMIT = 180.0  # seconds for a command on one archive or one manifest
 MANIFEST = """name: hostile
 workspace: {workspace}
@@ -203,8 +204,13 @@ def answering() -> Iterator[tuple[Any, dict[str, int]]]:
         if not process or process[0].poll() is not None:
             process[:] = [
                 subprocess.Popen(
-                    command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                    command,
+                    cwd=ROOT,
+                    env=environment,
+                    text=True,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
                 )  # fmt: skip
             ]
         return process[0]
@@ -220,7 +226,7 @@ def answering() -> Iterator[tuple[Any, dict[str, int]]]:
             asked.kill()
             asked.wait()
             return None
-        answer: dict[str, Any] = json.loads(asked.stdout.readline() or '{"returncode": -1, "stderr": "", "stdout": ""}')
+        answer: dict[str, Any] = json.loads(asked.stdout.readline() or "null") or DEAD
         return answer
 
     def watch() -> None:
@@ -263,9 +269,7 @@ def most_of(pid: int) -> int:
 
 @contextmanager
 def untouched(home: Path) -> Iterator[list[str]]:
-    """What appears or changes beside the folder that is worked in: in the checkout and in the folder of
-    temporary files.
-    """
+    """What appears or changes outside the folder that is worked in."""
     changed: list[str] = []
     before = seen(home)
     yield changed
@@ -273,13 +277,13 @@ def untouched(home: Path) -> Iterator[list[str]]:
     changed += sorted(name for name in after.keys() | before.keys() if before.get(name) != after.get(name))
 
 
-OWN = ("controlmill-", "ray", "pytest-", "hostile-", "torch", "tmp")  # of this program's and Python's own
-
-
 def seen(home: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of what must stay as it is: the checkout, the root of the disk, and what the corpus's
+    names of members and its SQL try to make in the folder of temporary files.
+    """
     files = [path for path in ROOT.iterdir() if path.name not in (".git", ".venv", "benchmarks")]
-    files += [path for path in Path(tempfile.gettempdir()).iterdir() if not path.name.startswith(OWN)]
     files += [path for path in Path("/").iterdir() if path.name not in ("proc", "sys", "dev", "tmp")]
+    files += [*Path(tempfile.gettempdir()).glob("*escaped*"), *home.glob("*escaped*"), marker()]
     told = {}
     for path in files:
         try:

@@ -90,7 +90,8 @@ def _tars() -> Iterator[tuple[str, str, bytes]]:
     made += [
         plain, plain[:-700], plain[: len(plain) // 2], plain + plain, plain[512:], b"", bytes(10_240),
         _tar([_member("a.jpg")] * 50), _tar([_member("inner.tar", plain), _member("inner.txt", b"x")]),
-        _tar([_member("a.jpg", hostile_pickle()), _member("a.pkl", hostile_pickle()), _member("a.txt", b"x")]),
+        _tar([_member("a.jpg", hostile_pickle()), _member("a.pkl", hostile_pickle()), _member("a.txt",
+        b"x")]),
         _tar([_member(f"{number}.txt", b"") for number in range(100_000)], tarfile.USTAR_FORMAT),
         _tar([_member("x" * 5000 + ".jpg"), _member("new\nline.jpg"), _member("\udcff.jpg")]),
         _tar([_member("large.png", blank_png(30_000, 30_000, 1, 0)), _member("large.txt", b"x" * 2**21)]),
@@ -118,15 +119,18 @@ def _tables() -> Iterator[tuple[str, str, bytes]]:
     texts = ["a", "b", "c", "d"]
     cells: list[Any] = [
         [PLAIN] * 4, [1, 2, 3, 4], [None] * 4, ["/etc/passwd", "../x.jpg", "file:///etc/passwd", "\0"],
-        [{"bytes": PLAIN, "path": "../../x"}] * 4, [{"bytes": None, "path": "/etc/passwd"}] * 4, [[PLAIN]] * 4,
-        [[[1.0]]] * 4, [b""] * 4, [hostile_pickle()] * 4, [True] * 4, [{"bytes": 1}] * 4, [{"a": {"b": [1]}}] * 4,
+        [{"bytes": PLAIN, "path": "../../x"}] * 4, [{"bytes": None, "path": "/etc/passwd"}] * 4,
+        [[PLAIN]] * 4,
+        [[[1.0]]] * 4, [b""] * 4, [hostile_pickle()] * 4, [True] * 4, [{"bytes": 1}] * 4,
+        [{"a": {"b": [1]}}] * 4,
         ["package://os/../../etc/passwd", "http://127.0.0.1:9/x", "s3://x/y", "ftp://x"], ["x" * 10**6] * 4,
         [blank_png(30_000, 30_000, 1, 0), b"<html>", b"\x89PNG", PLAIN[:100]],
     ]  # fmt: skip
     for column in cells:
         yield "parquet", "parquet", _parquet({"image": column, "text": texts})
     captioned: list[Any] = [
-        [1, 2, 3, 4], [None, "", "x" * 10**6, "y" * (3 * 10**6)], [["a", "b"]] * 4, [{"a": 1}] * 4, [b"\xff"] * 4,
+        [1, 2, 3, 4], [None, "", "x" * 10**6, "y" * (3 * 10**6)], [["a", "b"]] * 4, [{"a": 1}] * 4,
+        [b"\xff"] * 4,
         ["<script>", "'; DROP TABLE x", "\0", "\u202e"], [float("nan")] * 4,
     ]  # fmt: skip
     for column in captioned:
@@ -150,13 +154,15 @@ def _lists() -> Iterator[tuple[str, str, bytes]]:
     for rows in (
         [{"image": "/etc/passwd"}, {"image": "../../x.jpg", "caption": "<b>"}, {"image": "/dev/zero"}],
         [{"image": 1}, {"image": None}, {"image": ["a"]}, {"image": {"a": 1}}, {"caption": "x"}],
-        [{"image": "http://169.254.169.254/x"}, {"image": "file:///etc/passwd"}, {"image": "package://a/../b"}],
+        [{"image": "http://169.254.169.254/x"}, {"image": "file:///etc/passwd"},
+        {"image": "package://a/../b"}],
         [{"image": "a\0b"}, {"image": "a\nb"}, {"image": "\ud800"}, {"image": "x" * 100_000}, {"image": ""}],
         [{"image": "a.jpg", "caption": "x" * 10**6}, {"image": "b.jpg", "caption": ["x"] * 10_000}],
     ):  # fmt: skip
         yield "jsonl", "list", "".join(f"{json.dumps(row)}\n" for row in rows).encode()
     for data in (
-        b"[" * 10**6, b'{"image": ' + b"[" * 10**5, b"\xff\xfe\xfd", b"\0" * 1000, b"{" * 10, b"null\n1\n[]\n",
+        b"[" * 10**6, b'{"image": ' + b"[" * 10**5, b"\xff\xfe\xfd", b"\0" * 1000, b"{" * 10,
+        b"null\n1\n[]\n",
         b'{"image": "a", "image": "b"}', b'{"image": NaN, "caption": ' + b"9" * 10_000 + b"}", b'"' * 10**6,
         b'{"image": "a.jpg", "caption": "' + b"x" * (20 * 10**6) + b'"}\n', b"x" * (20 * 10**6),
     ):  # fmt: skip

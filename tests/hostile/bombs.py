@@ -190,17 +190,24 @@ def _others() -> Iterator[tuple[str, bytes]]:
 
 
 def _foreign() -> Iterator[tuple[str, bytes]]:
-    for name, data in (
-        ("empty.jpg", b""), ("page.jpg", b"<!doctype html><script>alert(1)</script>"),
-        ("program.png", b"\x7fELF" + bytes(400)), ("script.jpg", b"#!/bin/sh\ntouch /tmp/x\n"),
+    yield from (
+        ("empty.jpg", b""),
+        ("page.jpg", b"<!doctype html><script>alert(1)</script>"),
+        ("program.png", b"\x7fELF" + bytes(400)),
+        ("script.jpg", b"#!/bin/sh\ntouch /tmp/x\n"),
         ("drawing.png", b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"),
-        ("pickle.jpg", hostile_pickle()), ("pickle.tif", hostile_pickle()), ("post.jpg", b"%!PS\n(x) run\n"),
+        ("pickle.jpg", hostile_pickle()),
+        ("pickle.tif", hostile_pickle()),
+        ("post.jpg", b"%!PS\n(x) run\n"),
         ("post.eps.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n(/etc/passwd) (r) file\n"),
-        ("list.jpg", b"a,b\n" * 100), ("zeros.png", bytes(100_000)), ("text.webp", b"RIFF\xff\xff\xff\xffWEBP"),
-        ("film.avif", b"\0\0\0\x20ftypisom" + bytes(100)), ("brands.heic", b"\xff\xff\xff\xffftypheic" + b"mif1" * 9),
-        ("short.jxl", b"\xff\x0a\xff"), ("boxes.jxl", b"\0\0\0\x0cJXL " + b"\0\0\0\x08free" * 200_000),
-    ):  # fmt: skip
-        yield name, data
+        ("list.jpg", b"a,b\n" * 100),
+        ("zeros.png", bytes(100_000)),
+        ("text.webp", b"RIFF\xff\xff\xff\xffWEBP"),
+        ("film.avif", b"\0\0\0\x20ftypisom" + bytes(100)),
+        ("brands.heic", b"\xff\xff\xff\xffftypheic" + b"mif1" * 9),
+        ("short.jxl", b"\xff\x0a\xff"),
+        ("boxes.jxl", b"\0\0\0\x0cJXL " + b"\0\0\0\x08free" * 200_000),
+    )
     photograph(23).save(file := io.BytesIO(), "PNG")
     yield "page.png", file.getvalue() + b"<script>alert(1)</script>" * 40
     photograph(24).save(file := io.BytesIO(), "JPEG")

@@ -24,7 +24,8 @@ def captions() -> tuple[bytes, ...]:
     return (
         b"a plain caption", b"", b"\0\0\0", control, b"<script>alert(1)</script>",
         b"<img src=x onerror=alert(1)>", b"</td></table>{{7*7}}${7*7}<!--", b"'; DROP TABLE images; --",
-        b'"; ATTACH \'x.db\'; --', b"x" * 100_000, b"word " * 20_000, b"y" * (10 * 2**20), b"\xff\xfe\xfd\xfc",
+        b'"; ATTACH \'x.db\'; --', b"x" * 100_000, b"word " * 20_000, b"y" * (10 * 2**20),
+        b"\xff\xfe\xfd\xfc",
         b"\xff\xfe" + "two bytes".encode("utf-16-le"), b"\xff\xfea", b"\xed\xa0\x80", b"\xc0\xaf",
         "\u202eright to left\u2066".encode(), "a\u0300".encode() * 5000, b"\x1b[2J\x1b]0;title\a",
         b"=cmd|' /C calc'!A0", b"../../etc/passwd", b"%s%s%n", b"{0.__class__}", b"line\r\nline\n\nline",

@@ -14,19 +14,25 @@ from tests.hostile.sql import CLAUSES
 
 ROOT = Path(__file__).parents[2] / "manifests"
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, -(10**18), 0.5, 1e308, math.nan, math.inf, -math.inf, "",
+    None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, -(10**18), 0.5, 1e308, math.nan, math.inf,
+    -math.inf, "",
     " ", "null", "yes", "\x07", "x" * 5000, "/etc/passwd", "../../..", "/", "~", "~nobody/x", "/dev/zero",
-    "/proc/self/mem", "s3://", "http://127.0.0.1/", "file:///etc/passwd", "a\nb", "\u202e", "\U0001f600", "{stem",
+    "/proc/self/mem", "s3://", "http://127.0.0.1/", "file:///etc/passwd", "a\nb", "\u202e", "\U0001f600",
+    "{stem",
     "{0.__class__}", "{folder.__init__}", "*" * 200, "**/" * 50, "[", [], {}, [[]], [{}], {"a": {"b": {}}},
     {"": ""}, {1: 2}, [None], ["canny"] * 50, {"column": "x"}, {"template": "{"}, "auto", "mini", "mini/none",
     "none", "2024-01-01", "1:30:00", "0x10", "1_000", "!!python/object:os.system", "latin-1", "rot13", "idna",
 )  # fmt: skip
 TEXTS = (
-    "!!python/object/apply:os.system ['touch {marker}']", "!!python/name:os.system", "!!binary xx", "!!set {a, b}",
+    "!!python/object/apply:os.system ['touch {marker}']", "!!python/name:os.system", "!!binary xx",
+    "!!set {a, b}",
     "!!omap [a: 1]", "!!timestamp 9999-99-99", "!!float x", "!!int ''", "!unknown x", "*nowhere", "&a [*a]",
-    "&a {<<: *a}", "<<: 1", "? [a, b]\n: c", "[" * 200, "{a: " * 200, "'", '"\\ud800"', '"\\0"', '"\\x"', "\t- a",
-    "- a\nb: c", "%YAML 9.9", "---\n---", "...\nx", "a: b: c", "|\n  x", ">-\n", "@", "`", "\ufeff", "\x85", "\x00",
-    "1" * 6000, "0o7777777777777777777777", ".inf", "-.INF", ".nan", "12e9999", "2024-13-45", "1:1:1:1:1", "=", "~:",
+    "&a {<<: *a}", "<<: 1", "? [a, b]\n: c", "[" * 200, "{a: " * 200, "'", '"\\ud800"', '"\\0"', '"\\x"',
+    "\t- a",
+    "- a\nb: c", "%YAML 9.9", "---\n---", "...\nx", "a: b: c", "|\n  x", ">-\n", "@", "`", "\ufeff",
+    "\x85", "\x00",
+    "1" * 6000, "0o7777777777777777777777", ".inf", "-.INF", ".nan", "12e9999", "2024-13-45", "1:1:1:1:1",
+    "=", "~:",
 )  # fmt: skip
 
 

@@ -48,9 +48,7 @@ def judged(work: Callable[[], int], limit: float) -> Verdict:
         said.seek(0)
         text = said.read().decode(errors="replace")
     ended_by = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-    return Verdict(
-        HUNG if hung else ended_by, text[-KEPT:], time.monotonic() - began, used.ru_maxrss * 1024
-    )
+    return Verdict(HUNG if hung else ended_by, text[-KEPT:], time.monotonic() - began, used.ru_maxrss * 1024)
 
 
 def _work(work: Callable[[], int]) -> None:
