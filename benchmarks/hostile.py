@@ -136,7 +136,11 @@ def look(found: Found, workspace: Path, answer: dict[str, Any] | None, name: str
     if "Traceback (most recent" in answer["stderr"] + answer["stdout"]:
         found.tracebacks.append(f"{name}: {answer['stderr'].strip().splitlines()[-1:]}")
     if answer["returncode"] == 1:
-        add(found.reasons, short(answer["stderr"]))
+        said = answer["stderr"].splitlines()
+        add(
+            found.reasons,
+            short(next((line for line in said if line.startswith("controlmill: ")), str(said[-3:]))),
+        )
     for event in events.read(workspace):
         if event["event"] == "worker lost":
             over = event["reason"] and event["reason"] != "its node is gone"

@@ -22,6 +22,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 SUB_IFDS, DNG_VERSION = 330, 50706  # tags of TIFF
 USUAL = 12  # bytes that decoding a pixel takes at most, of the kinds that `_bytes_a_pixel` does not name
 DEEP_PNG = {2: 16, 4: 20, 6: 20}  # of 16 bits: colour type -> bytes that decoding a pixel takes (measured)
+MOST_FRAMES = 2**31 - 1  # that a row can tell; an animated PNG may claim more
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "HEIF")
 
 # (offset, bytes there, what it is) of files that lie between photographs and are none that is read here
@@ -292,7 +293,8 @@ def _frames(picture: Any, data: bytes) -> int:
     if picture.format == "TIFF":
         return tiff.pages(data)
     try:
-        return int(getattr(picture, "n_frames", 1)) if picture.format in ANIMATED else 1
+        count = int(getattr(picture, "n_frames", 1)) if picture.format in ANIMATED else 1
+        return min(count, MOST_FRAMES)
     except Exception:  # an animation that breaks off; its first picture is still judged by itself
         picture.seek(0)
         return 1
