@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from train import sums
+
 NOTE_FILE = "controlmill.json"
 NOTE = (
     "random weights, never trained; only the last layers of the VAE's encoder and decoder and of the UNet"
@@ -51,6 +53,7 @@ def build_random(dest: Path, *, seed: int = 0) -> None:
     finally:
         torch.set_num_threads(threads)
     (work / NOTE_FILE).write_text(json.dumps(note, indent=2) + "\n")
+    sums.write(work)
     try:
         work.rename(dest)
     except OSError:  # another process was first: it wrote the same

@@ -9,7 +9,7 @@ import click
 from pipeline import NOT_COMPLETE, MillError, manifest
 from pipeline.catalog import snapshots
 from pipeline.storage import copies, folders, stores
-from pipeline.storage.workspace import Workspace, stopping, workspace_at
+from pipeline.storage.workspace import Workspace, misplaced, stopping, workspace_at
 
 HOUSE = ("pipeline", "annotate", "train", "evaluate")
 
@@ -27,7 +27,7 @@ class Mill(click.Group):
             click.echo(f"controlmill: {error}", err=True)
             ctx.exit(NOT_COMPLETE)
         except OSError as error:
-            sentence = stopping(error)
+            sentence = stopping(error) or misplaced(error)
             if sentence is None:
                 raise
             click.echo(f"controlmill: {sentence}", err=True)

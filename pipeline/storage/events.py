@@ -53,14 +53,14 @@ def read(root: Path) -> list[dict[str, Any]]:
     """Every event whose line is whole, in their order."""
     events = []
     try:
-        lines = (root / EVENTS).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+        lines = (root / EVENTS).read_bytes().split(b"\n")
+    except (FileNotFoundError, IsADirectoryError):
         return []
     for line in lines:
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
+        with suppress(ValueError, RecursionError):
+            event = json.loads(line.decode())
+            if isinstance(event, dict):
+                events.append(event)
     return events
 
 
@@ -99,7 +99,8 @@ def read_progress(root: Path) -> StageProgress | None:
 
 
 def clear_progress(root: Path) -> None:
-    (root / PROGRESS).unlink(missing_ok=True)
+    with suppress(OSError):  # a folder in its place
+        (root / PROGRESS).unlink(missing_ok=True)
 
 
 def now() -> str:
