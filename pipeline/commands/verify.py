@@ -58,7 +58,10 @@ def _problems(catalog: Catalog, *, repair: bool, say: Callable[[str], None]) -> 
     for sentence, sql in INVARIANTS.items():
         (count,) = catalog.row(sql)
         if count:
-            sentences.append(f"{count} {sentence}: `controlmill catalog rebuild` makes the catalog again")
+            sentences.append(
+                f"{count} {sentence}: if they are still there after the next `controlmill run`, `controlmill"
+                f" catalog rebuild {workspace.address}` makes the catalog again"
+            )
             say(sentences[-1])
     also = f" and {checkpoints} checkpoint{'s' if checkpoints > 1 else ''}" if checkpoints else ""
     say(f"{len(listed)} shards{also} checked, {len(sentences)} problems")

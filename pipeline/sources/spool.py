@@ -92,12 +92,16 @@ def problems(place: Path) -> Iterator[Path]:
 
     for folder in sorted(place.glob("*/")):
         stored: dict[str, Any] = {}
+        files = sorted(folder.glob(FILES))
         try:
             stored = _recorded(folder / RECORD)
-        except (MillError, FileNotFoundError):
+        except FileNotFoundError:
+            if files:
+                yield folder / RECORD
+        except MillError:
             yield folder / RECORD
         rows, last = 0, None
-        for path in sorted(folder.glob(FILES)):
+        for path in files:
             if last is None and path != _file(folder, rows):
                 yield (last := _file(folder, rows))
             try:

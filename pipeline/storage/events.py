@@ -83,11 +83,12 @@ class StageProgress:
 def write_progress(root: Path, progress: StageProgress) -> None:
     """For `controlmill status`, which must not hold the catalog of a run that is under way."""
     temporary = root / f"{TEMPORARY}{os.getpid()}-{PROGRESS}"
-    try:
+    with suppress(OSError):
         temporary.write_text(json.dumps(vars(progress)), encoding="utf-8")
         temporary.replace(root / PROGRESS)
-    except OSError:
         return
+    with suppress(OSError):  # what a full disk took of it
+        temporary.unlink(missing_ok=True)
 
 
 def read_progress(root: Path) -> StageProgress | None:
