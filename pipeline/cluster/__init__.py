@@ -116,7 +116,7 @@ class Cluster:
         `address`; Lost where Ray is gone while jobs are under way.
         """
         if self._session is None:
-            self._session = Session(self._given or os.cpu_count() or 1, self.address)
+            self._session = Session(self.token, self._given or os.cpu_count() or 1, self.address)
         elif why := self._session.fault():
             if self._running:
                 raise Lost(why)
@@ -136,7 +136,7 @@ class Cluster:
         self.close()
         self.say(going_on(why, times, self.address))
         began = time.monotonic()
-        self._session = Session(self._given or os.cpu_count() or 1, self.address)
+        self._session = Session(self.token, self._given or os.cpu_count() or 1, self.address)
         self.event("ray started again", seconds=round(time.monotonic() - began, 3))
 
     def run(

@@ -166,5 +166,10 @@ def path(token: str) -> Path:
     return Path(tempfile.gettempdir()) / f"controlmill-{token}"
 
 
+def of_run(token: str) -> list[Path]:
+    """The files that attempts of a run left on this machine; their tokens begin with the run's."""
+    return list(Path(tempfile.gettempdir()).glob(f"controlmill-{token}-*"))
+
+
 def _trace(token: str) -> Path:
     return Path(tempfile.gettempdir()) / f"controlmill-{token}-trace"

@@ -3,10 +3,11 @@
 import contextlib
 import logging
 import os
-import secrets
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from typing import Any
 import psutil
 
 from pipeline import MillError
+from pipeline.cluster import position
+from pipeline.cluster.nodes import HOUSE
 from pipeline.cluster.worker import SLEEP
 
 # without either of these nothing goes on: name of the process -> what it is to Ray
 VITAL = {"gcs_server": "the process that holds its facts", "raylet": "the process that starts its workers"}
 TOKEN = "CONTROLMILL_SESSION"  # variable of each process that Ray starts, by which it is found
-DRIVER = "controlmill-driver"  # in the folder of a session: whose it is
 UNREACHED = 20.0  # seconds that somebody else's cluster may be out of reach; Ray ends the driver after 60
 LOOKED = 0.2  # seconds between two looks at whether Ray lives
 STARTED_AGAIN = 5  # times in a row, with no job done between them
@@ -33,9 +35,9 @@ class Lost(Exception):
 class Session:
     """From `ray.init` to `ray.shutdown`."""
 
-    def __init__(self, workers: int, address: str | None) -> None:
-        """Starts Ray here with so many workers, or joins the cluster of that address. MillError where that
-        can't be done.
+    def __init__(self, token: str, workers: int, address: str | None) -> None:
+        """Starts Ray here with so many workers, or joins the cluster of that address, for the run of this
+        token. MillError where that can't be done.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -58,8 +60,8 @@ class Session:
         )
         self.ray: Any = ray
         self.is_own = not address
-        self._looked, self._vital, self._folder = 0.0, dict[str, psutil.Process](), Path()
-        os.environ[TOKEN] = self._token = secrets.token_hex(8)
+        self._looked = 0.0
+        self._token = os.environ[TOKEN] = token
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=True)
@@ -84,8 +86,7 @@ class Session:
         if self.is_own:
             node: Any = ray._private.worker._global_node
             self._folder = Path(node.get_session_dir_path())
-            _mark(self._folder)
-            sweep(self._folder.parent)
+            self._reaper = _reaper(token, self._folder)
             self._vital = {
                 process.name(): process for process in psutil.Process().children() if process.name() in VITAL
             }
@@ -135,6 +136,7 @@ class Session:
         if self.is_own:
             end(left)
             shutil.rmtree(self._folder, ignore_errors=True)
+            self._reaper.communicate()
 
 
 def going_on(why: str, times: int, address: str | None) -> str:
@@ -173,19 +175,20 @@ def end(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=ENDING)
 
 
-def _mark(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        (folder / DRIVER).write_text(f"{os.getpid()} {psutil.Process().create_time()}")
+def reap() -> None:
+    """In a process of its own: waits until the driver is gone, however it ended, and clears up behind it."""
+    token, folder = sys.argv[1:]
+    sys.stdin.read()
+    end(processes_of(token, Path(folder)))
+    shutil.rmtree(folder, ignore_errors=True)
+    for file in position.of_run(token):
+        file.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Removes what the sessions of drivers that were killed left in Ray's folder; nobody else's."""
-    for mark in folder.glob(f"session_*/{DRIVER}"):
-        with contextlib.suppress(OSError, ValueError):
-            pid, began = mark.read_text().split()
-            try:
-                lives = psutil.Process(int(pid)).create_time() == float(began)
-            except psutil.NoSuchProcess:
-                lives = False
-            if not lives and not mark.parent.is_symlink():
-                shutil.rmtree(mark.parent, ignore_errors=True)
+def _reaper(token: str, folder: Path) -> "subprocess.Popen[bytes]":
+    """Some of Ray's processes stay for ever where their driver is killed."""
+    words = [sys.executable, "-c", "from pipeline.cluster.session import reap; reap()", token, str(folder)]
+    devnull = subprocess.DEVNULL
+    return subprocess.Popen(
+        words, cwd=HOUSE, stdin=subprocess.PIPE, stdout=devnull, stderr=devnull, start_new_session=True
+    )
