@@ -10,7 +10,6 @@ SAID = re.compile(
     re.IGNORECASE,
 )
 SAYS_SO = (RuntimeError, OSError)  # torch's, Pillow's; ValueError and others may quote what an image says
-OPENCV_CODE = -4  # cv::Error::StsNoMem
 
 
 def ran_out(error: BaseException) -> bool:
@@ -36,6 +35,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _tells(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    if getattr(error, "errno", None) == errno.ENOMEM or getattr(error, "code", None) == OPENCV_CODE:
+    if getattr(error, "errno", None) == errno.ENOMEM:
         return True
-    return isinstance(error, SAYS_SO) and SAID.search(str(error)) is not None
+    says = isinstance(error, SAYS_SO) or type(error).__module__.split(".")[0] == "cv2"
+    return says and SAID.search(str(error)) is not None

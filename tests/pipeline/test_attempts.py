@@ -100,3 +100,37 @@ def test_a_job_without_rows_and_a_node_that_is_gone_are_tried_so_many_times() ->
 )
 def test_a_batch_has_the_time_of_its_rows_but_not_hours(rows: int, seconds: float, whole: float) -> None:
     assert allowance(rows, seconds) == whole
+
+
+def test_memory_that_ran_out_proves_nothing_until_a_row_was_alone_on_its_machine() -> None:
+    def out(attempt: Attempt | str, row: int) -> Attempt | str:
+        assert isinstance(attempt, Attempt)
+        return after_death(attempt, Position((row,), "hed"), "MemoryError: 40 GiB", memory=True)
+
+    beside_others = after_death(first(JOB), Position((4, 5)), "WorkerCrashedError")
+    assert isinstance(beside_others, Attempt) and not beside_others.alone
+    alone = out(beside_others, 4)
+    assert isinstance(alone, Attempt) and alone.alone and alone.rows == (4, 5) and alone.struck is None
+    blamed = out(out(alone, 4), 4)
+    assert isinstance(blamed, Attempt)
+    assert blamed.job.kills == {
+        (4, "hed"): "ran out of memory, also with nothing beside it (MemoryError: 40 GiB)"
+    }
+    whole = after_life(replace(blamed, rows=(4, 5)), "")
+    assert isinstance(whole, Attempt) and whole.rows == JOB.rows and not whole.dry_run and not whole.alone
+
+
+@pytest.mark.parametrize(
+    ("job", "blamed"), [(JOB, 3), (replace(JOB, rows=(0, 1)), 1), (replace(JOB, alike=True), 0)]
+)
+def test_a_machine_without_memory_is_no_fault_of_the_rows(job: Job, blamed: int) -> None:
+    attempt: Attempt | str = first(job)
+    rows = [row for row in job.rows for _ in range(2)]
+    attempt = after_death(first(job), Position(job.rows), "MemoryError", memory=True)
+    for row in rows:
+        if isinstance(attempt, str):
+            break
+        kills = attempt.job.kills
+        attempt = after_death(attempt, Position((row,), "hed"), "MemoryError", memory=True)
+    assert isinstance(attempt, str) and attempt.endswith("it needs a machine with more memory")
+    assert len(kills) == blamed
