@@ -27,7 +27,7 @@ CLOCK = {  # read the clock, and DuckDB does not call them unstable; most are sp
     "current_date", "current_localtime", "current_localtimestamp", "current_time", "current_timestamp",
     "localtime", "localtimestamp",
 }  # fmt: skip
-GROWING = {  # a number, or the square of a length, says what they take, which DuckDB's own limit does not stop
+GROWING = {  # a number, or the square of a length, says what they take; DuckDB limits none of it
     "array_reduce", "array_resize", "bitstring", "damerau_levenshtein", "editdist3", "format",
     "generate_series", "levenshtein", "list_reduce", "list_resize", "lpad", "printf", "range", "reduce",
     "repeat", "rpad",

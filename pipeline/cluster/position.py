@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from annotate import memory
+from pipeline.storage import faults
+
 TOLD_EVERY = 0.5  # seconds between two notes to the driver of how far a job is
 SOON = 60.0  # seconds that a batch of many rows may take where each row alone may take less
 
@@ -42,6 +45,14 @@ class Position:
     over: str = ""  # the sentence where it took longer than its limit
 
 
+class RanOut(Exception):
+    """Memory ran out in a job, whose process lives."""
+
+    def __init__(self, reason: str, at: Position) -> None:
+        super().__init__(reason, at)
+        self.reason, self.at = reason, at
+
+
 class _Attempt:
     """The attempt that this process is at."""
 
@@ -52,9 +63,11 @@ class _Attempt:
         # a time-out writes where it was
         self._trace = os.open(_trace(trial.token), os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o600)
         self._length = 0
+        self.at = Position()
         self.write((), "", None)
 
     def write(self, rows: Sequence[int], what: str, limit: Limit | None) -> None:
+        self.at = Position(tuple(rows), what)
         over = f"took longer than {limit.seconds:g} s ({limit.key})" if limit else ""
         told = json.dumps([list(rows), what, over]).encode()
         os.pwrite(self._file, told.ljust(self._length), 0)
@@ -78,11 +91,17 @@ _attempt: _Attempt | None = None  # one at a time in a process; None = no job of
 
 @contextmanager
 def attempt(trial: Trial, tell: Callable[[int, str], object] = lambda done, what: None) -> Iterator[None]:
-    """Around a job in its process. `tell` gets how many rows are done and what is under way, now and then."""
+    """Around a job in its process. `tell` gets how many rows are done and what is under way, now and then.
+    Raises RanOut where memory ran out.
+    """
     global _attempt
     _attempt = _Attempt(trial, tell)
     try:
         yield
+    except Exception as error:
+        if not memory.ran_out(error):
+            raise
+        raise RanOut(" ".join(f"{type(error).__name__}: {error}".split())[:300], _attempt.at) from None
     finally:
         _attempt.leave()
         _attempt = None
@@ -97,6 +116,7 @@ def begin(rows: Sequence[int], what: str = "", limit: Limit | None = None, *, lo
     if _attempt is None:
         return
     _attempt.write(rows, what, limit)
+    faults.reached("rows begin")
     if limit is None:
         faulthandler.cancel_dump_traceback_later()
     else:
@@ -146,6 +166,11 @@ def forget(token: str) -> None:
 
 def path(token: str) -> Path:
     return Path(tempfile.gettempdir()) / f"controlmill-{token}"
+
+
+def of_run(token: str) -> list[Path]:
+    """The files that attempts of a run left on this machine; their tokens begin with the run's."""
+    return list(Path(tempfile.gettempdir()).glob(f"controlmill-{token}-*"))
 
 
 def _trace(token: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from annotate import memory
 from pipeline.dataset import colour, jpeg, png, tiff
 from pipeline.dataset.colour import BAND
 from pipeline.dataset.formats import Header
@@ -44,6 +45,7 @@ def decode(picture: Any, header: Header, data: bytes, image: Image, ratio: float
     except Unreadable:
         raise
     except Exception as error:  # decoders raise whatever they like on broken data; the file becomes a row
+        memory.let_through(error)
         hint = "" if image.damaged == "keep" else f"; {KEEP}"
         raise Unreadable(
             f"broken image: {_told(error)}{hint}", header.width, header.height, header.format
@@ -107,6 +109,7 @@ def _damage(picture: Any, data: bytes, image: Image) -> str:
         try:
             once.load()
         except Exception as error:
+            memory.let_through(error)
             if image.damaged == "fail":
                 raise
             return _told(error)
@@ -121,6 +124,7 @@ def _by_pillow(picture: Any, header: Header, data: bytes, image: Image, ratio: f
     try:
         picture.load()
     except Exception as error:
+        memory.let_through(error)
         if image.damaged == "fail":
             raise
         with _lenient(), _reopened(picture, data) as again:
