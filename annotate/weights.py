@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from annotate import memory
-
 from annotate.parameters import Values
 
 FOLDER_VARIABLE = "CONTROLMILL_WEIGHTS"

@@ -33,12 +33,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.annotate import machine
+from benchmarks.trial import HUNG, MARKER, judged
 from pipeline.catalog import Catalog
 from pipeline.storage import events
 from pipeline.storage.workspace import Workspace
-from tests.hostile import archives, folders, manifests
-from tests.hostile.bombs import marker
-from tests.hostile.trial import HUNG, judged
 
 DEAD = {"returncode": -1, "stderr": "Traceback (most recent call last): the driver died", "stdout": ""}
 LIMIT = 180.0  # seconds for a command on one archive or one manifest
@@ -78,7 +76,7 @@ def main() -> None:
     parser.add_argument("--parts", default="files,archives,manifests")
     parser.add_argument("--out", type=Path, default=None, help="JSON file; its other keys stay")
     options = parser.parse_args()
-    marker().unlink(missing_ok=True)
+    MARKER.unlink(missing_ok=True)
     told: dict[str, Any] = {"seed": options.seed, "machine": machine("cpu")}
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         home = Path(folder)
@@ -94,7 +92,7 @@ def main() -> None:
             found.seconds = round(time.monotonic() - began, 1)
             told[name] = asdict(found) | {"changed_outside": changed}
             print(name, json.dumps(told[name], indent=1, ensure_ascii=False), flush=True)
-    told["code_run"] = marker().exists()
+    told["code_run"] = MARKER.exists()
     if options.out:
         kept = json.loads(options.out.read_text()) if options.out.exists() else {}
         before = kept.get("hostile", {})
@@ -102,9 +100,17 @@ def main() -> None:
         options.out.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
 
 
+def corpus(home: Path, seed: int, **counts: int) -> None:
+    """Made by the tests' script, in a process of its own: its writers of pictures take memory too."""
+    every = {"files": 0, "archives": 0, "manifests": 0} | counts
+    words = [word for name, count in every.items() for word in (f"--{name}", str(count))]
+    command = [sys.executable, "-m", "tests.hostile", str(home), "--seed", str(seed), *words]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
 def files(home: Path, seed: int, count: int) -> Found:
-    made = folders.make(home / "photos", seed, count)
-    found = Found(sum(made.values()) + 1)
+    corpus(home, seed, files=count)
+    found = Found(sum(not path.is_dir() for path in (home / "photos").rglob("*")))
     path = home / "manifest.yaml"
     path.write_text(
         MANIFEST.format(workspace=home / "workspace", source=f"{{kind: folder, path: {home / 'photos'}}}")
@@ -116,13 +122,14 @@ def files(home: Path, seed: int, count: int) -> Found:
 
 
 def sources(home: Path, seed: int, count: int) -> Found:
-    hostile = archives.make(home / "given", seed, count)
-    found = Found(len(hostile))
+    corpus(home, seed, archives=count)
+    told = sorted((home / "archives").glob("*.source"))
+    found = Found(len(told))
     with answering() as (ask, peaks):
-        for number, one in enumerate(hostile):
+        for number, one in enumerate(told):
             path = home / f"{number:04d}.yaml"
-            path.write_text(MANIFEST.format(workspace=home / f"{number:04d}", source=one.source))
-            look(found, home / f"{number:04d}", ask(path), one.path.name)
+            path.write_text(MANIFEST.format(workspace=home / f"{number:04d}", source=one.read_text()))
+            look(found, home / f"{number:04d}", ask(path), one.stem)
     found.peak_driver_mb, found.peak_worker_mb = peaks["driver"] >> 20, peaks["worker"] >> 20
     return found
 
@@ -166,9 +173,10 @@ def short(reason: str) -> str:
 
 
 def dry_runs(home: Path, seed: int, count: int) -> Found:
-    made = manifests.make(home / "given", seed, count, marker())
+    corpus(home, seed, manifests=count)
+    made = sorted((home / "manifests").iterdir())
     found = Found(len(made))
-    (home / "here").mkdir()
+    (home / "here").mkdir(parents=True)
     os.chdir(home / "here")
     from pipeline.catalog import selection_checks
     from pipeline.cli import main as controlmill
@@ -215,7 +223,7 @@ def answering() -> Iterator[tuple[Any, dict[str, int]]]:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
-                )  # fmt: skip
+                )
             ]
         return process[0]
 
@@ -287,7 +295,7 @@ def seen(home: Path) -> dict[str, tuple[int, int]]:
     """
     files = [path for path in ROOT.iterdir() if path.name not in (".git", ".venv", "benchmarks")]
     files += [path for path in Path("/").iterdir() if path.name not in ("proc", "sys", "dev", "tmp")]
-    files += [*Path(tempfile.gettempdir()).glob("*escaped*"), *home.glob("*escaped*"), marker()]
+    files += [*Path(tempfile.gettempdir()).glob("*escaped*"), *home.glob("*escaped*"), MARKER]
     told = {}
     for path in files:
         try:

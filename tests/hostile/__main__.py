@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from benchmarks.trial import MARKER
 from tests.hostile import archives, folders, manifests
-from tests.hostile.bombs import marker
 
 
 def main() -> None:
@@ -16,10 +16,12 @@ def main() -> None:
     parser.add_argument("--manifests", type=int, default=1000)
     options = parser.parse_args()
     told = folders.make(options.folder / "photos", options.seed, options.files)
-    archives.make(options.folder / "archives", options.seed, options.archives)
-    manifests.make(options.folder / "manifests", options.seed, options.manifests, marker())
+    for one in archives.make(options.folder / "archives", options.seed, options.archives):
+        one.path.with_name(f"{one.path.name}.source").write_text(one.source)
+    manifests.make(options.folder / "manifests", options.seed, options.manifests, MARKER)
     print(
-        f"{options.folder}: {told['files']} files, {told['special']} special ones, {options.archives} archives"
+        f"{options.folder}: {told['files']} files, {told['special']}"
+        f" special ones, {options.archives} archives"
         f" and tables, {options.manifests} manifests"
     )
 

@@ -3,7 +3,6 @@
 import io
 import pickle
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from benchmarks.trial import MARKER
 from tests.hostile.bytes_of import (
     blank_png,
     icon,
@@ -23,18 +23,13 @@ from tests.hostile.bytes_of import (
 from tests.hostile.pictures import SIZE, photograph
 
 SIDE = 10_000  # its square is image.max_pixels: the largest picture that is not refused by its header
-MARKER = "controlmill-code-was-run"  # a file that code from data would make, in the folder of temporary files
 
 
 class Runs:
     """What makes the marker when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return Path.touch, (marker(),)
-
-
-def marker() -> Path:
-    return Path(tempfile.gettempdir()) / MARKER
+        return Path.touch, (MARKER,)
 
 
 def hostile_pickle() -> bytes:

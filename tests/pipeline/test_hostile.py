@@ -14,6 +14,7 @@ import pytest
 from PIL import Image as Pillow
 
 from annotate import weights as detector_weights
+from benchmarks.trial import MARKER, judged
 from pipeline import MillError, manifest, sources
 from pipeline.catalog import Catalog, Selection
 from pipeline.catalog.selection_checks import check_selections
@@ -25,11 +26,10 @@ from pipeline.sources.raw import Unreadable
 from pipeline.storage import events
 from pipeline.storage.workspace import Workspace
 from tests.hostile import archives, folders, manifests, sql, weights
-from tests.hostile.bombs import bombs, marker
+from tests.hostile.bombs import bombs
 from tests.hostile.bytes_of import blank_png, icon, png_chunk, png_file, tiff_file, zeros
 from tests.hostile.mutations import mutated
 from tests.hostile.pictures import originals, photograph
-from tests.hostile.trial import judged
 from train.weights_file import read_file
 
 SIZE = Image(resolution=64)
@@ -39,9 +39,9 @@ LIMIT = 120.0  # seconds: image.time_limit
 
 @pytest.fixture(autouse=True)
 def no_code_is_run() -> Iterator[None]:
-    marker().unlink(missing_ok=True)
+    MARKER.unlink(missing_ok=True)
     yield
-    assert not marker().exists()
+    assert not MARKER.exists()
 
 
 def answer(data: bytes, image: Image = SIZE) -> str:
@@ -60,7 +60,7 @@ def saved(picture: Pillow.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-# -- pictures --------------------------------------------------------------------------------------------------
+# -- pictures ------------------------------------------------------------------------------------------------
 
 
 def test_a_broken_file_of_any_format_is_an_image_or_a_reason() -> None:
@@ -164,7 +164,7 @@ def test_no_small_file_takes_a_workers_memory_or_its_time() -> None:
         assert verdict.peak < MOST, name
 
 
-# -- selections ------------------------------------------------------------------------------------------------
+# -- selections ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,10 @@ def test_sql_that_can_take_any_amount_of_memory_is_refused(clause: str) -> None:
 
 
 def test_sql_that_need_not_end_is_refused() -> None:
-    endless = "(WITH RECURSIVE candidates(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM candidates) SELECT max(n) FROM candidates) > 1"
+    endless = (
+        "(WITH RECURSIVE candidates(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM candidates) SELECT max(n)"
+        " FROM candidates) > 1"
+    )
     with pytest.raises(MillError, match="WITH RECURSIVE, which need not end"):
         check_selections({"canny": Selection((("where", endless),))}, ["edges"])
     deep = "SELECT count(*) a FROM candidates"
@@ -212,11 +215,11 @@ def test_every_hostile_clause_is_a_sentence_or_a_selection() -> None:
         assert verdict.status == 0 and verdict.peak < MOST, (clause[:200], verdict)
 
 
-# -- manifests -------------------------------------------------------------------------------------------------
+# -- manifests -----------------------------------------------------------------------------------------------
 
 
 def test_a_fuzzed_manifest_is_a_manifest_or_sentences(tmp_path: Path) -> None:
-    for path in manifests.make(tmp_path / "given", 1, 60, marker()):
+    for path in manifests.make(tmp_path / "given", 1, 60, MARKER):
         try:
             manifest.load(path)
         except MillError as error:
@@ -239,7 +242,7 @@ def test_a_dry_run_of_a_fuzzed_manifest_ends_with_a_sentence(
 
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    for path in manifests.make(tmp_path / "given", 2, 200, marker()):
+    for path in manifests.make(tmp_path / "given", 2, 200, MARKER):
         verdict = judged(
             lambda path=path: main(["run", str(path), "--dry-run"], prog_name="controlmill"), LIMIT
         )
@@ -248,7 +251,7 @@ def test_a_dry_run_of_a_fuzzed_manifest_ends_with_a_sentence(
     assert not any((tmp_path / "here").iterdir())
 
 
-# -- weights ---------------------------------------------------------------------------------------------------
+# -- weights -------------------------------------------------------------------------------------------------
 
 
 def test_hostile_weights_are_sentences_and_run_no_code(tmp_path: Path) -> None:
@@ -262,7 +265,7 @@ def test_hostile_weights_are_sentences_and_run_no_code(tmp_path: Path) -> None:
                 assert name in str(error)
 
 
-# -- runs ------------------------------------------------------------------------------------------------------
+# -- runs ----------------------------------------------------------------------------------------------------
 
 
 def seen(folder: Path) -> dict[str, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""One piece of work in a process of its own: how it ended, what it said, how long it took and how much memory."""
+"""One piece of work in a process of its own: how it ended, what it said, its time and its memory."""
 
 import os
 import resource
@@ -10,7 +10,10 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+# a file that code from hostile data would make
+MARKER = Path(tempfile.gettempdir()) / "controlmill-code-was-run"
 HUNG, KEPT = "hung", 20_000  # characters of what it said
 
 
