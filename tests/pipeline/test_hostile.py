@@ -164,6 +164,14 @@ def test_no_small_file_takes_a_workers_memory_or_its_time() -> None:
         assert verdict.peak < MOST, name
 
 
+def test_a_caption_file_of_ten_megabytes_is_a_reason_and_no_caption(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(saved(photograph(1), "JPEG"))
+    (tmp_path / "a.txt").write_bytes(b"y" * (10 * 2**20))
+    (raw,) = sources.listing([FolderSource(kind="folder", path=str(tmp_path))], SIZE).take(np.array([0]))
+    read = sources.read_captions(raw)
+    assert read.texts == () and read.problem == "caption file: too large: 10485760 bytes"
+
+
 # -- selections ----------------------------------------------------------------------------------------------
 
 
