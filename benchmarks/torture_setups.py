@@ -89,7 +89,7 @@ class SetUp:
 
     def disturb(self, what: str, how: str, driver: int, rng: random.Random) -> bool:
         """Signals a process of that kind; False where there is none now."""
-        found = [process for process in self.processes() if _is(process, what, driver)]
+        found = [process for process in self.processes() if is_kind(process, what, driver)]
         if not found:
             return False
         process = rng.choice(sorted(found, key=lambda each: each.pid))
@@ -160,7 +160,7 @@ class ThreeNodes(SetUp):
 
     def _alive(self) -> list[psutil.Process]:
         """Workers that wait stay with their node."""
-        return [process for process in super()._alive() if _is(process, "driver", 0)]
+        return [process for process in super()._alive() if is_kind(process, "driver", 0)]
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -218,7 +218,7 @@ class Bucket(SetUp):
         return {stores.CACHE: self.environment[stores.CACHE]}
 
 
-def _is(process: psutil.Process, what: str, driver: int) -> bool:
+def is_kind(process: psutil.Process, what: str, driver: int) -> bool:
     words = process.cmdline()
     if what == "driver":
         return process.pid == driver if driver else "from pipeline.cli import main; main()" in words

@@ -2,6 +2,7 @@
 downloaded.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+
+from train import sums
 
 NOTE_FILE = "controlmill.json"
 NOTE = (
@@ -48,12 +51,12 @@ def build_random(dest: Path, *, seed: int = 0) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             _write_models(work, rectangles(seed))
+        (work / NOTE_FILE).write_text(json.dumps(note, indent=2) + "\n")
+        sums.write(work)
+        with contextlib.suppress(OSError):  # another process was first: it wrote the same
+            work.rename(dest)
     finally:
         torch.set_num_threads(threads)
-    (work / NOTE_FILE).write_text(json.dumps(note, indent=2) + "\n")
-    try:
-        work.rename(dest)
-    except OSError:  # another process was first: it wrote the same
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from pipeline.catalog import Catalog
 from pipeline.storage import shards
 from pipeline.storage.shards import Shard
-from pipeline.storage.workspace import TEMPORARY, Workspace
+from pipeline.storage.workspace import TEMPORARY, Workspace, set_aside
 
 TOGETHER = 256  # shards in one transaction
 Read = TypeVar("Read")
@@ -62,6 +62,9 @@ def _index(
         fresh.note_stranded()
     finish(fresh)
     fresh.checkpoint()
+    for path in (workspace.catalog.with_suffix(".duckdb.wal"), workspace.catalog):
+        if path.is_dir():
+            set_aside(path)
     workspace.catalog.with_suffix(".duckdb.wal").unlink(missing_ok=True)
     fresh.path.replace(workspace.catalog)
     temporary.rmdir()

@@ -9,7 +9,7 @@ import click
 from pipeline import NOT_COMPLETE, MillError, manifest
 from pipeline.catalog import snapshots
 from pipeline.storage import copies, folders, stores
-from pipeline.storage.workspace import Workspace, stopping, workspace_at
+from pipeline.storage.workspace import Workspace, misplaced, stopping, workspace_at
 
 HOUSE = ("pipeline", "annotate", "train", "evaluate")
 
@@ -26,15 +26,13 @@ class Mill(click.Group):
         except MillError as error:
             click.echo(f"controlmill: {error}", err=True)
             ctx.exit(NOT_COMPLETE)
-        except OSError as error:
-            sentence = stopping(error)
-            if sentence is None:
-                raise
-            click.echo(f"controlmill: {sentence}", err=True)
-            ctx.exit(NOT_COMPLETE)
-        except (KeyboardInterrupt, RuntimeError) as error:
+        except (Exception, KeyboardInterrupt) as error:
+            # not every library raises the system's errors as such
+            if sentence := stopping(error) or (misplaced(error) if isinstance(error, OSError) else None):
+                click.echo(f"controlmill: {sentence}", err=True)
+                ctx.exit(NOT_COMPLETE)
             # DuckDB's word for Ctrl-C
-            if isinstance(error, RuntimeError) and "Query interrupted" not in str(error):
+            if not isinstance(error, KeyboardInterrupt) and "Query interrupted" not in str(error):
                 raise
             click.echo(
                 "controlmill: stopped; what was committed is kept, the same command goes on from there.",

@@ -160,8 +160,10 @@ def verify(workspace: Path, repair: bool, rescore: int, by_libraries: bool) -> N
     if by_libraries and not rescore:
         raise MillError("--libraries goes with --rescore N: how many samples to compare.")
     if rescore:
+        from pipeline.commands.rescore import rescored
+
         plan = plans.load_saved(catalog.workspace)
-        problems += verifier.rescored(plan, catalog, rescore, say=say)
+        problems += rescored(plan, catalog, rescore, say=say)
     if by_libraries:
         from pipeline.commands import libraries
 

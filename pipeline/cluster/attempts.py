@@ -10,7 +10,7 @@ RAN_OUT = "ran out of memory"  # how the reason of such a row begins: the next r
 ALONE = RAN_OUT + ", also with nothing beside it ({})"
 SHORT = "ran out of memory row by row, also with nothing beside it ({}): it needs a machine with more memory"
 ROWS_RAN_OUT = 3  # of one job: more of them are no fault of theirs
-DEATHS_RETRIED = 2  # how often a job is tried again whose worker died and no row was to blame
+DEATHS_RETRIED = 3  # how often a job is tried again whose worker died and no row was to blame
 NODES_RETRIED = 5  # the same where its node was gone
 LOST = "lost its worker {} times ({}) although no single row does it: give it more memory or fewer --workers"
 
@@ -52,11 +52,14 @@ def after_death(attempt: Attempt, position: Position, death: str, *, memory: boo
 
 
 def again(attempt: Attempt, death: str) -> Attempt | str:
-    """The whole job, of which no row is to blame."""
+    """The whole job, of which no row is to blame; a row at a time where memory may be short, or at last, for
+    rows that are computed together have other last bits.
+    """
     job = replace(attempt.job, deaths=attempt.job.deaths + 1)
     if job.deaths > DEATHS_RETRIED:
         return LOST.format(job.deaths, death) if job.rows else DEATH.format(death)
-    return Attempt(job, job.rows, singly=bool(job.rows), alone=attempt.alone)
+    singly = bool(job.rows) and (attempt.alone or job.deaths == DEATHS_RETRIED)
+    return Attempt(job, job.rows, singly=singly, alone=attempt.alone)
 
 
 def after_node(attempt: Attempt, death: str) -> Attempt | str:

@@ -17,8 +17,8 @@ from pipeline.dataset.origins import Origins
 from pipeline.plan import Plan
 from pipeline.sources import Fetched, Gone, RawImage, Unreadable
 from pipeline.sources.files import may_pass
-from pipeline.storage import copies, shards
-from pipeline.storage.workspace import canonical_json, fingerprint
+from pipeline.storage import shards
+from pipeline.storage.workspace import canonical_json, fingerprint, set_aside
 
 CHANGED = "the file at this address has changed"
 GONE = "the source no longer has this address"
@@ -203,7 +203,7 @@ def adopt(plan: Plan, catalog: Catalog) -> None:
         try:
             shard = shards.verify(path)
         except shards.BROKEN:
-            copies.remove(path)
+            set_aside(path)
             continue
         if shard.metadata["part"] not in committed:
             catalog.commit(shard)

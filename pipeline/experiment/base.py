@@ -23,7 +23,7 @@ ON_RANDOM_WEIGHTS = (
 
 def base_spec(plan: Plan) -> str:
     """What train.base.load takes; the random base is made in the workspace when first asked for."""
-    from train import base, mini
+    from train import base, mini, sums
 
     spec = plan.manifest.base
     assert spec is not None
@@ -36,6 +36,11 @@ def base_spec(plan: Plan) -> str:
     if not folder.exists():
         base.build_random(folder)
         folders.save(folder)
+    for wrong in sums.problems(folder):
+        raise MillError(
+            f"train.base: {wrong}: `controlmill verify {plan.workspace.address} --repair` takes the base out,"
+            " and the next run makes it again."
+        )
     return str(folder)
 
 

@@ -14,12 +14,14 @@ from annotate.conditions import CONDITIONS, MEASURES
 from annotate.detectors import DETECTORS
 from annotate.parameters import ParameterError, Values, near
 from annotate.weights import PINNED, Identity
-from pipeline import MillError, manifest, scenes
+from pipeline import MillError, scenes
 from pipeline.cluster.position import Limit
 from pipeline.manifest import Captions, ConditionSettings, Manifest, ScenesSource
 from pipeline.plan.records import Plan, Planned, PlannedCaptions
+from pipeline.plan.saved import damage, saved
+from pipeline.plan.saved import save as write_saved
 from pipeline.storage import copies, stores
-from pipeline.storage.workspace import Workspace, fingerprint, workspace_at, write_text
+from pipeline.storage.workspace import Workspace, fingerprint, workspace_at
 
 
 def image_key(settings: Manifest) -> str:
@@ -167,7 +169,7 @@ def load_saved(workspace: Workspace) -> Plan:
 
 
 def save(plan: Plan) -> None:
-    write_text(plan.workspace.manifest, manifest.dump(plan.manifest))
+    write_saved(plan.workspace, plan.manifest)
 
 
 def lines(plan: Plan) -> list[str]:
@@ -277,22 +279,19 @@ def _saved(workspace: Workspace) -> Manifest | None:
     return saved(workspace) if copies.has_copy(workspace.manifest) else None
 
 
-def saved(workspace: Workspace) -> Manifest:
-    """The manifest that a workspace keeps of its last run. MillError where it is missing or damaged."""
-    place = stores.shown(workspace.manifest)
-    copies.has_copy(workspace.manifest)
-    try:
-        return manifest.load_saved(workspace.manifest)
-    except MillError as error:
-        told = str(error).replace(str(workspace.manifest), place)
-        raise MillError(
-            f"{told}\n{place} is the workspace's own copy of the manifest of its last run, and"
-            " is damaged: delete it, then `controlmill run MANIFEST` with yours goes on and writes it again."
-        ) from error
-
-
 def _short(section: Any) -> str:
     return yaml.safe_dump(section.model_dump(), default_flow_style=True).strip()
 
 
-__all__ = ["MEASURES", "Plan", "Planned", "image_key", "lines", "load_saved", "make", "save", "saved"]
+__all__ = [
+    "MEASURES",
+    "Plan",
+    "Planned",
+    "damage",
+    "image_key",
+    "lines",
+    "load_saved",
+    "make",
+    "save",
+    "saved",
+]

@@ -15,7 +15,7 @@ from pipeline.report.figures import above, bar, figure, places, share_text
 from pipeline.report.leaderboard_data import EvidenceSample, Leaderboard
 from pipeline.report.leaderboard_view import ConditionTable, shared, tables
 from pipeline.report.provenance import provenance
-from pipeline.report.site import PICTURES, TEMPLATES, Picture, count, number, picture_of, tail
+from pipeline.report.site import PICTURES, TEMPLATES, Picture, count, number, picture_of, tail, write_pictures
 from pipeline.storage.workspace import write_text
 
 PAGE, EVIDENCE = "leaderboard.html", "evidence-{}.html"
@@ -50,7 +50,7 @@ def render(data: Leaderboard, folder: Path) -> Path:
         provenance=_script(vars(provenance(data))),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    _write_pictures(folder / PICTURES, pictures)
+    write_pictures(folder / PICTURES, pictures)
     for name, text in pages.items():
         write_text(folder / name, text)
     write_text(folder / "leaderboard.json", listings.lines(stored))
@@ -112,22 +112,11 @@ def _script(value: Any) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
-def _write_pictures(folder: Path, pictures: dict[str, bytes]) -> None:
-    """Not synced one by one, which takes longer than all the rest: one that a crash cut short has another
-    size, and is written again.
-    """
-    folder.mkdir(exist_ok=True)
-    for name, content in pictures.items():
-        place = folder / name
-        if not place.exists() or place.stat().st_size != len(content):
-            place.write_bytes(content)
-
-
 def _sweep(files: Iterable[Path], keep: Iterable[str]) -> None:
     """Removes what an older page had."""
     named = set(keep)
     for file in list(files):
-        if file.name not in named:
+        if file.name not in named and not file.is_dir():
             file.unlink(missing_ok=True)
 
 

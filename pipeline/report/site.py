@@ -3,7 +3,6 @@
 import hashlib
 import math
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 from pipeline.report.contents import Estimate, ReportData, ScoreRow
 from pipeline.report.figures import digits
 from pipeline.report.plots import Axis, axis, gain_plot, learning_plot, loss_plot
-from pipeline.storage.workspace import write_text, write_whole
+from pipeline.storage.workspace import write_text
 
 TEMPLATES = Path(__file__).parent
 PICTURES = "pictures"  # folder beside index.html
@@ -98,16 +97,24 @@ def render(data: ReportData, out: Path) -> Path:
         columns=_columns(data),
     )
     folder = out / PICTURES
-    for name, content in pictures.items():
-        if not (folder / name).exists():
-            write_whole(folder / name, partial(Path.write_bytes, data=content))
+    write_pictures(folder, pictures)
     index = out / "index.html"
     write_text(index, page)
-    if folder.exists():
-        for old in folder.iterdir():
-            if old.name not in pictures:
-                old.unlink(missing_ok=True)
+    for old in folder.iterdir():
+        if old.name not in pictures and not old.is_dir():
+            old.unlink(missing_ok=True)
     return index
+
+
+def write_pictures(folder: Path, pictures: dict[str, bytes]) -> None:
+    """Not synced one by one, which takes longer than all the rest: one that a crash cut short has another
+    size, and is written again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in pictures.items():
+        place = folder / name
+        if not place.exists() or place.stat().st_size != len(content):
+            place.write_bytes(content)
 
 
 def score_groups(scores: tuple[ScoreRow, ...]) -> list[ScoreGroup]:

@@ -3,31 +3,30 @@
 A stream is kept in Parquet, since its rows can't be read at random.
 """
 
-import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import MillError
 from pipeline.manifest import HuggingFaceSource, Image
+from pipeline.sources import spool
 from pipeline.sources.columns import first_line
 from pipeline.sources.far.addresses import far
 from pipeline.sources.files import resolve, stamp
 from pipeline.sources.raw import ListingContext, RawImage, TablePlace
 from pipeline.sources.row_stamps import RowStamps, arrow_paths
+from pipeline.sources.spool import Stream
 from pipeline.sources.tables import TableColumns, arrow, list_rows
-from pipeline.storage.workspace import fingerprint, stopping, write_text, write_whole
+from pipeline.storage.workspace import stopping
 
 if TYPE_CHECKING:
     import datasets
 
 SPOOLED_ROWS = 256  # of one Parquet file
-SPOOLED_GROUP = 32
 LISTED_ROWS = 4096  # whose light columns are read at a time
 
 
@@ -147,49 +146,18 @@ def _builder(source: HuggingFaceSource, revision: str | None) -> Any:
     return datasets.load_dataset_builder(str(_folder(source) or source.path), source.name, revision=revision)
 
 
-@dataclass
-class _Stream:
-    """What stream.json keeps of a stream beside its rows."""
-
-    path: str
-    name: str | None
-    split: str
-    revision: str | None
-    commit: str | None = None  # of the hub, that the first run met
-    complete: bool = False  # whether the stream was read to its end
-
-    @classmethod
-    def of(cls, source: HuggingFaceSource) -> "_Stream":
-        return cls(str(_folder(source) or source.path), source.name, source.split, source.revision)
-
-    @property
-    def key(self) -> str:
-        """The name of its folder in the spool."""
-        return fingerprint({name: getattr(self, name) for name in ("path", "name", "split", "revision")})
-
-    def load(self, record: Path) -> None:
-        try:
-            stored = json.loads(record.read_bytes().decode())
-            self.commit, self.complete = stored["commit"], stored["complete"]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise _damaged(record) from error
-
-    def save(self, record: Path) -> None:
-        write_text(record, json.dumps(asdict(self)))
-
-
-def _list_stream(source: HuggingFaceSource, spool: Path) -> Iterator[RawImage]:
+def _list_stream(source: HuggingFaceSource, place: Path) -> Iterator[RawImage]:
     """The rows kept so far, after as many more as are wanted have been read from the stream."""
-    stream = _Stream.of(source)
-    folder = spool / stream.key
-    record = folder / "stream.json"
-    if record.is_file():
+    stream = Stream.of(str(_folder(source) or source.path), source)
+    folder = place / stream.key
+    record = folder / spool.RECORD
+    if record.exists():
         stream.load(record)
-    files, rows = _kept(folder)
+    files, rows = spool.rows_kept(folder, stream)
     if not stream.complete and (source.count is None or rows < source.count):
         with _loading(source):
             _keep_more(source, folder, record, stream, rows)
-        files, rows = _kept(folder)
+        files, rows = spool.rows_kept(folder, stream)
     firsts = {path: int(path.stem.removeprefix("rows-")) for path in files}
     address = f"{_address(source, stream.commit)}/{source.split}"
     listed = list_rows(
@@ -202,30 +170,7 @@ def _list_stream(source: HuggingFaceSource, spool: Path) -> Iterator[RawImage]:
     return islice(listed, source.count)
 
 
-def _kept(folder: Path) -> tuple[list[Path], int]:
-    """The files in the order of their rows, and how many rows they hold; each file is named after its first
-    row.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    files, rows = sorted(folder.glob("rows-*.parquet")), 0
-    for path in files:
-        try:
-            rows += pq.read_metadata(path).num_rows
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise stopping(error) or _damaged(path) from error
-    return files, rows
-
-
-def _damaged(path: Path) -> MillError:
-    return MillError(
-        f"{path}, kept of a stream, is damaged: delete the folder {path.parent}, and the stream is read"
-        " again."
-    )
-
-
-def _keep_more(source: HuggingFaceSource, folder: Path, record: Path, kept: _Stream, rows: int) -> None:
+def _keep_more(source: HuggingFaceSource, folder: Path, record: Path, kept: Stream, rows: int) -> None:
     """Reads on where the last file ended, at the commit that the first run met."""
     import datasets
 
@@ -242,17 +187,11 @@ def _keep_more(source: HuggingFaceSource, folder: Path, record: Path, kept: _Str
     if source.count is not None:
         stream = stream.take(source.count - rows)
     for table in stream.with_format("arrow").iter(batch_size=SPOOLED_ROWS):
-        _write(folder / f"rows-{rows:09d}.parquet", _embed(table))
+        spool.write_rows(folder, rows, _embed(table))
         rows += table.num_rows
     if source.count is None or rows < source.count:
-        kept.complete = True
+        kept.complete, kept.rows = True, rows
         kept.save(record)
-
-
-def _write(path: Path, table: Any) -> None:
-    import pyarrow.parquet as pq
-
-    write_whole(path, lambda temporary: pq.write_table(table, temporary, row_group_size=SPOOLED_GROUP))
 
 
 def _embed(table: Any) -> Any:

@@ -154,7 +154,7 @@ def _list_file(
     import pyarrow.parquet as pq
 
     version = stamp(str(path))
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
         lacking = columns.lacking(file.schema_arrow.names)
         if lacking:
             raise ValueError(lacking)
@@ -300,7 +300,7 @@ def _column(path: str, version: str, group: int, name: str) -> Any:
 
     key = (path, version, group, name)
     if key not in _columns:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _columns[key] = file.read_row_group(group, columns=[name]).column(name)
     _columns.move_to_end(key)
     while len(_columns) > 1 and sum(column.nbytes for column in _columns.values()) > KEPT_BYTES:

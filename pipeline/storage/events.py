@@ -53,14 +53,14 @@ def read(root: Path) -> list[dict[str, Any]]:
     """Every event whose line is whole, in their order."""
     events = []
     try:
-        lines = (root / EVENTS).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+        lines = (root / EVENTS).read_bytes().split(b"\n")
+    except (FileNotFoundError, IsADirectoryError):
         return []
     for line in lines:
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
+        with suppress(ValueError, RecursionError):
+            event = json.loads(line.decode())
+            if isinstance(event, dict):
+                events.append(event)
     return events
 
 
@@ -83,11 +83,12 @@ class StageProgress:
 def write_progress(root: Path, progress: StageProgress) -> None:
     """For `controlmill status`, which must not hold the catalog of a run that is under way."""
     temporary = root / f"{TEMPORARY}{os.getpid()}-{PROGRESS}"
-    try:
+    with suppress(OSError):
         temporary.write_text(json.dumps(vars(progress)), encoding="utf-8")
         temporary.replace(root / PROGRESS)
-    except OSError:
         return
+    with suppress(OSError):  # what a full disk took of it
+        temporary.unlink(missing_ok=True)
 
 
 def read_progress(root: Path) -> StageProgress | None:
@@ -99,7 +100,8 @@ def read_progress(root: Path) -> StageProgress | None:
 
 
 def clear_progress(root: Path) -> None:
-    (root / PROGRESS).unlink(missing_ok=True)
+    with suppress(OSError):  # a folder in its place
+        (root / PROGRESS).unlink(missing_ok=True)
 
 
 def now() -> str:

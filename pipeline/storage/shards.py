@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline import MillError
 from pipeline.storage import copies, stores
 from pipeline.storage.stores import StoreError, shown
-from pipeline.storage.workspace import fingerprint, stopping, write_whole
+from pipeline.storage.workspace import fingerprint, set_aside, stopping, write_whole
 
 FOOTER = b"controlmill"
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)  # what reading a damaged file raises
@@ -236,7 +236,7 @@ def adopt(path: Path, made_from: str) -> Shard | None:
     except StoreError:  # nothing is known of the file
         raise
     except (*BROKEN, MillError):
-        copies.remove(path)
+        set_aside(path)
         return None
 
 

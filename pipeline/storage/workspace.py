@@ -20,6 +20,7 @@ from pipeline import MillError
 from pipeline.storage import copies, faults, lease, stores
 
 TEMPORARY = copies.UNFINISHED  # every unfinished file or folder carries this prefix; nothing else does
+ASIDE = "damaged-"  # before the name of what lay in the place of a file
 DAMAGED_CHECKPOINT = (
     "`controlmill verify WORKSPACE --repair` takes it out, and the next `controlmill run` trains what is then"
     " missing"
@@ -67,6 +68,35 @@ def stopping(error: BaseException, where: str = "") -> MillError | None:
                 " kept."
             )
     return None
+
+
+MISPLACED = {
+    errno.EISDIR: "A folder lies where a file belongs",
+    errno.ENOTDIR: "A file lies where a folder belongs",
+}
+
+
+def misplaced(error: OSError) -> MillError | None:
+    """The sentence for an error of the disk that tells that a folder lies where a file belongs, or the
+    reverse; None for any other error.
+    """
+    what, place = MISPLACED.get(error.errno or 0), error.filename2 or error.filename
+    if what is None or place is None:
+        return None
+    return MillError(f"{what} ({place}): move it away, then run the same command again.")
+
+
+def set_aside(path: Path) -> Path:
+    """Takes a damaged file out of a workspace; a folder that lies in its place is not ours, and stays under
+    another name, which is returned.
+    """
+    if not path.is_dir() or path.is_symlink():
+        copies.remove(path)
+        return path
+    number = 1
+    while (aside := path.with_name(f"{ASIDE}{path.name}-{number}")).exists():
+        number += 1
+    return path.rename(aside)
 
 
 @dataclass(frozen=True)

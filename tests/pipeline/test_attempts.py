@@ -65,15 +65,15 @@ def test_a_row_that_kills_although_it_is_left_out_ends_its_job_and_not_the_run()
     assert "although it is left out" in str(after_death(again, at, "died"))
 
 
-def test_a_job_that_dies_with_no_row_to_blame_is_tried_twice_more_one_row_at_a_time() -> None:
+def test_a_job_that_dies_with_no_row_to_blame_is_tried_as_before_and_at_last_one_row_at_a_time() -> None:
     attempt: Attempt | str = first(JOB)
-    for _ in range(DEATHS_RETRIED):
+    for tries in range(1, DEATHS_RETRIED + 1):
         assert isinstance(attempt, Attempt)
         probe = after_death(attempt, Position((4, 5)), "OutOfMemoryError")
         assert isinstance(probe, Attempt) and probe.dry_run and probe.rows == (4, 5)
         attempt = after_life(probe, "OutOfMemoryError")
-        assert isinstance(attempt, Attempt) and attempt.singly and not attempt.dry_run
-        assert attempt.rows == JOB.rows
+        assert isinstance(attempt, Attempt) and not attempt.dry_run and attempt.rows == JOB.rows
+        assert attempt.singly == (tries == DEATHS_RETRIED)  # other batches have other last bits
     probe = after_death(attempt, Position((4, 5)), "OutOfMemoryError")
     assert isinstance(probe, Attempt)
     assert "fewer --workers" in str(after_life(probe, "OutOfMemoryError"))

@@ -311,7 +311,7 @@ def test_scores_follow_from_the_pictures_and_one_that_does_not_is_named(
     import shutil
 
     from pipeline import plan as plans
-    from pipeline.commands import verify
+    from pipeline.commands import rescore
     from pipeline.storage import shards
 
     root, _ = made
@@ -320,7 +320,7 @@ def test_scores_follow_from_the_pictures_and_one_that_does_not_is_named(
     workspace = Workspace(tmp_path / "ws")
     plan, catalog = plans.load_saved(workspace), Catalog(workspace)
     told: list[str] = []
-    assert verify.rescored(plan, catalog, 10_000, say=told.append) == []
+    assert rescore.rescored(plan, catalog, 10_000, say=told.append) == []
     assert (
         "0 differ" in told[-1]
         and int(told[-1].split()[0]) == query(root, f"SELECT count(*) FROM samples WHERE {FINAL}")[0][0]
@@ -335,7 +335,7 @@ def test_scores_follow_from_the_pictures_and_one_that_does_not_is_named(
     shards.write(
         workspace.root / path, rows, shards.SCORES, shards.metadata(workspace.root / path), replace=True
     )
-    (found,) = verify.rescored(plan, catalog, 10_000, say=told.append)
+    (found,) = rescore.rescored(plan, catalog, 10_000, say=told.append)
     assert "edge_f1 of" in found and "stored is" in found
 
 
@@ -377,7 +377,7 @@ def test_a_workspace_with_scores_of_a_measure_that_is_gone_is_read_and_does_not_
 
     from pipeline import plan as plans
     from pipeline.benchmark.estimates import estimate
-    from pipeline.commands import verify
+    from pipeline.commands import rescore
     from pipeline.report import leaderboard_scores
     from pipeline.stages.report import write_page
     from pipeline.stages.stage import StageContext
@@ -396,7 +396,7 @@ def test_a_workspace_with_scores_of_a_measure_that_is_gone_is_read_and_does_not_
     with catalog.transaction() as connection:
         connection.execute("""INSERT INTO estimate_rows SELECT * REPLACE ('edge_ms_ssim_uint8' AS metric) FROM
         estimate_rows WHERE metric = 'edge_f1'""")
-    assert verify.rescored(plan, catalog, 10_000, say=lambda _: None) == []
+    assert rescore.rescored(plan, catalog, 10_000, say=lambda _: None) == []
     context = StageContext(plan, catalog, None)  # type: ignore[arg-type]
     page = leaderboard_scores.write(plan, catalog, context.systems, tmp_path / "board")
     assert page and write_page(context)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from annotate.maps import RawMap
-from pipeline.report import dataset_rows, site
+from pipeline.report import dataset_rows
 from pipeline.report.contents import (
     ConditionRow,
     ContactRow,
@@ -306,7 +306,7 @@ def test_a_report_that_fails_half_way_leaves_the_older_one_whole(data, tmp_path,
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(site, "write_whole", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         render(replace(data, name="other", contact=(replace(data.contact[0], image=picture(99)),)), tmp_path)
     assert index.read_bytes() == before

@@ -14,15 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from train import sums
 from train.mini import denoiser
 from train.mini.denoiser import Denoiser
 from train.mini.learning import Spent
 from train.random_base import NOTE_FILE
-from train.weights_file import sha256_of
 
 VAE_FILE = "diffusion_pytorch_model.safetensors"
 SPENT_FILE = "spent.json"
-SUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -66,21 +65,17 @@ def write(
     note = {"random_weights": False, "spent": {name: vars(one) for name, one in spent.items()}, **facts}
     (work / NOTE_FILE).write_text(json.dumps(note, indent=2) + "\n")
     (work / "README.md").write_text(card)
-    names = sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file())
-    (work / SUMS).write_text("".join(f"{sha256_of(work / name)}  {name}\n" for name in names))
+    sums.write(work)
     shutil.rmtree(dest, ignore_errors=True)
     work.rename(dest)
 
 
 def verify(folder: Path) -> None:
     """ValueError names the first file that is not what was written."""
-    for line in (folder / SUMS).read_text().splitlines():
-        wanted, name = line.split("  ", 1)
-        if not (folder / name).is_file() or sha256_of(folder / name) != wanted:
-            raise ValueError(
-                f"{folder / name} is missing or is not the file of {SUMS}: take the folder from the"
-                " repository again"
-            )
+    if not (folder / sums.SUMS).is_file():
+        raise ValueError(f"{folder} has no {sums.SUMS}: take the folder from the repository again")
+    for wrong in sums.problems(folder):
+        raise ValueError(f"{wrong}: take the folder from the repository again")
 
 
 def rounded(model: Any) -> Any:
