@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -125,6 +126,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=None, help="of all set-ups; the rounds that fit in")
     parser.add_argument("--out", type=Path, default=None, help="JSON file; its other keys stay")
     options = parser.parse_args()
+    # what a shell starts in the background ignores it, and would hand that on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     names = options.set_ups.split(",")
     bad = 0
     for name in names:
