@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo quick photos scenes pifpaf test test-all check setup clean
+.PHONY: demo quick photos scenes pifpaf test test-all torture check setup clean
 
 # With two workers: each has a core to itself, which beats two cores for one.
 demo: setup                                     ## the whole job on rendered scenes: thirteen ControlNets, trained and compared
@@ -32,6 +32,12 @@ test: setup                                     ## what one runs while working
 
 test-all: test                                  ## and what is slow by nature: kills, full disks, trainings
 	$(PYTEST) -m slow
+
+# Rounds of random faults, drawn from SEED: on one node, on three, and on a workspace in a bucket.
+SEED ?= 0
+MINUTES ?= 60
+torture: setup
+	$(BIN)/python benchmarks/torture.py --seed $(SEED) --minutes $(MINUTES) --rounds 1000000
 
 check: setup
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ from pipeline.stages.report import report, write_page
 from pipeline.stages.score import score
 from pipeline.stages.stage import StageContext, StageResult
 from pipeline.stages.train import train
-from pipeline.storage import copies, events, folders, requests
+from pipeline.storage import copies, events, faults, folders, requests
 
 WORTH_A_REPORT = 15.0  # seconds of work after which the report is renewed when a stage ends
 WORTH_A_SNAPSHOT = 5.0  # seconds since the last snapshot of the catalog, likewise
@@ -171,6 +171,7 @@ def do_stages(
             raise Drained(f"Stopped before {stage}, as asked: what was done is committed.")
         start = time.monotonic()
         context.cluster.event("stage begins", stage=stage)
+        faults.reached("stage begins")
         if stage == first_user:
             preflight.check_pairs(plan, catalog, stages)
         page.settled = stage in AFTER_TRAINING

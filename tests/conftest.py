@@ -9,10 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from benchmarks.s3_server import Gate
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # a token made by one process would not be known to the next
@@ -102,6 +106,20 @@ def ask(address: str) -> Iterator[Command]:
 def controlmill(tmp_path: Path, ask: Command) -> Command:
     """As `ask`, in the test's folder."""
     return functools.partial(ask, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator["Gate"]:
+    """An S3 server on loopback with an empty bucket, `bucket`."""
+    pytest.importorskip("moto")
+    pytest.importorskip("flask_cors")
+    import boto3
+
+    from benchmarks.s3_server import s3_server
+
+    with s3_server() as (_, gate):
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield gate
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from pipeline.catalog.indexing import DetectorRecord
 from pipeline.catalog.schema import migrate
 from pipeline.catalog.selection_checks import check_selections, try_all
 from pipeline.catalog.selections import FIRST_PARTS, Selection
+from pipeline.storage import faults
 from pipeline.storage.shards import Shard
 from pipeline.storage.workspace import TEMPORARY, Workspace
 
@@ -91,7 +92,9 @@ class Catalog:
                 with suppress(duckdb.Error):  # what went wrong before matters more
                     connection.rollback()
                 raise
+            faults.reached("commit begins")
             connection.commit()
+            faults.reached("commit ends")
 
     # -- questions -------------------------------------------------------------------------------------------
 

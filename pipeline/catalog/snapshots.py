@@ -14,7 +14,7 @@ from shutil import copyfile
 
 from pipeline import MillError
 from pipeline.catalog import Catalog
-from pipeline.storage import copies, stores
+from pipeline.storage import copies, faults, stores
 from pipeline.storage.workspace import TEMPORARY, Workspace, fingerprint
 
 EVERY = 120.0  # seconds between two snapshots while work goes on
@@ -103,7 +103,9 @@ class Snapshots:
     def _send(self, file: Path, notes: list[Path]) -> None:
         began = time.monotonic()
         try:
+            faults.reached("snapshot begins")
             copies.saved(self.catalog.path, stores.put(self.catalog.path, file))
+            faults.reached("snapshot ends")
             stores.delete_all(notes)
         except (MillError, OSError) as error:
             self._failed = error if isinstance(error, MillError) else MillError(str(error))

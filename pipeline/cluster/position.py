@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.storage import faults
+
 TOLD_EVERY = 0.5  # seconds between two notes to the driver of how far a job is
 SOON = 60.0  # seconds that a batch of many rows may take where each row alone may take less
 
@@ -97,6 +99,7 @@ def begin(rows: Sequence[int], what: str = "", limit: Limit | None = None, *, lo
     if _attempt is None:
         return
     _attempt.write(rows, what, limit)
+    faults.reached("rows begin")
     if limit is None:
         faulthandler.cancel_dump_traceback_later()
     else:

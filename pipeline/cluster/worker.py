@@ -12,6 +12,7 @@ from pipeline.cluster.jobs import Job
 from pipeline.cluster.nodes import Needs, check_here
 from pipeline.cluster.position import Trial
 from pipeline.cluster.progress import teller
+from pipeline.storage import faults
 from pipeline.storage.workspace import TEMPORARY
 
 # threads that spin where cores are short slow each other down twentyfold (measured)
@@ -27,7 +28,10 @@ def call(
     if needs is not None:
         check_here(needs)
     with position.attempt(trial, teller(trial)):
-        return _computed(function, attempt, threads)
+        faults.reached("job begins")
+        result = _computed(function, attempt, threads)
+        faults.reached("job ends")
+        return result
 
 
 def _computed(function: Callable[..., Any], attempt: Attempt, threads: int) -> Any:

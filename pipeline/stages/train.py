@@ -25,7 +25,7 @@ from pipeline.experiment.warm_starts import warm_folder, warm_starts
 from pipeline.manifest import Run
 from pipeline.plan import Plan
 from pipeline.stages.stage import StageContext, StageResult
-from pipeline.storage import folders, requests, stores
+from pipeline.storage import faults, folders, requests, stores
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, TEMPORARY, Workspace
 
 EVERY = 10.0  # seconds between two notes in the catalog of how far a run is
@@ -299,11 +299,22 @@ def train_run(
                 out,
                 held_out=held_out if len(held_out) else None,
                 warm_start=starts,
-                calls=Calls(should_stop=requests.asks_to_stop(workspace)),
+                calls=Calls(should_stop=_should_stop(workspace)),
             )
     except integrity.Damaged as error:  # of a warm start
         raise MillError(f"warm_start: {error}: {DAMAGED_CHECKPOINT}.") from error
     return last.path
+
+
+def _should_stop(workspace: Workspace) -> Callable[[], bool]:
+    """What training asks behind each step."""
+    asked = requests.asks_to_stop(workspace)
+
+    def stop() -> bool:
+        faults.reached("step ends")
+        return asked()
+
+    return stop
 
 
 def _here(place: str) -> str:

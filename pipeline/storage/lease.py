@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline import MillError
-from pipeline.storage import stores
+from pipeline.storage import faults, stores
 from pipeline.storage.stores import Version
 
 BEAT = 10.0  # seconds between two renewals
@@ -89,6 +89,7 @@ class Lease:
             with suppress(stores.StoreError, OSError):
                 version = stores.put_in_place_of(self.path, self._content(), self._version, patient=False)
                 self._version = version or self._still_mine()
+                faults.reached("lease renewed")
             if self.lost:
                 _thread.interrupt_main()
                 return

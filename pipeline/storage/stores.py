@@ -268,11 +268,6 @@ def read_version(path: Path) -> tuple[bytes, Version]:
     return asked(path, ask)
 
 
-def read_range(path: Path, start: int, end: int) -> Any:
-    """The bytes from `start` to before `end`."""
-    return asked(path, lambda store, key: store.get_range(key, start=start, end=end))
-
-
 def head(path: Path) -> ObjectFacts | None:
     """What there is of an object; None where there is none."""
     try:

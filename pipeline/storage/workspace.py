@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import MillError
-from pipeline.storage import copies, lease, stores
+from pipeline.storage import copies, faults, lease, stores
 
 TEMPORARY = copies.UNFINISHED  # every unfinished file or folder carries this prefix; nothing else does
 ASIDE = "damaged-"  # before the name of what lay in the place of a file
@@ -347,6 +347,7 @@ def write_whole(path: Path, write: Callable[[Path], object], *, replace: bool = 
     temporary = place.with_name(f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{place.name}")
     try:
         write(temporary)
+        faults.reached("file written")
         if stores.address_of(path):
             return _write_object(path, temporary, replace=replace)
         with temporary.open("rb") as file:
@@ -365,6 +366,7 @@ def write_whole(path: Path, write: Callable[[Path], object], *, replace: bool = 
                     return False
                 temporary.replace(path)
         _sync_folder(path.parent)
+        faults.reached("file named")
         return True
     finally:
         temporary.unlink(missing_ok=True)
@@ -376,6 +378,7 @@ def _write_object(path: Path, content: Path, *, replace: bool) -> bool:
         stores.put(path, content)
     else:
         written = stores.put_new(path, content) is not None
+    faults.reached("file named")
     copies.forget(path)  # of what was there before
     return written
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.s3_server import Gate
 from pipeline import MillError, manifest
 from pipeline import run as flow
 from pipeline.catalog import Catalog, snapshots
@@ -23,7 +24,6 @@ from pipeline.plan import load_saved
 from pipeline.run import RunOptions, run
 from pipeline.storage import copies, lease, shards, stores
 from pipeline.storage.workspace import LEASE, Workspace, workspace_at
-from tests.buckets import Gate, s3_server
 
 Write = Callable[..., Path]
 STAGES = ("ingest", "annotate")
@@ -68,17 +68,6 @@ class OneMachine(Cluster):
 
     def close(self) -> None:
         pass
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Gate]:
-    pytest.importorskip("moto")
-    pytest.importorskip("flask_cors")
-    import boto3
-
-    with s3_server() as (_, gate):
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield gate
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """An S3 server on loopback that can be told to fail: moto behind a gate that counts, refuses and cuts."""
 
+import functools
 import os
 import socket
 import threading
@@ -13,7 +14,8 @@ from typing import Any
 from pipeline.storage import stores
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-Fault = int | float | str  # a status | seconds of silence | torn, half, lost
+# a status | seconds of silence | torn, half, lost, or old: a listing as it was when it was first asked for
+Fault = int | float | str
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Gate:
     # asked for each request by its number and method: None = no fault
     choose: Callable[[int, str], Fault | None] = lambda number, method: None
     requests: list[tuple[str, str]] = field(default_factory=list)  # method, path and query
+    listings: dict[str, tuple[list[Any], bytes]] = field(default_factory=dict)  # the first answer to each
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         method, query = environ["REQUEST_METHOD"], environ.get("QUERY_STRING", "")
@@ -36,17 +39,30 @@ class Gate:
             return [b""]
         if isinstance(fault, float):
             time.sleep(fault)
-        if not isinstance(fault, str):
-            return self.app(environ, start)
+        app = self.app
+        if "list-type" in query:
+            app = functools.partial(self._list, self.requests[-1][1], fault == "old")
+        if not isinstance(fault, str) or fault == "old":
+            return app(environ, start)
         if fault == "torn":  # in the middle of what the client sends
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0) // 2)
             connection.shutdown(socket.SHUT_RDWR)
             start("500 torn", [])
             return [b""]
         answer: list[Any] = []
-        body = b"".join(self.app(environ, lambda *status: answer.extend(status)))
+        body = b"".join(app(environ, lambda *status: answer.extend(status)))
         start(*answer[:2])
         return _cut(body if fault == "half" else b"", connection)
+
+    def _list(
+        self, question: str, old: bool, environ: dict[str, Any], start: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        answer: list[Any] = []
+        body = b"".join(self.app(environ, lambda *status: answer.extend(status)))
+        first = self.listings.setdefault(question, (answer[:2], body))
+        status, body = first if old else (answer[:2], body)
+        start(*status)
+        return [body]
 
     def counts(self) -> Counter[str]:
         """Requests by kind."""
