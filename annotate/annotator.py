@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from annotate import memory
 from annotate.conditions import CONDITIONS
 from annotate.detectors import DETECTORS, PROVIDED, Adapt, Detector, licence, missing
 from annotate.maps import RawMap, blank, measures
@@ -172,6 +173,7 @@ def _isolate(
         return {i: (raw, each) for i, raw in zip(todo, maps, strict=True)}
     except Exception as error:
         if len(todo) == 1:
+            memory.let_through(error)
             return {todo[0]: (error, time.perf_counter() - start)}
         return {i: outcome for one in todo for i, outcome in _isolate(detect, [one]).items()}
 
@@ -188,6 +190,7 @@ def _judge(
         reason = "; ".join(filter(None, (empty, note)))
         return Annotation("skipped" if empty else "ok", reason, raw, measures(raw), dict(drawn), seconds)
     except Exception as error:
+        memory.let_through(error)
         return Annotation(
             "failed", f"{type(error).__name__}: {error}", random_params=dict(drawn), seconds=seconds
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from annotate import memory
 from annotate.parameters import Choice, Number, Values
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def run(images: Sequence[np.ndarray], forward: Forward, device: str, name: str) 
             try:
                 outputs = forward(np.stack([images[i] for i in (chosen + chosen[-1:] * micro)[:micro]]))
             except Exception as error:
-                if not _out_of_memory(error) or micro == 1:
+                if not memory.ran_out(error) or micro == 1:
                     raise
                 _BATCHES[name, shape, device] = micro // 2
                 continue
@@ -161,7 +162,3 @@ def batch_that_fits(free: int, each: int) -> int:
     """
     fits = int(free * SHARE) // max(each, 1)
     return min(MOST, 1 << max(fits.bit_length() - 1, 0))
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return type(error).__name__ == "OutOfMemoryError"

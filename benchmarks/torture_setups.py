@@ -26,8 +26,9 @@ from pipeline.storage import faults, stores
 HEAD = """
 import sys
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-members = [cluster.add_node(num_cpus=1) for _ in range(2)]
+cores, *others = [int(word) for word in sys.argv[1:]]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cores, "include_dashboard": False})
+members = [cluster.add_node(num_cpus=cores) for cores in others]
 print(cluster.address, flush=True)
 for line in sys.stdin:
     if line.strip() == "lose node":
@@ -136,11 +137,12 @@ class ThreeNodes(SetUp):
 
     name = "three nodes"
     disturbances = ("driver", "worker", "lose node")
+    cores = (1, 1, 1)  # of each node
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self._cluster = subprocess.Popen(
-            [sys.executable, "-c", HEAD],
+            [sys.executable, "-c", HEAD, *map(str, self.cores)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -206,9 +208,10 @@ class Bucket(SetUp):
         return ""
 
     def _another_machine(self) -> None:
-        shutil.rmtree(self.environment[stores.CACHE], ignore_errors=True)
-        self._rounds += 1
-        self.environment[stores.CACHE] = str(self.root / f"cache-{self._rounds}")
+        """A driver with another cache; workers keep that of their node."""
+        shutil.rmtree(self.environment.get(stores.CACHE, ""), ignore_errors=True)
+        self._machines += 1
+        self.environment[stores.CACHE] = str(self.root / f"cache-{self._machines}")
 
     def end_round(self, workspace: str) -> None:
         self._choose(lambda: None)

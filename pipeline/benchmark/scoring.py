@@ -80,7 +80,8 @@ def jobs(plan: Plan, catalog: Catalog, systems: Iterable[System], device: str) -
                 made_from=shards.made_from(key, samples),
                 time_limit=evaluation.time_limit,
             )
-            job = Job(f"score {system.name} part {part}", args, tuple(range(len(image_ids))))
+            rows = tuple(range(len(image_ids)))
+            job = Job(f"score {system.name} part {part}", args, rows, alike=True)
             yield job, (system.name, key, part) in committed
 
 

@@ -27,8 +27,9 @@ from pipeline.cluster.nodes import Needs
 from pipeline.cluster.position import Trial
 from pipeline.cluster.progress import PATIENCE, Counts, Progress, Rate, summed
 from pipeline.cluster.queue import Queue
+from pipeline.cluster.session import Lost, Session, going_on
 from pipeline.cluster.under_way import UnderWay
-from pipeline.cluster.worker import SLEEP, call, call_ranks
+from pipeline.cluster.worker import call, call_ranks
 
 GATHERED = 1.0  # seconds that a job which is done waits for others, so that many are committed at once
 SMALL_GPU = 16.0  # GB, where its memory is not known
@@ -55,8 +56,10 @@ class Cluster:
         self.token = secrets.token_hex(6)
         self._metrics: Metrics | None = None
         self._given = workers
-        self._ray: Any = None
+        self._session: Session | None = None
+        self._running = False  # whether jobs are under way
         self._counts: Any = None  # the actor, once a stage takes long
+        self._calls: dict[int, Any] = {}  # by how many jobs a process of it does; 0 = any number
         self._nodes: dict[str, str] | None = None  # id -> host; None = they were not asked yet
         self._unfit: set[str] = set()  # ids of nodes that get no jobs
         self._looked = 0.0
@@ -110,46 +113,31 @@ class Cluster:
     @property
     def ray(self) -> Any:
         """The module `ray`, started or connected when first asked for. MillError where no cluster answers at
-        `address`.
+        `address`; Lost where Ray is gone while jobs are under way.
         """
-        if self._ray is None:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-            os.environ.setdefault(*SLEEP)
-            import logging
-            import signal
-
-            import ray
-
-            where: dict[str, Any] = (
-                {"address": self.address}
-                if self.address
-                else {
-                    "address": "local",
-                    "num_cpus": self.workers,
-                    "object_store_memory": 128 * 2**20,
-                    "include_dashboard": False,
-                    "_node_ip_address": "127.0.0.1",
-                }
-            )
-            on_terminate = signal.getsignal(signal.SIGTERM)
-            try:
-                ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=True)
-            except ConnectionError as error:
-                raise MillError(
-                    f"No Ray cluster answers at {self.address}: check --address, or leave it out to start one"
-                    " here."
-                ) from error
-            # Ray puts its own in place, which ends without a word
-            signal.signal(signal.SIGTERM, on_terminate)
-            self._ray = ray
-        return self._ray
+        if self._session is None:
+            self._session = Session(self.token, self._given or os.cpu_count() or 1, self.address)
+        elif why := self._session.fault():
+            if self._running:
+                raise Lost(why)
+            self._start_again(why)
+        return self._session.ray
 
     def close(self) -> None:
         """Ends all processes of the run, also those that are idle; the next job starts others."""
-        if self._ray is not None:
-            self._ray.shutdown()
-            self._ray = self._counts = self._nodes = None
+        if self._session is not None:
+            session, self._session = self._session, None
+            self._counts = self._nodes = self._metrics = None
+            session.close()
+
+    def _start_again(self, why: str, times: int = 1) -> None:
+        """After Ray itself was lost, the n-th time in a row."""
+        self.event("ray lost", reason=why)
+        self.close()
+        self.say(going_on(why, times, self.address))
+        began = time.monotonic()
+        self._session = Session(self.token, self._given or os.cpu_count() or 1, self.address)
+        self.event("ray started again", seconds=round(time.monotonic() - began, 3))
 
     def run(
         self,
@@ -173,7 +161,7 @@ class Cluster:
         committed = Committed(label, done, self._tell)
         gathered = Gathered(committed.commit)
         finished = 0  # rows of jobs that have ended
-        with self._ray_errors(), Progress(label, total) as progress, ExitStack() as at_last:
+        with Progress(label, total) as progress, ExitStack() as at_last:
             at_last.callback(gathered.give)  # also when stopped: what is done is kept
             under_way = UnderWay(
                 lambda: self.ray,
@@ -199,7 +187,7 @@ class Cluster:
                 self.follow(rate, committed.rows)
                 self._measures().follow(rate, under_way.count)
 
-            for job, result in under_way.ended(every_second):
+            for job, result in self._survived(under_way, every_second):
                 gathered.add(job, result)
                 queue.succeed(job)
                 finished += len(job.rows)
@@ -212,7 +200,7 @@ class Cluster:
     def _tell(self, event: str, **facts: Any) -> None:
         """A commit: as an event, and as numbers for Prometheus."""
         self.event(event, **facts)
-        if self._ray is not None:
+        if self._session is not None:
             self._measures().committed(facts["stage"], facts["rows"], facts["bytes"])
 
     def _measures(self) -> Metrics:
@@ -268,17 +256,26 @@ class Cluster:
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             return 0, {}  # it is not there yet, or no longer; progress goes by whole jobs
 
-    @contextmanager
-    def _ray_errors(self) -> Iterator[None]:
-        """What no retry mends: Ray's own processes are gone, and the person can only start again."""
+    def _survived(self, under_way: UnderWay, every_second: Callable[[], None]) -> Iterator[tuple[Job, Any]]:
+        """Each job that is done, with its result; where Ray itself is lost it is started again."""
+        lost = 0  # times in a row, with no job done between them
+        self._running = True
         try:
-            yield
-        except Exception as error:
-            if self._ray is None or not isinstance(error, self._ray.exceptions.RayError):
-                raise
-            raise MillError(
-                f"Ray itself failed ({type(error).__name__}: {error}); run the same command again."
-            ) from error
+            while True:
+                try:
+                    for ended in under_way.ended(every_second):
+                        lost = 0
+                        yield ended
+                    return
+                except Exception as error:
+                    why = self._session.of_ray(error) if self._session else ""
+                    if not why:
+                        raise
+                    lost += 1
+                    under_way.take_back()
+                    self._start_again(why, lost)
+        finally:
+            self._running = False
 
     def _submit(self, function: Callable[..., Any], attempt: Attempt, each: Resources) -> tuple[Any, str]:
         """The reference of the result, and the token of the attempt."""
@@ -295,10 +292,11 @@ class Cluster:
             return ranks, token
         # a long job's process ends with it and gives its GPU's memory back; 0 = no limit
         calls = 1 if each.gpus and not job.rows else 0
+        cpus = max(each.cpus, self.cores_of_a_node) if attempt.alone else each.cpus
         trial = Trial(token, f"controlmill-{self.token}", attempt.singly, job.kills)
-        task = self.ray.remote(max_calls=calls)(call).options(
-            num_cpus=each.cpus, num_gpus=each.gpus, **options
-        )
+        if calls not in self._calls:  # made once: making one asks Ray's head
+            self._calls[calls] = self.ray.remote(max_calls=calls)(call)
+        task = self._calls[calls].options(num_cpus=cpus, num_gpus=each.gpus, **options)
         return task.remote(function, attempt, trial, self.needs, each.cpus), token
 
 

@@ -19,6 +19,7 @@ class Job:
     kills: dict[tuple[int, str], str] = field(default_factory=dict)
     deaths: int = 0  # how often the whole job lost its worker and no single row was to blame
     nodes_lost: int = 0  # how often the machine that it was on was gone
+    alike: bool = False  # each row needs as much memory as another: none is to blame where it runs out
     # more than one: ranks of torch.distributed, each with the job's cores and GPUs; they have no rows
     processes: int = 1
     # of a job with several processes: a folder that all machines see; None = this machine's

@@ -1,18 +1,23 @@
 """Where a job's process is among its rows, in a file of its node that outlives it; and its time limit."""
 
 import faulthandler
+import fcntl
+import functools
 import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from annotate import memory
 from pipeline.storage import faults
 
 TOLD_EVERY = 0.5  # seconds between two notes to the driver of how far a job is
+LEFT = 3600.0  # seconds after which nobody will ask any more where an attempt was that has ended
+HEX = "[0-9a-f]"
 SOON = 60.0  # seconds that a batch of many rows may take where each row alone may take less
 
 
@@ -44,6 +49,14 @@ class Position:
     over: str = ""  # the sentence where it took longer than its limit
 
 
+class RanOut(Exception):
+    """Memory ran out in a job, whose process lives."""
+
+    def __init__(self, reason: str, at: Position) -> None:
+        super().__init__(reason, at)
+        self.reason, self.at = reason, at
+
+
 class _Attempt:
     """The attempt that this process is at."""
 
@@ -53,10 +66,14 @@ class _Attempt:
         self._file = os.open(path(trial.token), os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o600)
         # a time-out writes where it was
         self._trace = os.open(_trace(trial.token), os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o600)
+        for file in (self._file, self._trace):
+            fcntl.flock(file, fcntl.LOCK_EX)  # as long as this process lives
         self._length = 0
+        self.at = Position()
         self.write((), "", None)
 
     def write(self, rows: Sequence[int], what: str, limit: Limit | None) -> None:
+        self.at = Position(tuple(rows), what)
         over = f"took longer than {limit.seconds:g} s ({limit.key})" if limit else ""
         told = json.dumps([list(rows), what, over]).encode()
         os.pwrite(self._file, told.ljust(self._length), 0)
@@ -80,11 +97,18 @@ _attempt: _Attempt | None = None  # one at a time in a process; None = no job of
 
 @contextmanager
 def attempt(trial: Trial, tell: Callable[[int, str], object] = lambda done, what: None) -> Iterator[None]:
-    """Around a job in its process. `tell` gets how many rows are done and what is under way, now and then."""
+    """Around a job in its process. `tell` gets how many rows are done and what is under way, now and then.
+    Raises RanOut where memory ran out.
+    """
     global _attempt
+    sweep()
     _attempt = _Attempt(trial, tell)
     try:
         yield
+    except Exception as error:
+        if not memory.ran_out(error):
+            raise
+        raise RanOut(" ".join(f"{type(error).__name__}: {error}".split())[:300], _attempt.at) from None
     finally:
         _attempt.leave()
         _attempt = None
@@ -149,6 +173,22 @@ def forget(token: str) -> None:
 
 def path(token: str) -> Path:
     return Path(tempfile.gettempdir()) / f"controlmill-{token}"
+
+
+@functools.cache
+def sweep() -> None:
+    """Once a process: removes what attempts left on this machine whose driver was killed with them."""
+    for file in Path(tempfile.gettempdir()).glob(f"controlmill-{HEX * 12}-{HEX * 12}*"):
+        with suppress(OSError):  # held by its process, or somebody else's
+            if time.time() - file.stat().st_mtime > LEFT:
+                with file.open() as opened:
+                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    file.unlink()
+
+
+def of_run(token: str) -> list[Path]:
+    """The files that attempts of a run left on this machine; their tokens begin with the run's."""
+    return list(Path(tempfile.gettempdir()).glob(f"controlmill-{token}-*"))
 
 
 def _trace(token: str) -> Path:

@@ -10,7 +10,7 @@ from pipeline.cluster import attempts, position
 from pipeline.cluster.attempts import Attempt
 from pipeline.cluster.jobs import Job
 from pipeline.cluster.nodes import Unfit, alive
-from pipeline.cluster.position import Position
+from pipeline.cluster.position import Position, RanOut
 from pipeline.cluster.queue import Queue
 from pipeline.storage.workspace import stopping
 
@@ -61,11 +61,23 @@ class UnderWay:
         """Of the attempts whose rows count."""
         return [token for attempt, token in self._flying.values() if not attempt.dry_run]
 
+    def take_back(self) -> None:
+        """All that is under way is to be tried anew, with Ray itself started again."""
+        tries = [*self._flying.values(), *((search.attempt, search.token) for search in self._searches)]
+        self._flying, self._searches = {}, []
+        for attempt, token in reversed(tries):
+            position.forget(token)
+            self._queue.retry(attempt)
+
     def ended(self, every_second: Callable[[], None]) -> Iterator[tuple[Job, Any]]:
         """Each job that is done, with its result, until there is none left."""
         while True:
             while len(self._flying) < self._places() and (attempt := self._queue.next()):
-                result, token = self._submit(attempt)
+                try:
+                    result, token = self._submit(attempt)
+                except BaseException:
+                    self._queue.retry(attempt)  # it was not begun
+                    raise
                 self._flying[result] = attempt, token
             if not self._flying and not self._searches:
                 return
@@ -76,13 +88,13 @@ class UnderWay:
                 time.sleep(0.1)
             every_second()
             for search in [one for one in self._searches if self._is_over(one)]:
-                self._searches.remove(search)
                 self._judge(search)
+                self._searches.remove(search)
             for result in ready:
                 yield from self._take(result)
 
     def _take(self, result: Any) -> Iterator[tuple[Job, Any]]:
-        attempt, token = self._flying.pop(result)
+        attempt, token = self._flying[result]  # until what follows is known, for Ray itself may be lost
         exceptions = self._ray.exceptions
         try:
             value = self._ray.get(result)
@@ -99,13 +111,24 @@ class UnderWay:
             if attempt.dry_run:
                 self._go_on(attempt, attempts.after_life(attempt, "it died with its whole part"))
             else:
+                del self._flying[result]
                 yield attempt.job, value
+        self._flying.pop(result, None)
 
     def _raised(self, attempt: Attempt, error: Any) -> None:
         cause = error.cause if isinstance(error.cause, Exception) else error
         if isinstance(cause, Unfit):
             self._unfit(cause)
             self._queue.retry(attempt)
+        elif isinstance(cause, RanOut) and attempt.job.rows:
+            self._event(
+                "memory ran out",
+                job=attempt.job.name,
+                rows=list(cause.at.rows),
+                what=cause.at.what,
+                reason=cause.reason,
+            )
+            self._go_on(attempt, attempts.after_death(attempt, cause.at, cause.reason, memory=True))
         elif attempt.dry_run:  # it lived; what it raised is told when the whole job runs
             self._go_on(attempt, attempts.after_life(attempt, "it raised when it was tried in parts"))
         else:
@@ -153,7 +176,8 @@ class UnderWay:
         if where is None:
             self._go_on(attempt, attempts.after_node(attempt, death))
         else:
-            self._go_on(attempt, attempts.after_death(attempt, where, death))
+            memory = death == "OutOfMemoryError"  # Ray ended it, before the system ends something else
+            self._go_on(attempt, attempts.after_death(attempt, where, death, memory=memory))
 
     def _go_on(self, attempt: Attempt, following: Attempt | str) -> None:
         if isinstance(following, str):
@@ -175,4 +199,6 @@ def _reason(cause: Exception, *, alone: bool) -> str:
         raise sentence from cause
     if isinstance(cause, MillError) and not alone:
         raise cause
+    if isinstance(cause, RanOut):
+        return cause.reason
     return str(cause) if isinstance(cause, MillError) else f"{type(cause).__name__}: {cause}"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from annotate import memory
 from pipeline.dataset import png
 from pipeline.sources.raw import clean
 
@@ -93,7 +94,8 @@ def by_profile(profile: bytes, mode: str) -> Colours:
         if space != SPACES["RGB" if widens else mode]:
             return Colours(f"unreadable profile: {name} is for {space.strip()}, the pixels are {mode}")
         return _described(name, _transform(opened, "RGB" if widens else mode), mode, widens)
-    except Exception:  # Little CMS gives no better class than its own error, and odd profiles others
+    except Exception as error:  # Little CMS gives no better class than its own error, odd profiles others
+        memory.let_through(error)
         return Colours("unreadable profile")
 
 
@@ -154,7 +156,8 @@ def _is_adobe_rgb(picture: Any) -> bool:
         return False
     try:
         return str(picture.getexif().get_ifd(INTEROPERABILITY).get(INDEX, "")).startswith("R03")
-    except Exception:  # broken EXIF data beside a whole picture
+    except Exception as error:  # broken EXIF data beside a whole picture
+        memory.let_through(error)
         return False
 
 

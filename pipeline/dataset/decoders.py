@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from annotate import memory
 from pipeline.dataset import colour, jpeg, png
 from pipeline.dataset.formats import Header
 from pipeline.dataset.jpeg import Damaged
@@ -47,6 +48,7 @@ def decode(picture: Any, header: Header, data: bytes, image: Image, ratio: float
     except Unreadable:
         raise
     except Exception as error:  # decoders raise whatever they like on broken data; the file becomes a row
+        memory.let_through(error)
         hint = "" if image.damaged == "keep" else f"; {KEEP}"
         told = " ".join(str(error).split()) or type(error).__name__
         raise Unreadable(f"broken image: {told}{hint}", header.width, header.height, header.format) from error
@@ -130,6 +132,7 @@ def _by_pillow(picture: Any, header: Header, data: bytes, image: Image, ratio: f
     try:
         picture.load()
     except Exception as error:
+        memory.let_through(error)
         if image.damaged == "fail":
             raise
         with _lenient(), _reopened(picture, data) as again:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from annotate import memory
 from pipeline.dataset import png
 from pipeline.sources.raw import Unreadable
 
@@ -84,6 +85,7 @@ def opened(data: bytes, max_pixels: int | None = None) -> Iterator[tuple[Any, He
             try:
                 picture = Pillow.open(io.BytesIO(data), formats=formats)
             except Exception as error:  # decoders raise whatever they like on broken data
+                memory.let_through(error)
                 picture = _without_comments(data, kind)
                 if picture is None:
                     raise _refusal(data, kind, error) from error
@@ -101,7 +103,8 @@ def _without_comments(data: bytes, kind: str | None) -> Any:
     whole = png.checked(data)[0] if kind == "PNG" else data
     try:
         return Pillow.open(io.BytesIO(whole), formats=["PNG"]) if whole is not data else None
-    except Exception:
+    except Exception as error:
+        memory.let_through(error)
         return None
 
 
@@ -221,7 +224,8 @@ def orientation_of(picture: Any) -> int:
         return 1  # its decoder has turned it; EXIF's says how it once was
     try:
         turned = picture.getexif().get(ORIENTATION, 1)
-    except Exception:  # broken EXIF data beside a whole picture
+    except Exception as error:  # broken EXIF data beside a whole picture
+        memory.let_through(error)
         return 1
     return turned if isinstance(turned, int) and 1 <= turned <= 8 else 1
 
@@ -242,6 +246,7 @@ def _frames(picture: Any) -> int:
             pages += not picture.tag_v2.get(SUBFILE, 0) & 1
         picture.seek(0)
         return max(pages, 1)
-    except Exception:  # a chain of pages that breaks off; the first is still judged by itself
+    except Exception as error:  # a chain of pages that breaks off; the first is still judged by itself
+        memory.let_through(error)
         picture.seek(0)
         return 1

@@ -13,7 +13,7 @@ from annotate import annotator, maps
 from annotate.annotator import DETECTORS, PROVIDED, Annotation, Step, Watch
 from pipeline.catalog import Catalog, totals
 from pipeline.catalog.indexing import DetectorRecord
-from pipeline.cluster import position
+from pipeline.cluster import attempts, position
 from pipeline.cluster.jobs import Ended, Job, Resources
 from pipeline.cluster.position import Limit
 from pipeline.dataset import origins, provided
@@ -45,7 +45,7 @@ LOADING = 60.0  # seconds on top of the limit where a network may have to be loa
 OF_STATUS = """SELECT condition, part, row
                FROM annotation_rows JOIN shard_rows USING (shard_number)
                     JOIN detectors ON detectors.maps = name AND fingerprint = key
-               WHERE current AND status = $status AND reason = coalesce($reason, reason)
+               WHERE current AND status = $status AND starts_with(reason, $reason)
                  AND image NOT IN (SELECT image FROM image_rows WHERE gone IS NOT NULL)"""
 
 
@@ -131,8 +131,8 @@ def _again(context: StageContext, came_from: Origins) -> dict[tuple[str, int], s
     catalog, conditions = context.catalog, context.plan.conditions
     again: dict[tuple[str, int], set[int]] = {}
     rows = catalog.query(OF_STATUS, {"status": "skipped", "reason": GONE})
-    if context.retry_failed:
-        rows += catalog.query(OF_STATUS, {"status": "failed", "reason": None})
+    which = "" if context.retry_failed else attempts.RAN_OUT  # memory is no property of an image
+    rows += catalog.query(OF_STATUS, {"status": "failed", "reason": which})
     for condition, part, row in rows:
         again.setdefault((condition, part), set()).add(row)
     for condition, part, row in changed_maps(context.plan, catalog, came_from):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from annotate import captions
+from annotate import captions, memory
 from annotate.weights import PINNED
-from pipeline.cluster import position
+from pipeline.cluster import attempts, position
 from pipeline.cluster.jobs import Job
 from pipeline.plan import PlannedCaptions
 from pipeline.report.text import tally
@@ -41,7 +41,7 @@ STALE = """SELECT part, caption_rows.row
            WHERE key = ? AND images.status = 'ok' AND caption_rows.status = 'skipped'
              AND (coalesce(source_caption, '') = '' OR caption_rows.reason = ?)"""
 FAILED = """SELECT DISTINCT shard FROM caption_rows JOIN shard_rows USING (shard_number)
-            WHERE status = 'failed' AND key = ?"""
+            WHERE status = 'failed' AND key = ? AND starts_with(reason, ?)"""
 COUNTS = """SELECT status, count(*) FROM caption_rows JOIN shard_rows USING (shard_number)
             WHERE key = ? GROUP BY ALL"""
 
@@ -66,7 +66,8 @@ def caption(context: StageContext) -> StageResult:
     captioner = context.plan.captions
     if captioner is None:
         return StageResult("not asked for")
-    for (path,) in context.catalog.query(FAILED, [captioner.key]) if context.retry_failed else []:
+    which = "" if context.retry_failed else attempts.RAN_OUT  # memory is no property of an image
+    for (path,) in context.catalog.query(FAILED, [captioner.key, which]):
         context.catalog.remove_shard(path)
         copies.remove(context.plan.workspace.root / path)
     jobs = list(_jobs(context, captioner))
@@ -151,5 +152,6 @@ def _isolated(images: list[np.ndarray], args: CaptionPart) -> list[str | Excepti
         return list(captions.caption(images, **options))
     except Exception as error:
         if len(images) == 1:
+            memory.let_through(error)
             return [error]
         return [text for image in images for text in _isolated([image], args)]

@@ -117,7 +117,7 @@ def _jobs(context: StageContext, base: str, key: str) -> Iterator[Job]:
             made_from=shards.made_from(key, told),
             time_limit=plan.manifest.train.time_limit if plan.manifest.train else 600.0,
         )
-        yield Job(f"encode part {part}", args, images.rows)
+        yield Job(f"encode part {part}", args, images.rows, alike=True)
 
 
 def encode_part(

@@ -86,7 +86,8 @@ def _jobs(context: StageContext) -> Iterator[Job]:
                 made_from=shards.made_from(system.key, part),
                 time_limit=plan.manifest.evaluate.time_limit,
             )
-            yield Job(f"generate {system.sample_set} part {part}", args, tuple(range(len(chunk))))
+            name = f"generate {system.sample_set} part {part}"
+            yield Job(name, args, tuple(range(len(chunk))), alike=True)
 
 
 def _places(catalog: Catalog, system: System) -> dict[str, tuple[str, int]]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from annotate import memory
 from pipeline import MillError, sources
 from pipeline.catalog import Catalog, totals
 from pipeline.catalog.indexing import ROW_ALIGNED
-from pipeline.cluster import position
+from pipeline.cluster import attempts, position
 from pipeline.cluster.jobs import Ended, Job
 from pipeline.cluster.position import Limit
 from pipeline.dataset import images, quality
@@ -220,15 +221,17 @@ def _row(
             raise Unreadable(undecoded[number])
         row |= {"status": "duplicate", "reason": ""} if row["image_id"] in seen else _canonical(data, args)
     except Unreadable as error:
+        memory.let_through(error)
         row |= {
             "reason": str(error),
             "raw_width": error.width,
             "raw_height": error.height,
             "raw_format": error.format,
             "http_status": error.http_status,
-            "transient": may_pass(raw, error),
+            "transient": may_pass(raw, error) or str(error).startswith(attempts.RAN_OUT),
         }
     except Exception as error:  # whatever one file does, it is that file's row and never the run's end
+        memory.let_through(error)
         reason = f"{type(error).__name__}: {error}"
         row |= {"status": "failed", "reason": reason, "image": None, "transient": may_pass(raw, error)}
     if data is None:  # nothing to hash: the address stands for the file

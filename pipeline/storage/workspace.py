@@ -246,7 +246,8 @@ class Workspace:
     def probe(self) -> Iterator[Probe]:
         """Something that other machines can look for with `sees`, while the block lasts."""
         token = secrets.token_hex(8)
-        path = self.root / f"{TEMPORARY}probe-{token}"
+        # in a bucket one name, under its lease: what a killed driver left is written over and removed
+        path = self.root / (f"{TEMPORARY}probe" if self.is_remote else f"{TEMPORARY}probe-{token}")
         try:
             _write_probe(path, token)
             yield Probe(path, token)

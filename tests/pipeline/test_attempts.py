@@ -65,15 +65,15 @@ def test_a_row_that_kills_although_it_is_left_out_ends_its_job_and_not_the_run()
     assert "although it is left out" in str(after_death(again, at, "died"))
 
 
-def test_a_job_that_dies_with_no_row_to_blame_is_tried_twice_more_one_row_at_a_time() -> None:
+def test_a_job_that_dies_with_no_row_to_blame_is_tried_as_before_and_at_last_one_row_at_a_time() -> None:
     attempt: Attempt | str = first(JOB)
-    for _ in range(DEATHS_RETRIED):
+    for tries in range(1, DEATHS_RETRIED + 1):
         assert isinstance(attempt, Attempt)
         probe = after_death(attempt, Position((4, 5)), "OutOfMemoryError")
         assert isinstance(probe, Attempt) and probe.dry_run and probe.rows == (4, 5)
         attempt = after_life(probe, "OutOfMemoryError")
-        assert isinstance(attempt, Attempt) and attempt.singly and not attempt.dry_run
-        assert attempt.rows == JOB.rows
+        assert isinstance(attempt, Attempt) and not attempt.dry_run and attempt.rows == JOB.rows
+        assert attempt.singly == (tries == DEATHS_RETRIED)  # other batches have other last bits
     probe = after_death(attempt, Position((4, 5)), "OutOfMemoryError")
     assert isinstance(probe, Attempt)
     assert "fewer --workers" in str(after_life(probe, "OutOfMemoryError"))
@@ -100,3 +100,37 @@ def test_a_job_without_rows_and_a_node_that_is_gone_are_tried_so_many_times() ->
 )
 def test_a_batch_has_the_time_of_its_rows_but_not_hours(rows: int, seconds: float, whole: float) -> None:
     assert allowance(rows, seconds) == whole
+
+
+def test_memory_that_ran_out_proves_nothing_until_a_row_was_alone_on_its_machine() -> None:
+    def out(attempt: Attempt | str, row: int) -> Attempt | str:
+        assert isinstance(attempt, Attempt)
+        return after_death(attempt, Position((row,), "hed"), "MemoryError: 40 GiB", memory=True)
+
+    beside_others = after_death(first(JOB), Position((4, 5)), "WorkerCrashedError")
+    assert isinstance(beside_others, Attempt) and not beside_others.alone
+    alone = out(beside_others, 4)
+    assert isinstance(alone, Attempt) and alone.alone and alone.rows == (4, 5) and alone.struck is None
+    blamed = out(out(alone, 4), 4)
+    assert isinstance(blamed, Attempt)
+    assert blamed.job.kills == {
+        (4, "hed"): "ran out of memory, also with nothing beside it (MemoryError: 40 GiB)"
+    }
+    whole = after_life(replace(blamed, rows=(4, 5)), "")
+    assert isinstance(whole, Attempt) and whole.rows == JOB.rows and not whole.dry_run and not whole.alone
+
+
+@pytest.mark.parametrize(
+    ("job", "blamed"), [(JOB, 3), (replace(JOB, rows=(0, 1)), 1), (replace(JOB, alike=True), 0)]
+)
+def test_a_machine_without_memory_is_no_fault_of_the_rows(job: Job, blamed: int) -> None:
+    attempt: Attempt | str = first(job)
+    rows = [row for row in job.rows for _ in range(2)]
+    attempt = after_death(first(job), Position(job.rows), "MemoryError", memory=True)
+    for row in rows:
+        if isinstance(attempt, str):
+            break
+        kills = attempt.job.kills
+        attempt = after_death(attempt, Position((row,), "hed"), "MemoryError", memory=True)
+    assert isinstance(attempt, str) and attempt.endswith("it needs a machine with more memory")
+    assert len(kills) == blamed

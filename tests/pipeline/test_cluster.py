@@ -225,7 +225,7 @@ def test_what_one_of_several_processes_raises_comes_out_as_one_sentence(
 def test_ray_is_not_started_when_there_is_nothing_to_do() -> None:
     with cluster() as idle:
         run(idle, double, [])
-        assert idle._ray is None
+        assert idle._session is None
 
 
 def test_numbers_for_prometheus_carry_stage_condition_and_status(

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from annotate import memory
 from annotate.conditions import CONDITIONS
 from annotate.maps import RawMap
 from pipeline import sources
@@ -46,6 +47,7 @@ def read(raw: RawImage, conditions: list[str], image: Image) -> dict[str, Provid
         with formats.opened(sources.read(raw)) as (_, header):
             to = images.place(*header.upright, image)
     except Exception as error:
+        memory.let_through(error)
         return dict.fromkeys(conditions, ProvidedMap(error))
     return {name: _read_one(raw, name, to, header.orientation) for name in conditions}
 
@@ -91,6 +93,7 @@ def _read_one(raw: RawImage, condition: str, to: Placement, orientation: int) ->
             raise ValueError(f"a data set's JSON holds people or labels, and {condition} is neither")
         return ProvidedMap(READERS[kind](Given(condition, settings, value, frame, valid)), digest)
     except Exception as error:
+        memory.let_through(error)
         return ProvidedMap(error, digest)
 
 

@@ -1,0 +1,349 @@
+"""Images that kill, hang or take all memory fail alone; a Ray that is lost is started again; nothing stays
+behind a driver that was killed.
+"""
+
+import ast
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from annotate import memory
+from annotate.detectors import DETECTORS
+from pipeline import COMPLETE, COMPLETE_WITH_FAILURES, MillError
+from pipeline.catalog import Catalog
+from pipeline.cluster import cluster, position, session
+from pipeline.cluster.jobs import Job
+from pipeline.dataset import images
+from pipeline.manifest import load
+from pipeline.run import RunOptions, run
+from pipeline.sources.raw import Unreadable
+from pipeline.stages import annotate, ingest
+from pipeline.storage import events
+from pipeline.storage.workspace import Workspace
+from tests.conftest import OPEN
+
+ROOT = Path(__file__).parents[2]
+
+
+def take_all_memory() -> None:
+    np.zeros(1 << 60, np.uint8)
+
+
+def fail() -> None:
+    raise ValueError("never seen before")
+
+
+ACTS: dict[int, Callable[[], Any]] = {
+    1: lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    2: lambda: os._exit(1),
+    3: lambda: ctypes.PyDLL(None).sleep(1000),
+    4: take_all_memory,
+    5: fail,
+}
+
+
+def mark(picture: Image.Image, act: int) -> Image.Image:
+    """So that whoever sees the picture does what is deadly."""
+    picture.paste((act * 20, 0, 255), (0, 0, 24, 24))
+    return picture
+
+
+def act_on(pixels: np.ndarray) -> None:
+    red, green, blue = pixels[2:6, 2:6].reshape(-1, 3).mean(0)
+    if green < 9 and blue > 246 and abs(red - 20 * round(red / 20)) < 5:
+        ACTS.get(round(red / 20), lambda: None)()
+
+
+def deadly_detector(args: Any, *rest: Any) -> Any:
+    """As `annotate_part`, with a detector of `hough` that some pictures kill."""
+    kept = DETECTORS["opencv-lsd"]
+
+    def detect(pictures: list[np.ndarray], *others: Any) -> Any:
+        for pixels in pictures:
+            act_on(pixels)
+        return kept.detect(pictures, *others)
+
+    DETECTORS["opencv-lsd"] = replace(kept, detect=detect)
+    try:
+        return ANNOTATE(args, *rest)
+    finally:
+        DETECTORS["opencv-lsd"] = kept
+
+
+def deadly_decoder(args: Any, *rest: Any) -> Any:
+    """As `ingest_part`, with a decoder that some pictures kill."""
+    kept = images.canonical
+
+    def canonical(data: bytes, image: Any) -> Any:
+        made = kept(data, image)
+        act_on(made.pixels)
+        return made
+
+    images.canonical = canonical
+    try:
+        return INGEST(args, *rest)
+    finally:
+        images.canonical = kept
+
+
+ANNOTATE, INGEST = annotate.annotate_part, ingest.ingest_part
+
+
+def slow(args: Any, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> list[int]:
+    time.sleep(0.3)
+    return list(rows)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, photograph: Callable[..., Image.Image]) -> Path:
+    """Sixteen pictures in two parts; of the first part five are deadly, each in another way."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(16):
+        picture = photograph(number, 128, 128)
+        picture = mark(picture, number) if number in ACTS else picture
+        picture.save(folder / f"{number:03d}.png")
+    return folder
+
+
+def statuses(root: Path, condition: str) -> dict[str, tuple[str, str]]:
+    sql = "SELECT uri, status, reason FROM annotations JOIN sources USING (image_id) WHERE condition = ?"
+    found = Catalog(Workspace(root)).query(sql, [condition])
+    return {Path(uri).stem: (status, reason) for uri, status, reason in found}
+
+
+@pytest.mark.slow
+def test_deadly_images_fail_alone_in_the_condition_that_they_kill_while_others_are_done(
+    photos: Path, manifest: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    conditions = "{canny: {}, hough: {time_limit: 3}}"
+    given = load(manifest(conditions=conditions, shard_images="8"))
+    assert run(given, RunOptions(stages=("ingest",), workers=2), print) == COMPLETE
+    monkeypatch.setattr(annotate, "annotate_part", deadly_detector)
+    options = RunOptions(stages=("annotate",), workers=2)
+    assert run(given, options, print) == COMPLETE_WITH_FAILURES
+    hough, canny = statuses(tmp_path / "ws", "hough"), statuses(tmp_path / "ws", "canny")
+    assert [status for status, _ in canny.values()] == ["ok"] * 16
+    failed = {name: reason for name, (status, reason) in hough.items() if status == "failed"}
+    assert sorted(failed) == ["001", "002", "003", "004", "005"]
+    assert "killed its worker" in failed["001"] and "killed its worker" in failed["002"]
+    assert failed["003"] == "took longer than 3 s (conditions.hough.time_limit)"
+    assert failed["004"].startswith("ran out of memory, also with nothing beside it")
+    assert failed["005"] == "ValueError: never seen before"
+    told = [event["event"] for event in events.read(tmp_path / "ws") if event.get("stage") != "ingest"]
+    assert told.index("commit") < told.index("row found"), "the other part did not wait"
+    assert told.count("worker lost") + told.count("memory ran out") <= 15, "three tries for each, at most"
+    monkeypatch.setattr(annotate, "annotate_part", ANNOTATE)
+    assert run(given, options, print) == COMPLETE_WITH_FAILURES
+    again = {name for name, (status, _) in statuses(tmp_path / "ws", "hough").items() if status == "failed"}
+    assert again == failed.keys() - {"004"}, "memory is no property of an image: the next run tries it again"
+
+
+@pytest.mark.slow
+def test_deadly_files_fail_alone_as_they_are_read_and_memory_is_tried_again(
+    photos: Path, manifest: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = load(manifest(image="{resolution: 64, time_limit: 3}", shard_images="8"))
+    monkeypatch.setattr(ingest, "ingest_part", deadly_decoder)
+    options = RunOptions(stages=("ingest",), workers=2)
+    assert run(given, options, print) == COMPLETE_WITH_FAILURES
+    catalog = Catalog(Workspace(tmp_path / "ws"))
+    sql = """SELECT uri, reason, transient FROM images JOIN sources USING (image_id)
+             WHERE images.status = 'failed'"""
+    failed = {Path(uri).stem: (reason, transient) for uri, reason, transient in catalog.query(sql)}
+    assert sorted(failed) == ["001", "002", "003", "004", "005"]
+    assert [name for name, (_, transient) in failed.items() if transient] == ["004"]
+    assert failed["004"][0].startswith("ran out of memory")
+    monkeypatch.setattr(ingest, "ingest_part", INGEST)
+    assert run(given, options, print) == COMPLETE_WITH_FAILURES
+    assert {Path(uri).stem for uri, *_ in catalog.query(sql)} == failed.keys() - {"004"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
+def test_a_ray_that_is_killed_is_started_again_and_nothing_of_it_stays(name: str) -> None:
+    told: list[tuple[str, dict[str, Any]]] = []
+    said: list[str] = []
+    done: dict[str, list[int]] = {}
+
+    def commit(ended: list[tuple[Job, list[int]]]) -> None:
+        if not done:
+            seen.extend(of_this_run())
+            next(process for process in seen if process.name() == name).kill()
+        done.update({job.name: rows for job, rows in ended})
+
+    before, seen = set(psutil.Process().children(recursive=True)), list[psutil.Process]()
+    of_this_run = lambda: set(psutil.Process().children(recursive=True)) - before
+    with cluster(workers=2) as workers:
+        workers.event = lambda kind, **facts: told.append((kind, facts))
+        workers.say = said.append
+        jobs = [Job(str(number), {}, (number,)) for number in range(12)]
+        workers.run(slow, jobs, commit, label="test", total=12)
+        assert not [each for each in seen if each.is_running()], "the Ray that was lost is gone, all of it"
+        seen.extend(of_this_run())
+    assert done == {str(number): [number] for number in range(12)}
+    assert [kind for kind, _ in told if kind.startswith("ray")] == ["ray lost", "ray started again"]
+    (sentence,) = said
+    assert sentence.startswith(f"Ray itself was lost ({name} is gone")
+    assert not [each for each in seen if each.is_running()]
+
+
+@pytest.mark.slow
+def test_nothing_stays_behind_a_driver_that_was_killed(tmp_path: Path) -> None:
+    script = """
+from tests.pipeline.test_deadly import Job, cluster, slow
+with cluster(workers=2) as workers:
+    print(workers.token, flush=True)
+    jobs = [Job(str(number), {}, (number,)) for number in range(1000)]
+    tell = lambda ended: print(workers._session._folder, flush=True)
+    workers.run(slow, jobs, tell, label="test", total=1000)
+"""
+    driver = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, env=OPEN, stdout=subprocess.PIPE, text=True
+    )
+    assert driver.stdout
+    token, folder = driver.stdout.readline().strip(), Path(driver.stdout.readline().strip())
+    started = psutil.Process(driver.pid).children(recursive=True)
+    assert len(started) > 5 and folder.is_dir()
+    driver.kill()
+    driver.wait()
+    psutil.wait_procs(started, timeout=30)
+    assert not [each for each in started if each.is_running()]
+    assert not folder.exists() and not position.of_run(token)
+
+
+@pytest.mark.slow
+def test_a_cluster_of_somebody_else_whose_head_is_gone_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = """
+from pipeline.cluster import Cluster
+print(Cluster(workers=2).ray.get_runtime_context().gcs_address, flush=True)
+input()
+"""
+    pipe = subprocess.PIPE
+    head = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, env=OPEN, stdin=pipe, stdout=pipe, text=True
+    )
+    assert head.stdin and head.stdout
+    port = head.stdout.readline().strip().split(":")[1]
+    gcs = next(each for each in psutil.Process(head.pid).children() if each.name() == "gcs_server")
+    told: list[str] = []
+    monkeypatch.setattr(session, "UNREACHED", 2.0)
+    with cluster(address=f"127.0.0.1:{port}") as workers:
+        workers.event = lambda kind, **facts: told.append(kind)
+        jobs = [Job(str(number), {}, (number,)) for number in range(100)]
+        with pytest.raises(
+            MillError, match=rf"^The Ray cluster at 127.0.0.1:{port} is gone .*: start it again"
+        ):
+            workers.run(slow, jobs, lambda ended: gcs.kill(), label="test", total=100)
+    assert "ray lost" in told and "ray started again" not in told
+    head.kill()
+    head.wait()
+
+
+def test_what_attempts_left_here_is_swept_an_hour_later_unless_they_are_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tokens = {name: f"{number:012x}-{number:012x}" for number, name in enumerate(("left", "held", "fresh"))}
+    for token in tokens.values():
+        position.path(token).touch()
+    for name in ("left", "held"):
+        os.utime(position.path(tokens[name]), (0, 0))
+    (tmp_path / "controlmill-cache-0").mkdir()
+    with position.path(tokens["held"]).open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        position.sweep.cache_clear()
+        position.sweep()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"controlmill-cache-0", *(f"controlmill-{tokens[name]}" for name in ("held", "fresh"))}
+
+
+def test_a_ray_that_is_lost_again_and_again_ends_the_run_with_one_sentence() -> None:
+    assert "started again" in session.going_on("raylet is gone", session.STARTED_AGAIN, None)
+    with pytest.raises(
+        MillError, match=r"^Ray was lost 6 times in a row \(raylet is gone\): look at .*goes on"
+    ):
+        session.going_on("raylet is gone", session.STARTED_AGAIN + 1, None)
+    with pytest.raises(MillError, match=r"^The Ray cluster at 10.0.0.1:6379 is gone \(.*\): start it again"):
+        session.going_on("its head does not answer", 1, "10.0.0.1:6379")
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+def raised(function: Callable[[], Any]) -> Exception:
+    with pytest.raises(Exception) as caught:
+        function()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        raised(take_all_memory),
+        raised(lambda: cv2.resize(np.zeros((1, 1), np.uint8), (2**31 - 1, 2**31 - 1))),
+        pa.ArrowMemoryError("malloc of size 64 failed"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes."),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory."),
+        caused(Unreadable("broken image: "), MemoryError()),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_memory_that_ran_out_is_known_in_whatever_words_it_is_told(error: Exception) -> None:
+    assert memory.ran_out(error), repr(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("the caption is: out of memory"),
+        OSError(errno.EIO, "Input/output error"),
+        raised(lambda: cv2.resize(np.zeros((0, 0), np.uint8), (4, 4))),
+        caused(Unreadable("broken image"), SyntaxError("not a PNG file")),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_other_errors_are_not_taken_for_memory(error: Exception) -> None:
+    assert not memory.ran_out(error), repr(error)
+
+
+def catch_alls() -> Iterator[tuple[str, ast.ExceptHandler]]:
+    for place in ("annotate", "pipeline/dataset", "pipeline/stages"):
+        for path in sorted((ROOT / place).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ExceptHandler) and (
+                    node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
+                ):
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}", node
+
+
+def test_whatever_catches_everything_of_an_image_lets_memory_through() -> None:
+    handlers = dict(catch_alls())
+    assert len(handlers) > 10
+    asks = lambda node: "memory.let_through" in (text := ast.unparse(node)) or "memory.ran_out" in text
+    assert not [place for place, handler in handlers.items() if not asks(handler)]
