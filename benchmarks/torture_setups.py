@@ -45,6 +45,7 @@ ENDED = 60.0  # seconds in which what a killed driver left has to end
 STORE_FAULTS: dict[Fault | None, int] = {
     None: 90, 503: 2, 429: 1, 500: 1, 0.3: 2, "torn": 1, "half": 1, "lost": 1, "old": 1,
 }  # fmt: skip
+Chooser = Callable[[Callable[[], Fault | None]], None]  # takes what is asked for each request
 
 
 class SetUp:
@@ -180,7 +181,7 @@ class ThreeNodes(SetUp):
 
 
 class Bucket(ThreeNodes):
-    """A workspace in a bucket of moto's S3 server, which fails now and then; Ray has one node, which stays."""
+    """A workspace in a bucket of moto's S3 server, which fails now and then; one node of Ray stays."""
 
     name = "bucket"
     disturbances = ("driver", "worker")
