@@ -65,9 +65,17 @@ class Snapshots:
         folder = self.catalog.workspace.root / REMOVED
         self._notes = [each.path for each in stores.below(folder)]
         for note in self._notes.copy():
-            shard = bytes(stores.read(note)).decode()
+            shard = self._noted(note)
             if self.catalog.query("SELECT 1 FROM shards WHERE shard = ?", [shard]):
                 self.catalog.remove_shard(shard)
+
+    def _noted(self, note: Path) -> str:
+        """The shard of a note: what it says, and where it is damaged the one that it is named after."""
+        shard = bytes(stores.read(note)).decode(errors="replace")
+        if fingerprint(shard) == note.name:
+            return shard
+        known = (shard for (shard,) in self.catalog.query("SELECT shard FROM shards"))
+        return next((shard for shard in known if fingerprint(shard) == note.name), "")
 
     def note(self, shard: str) -> None:
         """Before a shard is taken out of the catalog: a snapshot that still has it must not be believed."""

@@ -1,12 +1,14 @@
 """Where a job's process is among its rows, in a file of its node that outlives it; and its time limit."""
 
 import faulthandler
+import fcntl
+import functools
 import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from annotate import memory
 from pipeline.storage import faults
 
 TOLD_EVERY = 0.5  # seconds between two notes to the driver of how far a job is
+LEFT = 300.0  # seconds after which nobody will ask any more where an attempt was that has ended
+HEX = "[0-9a-f]"
 SOON = 60.0  # seconds that a batch of many rows may take where each row alone may take less
 
 
@@ -62,6 +66,8 @@ class _Attempt:
         self._file = os.open(path(trial.token), os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o600)
         # a time-out writes where it was
         self._trace = os.open(_trace(trial.token), os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o600)
+        for file in (self._file, self._trace):
+            fcntl.flock(file, fcntl.LOCK_EX)  # as long as this process lives
         self._length = 0
         self.at = Position()
         self.write((), "", None)
@@ -95,6 +101,7 @@ def attempt(trial: Trial, tell: Callable[[int, str], object] = lambda done, what
     Raises RanOut where memory ran out.
     """
     global _attempt
+    sweep()
     _attempt = _Attempt(trial, tell)
     try:
         yield
@@ -166,6 +173,17 @@ def forget(token: str) -> None:
 
 def path(token: str) -> Path:
     return Path(tempfile.gettempdir()) / f"controlmill-{token}"
+
+
+@functools.cache
+def sweep() -> None:
+    """Once a process: removes what attempts left on this machine whose driver was killed with them."""
+    for file in Path(tempfile.gettempdir()).glob(f"controlmill-{HEX * 12}-{HEX * 12}*"):
+        with suppress(OSError):  # held by its process, or somebody else's
+            if time.time() - file.stat().st_mtime > LEFT:
+                with file.open() as opened:
+                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    file.unlink()
 
 
 def of_run(token: str) -> list[Path]:

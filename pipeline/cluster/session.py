@@ -60,7 +60,7 @@ class Session:
         )
         self.ray: Any = ray
         self.is_own = not address
-        self._looked = 0.0
+        self._looked, self._vital = 0.0, dict[str, psutil.Process]()
         self._token = os.environ[TOKEN] = token
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
@@ -93,11 +93,12 @@ class Session:
 
     def fault(self) -> str:
         """What of Ray is gone; '' where nothing is."""
+        if not self.is_own:
+            return self._out_of_reach()
         if time.monotonic() - self._looked < LOOKED:
             return ""
-        fault = self._missing() if self.is_own else self._out_of_reach()
         self._looked = time.monotonic()
-        return fault
+        return self._missing()
 
     def _missing(self) -> str:
         for name, process in self._vital.items():
@@ -125,18 +126,20 @@ class Session:
         if isinstance(error, self.ray.exceptions.RayError):
             first = str(error).strip().splitlines() or [""]
             return self.fault() or f"{type(error).__name__}: {first[0]}"
-        return "" if isinstance(error, MillError) else self.fault()
+        return self.fault() if isinstance(error, (ConnectionError, TimeoutError)) else ""
 
     def close(self) -> None:
         """Ends all processes of Ray that it started; those of a Ray that is broken by force."""
-        left = processes_of(self._token, self._folder) if self.is_own else []
+        if not self.is_own:
+            self.ray.shutdown()
+            return
+        left = processes_of(self._token, self._folder)
         if self._missing():
             end(left)
         self.ray.shutdown()
-        if self.is_own:
-            end(left)
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._reaper.communicate()
+        end(left)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._reaper.communicate()
 
 
 def going_on(why: str, times: int, address: str | None) -> str:

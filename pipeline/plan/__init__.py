@@ -17,9 +17,9 @@ from annotate.weights import PINNED, Identity
 from pipeline import MillError, scenes
 from pipeline.cluster.position import Limit
 from pipeline.manifest import Captions, ConditionSettings, Manifest, ScenesSource
+from pipeline.plan.kept import damage, saved
+from pipeline.plan.kept import save as write_saved
 from pipeline.plan.records import Plan, Planned, PlannedCaptions
-from pipeline.plan.saved import damage, saved
-from pipeline.plan.saved import save as write_saved
 from pipeline.storage import copies, stores
 from pipeline.storage.workspace import Workspace, fingerprint, workspace_at
 

@@ -193,12 +193,22 @@ def read_row(path: Path, row: int, columns: list[str]) -> Row:
     IndexError where it has no such row.
     """
     with _must_be_whole(path):
-        file = _parquet_file(path)
-        for group in range(file.num_row_groups):
-            size = file.metadata.row_group(group).num_rows
-            if row < size:
-                return file.read_row_group(group, columns=columns).slice(row, 1).to_pylist()[0]
-            row -= size
+        try:
+            return _read_row(path, row, columns)
+        except BROKEN:
+            if not stores.address_of(path):
+                raise
+            copies.forget(path)  # the object may be whole where its copy here is damaged
+            return _read_row(path, row, columns)
+
+
+def _read_row(path: Path, row: int, columns: list[str]) -> Row:
+    file, start = _parquet_file(path), 0
+    for group in range(file.num_row_groups):
+        size = file.metadata.row_group(group).num_rows
+        if row < start + size:
+            return file.read_row_group(group, columns=columns).slice(row - start, 1).to_pylist()[0]
+        start += size
     raise IndexError(f"{path.name} has no row {row}")
 
 

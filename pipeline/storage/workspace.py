@@ -70,6 +70,7 @@ def stopping(error: BaseException, where: str = "") -> MillError | None:
     return None
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 MISPLACED = {
     errno.EISDIR: "A folder lies where a file belongs",
     errno.ENOTDIR: "A file lies where a folder belongs",
@@ -229,6 +230,8 @@ class Workspace:
             with self.probe():
                 pass
         except OSError as error:
+            if error.errno in FULL:
+                raise stopping(error, str(self.root)) or error from error
             if self.is_remote:
                 raise MillError(
                     f"The cache {self.root} can't be written ({error.strerror}): set {stores.CACHE} to a"
@@ -243,9 +246,10 @@ class Workspace:
     def probe(self) -> Iterator[Probe]:
         """Something that other machines can look for with `sees`, while the block lasts."""
         token = secrets.token_hex(8)
-        path = self.root / f"{TEMPORARY}probe-{token}"
-        _write_probe(path, token)
+        # in a bucket one name, under its lease: what a killed driver left is written over and removed
+        path = self.root / (f"{TEMPORARY}probe" if self.is_remote else f"{TEMPORARY}probe-{token}")
         try:
+            _write_probe(path, token)
             yield Probe(path, token)
         finally:
             copies.remove(path)

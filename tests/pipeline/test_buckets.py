@@ -281,6 +281,49 @@ def test_repair_deletes_the_object_and_the_next_run_makes_it_again(
     assert rows(address) == before and not problems(Catalog(workspace), repair=False, say=said.append)
 
 
+def test_a_damaged_copy_of_a_whole_shard_is_brought_again(
+    machine: OneMachine,
+    address: str,
+    folder: Write,
+    manifest: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder(4)
+    monkeypatch.chdir(tmp_path)
+    make(manifest(workspace=address))
+    shard = next(path for path in workspace_at(address).all_shards() if "maps" in path.parts)
+    whole = shards.read_row(shard, 1, ["map"])
+    copy, content = copies.copy_of(shard), copies.copy_of(shard).read_bytes()
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    for damaged in (bytes(len(content) - footer) + content[-footer:], content[:300], b""):
+        copy.write_bytes(damaged)
+        assert shards.read_row(shard, 1, ["map"]) == whole and copy.read_bytes() == content
+
+
+def test_a_damaged_note_of_a_shard_that_was_taken_out_is_told_by_its_name(
+    machine: OneMachine,
+    address: str,
+    folder: Write,
+    manifest: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder(4)
+    monkeypatch.chdir(tmp_path)
+    make(manifest(workspace=address))
+    workspace, before = workspace_at(address), rows(address)
+    shard = workspace.all_shards()[-1]
+    notes = snapshots.Snapshots(Catalog(workspace), lambda: True)
+    notes.note(workspace.relative(shard))
+    (note,) = stores.below(workspace.root / snapshots.REMOVED)
+    stores.put(note.path, b"\xff\xfe garbage")
+    notes.take_out_removed()
+    assert rows(address) != before
+    make(manifest(workspace=address))
+    assert rows(address) == before and not list(stores.below(workspace.root / snapshots.REMOVED))
+
+
 # -- the lease -------------------------------------------------------------------------------------------
 
 

@@ -5,10 +5,12 @@ behind a driver that was killed.
 import ast
 import ctypes
 import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -227,6 +229,54 @@ with cluster(workers=2) as workers:
     psutil.wait_procs(started, timeout=30)
     assert not [each for each in started if each.is_running()]
     assert not folder.exists() and not position.of_run(token)
+
+
+@pytest.mark.slow
+def test_a_cluster_of_somebody_else_whose_head_is_gone_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = """
+from pipeline.cluster import Cluster
+print(Cluster(workers=2).ray.get_runtime_context().gcs_address, flush=True)
+input()
+"""
+    pipe = subprocess.PIPE
+    head = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, env=OPEN, stdin=pipe, stdout=pipe, text=True
+    )
+    assert head.stdin and head.stdout
+    port = head.stdout.readline().strip().split(":")[1]
+    gcs = next(each for each in psutil.Process(head.pid).children() if each.name() == "gcs_server")
+    told: list[str] = []
+    monkeypatch.setattr(session, "UNREACHED", 2.0)
+    with cluster(address=f"127.0.0.1:{port}") as workers:
+        workers.event = lambda kind, **facts: told.append(kind)
+        jobs = [Job(str(number), {}, (number,)) for number in range(100)]
+        with pytest.raises(
+            MillError, match=rf"^The Ray cluster at 127.0.0.1:{port} is gone .*: start it again"
+        ):
+            workers.run(slow, jobs, lambda ended: gcs.kill(), label="test", total=100)
+    assert "ray lost" in told and "ray started again" not in told
+    head.kill()
+    head.wait()
+
+
+def test_what_attempts_left_here_is_swept_an_hour_later_unless_they_are_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tokens = {name: f"{number:012x}-{number:012x}" for number, name in enumerate(("left", "held", "fresh"))}
+    for token in tokens.values():
+        position.path(token).touch()
+    for name in ("left", "held"):
+        os.utime(position.path(tokens[name]), (0, 0))
+    (tmp_path / "controlmill-cache-0").mkdir()
+    with position.path(tokens["held"]).open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        position.sweep.cache_clear()
+        position.sweep()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"controlmill-cache-0", *(f"controlmill-{tokens[name]}" for name in ("held", "fresh"))}
 
 
 def test_a_ray_that_is_lost_again_and_again_ends_the_run_with_one_sentence() -> None:
