@@ -116,7 +116,7 @@ KINDS = [
     Kind("sums of the base", r"base/random/SHA256SUMS", unnamed=(emptied, gone), alone=True),
     # a flip that changes no row may stay
     Kind("rows of a stream", r"spool/.*/rows-.*", unnamed=(flipped,)),
-    Kind("record of a stream", r"spool/.*/stream.json"),
+    Kind("record of a stream", r"spool/.*/stream.json", alone=True),
     Kind("pictures of the report", r"report/(leaderboard/)?pictures/.*", unnamed=(gone,)),
     Kind(
         "pages and tables", r"report/[^/]*|report/leaderboard/[^/]*\.(html|csv|json|md)", unnamed=tuple(WAYS)
