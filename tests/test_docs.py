@@ -568,6 +568,41 @@ def test_the_figures_of_growth_are_those_of_the_benchmark() -> None:
     )
 
 
+def test_how_often_the_guarantees_were_tried_is_what_the_benchmarks_found() -> None:
+    page, told = "docs/guarantees.md", result("torture.json")
+    found = ("lost", "doubled", "different", "made_again", "left_behind", "wrong")
+    counted = ("seed", "rounds", "rounds_of_all_stages", "tries", "faults", *found)
+    check_table(
+        "Set-up | Seed | Rounds | Of all stages | Tries | Faults | Lost | Doubled | Different | Made again |"
+        " Left behind | Wrong ends",
+        [[name, *(f"{rows[key]:,}" for key in counted)] for name, rows in told["rounds"].items()],
+        page,
+    )
+    hostile = told["hostile"]
+    check_table(
+        "Hostile | Number | Crashes | Hangs | Tracebacks | Largest process, MB",
+        [
+            [
+                name,
+                f"{hostile[name]['count']:,}",
+                *(f"{len(hostile[name][kind])}" for kind in ("crashes", "hangs", "tracebacks")),
+                f"{max(hostile[name]['peak_worker_mb'], hostile[name]['peak_driver_mb']):,}",
+            ]
+            for name in ("files", "archives", "manifests")
+        ],
+        page,
+    )
+    load = told["load"]
+    check_sentence(
+        f"{load['minutes']} minutes with {load['faults']} faults and {load['starts']} starts", page
+    )
+    check_sentence(
+        f"{load['lost']} of {load['compared']:,} rows, files and shards were lost, {load['doubled']} doubled"
+        f" and {load['different']} different",
+        page,
+    )
+
+
 def test_every_result_is_listed_with_its_machine() -> None:
     rows = rows_below(PERFORMANCE, "File in `benchmarks/results`")
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
