@@ -16,7 +16,7 @@ from annotate.hed import DEPTHS, PRECISIONS
 from annotate.hed_float import EdgeNetwork, Layers
 from annotate.maps import RawMap
 from annotate.parameters import Values
-from annotate.weights import PINNED, WeightFile, find
+from annotate.weights import PINNED, WeightFile, find, tensors
 
 WEIGHTS = WeightFile(
     name="ControlNetHED.pth",
@@ -54,20 +54,17 @@ def read_layers(path: Path) -> Layers:
     """The released file: norm [1, 3, 1, 1] RGB, block<n>.convs.<i> and block<n>.projection; ValueError if a
     tensor is absent.
     """
-    import torch
 
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    stored = tensors(path)
     wanted = [f"block{n}.convs.{i}" for n, depth in enumerate(DEPTHS, 1) for i in range(depth)]
     wanted += [f"block{n}.projection" for n in range(1, len(DEPTHS) + 1)]
-    absent = [
-        name for layer in wanted for name in (f"{layer}.weight", f"{layer}.bias") if name not in tensors
-    ]
-    if absent or "norm" not in tensors:
+    absent = [name for layer in wanted for name in (f"{layer}.weight", f"{layer}.bias") if name not in stored]
+    if absent or "norm" not in stored:
         raise ValueError(f"{path} is no ControlNetHED file: it has no {absent[0] if absent else 'norm'}")
 
     def read(layer: str, share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         weight, bias = (
-            tensors[f"{layer}.{part}"].float().numpy() * np.float32(share) for part in ("weight", "bias")
+            stored[f"{layer}.{part}"].float().numpy() * np.float32(share) for part in ("weight", "bias")
         )
         return weight, bias
 
@@ -75,7 +72,7 @@ def read_layers(path: Path) -> Layers:
         tuple(read(f"block{n}.convs.{i}") for i in range(depth)) for n, depth in enumerate(DEPTHS, 1)
     )
     sides = tuple(read(f"block{n}.projection", 1 / len(DEPTHS)) for n in range(1, len(DEPTHS) + 1))
-    red, green, blue = tensors["norm"].float().flatten().tolist()
+    red, green, blue = stored["norm"].float().flatten().tolist()
     return Layers(blocks, sides, 0.0, (red, green, blue), bgr=False, keeps_odd=False)
 
 

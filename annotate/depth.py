@@ -15,7 +15,7 @@ import numpy as np
 from annotate import inference, pretrained
 from annotate.maps import RawMap, depth_map
 from annotate.parameters import Values
-from annotate.weights import PINNED, WeightFile, WeightsError, find, find_folder
+from annotate.weights import PINNED, WeightFile, WeightsError, find, find_folder, tensors
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +108,7 @@ def build_midas(path: Path) -> "torch.nn.Module":
 
         with torch.device("meta"):  # nothing is drawn at random that the file replaces anyway
             model = DPTDepthModel(path=None, backbone="vitb_rn50_384", non_negative=True)
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    stored = tensors(path)
     model.load_state_dict(stored["model"] if "optimizer" in stored else stored, assign=True)
     return model.eval()
 

@@ -13,7 +13,7 @@ from annotate import inference
 from annotate.drawing import fit
 from annotate.maps import RawMap
 from annotate.parameters import Values
-from annotate.weights import PINNED, WeightFile, WeightsError, find
+from annotate.weights import PINNED, WeightFile, WeightsError, find, tensors
 
 if TYPE_CHECKING:
     import torch
@@ -89,10 +89,7 @@ def load(precision: str, device: str, weights: str = PINNED) -> Callable[[np.nda
     kind = inference.dtype(precision)
     place = find(WEIGHTS, weights)
     network = build()
-    stored = {
-        name.removeprefix("module."): tensor
-        for name, tensor in torch.load(place, map_location="cpu", weights_only=True).items()
-    }
+    stored = {name.removeprefix("module."): tensor for name, tensor in tensors(place).items()}
     try:
         network.load_state_dict(stored, assign=True)
     except RuntimeError as error:

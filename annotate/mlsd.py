@@ -15,7 +15,7 @@ from annotate import inference
 from annotate.drawing import scale_points
 from annotate.maps import RawMap
 from annotate.parameters import Values
-from annotate.weights import PINNED, WeightFile, WeightsError, find
+from annotate.weights import PINNED, WeightFile, WeightsError, find, tensors
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def load(precision: str, device: str, weights: str = PINNED) -> Callable[[np.nda
     place = find(WEIGHTS, weights)
     network = build()
     try:
-        network.load_state_dict(torch.load(place, map_location="cpu", weights_only=True), assign=True)
+        network.load_state_dict(tensors(place), assign=True)
     except RuntimeError as error:
         raise WeightsError(
             f"{place} holds no weights of M-LSD large: {' '.join(str(error).split())[:200]}"

@@ -14,7 +14,7 @@ from annotate import inference
 from annotate.depth import run_in_fp32
 from annotate.maps import RawMap
 from annotate.parameters import Number, Parameter, Values
-from annotate.weights import PINNED, WeightFile, find
+from annotate.weights import PINNED, WeightFile, WeightsError, find, tensors
 
 BAE = WeightFile(
     name="scannet.pt",
@@ -68,7 +68,9 @@ def load_bae(precision: str, device: str, weights: str = PINNED) -> NormalNetwor
         from controlnet_aux.normalbae.nets.NNET import NNET
 
         model = NNET(SimpleNamespace(architecture="BN", sampling_ratio=0.4, importance_ratio=0.7))
-    stored = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    stored = tensors(path).get("model")
+    if not isinstance(stored, dict):
+        raise WeightsError(f"{path} holds no weights of BAE under `model`: get others")
     model.load_state_dict({name.removeprefix("module."): value for name, value in stored.items()})
     kind = inference.dtype(precision)
     model = model.eval().to(device, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 import logging
-import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from annotate import inference
 from annotate.drawing import scale_points
 from annotate.maps import RawMap
 from annotate.parameters import Values
-from annotate.weights import PINNED, WeightFile, WeightsError, find
+from annotate.weights import PINNED, WeightFile, WeightsError, find, tensors
 
 if TYPE_CHECKING:
     import torch
@@ -120,12 +119,11 @@ def build(place: Path) -> Any:
     """The package's network in fp32 with the state dict at `place`, whose shapes tell which network;
     WeightsError where none fits.
     """
-    import torch
 
     try:
-        stored = torch.load(place, map_location="cpu", weights_only=True)
+        stored = tensors(place)
         width, head = len(stored["base_net.conv5.0.weight"]), len(stored["head_nets.0.conv.weight"])
-    except (pickle.UnpicklingError, KeyError, TypeError) as error:
+    except (WeightsError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{place} is no state dict of an OpenPifPaf network; make one: {RECIPE}"
         ) from error

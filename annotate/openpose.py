@@ -16,7 +16,7 @@ from annotate.drawing import scale_points
 from annotate.maps import RawMap
 from annotate.parameters import Values
 from annotate.skeletons import SKELETONS
-from annotate.weights import PINNED, WeightFile, WeightsError, find
+from annotate.weights import PINNED, WeightFile, WeightsError, find, tensors
 
 WEIGHTS = WeightFile(
     name="body_pose_model.pth",
@@ -79,7 +79,7 @@ def load(precision: str, device: str, weights: str = PINNED) -> Callable[[np.nda
 
     kind = inference.dtype(precision)
     place = find(WEIGHTS, weights)
-    stored = torch.load(place, map_location="cpu", weights_only=True)
+    stored = tensors(place)
     with torch.device("meta"):  # nothing is drawn at random that the file replaces anyway
         network = bodypose_model()
     # the file names a layer without the block that it stands in

@@ -5,6 +5,7 @@ at random.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from annotate import weights
 from annotate.weights import WeightsError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def load(network: str, folder: Path, owner: str, *, file: Path | None = None) ->
     from transformers.utils import logging
 
     path = file or next((folder / name for name in FILES if (folder / name).is_file()), folder / FILES[0])
-    tensors, kind = read(path), getattr(transformers, network)
+    tensors, kind = weights.tensors(path), getattr(transformers, network)
     config = kind.config_class.from_pretrained(str(folder), local_files_only=True)
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # of the library, in the middle of a run's own lines
@@ -70,17 +71,6 @@ def load(network: str, folder: Path, owner: str, *, file: Path | None = None) ->
             f"{owner}: the weights in {folder} {which}; they are not of this architecture, get others"
         )
     return model.eval()
-
-
-def read(path: Path) -> dict[str, "torch.Tensor"]:
-    """Every tensor of a .safetensors file or of a pickle, of which nothing but tensors is unpickled."""
-    import torch
-
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _untied(model: Any, tensors: dict[str, "torch.Tensor"], path: Path) -> set[str]:

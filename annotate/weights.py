@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
+from annotate import memory
 from annotate.parameters import Values
 
 FOLDER_VARIABLE = "CONTROLMILL_WEIGHTS"
@@ -98,6 +99,32 @@ def find_folder(files: tuple[WeightFile, ...], given: str = PINNED) -> Path:
             f"the files of {files[0].repo} lie in several folders ({places}): put them into one"
         )
     return folders.pop()
+
+
+def tensors(path: Path) -> dict[str, Any]:
+    """What a file holds by name: .safetensors, or a pickle of which nothing but tensors is unpickled.
+
+    WeightsError: it is damaged, holds something else, or could run code.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        import torch
+
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # libraries raise whatever they like on broken data
+        memory.let_through(error)
+        told = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise WeightsError(
+            f"{path} is damaged, or holds more than tensors, which could run code: get others ({told})"
+        ) from error
+    if not isinstance(stored, dict):
+        raise WeightsError(f"{path} holds a {type(stored).__name__}, no tensors by name: get others")
+    return dict(stored)
 
 
 def lacking(files: tuple[WeightFile, ...], given: str = PINNED) -> str | None:

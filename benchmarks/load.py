@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -147,6 +148,8 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=60.0, help="seconds between two faults")
     parser.add_argument("--out", type=Path, default=None, help="JSON file; its other keys stay")
     options = parser.parse_args()
+    # what a shell starts in the background ignores it, and would hand that on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="load-") as folder:
         told = load(Path(folder), options)
     print(json.dumps(told, indent=1))

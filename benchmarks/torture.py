@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -125,6 +126,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=None, help="of all set-ups; the rounds that fit in")
     parser.add_argument("--out", type=Path, default=None, help="JSON file; its other keys stay")
     options = parser.parse_args()
+    # what a shell starts in the background ignores it, and would hand that on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     names = options.set_ups.split(",")
     bad = 0
     for name in names:
@@ -292,10 +295,8 @@ def play_round(
     if status != COMPLETE:
         outcome.wrong.append(f"it ended with {status} when it was left alone: {told[-800:]}")
     outcome.left_behind += here.left_alive() + here.left_files() + unfinished(place)
-    status, told = command(here, folder, "verify", place)
-    if status:
-        outcome.wrong.append(f"verify: {told[-400:]}")
     compare(outcome, undisturbed.contents, contents(here, name))
+    outcome.wrong += [f"verify: {sentence}" for sentence in verified(here, name)]
     here.end_round(place)
     outcome.seconds = time.monotonic() - start
     return outcome
@@ -337,10 +338,18 @@ def try_once(
     return status, log.read_text(errors="replace")
 
 
-def command(here: SetUp, folder: Path, *words: str) -> tuple[int, str]:
-    environment = here.environment | {"PYTHONPATH": str(HERE)}
-    done = subprocess.run([*COMMAND, *words], cwd=folder, env=environment, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
+def verified(here: SetUp, name: str) -> list[str]:
+    """What `controlmill verify` says of the workspace."""
+    from pipeline.catalog import Catalog
+    from pipeline.commands import verify
+    from pipeline.storage.workspace import workspace_at
+
+    os.environ.update(here.in_process())
+    try:
+        catalog = Catalog(workspace_at(here.workspace(name)))
+        return verify.problems(catalog, repair=False, say=lambda line: None)
+    except MillError as error:
+        return [str(error)]
 
 
 def judge(outcome: Outcome, status: int | None, told: str) -> None:

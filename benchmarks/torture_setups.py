@@ -20,7 +20,8 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.s3_server import KEYS, Fault, s3_server
+from benchmarks.s3_server import Fault, s3_server
+from pipeline.cluster import position
 from pipeline.storage import faults, stores
 
 HEAD = """
@@ -38,11 +39,13 @@ for line in sys.stdin:
 """
 SIGNALS = ("KILL", "STOP", "TERM", "INT")
 PAUSED = 2.0  # seconds after which what was stopped goes on
+SWEPT = 120.0  # seconds within which another worker begins, which sweeps
 ENDED = 60.0  # seconds in which what a killed driver left has to end
 # of a store, by how often each is drawn
 STORE_FAULTS: dict[Fault | None, int] = {
     None: 90, 503: 2, 429: 1, 500: 1, 0.3: 2, "torn": 1, "half": 1, "lost": 1, "old": 1,
 }  # fmt: skip
+Chooser = Callable[[Callable[[], Fault | None]], None]  # takes what is asked for each request
 
 
 class SetUp:
@@ -59,6 +62,7 @@ class SetUp:
         temporary.mkdir(parents=True)
         self.environment = os.environ | {
             faults.VARIABLE: str(self.schedule),
+            stores.CACHE: str(root / "cache"),
             "TMPDIR": str(temporary),
             "OMP_NUM_THREADS": "1",
             "RAY_AUTH_MODE": "disabled",
@@ -164,6 +168,11 @@ class ThreeNodes(SetUp):
         """Workers that wait stay with their node."""
         return [process for process in super()._alive() if is_kind(process, "driver", 0)]
 
+    def left_files(self) -> list[str]:
+        """Workers sweep what dead ones left a while ago: the driver asks them where those were."""
+        oldest = time.time() - position.LEFT - SWEPT
+        return [name for name in super().left_files() if (self.root / "t" / name).stat().st_mtime < oldest]
+
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._cluster.pid, signal.SIGKILL)
@@ -171,19 +180,18 @@ class ThreeNodes(SetUp):
         super().close()
 
 
-class Bucket(SetUp):
-    """A workspace in a bucket of moto's S3 server, which fails now and then."""
+class Bucket(ThreeNodes):
+    """A workspace in a bucket of moto's S3 server, which fails now and then; one node of Ray stays."""
 
     name = "bucket"
+    disturbances = ("driver", "worker")
+    cores = (2,)
 
-    def __init__(
-        self, root: Path, endpoint: str, choose: Callable[[Callable[[], Fault | None]], None]
-    ) -> None:
+    def __init__(self, root: Path, choose: Chooser) -> None:
         super().__init__(root)
-        self.environment |= KEYS | {"AWS_ENDPOINT_URL": endpoint}
-        self._choose, self._rounds = choose, 0
+        self._choose, self._machines = choose, 0
         self.faults: Counter[str] = Counter()
-        self.environment[stores.CACHE] = str(self.root / "cache-0")
+        self._another_machine()
 
     def workspace(self, name: str) -> str:
         return f"s3://torture/{name}"
@@ -209,7 +217,7 @@ class Bucket(SetUp):
 
     def _another_machine(self) -> None:
         """A driver with another cache; workers keep that of their node."""
-        shutil.rmtree(self.environment.get(stores.CACHE, ""), ignore_errors=True)
+        shutil.rmtree(self.root / f"cache-{self._machines}", ignore_errors=True)
         self._machines += 1
         self.environment[stores.CACHE] = str(self.root / f"cache-{self._machines}")
 
@@ -236,14 +244,14 @@ def set_up(name: str, root: Path) -> Iterator[SetUp]:
     if name == Bucket.name:
         import boto3
 
-        with s3_server() as (endpoint, gate):
+        with s3_server() as (_, gate):
             boto3.client("s3").create_bucket(Bucket="torture")
 
             def use(choose: Callable[[], Fault | None]) -> None:
                 gate.choose = lambda number, method: choose()
                 gate.requests.clear()
 
-            bucket = Bucket(root, endpoint, use)
+            bucket = Bucket(root, use)
             try:
                 yield bucket
             finally:

@@ -36,7 +36,7 @@ from pipeline.storage.workspace import Workspace
 ROOT = Path(__file__).parent.parent
 GUIDES = tuple(sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")))
 FOR_USERS = ("README.md", *GUIDES)
-PAGES = (*FOR_USERS, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = (*FOR_USERS, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 PERFORMANCE = "docs/performance.md"
 MEASURES = "docs/measures.md"
 LONGEST_README = 150  # lines

@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,8 +41,7 @@ def read_file(
                 look(file.keys())
                 prefix, names = _below(file.keys(), prefixes)
                 return prefix, {name: file.get_tensor(prefix + name) for name in names}, file.metadata() or {}
-        # Mapped, so that a model of 6 GB around a ControlNet of 1.4 GB is not read whole.
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        stored = _unpickled(path)
     except (SafetensorError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{path} can't be read: it is damaged, or no {path.suffix} file ({_first_line(error)})"
@@ -64,6 +64,17 @@ def read_file(
     }
     prefix, names = _below(tensors, prefixes)
     return prefix, {name: tensors[prefix + name] for name in names}, {}
+
+
+def _unpickled(path: Path) -> Any:
+    """Nothing but tensors is made; RuntimeError, EOFError or UnpicklingError where it holds anything else."""
+    try:
+        # Mapped, so that a model of 6 GB around a ControlNet of 1.4 GB is not read whole.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError):
+        raise
+    except Exception as error:  # the unpickler raises whatever it likes on broken data
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def check_fit(where: str, prefix: str, weights: Mapping[str, Tensor], expected: Mapping[str, Size]) -> None:

@@ -124,7 +124,7 @@ def load(path: Path) -> DetectorNetwork:
         if any(name.startswith("figure.") for name in weights):
             net.figure = JointNetwork(net.widths)
         net.load_state_dict(weights)
-    except (SafetensorError, KeyError, RuntimeError) as error:
+    except (SafetensorError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{path} holds no mini detector: take annotate/mini/detector.safetensors, or make one"
         ) from error

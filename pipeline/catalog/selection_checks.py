@@ -8,7 +8,7 @@ import duckdb
 
 from pipeline import MillError
 from pipeline.catalog import selections as selecting
-from pipeline.catalog.connections import config, is_damage
+from pipeline.catalog.connections import MEMORY, config, is_damage
 from pipeline.catalog.schema import migrate
 from pipeline.catalog.selections import Selection
 
@@ -17,7 +17,7 @@ def check_selections(selections: dict[str, Selection], measures: Collection[str]
     """MillError has a line for each `where` and `order_by` that does not work or would choose others each
     time; needs no workspace.
     """
-    with duckdb.connect(config=config()) as connection:
+    with duckdb.connect(config=config() | {"memory_limit": MEMORY}) as connection:
         if found := selecting.mistakes(connection, selections, _unstable()):
             raise MillError("\n".join(found))
         migrate(connection)

@@ -27,6 +27,15 @@ CLOCK = {  # read the clock, and DuckDB does not call them unstable; most are sp
     "current_date", "current_localtime", "current_localtimestamp", "current_time", "current_timestamp",
     "localtime", "localtimestamp",
 }  # fmt: skip
+GROWING = {  # a number, or the square of a length, says what they take; DuckDB limits none of it
+    "array_reduce", "array_resize", "bitstring", "damerau_levenshtein", "editdist3", "format",
+    "generate_series", "levenshtein", "list_reduce", "list_resize", "lpad", "printf", "range", "reduce",
+    "repeat", "rpad",
+}  # fmt: skip
+MULTIPLYING = {  # inside each other, they do so too
+    "apply", "array_apply", "array_transform", "list_apply", "list_transform", "regexp_replace", "replace",
+}  # fmt: skip
+DEEPEST = 3  # subqueries inside each other, of which each may double a value
 AGAIN = "and every query must choose the same pairs: leave it out"
 FIXED = "(`order_by: image_id` is a random order that stays)"
 TABLES = {  # of a FROM, in DuckDB's syntax tree -> what it is called where it has no name
@@ -251,7 +260,8 @@ def _problem(connection: Any, kind: str, text: str, unstable: set[str]) -> str |
         return f"must be {what}, and nothing beside it"
     if kind == "order_by" and any(part.get("function_name") in ("unnest", "unlist") for part in _parts(said)):
         return "calls unnest(), which would make several pairs of one row: leave it out"
-    return next(filter(None, (_unsteady(part, unstable) for part in _parts(said))), None)
+    found = (_unsteady(part, unstable) or _unbounded(part) for part in _parts(said))
+    return next(filter(None, found), _too_deep(said))
 
 
 def _tree(connection: Any, sql: str) -> Any:
@@ -309,6 +319,33 @@ def _unsteady(part: dict[str, Any], unstable: set[str]) -> str | None:
     if kind in TABLES and table != "candidates":
         return f"reads {table or TABLES[kind]}: a subquery may read `candidates` and nothing else"
     return None
+
+
+def _unbounded(part: dict[str, Any]) -> str | None:
+    """Why this node of the tree may take any memory or never end."""
+    name = _called(part)
+    if name in GROWING:
+        return f"calls {name}(), which can take any amount of memory: leave it out"
+    inner = (_called(below) for value in part.values() for below in _parts(value))
+    if name in MULTIPLYING and (other := next((it for it in inner if it in MULTIPLYING), None)):
+        return f"calls {other}() inside {name}(), which can take any amount of memory: leave one of them out"
+    if part.get("type") == "RECURSIVE_CTE_NODE":
+        return "has WITH RECURSIVE, which need not end: leave it out"
+    return None
+
+
+def _called(part: dict[str, Any]) -> str:
+    return str(part.get("function_name") or "").lower()
+
+
+def _too_deep(tree: Any, above: int = 0) -> str | None:
+    """Whether subqueries lie inside each other more often than anyone writes them."""
+    if above > DEEPEST:
+        return f"has more than {DEEPEST} subqueries inside each other: write fewer"
+    if isinstance(tree, dict):
+        above += tree.get("type") == "SELECT_NODE"
+    inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return next(filter(None, (_too_deep(each, above) for each in inner)), None)
 
 
 def unstable(connection: Any) -> set[str]:

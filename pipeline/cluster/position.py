@@ -16,7 +16,7 @@ from annotate import memory
 from pipeline.storage import faults
 
 TOLD_EVERY = 0.5  # seconds between two notes to the driver of how far a job is
-LEFT = 3600.0  # seconds after which nobody will ask any more where an attempt was that has ended
+LEFT = 300.0  # seconds after which nobody will ask any more where an attempt was that has ended
 HEX = "[0-9a-f]"
 SOON = 60.0  # seconds that a batch of many rows may take where each row alone may take less
 

@@ -34,6 +34,7 @@ EXIF, INTEROPERABILITY, INDEX = 0x8769, 0xA005, 1
 CICP_XY = {1: SRGB_XY, 9: WIDE_XY, 12: P3_XY}
 CICP_CURVES = (1, 6, 13, 14, 15)  # of television and sRGB: read as sRGB's
 MAX_PROFILE = 16 * 2**20
+BAND = 2**20  # pixels that are converted at a time, so that a large picture is not held in many copies
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,21 @@ class Colours:
 
     def to_srgb(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [h, w] grey, [h, w, 3] RGB or [h, w, 4] CMYK -> [h, w, 3] RGB."""
+        if self.transform is None and pixels.shape[2:] != (4,):
+            return _rgb(pixels)
+        made = np.empty((*pixels.shape[:2], 3), np.uint8)
+        rows = max(1, BAND // pixels.shape[1])
+        for top in range(0, len(pixels), rows):
+            made[top : top + rows] = self._converted(pixels[top : top + rows])
+        return made
+
+    def _converted(self, pixels: np.ndarray) -> np.ndarray:
         from PIL import ImageCms
 
-        if self.transform is not None:
-            pixels = _rgb(pixels) if self.widens else pixels
-            return np.asarray(ImageCms.applyTransform(_picture(pixels), self.transform))
-        if pixels.shape[2:] == (4,):
+        if self.transform is None:
             return np.asarray(_picture(pixels).convert("RGB"))
-        return _rgb(pixels)
+        pixels = _rgb(pixels) if self.widens else pixels
+        return np.asarray(ImageCms.applyTransform(_picture(pixels), self.transform))
 
 
 def colours(picture: Any, data: bytes, channels: int) -> Colours:

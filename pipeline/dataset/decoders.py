@@ -2,7 +2,6 @@
 
 import io
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from annotate import memory
-from pipeline.dataset import colour, jpeg, png
+from pipeline.dataset import colour, jpeg, png, tiff
+from pipeline.dataset.colour import BAND
 from pipeline.dataset.formats import Header
 from pipeline.dataset.jpeg import Damaged
 from pipeline.manifest import Image
@@ -21,9 +21,6 @@ KEEP = "image.damaged: keep takes what can be read of it"
 DEEP_MODES = ("I", "F")  # what Pillow's modes of more than 8 bits begin with
 WHITE_16 = 65535
 DARK_16 = 4096  # a 16-bit picture that stays below this holds 12 bits or fewer, or is nearly black
-BITS, COMPRESSION, OFFSETS, COUNTS, JPEG_TABLES = 258, 259, 273, 279, 347  # tags of TIFF
-TILE_OFFSETS, TILE_COUNTS = 324, 325
-DEFLATE, JPEG_IN_TIFF = (8, 32946), 7
 JPEG_COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # simplejpeg's, by Pillow's mode
 
 
@@ -50,8 +47,9 @@ def decode(picture: Any, header: Header, data: bytes, image: Image, ratio: float
     except Exception as error:  # decoders raise whatever they like on broken data; the file becomes a row
         memory.let_through(error)
         hint = "" if image.damaged == "keep" else f"; {KEEP}"
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise Unreadable(f"broken image: {told}{hint}", header.width, header.height, header.format) from error
+        raise Unreadable(
+            f"broken image: {_told(error)}{hint}", header.width, header.height, header.format
+        ) from error
 
 
 def _jpeg(picture: Any, header: Header, data: bytes, image: Image, ratio: float) -> Raster:
@@ -71,61 +69,55 @@ def _png(picture: Any, header: Header, data: bytes, image: Image, ratio: float) 
     whole, problem = png.checked(data)
     if problem and image.damaged == "fail":
         raise Damaged(problem)
+    if data[24] == 16:
+        damage = _damage(picture, whole, image)
+        if (deep := _deep(data)) is not None:
+            pixels, alpha = _of_deep(deep, header, image)
+            return Raster(pixels, header.orientation, alpha, damage=problem or damage)
     if whole is not data:
         with _reopened(picture, whole) as again:
             raster = _by_pillow(again, header, whole, image, ratio)
     else:
         raster = _by_pillow(picture, header, data, image, ratio)
-    if data[24] == 16 and (deep := _deep(data)) is not None:
-        pixels, alpha = _of_deep(deep, header, image)
-        raster = replace(raster, pixels=pixels, alpha=alpha)
     return replace(raster, damage=problem or raster.damage)
 
 
 def _tiff(picture: Any, header: Header, data: bytes, image: Image, ratio: float) -> Raster:
     tags = picture.tag_v2
-    problem = _broken_strip(tags, data)
+    problem = tiff.broken_strip(tags, (header.width, header.height), data)
     if problem and image.damaged == "fail":
         raise Damaged(problem)
-    bits = tags.get(BITS, (1,))
-    deep = picture.mode in ("RGB", "RGBA", "RGBX") and max(bits) > 8
-    raster = replace(_by_pillow(picture, header, data, image, ratio), orientation=1)  # turned already
-    if deep:
-        if (wide := _deep(data)) is None:
+    bits = max(tags.get(tiff.BITS, (1,)))
+    if picture.mode in ("RGB", "RGBA", "RGBX") and bits > 8:
+        damage = _damage(picture, data, image)
+        if (deep := _deep(data)) is None:
             raise Unreadable(
-                f"a TIFF of {max(bits)} bits a channel and a kind that is not read: save it as PNG",
+                f"a TIFF of {bits} bits a channel and a kind that is not read: save it as PNG",
                 header.width, header.height, header.format,
             )  # fmt: skip
-        pixels, alpha = _of_deep(wide, header, image)
-        raster = replace(raster, pixels=pixels, alpha=alpha)
+        pixels, alpha = _of_deep(deep, header, image)
+        return Raster(pixels, 1, alpha, damage=problem or damage)
+    raster = replace(_by_pillow(picture, header, data, image, ratio), orientation=1)  # turned already
     return replace(raster, damage=problem or raster.damage)
 
 
-def _broken_strip(tags: Any, data: bytes) -> str:
-    """What is broken in a strip or tile whose compression has checks that libtiff leaves out."""
-    offsets = tags.get(OFFSETS) or tags.get(TILE_OFFSETS) or ()
-    counts = tags.get(COUNTS) or tags.get(TILE_COUNTS) or ()
-    kind, tables = tags.get(COMPRESSION), tags.get(JPEG_TABLES, b"")
-    if kind not in (*DEFLATE, JPEG_IN_TIFF):
-        return ""
-    for number, (offset, count) in enumerate(zip(offsets, counts, strict=False)):
-        strip = data[offset : offset + count]
-        if kind == JPEG_IN_TIFF:
-            problem = jpeg.problem(tables[:-2] + strip[2:] if tables else strip)
-        else:
-            problem = _inflates(strip)
-        if problem:
-            return f"strip {number}: {problem}"
+def _damage(picture: Any, data: bytes, image: Image) -> str:
+    """What Pillow, which is strict, finds broken in a file whose pixels another library decodes; raises it
+    where damage fails.
+    """
+    with _reopened(picture, data) as once:
+        try:
+            once.load()
+        except Exception as error:
+            memory.let_through(error)
+            if image.damaged == "fail":
+                raise
+            return _told(error)
     return ""
 
 
-def _inflates(strip: bytes) -> str:
-    inflate = zlib.decompressobj()
-    try:
-        inflate.decompress(strip)
-    except zlib.error as error:
-        return str(error)
-    return "" if inflate.eof else "it ends too early"
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _by_pillow(picture: Any, header: Header, data: bytes, image: Image, ratio: float) -> Raster:
@@ -138,7 +130,7 @@ def _by_pillow(picture: Any, header: Header, data: bytes, image: Image, ratio: f
         with _lenient(), _reopened(picture, data) as again:
             again.load()
             raster = _of_pillow(again, header, image)
-        return replace(raster, damage=" ".join(str(error).split()) or type(error).__name__)
+        return replace(raster, damage=_told(error))
     return _of_pillow(picture, header, image)
 
 
@@ -146,35 +138,50 @@ def _of_pillow(picture: Any, header: Header, image: Image) -> Raster:
     """A loaded Pillow picture of any mode."""
     turned, mode = header.orientation, picture.mode
     if mode.startswith(DEEP_MODES):
-        deep = np.asarray(picture)
+        deep = _converted(picture, mode)
         if (mode == "I" and picture.format == "PPM") or (mode.startswith("I;16") and mode != "I;16S"):
             deep = deep.astype(np.uint16)
         pixels, alpha = _of_deep(deep, header, image)
         return Raster(pixels, turned, alpha)
     if mode in ("L", "1") and "transparency" not in picture.info:
-        return Raster(np.asarray(picture.convert("L")), turned)
+        return Raster(_converted(picture, "L"), turned)
     if mode in ("L", "1", "LA", "La"):
-        both = np.asarray(picture.convert("LA"))
+        both = _converted(picture, "LA")
         return Raster(both[..., 0], turned, both[..., 1])
     if mode in ("RGBA", "RGBa", "PA") or "transparency" in picture.info:
-        both = np.asarray(picture.convert("RGBA"))
+        both = _converted(picture, "RGBA")
         return Raster(both[..., :3], turned, both[..., 3])
-    if mode == "LAB":
-        from PIL import ImageCms
+    return Raster(_converted(picture, "CMYK" if mode == "CMYK" else "RGB"), turned)
 
-        picture = ImageCms.applyTransform(picture, colour.lab())
-    return Raster(np.asarray(picture if picture.mode in ("RGB", "CMYK") else picture.convert("RGB")), turned)
+
+def _converted(picture: Any, mode: str) -> np.ndarray:
+    """[h, w] or [h, w, c] of a loaded picture in Pillow's `mode`, some rows at a time: Pillow and NumPy
+    hold several copies of what they convert.
+    """
+    from PIL import ImageCms
+
+    width, height = picture.size
+    rows = max(1, BAND // width)
+    pixels: np.ndarray | None = None
+    for top in range(0, height, rows):
+        band = picture.crop((0, top, width, min(top + rows, height)))
+        if band.mode == "LAB":
+            band = ImageCms.applyTransform(band, colour.lab())
+        part = np.asarray(band if band.mode == mode else band.convert(mode))
+        if pixels is None:
+            pixels = np.empty((height, *part.shape[1:]), part.dtype)
+        pixels[top : top + rows] = part
+    assert pixels is not None
+    return pixels
 
 
 def _deep(data: bytes) -> np.ndarray | None:
-    """The samples of a PNG or TIFF as stored, [h, w] or [h, w, 3 or 4] RGB; Pillow cuts colours to 8 bits."""
+    """The samples of a PNG or TIFF as stored, [h, w] or [h, w, 3 or 4] BGR; Pillow cuts colours to 8 bits."""
     import cv2
 
     samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if samples is None or samples.dtype == np.uint8:
         return None
-    if samples.ndim == 3:
-        samples = samples[..., [2, 1, 0, 3][: samples.shape[2]]]
     return samples
 
 
@@ -183,8 +190,10 @@ def _of_deep(samples: np.ndarray, header: Header, image: Image) -> tuple[np.ndar
     are black and white.
     """
     alpha = None
-    if samples.ndim == 3 and samples.shape[2] == 4:
-        samples, alpha = samples[..., :3], (samples[..., 3] // 257).astype(np.uint8)
+    if samples.ndim == 3:
+        if samples.shape[2] == 4:
+            alpha = (samples[..., 3] // 257).astype(np.uint8)
+        samples = samples[..., 2::-1]
     facts = (header.width, header.height, header.format)
     least, most = samples.min(), samples.max()
     if not np.isfinite(least) or not np.isfinite(most):
@@ -203,8 +212,12 @@ def _of_deep(samples: np.ndarray, header: Header, image: Image) -> tuple[np.ndar
         )
     else:
         black, white = 0, WHITE_16
-    scaled = (samples.astype(np.float64) - black) * (255 / (white - black))
-    return np.round(np.clip(scaled, 0, 255)).astype(np.uint8), alpha
+    pixels = np.empty(samples.shape, np.uint8)
+    rows = max(1, BAND // header.width)
+    for top in range(0, len(samples), rows):
+        scaled = (samples[top : top + rows].astype(np.float64) - black) * (255 / (white - black))
+        pixels[top : top + rows] = np.round(np.clip(scaled, 0, 255))
+    return pixels, alpha
 
 
 @contextmanager

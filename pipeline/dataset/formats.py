@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from annotate import memory
-from pipeline.dataset import png
+from pipeline.dataset import jpeg, png, tiff
 from pipeline.sources.raw import Unreadable
 
 # What photographs come in; Pillow's others include some that start another program (EPS).
@@ -20,7 +20,10 @@ FORMATS = (
 )  # fmt: skip
 EXTRAS = {"HEIF": ("pillow_heif", "heic", "HEIC"), "JXL": ("pillow_jxl", "jxl", "JPEG XL")}  # module, extra
 ORIENTATION = 0x0112  # the EXIF tag
-SUBFILE, SUB_IFDS, DNG_VERSION = 254, 330, 50706  # tags of TIFF
+SUB_IFDS, DNG_VERSION = 330, 50706  # tags of TIFF
+USUAL = 12  # bytes that decoding a pixel takes at most, of the kinds that `_bytes_a_pixel` does not name
+DEEP_PNG = {2: 16, 4: 20, 6: 20}  # of 16 bits: colour type -> bytes that decoding a pixel takes (measured)
+MOST_FRAMES = 2**31 - 1  # that a row can tell; an animated PNG may claim more
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "HEIF")
 
 # (offset, bytes there, what it is) of files that lie between photographs and are none that is read here
@@ -45,7 +48,7 @@ KNOWN = (
     (0, b"\xff\xd8", "JPEG"), (0, b"\x89PNG", "PNG"), (0, b"GIF8", "GIF"), (8, b"WEBP", "WEBP"),
     (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"), (0, b"II+\0", "TIFF"), (0, b"MM\0+", "TIFF"),
     (0, b"BM", "BMP"),
-    (0, b"\xff\x0a", "JXL"), (4, b"JXL ", "JXL"), (4, b"jP  ", "JPEG2000"),
+    (0, b"\0\0\1\0", "ICO"), (0, b"\xff\x0a", "JXL"), (4, b"JXL ", "JXL"), (4, b"jP  ", "JPEG2000"),
     (0, b"\xff\x4f\xff\x51", "JPEG2000"),
 )  # fmt: skip
 TEXT = ((b"<svg", "an SVG drawing"), (b"<html", "an HTML page"), (b"<!doctype html", "an HTML page"))
@@ -76,8 +79,7 @@ def opened(data: bytes, max_pixels: int | None = None) -> Iterator[tuple[Any, He
 
     limit = Pillow.MAX_IMAGE_PIXELS
     kind = guess(data)
-    if kind == "JXL" and (size := jxl_size(data)):  # its decoder opens nothing without decoding it
-        _bound(*size, max_pixels, kind)
+    _check_before(data, kind, max_pixels)
     formats = [*FORMATS, *_extra(kind, data)]
     Pillow.MAX_IMAGE_PIXELS = None  # the manifest has a limit of its own, whose refusal can name its key
     try:
@@ -90,10 +92,44 @@ def opened(data: bytes, max_pixels: int | None = None) -> Iterator[tuple[Any, He
                 if picture is None:
                     raise _refusal(data, kind, error) from error
             with picture:
-                _bound(*picture.size, max_pixels, picture.format)
-                yield picture, _header(picture)
+                _bound(*picture.size, max_pixels, picture.format, _bytes_a_pixel(picture, data))
+                yield picture, _header(picture, data)
     finally:
         Pillow.MAX_IMAGE_PIXELS = limit
+
+
+def _check_before(data: bytes, kind: str | None, max_pixels: int | None) -> None:
+    """Raises Unreadable for a file that takes memory or time when it is merely opened."""
+    try:
+        if kind == "JPEG":
+            jpeg.check_length(data)
+        elif kind == "TIFF" and tiff.too_many_strips(data):
+            raise jpeg.Damaged(f"more than {tiff.MOST_STRIPS} strips or tiles")
+    except jpeg.Damaged as error:
+        raise Unreadable(f"broken image: {error}", format=kind) from error
+    # these are decoded when they are opened
+    sizes = {"JXL": _jxl_sizes, "ICO": _icon_sizes}
+    for size in sizes[kind](data) if kind in sizes else ():
+        _bound(*size, max_pixels, kind)
+
+
+def _jxl_sizes(data: bytes) -> Iterator[tuple[int, int]]:
+    if size := jxl_size(data):
+        yield size
+
+
+def _icon_sizes(data: bytes) -> Iterator[tuple[int, int]]:
+    """(width, height) of the pictures in an icon, each a PNG or a bitmap that has a size of its own."""
+    for number in range(int.from_bytes(data[4:6], "little")):
+        at = int.from_bytes(data[18 + 16 * number : 22 + 16 * number], "little")
+        inner = data[at : at + 24]
+        if inner.startswith(png.SIGNATURE):
+            yield int.from_bytes(inner[16:20]), int.from_bytes(inner[20:24])
+        elif len(inner) == 24:
+            yield (
+                int.from_bytes(inner[4:8], "little"),
+                abs(int.from_bytes(inner[8:12], "little", signed=True)) // 2,
+            )
 
 
 def _without_comments(data: bytes, kind: str | None) -> Any:
@@ -108,11 +144,35 @@ def _without_comments(data: bytes, kind: str | None) -> Any:
         return None
 
 
-def _bound(width: int, height: int, max_pixels: int | None, kind: str | None) -> None:
-    if max_pixels is not None and width * height > max_pixels:
-        most = f"{max_pixels:,}".replace(",", " ")
-        reason = f"too large: {width}×{height} is over image.max_pixels ({most})"
+def _bound(width: int, height: int, max_pixels: int | None, kind: str | None, each: int = USUAL) -> None:
+    """`each`: bytes that decoding a pixel takes."""
+    if max_pixels is None:
+        return
+    most = f"image.max_pixels ({max_pixels:,})".replace(",", " ")
+    if width * height > max_pixels:
+        raise Unreadable(f"too large: {width}×{height} is over {most}", width, height, kind)
+    if width * height * each > max_pixels * USUAL:
+        count = f"{width * height * each // USUAL:,}".replace(",", " ")
+        reason = (
+            f"too large: {width}×{height} of this kind takes as much memory as {count} pixels, over {most}"
+        )
         raise Unreadable(reason, width, height, kind)
+
+
+def _bytes_a_pixel(picture: Any, data: bytes) -> int:
+    """What decoding takes, as it was measured: some decoders hold several copies."""
+    match picture.format:
+        case "PNG" if data[24] == 16:
+            return DEEP_PNG.get(data[25], USUAL)
+        case "TIFF" if len(picture.getbands()) > 3 and max(picture.tag_v2.get(tiff.BITS, (1,))) > 8:
+            return 16
+        case "WEBP":
+            return 16
+        case "AVIF" if getattr(picture, "is_animated", False):
+            return 16
+        case "JPEG2000":
+            return 4 + 5 * len(picture.getbands())
+    return USUAL
 
 
 def guess(data: bytes) -> str | None:
@@ -202,20 +262,20 @@ def _refusal(data: bytes, kind: str | None, error: Exception) -> Unreadable:
     return Unreadable("not an image of a known format")
 
 
-def _header(picture: Any) -> Header:
+def _header(picture: Any, data: bytes) -> Header:
     kind = picture.format or ""
     width, height = picture.size
     turned = orientation_of(picture)
     if kind == "TIFF":
         if picture.tag_v2.get(DNG_VERSION) or (
-            picture.tag_v2.get(SUBFILE, 0) & 1 and SUB_IFDS in picture.tag_v2
+            picture.tag_v2.get(tiff.SUBFILE, 0) & 1 and SUB_IFDS in picture.tag_v2
         ):
             raise Unreadable(
                 "a camera's RAW file, of which only a preview could be read: convert it to JPEG or TIFF",
                 width, height, kind,
             )  # fmt: skip
         width, height = picture.tag_v2[256], picture.tag_v2[257]  # Pillow's own size is turned already
-    return Header(kind, width, height, turned, _frames(picture))
+    return Header(kind, width, height, turned, _frames(picture, data))
 
 
 def orientation_of(picture: Any) -> int:
@@ -230,23 +290,16 @@ def orientation_of(picture: Any) -> int:
     return turned if isinstance(turned, int) and 1 <= turned <= 8 else 1
 
 
-def _frames(picture: Any) -> int:
+def _frames(picture: Any, data: bytes) -> int:
     """Frames of an animation, or pages; smaller copies of a page, thumbnails and the second picture of a
     phone's JPEG are none.
     """
+    if picture.format == "TIFF":
+        return tiff.pages(data)
     try:
-        if picture.format in ANIMATED:
-            return int(getattr(picture, "n_frames", 1))
-        if picture.format != "TIFF" or not picture.tag_v2.next:
-            return 1
-        count = picture.n_frames
-        pages = 0
-        for number in range(count):
-            picture.seek(number)
-            pages += not picture.tag_v2.get(SUBFILE, 0) & 1
-        picture.seek(0)
-        return max(pages, 1)
-    except Exception as error:  # a chain of pages that breaks off; the first is still judged by itself
+        count = int(getattr(picture, "n_frames", 1)) if picture.format in ANIMATED else 1
+        return min(count, MOST_FRAMES)
+    except Exception as error:  # an animation that breaks off; its first picture is still judged by itself
         memory.let_through(error)
         picture.seek(0)
         return 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.dataset import colour, decoders, formats
-from pipeline.dataset.colour import Colours
+from pipeline.dataset.colour import BAND, Colours
 from pipeline.dataset.decoders import Raster
 from pipeline.dataset.formats import Header
 from pipeline.manifest import Image
@@ -181,8 +181,12 @@ def _cut(pixels: np.ndarray, box: tuple[int, int, int, int], step: int, size: tu
 
 def _on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Grey or RGB pixels laid on white, rounded to the nearest."""
-    cover = (alpha if pixels.ndim == 2 else alpha[..., None]).astype(np.uint16)
-    return ((pixels * cover + 255 * (255 - cover) + 127) // 255).astype(np.uint8)
+    laid = np.empty_like(pixels)
+    rows = max(1, BAND // max(1, pixels.shape[1]))
+    for band in (slice(top, top + rows) for top in range(0, len(pixels), rows)):
+        cover = (alpha[band] if pixels.ndim == 2 else alpha[band, :, None]).astype(np.uint16)
+        laid[band] = (pixels[band] * cover + 255 * (255 - cover) + 127) // 255
+    return laid
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -18,6 +18,9 @@ FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE = (0xC2, 0xCA)
 END_OF_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker that is neither stuffing nor a restart
 FACTORS = (8, 4, 2)
+FILL = re.compile(rb"\xff+")
+MOST_MARKERS = 100_000  # before the picture: readers go through them one by one
+MOST_SCANS = 100  # each is as much work as a picture; no writer makes a quarter of these
 CUT = "Premature end of JPEG file"  # of libjpeg's words
 ODD_SAMPLING = "subsampling level"  # of TurboJPEG's words
 MARGIN = 1.25  # a scaled picture is at least this much larger than what is made of it
@@ -29,6 +32,20 @@ class Damaged(Exception):
 
 class Unusual(Exception):
     """A file whose channels are sampled as TurboJPEG does not know; libjpeg reads it all the same."""
+
+
+def check_length(data: bytes) -> None:
+    """Damaged where more stands before the picture than any writer puts there, fill bytes included."""
+    at = 2
+    for _ in range(MOST_MARKERS):
+        marker = data[at + 1 : at + 2]
+        if data[at : at + 1] != b"\xff" or at + 4 > len(data) or marker[0] in (SOS, EOI):
+            return
+        if marker[0] in (0, 1, 0xFF) or 0xD0 <= marker[0] <= SOI:
+            at += 1 if marker[0] == 0xFF else 2
+        else:
+            at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4]))
+    raise Damaged(f"more than {MOST_MARKERS} markers before the picture")
 
 
 @dataclass(frozen=True)
@@ -79,12 +96,15 @@ def decode(data: bytes, colours: str, size: tuple[int, int], step: int, keep: bo
     raise Damaged(problem)
 
 
-def problem(data: bytes) -> str:
-    """What is damaged in a JPEG of any size and colours, "" for nothing."""
+def problem(data: bytes, most: int) -> str:
+    """What is damaged in a JPEG of any colours and at most so many pixels, "" for nothing."""
     import simplejpeg
 
     try:
+        check_length(data)
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if height * width > most:
+            return f"{width}×{height} is more than its place has"
         decode(data, "CMYK" if colours in ("CMYK", "YCCK") else "RGB", (height, width), 1, keep=False)
     except Unusual:
         return ""
@@ -109,11 +129,10 @@ def _segments(data: bytes) -> Iterator[Segment]:
     """
     at = 2
     while at < len(data):
-        at = data.find(b"\xff", at)  # what lies between segments is nothing
-        while data[at + 1 : at + 2] == b"\xff":  # fill bytes
-            at += 1
-        if at < 0 or at + 4 > len(data):
+        fill = FILL.search(data, at)  # what lies between segments is nothing
+        if fill is None or fill.end() + 3 > len(data):
             return
+        at = fill.end() - 1
         marker, at = data[at + 1], at + 2
         if marker == EOI:
             return
@@ -156,11 +175,12 @@ def _rewritten(data: bytes) -> bytes:
 
 
 def _incomplete(data: bytes) -> str:
-    """What scans the picture lacks, "" for none: the decoder draws such a picture without a word.
+    """What scans the picture lacks, "" for none: the decoder draws such a picture without a word. Damaged
+    where there are more than any writer makes.
 
     Of a picture in one scan, the usual case, only what stands before it is read.
     """
-    progressive = False
+    progressive, scans = False, 0
     left: dict[int, np.ndarray] = {}  # component -> for each of its 64 coefficients, the bits still to come
     try:
         for segment in _segments(data):
@@ -171,6 +191,9 @@ def _incomplete(data: bytes) -> str:
             elif segment.marker == SOS:
                 if not progressive and body[0] == len(left):
                     return ""
+                scans += 1
+                if scans > MOST_SCANS:
+                    raise Damaged(f"more than {MOST_SCANS} scans")
                 first, last, bits = body[-3:] if progressive else (0, 63, 0)
                 for name in left.keys() & set(body[1 : 1 + 2 * body[0] : 2]):
                     left[name][first : last + 1] = bits & 15

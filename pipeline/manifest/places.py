@@ -2,6 +2,7 @@
 and key.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pipeline import MillError
 MOST_BYTES = 256 * 1024
 MOST_NODES = 20_000  # keys, values and sections, with every alias written out
 DEEPEST = 40  # sections inside each other
+NO_TEXT = re.compile("[\\0\ud800-\udfff]")  # YAML's escapes can spell them
+NO_CHARACTER = "a character that no text has"
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ def _found(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, yaml.Nod
     return None
 
 
+class _NoText(ValueError):
+    """A string that neither a path nor UTF-8 can hold."""
+
+
 class _Loader(yaml.SafeLoader):
     """With the line of a value that Python can't make, such as the date 2024-13-45, !!bool maybe or a number
     of 5,000 digits.
@@ -74,12 +81,15 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
             value = super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            if isinstance(value, str) and (found := NO_TEXT.search(value)):
+                raise _NoText(f"it holds {found[0]!a}")
             if isinstance(value, int):
                 float(value)  # OverflowError: no key takes such a number, and it can't even be printed
             return value
-        except (ValueError, OverflowError, KeyError, AttributeError) as error:
+        except (ValueError, OverflowError, LookupError, AttributeError) as error:
             raise yaml.MarkedYAMLError(
-                problem=f"{UNREADABLE} ({error})", problem_mark=node.start_mark
+                problem=f"{NO_CHARACTER if isinstance(error, _NoText) else UNREADABLE} ({error})",
+                problem_mark=node.start_mark,
             ) from error
 
 
@@ -198,6 +208,7 @@ MENDS = (  # PyYAML's words -> what is meant, and what to do
     "a line that does not fit the ones above it: give it their indent, or put the value above it in quotes"),
     ("could not find expected ':'", "a line without `:`: write `key: value`"),
     ("second occurrence", "an anchor (&) of a name that another has above it: give one of them another name"),
+    (NO_CHARACTER, f"{NO_CHARACTER}, such as a zero byte or half a surrogate pair: take it out"),
     ("special characters",
     "a character that no text has, such as a zero byte: take it out, or name the right file"),
     ("for merging",

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-MAX_BYTES = 2**30  # of one raw file
+MAX_BYTES = 2**29  # of one raw file
+LONGEST_SIDE = 2**31 - 1  # pixels that a row can tell
 
 Columns = dict[str, Any]  # what a source says of an image beside its caption, under the source's own names
 ProvidedJson = dict[str, str | None]  # a manifest's Provided
@@ -161,5 +162,8 @@ class Unreadable(Exception):
         http_status: int | None = None,
     ) -> None:
         super().__init__(reason)
-        self.width, self.height, self.format = width, height, format
+        # a header may say what no catalog holds; the sentence tells it all the same
+        sized = width is not None and height is not None and max(width, height) <= LONGEST_SIDE
+        self.width, self.height = (width, height) if sized else (None, None)
+        self.format = format
         self.http_status = http_status

@@ -25,7 +25,9 @@ CACHE = "CONTROLMILL_CACHE"  # environment variable
 PATIENCE = {"retries": 10, "seconds": 180.0, "longest_wait": 15.0}
 FIRST_PATIENCE = {"retries": 5, "seconds": 20.0, "longest_wait": 2.0}  # before any work
 CONNECT_SECONDS, SILENCE_SECONDS, REQUEST_SECONDS = 5.0, 120.0, 600.0
-PUT_TRIES = 4  # of a request that ran into a timeout, since the library tries no conditional PUT again then
+TRIES = 4  # of a request that the library does not try again
+TIMEOUT, TORN = "Timeout", "response body"  # so it says of a conditional PUT, and of a listing
+LISTED = 1000  # objects that a listing gives at a time
 PART_BYTES = 16 * 2**20  # of a multipart upload
 NEEDS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), AWS_REGION, and AWS_ENDPOINT_URL"
@@ -320,14 +322,7 @@ def _put(path: Path, content: bytes | Path, mode: Any, *, patient: bool = True) 
         answer = store.put(key, given, mode=mode, chunk_size=PART_BYTES)
         return Version(answer["e_tag"] or "", answer.get("version"))
 
-    for tries in range(1, PUT_TRIES + 1):
-        try:
-            return asked(path, ask, patient=patient)
-        except StoreError as error:
-            if tries == PUT_TRIES or "Timeout" not in str(error.__cause__):
-                raise
-            time.sleep(secrets.randbelow(1000) / 1000)
-    raise AssertionError("unreachable")
+    return _tried(lambda: asked(path, ask, patient=patient), TIMEOUT)
 
 
 def delete(path: Path) -> None:
@@ -341,17 +336,39 @@ def delete_all(paths: Sequence[Path]) -> None:
     if paths:
         keys = [_split(path)[2] for path in paths]
         with suppress(FileNotFoundError):
-            asked(paths[0], lambda store, _: store.delete(keys))
+            _tried(lambda: asked(paths[0], lambda store, _: store.delete(keys)), TORN)
 
 
 def below(folder: Path) -> Iterator[ObjectFacts]:
     """Every object below a folder, in the order of the keys; a request for each thousand."""
     _, _, prefix = _split(folder)
-    listed = asked(folder, lambda store, _: store.list(prefix or None, chunk_size=1000))
+    last: str | None = None  # key; a listing that breaks off goes on behind it
     while True:
-        chunk = asked(folder, lambda _, __: next(listed, None))
-        if chunk is None:
-            return
+        chunk = _tried(functools.partial(_listed, folder, prefix, last), TORN)
         for meta in chunk:
+            last = meta["path"]
             relative = meta["path"][len(prefix) + 1 if prefix else 0 :]
             yield ObjectFacts(folder / relative, meta["size"], meta["e_tag"] or "")
+        if len(chunk) < LISTED:
+            return
+
+
+def _listed(folder: Path, prefix: str, after: str | None) -> Sequence[Any]:
+    """The first objects behind that key."""
+
+    def ask(store: Any, _: str) -> Sequence[Any]:
+        return next(store.list(prefix or None, offset=after, chunk_size=LISTED), [])
+
+    return asked(folder, ask)
+
+
+def _tried(ask: Callable[[], Answer], said: str) -> Answer:
+    """Once more where the library itself does not try again: after an error that says so."""
+    for tries in range(1, TRIES + 1):
+        try:
+            return ask()
+        except StoreError as error:
+            if tries == TRIES or said not in str(error.__cause__):
+                raise
+            time.sleep(secrets.randbelow(1000) / 1000)
+    raise AssertionError("unreachable")

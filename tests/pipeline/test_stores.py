@@ -71,6 +71,25 @@ def test_requests_that_fail_are_tried_again(root: Path, server: Gate, fault: Fau
     assert bytes(stores.read(root / "y")) == content
 
 
+@pytest.mark.parametrize("fault", [503, "torn", "half", "lost"])
+def test_a_listing_that_breaks_off_goes_on(
+    root: Path, server: Gate, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    monkeypatch.setattr(stores, "LISTED", 2)
+    paths = [root / f"{number}" for number in range(5)]
+    for path in paths:
+        stores.put(path, b"content")
+    server.faults[:] = [fault, fault]
+    listed = []
+    for each in stores.below(root):
+        listed.append(each.path)
+        server.faults[:] = [fault] if len(listed) == 2 else []
+    assert listed == paths
+    server.faults[:] = [fault]
+    stores.delete_all(paths)
+    assert not list(stores.below(root))
+
+
 def test_a_request_that_ran_into_a_timeout_is_tried_again(
     root: Path, server: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

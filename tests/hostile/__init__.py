@@ -1,0 +1,1 @@
+"""A seeded corpus of hostile input: pictures, captions, archives, tables, manifests, SQL and weights."""
