@@ -37,7 +37,9 @@ def kept(root: Path) -> dict[str, Any]:
             for column in shards.PAYLOADS & row.keys() if row["image_id"] in here else ():
                 name = (footer["kind"], footer.get("name"), footer["key"], row["image_id"], row.get("seed"))
                 found[f"{name} {column}"] = hashlib.sha256(repr(row[column]).encode()).hexdigest()
-    for path in sorted((root / "checkpoints").rglob("*.safetensors")):
+    newest = (sorted(run.glob("step-*"))[-1] for run in (root / "checkpoints").glob("*/"))
+    # a run goes on without an earlier one that was taken out
+    for path in (path for folder in newest for path in folder.rglob("*.safetensors")):
         found[path.relative_to(root).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 

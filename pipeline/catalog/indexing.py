@@ -137,6 +137,8 @@ def _insert(
     for detector in {(each["condition"], each["fingerprint"]): each for each in detectors}.values():
         record_detector(connection, detector, current=False)
     INSERTS[batch.metadata[0]["kind"]](connection, batch, memory)
+    if batch.metadata[0]["kind"] == "samples":
+        link_all_scores(connection, workspace)
 
 
 SHARD_ROWS = pa.schema([
@@ -184,10 +186,12 @@ def _link_scores(connection: duckdb.DuckDBPyConnection, number: int, metadata: M
 
 
 def link_all_scores(connection: duckdb.DuckDBPyConnection, workspace: Workspace) -> None:
-    """Of a catalog that was made before scores named their samples; a file that can't be read is passed over,
-    and `controlmill verify` names it.
+    """Of scores whose samples were not there when they came in, or whose catalog was made before they named
+    them; a file that can't be read is passed over, and `controlmill verify` names it.
     """
-    rows = connection.execute("SELECT shard_number, shard FROM shard_rows WHERE kind = 'scores'").fetchall()
+    rows = connection.execute(
+        "SELECT shard_number, shard FROM shard_rows WHERE kind = 'scores' AND sample_set IS NULL"
+    ).fetchall()
     for number, path in rows:
         with suppress(*shards.BROKEN):
             _link_scores(connection, number, cast(Metadata, shards.metadata(workspace.root / path)))

@@ -436,3 +436,31 @@ def test_an_earlier_catalog_keeps_its_rows_and_its_scores_find_their_samples(tmp
     assert made.query(joined) == [("k", 1.0, 0.5, 0.5, "control", "b", "hash", "[]", 8, 8)]
     made.create()
     assert made.query("SELECT count(*) FROM migrations") == [(len(MIGRATIONS),)]
+
+
+def test_scores_find_samples_that_were_made_again_after_them(tmp_path: Path) -> None:
+    """As after a rebuild that left out a damaged shard of samples."""
+    workspace = Workspace(tmp_path)
+    row = {"image_id": "i", "hint_image_id": "i", "status": "ok", "reason": "", "seed": 3}
+    footer = {"name": "r/canny/control", "part": 0}
+    sampled, scored = (
+        workspace.samples("r/canny/control", "k", 0),
+        workspace.scores("r/canny/control", "s", 0),
+    )
+    samples = shards.write(
+        sampled, [row], shards.SAMPLES, footer | {"kind": "samples", "key": "k", "made_from": "m"}
+    )
+    made_from = shards.made_from("s", workspace.relative(sampled))
+    scores = shards.write(
+        scored,
+        [row | {"values": [("edge_f1", 0.5)]}],
+        shards.SCORES,
+        footer | {"kind": "scores", "key": "s", "made_from": made_from},
+    )
+    made = Catalog(workspace)
+    made.create()
+    made.commit(scores)
+    linked = "SELECT sample_set, sample_key, value FROM sample_scores"
+    assert made.query(linked) == [(None, None, 0.5)]
+    made.commit(samples)
+    assert made.query(linked) == [("r/canny/control", "k", 0.5)]
