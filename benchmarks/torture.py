@@ -237,10 +237,10 @@ def reference(here: SetUp, folder: Path, stages: str) -> Reference:
 
 
 def drawn(rng: random.Random, here: SetUp, stages: str, undisturbed: Reference) -> Schedule:
-    """Up to four faults at points that such a run reaches, and two from outside in each of two tries."""
+    """Up to three faults at points that such a run reaches, and one from outside in each of two tries."""
     points = [point for point in POINTS if undisturbed.visits[point]]
     chosen = []
-    for _ in range(rng.randint(1, 4)):
+    for _ in range(rng.randint(1, 3)):
         point = rng.choice(points)
         visit = rng.randint(1, undisturbed.visits[point])
         if point in WRITES and rng.random() < 0.4:
@@ -255,7 +255,7 @@ def drawn(rng: random.Random, here: SetUp, stages: str, undisturbed: Reference) 
                 rng.choice(here.disturbances),
                 rng.choices(SIGNALS, (4, 2, 1, 1))[0],
             )
-            for _ in range(rng.randint(0, 2))
+            for _ in range(rng.randint(0, 1))
         )
         for _ in range(2)
     )
