@@ -32,7 +32,7 @@ sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__fi
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.annotate import machine
+from benchmarks.torture import results
 from benchmarks.trial import HUNG, MARKER, judged
 from pipeline.catalog import Catalog
 from pipeline.storage import events
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="JSON file; its other keys stay")
     options = parser.parse_args()
     MARKER.unlink(missing_ok=True)
-    told: dict[str, Any] = {"seed": options.seed, "machine": machine("cpu")}
+    told: dict[str, Any] = {"seed": options.seed}
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         home = Path(folder)
         parts = {
@@ -94,10 +94,9 @@ def main() -> None:
             print(name, json.dumps(told[name], indent=1, ensure_ascii=False), flush=True)
     told["code_run"] = MARKER.exists()
     if options.out:
-        kept = json.loads(options.out.read_text()) if options.out.exists() else {}
-        before = kept.get("hostile", {})
-        kept["hostile"] = (before if before.get("seed") == options.seed else {}) | told
-        options.out.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+        with results(options.out) as every:
+            before = every.get("hostile", {})
+            every["hostile"] = (before if before.get("seed") == options.seed else {}) | told
 
 
 def corpus(home: Path, seed: int, **counts: int) -> None:

@@ -36,6 +36,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent.parent
 sys.path[:] = [str(HERE), *(place for place in sys.path if Path(place).resolve() != HERE / "benchmarks")]
 
+from benchmarks.annotate import machine
 from benchmarks.torture_setups import NAMES, SIGNALS, SetUp, set_up
 from pipeline import MillError
 from pipeline.storage import faults
@@ -152,9 +153,9 @@ def results(path: Path) -> Iterator[dict[str, Any]]:
     path.touch()
     with path.open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        every = json.loads(file.read() or "{}")
+        every = {"machine": machine("cpu")} | json.loads(file.read() or "{}")
         yield every
-        text = json.dumps(every, indent=1) + "\n"
+        text = json.dumps(every, indent=1, ensure_ascii=False) + "\n"
         file.seek(0)
         file.truncate()
         file.write(text)
