@@ -105,6 +105,8 @@ def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int
                 workers.event("drained")
                 say(f"{stopped} The same command goes on from there.")
                 return NOT_COMPLETE
+        if not workspace.is_remote:  # a bucket's snapshot may be under way
+            workspace.sweep()  # what a worker of a killed driver still wrote while this run began
         if "report" in options.stages and plan.manifest.evaluate:
             for line in summary.lines(plan, catalog, context.systems, workspace.report / "index.html"):
                 say(line)

@@ -16,6 +16,8 @@ from pipeline.cluster import Cluster, Drained
 from pipeline.cluster.jobs import Ended, Job
 from pipeline.cluster.progress import Rate, stage_progress
 from pipeline.commands.status import progress_text
+from pipeline.manifest import load
+from pipeline.run import RunOptions, run
 from pipeline.storage import events, requests
 from pipeline.storage.workspace import Workspace
 from tests.conftest import COMMAND, OPEN, Command
@@ -55,6 +57,23 @@ def test_an_event_is_a_whole_line_also_after_one_that_was_torn(tmp_path: Path) -
     assert events.read(tmp_path)[1]["reason"] == "two\nlines, \u00e9"
     assert len((tmp_path / events.EVENTS).read_text().splitlines()) == 3
     events.say(tmp_path / "gone", "run begins")  # never ends a run
+
+
+def test_what_a_worker_of_a_killed_driver_wrote_late_is_swept_when_the_next_run_ends(
+    folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder(1)
+    late = tmp_path / "ws" / "shards" / "images" / ".tmp-1-part-000000.parquet"
+
+    def say(line: str) -> None:
+        late.parent.mkdir(parents=True, exist_ok=True)
+        late.touch()
+
+    given = load(
+        manifest(workspace=str(tmp_path / "ws"), source=f"{{kind: folder, path: {tmp_path / 'photos'}}}")
+    )
+    run(given, RunOptions(("report",)), say)
+    assert late.parent.exists() and not late.exists()
 
 
 def test_stop_needs_a_run_and_is_seen_by_it(tmp_path: Path) -> None:
