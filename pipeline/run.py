@@ -14,6 +14,7 @@ from pipeline.benchmark.systems import systems
 from pipeline.catalog import Catalog, recovery, snapshots, totals
 from pipeline.cluster import Cluster, Drained, cluster
 from pipeline.cluster.progress import Rate, stage_progress
+from pipeline.cluster.watchdog import give_up
 from pipeline.commands import preflight, requirements
 from pipeline.experiment.runs import name_all, record_all
 from pipeline.manifest import Manifest
@@ -61,6 +62,8 @@ class RunOptions:
     address: str | None = None  # of a running Ray cluster; None: one is started here
     retry_failed: bool = False
     keep_gone: bool = False  # what the sources no longer have stays among the pairs
+    # called from a thread where Ray is gone and does not let go of this process
+    lost: Callable[[str], object] = give_up
 
 
 def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int:
@@ -94,7 +97,7 @@ def run(given: Manifest, options: RunOptions, say: Callable[[str], None]) -> int
         if plan.manifest.train and USE_CHECKPOINTS & set(options.stages):
             folders.bring_each(workspace.root / "checkpoints")
         with cluster(workers=options.workers, address=options.address) as workers, ExitStack() as at_last:
-            workers.say = say
+            workers.say, workers.lost = say, options.lost
             at_last.enter_context(telling(plan, workers, options))
             context = StageContext(
                 plan, catalog, workers, options.limit, options.retry_failed, options.keep_gone

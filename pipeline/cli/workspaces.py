@@ -12,6 +12,7 @@ from pipeline import NOT_COMPLETE, MillError, manifest
 from pipeline import plan as plans
 from pipeline.catalog import Catalog, snapshots
 from pipeline.cli.group import open_workspace, say
+from pipeline.cluster.watchdog import begin_again, give_up
 from pipeline.commands import preflight, requirements
 from pipeline.run import STAGES, RunOptions, rebuild, run
 from pipeline.storage import events, requests
@@ -69,7 +70,8 @@ def run_command(
         )
         sys.exit(NOT_COMPLETE if absent else 0)
     signal.signal(signal.SIGTERM, _interrupt)
-    options = RunOptions(chosen, limit, workers, address, retry_failed, keep_gone)
+    lost = give_up if address else begin_again
+    options = RunOptions(chosen, limit, workers, address, retry_failed, keep_gone, lost)
     sys.exit(run(given, options, say))
 
 

@@ -29,6 +29,7 @@ from pipeline.cluster.progress import PATIENCE, Counts, Progress, Rate, summed
 from pipeline.cluster.queue import Queue
 from pipeline.cluster.session import Lost, Session, going_on
 from pipeline.cluster.under_way import UnderWay
+from pipeline.cluster.watchdog import give_up
 from pipeline.cluster.worker import call, call_ranks
 
 GATHERED = 1.0  # seconds that a job which is done waits for others, so that many are committed at once
@@ -52,6 +53,8 @@ class Cluster:
         self.follow: Callable[[Rate, Mapping[str, int]], object] = lambda rate, rows: None
         self.event: Callable[..., object] = lambda kind, **facts: None  # see pipeline/storage/events.py
         self.stopping: Callable[[], bool] = lambda: False  # whether the run was asked to stop
+        # called from a thread where a call to a Ray that is gone does not come back; ends the process
+        self.lost: Callable[[str], object] = give_up
         self.needs: Needs | None = None  # what each node of `address` must see; None = nothing is asked
         self.token = secrets.token_hex(6)
         self._metrics: Metrics | None = None
@@ -116,12 +119,15 @@ class Cluster:
         `address`; Lost where Ray is gone while jobs are under way.
         """
         if self._session is None:
-            self._session = Session(self.token, self._given or os.cpu_count() or 1, self.address)
+            self._session = self._started()
         elif why := self._session.fault():
             if self._running:
                 raise Lost(why)
             self._start_again(why)
         return self._session.ray
+
+    def _started(self) -> Session:
+        return Session(self.token, self._given or os.cpu_count() or 1, self.address, self.lost)
 
     def close(self) -> None:
         """Ends all processes of the run, also those that are idle; the next job starts others."""
@@ -136,7 +142,7 @@ class Cluster:
         self.close()
         self.say(going_on(why, times, self.address))
         began = time.monotonic()
-        self._session = Session(self.token, self._given or os.cpu_count() or 1, self.address)
+        self._session = self._started()
         self.event("ray started again", seconds=round(time.monotonic() - began, 3))
 
     def run(

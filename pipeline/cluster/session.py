@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import psutil
 from pipeline import MillError
 from pipeline.cluster import position
 from pipeline.cluster.nodes import HOUSE
+from pipeline.cluster.watchdog import Watchdog, give_up
 from pipeline.cluster.worker import SLEEP
 
 # without either of these nothing goes on: name of the process -> what it is to Ray
@@ -35,9 +37,12 @@ class Lost(Exception):
 class Session:
     """From `ray.init` to `ray.shutdown`."""
 
-    def __init__(self, token: str, workers: int, address: str | None) -> None:
+    def __init__(
+        self, token: str, workers: int, address: str | None, lost: Callable[[str], object] = give_up
+    ) -> None:
         """Starts Ray here with so many workers, or joins the cluster of that address, for the run of this
-        token. MillError where that can't be done.
+        token. MillError where that can't be done. `lost` is called from a thread where a call to a Ray that
+        is gone does not come back.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -60,12 +65,16 @@ class Session:
         )
         self.ray: Any = ray
         self.is_own = not address
-        self._looked, self._vital = 0.0, dict[str, psutil.Process]()
+        self._vital: dict[str, psutil.Process] = {}  # of its own, by name
+        self._looked, self._store = 0.0, ""  # the latter is the address of the head
         self._token = os.environ[TOKEN] = token
+        self._lost = lost
+        self._watchdog = Watchdog(self._silent, self._let_go)
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=True)
         except Exception as error:
+            self._watchdog.end()
             if address and isinstance(error, ConnectionError):
                 raise MillError(
                     f"No Ray cluster answers at {address}: check --address, or leave it out to start one"
@@ -87,9 +96,7 @@ class Session:
             node: Any = ray._private.worker._global_node
             self._folder = Path(node.get_session_dir_path())
             self._reaper = _reaper(token, self._folder)
-            self._vital = {
-                process.name(): process for process in psutil.Process().children() if process.name() in VITAL
-            }
+            self._find_vital()
 
     def fault(self) -> str:
         """What of Ray is gone; '' where nothing is."""
@@ -100,13 +107,31 @@ class Session:
         self._looked = time.monotonic()
         return self._missing()
 
+    def _find_vital(self) -> None:
+        for process in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if process.name() in VITAL and process.status() != psutil.STATUS_ZOMBIE:
+                    self._vital.setdefault(process.name(), process)
+
+    def _silent(self) -> str:
+        """For the watchdog, also while Ray starts."""
+        if not self.is_own:
+            return self._out_of_reach(0.0) if self._store else ""
+        self._find_vital()
+        return self._missing()
+
+    def _let_go(self, why: str) -> None:
+        if self.is_own:
+            end(processes_of(self._token))
+        self._lost(why)
+
     def _missing(self) -> str:
         for name, process in self._vital.items():
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 return f"{name} is gone, {VITAL[name]}"
         return ""
 
-    def _out_of_reach(self) -> str:
+    def _out_of_reach(self, patience: float = UNREACHED) -> str:
         """Looked at before each call, for one that Ray's head does not answer never comes back."""
         host, _, port = self._store.rpartition(":")
         since = time.monotonic()
@@ -115,7 +140,7 @@ class Session:
                 socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
                 return ""
             except OSError as error:
-                if time.monotonic() - since > UNREACHED:
+                if time.monotonic() - since >= patience:
                     return f"its head at {self._store} does not answer: {error}"
             time.sleep(0.5)
 
@@ -130,6 +155,7 @@ class Session:
 
     def close(self) -> None:
         """Ends all processes of Ray that it started; those of a Ray that is broken by force."""
+        self._watchdog.end()
         if not self.is_own:
             self.ray.shutdown()
             return

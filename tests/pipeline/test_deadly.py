@@ -28,7 +28,7 @@ from annotate import memory
 from annotate.detectors import DETECTORS
 from pipeline import COMPLETE, COMPLETE_WITH_FAILURES, MillError
 from pipeline.catalog import Catalog
-from pipeline.cluster import cluster, position, session
+from pipeline.cluster import cluster, position, session, watchdog
 from pipeline.cluster.jobs import Job
 from pipeline.dataset import images
 from pipeline.manifest import load
@@ -205,6 +205,41 @@ def test_a_ray_that_is_killed_is_started_again_and_nothing_of_it_stays(name: str
     (sentence,) = said
     assert sentence.startswith(f"Ray itself was lost ({name} is gone")
     assert not [each for each in seen if each.is_running()]
+
+
+@pytest.mark.slow
+def test_a_call_to_a_ray_that_is_gone_does_not_hold_the_run() -> None:
+    """The command begins again, before Ray ends the process without a sentence."""
+    script = """
+import os, psutil
+from pipeline.cluster import Cluster, watchdog
+watchdog.PATIENCE = 2.0
+if os.environ.get(watchdog.AGAIN):
+    print("the second time", flush=True)
+    os._exit(0)
+workers = Cluster(workers=1)
+workers.lost = watchdog.begin_again
+ray = workers.ray
+next(each for each in psutil.Process().children() if each.name() == "gcs_server").kill()
+ray.get_actor("nobody", namespace="none")
+"""
+    command = [sys.executable, "-c", script]
+    told = subprocess.run(command, cwd=ROOT, env=OPEN, capture_output=True, text=True, timeout=50)
+    assert told.returncode == 0, told.stderr
+    first, second = told.stdout.splitlines()
+    assert first.startswith("Ray itself was lost (gcs_server is gone") and second == "the second time"
+
+
+def test_a_command_begins_again_a_stated_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda path, words: begun.append(words))
+    monkeypatch.setattr(watchdog, "give_up", lambda why: begun.append([why]))
+    monkeypatch.setenv(watchdog.AGAIN, "0")
+    for _ in range(watchdog.MOST):
+        watchdog.begin_again("gone")
+    assert begun == [[sys.executable, *sys.orig_argv[1:]]] * watchdog.MOST
+    watchdog.begin_again("gone")
+    assert begun[watchdog.MOST] == ["gone"]
 
 
 @pytest.mark.slow
