@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -285,7 +285,7 @@ def play_round(
         kept = compare_kept(outcome, kept, files_of(place))
         if status == COMPLETE:
             break
-        if between := here.between(rng, place):
+        if between := here.between(rng, place, schedule.stages):
             outcome.happened[between] += 1
     outcome.happened.update(f"{each.what} at '{each.point}'" for each in faults.happened(here.schedule))
     faults.write_schedule(here.schedule, [])
@@ -405,14 +405,16 @@ def read_contents(place: str) -> dict[str, str]:
     workspace = workspace_at(place)
     snapshots.fetch(workspace)
     catalog = Catalog(workspace)
-    found = {}
+    rows: dict[str, list[Any]] = defaultdict(list)
     for (shard,) in catalog.query("SELECT shard FROM shards"):
-        table = shards.read(workspace.root / shard)
-        seconds = [name for name in table.column_names if name == "seconds"]
-        found[shard] = digest(table.drop_columns(seconds).to_pylist())
+        for row in shards.read(workspace.root / shard).to_pylist():
+            row.pop("seconds", None)
+            # parts are numbered anew where a catalog is made again before all images are there
+            what = f"{row.get('uri') or row['image_id']} {row.get('seed', '')}"
+            rows[f"{Path(shard).parent}: {what}"].append(row)
+    found = {key: digest(of_key) for key, of_key in rows.items()}
     for name, sql in ROWS.items():
-        rows = catalog.query(f"{sql} ORDER BY ALL")
-        for row, count in Counter(rows).items():
+        for row, count in Counter(catalog.query(f"{sql} ORDER BY ALL")).items():
             found[f"{name}: {row[:2]}"] = digest([row, count])
     for (run,) in catalog.query("SELECT run FROM runs"):
         folders.bring(workspace.run(run))
