@@ -66,13 +66,17 @@ class Session:
         self.ray: Any = ray
         self.is_own = not address
         self._vital: dict[str, psutil.Process] = {}  # of its own, by name
-        self._looked, self._store = 0.0, ""  # the latter is the address of the head
+        self._began, self._looked = time.time() - 1.0, 0.0  # the system counts in hundredths
+        self._store = ""  # address of the head, once Ray has started
         self._token = os.environ[TOKEN] = token
         self._lost = lost
         self._watchdog = Watchdog(self._silent, self._let_go)
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=True)
+        except SystemExit as error:  # while it starts, Ray has a way of its own to take SIGTERM
+            self._watchdog.end()
+            raise KeyboardInterrupt from error
         except Exception as error:
             self._watchdog.end()
             if address and isinstance(error, ConnectionError):
@@ -91,12 +95,12 @@ class Session:
             del os.environ[TOKEN]
         # Ray puts its own in place, which ends without a word
         signal.signal(signal.SIGTERM, on_terminate)
-        self._store = ray.get_runtime_context().gcs_address
         if self.is_own:
             node: Any = ray._private.worker._global_node
             self._folder = Path(node.get_session_dir_path())
             self._reaper = _reaper(token, self._folder)
             self._find_vital()
+        self._store = ray.get_runtime_context().gcs_address
 
     def fault(self) -> str:
         """What of Ray is gone; '' where nothing is."""
@@ -108,16 +112,18 @@ class Session:
         return self._missing()
 
     def _find_vital(self) -> None:
+        """Of this session, also where they are dead already."""
         for process in psutil.Process().children():
             with contextlib.suppress(psutil.Error):
-                if process.name() in VITAL and process.status() != psutil.STATUS_ZOMBIE:
+                if process.name() in VITAL and process.create_time() >= self._began:
                     self._vital.setdefault(process.name(), process)
 
     def _silent(self) -> str:
         """For the watchdog, also while Ray starts."""
         if not self.is_own:
             return self._out_of_reach(0.0) if self._store else ""
-        self._find_vital()
+        if not self._store:
+            self._find_vital()
         return self._missing()
 
     def _let_go(self, why: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pipeline import NOT_COMPLETE
 
 PATIENCE = 30.0  # seconds in which the driver itself finds out that Ray is gone, as it does between two calls
-LOOKS = 1.0  # seconds between two looks
+LOOKS = 0.3  # seconds between two looks
 AGAIN = "CONTROLMILL_BEGUN_AGAIN"  # variable: how often the command was
 MOST = 5  # times
 

@@ -28,7 +28,7 @@ from annotate import memory
 from annotate.detectors import DETECTORS
 from pipeline import COMPLETE, COMPLETE_WITH_FAILURES, MillError
 from pipeline.catalog import Catalog
-from pipeline.cluster import cluster, position, session, watchdog
+from pipeline.cluster import Cluster, cluster, position, session, watchdog
 from pipeline.cluster.jobs import Job
 from pipeline.dataset import images
 from pipeline.manifest import load
@@ -208,26 +208,47 @@ def test_a_ray_that_is_killed_is_started_again_and_nothing_of_it_stays(name: str
 
 
 @pytest.mark.slow
-def test_a_call_to_a_ray_that_is_gone_does_not_hold_the_run() -> None:
+@pytest.mark.parametrize("when", ["when it has started", "while it starts"])
+def test_a_call_to_a_ray_that_is_gone_does_not_hold_the_run(when: str) -> None:
     """The command begins again, before Ray ends the process without a sentence."""
     script = """
-import os, psutil
+import os, psutil, sys, threading, time
 from pipeline.cluster import Cluster, watchdog
+def kill():
+    while True:
+        for each in psutil.Process().children():
+            if each.name() == "gcs_server":
+                each.kill()
+                return
+        time.sleep(0.02)
 watchdog.PATIENCE = 2.0
 if os.environ.get(watchdog.AGAIN):
     print("the second time", flush=True)
     os._exit(0)
 workers = Cluster(workers=1)
 workers.lost = watchdog.begin_again
+if sys.argv[1] == "while it starts":
+    threading.Thread(target=kill, daemon=True).start()
 ray = workers.ray
-next(each for each in psutil.Process().children() if each.name() == "gcs_server").kill()
+kill()
 ray.get_actor("nobody", namespace="none")
 """
-    command = [sys.executable, "-c", script]
+    command = [sys.executable, "-c", script, when]
     told = subprocess.run(command, cwd=ROOT, env=OPEN, capture_output=True, text=True, timeout=50)
     assert told.returncode == 0, told.stderr
     first, second = told.stdout.splitlines()
     assert first.startswith("Ray itself was lost (gcs_server is gone") and second == "the second time"
+
+
+def test_a_run_that_is_asked_to_end_while_ray_starts_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(**where: Any) -> None:
+        raise SystemExit(15)  # as Ray does on SIGTERM
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(KeyboardInterrupt):
+        _ = Cluster(workers=1).ray
 
 
 def test_a_command_begins_again_a_stated_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
