@@ -124,6 +124,9 @@ def main() -> None:
     parser.add_argument("--set-ups", default=",".join(NAMES), help="which of them, in their order")
     parser.add_argument("--rounds", type=int, default=100, help="of each set-up")
     parser.add_argument("--round", type=int, default=None, help="only this one")
+    parser.add_argument(
+        "--first", type=int, default=0, help="begin here, and add to what FILE has of this seed"
+    )
     parser.add_argument("--minutes", type=float, default=None, help="of all set-ups; the rounds that fit in")
     parser.add_argument("--out", type=Path, default=None, help="JSON file; its other keys stay")
     options = parser.parse_args()
@@ -133,8 +136,9 @@ def main() -> None:
     bad = 0
     for name in names:
         limit = None if options.minutes is None else 60 * options.minutes / len(names)
-        numbers = range(options.rounds) if options.round is None else [options.round]
+        numbers = range(options.first, options.rounds) if options.round is None else [options.round]
         outcomes: list[Outcome] = []
+        before = known(options.out, name, options.seed) if options.first else {}
         for outcome in play(name, options.seed, numbers, limit):
             outcomes.append(outcome)
             told = "; ".join(outcome.faults)[:1500] or "as if nothing had happened"
@@ -142,7 +146,7 @@ def main() -> None:
             print(f"{name}, round {outcome.round} ({tried}, {dict(outcome.happened)}): {told}", flush=True)
             if options.out:  # after each, for a run that is stopped
                 with results(options.out) as every:
-                    every.setdefault("rounds", {})[name] = summary(options.seed, outcomes)
+                    every.setdefault("rounds", {})[name] = added(before, summary(options.seed, outcomes))
         bad += sum(bool(outcome.faults) for outcome in outcomes)
     sys.exit(bad > 0)
 
@@ -159,6 +163,25 @@ def results(path: Path) -> Iterator[dict[str, Any]]:
         file.seek(0)
         file.truncate()
         file.write(text)
+
+
+def known(path: Path | None, name: str, seed: int) -> dict[str, Any]:
+    """What earlier rounds of this seed came to."""
+    every = json.loads(path.read_text()) if path and path.exists() else {}
+    found: dict[str, Any] = every.get("rounds", {}).get(name, {})
+    return found if found.get("seed") == seed else {}
+
+
+def added(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Two summaries of one seed as one."""
+
+    def both(key: str, value: Any) -> Any:
+        earlier = before.get(key, type(value)())
+        if isinstance(value, dict):
+            return dict(sorted((Counter(earlier) + Counter(value)).items()))
+        return value if key == "seed" else earlier + value
+
+    return {key: both(key, value) for key, value in now.items()}
 
 
 def play(name: str, seed: int, numbers: Iterable[int], limit: float | None = None) -> Iterator[Outcome]:

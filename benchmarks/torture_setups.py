@@ -232,7 +232,10 @@ class Bucket(ThreeNodes):
 
 
 def is_kind(process: psutil.Process, what: str, driver: int) -> bool:
-    words = process.cmdline()
+    try:
+        words = process.cmdline()
+    except psutil.Error:  # it has just ended
+        return False
     if what == "driver":
         return process.pid == driver if driver else "from pipeline.cli import main; main()" in words
     if what == "worker":

@@ -92,12 +92,21 @@ def test_a_round_tells_what_is_lost_doubled_different_and_made_again() -> None:
     assert outcome.made_again == ["y"] and len(outcome.wrong) == 3
 
 
+def test_rounds_that_go_on_are_added_to_those_before() -> None:
+    outcomes = [torture.Outcome(number, "maps", tries=2, lost=["a"] * number) for number in range(4)]
+    outcomes[1].happened["KILL of driver"] = 1
+    outcomes[3].happened.update({"KILL of driver": 1, "another machine": 1})
+    halves = [torture.summary(7, outcomes[:2]), torture.summary(7, outcomes[2:])]
+    assert torture.added({}, halves[0]) == halves[0]
+    assert torture.added(*halves) == torture.summary(7, outcomes)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_random_faults_lose_double_and_change_nothing(name: str) -> None:
     if name == "bucket":
         pytest.importorskip("moto")
-    outcomes = torture.play(name, 20, range(3))
+    outcomes = list(torture.play(name, 20, range(3)))
     told = {outcome.round: outcome.faults for outcome in outcomes if outcome.faults}
     assert not told, f"seed 20, {name}: {told}"
     assert sum(outcome.happened.total() for outcome in outcomes)

@@ -301,7 +301,7 @@ def test_what_was_changed_on_disk_is_named(made: tuple[Path, Path], tmp_path: Pa
     copy = tmp_path / "base"
     shutil.copytree(made[1], copy)
     (copy / "unet" / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"unet/config\.json is missing or is not the file"):
+    with pytest.raises(ValueError, match=r"unet/config\.json is not the file of SHA256SUMS"):
         base.verify(copy)
 
 
