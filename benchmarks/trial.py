@@ -23,6 +23,12 @@ class Verdict:
     said: str
     seconds: float
     peak: int  # bytes
+    before: int  # bytes of the process that it was forked from, which its peak has in it
+
+    @property
+    def grown(self) -> int:
+        """Bytes that the work took."""
+        return self.peak - self.before
 
     @property
     def crashed(self) -> bool:
@@ -34,6 +40,7 @@ def judged(work: Callable[[], int], limit: float) -> Verdict:
     sys.stdout.flush()
     sys.stderr.flush()
     began = time.monotonic()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
     with tempfile.TemporaryFile() as said:
         ended, tells = os.pipe()
         child = os.fork()
@@ -53,7 +60,8 @@ def judged(work: Callable[[], int], limit: float) -> Verdict:
         said.seek(0)
         text = said.read().decode(errors="replace")
     ended_by = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-    return Verdict(HUNG if hung else ended_by, text[-KEPT:], time.monotonic() - began, used.ru_maxrss * 1024)
+    seconds, before = time.monotonic() - began, pages * os.sysconf("SC_PAGE_SIZE")
+    return Verdict(HUNG if hung else ended_by, text[-KEPT:], seconds, used.ru_maxrss * 1024, before)
 
 
 def _work(work: Callable[[], int]) -> None:

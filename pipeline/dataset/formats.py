@@ -166,9 +166,7 @@ def _bytes_a_pixel(picture: Any, data: bytes) -> int:
             return DEEP_PNG.get(data[25], USUAL)
         case "TIFF" if len(picture.getbands()) > 3 and max(picture.tag_v2.get(tiff.BITS, (1,))) > 8:
             return 16
-        case "WEBP":
-            return 16
-        case "AVIF" if getattr(picture, "is_animated", False):
+        case "WEBP" | "AVIF":
             return 16
         case "JPEG2000":
             return 4 + 5 * len(picture.getbands())

@@ -34,6 +34,7 @@ from train.weights_file import read_file
 
 SIZE = Image(resolution=64)
 MOST = 1_500_000_000  # bytes of a worker
+GROWN = 1_300_000_000  # of one image, beside what a worker has when it begins
 LIMIT = 120.0  # seconds: image.time_limit
 
 
@@ -153,7 +154,7 @@ def test_a_strip_is_inflated_no_further_than_its_place_goes() -> None:
     much = zeros(600 * 2**20)
     data = tiff_file(tags(packing=8, bytes=len(much)), bytes(400 - 122) + much)
     verdict = judged(lambda: len(answer(data)), LIMIT)
-    assert verdict.status == 0 and verdict.peak < 600 * 2**20
+    assert verdict.status == 0 and verdict.grown < 600 * 2**20
 
 
 @pytest.mark.slow
@@ -161,7 +162,7 @@ def test_no_small_file_takes_a_workers_memory_or_its_time() -> None:
     for name, data in bombs():
         verdict = judged(lambda data=data: int(answer(data) == "never"), LIMIT)
         assert verdict.status == 0, (name, verdict)
-        assert verdict.peak < MOST, name
+        assert verdict.grown < GROWN, name
 
 
 def test_a_caption_file_of_ten_megabytes_is_a_reason_and_no_caption(tmp_path: Path) -> None:
