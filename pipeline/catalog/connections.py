@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -195,9 +195,10 @@ class CatalogFile:
             try:
                 return asked.result(limit)
             except (TimeoutError, KeyboardInterrupt) as error:
-                while not asked.done():
-                    connection.interrupt()
-                    wait([asked], 0.1)
+                while not asked.done():  # the connection can't be closed before
+                    with suppress(KeyboardInterrupt):  # a second one
+                        connection.interrupt()
+                        wait([asked], 0.1)
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 raise self._too_long(limit or 0.0) from error

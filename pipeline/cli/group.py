@@ -32,13 +32,21 @@ class Mill(click.Group):
                 click.echo(f"controlmill: {sentence}", err=True)
                 ctx.exit(NOT_COMPLETE)
             # DuckDB's word for Ctrl-C
-            if not isinstance(error, KeyboardInterrupt) and "Query interrupted" not in str(error):
+            if not _was_interrupted(error) and "Query interrupted" not in str(error):
                 raise
             click.echo(
                 "controlmill: stopped; what was committed is kept, the same command goes on from there.",
                 err=True,
             )
             ctx.exit(NOT_COMPLETE)
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Whether it was raised by Ctrl-C or SIGTERM, or on the way out after that."""
+    at: BaseException | None = error
+    while at is not None and not isinstance(at, KeyboardInterrupt):
+        at = at.__context__
+    return at is not None
 
 
 def open_workspace(target: Path) -> Workspace:

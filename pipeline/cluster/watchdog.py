@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from pipeline import NOT_COMPLETE
 
-PATIENCE = 30.0  # seconds in which the driver itself finds out that Ray is gone, as it does between two calls
+PATIENCE = 45.0  # seconds in which the driver itself finds out that Ray is gone, as it does between two calls
 LOOKS = 0.3  # seconds between two looks
 AGAIN = "CONTROLMILL_BEGUN_AGAIN"  # variable: how often the command was
 MOST = 5  # times

@@ -123,6 +123,11 @@ def photos(tmp_path: Path, photograph: Callable[..., Image.Image]) -> Path:
     return folder
 
 
+def here(root: Path) -> dict[str, str]:
+    """Sections of a manifest that mean the same wherever the run is started: its workers import the tests."""
+    return {"workspace": str(root / "ws"), "source": f"{{kind: folder, path: {root / 'photos'}}}"}
+
+
 def statuses(root: Path, condition: str) -> dict[str, tuple[str, str]]:
     sql = "SELECT uri, status, reason FROM annotations JOIN sources USING (image_id) WHERE condition = ?"
     found = Catalog(Workspace(root)).query(sql, [condition])
@@ -133,9 +138,8 @@ def statuses(root: Path, condition: str) -> dict[str, tuple[str, str]]:
 def test_deadly_images_fail_alone_in_the_condition_that_they_kill_while_others_are_done(
     photos: Path, manifest: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     conditions = "{canny: {}, hough: {time_limit: 3}}"
-    given = load(manifest(conditions=conditions, shard_images="8"))
+    given = load(manifest(conditions=conditions, shard_images="8", **here(tmp_path)))
     assert run(given, RunOptions(stages=("ingest",), workers=2), print) == COMPLETE
     monkeypatch.setattr(annotate, "annotate_part", deadly_detector)
     options = RunOptions(stages=("annotate",), workers=2)
@@ -161,8 +165,7 @@ def test_deadly_images_fail_alone_in_the_condition_that_they_kill_while_others_a
 def test_deadly_files_fail_alone_as_they_are_read_and_memory_is_tried_again(
     photos: Path, manifest: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    given = load(manifest(image="{resolution: 64, time_limit: 3}", shard_images="8"))
+    given = load(manifest(image="{resolution: 64, time_limit: 3}", shard_images="8", **here(tmp_path)))
     monkeypatch.setattr(ingest, "ingest_part", deadly_decoder)
     options = RunOptions(stages=("ingest",), workers=2)
     assert run(given, options, print) == COMPLETE_WITH_FAILURES

@@ -2,16 +2,22 @@
 
 import json
 import shutil
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from pipeline import MillError
 from pipeline.catalog import Catalog
+from pipeline.catalog.connections import CatalogFile
+from pipeline.cli.group import Mill
 from pipeline.cluster import Cluster, Drained
 from pipeline.cluster.jobs import Ended, Job
 from pipeline.cluster.progress import Rate, stage_progress
@@ -74,6 +80,39 @@ def test_what_a_worker_of_a_killed_driver_wrote_late_is_swept_when_the_next_run_
     )
     run(given, RunOptions(("report",)), say)
     assert late.parent.exists() and not late.exists()
+
+
+def test_an_error_on_the_way_out_of_an_interrupt_is_a_stop_and_no_traceback() -> None:
+    @click.command()
+    def work() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("connection is busy with another call")
+
+    told = CliRunner().invoke(Mill("controlmill", commands={"work": work}), ["work"])
+    assert told.exit_code == 1 and "controlmill: stopped; what was committed is kept" in told.output
+
+
+def test_a_second_interrupt_does_not_leave_a_query_under_way(tmp_path: Path) -> None:
+    class Asked:
+        """A connection that is interrupted twice before its query ends."""
+
+        interrupted = 0
+
+        def interrupt(self) -> None:
+            self.interrupted += 1
+            if self.interrupted < 3:
+                raise KeyboardInterrupt
+            ended.set()
+
+    ended, asked = threading.Event(), Asked()
+    main = threading.main_thread().ident
+    assert main is not None
+    threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        CatalogFile(tmp_path / "catalog.duckdb", "ws").ask(asked, lambda: ended.wait(20))  # type: ignore[arg-type]
+    assert asked.interrupted == 3 and ended.is_set()
 
 
 def test_stop_needs_a_run_and_is_seen_by_it(tmp_path: Path) -> None:
