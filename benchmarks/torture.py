@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -214,9 +215,18 @@ def summary(seed: int, outcomes: list[Outcome]) -> dict[str, Any]:
         "faults": sum(happened.values()),
         "happened": dict(sorted(happened.items())),
         **{kind: sum(len(getattr(outcome, kind)) for outcome in outcomes) for kind in kinds},
-        "failed": [{"round": each.round, "faults": each.faults[:5]} for each in outcomes if each.faults],
+        "failed": [
+            {"round": each.round, "faults": [without_paths(one) for one in each.faults[:5]]}
+            for each in outcomes
+            if each.faults
+        ],
         "seconds": round(sum(outcome.seconds for outcome in outcomes)),
     }
+
+
+def without_paths(told: str) -> str:
+    """The last line of what was said, which tells most, and no place of this machine."""
+    return re.sub(r"(?<![\w.:/])/[^\s'\",:;)]*", "PATH", (told.strip().splitlines() or [""])[-1])[-300:]
 
 
 def draw_photos(folder: Path) -> None:

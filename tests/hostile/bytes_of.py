@@ -27,6 +27,10 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 12 + length
 
 
+# of an interlaced PNG: first row and column of each pass, and the steps between rows and columns
+ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+
+
 def zeros(count: int) -> bytes:
     """So many zero bytes, compressed without holding them."""
     packer = zlib.compressobj(9)
@@ -42,17 +46,8 @@ def blank_png(width: int, height: int, bits: int, kind: int, interlaced: bool = 
     def taken(wide: int, high: int) -> int:
         return high * (1 + -(-wide * bits * channels // 8)) if wide and high else 0
 
-    passes = (
-        (0, 0, 8, 8),
-        (0, 4, 8, 8),
-        (4, 0, 8, 4),
-        (0, 2, 4, 4),
-        (2, 0, 4, 2),
-        (0, 1, 2, 2),
-        (1, 0, 2, 1),
-    )
     count = (
-        sum(taken(len(range(x, width, right)), len(range(y, height, down))) for y, x, down, right in passes)
+        sum(taken(len(range(x, width, right)), len(range(y, height, down))) for y, x, down, right in ADAM7)
         if interlaced
         else taken(width, height)
     )

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms
 
-from tests.hostile.bytes_of import png_chunk, png_file
+from tests.hostile.bytes_of import ADAM7, png_chunk, png_file
 
 SIZE = (72, 56)  # width and height
 ORIENTATION = 0x0112  # the EXIF tag
@@ -77,18 +77,7 @@ def _pngs() -> Iterator[tuple[str, bytes]]:
 
 
 def _interlaced(pixels: np.ndarray) -> bytes:
-    passes = (
-        (0, 0, 8, 8),
-        (0, 4, 8, 8),
-        (4, 0, 8, 4),
-        (0, 2, 4, 4),
-        (2, 0, 4, 2),
-        (0, 1, 2, 2),
-        (1, 0, 2, 1),
-    )
-    rows = b"".join(
-        b"\0" + row.tobytes() for y, x, down, right in passes for row in pixels[y::down, x::right]
-    )
+    rows = b"".join(b"\0" + row.tobytes() for y, x, down, right in ADAM7 for row in pixels[y::down, x::right])
     head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 2, 0, 0, 1)
     return png_file(head, zlib.compress(rows))
 

@@ -92,6 +92,11 @@ def test_a_round_tells_what_is_lost_doubled_different_and_made_again() -> None:
     assert outcome.made_again == ["y"] and len(outcome.wrong) == 3
 
 
+def test_what_is_written_down_of_a_round_names_no_place_of_this_machine() -> None:
+    told = 'wrong: traceback: File "/home/me/x.py", line 3\nOSError: /tmp/a b: no room (s3://bucket/x)'
+    assert torture.without_paths(told) == "OSError: PATH b: no room (s3://bucket/x)"
+
+
 def test_rounds_that_go_on_are_added_to_those_before() -> None:
     outcomes = [torture.Outcome(number, "maps", tries=2, lost=["a"] * number) for number in range(4)]
     outcomes[1].happened["KILL of driver"] = 1
