@@ -32,7 +32,7 @@ sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__fi
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.torture import results
+from benchmarks.torture_results import results
 from benchmarks.trial import HUNG, MARKER, judged
 from pipeline.catalog import Catalog
 from pipeline.storage import events

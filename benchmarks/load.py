@@ -31,8 +31,10 @@ import psutil
 HERE = Path(__file__).resolve().parent.parent
 sys.path[:] = [str(HERE), *(place for place in sys.path if Path(place).resolve() != HERE / "benchmarks")]
 
-from benchmarks.torture import COMMAND, read_contents, results
+from benchmarks.torture import COMMAND
+from benchmarks.torture_results import results
 from benchmarks.torture_setups import SetUp, is_kind
+from benchmarks.workspace_contents import read_contents
 from pipeline.storage import events, faults
 
 MANIFEST = """

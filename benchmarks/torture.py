@@ -11,21 +11,16 @@ counts what is lost, doubled, different or made again, what is left behind, trac
 """
 
 import argparse
-import fcntl
-import hashlib
-import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,8 +32,9 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent.parent
 sys.path[:] = [str(HERE), *(place for place in sys.path if Path(place).resolve() != HERE / "benchmarks")]
 
-from benchmarks.annotate import machine
+from benchmarks.torture_results import added, known, results, summary
 from benchmarks.torture_setups import NAMES, SIGNALS, SetUp, set_up
+from benchmarks.workspace_contents import read_contents
 from pipeline import MillError
 from pipeline.storage import faults
 from pipeline.storage.faults import ERRORS, POINTS, WRITES, Fault
@@ -65,12 +61,6 @@ ALL_STAGES = 0.1  # share of the rounds that do all stages
 COMPLETE = 3  # with failed rows: one picture is broken
 TRIES = 8  # of a round under faults, before it is left alone
 HANGS = 240.0  # seconds after which a try hangs
-ROWS = {
-    "images": "SELECT image_id, status, reason, split, group_id FROM images",
-    "sources": "SELECT uri, image_id, caption FROM sources",
-    "annotations": "SELECT image_id, condition, fingerprint, status, reason FROM annotations",
-    "pairs": "SELECT image_id, condition FROM pairs",
-}
 
 
 @dataclass(frozen=True)
@@ -152,39 +142,6 @@ def main() -> None:
     sys.exit(bad > 0)
 
 
-@contextmanager
-def results(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON of several programs, which may end at the same time; what changes in the block is written."""
-    path.touch()
-    with path.open("r+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        every = {"machine": machine("cpu")} | json.loads(file.read() or "{}")
-        yield every
-        text = json.dumps(every, indent=1, ensure_ascii=False) + "\n"
-        file.seek(0)
-        file.truncate()
-        file.write(text)
-
-
-def known(path: Path | None, name: str, seed: int) -> dict[str, Any]:
-    """What earlier rounds of this seed came to."""
-    every = json.loads(path.read_text()) if path and path.exists() else {}
-    found: dict[str, Any] = every.get("rounds", {}).get(name, {})
-    return found if found.get("seed") == seed else {}
-
-
-def added(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Two summaries of one seed as one."""
-
-    def both(key: str, value: Any) -> Any:
-        earlier = before.get(key, type(value)())
-        if isinstance(value, dict):
-            return dict(sorted((Counter(earlier) + Counter(value)).items()))
-        return value if key == "seed" else earlier + value
-
-    return {key: both(key, value) for key, value in now.items()}
-
-
 def play(name: str, seed: int, numbers: Iterable[int], limit: float | None = None) -> Iterator[Outcome]:
     """Rounds of one set-up, until so many seconds are over."""
     began = time.monotonic()
@@ -200,33 +157,6 @@ def play(name: str, seed: int, numbers: Iterable[int], limit: float | None = Non
                 undisturbed[stages] = reference(here, Path(folder), stages)
             schedule = drawn(rng, here, stages, undisturbed[stages])
             yield play_round(here, Path(folder), number, rng, schedule, undisturbed[stages])
-
-
-def summary(seed: int, outcomes: list[Outcome]) -> dict[str, Any]:
-    kinds = ("lost", "doubled", "different", "made_again", "left_behind", "wrong")
-    happened: Counter[str] = Counter()
-    for outcome in outcomes:
-        happened.update(outcome.happened)
-    return {
-        "seed": seed,
-        "rounds": len(outcomes),
-        "rounds_of_all_stages": sum(outcome.stages == "all" for outcome in outcomes),
-        "tries": sum(outcome.tries for outcome in outcomes),
-        "faults": sum(happened.values()),
-        "happened": dict(sorted(happened.items())),
-        **{kind: sum(len(getattr(outcome, kind)) for outcome in outcomes) for kind in kinds},
-        "failed": [
-            {"round": each.round, "faults": [without_paths(one) for one in each.faults[:5]]}
-            for each in outcomes
-            if each.faults
-        ],
-        "seconds": round(sum(outcome.seconds for outcome in outcomes)),
-    }
-
-
-def without_paths(told: str) -> str:
-    """The last line of what was said, which tells most, and no place of this machine."""
-    return re.sub(r"(?<![\w.:/])/[^\s'\",:;)]*", "PATH", (told.strip().splitlines() or [""])[-1])[-300:]
 
 
 def draw_photos(folder: Path) -> None:
@@ -427,38 +357,6 @@ def contents(here: SetUp, name: str) -> dict[str, str]:
         return read_contents(here.workspace(name))
     except (MillError, OSError) as error:
         return {f"could not be read: {error}": ""}
-
-
-def read_contents(place: str) -> dict[str, str]:
-    from pipeline.catalog import Catalog, snapshots
-    from pipeline.storage import folders, shards
-    from pipeline.storage.workspace import workspace_at
-    from train import checkpoint
-
-    workspace = workspace_at(place)
-    snapshots.fetch(workspace)
-    catalog = Catalog(workspace)
-    rows: dict[str, list[Any]] = defaultdict(list)
-    for (shard,) in catalog.query("SELECT shard FROM shards"):
-        for row in shards.read(workspace.root / shard).to_pylist():
-            row.pop("seconds", None)
-            # parts are numbered anew where a catalog is made again before all images are there
-            what = f"{row.get('uri') or row['image_id']} {row.get('seed', '')}"
-            rows[f"{Path(shard).parent}: {what}"].append(row)
-    found = {key: digest(of_key) for key, of_key in rows.items()}
-    for name, sql in ROWS.items():
-        for row, count in Counter(catalog.query(f"{sql} ORDER BY ALL")).items():
-            found[f"{name}: {row[:2]}"] = digest([row, count])
-    for (run,) in catalog.query("SELECT run FROM runs"):
-        folders.bring(workspace.run(run))
-        newest = checkpoint.newest(workspace.run(run))
-        for file, facts in newest.meta["files"].items() if newest else ():
-            found[f"checkpoints/{run}/{newest.path.name}/{file}" if newest else ""] = facts["sha256"]
-    return found
-
-
-def digest(value: Any) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 if __name__ == "__main__":

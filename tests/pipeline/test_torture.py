@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import torture
+from benchmarks import torture, torture_results
 from benchmarks.torture_setups import NAMES, SetUp
 from pipeline.storage import faults
 from pipeline.storage.faults import ERRORS, POINTS, WRITES, Fault, reached
@@ -94,16 +94,16 @@ def test_a_round_tells_what_is_lost_doubled_different_and_made_again() -> None:
 
 def test_what_is_written_down_of_a_round_names_no_place_of_this_machine() -> None:
     told = 'wrong: traceback: File "/home/me/x.py", line 3\nOSError: /tmp/a b: no room (s3://bucket/x)'
-    assert torture.without_paths(told) == "OSError: PATH b: no room (s3://bucket/x)"
+    assert torture_results.without_paths(told) == "OSError: PATH b: no room (s3://bucket/x)"
 
 
 def test_rounds_that_go_on_are_added_to_those_before() -> None:
     outcomes = [torture.Outcome(number, "maps", tries=2, lost=["a"] * number) for number in range(4)]
     outcomes[1].happened["KILL of driver"] = 1
     outcomes[3].happened.update({"KILL of driver": 1, "another machine": 1})
-    halves = [torture.summary(7, outcomes[:2]), torture.summary(7, outcomes[2:])]
-    assert torture.added({}, halves[0]) == halves[0]
-    assert torture.added(*halves) == torture.summary(7, outcomes)
+    halves = [torture_results.summary(7, outcomes[:2]), torture_results.summary(7, outcomes[2:])]
+    assert torture_results.added({}, halves[0]) == halves[0]
+    assert torture_results.added(*halves) == torture_results.summary(7, outcomes)
 
 
 @pytest.mark.slow
