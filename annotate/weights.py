@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,9 @@ def tensors(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # libraries raise whatever they like on broken data
         memory.let_through(error)
-        told = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        # torch's own words advise to read the file without its guard
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        told = f"it asks for {named[1]}" if named else (str(error).splitlines() or [""])[0][:200]
         raise WeightsError(
             f"{path} is damaged, or holds more than tensors, which could run code: get others ({told})"
         ) from error

@@ -61,6 +61,7 @@ ALL_STAGES = 0.1  # share of the rounds that do all stages
 COMPLETE = 3  # with failed rows: one picture is broken
 TRIES = 8  # of a round under faults, before it is left alone
 HANGS = 240.0  # seconds after which a try hangs
+SAID = 15.0  # seconds in which a try that ended has told why
 
 
 @dataclass(frozen=True)
@@ -299,6 +300,10 @@ def try_once(
         except subprocess.TimeoutExpired:
             driver.kill()
             status = None
+    if status not in (0, COMPLETE, None):  # what outlives the driver has its say a moment later
+        deadline = time.monotonic() + SAID
+        while "controlmill: " not in log.read_text(errors="replace") and time.monotonic() < deadline:
+            time.sleep(0.1)
     return status, log.read_text(errors="replace")
 
 

@@ -28,6 +28,7 @@ UNREACHED = 20.0  # seconds that somebody else's cluster may be out of reach; Ra
 LOOKED = 0.2  # seconds between two looks at whether Ray lives
 STARTED_AGAIN = 5  # times in a row, with no job done between them
 ENDING = 10.0  # seconds that killed processes may take to be gone
+SAID = "said"  # by the driver to its reaper: it ends in order
 
 
 class Lost(Exception):
@@ -68,17 +69,17 @@ class Session:
         self._vital: dict[str, psutil.Process] = {}  # of its own, by name
         self._began, self._looked = time.time() - 1.0, 0.0  # the system counts in hundredths
         self._store = ""  # address of the head, once Ray has started
+        self._reaper = Reaper(token)  # before the variable is set, by which it would find itself
         self._token = os.environ[TOKEN] = token
         self._lost = lost
         self._watchdog = Watchdog(self._silent, self._let_go)
-        on_terminate = signal.getsignal(signal.SIGTERM)
+        on_terminate, started = signal.getsignal(signal.SIGTERM), False
         try:
             ray.init(**where, logging_level=logging.ERROR, log_to_driver=False, configure_logging=True)
+            started = True
         except SystemExit as error:  # while it starts, Ray has a way of its own to take SIGTERM
-            self._watchdog.end()
             raise KeyboardInterrupt from error
         except Exception as error:
-            self._watchdog.end()
             if address and isinstance(error, ConnectionError):
                 raise MillError(
                     f"No Ray cluster answers at {address}: check --address, or leave it out to start one"
@@ -93,12 +94,15 @@ class Session:
             ) from error
         finally:
             del os.environ[TOKEN]
+            if not started:
+                self._watchdog.end()
+                self._reaper.end()
         # Ray puts its own in place, which ends without a word
         signal.signal(signal.SIGTERM, on_terminate)
         if self.is_own:
             node: Any = ray._private.worker._global_node
             self._folder = Path(node.get_session_dir_path())
-            self._reaper = _reaper(token, self._folder)
+            self._reaper.clear(self._folder)
             self._find_vital()
         self._store = ray.get_runtime_context().gcs_address
 
@@ -129,6 +133,7 @@ class Session:
     def _let_go(self, why: str) -> None:
         if self.is_own:
             end(processes_of(self._token))
+        self._reaper.end()
         self._lost(why)
 
     def _missing(self) -> str:
@@ -164,6 +169,7 @@ class Session:
         self._watchdog.end()
         if not self.is_own:
             self.ray.shutdown()
+            self._reaper.end()
             return
         left = processes_of(self._token, self._folder)
         if self._missing():
@@ -171,7 +177,7 @@ class Session:
         self.ray.shutdown()
         end(left)
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._reaper.communicate()
+        self._reaper.end()
 
 
 def going_on(why: str, times: int, address: str | None) -> str:
@@ -210,20 +216,50 @@ def end(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, timeout=ENDING)
 
 
+class Reaper:
+    """A process of its own that outlives the driver, however that ends, and clears up behind it: some of
+    Ray's processes stay for ever where their driver is killed. Says what to do where the driver could not:
+    Ray ends it without a sentence where its head is gone, also while it starts.
+    """
+
+    def __init__(self, token: str) -> None:
+        words = [sys.executable, "-c", "from pipeline.cluster.session import reap; reap()", token]
+        self._process = subprocess.Popen(
+            words,
+            cwd=HOUSE,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            text=True,
+        )
+
+    def clear(self, folder: Path) -> None:
+        """At the end, this one of Ray's session too."""
+        self._tell(str(folder))
+
+    def end(self) -> None:
+        """The driver goes on, or ends with a sentence of its own."""
+        self._tell(SAID)
+        self._process.communicate()
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # it was killed
+            print(line, file=self._process.stdin, flush=True)
+
+
 def reap() -> None:
-    """In a process of its own: waits until the driver is gone, however it ended, and clears up behind it."""
-    token, folder = sys.argv[1:]
-    sys.stdin.read()
-    end(processes_of(token, Path(folder)))
-    shutil.rmtree(folder, ignore_errors=True)
+    """In the process of Reaper: waits until the driver is gone or ends it."""
+    token, lines = sys.argv[1], sys.stdin.read().splitlines()
+    folder = next((Path(line) for line in lines if line != SAID), None)
+    end(processes_of(token, folder))
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
     for file in position.of_run(token):
         file.unlink(missing_ok=True)
-
-
-def _reaper(token: str, folder: Path) -> "subprocess.Popen[bytes]":
-    """Some of Ray's processes stay for ever where their driver is killed."""
-    words = [sys.executable, "-c", "from pipeline.cluster.session import reap; reap()", token, str(folder)]
-    devnull = subprocess.DEVNULL
-    return subprocess.Popen(
-        words, cwd=HOUSE, stdin=subprocess.PIPE, stdout=devnull, stderr=devnull, start_new_session=True
-    )
+    if SAID not in lines:
+        print(
+            "controlmill: the command was ended, from outside or by Ray: run it again; it goes on from what"
+            " is committed.",
+            file=sys.stderr,
+        )

@@ -126,14 +126,15 @@ def test_depth_without_content_is_skipped_and_without_numbers_fails(
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [({"a": Path}, "weights_only|Unsupported"), ({"a": 1}, "Missing key")]
+    ("content", "reason"),
+    [({"a": Path}, "which could run code: get others (it asks for pathlib.Path)"), ({"a": 1}, "Missing key")],
 )
 def test_files_that_run_code_or_are_of_another_network_are_refused(
     content: Any, reason: str, image: np.ndarray, tmp_path: Path
 ) -> None:
     torch.save(content, tmp_path / "x.pt")
     found = only([image], "midas-dpt-hybrid", weights=str(tmp_path / "x.pt"), precision="fp32")[0]
-    assert found.status == "failed" and any(part in found.reason for part in reason.split("|"))
+    assert found.status == "failed" and reason in found.reason and "can still be loaded" not in found.reason
 
 
 @pytest.mark.parametrize("layer", [(3, 8, 3, 1), (3, 8, 3, 2), (4, 6, 1, 2), (3, 5, 7, 2)])

@@ -276,10 +276,11 @@ with cluster(workers=2) as workers:
     tell = lambda ended: print(workers._session._folder, flush=True)
     workers.run(slow, jobs, tell, label="test", total=1000)
 """
+    pipe = subprocess.PIPE
     driver = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, env=OPEN, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], cwd=ROOT, env=OPEN, stdout=pipe, stderr=pipe, text=True
     )
-    assert driver.stdout
+    assert driver.stdout and driver.stderr
     token, folder = driver.stdout.readline().strip(), Path(driver.stdout.readline().strip())
     started = psutil.Process(driver.pid).children(recursive=True)
     assert len(started) > 5 and folder.is_dir()
@@ -288,6 +289,28 @@ with cluster(workers=2) as workers:
     psutil.wait_procs(started, timeout=30)
     assert not [each for each in started if each.is_running()]
     assert not folder.exists() and not position.of_run(token)
+    assert "run it again; it goes on" in driver.stderr.read()
+
+
+@pytest.mark.slow
+def test_a_driver_that_ray_ends_while_it_starts_leaves_nothing_and_a_sentence() -> None:
+    script = """
+import os, threading, time, psutil
+from pipeline.cluster import Cluster
+def end() -> None:
+    while "gcs_server" not in [each.name() for each in psutil.Process().children()]:
+        time.sleep(0.02)
+    os._exit(1)  # as Ray does where its raylet is gone
+workers = Cluster(workers=1)
+print(workers.token, flush=True)
+threading.Thread(target=end, daemon=True).start()
+workers.ray
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=OPEN, capture_output=True, text=True, timeout=50
+    )
+    assert told.returncode == 1 and not session.processes_of(told.stdout.strip())
+    assert "run it again; it goes on" in told.stderr
 
 
 @pytest.mark.slow
