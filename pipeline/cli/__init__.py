@@ -3,7 +3,7 @@
 import click
 
 from pipeline import __version__
-from pipeline.cli import images, machine, workspaces
+from pipeline.cli import benchmarks, images, machine, workspaces
 from pipeline.cli.group import Mill
 from pipeline.commands.mini import mini
 
@@ -24,6 +24,7 @@ for _command in (
     workspaces.sql,
     workspaces.verify,
     workspaces.export,
+    benchmarks.benchmark_group,
     workspaces.leaderboard_group,
     workspaces.catalog,
     machine.conditions,

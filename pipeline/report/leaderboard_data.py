@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Arm = Literal["control", "warm_start", "shuffled_condition", "no_control", "real_image", "vae_round_trip"]
+Arm = Literal[
+    "control", "warm_start", "shuffled_condition", "no_control", "plain", "real_image", "vae_round_trip"
+]
 # what has to be the same for two numbers of one measure to be compared
 PROTOCOL = ("base", "resolution", "data", "reader", "sampler")
 PUBLISHED = Path(__file__).parent / "published.json"
@@ -64,7 +66,7 @@ class FrozenBenchmark:
 @dataclass(frozen=True, kw_only=True)
 class LeaderboardModel:
     name: str
-    kind: Literal["run", "external", "baseline"]
+    kind: Literal["run", "external", "submitted", "baseline"]
     base: str = ""
     checkpoint: str | None = None  # None or '' = no ControlNet
     note: str = ""

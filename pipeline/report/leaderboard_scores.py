@@ -26,10 +26,12 @@ from pipeline.benchmark.systems import (
     CONTROL,
     EARLIER,
     NO_CONTROL,
+    PLAIN,
     REAL,
     SHUFFLED,
     System,
     readable,
+    submissions_of,
 )
 from pipeline.catalog import Catalog
 from pipeline.experiment.base import ON_RANDOM_WEIGHTS, RANDOM_BASE
@@ -49,6 +51,10 @@ from pipeline.report.leaderboard_evidence import evidence_samples
 
 # what every sample was drawn and read with; a measure's own libraries stand beside them
 SAMPLING = ("torch", "diffusers", "transformers", "safetensors", "numpy", "opencv-python-headless")
+
+NO_FLOOR_OF_ITS_OWN = (
+    "a submission with neither shuffled/ nor plain/ has no floor of its own, and ours is that of another base"
+)
 
 COLUMNS = (
     "system", "model", "variant", "condition", "metric", "metric_version", "value", "low", "high", "n",
@@ -214,10 +220,17 @@ def _source(source: AnySource) -> str:
 def _models(plan: Plan, compared: Mapping[str, System]) -> Iterator[LeaderboardModel]:
     assert plan.manifest.evaluate is not None
     external = {other.name for other in plan.manifest.evaluate.external}
+    submitted = {it.name: given.facts for it, given in submissions_of(plan)}
     seen: dict[str, System] = {}
     for system in compared.values():
         seen.setdefault(system.model, system)
     for name, system in seen.items():
+        if told := submitted.get(name):
+            words = [f"{key}: {told[key]}" for key in ("model", "protocol", "who", "date", "licence", "url")]
+            yield LeaderboardModel(
+                name=system.shown, kind="submitted", base=told["base"], note="; ".join(words)
+            )
+            continue
         kind: Any = "baseline" if system.variant in ALONE else "external" if name in external else "run"
         yield LeaderboardModel(
             name=system.shown, kind=kind, base=str(plan.manifest.base), checkpoint=system.checkpoint, note=""
@@ -238,11 +251,13 @@ def _scores(plan: Plan, compared: Mapping[str, System], scores: Sequence[Catalog
         )
         rank = {each.system: place for each, place in zip(ranked, places, strict=False)}
         for each in group:
-            floor, ceiling = _ends(each, group)
+            floor, ceiling = _ends(each, group, submitted=bool(compared[each.system].pictures))
             normalized = replicates.normalized_score(
                 each.score, floor, ceiling, higher_is_better=each.higher_is_better
             )
             share, reason = (None, normalized) if isinstance(normalized, str) else (normalized, "")
+            if compared[each.system].pictures and floor is None:
+                reason = NO_FLOOR_OF_ITS_OWN
             yield Score(
                 model=compared[each.system].shown,
                 arm=each.variant,
@@ -259,36 +274,44 @@ def _scores(plan: Plan, compared: Mapping[str, System], scores: Sequence[Catalog
                 share_reason=reason,
                 rank=rank.get(each.system),
                 marks=each.caveats,
-                provenance=_provenance(plan, each),
+                provenance=_provenance(plan, each, compared[each.system]),
             )
 
 
-def _ends(of: CatalogScore, group: Sequence[CatalogScore]) -> tuple[Replicated | None, Replicated | None]:
-    """The best that can be had without following the condition, and what the image itself scores."""
+def _ends(
+    of: CatalogScore, group: Sequence[CatalogScore], *, submitted: bool
+) -> tuple[Replicated | None, Replicated | None]:
+    """The best that can be had without following the condition, and what the image itself scores. Our own
+    base is no floor for a submitted model, which has another.
+    """
     floors = (
         each.score
         for each in group
-        if each.variant == NO_CONTROL or (each.variant == SHUFFLED and each.model == of.model)
+        if (each.variant == NO_CONTROL and not submitted)
+        or (each.variant in (SHUFFLED, PLAIN) and each.model == of.model)
     )
     ceiling = next((each.score for each in group if each.variant == REAL), None)
     return replicates.best(floors, of.higher_is_better), ceiling
 
 
-def _provenance(plan: Plan, of: CatalogScore) -> dict[str, str]:
+def _provenance(plan: Plan, of: CatalogScore, system: System) -> dict[str, str]:
     """Everything that the number depends on."""
     assert plan.manifest.evaluate is not None
     frozen, reader = plan.manifest.evaluate.benchmark, plan.reader(of.condition)
     maker = plan.conditions[of.condition]
     return {
         "system": of.system,
-        "checkpoint": of.checkpoint or "none",
+        "checkpoint": of.checkpoint
+        or (f"submitted pictures {system.weights}" if system.pictures else "none"),
         "benchmark": of.benchmark,
         "scores": of.score_key,
         "metric": f"{of.metric} version {of.metric_version}",
         "condition made by": f"{maker.step.detector} {maker.identity['version']} ({maker.fingerprint})",
         "read again by": f"{reader.step.detector} {reader.identity['version']} ({reader.fingerprint})",
         "interval": f"95 %, {of.method} over {of.prompts} prompts",
-        "sampling": (
+        "sampling": "as the submission says"
+        if system.pictures
+        else (
             f"DDIM, {frozen.num_inference_steps} steps, guidance {frozen.guidance_scale:g}"
             f"{' of prompt and hint' * (frozen.cfg_hint == 'conditional')},"
             f" scale {frozen.controlnet_conditioning_scale:g}, seeds {', '.join(map(str, frozen.seeds))},"

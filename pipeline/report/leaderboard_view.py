@@ -24,6 +24,7 @@ ARMS = {  # in the order of their rows: what each is called, where it stands
     "control": ("", "models"),
     "warm_start": ("start", "models"),
     "no_control": ("no control", "floor"), "shuffled_condition": ("shuffled condition", "floor"),
+    "plain": ("without the condition", "floor"),
 }  # fmt: skip
 
 
