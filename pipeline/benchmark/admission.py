@@ -108,18 +108,18 @@ def _faults_of_folder(
                 there.add(entry.name)
             elif entry.name not in own and not entry.name.startswith("."):
                 extra.append(entry.name)
-    if missing := sorted(asked.keys() - there - failed.keys()):
+    lower = {file.lower(): file for file in asked}
+    cases = {file: lower[file.lower()] for file in extra if file.lower() in lower}
+    if missing := sorted(asked.keys() - there - failed.keys() - set(cases.values())):
         count = f"{len(missing)} of {len(asked)} pictures"
         yield f"{where}{count} are missing: {_some(missing)}. Make each, or name it in {FAILED}."
-    if extra:
-        lower = {file.lower(): file for file in asked}
-        cases = [file for file in extra if file.lower() in lower]
+    if cases:
         yield (
             f"{where}names in other cases than asked for: {_some(cases)}; the first is to be"
-            f" {lower[cases[0].lower()]}."
-            if cases
-            else f"{where}{len(extra)} files were not asked for: {_some(sorted(extra))}. Take them out."
+            f" {next(iter(cases.values()))}."
         )
+    if unasked := sorted(set(extra) - set(cases)):
+        yield f"{where}{len(unasked):,} files were not asked for: {_some(unasked)}. Take them out."
     if both := sorted(there & failed.keys()):
         yield f"{where}{_some(both)} is there and stands in {FAILED} too: keep one of the two."
     pictures = {file: folder / file for file in sorted(there - failed.keys())}
