@@ -277,6 +277,11 @@ def test_a_guided_hint_is_another_benchmark_and_is_sampled_so(
 def test_a_benchmark_has_the_fingerprints_that_it_had_under_its_keys_first_names(
     frozen: Benchmark, fingerprints: tuple[str, str]
 ) -> None:
+    _, *found, _ = fingerprints_of(frozen)
+    assert tuple(found) == fingerprints
+
+
+def fingerprints_of(frozen: Benchmark) -> tuple[Any, ...]:
     plan: Any = SimpleNamespace(
         manifest=SimpleNamespace(evaluate=SimpleNamespace(benchmark=frozen)),
         conditions={"canny": SimpleNamespace(fingerprint="d" * 16)},
@@ -284,7 +289,19 @@ def test_a_benchmark_has_the_fingerprints_that_it_had_under_its_keys_first_names
     )
     rows = [(image_id, f"caption {image_id}", 64, 64, "s", 0) for image_id in "ab"]
     catalog: Any = SimpleNamespace(query=lambda sql, given=(): rows if "pairs" in sql else [])
-    assert of_benchmark(plan, catalog, "canny", "b")[1:] == fingerprints
+    return of_benchmark(plan, catalog, "canny", "b")
+
+
+def test_submitted_pictures_answer_a_task_whatever_protocol_ours_have() -> None:
+    *_, one = fingerprints_of(Benchmark())
+    *_, other = fingerprints_of(Benchmark(num_inference_steps=50, guidance_scale=3, negative_prompt="blurry"))
+    assert one == other
+    for changed in (
+        Benchmark(seeds=[1]),
+        Benchmark(split="validation"),
+        Benchmark(samples=1000, seeds=[0, 1]),
+    ):
+        assert fingerprints_of(changed)[-1] != one
 
 
 def test_a_run_stands_beside_what_it_started_from(compared: Callable[..., tuple[Plan, list[System]]]) -> None:
