@@ -4,7 +4,7 @@ images.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -20,6 +20,7 @@ Block = NDArray[np.int64]  # [prompts]: the block that a prompt is left out with
 Distance = Callable[[Features, Prompts, Block], tuple[float, NDArray[np.float64]]]
 
 FEW = 20  # images of each side, below which nothing is said of their neighbourhoods, nor of infinitely many
+_RANKED_BY, _NOT_RANKED = "; ranked by", "; not ranked"
 _NETWORKS = {
     metric.name: metric
     for metric in (
@@ -249,14 +250,27 @@ def _neighbourhood(name: str, generated: Features, known: Features) -> float:
     return distribution.prdc(known, generated)[name] if min(len(generated), len(known)) > 5 else 0.0
 
 
-def caveats(metric: Metric, n: int) -> list[str]:
-    """What a reader must know before believing a number; a marked score is not ranked."""
+def caveats(metric: Metric, *, made: int, real: int, asked: int) -> list[str]:
+    """What a reader must know before believing a distance between `made` and `real` images, where `asked`
+    were to be made.
+
+    Both sides count: however many are made of a prompt, their distance is to the few real ones.
+    """
     from evaluate import frechet
 
-    what = {"fd": "biased", "fd_infinity": "extrapolated from few"}.get(metric.name.partition(" ")[0])
-    if what and metric.dimensions and frechet.ranking(n, metric.dimensions) != "fd":
-        return [f"{what}: n = {n:,} < {frechet.ENOUGH} × {metric.dimensions:,} dimensions; ranked by kd"]
-    return []
+    n, what = min(made, real), metric.name.partition(" ")[0]
+    biased = {"fd": "biased", "fd_infinity": "extrapolated from few"}.get(what)
+    said = []
+    if biased and metric.dimensions and frechet.ranking(n, metric.dimensions) != "fd":
+        said.append(
+            f"{biased}: n = {n:,} < {frechet.ENOUGH} × {metric.dimensions:,} dimensions{_RANKED_BY} kd"
+        )
+    return said
+
+
+def unranked(marks: Iterable[str]) -> bool:
+    """Whether one of a score's marks takes its rank: such a mark ends by saying so."""
+    return any(_RANKED_BY in mark or mark.endswith(_NOT_RANKED) for mark in marks)
 
 
 def _short(model: str) -> str:

@@ -24,7 +24,9 @@ from pipeline.plan import Plan
 from pipeline.storage import shards
 from pipeline.storage.workspace import fingerprint
 
-VERSION = 2  # of how estimates are made
+VERSION = 3  # of how estimates are made
+
+Estimated = tuple[Metric, Replicated, list[str]]  # the last: what a reader must know of it
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,8 @@ def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
             continue
         size = len(it.system.items)
         weights = drawn.setdefault(size, bootstrap_weights(size))
-        for metric, score in _scores(plan, it, real, weights):
+        for metric, score, caveats in _scores(plan, it, real, weights):
             interval = score.interval
-            caveats = measures.caveats(metric, len(it.rows))
             rows.append(
                 {
                     "system": it.system.name,
@@ -151,25 +152,19 @@ def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
     return int(catalog.row("SELECT count(*) FROM scores")[0])
 
 
-def _scores(
-    plan: Plan, it: Scored, real: Scored | None, drawn: NDArray[np.float32]
-) -> Iterator[tuple[Metric, Replicated]]:
+def _scores(plan: Plan, it: Scored, real: Scored | None, drawn: NDArray[np.float32]) -> Iterator[Estimated]:
     evaluation = plan.manifest.evaluate
     assert evaluation is not None
     if readable(plan, it.system.condition):
         for name in fidelity.NAMES[CONDITIONS[it.system.condition].kind]:
             metric = fidelity.METRICS[name]
-            yield (
-                metric,
-                (
-                    of_means(it.values(metric), it.cluster, drawn)
-                    if metric.level == "sample"
-                    else _of_set(it, metric, drawn)
-                ),
-            )
+            if metric.level == "sample":
+                yield metric, of_means(it.values(metric), it.cluster, drawn), []
+            else:
+                yield metric, _of_set(it, metric, drawn), []
     if evaluation.clip:
         metric = measures.clip(evaluation.clip)
-        yield metric, of_means(it.values(metric), it.cluster, drawn)
+        yield metric, of_means(it.values(metric), it.cluster, drawn), []
         if real is not None and it is not real:
             yield _likeness(it, real, measures.clip_image(evaluation.clip), drawn)
     if real is not None and it is not real:
@@ -177,9 +172,7 @@ def _scores(
             yield from _distances(it, real, wanted.extractor)
 
 
-def _likeness(
-    it: Scored, real: Scored, metric: Metric, drawn: NDArray[np.float32]
-) -> tuple[Metric, Replicated]:
+def _likeness(it: Scored, real: Scored, metric: Metric, drawn: NDArray[np.float32]) -> Estimated:
     """Of each sample with the held-out image of its prompt."""
     own, rows = it.features(metric.name)
     theirs, others = real.features(metric.name)
@@ -188,7 +181,7 @@ def _likeness(
     values = np.full(len(it.rows), metric.worst)
     if len(rows):
         values[rows] = alignment.similarity(own, originals[it.cluster[rows]])
-    return metric, of_means(values, it.cluster, drawn)
+    return metric, of_means(values, it.cluster, drawn), []
 
 
 def _of_set(it: Scored, metric: Metric, drawn: NDArray[np.float32]) -> Replicated:
@@ -199,7 +192,7 @@ def _of_set(it: Scored, metric: Metric, drawn: NDArray[np.float32]) -> Replicate
     return Replicated(statistic(np.ones(n)), np.array(found, np.float32), "bootstrap", drawn.shape[1])
 
 
-def _distances(it: Scored, real: Scored, extractor: str) -> Iterator[tuple[Metric, Replicated]]:
+def _distances(it: Scored, real: Scored, extractor: str) -> Iterator[Estimated]:
     """Against the held-out images themselves; none where too few images were made."""
     features, rows = it.features(extractor)
     reference, others = real.features(extractor)
@@ -207,7 +200,8 @@ def _distances(it: Scored, real: Scored, extractor: str) -> Iterator[tuple[Metri
     if min(least_left(prompt, size), least_left(of_real, size)) < 2:
         return
     for metric, distance in measures.distances(extractor, reference, of_real, len(np.unique(prompt))):
-        yield metric, of_distance(distance, features, prompt, size)
+        caveats = measures.caveats(metric, made=len(features), real=len(reference), asked=len(it.rows))
+        yield metric, of_distance(distance, features, prompt, size), caveats
 
 
 def replicated(row: Mapping[str, Any]) -> Replicated:

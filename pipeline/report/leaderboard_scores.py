@@ -230,7 +230,7 @@ def _scores(plan: Plan, compared: Mapping[str, System], scores: Sequence[Catalog
     for each in scores:
         groups.setdefault((each.condition, each.metric), []).append(each)
     for group in groups.values():
-        ranked = [each for each in group if each.variant == CONTROL and not each.caveats]
+        ranked = [each for each in group if each.variant == CONTROL and not measures.unranked(each.caveats)]
         places = (
             replicates.ranks([each.score for each in ranked], higher_is_better=group[0].higher_is_better)
             if len(ranked) > 1

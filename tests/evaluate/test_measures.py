@@ -5,6 +5,7 @@ import pytest
 
 from annotate.conditions import CONDITIONS
 from evaluate import measures
+from evaluate.comparison import Metric
 
 
 def test_each_condition_names_the_primary_measure_of_its_kind() -> None:
@@ -35,18 +36,22 @@ def test_distances_know_their_dimensions_and_a_biased_one_says_so() -> None:
         metric.name: (metric, *distance(reference + 1, prompt, block))
         for metric, distance in measures.distances("net", reference, prompt, 40)
     }
+
+    def caveats(metric: Metric, made: int, real: int) -> list[str]:
+        return measures.caveats(metric, made=made, real=real, asked=made)
+
     fd, value, without = found["fd (net)"]
     assert fd.dimensions == 4 and value == pytest.approx(4, rel=0.01) and without.shape == (20,)
     assert set(found) == {
         f"{name} (net)"
         for name in ("fd", "fd_infinity", "kd", "cmmd", "precision", "recall", "density", "coverage")
     }
-    assert not measures.caveats(fd, 40) and measures.caveats(fd, 39) == [
+    assert not caveats(fd, 40, 40) and caveats(fd, 400, 39) == caveats(fd, 39, 400) == [
         "biased: n = 39 < 10 × 4 dimensions; ranked by kd"
     ]
     line, _, replicated = found["fd_infinity (net)"]
     assert line.column == "diagnostic" and replicated.shape == (20,)
-    assert not measures.caveats(line, 40) and measures.caveats(line, 39) == [
+    assert not caveats(line, 40, 40) and caveats(line, 400, 39) == caveats(line, 39, 400) == [
         "extrapolated from few: n = 39 < 10 × 4 dimensions; ranked by kd"
     ]
     few = {metric.name for metric, _ in measures.distances("net", np.tile(reference, 3), prompt, 40)}

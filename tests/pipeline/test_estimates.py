@@ -84,7 +84,7 @@ def test_distances_leave_out_blocks_and_skip_samples_without_a_picture(tmp_path:
     real = scored(tmp_path, REAL, rows)
     moved = [sample(k, features=[("net", (features[k] + 3).tobytes())] if k != 2 else []) for k in range(6)]
     it = scored(tmp_path, CONTROL, moved)
-    found = {metric.name: (metric, score) for metric, score in estimates._distances(it, real, "net")}
+    found = {metric.name: (metric, score) for metric, score, _ in estimates._distances(it, real, "net")}
     metric, score = found["fd (net)"]
     assert (
         metric.dimensions == 2
@@ -114,9 +114,33 @@ def test_distances_leave_out_blocks_and_skip_samples_without_a_picture(tmp_path:
         assert not list(estimates._distances(few, real, "net")), (
             "without a prompt one image is left, of which there is no distance"
         )
-    from evaluate.measures import caveats
 
-    assert caveats(metric, 6)[0].startswith("biased: n = 6 < 10 × 2 dimensions") and not caveats(metric, 20)
+
+def test_a_distance_of_many_images_to_few_real_ones_is_marked_as_one_of_few(tmp_path: Path) -> None:
+    """640 samples of 64 prompts in 64 dimensions: two equal sets, whose Fréchet distance is 22."""
+    from evaluate import measures
+
+    items = tuple(Item(f"{k:02d}" * 16, "", 64, 64, "", k) for k in range(64))
+    rng = np.random.default_rng(0)
+
+    def of(arm: str, seeds: int) -> Scored:
+        rows = [
+            {"image_id": item.image_id, "seed": seed, "status": "ok", "reason": "", "values": [],
+             "counts": None, "meta": "{}", "map": None,
+             "features": [("net", rng.normal(size=64).astype(np.float32).tobytes())]}
+            for item in items
+            for seed in range(seeds)
+        ]  # fmt: skip
+        it = scored(tmp_path, arm, rows)
+        return replace(it, system=replace(it.system, items=items))
+
+    found = {
+        metric.name: (score, caveats)
+        for metric, score, caveats in estimates._distances(of(CONTROL, 10), of(REAL, 1), "net")
+    }
+    fd, caveats = found["fd (net)"]
+    assert fd.value > 15 and caveats == ["biased: n = 64 < 10 × 64 dimensions; ranked by kd"]
+    assert measures.unranked(caveats) and not measures.unranked(found["kd (net)"][1])
 
 
 def test_likeness_is_with_the_image_of_the_same_prompt(tmp_path: Path) -> None:
@@ -132,7 +156,7 @@ def test_likeness_is_with_the_image_of_the_same_prompt(tmp_path: Path) -> None:
         CONTROL,
         [sample(k, features=[(metric.name, unit[k].tobytes())] if k else []) for k in order],
     )
-    _, found = estimates._likeness(same, real, metric, bootstrap_weights(6, count=20))
+    _, found, _ = estimates._likeness(same, real, metric, bootstrap_weights(6, count=20))
     (tmp_path / "nothing").mkdir()
     nothing = scored(tmp_path / "nothing", CONTROL, [sample(k) for k in order])
     assert estimates._likeness(nothing, real, metric, bootstrap_weights(6, count=20))[1].value == metric.worst
@@ -147,7 +171,7 @@ def test_a_score_whose_samples_are_shared_names_the_benchmark_that_is_asked_for_
     """Samples without a ControlNet outlive a change of the benchmark; what is said of them does not."""
     alone = scored(tmp_path, NO_CONTROL, [sample(k) for k in range(6)])
     told = Replicated(0.5, np.empty(0, np.float32), "bootstrap", 6)
-    monkeypatch.setattr(estimates, "_scores", lambda *_: iter([(fidelity.METRICS["edge_f1_bsds"], told)]))
+    monkeypatch.setattr(estimates, "_scores", lambda *_: iter([(fidelity.METRICS["edge_f1_bsds"], told, [])]))
     reader = SimpleNamespace(reader=lambda condition: SimpleNamespace(fingerprint="r"))
 
     class Scores:
