@@ -91,6 +91,7 @@ METRICS = (
         name="edge_ssim",
         title="SSIM of drawings",
         kind="edges",
+        limits=(-1.0, 1.0),
         column="diagnostic",
         definition="SSIM (11 x 11 Gaussian window) of the two maps, white on black",
     ),

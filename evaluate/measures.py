@@ -3,9 +3,9 @@ images.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ _NETWORKS = {
             name="clip_image",
             title="CLIP image similarity",
             best=100.0,
+            limits=(-100.0, 100.0),
             level="sample",
             definition="100 cos of the generated and the held-out image by {network}",
         ),
@@ -53,6 +54,7 @@ _NETWORKS = {
             higher_is_better=False,
             worst=float("inf"),
             best=0.0,
+            limits=(-float("inf"), float("inf")),
             column="diagnostic",
             definition=(
                 "Fréchet distance of infinitely many prompts, features by {network}: a line in 1/n through"
@@ -68,6 +70,7 @@ _NETWORKS = {
             higher_is_better=False,
             worst=float("inf"),
             best=0.0,
+            limits=(-float("inf"), float("inf")),
             definition=(
                 "KID's cubic kernel distance to the held-out images' features by {network}, over all pairs of"
                 " different prompts; unbiased, so it may fall below 0"
@@ -110,6 +113,7 @@ _NETWORKS = {
             name="density",
             title="Density",
             level="set",
+            limits=(0.0, float("inf")),
             column="diagnostic",
             definition="real neighbourhoods that a generated image lies in, over 5, features by {network}",
         ),
@@ -126,6 +130,7 @@ _NETWORKS = {
 }
 
 
+@functools.cache
 def metric(name: str) -> Metric:
     """KeyError: there is no such measure."""
     if name in fidelity.METRICS:
@@ -240,7 +245,7 @@ def distances(
             lambda generated, prompt, block: frechet.frechet_infinity(Images(generated, prompt), real, block),
         )
     for name in ("precision", "recall", "density", "coverage"):
-        yield named(name), left_out(partial(_neighbourhood, name))
+        yield named(name), left_out(functools.partial(_neighbourhood, name))
 
 
 def _neighbourhood(name: str, generated: Features, known: Features) -> float:

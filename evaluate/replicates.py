@@ -31,6 +31,7 @@ class Replicated:
     replicates: NDArray[np.float32]  # [R]; empty where there are too few prompts
     method: Literal["bootstrap", "jackknife"]
     clusters: int  # prompts
+    possible: tuple[float, float] = (-math.inf, math.inf)  # the least and the most that the score can be
 
     @property
     def error(self) -> float | None:
@@ -39,8 +40,13 @@ class Replicated:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 %, by Student's t: the percentiles of replicates of few prompts are too narrow."""
-        return _around(self.value, self.error, self)
+        """95 %, by Student's t: the percentiles of replicates of few prompts are too narrow.
+
+        Cut where no score can lie, which costs no coverage; an interval of logits never gets there, and holds
+        skewed means more often but an average precision less (benchmarks/intervals.py).
+        """
+        around, (least, most) = _around(self.value, self.error, self), self.possible
+        return around and (max(around[0], least), min(around[1], most))
 
 
 class Difference(NamedTuple):

@@ -23,6 +23,7 @@ METRICS = (
         name="soft_ssim",
         title="SSIM of soft edges",
         kind="soft_edges",
+        limits=(-1.0, 1.0),
         definition="SSIM (11 x 11 Gaussian window) of the two maps",
     ),
     Metric(

@@ -3,6 +3,7 @@
 What has not changed is not computed again.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
         size = len(it.system.items)
         weights = drawn.setdefault(size, bootstrap_weights(size))
         for metric, score, caveats in _scores(plan, it, real, weights):
-            interval = score.interval
+            interval = dataclasses.replace(score, possible=metric.possible).interval
             rows.append(
                 {
                     "system": it.system.name,
@@ -207,5 +208,9 @@ def _distances(it: Scored, real: Scored, extractor: str) -> Iterator[Estimated]:
 def replicated(row: Mapping[str, Any]) -> Replicated:
     """A row of the table `scores` as it was estimated."""
     return Replicated(
-        row["value"], np.frombuffer(row["replicates"], np.float32), row["method"], row["prompts"]
+        row["value"],
+        np.frombuffer(row["replicates"], np.float32),
+        row["method"],
+        row["prompts"],
+        measures.metric(row["metric"]).possible,
     )

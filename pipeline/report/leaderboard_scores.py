@@ -93,17 +93,15 @@ def write(plan: Plan, catalog: Catalog, systems: list[System], folder: Path) -> 
 def _leaderboard(plan: Plan, catalog: Catalog, systems: list[System]) -> Leaderboard | None:
     # the report has the learning curve of a run
     compared = {system.name: system for system in systems if system.variant != EARLIER}
-    scores = [
-        score
-        for score in _catalog_scores(catalog)
-        if score.system in compared and not fidelity.retired(score.metric)
-    ]
+    scores = [score for score in _catalog_scores(catalog) if score.system in compared]
     return build(plan, catalog, compared, scores) if scores else None
 
 
 def _catalog_scores(catalog: Catalog) -> Iterator[CatalogScore]:
     for values in catalog.query(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY ALL"):
         row = dict(zip(COLUMNS, values, strict=True))
+        if fidelity.retired(row["metric"]):
+            continue
         score = replicated(row)
         del row["replicates"]
         yield CatalogScore(**row | {"caveats": tuple(json.loads(row["caveats"])), "score": score})

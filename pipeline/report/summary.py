@@ -30,7 +30,7 @@ from pipeline.report.figures import digits
 from pipeline.report.text import table
 from pipeline.storage.stores import shown
 
-COLUMNS = ("value", "replicates", "method", "prompts")  # of the table `scores`
+COLUMNS = ("metric", "value", "replicates", "method", "prompts")  # of the table `scores`
 BASELINES = (BEFORE, SHUFFLED, NO_CONTROL)
 HEADINGS = (
     "measure", "gain at start", "gain", "trained", "start", "shuffled", "no control", "ceiling", "normalized",
@@ -157,8 +157,8 @@ def _scores(catalog: Catalog, compared: list[System]) -> dict[str, Replicated | 
         system for (system,) in catalog.query("SELECT DISTINCT system FROM scores")
     )
     wanted = {system.name: measures.primary(CONDITIONS[system.condition].kind).name for system in compared}
-    for name, metric, *row in catalog.query(f"SELECT system, metric, {', '.join(COLUMNS)} FROM scores"):
-        if wanted.get(name) == metric:
+    for name, *row in catalog.query(f"SELECT system, {', '.join(COLUMNS)} FROM scores"):
+        if wanted.get(name) == row[0]:
             scores[name] = replicated(dict(zip(COLUMNS, row, strict=True)))
     return scores
 
@@ -244,8 +244,9 @@ def _floor(by_variant: Mapping[str, Replicated], higher_is_better: bool) -> Repl
 def _estimate(score: Replicated | None) -> Estimate | None:
     if score is None:
         return None
-    between = score.interval
-    return Estimate(value=score.value, reach=between[1] - score.value if between else None)
+    if (between := score.interval) is None:
+        return Estimate(value=score.value)
+    return Estimate(value=score.value, reach=max(between[1] - score.value, score.value - between[0]))
 
 
 def _gains(plan: Plan, system: System, measured: Sequence[tuple[int, Measured]]) -> Gains:

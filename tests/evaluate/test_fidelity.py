@@ -180,3 +180,19 @@ def test_an_unknown_kind_and_a_score_of_samples_are_refused_by_name():
         ValueError, match=r"'depth_rmse' is no score of a whole set: those are edge_f1_bsds_pooled"
     ):
         prepared("depth_rmse", [])
+
+
+@pytest.mark.parametrize("kind", ["edges", "soft_edges"])
+def test_a_drawing_against_its_negative_lies_below_the_worst_and_within_what_is_possible(kind: str) -> None:
+    drawing = np.zeros((32, 32), np.uint8)
+    drawing[::2] = 255
+    values = compare(kind, Map(drawing, {}), Map(255 - drawing, {})).values
+    below = [
+        name
+        for name, value in values.items()
+        if METRICS[name].higher_is_better and value < METRICS[name].worst
+    ]
+    assert below == [name for name in values if name in ("edge_ssim", "soft_ssim")]
+    for name, value in values.items():
+        least, most = METRICS[name].possible
+        assert least <= value <= most, name

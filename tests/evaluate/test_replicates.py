@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluate import measures
+from evaluate import fidelity, measures
 from evaluate.replicates import (
     BY_CHANCE,
     NOT_BETTER,
@@ -159,6 +159,23 @@ def test_p_and_the_interval_of_a_difference_agree() -> None:
             and found.low is not None
             and (found.p > 0.05, found.low < 0) == (inside, inside)
         )
+
+
+EVERY = [*fidelity.METRICS, *(f"{name} (net)" for name in measures._NETWORKS)]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_interval_leaves_what_its_measure_can_be(name: str) -> None:
+    least, most = measures.metric(name).possible
+    worst, best = measures.metric(name).worst, measures.metric(name).best
+    spread = np.linspace(-1e6, 1e6, 20, dtype=np.float32)
+    for value in {min(worst, 7.0), best} | ({(least + most) / 2} if np.isfinite(least + most) else set()):
+        cut = Replicated(value, spread, "jackknife", N, (least, most)).interval
+        whole = Replicated(value, spread, "jackknife", N).interval
+        assert (
+            cut and whole and cut == (max(whole[0], least), min(whole[1], most)) and cut[0] <= value <= cut[1]
+        )
+    assert (least, most) != (-np.inf, np.inf) or name in ("kd (net)", "fd_infinity (net)")
 
 
 def test_what_is_called_detectable_is_found_in_eighty_of_a_hundred_repeats() -> None:

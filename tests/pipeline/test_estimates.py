@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluate import fidelity
+from evaluate import fidelity, measures
 from evaluate.replicates import Replicated
 from pipeline.benchmark import estimates
 from pipeline.benchmark.estimates import Scored
@@ -18,6 +18,25 @@ from pipeline.benchmark.systems import CONTROL, NO_CONTROL, REAL, Item, System
 from pipeline.storage import shards
 
 ITEMS = tuple(Item(f"{k:02d}" * 16, f"caption {k}", 64, 64, "", k) for k in range(6))
+
+PLAN: Any = SimpleNamespace(reader=lambda condition: SimpleNamespace(fingerprint="r"))
+
+
+class Scores:
+    """A catalog that holds nothing but the table of scores."""
+
+    def __init__(self) -> None:
+        self.marks: dict[str, str] = {}
+        self.rows: list[dict[str, Any]] = []
+
+    def query(self, sql: str) -> Any:
+        return self.marks.items()
+
+    def record_scores(self, rows: list[dict[str, Any]], kept: list[str]) -> None:
+        self.rows, self.marks = rows, self.marks | {row["system"]: row["input_hash"] for row in rows}
+
+    def row(self, sql: str) -> tuple[int]:
+        return (len(self.rows),)
 
 
 def scored(root: Path, arm: str, rows: list[dict[str, Any]], name: str = "run") -> Scored:
@@ -118,8 +137,6 @@ def test_distances_leave_out_blocks_and_skip_samples_without_a_picture(tmp_path:
 
 def test_a_distance_of_many_images_to_few_real_ones_is_marked_as_one_of_few(tmp_path: Path) -> None:
     """640 samples of 64 prompts in 64 dimensions: two equal sets, whose Fréchet distance is 22."""
-    from evaluate import measures
-
     items = tuple(Item(f"{k:02d}" * 16, "", 64, 64, "", k) for k in range(64))
     rng = np.random.default_rng(0)
 
@@ -172,26 +189,31 @@ def test_a_score_whose_samples_are_shared_names_the_benchmark_that_is_asked_for_
     alone = scored(tmp_path, NO_CONTROL, [sample(k) for k in range(6)])
     told = Replicated(0.5, np.empty(0, np.float32), "bootstrap", 6)
     monkeypatch.setattr(estimates, "_scores", lambda *_: iter([(fidelity.METRICS["edge_f1_bsds"], told, [])]))
-    reader = SimpleNamespace(reader=lambda condition: SimpleNamespace(fingerprint="r"))
-
-    class Scores:
-        def __init__(self) -> None:
-            self.marks: dict[str, str] = {}
-            self.rows: list[dict[str, Any]] = []
-
-        def query(self, sql: str) -> Any:
-            return self.marks.items()
-
-        def record_scores(self, rows: list[dict[str, Any]], kept: list[str]) -> None:
-            self.rows, self.marks = rows, self.marks | {row["system"]: row["input_hash"] for row in rows}
-
-        def row(self, sql: str) -> tuple[int]:
-            return (len(self.rows),)
 
     catalog, found = Scores(), []
     for benchmark in ("first", "first", "second"):
         now = replace(alone, system=replace(alone.system, benchmark=benchmark))
         monkeypatch.setattr(estimates, "scored", lambda *_, now=now: [now])
-        estimates.estimate(reader, catalog, [])  # type: ignore[arg-type]
+        estimates.estimate(PLAN, catalog, [])  # type: ignore[arg-type]
         found.append([row["benchmark"] for row in catalog.rows])
     assert found == [["first"], [], ["second"]]
+
+
+def test_a_stored_interval_ends_where_the_score_can_be_no_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = scored(tmp_path, CONTROL, [sample(k) for k in range(6)])
+    spread = np.linspace(0.8, 1.1, 20, dtype=np.float32)
+    told = {name: Replicated(0.95, spread, "bootstrap", 6) for name in ("edge_f1", "edge_chamfer")}
+    told["kd (net)"] = Replicated(0.05, spread, "jackknife", 6)
+    monkeypatch.setattr(estimates, "scored", lambda *_: [it])
+    monkeypatch.setattr(
+        estimates, "_scores", lambda *_: ((measures.metric(name), score, []) for name, score in told.items())
+    )
+    catalog = Scores()
+    estimates.estimate(PLAN, catalog, [])  # type: ignore[arg-type]
+    rows = {row["metric"]: row for row in catalog.rows}
+    assert rows["edge_f1"]["high"] == rows["edge_chamfer"]["high"] == 1 and rows["edge_f1"]["low"] < 0.8
+    assert rows["kd (net)"]["low"] < 0, "an estimate without bias of a distance of 0 may lie below it"
+    again = estimates.replicated(rows["edge_f1"])
+    assert again.interval == (rows["edge_f1"]["low"], 1)
