@@ -133,26 +133,6 @@ def detectable(scores: Sequence[Replicated]) -> float | None:
     )
 
 
-def ranks(
-    scores: Sequence[Replicated],
-    *,
-    higher_is_better: bool,
-) -> list[tuple[int, int]]:  # of each: its best and its worst place that the data allow, from 1
-    """A place is lost only to those that are better beyond chance: all pairs tested, with Holm's correction
-    at 5 %.
-    """
-    pairs = [(i, j) for i in range(len(scores)) for j in range(i + 1, len(scores))]
-    differences = [difference(scores[i], scores[j]) for i, j in pairs]
-    chances = [1.0 if each.p is None else each.p for each in differences]
-    better = np.zeros((len(scores), len(scores)), bool)
-    for place, k in enumerate(sorted(range(len(pairs)), key=chances.__getitem__)):
-        if chances[k] > (1 - LEVEL) / (len(pairs) - place):
-            break
-        i, j = pairs[k]
-        better[(i, j) if (differences[k].value > 0) == higher_is_better else (j, i)] = True
-    return [(1 + int(better[:, k].sum()), len(scores) - int(better[k].sum())) for k in range(len(scores))]
-
-
 def best(scores: Iterable[Replicated], higher_is_better: bool) -> Replicated | None:
     """The best by its value, as of two baselines the better is the floor; None = there are none."""
     return max(scores, key=lambda each: each.value if higher_is_better else -each.value, default=None)

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from annotate.conditions import CONDITIONS
-from evaluate import fidelity, measures, replicates
+from evaluate import fidelity, measures, places, replicates
 from evaluate.comparison import Metric
 from evaluate.replicates import Replicated
 from pipeline import __version__
@@ -227,14 +227,8 @@ def _scores(plan: Plan, compared: Mapping[str, System], scores: Sequence[Catalog
     groups: dict[tuple[str, str], list[CatalogScore]] = {}
     for each in scores:
         groups.setdefault((each.condition, each.metric), []).append(each)
+    rank = dict(_ranks(groups.values()))
     for group in groups.values():
-        ranked = [each for each in group if each.variant == CONTROL and not measures.unranked(each.caveats)]
-        places = (
-            replicates.ranks([each.score for each in ranked], higher_is_better=group[0].higher_is_better)
-            if len(ranked) > 1
-            else []
-        )
-        rank = {each.system: place for each, place in zip(ranked, places, strict=False)}
         for each in group:
             floor, ceiling = _ends(each, group)
             normalized = replicates.normalized_score(
@@ -255,10 +249,30 @@ def _scores(plan: Plan, compared: Mapping[str, System], scores: Sequence[Catalog
                 share_low=share and share.low,
                 share_high=share and share.high,
                 share_reason=reason,
-                rank=rank.get(each.system),
+                rank=rank.get((each.system, each.metric)),
                 marks=each.caveats,
                 provenance=_provenance(plan, each),
             )
+
+
+def _ranks(
+    groups: Iterable[Sequence[CatalogScore]],  # each of one condition and measure
+) -> Iterator[tuple[tuple[str, str], places.Places]]:  # (system, measure) -> places
+    """Corrected over all conditions of a measure, and over the main measures of all conditions, which a
+    reader takes in together.
+    """
+    families: dict[str, list[list[CatalogScore]]] = {}
+    for group in groups:
+        ranked = [each for each in group if each.variant == CONTROL and not measures.unranked(each.caveats)]
+        if len(ranked) > 1:
+            metric = measures.metric(ranked[0].metric)
+            families.setdefault("" if metric.primary else metric.name, []).append(ranked)
+    for family in families.values():
+        tables = [
+            places.Table([each.score for each in ranked], ranked[0].higher_is_better) for ranked in family
+        ]
+        for ranked, held in zip(family, places.ranks_of(tables), strict=True):
+            yield from zip(((each.system, each.metric) for each in ranked), held, strict=True)
 
 
 def _ends(of: CatalogScore, group: Sequence[CatalogScore]) -> tuple[Replicated | None, Replicated | None]:

@@ -215,7 +215,7 @@ def _limit(benchmark: FrozenBenchmark, columns: Sequence[Column], primary: int |
     return (
         f"Differences of {metric.title} below {least}{unit} can't be told apart with n ="
         f" {benchmark.samples:,}: at {benchmark.images:,} prompts, so large a one between two models is found"
-        " in 80 % of repeats at 5 %."
+        " in 80 % of repeats at 5 %, where no others are compared."
     )
 
 

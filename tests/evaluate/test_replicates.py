@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from evaluate import fidelity, measures
+from evaluate.places import Table, ranks, ranks_of
 from evaluate.replicates import (
     BY_CHANCE,
     NOT_BETTER,
@@ -22,7 +23,6 @@ from evaluate.replicates import (
     normalized_score,
     of_distance,
     of_means,
-    ranks,
 )
 
 N = 200
@@ -75,6 +75,24 @@ def test_two_equal_systems_are_tied_in_nine_of_ten_repeats_and_planted_ones_are_
     assert tied >= 45
     errors = ranks([score(rng.normal(size=N) * 0.1 + level) for level in (3.0, 1.0)], higher_is_better=False)
     assert errors == [(2, 2), (1, 1)]
+
+
+def test_places_are_lost_at_5_percent_of_all_tables_that_are_read_at_once() -> None:
+    """p = .01 tells two systems apart in a table that stands alone, and not in one of thirteen."""
+    zero = score(np.zeros(N))
+    shape = np.random.default_rng(11).normal(size=N)
+    shape -= shape.mean()
+    apart = next(
+        it
+        for gain in np.linspace(0, 1, 400)
+        if 0.004 < (difference(it := score(shape + gain), zero).p or 1) < 0.01
+    )
+    alone = Table([apart, zero], True)
+    equal = Table([score(shape), zero], True)
+    assert ranks(alone.scores, higher_is_better=True) == [(1, 1), (2, 2)]
+    assert ranks_of([alone, *[equal] * 12])[0] == [(1, 2), (1, 2)]
+    sure = Table([score(shape + 9), zero], False)
+    assert ranks_of([equal, sure]) == [[(1, 2), (1, 2)], [(2, 2), (1, 1)]]
 
 
 def far(made: np.ndarray, real: np.ndarray, prompt: np.ndarray = ALONE) -> dict[str, Replicated]:
