@@ -259,13 +259,19 @@ def caveats(metric: Metric, *, made: int, real: int, asked: int) -> list[str]:
     """What a reader must know before believing a distance between `made` and `real` images, where `asked`
     were to be made.
 
-    Both sides count: however many are made of a prompt, their distance is to the few real ones.
+    Both sides count: however many are made of a prompt, their distance is to the few real ones. What has no
+    image has no features either, and no worst: leaving it out may help, so the score has no rank.
     """
     from evaluate import frechet
 
     n, what = min(made, real), metric.name.partition(" ")[0]
     biased = {"fd": "biased", "fd_infinity": "extrapolated from few"}.get(what)
     said = []
+    if made < asked:
+        said.append(
+            f"{asked - made:,} missing: of {asked:,} samples {made:,} have an image, and a distance knows no"
+            f" others{_NOT_RANKED}"
+        )
     if biased and metric.dimensions and frechet.ranking(n, metric.dimensions) != "fd":
         said.append(
             f"{biased}: n = {n:,} < {frechet.ENOUGH} × {metric.dimensions:,} dimensions{_RANKED_BY} kd"

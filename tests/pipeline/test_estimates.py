@@ -104,6 +104,10 @@ def test_distances_leave_out_blocks_and_skip_samples_without_a_picture(tmp_path:
     moved = [sample(k, features=[("net", (features[k] + 3).tobytes())] if k != 2 else []) for k in range(6)]
     it = scored(tmp_path, CONTROL, moved)
     found = {metric.name: (metric, score) for metric, score, _ in estimates._distances(it, real, "net")}
+    for _, _, caveats in estimates._distances(it, real, "net"):
+        assert caveats[0].startswith("1 missing: of 6 samples 5 have an image") and measures.unranked(caveats)
+    whole = {metric.name: caveats for metric, _, caveats in estimates._distances(real, real, "net")}
+    assert whole["kd (net)"] == [], "who made all of them has no such mark"
     metric, score = found["fd (net)"]
     assert (
         metric.dimensions == 2

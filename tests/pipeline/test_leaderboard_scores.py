@@ -21,7 +21,8 @@ def pair(condition: str, metric: str, apart: float, caveats: tuple[str, ...] = (
         CatalogScore(
             system=f"{model}/{condition}", model=model, variant=CONTROL, condition=condition, metric=metric,
             metric_version="1", value=0.0, low=None, high=None, n=N, n_failed=0, prompts=N,
-            method="bootstrap", higher_is_better=True, benchmark="", reader="", checkpoint=None, score_key="", caveats=caveats,
+            method="bootstrap", higher_is_better=True, benchmark="", reader="", checkpoint=None, score_key="",
+            caveats=caveats,
             score=of_means(each, ALONE, DRAWN),
         )
         for model, each in values.items()
