@@ -149,7 +149,7 @@ def metric(name: str) -> Metric:
 
 # what computes the measures of a kind of map, beside numpy
 _OF_KIND = {
-    "edges": ("opencv-python-headless", "scipy"),
+    "edges": ("opencv-python-headless", "scikit-image", "scipy"),
     "soft_edges": ("opencv-python-headless", "scikit-image", "scipy"),
     "lines": ("opencv-python-headless", "scipy"),
     "people": ("scipy",),

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from evaluate import structure
 from evaluate.comparison import Comparison, Map, Metric, Prepare, same_size, worst
-from evaluate.edges import BSDS, edge_counts, f1
+from evaluate.edges import BSDS, edge_counts, f1, thinned
 
 STRONG = 128  # of 255: from half strength on a soft edge is an edge
 
@@ -43,7 +43,7 @@ def compare(truth: Map, reread: Map | None) -> Comparison:
     true = _grey(truth.array, "truth")
     read = np.zeros_like(true) if reread is None else _grey(reread.array, "made")
     same_size(true, read)
-    pairs = edge_counts(_thin(true), _thin(read), BSDS * float(np.hypot(*true.shape)))
+    pairs = edge_counts(thinned(true >= STRONG), thinned(read >= STRONG), BSDS * float(np.hypot(*true.shape)))
     counts: dict[str, np.ndarray] = {
         "matched": np.array([pairs.matched], np.int32),
         "pixels": np.array([pairs.n_truth, pairs.n_made], np.int32),
@@ -61,9 +61,3 @@ def _grey(array: np.ndarray, name: str) -> NDArray[np.uint8]:
             f" {list(array.shape)}"
         )
     return array
-
-
-def _thin(soft: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    from skimage.morphology import skeletonize
-
-    return np.asarray(skeletonize(soft >= STRONG), bool)

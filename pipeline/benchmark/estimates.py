@@ -157,7 +157,7 @@ def _scores(plan: Plan, it: Scored, real: Scored | None, drawn: NDArray[np.float
     evaluation = plan.manifest.evaluate
     assert evaluation is not None
     if readable(plan, it.system.condition):
-        for name in fidelity.NAMES[CONDITIONS[it.system.condition].kind]:
+        for name in fidelity.NAMES[CONDITIONS[it.system.condition].compared_as]:
             metric = fidelity.METRICS[name]
             if metric.level == "sample":
                 yield metric, of_means(it.values(metric), it.cluster, drawn), []
