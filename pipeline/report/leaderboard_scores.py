@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from annotate.conditions import CONDITIONS
-from evaluate import fidelity, measures, places, replicates
+from evaluate import fidelity, measures, places, replicates, sizes
 from evaluate.comparison import Metric
 from evaluate.replicates import Replicated
 from pipeline import __version__
@@ -166,6 +166,8 @@ def _benchmark(
     system = next(system for system in compared.values() if system.condition == condition)
     maker, reader = plan.conditions[condition], plan.reader(condition)
     of = (condition, CONDITIONS[condition].fidelity, CONTROL)
+    names = {each.metric for each in scores if each.condition == condition}
+    shapes = {(item.height, item.width) for item in system.items}
     first = [each.score for each in scores if (each.condition, each.metric, each.variant) == of]
     return FrozenBenchmark(
         condition=condition,
@@ -188,6 +190,8 @@ def _benchmark(
         detector=f"{maker.step.detector} {maker.fingerprint}",
         reader=f"{reader.step.detector} {reader.fingerprint}",
         detectable=replicates.detectable(first),
+        repeats=tuple(sizes.repeats(names, shapes)),
+        notes=tuple(sizes.remarks(names, shapes)),
     )
 
 
