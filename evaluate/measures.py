@@ -5,7 +5,7 @@ images.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ Block = NDArray[np.int64]  # [prompts]: the block that a prompt is left out with
 Distance = Callable[[Features, Prompts, Block], tuple[float, NDArray[np.float64]]]
 
 FEW = 20  # images of each side, below which nothing is said of their neighbourhoods, nor of infinitely many
-_RANKED_BY, _NOT_RANKED = "; ranked by", "; not ranked"
 _NETWORKS = {
     metric.name: metric
     for metric in (
@@ -253,35 +252,6 @@ def _neighbourhood(name: str, generated: Features, known: Features) -> float:
     from evaluate import distribution
 
     return distribution.prdc(known, generated)[name] if min(len(generated), len(known)) > 5 else 0.0
-
-
-def caveats(metric: Metric, *, made: int, real: int, asked: int) -> list[str]:
-    """What a reader must know before believing a distance between `made` and `real` images, where `asked`
-    were to be made.
-
-    Both sides count: however many are made of a prompt, their distance is to the few real ones. What has no
-    image has no features either, and no worst: leaving it out may help, so the score has no rank.
-    """
-    from evaluate import frechet
-
-    n, what = min(made, real), metric.name.partition(" ")[0]
-    biased = {"fd": "biased", "fd_infinity": "extrapolated from few"}.get(what)
-    said = []
-    if made < asked:
-        said.append(
-            f"{asked - made:,} missing: of {asked:,} samples {made:,} have an image, and a distance knows no"
-            f" others{_NOT_RANKED}"
-        )
-    if biased and metric.dimensions and frechet.ranking(n, metric.dimensions) != "fd":
-        said.append(
-            f"{biased}: n = {n:,} < {frechet.ENOUGH} × {metric.dimensions:,} dimensions{_RANKED_BY} kd"
-        )
-    return said
-
-
-def unranked(marks: Iterable[str]) -> bool:
-    """Whether one of a score's marks takes its rank: such a mark ends by saying so."""
-    return any(_RANKED_BY in mark or mark.endswith(_NOT_RANKED) for mark in marks)
 
 
 def _short(model: str) -> str:

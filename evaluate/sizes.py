@@ -1,4 +1,4 @@
-"""What the size of pictures does to measures: tolerances that reach the same pixels, scales that don't fit."""
+"""What the size of pictures does to measures: tolerances that reach the same pixels, scales without room."""
 
 from collections.abc import Collection, Iterator
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotate.conditions import CONDITIONS
-from evaluate import alignment, fidelity, measures
+from evaluate import alignment, caveats, fidelity, measures
 from evaluate.comparison import Metric
 from evaluate.replicates import Replicated, bootstrap_weights, least_left, of_distance, of_means
 from pipeline.benchmark.systems import REAL, System, readable, score_key
@@ -122,7 +122,7 @@ def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
             continue
         size = len(it.system.items)
         weights = drawn.setdefault(size, bootstrap_weights(size))
-        for metric, score, caveats in _scores(plan, it, real, weights):
+        for metric, score, said in _scores(plan, it, real, weights):
             interval = dataclasses.replace(score, possible=metric.possible).interval
             rows.append(
                 {
@@ -146,7 +146,7 @@ def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
                     "checkpoint": it.system.checkpoint,
                     "score_key": it.key,
                     "input_hash": mark,
-                    "caveats": json.dumps(caveats),
+                    "caveats": json.dumps(said),
                 }
             )
     catalog.record_scores(rows, [it.system.name for it in found])
@@ -162,7 +162,9 @@ def _scores(plan: Plan, it: Scored, real: Scored | None, drawn: NDArray[np.float
             if metric.level == "sample":
                 yield metric, of_means(it.values(metric), it.cluster, drawn), []
             else:
-                yield metric, _of_set(it, metric, drawn), []
+                _, once = np.unique(it.cluster, return_index=True)  # a sample of each prompt
+                few = caveats.of_precision(metric, [it.counts[number] for number in once])
+                yield metric, _of_set(it, metric, drawn), few
     if evaluation.clip:
         metric = measures.clip(evaluation.clip)
         yield metric, of_means(it.values(metric), it.cluster, drawn), []
@@ -201,8 +203,8 @@ def _distances(it: Scored, real: Scored, extractor: str) -> Iterator[Estimated]:
     if min(least_left(prompt, size), least_left(of_real, size)) < 2:
         return
     for metric, distance in measures.distances(extractor, reference, of_real, len(np.unique(prompt))):
-        caveats = measures.caveats(metric, made=len(features), real=len(reference), asked=len(it.rows))
-        yield metric, of_distance(distance, features, prompt, size), caveats
+        said = caveats.of_distance(metric, made=len(features), real=len(reference), asked=len(it.rows))
+        yield metric, of_distance(distance, features, prompt, size), said
 
 
 def replicated(row: Mapping[str, Any]) -> Replicated:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from annotate.conditions import CONDITIONS
-from evaluate import fidelity, measures, places, replicates, sizes
+from evaluate import caveats, fidelity, measures, places, replicates, sizes
 from evaluate.comparison import Metric
 from evaluate.replicates import Replicated
 from pipeline import __version__
@@ -267,7 +267,7 @@ def _ranks(
     """
     families: dict[str, list[list[CatalogScore]]] = {}
     for group in groups:
-        ranked = [each for each in group if each.variant == CONTROL and not measures.unranked(each.caveats)]
+        ranked = [each for each in group if each.variant == CONTROL and not caveats.unranked(each.caveats)]
         if len(ranked) > 1:
             metric = measures.metric(ranked[0].metric)
             families.setdefault("" if metric.primary else metric.name, []).append(ranked)

@@ -2,6 +2,7 @@
 beside its baselines and its ceiling.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +84,20 @@ def lines(plan: Plan, catalog: Catalog, systems: list[System], page: Path) -> It
             absent.setdefault(row.normalized_reason, []).append(row.condition)
     for reason, conditions in absent.items():
         yield f"no normalized score of {', '.join(dict.fromkeys(conditions))}: {reason}"
+    yield from _caveats(catalog, rows)
     yield f"{shown(page)} shows all of it"
+
+
+def _caveats(catalog: Catalog, rows: Sequence[SummaryRow]) -> Iterator[str]:
+    """What must be known of the numbers of the table, each said once."""
+    sql = "SELECT condition, metric, caveats FROM scores WHERE variant = ? AND caveats <> '[]' ORDER BY ALL"
+    shown_here = {(row.condition, row.metric) for row in rows}
+    said: dict[tuple[str, str], list[str]] = {}
+    for condition, metric, caveats in catalog.query(sql, [CONTROL]):
+        for caveat in json.loads(caveats) if (condition, metric) in shown_here else ():
+            said.setdefault((metric, caveat), []).append(condition)
+    for (metric, caveat), conditions in said.items():
+        yield f"{metric} of {', '.join(dict.fromkeys(conditions))}: {caveat}"
 
 
 def thousandths(gain: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluate import fidelity, measures
+from evaluate import caveats, fidelity, measures
 from evaluate.replicates import Replicated
 from pipeline.benchmark import estimates
 from pipeline.benchmark.estimates import Scored
@@ -104,9 +104,9 @@ def test_distances_leave_out_blocks_and_skip_samples_without_a_picture(tmp_path:
     moved = [sample(k, features=[("net", (features[k] + 3).tobytes())] if k != 2 else []) for k in range(6)]
     it = scored(tmp_path, CONTROL, moved)
     found = {metric.name: (metric, score) for metric, score, _ in estimates._distances(it, real, "net")}
-    for _, _, caveats in estimates._distances(it, real, "net"):
-        assert caveats[0].startswith("1 missing: of 6 samples 5 have an image") and measures.unranked(caveats)
-    whole = {metric.name: caveats for metric, _, caveats in estimates._distances(real, real, "net")}
+    for _, _, said in estimates._distances(it, real, "net"):
+        assert said[0].startswith("1 missing: of 6 samples 5 have an image") and caveats.unranked(said)
+    whole = {metric.name: said for metric, _, said in estimates._distances(real, real, "net")}
     assert whole["kd (net)"] == [], "who made all of them has no such mark"
     metric, score = found["fd (net)"]
     assert (
@@ -156,12 +156,12 @@ def test_a_distance_of_many_images_to_few_real_ones_is_marked_as_one_of_few(tmp_
         return replace(it, system=replace(it.system, items=items))
 
     found = {
-        metric.name: (score, caveats)
-        for metric, score, caveats in estimates._distances(of(CONTROL, 10), of(REAL, 1), "net")
+        metric.name: (score, said)
+        for metric, score, said in estimates._distances(of(CONTROL, 10), of(REAL, 1), "net")
     }
-    fd, caveats = found["fd (net)"]
-    assert fd.value > 15 and caveats == ["biased: n = 64 < 10 × 64 dimensions; ranked by kd"]
-    assert measures.unranked(caveats) and not measures.unranked(found["kd (net)"][1])
+    fd, said = found["fd (net)"]
+    assert fd.value > 15 and said == ["biased: n = 64 < 10 × 64 dimensions; ranked by kd"]
+    assert caveats.unranked(said) and not caveats.unranked(found["kd (net)"][1])
 
 
 def test_likeness_is_with_the_image_of_the_same_prompt(tmp_path: Path) -> None:

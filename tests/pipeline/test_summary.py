@@ -247,6 +247,18 @@ def test_thirteen_lines_fit_a_screen_and_name_the_page(tmp_path: Path) -> None:
     assert all(word in text[1] for word in ("* canny", "edge_f1_bsds ↑", "-246.8±2.1", "<", "50±")), text[1]
 
 
+def test_what_must_be_known_of_a_number_stands_below_the_table(tmp_path: Path) -> None:
+    plan, catalog, made = scored(tmp_path, HIGHER, ("pose_openpose", "pose_openpifpaf"))
+    assert not any("high for few" in line for line in summary.lines(plan, catalog, made, Path("x")))
+    mark = "high for few: 20 people < 200"
+    rows = [score_row(it, HIGHER[it.variant]) | {"caveats": json.dumps([mark])} for it in made]
+    rows.append(rows[0] | {"metric": "people_ap50", "caveats": json.dumps(["not in the table"])})
+    catalog.record_scores(rows, [it.name for it in made])
+    told = list(summary.lines(plan, catalog, made, Path("x")))
+    assert f"people_ap of pose_openpifpaf, pose_openpose: {mark}" in told
+    assert not any("not in the table" in line for line in told)
+
+
 def test_a_run_of_many_conditions_has_a_short_name_on_a_page() -> None:
     assert called("+".join(CONDITIONS) + "-0123abcd") == "canny+12-0123abcd"
     assert all(called(name) == name for name in ("canny+hed-0123abcd", "theirs", "sd-controlnet-canny"))
