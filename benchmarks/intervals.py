@@ -35,6 +35,7 @@ from evaluate.distribution import kernel_distance_full
 from evaluate.features import Images
 from evaluate.fidelity import Map, compare
 from evaluate.frechet import frechet_infinity
+from evaluate.places import ranks
 from evaluate.replicates import (
     Replicated,
     bootstrap_weights,
@@ -42,7 +43,6 @@ from evaluate.replicates import (
     difference,
     of_distance,
     of_means,
-    ranks,
 )
 from pipeline.scenes import render
 

@@ -349,11 +349,8 @@ def readable(plan: Plan, condition: str) -> bool:
 def score_key(plan: Plan, system: System) -> str:
     evaluation = plan.manifest.evaluate
     assert evaluation is not None
-    kind = CONDITIONS[system.condition].kind
-    own = {name: fidelity.METRICS[name].version for name in fidelity.NAMES[kind]} | fidelity.RETIRED.get(
-        kind, {}
-    )
-    versions = own if readable(plan, system.condition) else {}
+    kind = CONDITIONS[system.condition].compared_as
+    versions = fidelity.versions(kind) if readable(plan, system.condition) else {}
     return fingerprint(
         {
             "samples": system.key,

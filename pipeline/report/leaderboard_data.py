@@ -61,6 +61,8 @@ class FrozenBenchmark:
     # a true difference of the first measure that is found in 80 % of repeats at 5 %; None = no two models
     # differ
     detectable: float | None = None
+    repeats: tuple[str, ...] = ()  # measures that are another one at this size, and have no column
+    notes: tuple[str, ...] = ()  # sentences: what the size of the pictures does to measures
 
 
 @dataclass(frozen=True, kw_only=True)

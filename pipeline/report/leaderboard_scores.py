@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from annotate.conditions import CONDITIONS
-from evaluate import fidelity, measures, replicates
+from evaluate import caveats, fidelity, measures, places, replicates, sizes
 from evaluate.comparison import Metric
 from evaluate.replicates import Replicated
 from pipeline import __version__
@@ -99,17 +99,15 @@ def write(plan: Plan, catalog: Catalog, systems: list[System], folder: Path) -> 
 def _leaderboard(plan: Plan, catalog: Catalog, systems: list[System]) -> Leaderboard | None:
     # the report has the learning curve of a run
     compared = {system.name: system for system in systems if system.variant != EARLIER}
-    scores = [
-        score
-        for score in _catalog_scores(catalog)
-        if score.system in compared and not fidelity.retired(score.metric)
-    ]
+    scores = [score for score in _catalog_scores(catalog) if score.system in compared]
     return build(plan, catalog, compared, scores) if scores else None
 
 
 def _catalog_scores(catalog: Catalog) -> Iterator[CatalogScore]:
     for values in catalog.query(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY ALL"):
         row = dict(zip(COLUMNS, values, strict=True))
+        if fidelity.retired(row["metric"]):
+            continue
         score = replicated(row)
         del row["replicates"]
         yield CatalogScore(**row | {"caveats": tuple(json.loads(row["caveats"])), "score": score})
@@ -174,6 +172,8 @@ def _benchmark(
     system = next(system for system in compared.values() if system.condition == condition)
     maker, reader = plan.conditions[condition], plan.reader(condition)
     of = (condition, CONDITIONS[condition].fidelity, CONTROL)
+    names = {each.metric for each in scores if each.condition == condition}
+    shapes = {(item.height, item.width) for item in system.items}
     first = [each.score for each in scores if (each.condition, each.metric, each.variant) == of]
     return FrozenBenchmark(
         condition=condition,
@@ -196,6 +196,8 @@ def _benchmark(
         detector=f"{maker.step.detector} {maker.fingerprint}",
         reader=f"{reader.step.detector} {reader.fingerprint}",
         detectable=replicates.detectable(first),
+        repeats=tuple(sizes.repeats(names, shapes)),
+        notes=tuple(sizes.remarks(names, shapes)),
     )
 
 
@@ -242,14 +244,8 @@ def _scores(plan: Plan, compared: Mapping[str, System], scores: Sequence[Catalog
     groups: dict[tuple[str, str], list[CatalogScore]] = {}
     for each in scores:
         groups.setdefault((each.condition, each.metric), []).append(each)
+    rank = dict(_ranks(groups.values()))
     for group in groups.values():
-        ranked = [each for each in group if each.variant == CONTROL and not each.caveats]
-        places = (
-            replicates.ranks([each.score for each in ranked], higher_is_better=group[0].higher_is_better)
-            if len(ranked) > 1
-            else []
-        )
-        rank = {each.system: place for each, place in zip(ranked, places, strict=False)}
         for each in group:
             floor, ceiling = _ends(each, group, submitted=bool(compared[each.system].pictures))
             normalized = replicates.normalized_score(
@@ -272,10 +268,30 @@ def _scores(plan: Plan, compared: Mapping[str, System], scores: Sequence[Catalog
                 share_low=share and share.low,
                 share_high=share and share.high,
                 share_reason=reason,
-                rank=rank.get(each.system),
+                rank=rank.get((each.system, each.metric)),
                 marks=each.caveats,
                 provenance=_provenance(plan, each, compared[each.system]),
             )
+
+
+def _ranks(
+    groups: Iterable[Sequence[CatalogScore]],  # each of one condition and measure
+) -> Iterator[tuple[tuple[str, str], places.Places]]:  # (system, measure) -> places
+    """Corrected over all conditions of a measure, and over the main measures of all conditions, which a
+    reader takes in together.
+    """
+    families: dict[str, list[list[CatalogScore]]] = {}
+    for group in groups:
+        ranked = [each for each in group if each.variant == CONTROL and not caveats.unranked(each.caveats)]
+        if len(ranked) > 1:
+            metric = measures.metric(ranked[0].metric)
+            families.setdefault("" if metric.primary else metric.name, []).append(ranked)
+    for family in families.values():
+        tables = [
+            places.Table([each.score for each in ranked], ranked[0].higher_is_better) for ranked in family
+        ]
+        for ranked, held in zip(family, places.ranks_of(tables), strict=True):
+            yield from zip(((each.system, each.metric) for each in ranked), held, strict=True)
 
 
 def _ends(

@@ -78,7 +78,8 @@ class ConditionTable:
     leaders: tuple[Row, ...]  # models that may hold the first place by it
     limit: str  # below which two models can't be told apart by it, a sentence; '' = not known
     marks: tuple[str, ...]
-    unplaced: tuple[str, ...]  # sentences: which measures have no normalized score, and why
+    # sentences: what the size of the pictures does to measures, which have no normalized score, and why
+    remarks: tuple[str, ...]
     pareto: Pareto | None
     reported: tuple[Reported, ...]  # what is comparable first
     evidence: str  # its page; '' = none
@@ -109,6 +110,7 @@ def _table(
     numbered: Mapping[int, Score],  # by their lines of provenance
     pages: Mapping[str, str],
 ) -> ConditionTable:
+    numbered = {line: score for line, score in numbered.items() if score.metric not in benchmark.repeats}
     condition, scores = benchmark.condition, list(numbered.values())
     columns = _columns(data, scores)
     shown = {sample.model for sample in data.evidence if sample.condition == condition}
@@ -132,7 +134,7 @@ def _table(
         leaders=_leaders(trained, primary),
         limit=_limit(benchmark, columns, primary),
         marks=tuple(dict.fromkeys(mark for score in scores for mark in score.marks)),
-        unplaced=tuple(_unplaced(scores, columns)),
+        remarks=(*benchmark.notes, *_unplaced(scores, columns)),
         pareto=plot,
         reported=tuple(_reported(data.published, benchmark, trained, columns)),
         evidence=pages[condition] if shown else "",
@@ -216,7 +218,7 @@ def _limit(benchmark: FrozenBenchmark, columns: Sequence[Column], primary: int |
     return (
         f"Differences of {metric.title} below {least}{unit} can't be told apart with n ="
         f" {benchmark.samples:,}: at {benchmark.images:,} prompts, so large a one between two models is found"
-        " in 80 % of repeats at 5 %."
+        " in 80 % of repeats at 5 %, where no others are compared."
     )
 
 

@@ -148,7 +148,7 @@ def markdown(data: Leaderboard, tables: Sequence[ConditionTable]) -> str:
         ]
         if condition.limit:
             lines += ["", _text(condition.limit)]
-        lines += [_text(sentence) for sentence in condition.unplaced]
+        lines += [_text(sentence) for sentence in condition.remarks]
         for reported in condition.reported:
             lines += _reported(reported)
         lines.append("")

@@ -298,6 +298,23 @@ def test_ceilings_stand_above_the_models_and_floors_below(board: Leaderboard) ->
     assert [row.model for row in hed.leaders] == ["beta"]  # unranked: the best number
 
 
+def test_a_measure_that_is_another_one_at_this_size_has_no_column_and_the_page_says_so(
+    board: Leaderboard, tmp_path: Path
+) -> None:
+    said = "Edge F1, exact is Edge F1 here: in pictures of this size both reach the same pixels."
+    canny, hed = board.benchmarks
+    few = replace(board, benchmarks=(replace(canny, repeats=(EXACT.name,), notes=(said,)), hed))
+    shown, _ = tables(few, {"canny": "c.html", "hed": "h.html"})
+    assert [column.metric for column in shown.columns] == [F1, FD, KD, CHAMFER]
+    assert {len(row.cells) for row in (*shown.ceiling, *shown.models, *shown.floor)} == {4}
+    page = render(few, tmp_path)
+    assert said in HtmlPage(page).text and said in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    told = json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8"))
+    jsonschema.validate(told, SCHEMA)
+    assert any(row["metric"] == EXACT.name for row in told["scores"]), "machines find it all the same"
+    assert stored.read(tmp_path).benchmarks[0].repeats == (EXACT.name,)
+
+
 def test_what_a_run_started_from_stands_below_it_and_leads_nothing(board: Leaderboard) -> None:
     before = score("beta", 0.99, arm="warm_start", rank=None)
     canny, _ = tables(replace(board, scores=(*board.scores, before)), {"canny": "c.html", "hed": "h.html"})

@@ -173,10 +173,12 @@ def test_scores_stay_with_their_condition_where_samples_are_shared(
         assert score_key(plan, canny) != score_key(plan, depth) and canny.benchmark != depth.benchmark
 
 
-def test_scores_stored_while_a_measure_that_is_gone_was_computed_keep_their_identity(
+def test_scores_stored_by_an_older_version_that_says_the_same_keep_their_identity(
     compared: Callable[..., tuple[Plan, list[System]]],
 ) -> None:
-    """As workspaces have them: taking a measure out makes no sample be read again."""
+    """As workspaces have them: neither a measure that was taken out nor one that now thins wide lines makes a
+    sample of Canny's thin ones be read again.
+    """
     plan, made = compared()
     names = (
         "edge_f1_bsds",
