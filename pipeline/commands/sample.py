@@ -28,6 +28,7 @@ from pipeline.sources import RawImage
 from pipeline.sources.raw import Unreadable
 from pipeline.storage import codec, copies, stores
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, Workspace, write_whole
+from train.samplers import TITLES, Sampler, scheduler
 
 NOTE = "controlmill.json"  # of a ControlNet that is shipped
 
@@ -55,6 +56,7 @@ class Settings:
     """
 
     seed: int = 0
+    sampler: Sampler | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     controlnet_conditioning_scale: float | None = None  # of the ControlNet's residuals
@@ -76,6 +78,7 @@ class Sampling:
     guidance: float = 7.5
     scale: float = 1.0
     guide_hint: bool = False
+    sampler: Sampler = "ddim"
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,10 @@ def sample(
     known = loaded.known
     size, why = _size(known, loaded.base, settings)
     chosen = _chosen(known, settings)
+    try:
+        scheduler(loaded.base.scheduler, chosen.sampler, chosen.steps)
+    except ValueError as error:
+        raise MillError(f"--num-inference-steps: {error}.") from error
     kept = ", aspect ratio kept" if size.fit == "bucket" else ""
     say(f"{size.resolution} pixels{kept}, {why}; {_sentence(chosen)}")
     hint = _hint(request, known, size, settings.protocol, say)
@@ -127,6 +134,7 @@ def sample(
         settings=sampling.SamplingSettings(
             height=hint.shape[0],
             width=hint.shape[1],
+            sampler=chosen.sampler,
             num_inference_steps=chosen.steps,
             guidance_scale=chosen.guidance,
             controlnet_conditioning_scale=chosen.scale,
@@ -271,6 +279,7 @@ def _chosen(known: Known, settings: Settings) -> Sampling:
         "guidance": settings.guidance_scale,
         "scale": settings.controlnet_conditioning_scale,
         "guide_hint": settings.cfg_hint and settings.cfg_hint == "conditional",
+        "sampler": settings.sampler,
     }
     return replace(advice, **{name: value for name, value in given.items() if value is not None})
 
@@ -278,7 +287,7 @@ def _chosen(known: Known, settings: Settings) -> Sampling:
 def _sentence(chosen: Sampling) -> str:
     of_hint = " of the hint too" if chosen.guide_hint else ""
     scale = f", scale {chosen.scale:g}" if chosen.scale != 1 else ""
-    return f"{chosen.steps} steps, guidance {chosen.guidance:g}{of_hint}{scale}"
+    return f"{TITLES[chosen.sampler]}, {chosen.steps} steps, guidance {chosen.guidance:g}{of_hint}{scale}"
 
 
 def _hint(
