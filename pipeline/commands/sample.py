@@ -121,7 +121,7 @@ def sample(
         scheduler(loaded.base.scheduler, chosen.sampler, chosen.steps)
     except ValueError as error:
         raise MillError(f"--num-inference-steps: {error}.") from error
-    kept = ", aspect ratio kept" if size.fit == "bucket" else ""
+    kept = {"bucket": ", aspect ratio kept", "squash": ", squashed"}.get(size.fit, "")
     say(f"{size.resolution} pixels{kept}, {why}; {_sentence(chosen)}")
     hint = _hint(request, known, size, settings.protocol, say)
     picture = sampling.generate(
@@ -259,6 +259,8 @@ def _size(known: Known, base: Any, settings: Settings) -> tuple[Image, str]:
         own = own if isinstance(own, int) else min(own)
         scale = 2 ** (len(base.vae.config.block_out_channels) - 1)
         fit, side, why = "crop", max(64, own * scale // 64 * 64), "the size of its base"
+    if known.plan is not None and known.plan.manifest.image.fit == "squash":
+        fit = "squash"  # all of it has one size, as what is cropped
     if settings.resolution is not None:
         side, why = settings.resolution, "as you say"
     return Image(resolution=side, fit=fit, store="png"), why  # type: ignore[arg-type]
