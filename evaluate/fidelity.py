@@ -50,6 +50,14 @@ NAMES: dict[str, tuple[str, ...]] = {
 # Measures that were taken out, by kind: name -> last version. Scores stored with them stay valid, so a
 # score's identity (pipeline/benchmark/systems.py) goes on naming them; they are neither computed nor shown.
 RETIRED: dict[str, dict[str, str]] = {"edges": {"edge_ms_ssim_uint8": "1"}}
+# Measures that came later, of counts that were stored before: no sample need be read again for them.
+DERIVED = ("edge_f1_prompt",)
+
+
+def versions(kind: str) -> dict[str, str]:
+    """Of the measures of a kind of map, as a score's identity has them."""
+    own = {name: METRICS[name].version for name in NAMES[kind] if name not in DERIVED}
+    return own | RETIRED.get(kind, {})
 
 
 def retired(name: str) -> bool:

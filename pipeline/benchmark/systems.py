@@ -291,10 +291,7 @@ def score_key(plan: Plan, system: System) -> str:
     evaluation = plan.manifest.evaluate
     assert evaluation is not None
     kind = CONDITIONS[system.condition].kind
-    own = {name: fidelity.METRICS[name].version for name in fidelity.NAMES[kind]} | fidelity.RETIRED.get(
-        kind, {}
-    )
-    versions = own if readable(plan, system.condition) else {}
+    versions = fidelity.versions(kind) if readable(plan, system.condition) else {}
     return fingerprint(
         {
             "samples": system.key,
