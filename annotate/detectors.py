@@ -78,11 +78,22 @@ _ROWS = (
     Detector(
         name="opencv-canny", title="OpenCV Canny", version=1, licence="Apache-2.0", distributions=OPENCV,
         modules=("cv2",),
-        detect=edges.detect, draw_params=edges.draw_params, check=edges.check,
+        detect=edges.detect, draw_params=edges.draw_params,
+        check=functools.partial(edges.check, "opencv-canny"),
         seconds=0.008, time_limit=60.0,
         parameters={
             "low": Number(default=100, least=0, most=10_000, whole=True, span=True),
             "high": Number(default=200, least=0, most=10_000, whole=True, span=True),
+        },
+    ),
+    Detector(
+        name="kornia-canny", title="Canny as kornia computes it", version=1, licence="Apache-2.0",
+        distributions=OPENCV, modules=("cv2",),
+        detect=edges.detect_kornia, check=functools.partial(edges.check, "kornia-canny"),
+        seconds=0.03, time_limit=60.0,
+        parameters={  # of the gradient's length: a step from black to white has about 2.6
+            "low": Number(default=0.1, least=0.0, most=10.0),
+            "high": Number(default=0.2, least=0.0, most=10.0),
         },
     ),
     Detector(
@@ -252,6 +263,18 @@ _ROWS = (
         seconds=1.5, gpu_seconds=0.03, gpu_memory=2.0, time_limit=300.0,
         parameters={"resolution": inference.resolution(depth.ANYTHING_SHORT),
         "precision": inference.PRECISION},
+    ),
+    Detector(
+        name="dpt-large", title="DPT-Large", version=1, licence="Apache-2.0 (code and weights)",
+        distributions=("transformers",),
+        modules=("torch", "transformers"), get="pip install transformers torch",
+        detect=depth.detect_large, settle=inference.settle, weights=depth.LARGE,
+        seconds=5.0, gpu_seconds=0.05, gpu_memory=4.0, time_limit=300.0,
+        parameters={
+            # a side of the square that it sees, a multiple of its patches
+            "resolution": Number(default=depth.LARGE_SIDE, least=64, most=1024, whole=True),
+            "precision": inference.PRECISION,
+        },
     ),
     Detector(
         name="normal-bae", title="NormalBae (ScanNet)", version=1,

@@ -244,7 +244,7 @@ def _benchmark(
     common = {
         "base": base,
         "items": [(item.image_id, item.caption) for item in items],
-        "sampler": "ddim",
+        "sampler": frozen.sampler,
         "version": 2,
     }
     settings = frozen.stored("split", "seeds", "steps", "guidance", "negative", "scale")

@@ -116,12 +116,12 @@ def map_hash(raw: RawMap) -> str:
     return digest.hexdigest()
 
 
-def protocol(frozen: Benchmark, base: str, sampler: str) -> dict[str, Any]:
+def protocol(frozen: Benchmark, base: str) -> dict[str, Any]:
     """How our own systems make their pictures: what models of one base have to share to be compared as
     closely as ours are.
     """
     return {
         "base": base,
-        "sampler": sampler,
+        "sampler": frozen.sampler,
         **frozen.stored("steps", "guidance", "scale", "negative", "guide_hint"),
     }

@@ -94,7 +94,7 @@ def _export_condition(
         kind=CONDITIONS[condition].kind,
         task=task,
         reader=f"{reader.step.detector} {reader.fingerprint}",
-        protocol=protocol(frozen, str(plan.manifest.base), "ddim"),
+        protocol=protocol(frozen, str(plan.manifest.base)),
         licence=_licence(plan),
         made_by=f"controlmill {__version__}",
         held_out=codes,

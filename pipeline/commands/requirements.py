@@ -11,6 +11,7 @@ from pipeline import MillError, sources
 from pipeline.benchmark import networks
 from pipeline.benchmark.systems import submissions_of
 from pipeline.cluster.nodes import Needs, code_version
+from pipeline.experiment.base import RANDOM_BASE
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.sources.far.addresses import local_path, scheme_of
@@ -51,8 +52,10 @@ def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # 
         lacks += _submissions(plan)
     if wanted("score"):
         lacks += networks.lacking(given)
-    if given.base not in (None, "random") and wanted("encode", "train", "generate"):
+    if given.base not in (None, RANDOM_BASE) and wanted("encode", "train", "generate"):
         lacks += _base(given)
+    if wanted("generate") and not lacks:  # else the base itself may be missing
+        lacks += _steps(given)
     return lacks
 
 
@@ -132,3 +135,19 @@ def _base(given: Manifest) -> Iterator[str]:
         base.check(str(given.base))
     except (ValueError, OSError) as error:
         yield f"{given.at('train' if given.train else 'evaluate', 'base')}: {error}"
+
+
+def _steps(given: Manifest) -> Iterator[str]:
+    from train import base, random_base, samplers
+
+    if given.evaluate is None or given.base is None:
+        return
+    frozen = given.evaluate.benchmark
+    asked = (frozen.sampler, frozen.num_inference_steps)
+    try:
+        if given.base == RANDOM_BASE:
+            samplers.scheduler(random_base.SCHEDULER, *asked)
+        else:
+            base.check_sampling(given.base, *asked)
+    except ValueError as error:
+        yield f"{given.at('evaluate', 'benchmark', 'num_inference_steps')}: {error}"

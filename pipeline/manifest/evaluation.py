@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from pipeline.manifest.dataset import ConditionSettings
 from pipeline.manifest.section import NAME, Real, Seconds, Section, Text, Whole
 from pipeline.manifest.yaml_errors import wrong
+from train.samplers import Sampler
 
 
 class Benchmark(Section):
@@ -16,6 +17,7 @@ class Benchmark(Section):
     split: Literal["train", "validation", "test"] = "test"
     samples: Annotated[Whole, Field(ge=1)] = 1000  # images of the split, each with every seed
     seeds: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)] = [0]
+    sampler: Sampler = "ddim"
     num_inference_steps: Annotated[Whole, Field(ge=1, le=1000)] = 20
     guidance_scale: Annotated[Real, Field(ge=0)] = 7.5
     negative_prompt: str = ""  # of the unconditional branch
@@ -47,6 +49,7 @@ class Benchmark(Section):
             "negative": self.negative_prompt,
             "scale": self.controlnet_conditioning_scale,
             "guide_hint": self.cfg_hint == "conditional",
+            "sampler": self.sampler,
         }
         return {key: values[key] for key in keys or values}
 

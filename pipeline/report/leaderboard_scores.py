@@ -48,6 +48,7 @@ from pipeline.report.leaderboard_data import (
     published,
 )
 from pipeline.report.leaderboard_evidence import evidence_samples
+from train.samplers import TITLES
 
 # what every sample was drawn and read with; a measure's own libraries stand beside them
 SAMPLING = ("torch", "diffusers", "transformers", "safetensors", "numpy", "opencv-python-headless")
@@ -184,7 +185,7 @@ def _benchmark(
         images=len(system.items),
         samples=len(system.items) * len(frozen.seeds),
         seeds=tuple(frozen.seeds),
-        sampler="DDIM, eta 0",
+        sampler=TITLES[frozen.sampler],
         steps=frozen.num_inference_steps,
         guidance=frozen.guidance_scale,
         scale=frozen.controlnet_conditioning_scale,
@@ -328,7 +329,8 @@ def _provenance(plan: Plan, of: CatalogScore, system: System) -> dict[str, str]:
         "sampling": "as the submission says"
         if system.pictures
         else (
-            f"DDIM, {frozen.num_inference_steps} steps, guidance {frozen.guidance_scale:g}"
+            f"{TITLES[frozen.sampler]}, {frozen.num_inference_steps} steps,"
+            f" guidance {frozen.guidance_scale:g}"
             f"{' of prompt and hint' * (frozen.cfg_hint == 'conditional')},"
             f" scale {frozen.controlnet_conditioning_scale:g}, seeds {', '.join(map(str, frozen.seeds))},"
             f" negative prompt {frozen.negative_prompt!r}"

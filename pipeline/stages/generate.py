@@ -199,6 +199,7 @@ def _sampled(args: GeneratePart, tasks: list[Task]) -> list[bytes]:  # PNG
         settings=sample.SamplingSettings(
             height=height,
             width=width,
+            sampler=args.benchmark.sampler,
             num_inference_steps=args.benchmark.num_inference_steps,
             guidance_scale=args.benchmark.guidance_scale,
             controlnet_conditioning_scale=args.benchmark.controlnet_conditioning_scale,

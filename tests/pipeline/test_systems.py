@@ -16,12 +16,14 @@ from pipeline.benchmark import networks
 from pipeline.benchmark.systems import ALONE, BEFORE, EARLIER, Entrant, System, score_key, systems
 from pipeline.benchmark.systems import _benchmark as of_benchmark
 from pipeline.cluster.jobs import Job
+from pipeline.commands import requirements
 from pipeline.experiment.pairs import PlannedRun
 from pipeline.manifest import Benchmark, load
 from pipeline.plan import Plan
 from pipeline.stages import generate as stage
 from pipeline.stages.stage import StageContext
 from pipeline.storage.workspace import Workspace, fingerprint
+from train.samplers import TITLES
 
 BASELINES = "[no_control, shuffled_condition, vae_round_trip, real_image, warm_start]"
 TEXT = """
@@ -256,6 +258,42 @@ def test_a_guided_hint_is_another_benchmark_and_is_sampled_so(
     stage.generate(StageContext(plan, Pairs(), None))  # type: ignore[arg-type]
     wanted = {"num_inference_steps": 20, "guidance_scale": 7.5, "cfg_hint": "conditional"}
     assert asked and all(it.benchmark.model_dump(include=set(wanted)) == wanted for it in asked)
+
+
+def test_another_sampler_is_another_benchmark_and_is_sampled_so(
+    compared: Callable[..., tuple[Plan, list[System]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [
+        compared(TEXT.replace("samples: 40", f"samples: 40{more}"))
+        for more in ("", *(f", sampler: {name}" for name in TITLES))
+    ]
+    usual, *named = ([system.key for system in systems] for _, systems in made)
+    assert usual == named[list(TITLES).index("ddim")]
+    assert len({key for keys in named for key in keys}) == len(TITLES) * len(set(usual))
+    asked: list[stage.GeneratePart] = []
+    monkeypatch.setattr(
+        stage, "make_missing", lambda context, function, jobs, **more: asked.extend(it.args for it in jobs)
+    )
+    monkeypatch.setattr(stage, "base_spec", lambda plan: "base")
+    stage.generate(StageContext(made[-1][0], Pairs(), None))  # type: ignore[arg-type]
+    assert asked and {it.benchmark.sampler for it in asked} == {list(TITLES)[-1]}
+
+
+@pytest.mark.parametrize("base", ["random", "mini"])
+def test_steps_that_a_sampler_can_not_take_on_the_base_are_told_before_any_work(
+    base: str, tmp_path: Path
+) -> None:
+    frozen = "samples: 40, num_inference_steps: 1000, sampler: "
+    text = TEXT.replace("base: random", f"base: {base}").replace("BASELINES", "[no_control]")
+    told = {}
+    for name in TITLES:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(text.replace("START", "mini/canny").replace("samples: 40", frozen + name))
+        told[name] = requirements.missing(plans.make(load(path)))
+    assert all(len(lacks) == 1 for name, lacks in told.items() if name in ("unipc", "dpm++")), told
+    place, _, sentence = told["unipc"][0].partition("num_inference_steps: ")
+    assert place.endswith("unipc.yaml:9: evaluate.benchmark.")
+    assert sentence.startswith("the sampler unipc can't take 1000 steps on this base, which has")
 
 
 @pytest.mark.parametrize(
