@@ -113,7 +113,7 @@ def build(
     plan: Plan, catalog: Catalog, compared: Mapping[str, System], scores: Sequence[CatalogScore]
 ) -> Leaderboard:
     conditions = [name for name in CONDITIONS if any(score.condition == name for score in scores)]
-    metrics = list(dict.fromkeys(score.metric for score in scores))
+    metrics = sorted({score.metric for score in scores}, key=measures.place)
     controls = [system for system in compared.values() if system.variant == CONTROL]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # begun first: pictures are read and drawn while ranks are counted

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from annotate.conditions import CONDITIONS
-from evaluate import measures
+from evaluate import fidelity, measures
 
 
 def test_each_condition_names_the_primary_measure_of_its_kind() -> None:
@@ -25,6 +25,17 @@ def test_a_score_of_a_network_is_named_after_it() -> None:
     for name in ("fd", "fid (x)", "nonsense"):
         with pytest.raises(KeyError):
             measures.metric(name)
+
+
+def test_measures_stand_in_the_order_of_their_definitions() -> None:
+    for names in fidelity.NAMES.values():
+        assert sorted(reversed(names), key=measures.place) == list(names)
+    seen = ["kd (mini)", "coverage (mini)", "fd (dinov2)", "clip_score (mini-clip)", "fd (mini)", "edge_f1"]
+    assert sorted(seen, key=measures.place) == [
+        "edge_f1", "clip_score (mini-clip)", "fd (dinov2)", "fd (mini)", "kd (mini)", "coverage (mini)",
+    ]  # fmt: skip
+    with pytest.raises(KeyError):
+        measures.place("nonsense")
 
 
 def test_distances_know_their_dimensions_and_a_biased_one_says_so() -> None:
