@@ -29,7 +29,7 @@ def test_a_score_of_a_network_is_named_after_it() -> None:
 
 def test_measures_stand_in_the_order_of_their_definitions() -> None:
     for names in fidelity.NAMES.values():
-        assert sorted(reversed(names), key=measures.place) == list(names)
+        assert sorted(set(names), key=measures.place) == list(names)
     seen = ["kd (mini)", "coverage (mini)", "fd (dinov2)", "clip_score (mini-clip)", "fd (mini)", "edge_f1"]
     assert sorted(seen, key=measures.place) == [
         "edge_f1", "clip_score (mini-clip)", "fd (dinov2)", "fd (mini)", "kd (mini)", "coverage (mini)",
