@@ -188,7 +188,7 @@ def _benchmark(
         resolution=plan.manifest.image.resolution,
         data=data(plan.manifest, len(system.items)),
         detector=f"{maker.step.detector} {maker.fingerprint}",
-        reader=f"{reader.step.detector} {reader.fingerprint}",
+        reader=f"{reader.step.detector} {reader.fingerprint}" if readable(plan, condition) else "",
         detectable=replicates.detectable(first),
     )
 
@@ -286,7 +286,11 @@ def _provenance(plan: Plan, of: CatalogScore) -> dict[str, str]:
         "scores": of.score_key,
         "metric": f"{of.metric} version {of.metric_version}",
         "condition made by": f"{maker.step.detector} {maker.identity['version']} ({maker.fingerprint})",
-        "read again by": f"{reader.step.detector} {reader.identity['version']} ({reader.fingerprint})",
+        "read again by": (
+            f"{reader.step.detector} {reader.identity['version']} ({reader.fingerprint})"
+            if readable(plan, of.condition)
+            else "no detector"
+        ),
         "interval": f"95 %, {of.method} over {of.prompts} prompts",
         "sampling": (
             f"DDIM, {frozen.num_inference_steps} steps, guidance {frozen.guidance_scale:g}"

@@ -147,7 +147,7 @@ def markdown(data: Leaderboard, tables: Sequence[ConditionTable], whole: Overall
             _text(
                 f"{benchmark.samples:,} samples of {benchmark.images:,} images, split {benchmark.split},"
                 f" benchmark {benchmark.fingerprint}; made by {benchmark.detector}, read again by"
-                f" {benchmark.reader}."
+                f" {benchmark.reader or 'no detector'}."
             ),
             "",
             _row(
