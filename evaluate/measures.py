@@ -164,6 +164,14 @@ def metric(name: str) -> Metric:
     )
 
 
+def place(name: str) -> tuple[int, str]:
+    """Where a measure stands among all others, in the order of their definitions: what belongs together
+    stays together. KeyError: there is no such measure.
+    """
+    what, _, network = metric(name).name.partition(" (")
+    return [*fidelity.METRICS, *_NETWORKS].index(what), network
+
+
 # what computes the measures of a kind of map, beside numpy
 _OF_KIND = {
     "edges": ("opencv-python-headless", "scikit-image", "scipy"),

@@ -57,7 +57,7 @@ class FrozenBenchmark:
     resolution: int | None = None
     data: str | None = None  # which images; None = not recorded
     detector: str  # made the condition: name and fingerprint
-    reader: str  # read it again from what was generated
+    reader: str  # read it again from what was generated; '' = nothing can
     # a true difference of the first measure that is found in 80 % of repeats at 5 %; None = no two models
     # differ
     detectable: float | None = None

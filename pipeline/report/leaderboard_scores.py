@@ -118,7 +118,7 @@ def build(
     plan: Plan, catalog: Catalog, compared: Mapping[str, System], scores: Sequence[CatalogScore]
 ) -> Leaderboard:
     conditions = [name for name in CONDITIONS if any(score.condition == name for score in scores)]
-    metrics = list(dict.fromkeys(score.metric for score in scores))
+    metrics = sorted({score.metric for score in scores}, key=measures.place)
     controls = [system for system in compared.values() if system.variant == CONTROL]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # begun first: pictures are read and drawn while ranks are counted
@@ -195,7 +195,7 @@ def _benchmark(
         resolution=plan.manifest.image.resolution,
         data=data(plan.manifest, len(system.items)),
         detector=f"{maker.step.detector} {maker.fingerprint}",
-        reader=f"{reader.step.detector} {reader.fingerprint}",
+        reader=f"{reader.step.detector} {reader.fingerprint}" if readable(plan, condition) else "",
         detectable=replicates.detectable(first),
         repeats=tuple(sizes.repeats(names, shapes)),
         notes=tuple(sizes.remarks(names, shapes)),
@@ -324,7 +324,11 @@ def _provenance(plan: Plan, of: CatalogScore, system: System) -> dict[str, str]:
         "scores": of.score_key,
         "metric": f"{of.metric} version {of.metric_version}",
         "condition made by": f"{maker.step.detector} {maker.identity['version']} ({maker.fingerprint})",
-        "read again by": f"{reader.step.detector} {reader.identity['version']} ({reader.fingerprint})",
+        "read again by": (
+            f"{reader.step.detector} {reader.identity['version']} ({reader.fingerprint})"
+            if readable(plan, of.condition)
+            else "no detector"
+        ),
         "interval": f"95 %, {of.method} over {of.prompts} prompts",
         "sampling": "as the submission says"
         if system.pictures

@@ -37,7 +37,7 @@ def _differing(row: Published, benchmark: FrozenBenchmark, names: Iterable[str])
         "data": benchmark.data,
         # a score by a network names it; a map was read by the benchmark's reader, whose fingerprint follows
         # its name
-        "reader": row.beside.partition("(")[2].rstrip(")") or benchmark.reader.split(" ")[0],
+        "reader": row.beside.partition("(")[2].rstrip(")") or benchmark.reader.split(" ")[0] or None,
         "sampler": sampling(benchmark),
     }
     for name in names:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from annotate.conditions import CONDITIONS
-from evaluate import caveats, measures
+from evaluate import caveats, fidelity, measures
 from evaluate.comparison import Metric
 
 
@@ -26,6 +26,17 @@ def test_a_score_of_a_network_is_named_after_it() -> None:
     for name in ("fd", "fid (x)", "nonsense"):
         with pytest.raises(KeyError):
             measures.metric(name)
+
+
+def test_measures_stand_in_the_order_of_their_definitions() -> None:
+    for names in fidelity.NAMES.values():
+        assert sorted(set(names), key=measures.place) == list(names)
+    seen = ["kd (mini)", "coverage (mini)", "fd (dinov2)", "clip_score (mini-clip)", "fd (mini)", "edge_f1"]
+    assert sorted(seen, key=measures.place) == [
+        "edge_f1", "clip_score (mini-clip)", "fd (dinov2)", "fd (mini)", "kd (mini)", "coverage (mini)",
+    ]  # fmt: skip
+    with pytest.raises(KeyError):
+        measures.place("nonsense")
 
 
 def said(metric: Metric, made: int, real: int) -> list[str]:

@@ -611,7 +611,7 @@ def test_writing_twice_gives_the_same_files_and_an_older_board_goes(
     render(board, tmp_path)
     assert files() == first
     render(replace(board, evidence=()), tmp_path)
-    assert set(files()) == {f"leaderboard.{suffix}" for suffix in ("html", "json", "csv", "md")}
+    assert set(files()) == {f"leaderboard.{suffix}" for suffix in ("html", "json", "csv", "md", "parquet")}
 
 
 def test_a_board_that_fails_half_way_leaves_the_older_page_and_its_pictures(
