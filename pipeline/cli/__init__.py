@@ -25,7 +25,7 @@ for _command in (
     workspaces.verify,
     workspaces.export,
     benchmarks.benchmark_group,
-    workspaces.leaderboard_group,
+    benchmarks.leaderboard_group,
     workspaces.catalog,
     machine.conditions,
     machine.doctor,

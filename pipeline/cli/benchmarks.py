@@ -1,4 +1,4 @@
-"""The commands on a benchmark that others enter."""
+"""The commands on a benchmark that others enter, and on leaderboards that were written."""
 
 import sys
 from pathlib import Path
@@ -64,3 +64,55 @@ def check_command(benchmark: Path, images: Path) -> None:
     from pipeline.commands import benchmark as checker
 
     sys.exit(NOT_COMPLETE if checker.check(benchmark, images, say) else 0)
+
+
+@click.group("leaderboard")
+def leaderboard_group() -> None:
+    """A leaderboard that was written."""
+
+
+@leaderboard_group.command("render")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Another folder; default: the same.")
+def render_command(folder: Path, out: Path | None) -> None:
+    """Write the pages and tables again from leaderboard.json and the pictures beside it; no workspace is
+    needed, nothing is scored.
+
+    Example: controlmill leaderboard render runs/photos/report/leaderboard
+    """
+    from pipeline.report import leaderboard, stored
+
+    click.echo(str(leaderboard.render(stored.read(folder), out or folder)))
+
+
+@leaderboard_group.command("export")
+@click.argument("workspace", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--to", default="zip", show_default=True, metavar="zip|lm-eval", help="Which shape.")
+def results_command(workspace: Path, out: Path, to: str) -> None:
+    """Write the results of a workspace's leaderboard to one file that others merge with theirs; or, with
+    `--to lm-eval`, to a folder with a JSON for each model in the shape of lm-evaluation-harness.
+
+    Example: controlmill leaderboard export runs/quick quick-results.zip
+    """
+    from pipeline.commands import leaderboard
+
+    if to not in ("zip", "lm-eval"):
+        raise MillError(f"--to: {to!r} is unknown; set zip or lm-eval.")
+    plan = plans.load_saved(place := open_workspace(workspace))
+    write = leaderboard.export if to == "zip" else leaderboard.lm_eval
+    write(plan, Catalog(place), out, say)
+
+
+@leaderboard_group.command("merge")
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the board.")
+def merge_command(results: tuple[Path, ...], out: Path) -> None:
+    """Write one leaderboard of the RESULTS of several, which `leaderboard export` wrote. Only what was asked
+    and read alike is compared, by the replicates of all.
+
+    Example: controlmill leaderboard merge quick-results.zip theirs.zip --out board
+    """
+    from pipeline.commands import leaderboard
+
+    leaderboard.merge(results, out, say)

@@ -72,6 +72,8 @@ class LeaderboardModel:
     base: str = ""
     checkpoint: str | None = None  # None or '' = no ControlNet
     note: str = ""
+    origin: str = ""  # whose results it was merged from; '' = this leaderboard's own
+    date: str = ""  # of those, or of a submission
 
 
 @dataclass(frozen=True, kw_only=True)

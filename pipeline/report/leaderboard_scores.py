@@ -7,17 +7,15 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from annotate.conditions import CONDITIONS
-from evaluate import caveats, fidelity, measures, places, replicates, sizes
+from evaluate import fidelity, measures, replicates, sizes
 from evaluate.comparison import Metric
-from evaluate.replicates import Replicated
 from pipeline import __version__
 from pipeline.benchmark import networks
 from pipeline.benchmark.estimates import replicated
@@ -27,7 +25,6 @@ from pipeline.benchmark.systems import (
     EARLIER,
     NO_CONTROL,
     PLAIN,
-    REAL,
     SHUFFLED,
     System,
     readable,
@@ -43,51 +40,21 @@ from pipeline.report.leaderboard_data import (
     Leaderboard,
     LeaderboardModel,
     Measure,
-    Score,
     Speed,
     published,
 )
 from pipeline.report.leaderboard_evidence import evidence_samples
+from pipeline.report.placing import CatalogScore, placed
 from train.samplers import TITLES
 
 # what every sample was drawn and read with; a measure's own libraries stand beside them
 SAMPLING = ("torch", "diffusers", "transformers", "safetensors", "numpy", "opencv-python-headless")
-
-NO_FLOOR_OF_ITS_OWN = (
-    "a submission with neither shuffled/ nor plain/ has no floor of its own, and ours is that of another base"
-)
 
 COLUMNS = (
     "system", "model", "variant", "condition", "metric", "metric_version", "value", "low", "high", "n",
     "n_failed", "prompts", "method", "replicates",
     "higher_is_better", "benchmark", "reader", "checkpoint", "score_key", "caveats",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CatalogScore:
-    """A row of the table `scores`."""
-
-    system: str
-    model: str
-    variant: Any  # leaderboard_data.Arm
-    condition: str
-    metric: str
-    metric_version: str
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-    n_failed: int
-    prompts: int
-    method: str
-    higher_is_better: bool
-    benchmark: str
-    reader: str
-    checkpoint: str | None
-    score_key: str
-    caveats: tuple[str, ...]
-    score: Replicated
 
 
 def write(plan: Plan, catalog: Catalog, systems: list[System], folder: Path) -> Path | None:
@@ -100,11 +67,11 @@ def write(plan: Plan, catalog: Catalog, systems: list[System], folder: Path) -> 
 def _leaderboard(plan: Plan, catalog: Catalog, systems: list[System]) -> Leaderboard | None:
     # the report has the learning curve of a run
     compared = {system.name: system for system in systems if system.variant != EARLIER}
-    scores = [score for score in _catalog_scores(catalog) if score.system in compared]
+    scores = [score for score in catalog_scores(catalog) if score.system in compared]
     return build(plan, catalog, compared, scores) if scores else None
 
 
-def _catalog_scores(catalog: Catalog) -> Iterator[CatalogScore]:
+def catalog_scores(catalog: Catalog) -> Iterator[CatalogScore]:
     for values in catalog.query(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY ALL"):
         row = dict(zip(COLUMNS, values, strict=True))
         if fidelity.retired(row["metric"]):
@@ -132,7 +99,14 @@ def build(
             metrics=tuple(_measure(measures.metric(name)) for name in metrics),
             benchmarks=tuple(_benchmark(plan, compared, name, scores) for name in conditions),
             models=tuple(_models(plan, compared)),
-            scores=tuple(_scores(plan, compared, scores)),
+            scores=tuple(
+                placed(
+                    scores,
+                    is_floor=functools.partial(_is_floor, compared),
+                    shown=lambda of: compared[of.system].shown,
+                    provenance=lambda of: _provenance(plan, of, compared[of.system]),
+                )
+            ),
             speeds=tuple(_speeds(catalog, compared)),
             evidence=tuple(evidence),
             published=published(conditions),
@@ -240,75 +214,11 @@ def _models(plan: Plan, compared: Mapping[str, System]) -> Iterator[LeaderboardM
         )
 
 
-def _scores(plan: Plan, compared: Mapping[str, System], scores: Sequence[CatalogScore]) -> Iterator[Score]:
-    """Ranks among the models; floors and ceilings from the baselines of the same benchmark."""
-    groups: dict[tuple[str, str], list[CatalogScore]] = {}
-    for each in scores:
-        groups.setdefault((each.condition, each.metric), []).append(each)
-    rank = dict(_ranks(groups.values()))
-    for group in groups.values():
-        for each in group:
-            floor, ceiling = _ends(each, group, submitted=bool(compared[each.system].pictures))
-            normalized = replicates.normalized_score(
-                each.score, floor, ceiling, higher_is_better=each.higher_is_better
-            )
-            share, reason = (None, normalized) if isinstance(normalized, str) else (normalized, "")
-            if compared[each.system].pictures and floor is None:
-                reason = NO_FLOOR_OF_ITS_OWN
-            yield Score(
-                model=compared[each.system].shown,
-                arm=each.variant,
-                condition=each.condition,
-                metric=each.metric,
-                n=each.n,
-                n_failed=each.n_failed,
-                value=each.value,
-                low=each.low,
-                high=each.high,
-                share=share and share.value,
-                share_low=share and share.low,
-                share_high=share and share.high,
-                share_reason=reason,
-                rank=rank.get((each.system, each.metric)),
-                marks=each.caveats,
-                provenance=_provenance(plan, each, compared[each.system]),
-            )
-
-
-def _ranks(
-    groups: Iterable[Sequence[CatalogScore]],  # each of one condition and measure
-) -> Iterator[tuple[tuple[str, str], places.Places]]:  # (system, measure) -> places
-    """Corrected over all conditions of a measure, and over the main measures of all conditions, which a
-    reader takes in together.
-    """
-    families: dict[str, list[list[CatalogScore]]] = {}
-    for group in groups:
-        ranked = [each for each in group if each.variant == CONTROL and not caveats.unranked(each.caveats)]
-        if len(ranked) > 1:
-            metric = measures.metric(ranked[0].metric)
-            families.setdefault("" if metric.primary else metric.name, []).append(ranked)
-    for family in families.values():
-        tables = [
-            places.Table([each.score for each in ranked], ranked[0].higher_is_better) for ranked in family
-        ]
-        for ranked, held in zip(family, places.ranks_of(tables), strict=True):
-            yield from zip(((each.system, each.metric) for each in ranked), held, strict=True)
-
-
-def _ends(
-    of: CatalogScore, group: Sequence[CatalogScore], *, submitted: bool
-) -> tuple[Replicated | None, Replicated | None]:
-    """The best that can be had without following the condition, and what the image itself scores. Our own
-    base is no floor for a submitted model, which has another.
-    """
-    floors = (
-        each.score
-        for each in group
-        if (each.variant == NO_CONTROL and not submitted)
-        or (each.variant in (SHUFFLED, PLAIN) and each.model == of.model)
-    )
-    ceiling = next((each.score for each in group if each.variant == REAL), None)
-    return replicates.best(floors, of.higher_is_better), ceiling
+def _is_floor(compared: Mapping[str, System], of: CatalogScore, other: CatalogScore) -> bool:
+    """Our own base is no floor for a submitted model, which has another."""
+    if other.variant == NO_CONTROL:
+        return not compared[of.system].pictures
+    return other.variant in (SHUFFLED, PLAIN) and other.model == of.model
 
 
 def _provenance(plan: Plan, of: CatalogScore, system: System) -> dict[str, str]:
