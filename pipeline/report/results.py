@@ -30,6 +30,8 @@ RUN, SCORES, SAMPLES, BOARD = "run.json", "scores.parquet", "samples.parquet", "
 # bytes that a member may have when it is unpacked, and members
 LARGEST = {RUN: 2**28, BOARD: 2**30, SCORES: 2**32, SAMPLES: 2**34}
 LARGEST_PICTURE, MOST_PICTURES = 2**24, 200_000
+# what reading a file raises that another program wrote
+BROKEN = (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error, pa.ArrowException)
 SCORE_COLUMNS = {
     "system": pa.string(), "origin": pa.string(), "model": pa.string(), "variant": pa.string(),
     "condition": pa.string(), "metric": pa.string(), "metric_version": pa.string(), "value": pa.float64(),
@@ -131,22 +133,14 @@ def read(path: Path) -> Results:
                     (place / name).write_bytes(file.read(name))
                 board = stored.read(place)
             table = pq.read_table(pa.BufferReader(file.read(SCORES)))
-    except OSError as error:
-        raise MillError(f"{path} can't be read: {error.strerror or error}.") from error
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise MillError(f"{path} is no whole zip ({str(error)[:100]}): get it again.") from error
     except MillError:
         raise
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        struct.error,
-        RecursionError,
-        pa.ArrowException,
-    ) as error:
+    except OSError as error:
+        raise MillError(f"{path} can't be read: {error.strerror or error}.") from error
+    except BROKEN as error:
         raise _wrong(path, error) from error
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, RuntimeError) as error:  # also of a password
+        raise MillError(f"{path} is no whole zip ({str(error)[:100]}): get it again.") from error
     try:
         rows = list(_scores(table))
         return Results(
@@ -156,7 +150,7 @@ def read(path: Path) -> Results:
             scores=tuple(score for score, _ in rows),
             origins={score.system: origin for score, origin in rows},
         )
-    except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+    except BROKEN as error:
         raise _wrong(path, error) from error
 
 
