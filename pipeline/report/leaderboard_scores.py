@@ -205,7 +205,11 @@ def _models(plan: Plan, compared: Mapping[str, System]) -> Iterator[LeaderboardM
         if told := submitted.get(name):
             words = [f"{key}: {told[key]}" for key in ("model", "protocol", "who", "date", "licence", "url")]
             yield LeaderboardModel(
-                name=system.shown, kind="submitted", base=told["base"], note="; ".join(words)
+                name=system.shown,
+                kind="submitted",
+                base=told["base"],
+                note="; ".join(words),
+                date=told["date"],
             )
             continue
         kind: Any = "baseline" if system.variant in ALONE else "external" if name in external else "run"

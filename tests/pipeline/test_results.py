@@ -37,6 +37,7 @@ def score(system: str, level: float, seed: int, metric: Metric = METRIC) -> Cata
     )
     values = level + DIFFICULTY + np.random.default_rng(seed).normal(0, 0.02, PROMPTS)
     found = of_means(values.clip(0, 1), np.arange(PROMPTS), bootstrap_weights(PROMPTS))
+    found = replace(found, possible=metric.possible)
     low, high = found.interval or (None, None)
     return CatalogScore(
         system=system, model=model, variant=variant, condition="canny", metric=metric.name,
