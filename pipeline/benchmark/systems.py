@@ -136,7 +136,9 @@ class System:
 
 
 def systems(plan: Plan, catalog: Catalog) -> list[System]:
-    """The manifest's runs that have finished, its external checkpoints, and their baselines."""
+    """The manifest's runs that have finished, its external checkpoints, submitted pictures, and the baselines;
+    these alone where the manifest names nobody.
+    """
     evaluation = plan.manifest.evaluate
     if evaluation is None:
         return []
@@ -146,7 +148,8 @@ def systems(plan: Plan, catalog: Catalog) -> list[System]:
     runs = planned_runs(plan, catalog) if complete else []
     entrants = [*_trained(complete, runs), *_externals(plan)]
     submitted = submissions_of(plan)
-    if not entrants and not submitted:
+    nobody = not entrants and not submitted  # yet, or by intent: then the baselines stand alone
+    if nobody and plan.manifest.train:
         return []
     base = base_fingerprint(base_spec(plan)) if plan.manifest.base else ""
     kept = _kept(plan, entrants) if EARLIER in evaluation.baselines else {}
@@ -155,7 +158,7 @@ def systems(plan: Plan, catalog: Catalog) -> list[System]:
     for condition in plan.conditions:
         of_condition = [entrant for entrant in entrants if entrant.condition == condition]
         of_others = [(it, pictures) for it, pictures in submitted if it.condition == condition]
-        if not of_condition and not of_others:
+        if not of_condition and not of_others and not nobody:
             continue
         items, benchmark, asked, of_all = _benchmark(plan, catalog, condition, base)
         alone = [variant for variant in evaluation.baselines if variant in ALONE]
