@@ -136,8 +136,8 @@ class System:
 
 
 def systems(plan: Plan, catalog: Catalog) -> list[System]:
-    """The manifest's runs that have finished, its external checkpoints, submitted pictures, and the baselines;
-    these alone where the manifest names nobody.
+    """The manifest's runs that have finished, its external checkpoints, submitted pictures, and the
+    baselines; these alone where the manifest names nobody.
     """
     evaluation = plan.manifest.evaluate
     if evaluation is None:
