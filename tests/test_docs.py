@@ -31,6 +31,7 @@ from pipeline.catalog import Catalog, Selection
 from pipeline.cli import main
 from pipeline.dataset.layouts import WRITERS
 from pipeline.manifest import SOURCE_KINDS, Provided
+from pipeline.manifest.published import PublishedFile
 from pipeline.storage.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
@@ -724,8 +725,10 @@ def test_the_manifests_on_the_pages_can_be_planned_and_their_queries_are_sql(
 def test_the_runs_and_the_benchmark_on_the_pages_are_ones_that_a_manifest_may_have() -> None:
     (body,) = blocks("docs/training.md", "yaml")
     assert len(manifest.Train(**yaml.safe_load(body)["train"]).runs) >= 3
-    given, submitted = (yaml.safe_load(body)["evaluate"] for body in blocks("docs/benchmark.md", "yaml"))
-    assert manifest.Evaluate(**given).external and manifest.Evaluate(**submitted).submissions
+    given, submitted, theirs = map(yaml.safe_load, blocks("docs/benchmark.md", "yaml"))
+    assert manifest.Evaluate(**given["evaluate"]).external
+    assert manifest.Evaluate(**submitted["evaluate"]).submissions
+    assert PublishedFile(**theirs).published
     rows = rows_below("docs/benchmark.md", "Key of `evaluate`")
     assert {row[0].strip("`") for row in rows} <= manifest.Evaluate.model_fields.keys()
     shown = {

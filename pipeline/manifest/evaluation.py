@@ -96,6 +96,7 @@ class Evaluate(Section):
     readers: dict[str, ConditionSettings] = {}
     features: list[Features] = []
     time_limit: Seconds = 3600.0  # that making or scoring one sample may take
+    published: Text | None = None  # file of numbers from elsewhere, beside those that ship
     clip: str | None = None  # `mini`, or the folder of a CLIP in transformers' layout
 
     @property

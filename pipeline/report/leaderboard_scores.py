@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from pipeline.benchmark.systems import (
 from pipeline.catalog import Catalog
 from pipeline.experiment.base import ON_RANDOM_WEIGHTS, RANDOM_BASE
 from pipeline.manifest import AnySource, Manifest
+from pipeline.manifest import published as own_published
 from pipeline.plan import Plan
 from pipeline.report import leaderboard
 from pipeline.report.leaderboard_data import (
@@ -40,6 +41,7 @@ from pipeline.report.leaderboard_data import (
     Leaderboard,
     LeaderboardModel,
     Measure,
+    Published,
     Speed,
     published,
 )
@@ -109,8 +111,16 @@ def build(
             ),
             speeds=tuple(_speeds(catalog, compared)),
             evidence=tuple(evidence),
-            published=published(conditions),
+            published=(*published(conditions), *_own_published(plan.manifest, conditions)),
         )
+
+
+def _own_published(given: Manifest, conditions: Collection[str]) -> Iterator[Published]:
+    """Those of the user's own file."""
+    if given.evaluate and given.evaluate.published:
+        for row in own_published.read(given.evaluate.published, given.at("evaluate", "published")):
+            if row.condition in conditions:
+                yield Published(**row.model_dump())
 
 
 def _notes(plan: Plan, conditions: list[str]) -> Iterator[str]:
