@@ -11,6 +11,21 @@ KNOWN_AS = {  # what this project calls a thing -> what published.json calls it
     "mask2former-ade20k": "Mask2Former Swin-L (ADE20K)",
     "controlnet-hed": "ControlNetHED",
     "clip-vit-base-patch16": "CLIP ViT-B/16",
+    "kornia-canny": "kornia's Canny (0.1, 0.2)",
+    "dpt-large": "DPT-Large",
+    "inception": "Inception (clean-fid)",
+    # what manifests/paper/controlnet_plus_plus ask for
+    **{
+        f"limingcv/{name} validation, squashed: {count} images of the train split, 4 samples of each": (
+            f"{there} validation, {count} images, 4 samples of each"
+        )
+        for name, there, count in (
+            ("MultiGen-20M_canny_eval", "MultiGen-20M", "5,000"),
+            ("MultiGen-20M_depth_eval", "MultiGen-20M", "5,000"),
+            ("Captioned_ADE20K", "ADE20K", "2,000"),
+            ("Captioned_COCOStuff", "COCO-Stuff", "5,000"),
+        )
+    },
 }
 
 
