@@ -4,6 +4,7 @@ is said.
 
 from collections.abc import Iterable, Iterator
 
+from annotate.annotator import PROVIDED
 from pipeline.report.leaderboard_data import PROTOCOL, FrozenBenchmark, Published
 
 KNOWN_AS = {  # what this project calls a thing -> what published.json calls it
@@ -46,13 +47,16 @@ def sampling(benchmark: FrozenBenchmark) -> str:
 
 
 def _differing(row: Published, benchmark: FrozenBenchmark, names: Iterable[str]) -> Iterator[str]:
+    # a map that the data brought was made by nobody's detector
+    maker, reader = (named.split(" ")[0] for named in (benchmark.detector, benchmark.reader))
+    read = reader if maker in (reader, PROVIDED) or not reader else f"{reader}, of maps by {maker}"
     ours = {
         "base": benchmark.base,
         "resolution": benchmark.resolution,
         "data": benchmark.data,
         # a score by a network names it; a map was read by the benchmark's reader, whose fingerprint follows
         # its name
-        "reader": row.beside.partition("(")[2].rstrip(")") or benchmark.reader.split(" ")[0],
+        "reader": row.beside.partition("(")[2].rstrip(")") or read or None,
         "sampler": sampling(benchmark),
     }
     for name in names:

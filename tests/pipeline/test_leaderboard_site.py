@@ -473,10 +473,13 @@ def test_a_published_protocol_is_that_of_its_row_and_names_this_projects_words()
         "base": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "resolution": 512,
         "reader": "mask2former-ade20k 00ff",
+        "detector": "provided 00ff",
         "data": iou.data,
     }
     there = benchmark("seg_ade20k", **ours)
     assert [told.partition(":")[0] for told in differences(iou, there)] == ["sampler"]
+    made = replace(there, detector="oneformer-ade20k 00ff")
+    assert "(here: mask2former-ade20k, of maps by oneformer-ade20k)" in differences(iou, made)[0]
     clip = found["seg_ade20k", "CLIP score (ViT-B/16)", "ControlNet v1.1"]
     assert [
         told.partition(":")[0] for told in differences(clip, replace(there, reader="upernet-ade20k 00ff"))
