@@ -78,8 +78,7 @@ _ROWS = (
     Detector(
         name="opencv-canny", title="OpenCV Canny", version=1, licence="Apache-2.0", distributions=OPENCV,
         modules=("cv2",),
-        detect=edges.detect, draw_params=edges.draw_params,
-        check=functools.partial(edges.check, "opencv-canny"),
+        detect=edges.detect, draw_params=edges.draw_params, check=edges.check,
         seconds=0.008, time_limit=60.0,
         parameters={
             "low": Number(default=100, least=0, most=10_000, whole=True, span=True),
@@ -87,14 +86,11 @@ _ROWS = (
         },
     ),
     Detector(
-        name="kornia-canny", title="Canny as kornia computes it", version=1, licence="Apache-2.0",
+        name="kornia-canny", title="Canny as kornia computes it (0.1, 0.2)", version=1, licence="Apache-2.0",
         distributions=OPENCV, modules=("cv2",),
-        detect=edges.detect_kornia, check=functools.partial(edges.check, "kornia-canny"),
+        detect=edges.detect_kornia,
         seconds=0.03, time_limit=60.0,
-        parameters={  # of the gradient's length: a step from black to white has about 2.6
-            "low": Number(default=0.1, least=0.0, most=10.0),
-            "high": Number(default=0.2, least=0.0, most=10.0),
-        },
+        parameters={},
     ),
     Detector(
         name="opencv-lsd", title="OpenCV line segment detector", version=1, licence="Apache-2.0",

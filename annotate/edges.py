@@ -8,12 +8,14 @@ import numpy as np
 from annotate.maps import RawMap
 from annotate.parameters import Values
 
-# of kornia: of red, green, blue; steps y, x to the neighbour along a gradient, by eighths of a turn
+# of kornia: weights of red, green, blue; steps y, x to the neighbour along a gradient, by eighths of a turn;
+# thresholds of ControlNet++, where a step from black to white has about 2.6
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
 ALONG = ((0, 1), (1, 1), (1, 0), (1, -1))
+LOW, HIGH = 0.1, 0.2
 
 
-def check(detector: str, params: Values) -> None:
+def check(params: Values) -> None:
     """The high threshold must reach above the low one for every draw.
 
     ValueError: `low`, or one end of its range, lies above that of `high`.
@@ -21,7 +23,7 @@ def check(detector: str, params: Values) -> None:
     (low, low_most), (high, high_most) = _span(params["low"]), _span(params["high"])
     if low > high or low_most > high_most:
         raise ValueError(
-            f"{detector}: low {params['low']} lies above high {params['high']}; set high to {low_most} or"
+            f"opencv-canny: low {params['low']} lies above high {params['high']}; set high to {low_most} or"
             " more"
         )
 
@@ -53,11 +55,16 @@ def detect(
 def detect_kornia(
     images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
 ) -> list[RawMap]:
-    """kornia 0.7's canny() on uint8 RGB taken as 0..1; of two equal pixels across an edge neither is kept."""
-    return [RawMap("edges", _kornia(image, params["low"], params["high"])) for image in images]
+    """As ControlNet++ reads edges."""
+    return [RawMap("edges", kornia_canny(image)) for image in images]
 
 
-def _kornia(image: np.ndarray, low: float, high: float) -> np.ndarray:  # uint8 HW of 0 and 255
+def kornia_canny(
+    image: np.ndarray,  # uint8 HW3 RGB
+    low: float = LOW,
+    high: float = HIGH,
+) -> np.ndarray:  # uint8 HW of 0 and 255
+    """kornia 0.7's canny() of the picture as 0..1; of two equal pixels across an edge neither is kept."""
     import cv2
 
     grey = (image.astype(np.float32) / 255) @ GREY

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate import structure
+from evaluate import paper, structure
 from evaluate.comparison import PROMPT, Comparison, Counts, Map, Metric, Prepare, Statistic, same_size, worst
 from evaluate.matching import most_pairs, near_pixels
 
@@ -41,7 +41,7 @@ METRICS = (
         definition="F1 of edge pixels that coincide exactly" + THINNED,
         quirks=(
             "A.2, Canny: no tolerance, so that a perfect image one pixel off scores 0.3; the paper reads both"
-            " maps with kornia's Canny and pools four images of a prompt"
+            " maps with kornia's Canny and pools four images of a prompt, as edge_f1_prompt does"
         ),
     ),
     Metric(
@@ -55,8 +55,8 @@ METRICS = (
         )
         + THINNED,
         quirks=(
-            "A.2, Canny: ControlNet++'s own number where the detector is kornia-canny and there are four"
-            " seeds; no tolerance"
+            "A.2, Canny: no tolerance. ControlNet++'s formula; its reader where that is kornia-canny;"
+            f" {paper.ASKED}"
         ),
     ),
     Metric(

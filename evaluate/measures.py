@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate import fidelity
+from evaluate import fidelity, paper
 from evaluate.comparison import Metric
 
 Features = NDArray[np.float32]  # [n, d]
@@ -61,7 +61,8 @@ _NETWORKS = {
             ),
             quirks=(
                 "A.2, FID: a group has one image a prompt; ADE20K's 2,000 are fewer than Inception's 2,048"
-                " dimensions, which about doubles it"
+                " dimensions, which about doubles it. ControlNet++'s formula, network and groups;"
+                f" {paper.ASKED}"
             ),
         ),
         Metric(

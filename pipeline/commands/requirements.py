@@ -52,10 +52,9 @@ def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # 
         lacks += _submissions(plan)
     if wanted("score"):
         lacks += networks.lacking(given)
-    if given.base not in (None, RANDOM_BASE) and wanted("encode", "train", "generate"):
-        lacks += _base(given)
-    if wanted("generate") and not lacks:  # else the base itself may be missing
-        lacks += _steps(given)
+    if given.base and wanted("encode", "train", "generate"):
+        absent = [] if given.base == RANDOM_BASE else list(_base(given))
+        lacks += absent or (_steps(given) if wanted("generate") else [])
     return lacks
 
 
@@ -140,7 +139,7 @@ def _base(given: Manifest) -> Iterator[str]:
 def _steps(given: Manifest) -> Iterator[str]:
     from train import base, random_base, samplers
 
-    if given.evaluate is None or given.base is None:
+    if given.evaluate is None:
         return
     frozen = given.evaluate.benchmark
     asked = (frozen.sampler, frozen.num_inference_steps)
@@ -148,6 +147,6 @@ def _steps(given: Manifest) -> Iterator[str]:
         if given.base == RANDOM_BASE:
             samplers.scheduler(random_base.SCHEDULER, *asked)
         else:
-            base.check_sampling(given.base, *asked)
+            base.check_sampling(str(given.base), *asked)
     except ValueError as error:
         yield f"{given.at('evaluate', 'benchmark', 'num_inference_steps')}: {error}"

@@ -191,8 +191,10 @@ def data(of: Manifest, images: int) -> str:
     shown to others.
     """
     assert of.evaluate is not None
-    named = " and ".join(map(_source, of.source))
-    return f"{named}: {images:,} images of the {of.evaluate.benchmark.split} split"
+    named, frozen = " and ".join(map(_source, of.source)), of.evaluate.benchmark
+    squashed = ", squashed" if of.image.fit == "squash" else ""
+    each = f", {len(frozen.seeds)} samples of each" if len(frozen.seeds) > 1 else ""
+    return f"{named}{squashed}: {images:,} images of the {frozen.split} split{each}"
 
 
 def _source(source: AnySource) -> str:
