@@ -4,6 +4,7 @@ from.
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from pipeline.benchmark import networks
 from pipeline.benchmark.systems import ALONE, BEFORE, EARLIER, Entrant, System, score_key, systems
 from pipeline.benchmark.systems import _benchmark as of_benchmark
 from pipeline.cluster.jobs import Job
+from pipeline.dataset.changes import renewed
 from pipeline.experiment.pairs import PlannedRun
 from pipeline.manifest import Benchmark, load
 from pipeline.plan import Plan
@@ -41,6 +43,9 @@ ASKED = {"canny": range(20), "depth_large": range(20), "pose_openpose": range(3)
 
 class Pairs:
     """A catalog that has these pairs and nothing else."""
+
+    def reading(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
         if "SELECT run, conditions" in sql:
@@ -284,7 +289,7 @@ def test_a_benchmark_has_the_fingerprints_that_it_had_under_its_keys_first_names
     )
     rows = [(image_id, f"caption {image_id}", 64, 64, "s", 0) for image_id in "ab"]
     catalog: Any = SimpleNamespace(query=lambda sql, given=(): rows if "pairs" in sql else [])
-    assert of_benchmark(plan, catalog, "canny", "b")[1:] == fingerprints
+    assert of_benchmark(plan, catalog, "canny", "b", renewed(catalog))[1:] == fingerprints
 
 
 def test_a_run_stands_beside_what_it_started_from(compared: Callable[..., tuple[Plan, list[System]]]) -> None:
