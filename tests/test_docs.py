@@ -167,6 +167,24 @@ def test_every_path_exists(page: str) -> None:
         assert (ROOT / path).exists(), f"{page} names {path}, which is not there"
 
 
+MADE = {"README.md", "leaderboard.md"}  # names of what the program writes
+
+
+def test_code_and_pages_refer_to_no_document_that_does_not_ship() -> None:
+    shipped = [ROOT / page for page in PAGES] + [
+        path
+        for house in sorted(HOUSE - {"tests"})
+        for ending in ("py", "html", "css", "js", "json", "yaml", "md")
+        for path in (ROOT / house).rglob(f"*.{ending}")
+        if not path.is_relative_to(ROOT / "docs" / "showcase")
+    ]
+    assert len(shipped) > 300
+    for path in shipped:
+        for name in re.findall(r"(?<![\w/.{}*-])[\w./-]*\w\.md\b", path.read_text(encoding="utf-8")):
+            beside = (path.parent / name, ROOT / name, ROOT / "docs" / name)
+            assert Path(name).name in MADE or any(it.exists() for it in beside), f"{path} refers to {name}"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_test_that_a_page_cites_is_there(page: str) -> None:
     for path, name in (span.split("::") for span in spans(page) if ".py::" in span):

@@ -14,11 +14,11 @@ from evaluate import fidelity
 from pipeline import MillError
 from pipeline.benchmark import networks, submissions
 from pipeline.catalog import Catalog
-from pipeline.dataset.changes import renewed
+from pipeline.dataset.changes import Renewed, renewed
 from pipeline.experiment.base import base_fingerprint, base_spec
 from pipeline.experiment.pairs import PlannedRun, called, planned_runs
 from pipeline.experiment.warm_starts import warm_folder, warm_starts
-from pipeline.manifest import Submitted
+from pipeline.manifest import Evaluate, Submitted
 from pipeline.plan import Plan
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, fingerprint
 
@@ -139,9 +139,13 @@ def systems(plan: Plan, catalog: Catalog) -> list[System]:
     """The manifest's runs that have finished, its external checkpoints, submitted pictures, and the
     baselines; these alone where the manifest names nobody.
     """
-    evaluation = plan.manifest.evaluate
-    if evaluation is None:
+    if plan.manifest.evaluate is None:
         return []
+    with catalog.reading():
+        return _systems(plan, catalog, plan.manifest.evaluate)
+
+
+def _systems(plan: Plan, catalog: Catalog, evaluation: Evaluate) -> list[System]:
     complete = catalog.query(
         "SELECT run, conditions, checkpoint FROM runs WHERE status = 'complete' ORDER BY run"
     )
@@ -154,13 +158,14 @@ def systems(plan: Plan, catalog: Catalog) -> list[System]:
     base = base_fingerprint(base_spec(plan)) if plan.manifest.base else ""
     kept = _kept(plan, entrants) if EARLIER in evaluation.baselines else {}
     starts = _starts(plan, catalog, runs, entrants) if BEFORE in evaluation.baselines else {}
+    changes = renewed(catalog)
     compared: list[System] = []
     for condition in plan.conditions:
         of_condition = [entrant for entrant in entrants if entrant.condition == condition]
         of_others = [(it, pictures) for it, pictures in submitted if it.condition == condition]
         if not of_condition and not of_others and not nobody:
             continue
-        items, benchmark, asked, of_all = _benchmark(plan, catalog, condition, base)
+        items, benchmark, asked, of_all = _benchmark(plan, catalog, condition, base, changes)
         alone = [variant for variant in evaluation.baselines if variant in ALONE]
         compared += [System(name, condition, name, "", "", benchmark, items, asked) for name in alone]
         for entrant in of_condition:
@@ -240,7 +245,7 @@ def held_out(plan: Plan, catalog: Catalog, condition: str) -> tuple[Item, ...]:
 
 # items, fingerprint, System.hintless_key, System.asked_of_all
 def _benchmark(
-    plan: Plan, catalog: Catalog, condition: str, base: str
+    plan: Plan, catalog: Catalog, condition: str, base: str, changes: Renewed
 ) -> tuple[tuple[Item, ...], str, str, str]:
     assert plan.manifest.evaluate is not None
     frozen, items = plan.manifest.evaluate.benchmark, held_out(plan, catalog, condition)
@@ -257,7 +262,7 @@ def _benchmark(
         "settings": settings,
         "detector": plan.conditions[condition].fingerprint,
     }
-    maps = replace(renewed(catalog), captions={})  # captions are told above
+    maps = replace(changes, captions={})  # captions are told above
     if changed := maps.mark(plan, [condition], [item.image_id for item in items]):
         identity["changed"] = changed
     asked = {

@@ -51,6 +51,8 @@ def _witness(row: EvidenceSample, href: Callable[[Any], str | None]) -> Json:
 
 
 def _finite(value: Any) -> Any:
+    if value is None or isinstance(value, str):  # most of what a leaderboard holds, so asked first
+        return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list | tuple):

@@ -4,6 +4,7 @@ from.
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from pipeline.benchmark.systems import ALONE, BEFORE, EARLIER, Entrant, System, 
 from pipeline.benchmark.systems import _benchmark as of_benchmark
 from pipeline.cluster.jobs import Job
 from pipeline.commands import requirements
+from pipeline.dataset.changes import renewed
 from pipeline.experiment.pairs import PlannedRun
 from pipeline.manifest import Benchmark, load
 from pipeline.plan import Plan
@@ -43,6 +45,9 @@ ASKED = {"canny": range(20), "depth_large": range(20), "pose_openpose": range(3)
 
 class Pairs:
     """A catalog that has these pairs and nothing else."""
+
+    def reading(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
         if "SELECT run, conditions" in sql:
@@ -329,7 +334,7 @@ def fingerprints_of(frozen: Benchmark) -> tuple[Any, ...]:
     )
     rows = [(image_id, f"caption {image_id}", 64, 64, "s", 0) for image_id in "ab"]
     catalog: Any = SimpleNamespace(query=lambda sql, given=(): rows if "pairs" in sql else [])
-    return of_benchmark(plan, catalog, "canny", "b")
+    return of_benchmark(plan, catalog, "canny", "b", renewed(catalog))
 
 
 def test_submitted_pictures_answer_a_task_whatever_protocol_ours_have() -> None:
