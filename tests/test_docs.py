@@ -594,7 +594,11 @@ def test_how_often_the_guarantees_were_tried_is_what_the_benchmarks_found() -> N
     check_table(
         "Set-up | Seed | Rounds | Of all stages | Tries | Faults | Lost | Doubled | Different | Made again |"
         " Left behind | Wrong ends",
-        [[name, *(f"{rows[key]:,}" for key in counted)] for name, rows in told["rounds"].items()],
+        [
+            [name, *(f"{rows[key]:,}" for key in counted)]
+            for name, played in told["rounds"].items()
+            for rows in played
+        ],
         page,
     )
     hostile = told["hostile"]
