@@ -135,7 +135,7 @@ def few(repeats: int) -> Iterator[Row]:
     rng = np.random.default_rng(13)
     for target in (0.1, 0.4, 0.7):
         systems = [(quality(target, sure), sure) for sure in (0.0, 2.0)]
-        for n in (FEW, 50, 200):
+        for n in (FEW, 50, 200, 500):
             weights, values, apart = bootstrap_weights(n, count=DRAWS), [], 0
             for _ in range(repeats):
                 hard = rng.normal(size=n)

@@ -370,6 +370,14 @@ def test_the_front_is_what_no_model_beats_in_both(board: Leaderboard) -> None:
     worse = [replace(it, value=0.69) if (it.model, it.metric) == ("beta", F1.name) else it for it in worse]
     beaten = pareto(F1, {F1: 3, FD: 2, KD: 3}, worse, {})
     assert beaten is not None and {point.model: point.front for point in beaten.points}["beta"] is False
+    lacking = [
+        replace(it, marks=(*it.marks, "1 missing: of 200"))
+        if (it.model, it.metric[:2]) != (EVIL, "kd")
+        else it
+        for it in canny
+    ]
+    found = pareto(F1, {F1: 3, FD: 2, KD: 3}, lacking, {})
+    assert found is not None and found.distance == KD, "what both lack makes the biased one no better"
     unmarked = [replace(it, marks=()) for it in canny]
     found = pareto(F1, {F1: 3, FD: 2, KD: 3}, unmarked, {})
     assert found is not None and found.distance == FD
