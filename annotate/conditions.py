@@ -33,7 +33,13 @@ class Condition:
     rule: str  # the paper's rule for its training pairs
     layout: str | None = None  # people: the names and order of the keypoints
     label_spaces: tuple[str, ...] = ()  # labels: what the ids may mean
+    wide: bool = False  # edges: lines of more than one pixel, as of a pen, which a comparison thins first
     shares: str | None = None  # the condition whose maps these are when made alike: one shard, two selections
+
+    @property
+    def compared_as(self) -> str:
+        """The kind of comparison, a key of evaluate.fidelity.NAMES."""
+        return f"wide_{self.kind}" if self.wide else self.kind
 
 
 _ROWS = (
@@ -54,7 +60,7 @@ _ROWS = (
     ),
     Condition(
         name="sketch", title="User sketches", kind="edges", detectors=("sketch-hed",), parent="hed",
-        warm_start="canny", fidelity="edge_f1_bsds",
+        warm_start="canny", fidelity="edge_f1_bsds", wide=True,
         rule="500k pairs: HED with random thresholds, random masking of strokes, random morphology, "
         "random non-maximum suppression",
     ),
@@ -105,7 +111,7 @@ _ROWS = (
     ),
     Condition(
         name="cartoon", title="Cartoon line drawing", kind="edges", detectors=("anime2sketch", "xdog"),
-        fidelity="edge_f1_bsds",
+        fidelity="edge_f1_bsds", wide=True,
         rule="1M cartoon pairs, the top million by popularity",
     ),
 )  # fmt: skip

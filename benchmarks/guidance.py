@@ -125,7 +125,7 @@ def _measured(plan: Plan, system: System, real: list[np.ndarray], more: dict[str
     read = annotator.annotate(
         images, ids, reader_steps(plan, system.condition), random_params=random_params, device="cpu"
     )[system.condition]
-    kind = CONDITIONS[system.condition].kind
+    kind = CONDITIONS[system.condition].compared_as
     compared = [
         fidelity.compare(kind, as_map(truth.map), as_map(again.map) if again.map else None)  # type: ignore[arg-type]
         for truth, again in zip(truths, read, strict=True)

@@ -3,9 +3,9 @@ images.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ _NETWORKS = {
             name="clip_image",
             title="CLIP image similarity",
             best=100.0,
+            limits=(-100.0, 100.0),
             level="sample",
             definition="100 cos of the generated and the held-out image by {network}",
         ),
@@ -71,6 +72,7 @@ _NETWORKS = {
             higher_is_better=False,
             worst=float("inf"),
             best=0.0,
+            limits=(-float("inf"), float("inf")),
             column="diagnostic",
             definition=(
                 "Fréchet distance of infinitely many prompts, features by {network}: a line in 1/n through"
@@ -86,6 +88,7 @@ _NETWORKS = {
             higher_is_better=False,
             worst=float("inf"),
             best=0.0,
+            limits=(-float("inf"), float("inf")),
             definition=(
                 "KID's cubic kernel distance to the held-out images' features by {network}, over all pairs of"
                 " different prompts; unbiased, so it may fall below 0"
@@ -128,6 +131,7 @@ _NETWORKS = {
             name="density",
             title="Density",
             level="set",
+            limits=(0.0, float("inf")),
             column="diagnostic",
             definition="real neighbourhoods that a generated image lies in, over 5, features by {network}",
         ),
@@ -144,6 +148,7 @@ _NETWORKS = {
 }
 
 
+@functools.cache
 def metric(name: str) -> Metric:
     """KeyError: there is no such measure."""
     if name in fidelity.METRICS:
@@ -160,9 +165,17 @@ def metric(name: str) -> Metric:
     )
 
 
+def place(name: str) -> tuple[int, str]:
+    """Where a measure stands among all others, in the order of their definitions: what belongs together
+    stays together. KeyError: there is no such measure.
+    """
+    what, _, network = metric(name).name.partition(" (")
+    return [*fidelity.METRICS, *_NETWORKS].index(what), network
+
+
 # what computes the measures of a kind of map, beside numpy
 _OF_KIND = {
-    "edges": ("opencv-python-headless", "scipy"),
+    "edges": ("opencv-python-headless", "scikit-image", "scipy"),
     "soft_edges": ("opencv-python-headless", "scikit-image", "scipy"),
     "lines": ("opencv-python-headless", "scipy"),
     "people": ("scipy",),
@@ -275,7 +288,7 @@ def distances(
             lambda generated, prompt, block: frechet.frechet_infinity(Images(generated, prompt), real, block),
         )
     for name in ("precision", "recall", "density", "coverage"):
-        yield named(name), left_out(partial(_neighbourhood, name))
+        yield named(name), left_out(functools.partial(_neighbourhood, name))
 
 
 def _mean_of_groups(
@@ -290,17 +303,6 @@ def _neighbourhood(name: str, generated: Features, known: Features) -> float:
     from evaluate import distribution
 
     return distribution.prdc(known, generated)[name] if min(len(generated), len(known)) > 5 else 0.0
-
-
-def caveats(metric: Metric, n: int) -> list[str]:
-    """What a reader must know before believing a number; a marked score is not ranked."""
-    from evaluate import frechet
-
-    biased = {"fd": "biased", "fd_groups": "biased", "fd_infinity": "extrapolated from few"}
-    what, n = biased.get(metric.name.partition(" ")[0]), n // metric.groups
-    if what and metric.dimensions and frechet.ranking(n, metric.dimensions) != "fd":
-        return [f"{what}: n = {n:,} < {frechet.ENOUGH} × {metric.dimensions:,} dimensions; ranked by kd"]
-    return []
 
 
 def _short(model: str) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from annotate import annotator
 from annotate.annotator import Step
-from pipeline import sources
+from pipeline import MillError, sources
 from pipeline.benchmark import networks
+from pipeline.benchmark.systems import submissions_of
 from pipeline.cluster.nodes import Needs, code_version
 from pipeline.experiment.base import RANDOM_BASE
 from pipeline.manifest import Manifest
@@ -48,6 +49,7 @@ def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # 
         ]
     if wanted("generate"):
         lacks += _externals(given)
+        lacks += _submissions(plan)
     if wanted("score"):
         lacks += networks.lacking(given)
     if given.base and wanted("encode", "train", "generate"):
@@ -106,6 +108,13 @@ def _externals(given: Manifest) -> Iterator[str]:
     for number, external in enumerate(given.evaluate.external if given.evaluate else []):
         if why := _absent(external.checkpoint):
             yield f"{given.at('evaluate', 'external', number, 'checkpoint')}: {external.name}: {why}"
+
+
+def _submissions(plan: Plan) -> Iterator[str]:
+    try:
+        submissions_of(plan)
+    except MillError as error:
+        yield str(error)
 
 
 def _absent(controlnet: str) -> str:  # '' = it is here

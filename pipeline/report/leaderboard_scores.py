@@ -7,17 +7,15 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from annotate.conditions import CONDITIONS
-from evaluate import fidelity, measures, replicates
+from evaluate import fidelity, measures, replicates, sizes
 from evaluate.comparison import Metric
-from evaluate.replicates import Replicated
 from pipeline import __version__
 from pipeline.benchmark import networks
 from pipeline.benchmark.estimates import replicated
@@ -26,14 +24,16 @@ from pipeline.benchmark.systems import (
     CONTROL,
     EARLIER,
     NO_CONTROL,
-    REAL,
+    PLAIN,
     SHUFFLED,
     System,
     readable,
+    submissions_of,
 )
 from pipeline.catalog import Catalog
 from pipeline.experiment.base import ON_RANDOM_WEIGHTS, RANDOM_BASE
 from pipeline.manifest import AnySource, Manifest
+from pipeline.manifest import published as own_published
 from pipeline.plan import Plan
 from pipeline.report import leaderboard
 from pipeline.report.leaderboard_data import (
@@ -41,11 +41,12 @@ from pipeline.report.leaderboard_data import (
     Leaderboard,
     LeaderboardModel,
     Measure,
-    Score,
+    Published,
     Speed,
     published,
 )
 from pipeline.report.leaderboard_evidence import evidence_samples
+from pipeline.report.placing import CatalogScore, placed
 from train.samplers import TITLES
 
 # what every sample was drawn and read with; a measure's own libraries stand beside them
@@ -58,32 +59,6 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CatalogScore:
-    """A row of the table `scores`."""
-
-    system: str
-    model: str
-    variant: Any  # leaderboard_data.Arm
-    condition: str
-    metric: str
-    metric_version: str
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-    n_failed: int
-    prompts: int
-    method: str
-    higher_is_better: bool
-    benchmark: str
-    reader: str
-    checkpoint: str | None
-    score_key: str
-    caveats: tuple[str, ...]
-    score: Replicated
-
-
 def write(plan: Plan, catalog: Catalog, systems: list[System], folder: Path) -> Path | None:
     """Returns the page; None = nothing is scored yet."""
     with catalog.reading():
@@ -94,17 +69,15 @@ def write(plan: Plan, catalog: Catalog, systems: list[System], folder: Path) -> 
 def _leaderboard(plan: Plan, catalog: Catalog, systems: list[System]) -> Leaderboard | None:
     # the report has the learning curve of a run
     compared = {system.name: system for system in systems if system.variant != EARLIER}
-    scores = [
-        score
-        for score in _catalog_scores(catalog)
-        if score.system in compared and not fidelity.retired(score.metric)
-    ]
+    scores = [score for score in catalog_scores(catalog) if score.system in compared]
     return build(plan, catalog, compared, scores) if scores else None
 
 
-def _catalog_scores(catalog: Catalog) -> Iterator[CatalogScore]:
+def catalog_scores(catalog: Catalog) -> Iterator[CatalogScore]:
     for values in catalog.query(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY ALL"):
         row = dict(zip(COLUMNS, values, strict=True))
+        if fidelity.retired(row["metric"]):
+            continue
         score = replicated(row)
         del row["replicates"]
         yield CatalogScore(**row | {"caveats": tuple(json.loads(row["caveats"])), "score": score})
@@ -114,7 +87,7 @@ def build(
     plan: Plan, catalog: Catalog, compared: Mapping[str, System], scores: Sequence[CatalogScore]
 ) -> Leaderboard:
     conditions = [name for name in CONDITIONS if any(score.condition == name for score in scores)]
-    metrics = list(dict.fromkeys(score.metric for score in scores))
+    metrics = sorted({score.metric for score in scores}, key=measures.place)
     controls = [system for system in compared.values() if system.variant == CONTROL]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # begun first: pictures are read and drawn while ranks are counted
@@ -128,11 +101,26 @@ def build(
             metrics=tuple(_measure(measures.metric(name)) for name in metrics),
             benchmarks=tuple(_benchmark(plan, compared, name, scores) for name in conditions),
             models=tuple(_models(plan, compared)),
-            scores=tuple(_scores(plan, compared, scores)),
+            scores=tuple(
+                placed(
+                    scores,
+                    is_floor=functools.partial(_is_floor, compared),
+                    shown=lambda of: compared[of.system].shown,
+                    provenance=lambda of: _provenance(plan, of, compared[of.system]),
+                )
+            ),
             speeds=tuple(_speeds(catalog, compared)),
             evidence=tuple(evidence),
-            published=published(conditions),
+            published=(*published(conditions), *_own_published(plan.manifest, conditions)),
         )
+
+
+def _own_published(given: Manifest, conditions: Collection[str]) -> Iterator[Published]:
+    """Those of the user's own file."""
+    if given.evaluate and given.evaluate.published:
+        for row in own_published.read(given.evaluate.published, given.at("evaluate", "published")):
+            if row.condition in conditions:
+                yield Published(**row.model_dump())
 
 
 def _notes(plan: Plan, conditions: list[str]) -> Iterator[str]:
@@ -169,6 +157,8 @@ def _benchmark(
     system = next(system for system in compared.values() if system.condition == condition)
     maker, reader = plan.conditions[condition], plan.reader(condition)
     of = (condition, CONDITIONS[condition].fidelity, CONTROL)
+    names = {each.metric for each in scores if each.condition == condition}
+    shapes = {(item.height, item.width) for item in system.items}
     first = [each.score for each in scores if (each.condition, each.metric, each.variant) == of]
     return FrozenBenchmark(
         condition=condition,
@@ -189,8 +179,10 @@ def _benchmark(
         resolution=plan.manifest.image.resolution,
         data=data(plan.manifest, len(system.items)),
         detector=f"{maker.step.detector} {maker.fingerprint}",
-        reader=f"{reader.step.detector} {reader.fingerprint}",
+        reader=f"{reader.step.detector} {reader.fingerprint}" if readable(plan, condition) else "",
         detectable=replicates.detectable(first),
+        repeats=tuple(sizes.repeats(names, shapes)),
+        notes=tuple(sizes.remarks(names, shapes)),
     )
 
 
@@ -217,81 +209,56 @@ def _source(source: AnySource) -> str:
 def _models(plan: Plan, compared: Mapping[str, System]) -> Iterator[LeaderboardModel]:
     assert plan.manifest.evaluate is not None
     external = {other.name for other in plan.manifest.evaluate.external}
+    submitted = {it.name: given.facts for it, given in submissions_of(plan)}
     seen: dict[str, System] = {}
     for system in compared.values():
         seen.setdefault(system.model, system)
     for name, system in seen.items():
+        if told := submitted.get(name):
+            words = [f"{key}: {told[key]}" for key in ("model", "protocol", "who", "date", "licence", "url")]
+            yield LeaderboardModel(
+                name=system.shown,
+                kind="submitted",
+                base=told["base"],
+                note="; ".join(words),
+                date=told["date"],
+            )
+            continue
         kind: Any = "baseline" if system.variant in ALONE else "external" if name in external else "run"
         yield LeaderboardModel(
             name=system.shown, kind=kind, base=str(plan.manifest.base), checkpoint=system.checkpoint, note=""
         )
 
 
-def _scores(plan: Plan, compared: Mapping[str, System], scores: Sequence[CatalogScore]) -> Iterator[Score]:
-    """Ranks among the models; floors and ceilings from the baselines of the same benchmark."""
-    groups: dict[tuple[str, str], list[CatalogScore]] = {}
-    for each in scores:
-        groups.setdefault((each.condition, each.metric), []).append(each)
-    for group in groups.values():
-        ranked = [each for each in group if each.variant == CONTROL and not each.caveats]
-        places = (
-            replicates.ranks([each.score for each in ranked], higher_is_better=group[0].higher_is_better)
-            if len(ranked) > 1
-            else []
-        )
-        rank = {each.system: place for each, place in zip(ranked, places, strict=False)}
-        for each in group:
-            floor, ceiling = _ends(each, group)
-            normalized = replicates.normalized_score(
-                each.score, floor, ceiling, higher_is_better=each.higher_is_better
-            )
-            share, reason = (None, normalized) if isinstance(normalized, str) else (normalized, "")
-            yield Score(
-                model=compared[each.system].shown,
-                arm=each.variant,
-                condition=each.condition,
-                metric=each.metric,
-                n=each.n,
-                n_failed=each.n_failed,
-                value=each.value,
-                low=each.low,
-                high=each.high,
-                share=share and share.value,
-                share_low=share and share.low,
-                share_high=share and share.high,
-                share_reason=reason,
-                rank=rank.get(each.system),
-                marks=each.caveats,
-                provenance=_provenance(plan, each),
-            )
+def _is_floor(compared: Mapping[str, System], of: CatalogScore, other: CatalogScore) -> bool:
+    """Our own base is no floor for a submitted model, which has another."""
+    if other.variant == NO_CONTROL:
+        return not compared[of.system].pictures
+    return other.variant in (SHUFFLED, PLAIN) and other.model == of.model
 
 
-def _ends(of: CatalogScore, group: Sequence[CatalogScore]) -> tuple[Replicated | None, Replicated | None]:
-    """The best that can be had without following the condition, and what the image itself scores."""
-    floors = (
-        each.score
-        for each in group
-        if each.variant == NO_CONTROL or (each.variant == SHUFFLED and each.model == of.model)
-    )
-    ceiling = next((each.score for each in group if each.variant == REAL), None)
-    return replicates.best(floors, of.higher_is_better), ceiling
-
-
-def _provenance(plan: Plan, of: CatalogScore) -> dict[str, str]:
+def _provenance(plan: Plan, of: CatalogScore, system: System) -> dict[str, str]:
     """Everything that the number depends on."""
     assert plan.manifest.evaluate is not None
     frozen, reader = plan.manifest.evaluate.benchmark, plan.reader(of.condition)
     maker = plan.conditions[of.condition]
     return {
         "system": of.system,
-        "checkpoint": of.checkpoint or "none",
+        "checkpoint": of.checkpoint
+        or (f"submitted pictures {system.weights}" if system.pictures else "none"),
         "benchmark": of.benchmark,
         "scores": of.score_key,
         "metric": f"{of.metric} version {of.metric_version}",
         "condition made by": f"{maker.step.detector} {maker.identity['version']} ({maker.fingerprint})",
-        "read again by": f"{reader.step.detector} {reader.identity['version']} ({reader.fingerprint})",
+        "read again by": (
+            f"{reader.step.detector} {reader.identity['version']} ({reader.fingerprint})"
+            if readable(plan, of.condition)
+            else "no detector"
+        ),
         "interval": f"95 %, {of.method} over {of.prompts} prompts",
-        "sampling": (
+        "sampling": "as the submission says"
+        if system.pictures
+        else (
             f"{TITLES[frozen.sampler]}, {frozen.num_inference_steps} steps,"
             f" guidance {frozen.guidance_scale:g}"
             f"{' of prompt and hint' * (frozen.cfg_hint == 'conditional')},"

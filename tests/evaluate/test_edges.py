@@ -9,7 +9,7 @@ from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from evaluate import edges, fidelity, matching
 from evaluate.comparison import PROMPT
-from evaluate.edges import EdgeCounts, chamfer, edge_counts, f1
+from evaluate.edges import EdgeCounts, chamfer, edge_counts, f1, thinned
 from evaluate.fidelity import Map, compare
 from evaluate.matching import most_pairs, near_pixels
 
@@ -66,6 +66,31 @@ def test_one_pixel_of_tolerance_is_euclidean_so_a_diagonal_neighbour_is_too_far(
     assert edge_counts(truth, pixels((5, 5), (3, 3)), 1.0).matched == 0
     assert edge_counts(truth, pixels((5, 5), (3, 3)), 1.5).matched == 1
     assert edge_counts(truth, pixels((5, 5), (2, 3)), 0.9).matched == 0
+
+
+def test_a_wide_line_is_compared_by_its_middle_as_berkeley_s_benchmark_does() -> None:
+    """A sketch drawn with a broader pen in the same places is kept; an edge detector's second line is not."""
+    pen, broad = (cv2.dilate(drawing(), np.ones((width, width))) for width in (3, 7))
+    as_drawn = compare("edges", Map(pen, {}), Map(broad, {})).values
+    by_middle = compare("wide_edges", Map(pen, {}), Map(broad, {})).values
+    assert as_drawn["edge_f1_bsds"] < 0.7 and by_middle["edge_f1_bsds"] > 0.85
+    assert as_drawn["edge_ms_ssim"] == by_middle["edge_ms_ssim"], "drawings are seen as they are"
+    same = compare("wide_edges", Map(pen, {}), Map(pen, {}))
+    assert {same.values[name] for name in ("edge_f1", "edge_f1_bsds", "edge_recall", "edge_chamfer")} == {
+        0,
+        1,
+    }
+    assert same.counts["pixels"].tolist() == [int(thinned(pen > 0).sum())] * 2
+    other = cv2.dilate(np.roll(drawing(), 30, axis=1), np.ones((7, 7)))
+    shuffled = compare("wide_edges", Map(pen, {}), Map(other, {})).values
+    assert shuffled["edge_f1_1px"] < shuffled["edge_f1_2px"] < 0.5
+
+
+def test_thinning_takes_no_line_away() -> None:
+    for side in (1, 2, 3, 5):
+        dot = np.zeros((16, 16), bool)
+        dot[4 : 4 + side, 6 : 6 + side] = True
+        assert thinned(dot).any() and not (thinned(dot) & ~dot).any()
 
 
 def test_two_made_pixels_beside_one_true_pixel_give_one_match():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from annotate.conditions import CONDITIONS
-from evaluate import measures
+from evaluate import caveats, fidelity, measures
+from evaluate.comparison import Metric
 
 
 def test_each_condition_names_the_primary_measure_of_its_kind() -> None:
@@ -27,6 +28,21 @@ def test_a_score_of_a_network_is_named_after_it() -> None:
             measures.metric(name)
 
 
+def test_measures_stand_in_the_order_of_their_definitions() -> None:
+    for names in fidelity.NAMES.values():
+        assert sorted(set(names), key=measures.place) == list(names)
+    seen = ["kd (mini)", "coverage (mini)", "fd (dinov2)", "clip_score (mini-clip)", "fd (mini)", "edge_f1"]
+    assert sorted(seen, key=measures.place) == [
+        "edge_f1", "clip_score (mini-clip)", "fd (dinov2)", "fd (mini)", "kd (mini)", "coverage (mini)",
+    ]  # fmt: skip
+    with pytest.raises(KeyError):
+        measures.place("nonsense")
+
+
+def said(metric: Metric, made: int, real: int) -> list[str]:
+    return caveats.of_distance(metric, made=made, real=real, asked=made)
+
+
 def test_distances_know_their_dimensions_and_a_biased_one_says_so() -> None:
     rng = np.random.default_rng(0)
     reference = rng.normal(size=(40, 4)).astype(np.float32)
@@ -35,18 +51,19 @@ def test_distances_know_their_dimensions_and_a_biased_one_says_so() -> None:
         metric.name: (metric, *distance(reference + 1, prompt, block))
         for metric, distance in measures.distances("net", reference, prompt, 40)
     }
+
     fd, value, without = found["fd (net)"]
     assert fd.dimensions == 4 and value == pytest.approx(4, rel=0.01) and without.shape == (20,)
     assert set(found) == {
         f"{name} (net)"
         for name in ("fd", "fd_infinity", "kd", "cmmd", "precision", "recall", "density", "coverage")
     }
-    assert not measures.caveats(fd, 40) and measures.caveats(fd, 39) == [
+    assert not said(fd, 40, 40) and said(fd, 400, 39) == said(fd, 39, 400) == [
         "biased: n = 39 < 10 × 4 dimensions; ranked by kd"
     ]
     line, _, replicated = found["fd_infinity (net)"]
     assert line.column == "diagnostic" and replicated.shape == (20,)
-    assert not measures.caveats(line, 40) and measures.caveats(line, 39) == [
+    assert not said(line, 40, 40) and said(line, 400, 39) == said(line, 39, 400) == [
         "extrapolated from few: n = 39 < 10 × 4 dimensions; ranked by kd"
     ]
     few = {metric.name for metric, _ in measures.distances("net", np.tile(reference, 3), prompt, 40)}

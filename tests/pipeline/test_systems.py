@@ -4,6 +4,7 @@ from.
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from pipeline.benchmark.systems import ALONE, BEFORE, EARLIER, Entrant, System, 
 from pipeline.benchmark.systems import _benchmark as of_benchmark
 from pipeline.cluster.jobs import Job
 from pipeline.commands import requirements
+from pipeline.dataset.changes import renewed
 from pipeline.experiment.pairs import PlannedRun
 from pipeline.manifest import Benchmark, load
 from pipeline.plan import Plan
@@ -43,6 +45,9 @@ ASKED = {"canny": range(20), "depth_large": range(20), "pose_openpose": range(3)
 
 class Pairs:
     """A catalog that has these pairs and nothing else."""
+
+    def reading(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
         if "SELECT run, conditions" in sql:
@@ -175,10 +180,12 @@ def test_scores_stay_with_their_condition_where_samples_are_shared(
         assert score_key(plan, canny) != score_key(plan, depth) and canny.benchmark != depth.benchmark
 
 
-def test_scores_stored_while_a_measure_that_is_gone_was_computed_keep_their_identity(
+def test_scores_stored_by_an_older_version_that_says_the_same_keep_their_identity(
     compared: Callable[..., tuple[Plan, list[System]]],
 ) -> None:
-    """As workspaces have them: taking a measure out makes no sample be read again."""
+    """As workspaces have them: neither a measure that was taken out nor one that now thins wide lines makes a
+    sample of Canny's thin ones be read again.
+    """
     plan, made = compared()
     names = (
         "edge_f1_bsds",
@@ -315,6 +322,11 @@ def test_steps_that_a_sampler_can_not_take_on_the_base_are_told_before_any_work(
 def test_a_benchmark_has_the_fingerprints_that_it_had_under_its_keys_first_names(
     frozen: Benchmark, fingerprints: tuple[str, str]
 ) -> None:
+    _, *found, _ = fingerprints_of(frozen)
+    assert tuple(found) == fingerprints
+
+
+def fingerprints_of(frozen: Benchmark) -> tuple[Any, ...]:
     plan: Any = SimpleNamespace(
         manifest=SimpleNamespace(evaluate=SimpleNamespace(benchmark=frozen)),
         conditions={"canny": SimpleNamespace(fingerprint="d" * 16)},
@@ -322,7 +334,19 @@ def test_a_benchmark_has_the_fingerprints_that_it_had_under_its_keys_first_names
     )
     rows = [(image_id, f"caption {image_id}", 64, 64, "s", 0) for image_id in "ab"]
     catalog: Any = SimpleNamespace(query=lambda sql, given=(): rows if "pairs" in sql else [])
-    assert of_benchmark(plan, catalog, "canny", "b")[1:] == fingerprints
+    return of_benchmark(plan, catalog, "canny", "b", renewed(catalog))
+
+
+def test_submitted_pictures_answer_a_task_whatever_protocol_ours_have() -> None:
+    *_, one = fingerprints_of(Benchmark())
+    *_, other = fingerprints_of(Benchmark(num_inference_steps=50, guidance_scale=3, negative_prompt="blurry"))
+    assert one == other
+    for changed in (
+        Benchmark(seeds=[1]),
+        Benchmark(split="validation"),
+        Benchmark(samples=1000, seeds=[0, 1]),
+    ):
+        assert fingerprints_of(changed)[-1] != one
 
 
 def test_a_run_stands_beside_what_it_started_from(compared: Callable[..., tuple[Plan, list[System]]]) -> None:
