@@ -29,7 +29,7 @@ def of_distance(metric: Metric, *, made: int, real: int, asked: int) -> list[str
     Both sides count: however many are made of a prompt, their distance is to the few real ones. What has no
     image has no features either, and no worst: leaving it out may help, so the score has no rank.
     """
-    n, what = min(made, real), metric.name.partition(" ")[0]
+    n, what = min(made // metric.groups, real), metric.name.partition(" ")[0]
     said = []
     if made < asked:
         said.append(
@@ -38,7 +38,6 @@ def of_distance(metric: Metric, *, made: int, real: int, asked: int) -> list[str
         )
     if what in _SPARSE and n < SPARSE:
         said.append(f"high for few: n = {n:,} < {SPARSE:,}{_SPARSE[what]}{_RANKED_BY} kd")
-    n //= metric.groups
     if what in _BIASED and metric.dimensions and frechet.ranking(n, metric.dimensions) != "fd":
         said.append(
             f"{_BIASED[what]}: n = {n:,} < {frechet.ENOUGH} × {metric.dimensions:,} dimensions{_RANKED_BY} kd"
