@@ -25,7 +25,7 @@ class Condition:
     title: str
     kind: str  # a key of MEASURES_OF: the kind of raw map
     detectors: tuple[str, ...]  # in the order `auto` tries them
-    # detectors that `auto` never tries, since they know rendered scenes and no photographs
+    # detectors that `auto` never tries: they know rendered scenes alone, or are how somebody else evaluates
     by_name: tuple[str, ...] = ()
     parent: str | None = None  # the condition whose raw map this one is computed from
     warm_start: str | None = None  # the condition whose ControlNet the paper starts from
@@ -33,12 +33,19 @@ class Condition:
     rule: str  # the paper's rule for its training pairs
     layout: str | None = None  # people: the names and order of the keypoints
     label_spaces: tuple[str, ...] = ()  # labels: what the ids may mean
+    wide: bool = False  # edges: lines of more than one pixel, as of a pen, which a comparison thins first
     shares: str | None = None  # the condition whose maps these are when made alike: one shard, two selections
+
+    @property
+    def compared_as(self) -> str:
+        """The kind of comparison, a key of evaluate.fidelity.NAMES."""
+        return f"wide_{self.kind}" if self.wide else self.kind
 
 
 _ROWS = (
     Condition(
-        name="canny", title="Canny edges", kind="edges", detectors=("opencv-canny",), fidelity="edge_f1_bsds",
+        name="canny", title="Canny edges", kind="edges", detectors=("opencv-canny",),
+        by_name=("kornia-canny",), fidelity="edge_f1_bsds",
         rule="3M internet pairs, Canny with random thresholds",
     ),
     Condition(
@@ -53,7 +60,7 @@ _ROWS = (
     ),
     Condition(
         name="sketch", title="User sketches", kind="edges", detectors=("sketch-hed",), parent="hed",
-        warm_start="canny", fidelity="edge_f1_bsds",
+        warm_start="canny", fidelity="edge_f1_bsds", wide=True,
         rule="500k pairs: HED with random thresholds, random masking of strokes, random morphology, "
         "random non-maximum suppression",
     ),
@@ -83,12 +90,12 @@ _ROWS = (
     ),
     Condition(
         name="depth_large", title="Depth (large scale)", kind="depth",
-        detectors=("midas-dpt-hybrid", "depth-anything-v2"), by_name=("mini",),
+        detectors=("midas-dpt-hybrid", "depth-anything-v2"), by_name=("dpt-large", "mini"),
         fidelity="depth_rmse", rule="3M internet pairs, MiDaS",
     ),
     Condition(
         name="depth_small", title="Depth (small scale)", kind="depth", shares="depth_large",
-        detectors=("midas-dpt-hybrid", "depth-anything-v2"), by_name=("mini",),
+        detectors=("midas-dpt-hybrid", "depth-anything-v2"), by_name=("dpt-large", "mini"),
         fidelity="depth_rmse", rule="the 200k pairs of depth_large with the highest resolution",
     ),
     Condition(
@@ -104,7 +111,7 @@ _ROWS = (
     ),
     Condition(
         name="cartoon", title="Cartoon line drawing", kind="edges", detectors=("anime2sketch", "xdog"),
-        fidelity="edge_f1_bsds",
+        fidelity="edge_f1_bsds", wide=True,
         rule="1M cartoon pairs, the top million by popularity",
     ),
 )  # fmt: skip

@@ -185,7 +185,9 @@ def seen(number: int) -> Seen:
     for name, raw in truth.items():
         found = [
             fidelity.compare(
-                raw.kind, fidelity.Map(raw.array, raw.meta), fidelity.Map(moved(raw, by).array, raw.meta)
+                CONDITIONS[name].compared_as,
+                fidelity.Map(raw.array, raw.meta),
+                fidelity.Map(moved(raw, by).array, raw.meta),
             )
             for by in MOVED
         ]

@@ -96,7 +96,10 @@ def _fidelity(
 
     def score(of: System) -> Replicated | None:
         row = scores.get((of.name, metric.name))
-        return row and replicated(dict(zip(("value", "replicates", "method", "prompts"), row, strict=True)))
+        return row and replicated(
+            dict(zip(("value", "replicates", "method", "prompts"), row, strict=True))
+            | {"metric": metric.name}
+        )
 
     beside = [
         it for it in made if it.condition == system.condition and it.model in (system.model, it.variant)

@@ -125,7 +125,7 @@ def _measured(plan: Plan, system: System, real: list[np.ndarray], more: dict[str
     read = annotator.annotate(
         images, ids, reader_steps(plan, system.condition), random_params=random_params, device="cpu"
     )[system.condition]
-    kind = CONDITIONS[system.condition].kind
+    kind = CONDITIONS[system.condition].compared_as
     compared = [
         fidelity.compare(kind, as_map(truth.map), as_map(again.map) if again.map else None)  # type: ignore[arg-type]
         for truth, again in zip(truths, read, strict=True)
@@ -177,6 +177,7 @@ def _drawn(plan: Plan, system: System, hints: list[np.ndarray], more: dict[str, 
             settings=sample.SamplingSettings(
                 height=shown[0].shape[0],
                 width=shown[0].shape[1],
+                sampler=frozen.sampler,
                 num_inference_steps=settings["steps"],
                 guidance_scale=settings["guidance"],
                 controlnet_conditioning_scale=settings["scale"],

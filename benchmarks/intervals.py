@@ -1,5 +1,5 @@
 """Whether the leaderboard's intervals hold what they say: ranks of planted models, ties of equal ones,
-coverage, power; a table each.
+coverage, power, false signs of whole tables, bias of few samples; a table each.
 
 Gaussian features of d dimensions stand for models, because their true distances have closed forms: N(0.2,
 diag(0.5..1.5)²) against real ones, N(0, 1). What is made correlates with the real image of its prompt by
@@ -30,11 +30,13 @@ sys.path[:] = [
     *(it for it in sys.path if Path(it).resolve() != Path(__file__).resolve().parent),
 ]
 
+from benchmarks.interval_populations import coverage, false_signs, few, neighbours
 from evaluate import extractors, measures
 from evaluate.distribution import kernel_distance_full
 from evaluate.features import Images
 from evaluate.fidelity import Map, compare
 from evaluate.frechet import frechet_infinity
+from evaluate.places import ranks
 from evaluate.replicates import (
     Replicated,
     bootstrap_weights,
@@ -42,7 +44,6 @@ from evaluate.replicates import (
     difference,
     of_distance,
     of_means,
-    ranks,
 )
 from pipeline.scenes import render
 
@@ -71,6 +72,10 @@ def main() -> None:
         "power": power(5 * many),
         "ties": ties(many // 2),
         "distances": distances(many),
+        "coverage": coverage(many),
+        "false signs": false_signs(2 * many),
+        "few": few(many // 2),
+        "neighbours": neighbours(many // 10),
     }
     found: dict[str, Any] = {"repeats": many, "machine": f"{platform.machine()}, one thread, processor time"}
     for name, rows in tables.items():

@@ -9,8 +9,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# sufficient statistics of one sample: small int and float arrays, at least one axis each
+# sufficient statistics of one sample: small int and float arrays, at least one axis each; a score of a whole
+# set also finds the number of the sample's prompt under PROMPT
 Counts = Mapping[str, np.ndarray]
+PROMPT = "prompt"
 Statistic = Callable[[NDArray[np.float64]], float]  # weights [n] of the samples -> a score of the whole set
 Prepare = Callable[[Sequence[Counts]], Statistic]
 
@@ -46,11 +48,19 @@ class Metric:
     higher_is_better: bool = True
     worst: float = 0.0
     best: float = 1.0
+    # the least and the most that a score can be; None = from the worst to the best
+    limits: tuple[float, float] | None = None
     column: Literal["corrected", "paper", "diagnostic"] = "corrected"
     primary: bool = False  # the one that says how well a condition of this kind is kept
     level: Literal["sample", "set"] = "sample"  # set: not a mean over samples, see Statistic
     quirks: str = ""  # paper: what the published code does that its paper doesn't say
     dimensions: int | None = None  # of the features a distance is between
+    groups: int = 1  # that the images are measured in, each on its own
+
+    @property
+    def possible(self) -> tuple[float, float]:
+        """What an interval must not leave."""
+        return self.limits or (min(self.worst, self.best), max(self.worst, self.best))
 
 
 def worst(metrics: Iterable[Metric]) -> dict[str, float]:

@@ -6,6 +6,7 @@ has bugs, "diagnostic" the rest.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ __all__ = [
     "prepared",
 ]
 
-# kind of map (annotate.conditions) -> where its measures are
+# kind of comparison (Condition.compared_as) -> where its measures are
 _ROOMS = {
     "edges": edges,
     "soft_edges": soft_edges,
@@ -37,7 +38,8 @@ _ROOMS = {
     "normals": normals,
 }
 _COMPARE: dict[str, Callable[[Map, Map | None], Comparison]] = {
-    kind: room.compare for kind, room in _ROOMS.items()
+    **{kind: room.compare for kind, room in _ROOMS.items()},
+    "wide_edges": partial(edges.compare, wide=True),
 }
 _STATISTICS: dict[str, Prepare] = {
     name: prepare for room in _ROOMS.values() for name, prepare in room.STATISTICS.items()
@@ -47,9 +49,23 @@ METRICS: dict[str, Metric] = {metric.name: metric for room in _ROOMS.values() fo
 NAMES: dict[str, tuple[str, ...]] = {
     kind: tuple(metric.name for metric in room.METRICS) for kind, room in _ROOMS.items()
 }
+NAMES["wide_edges"] = NAMES["edges"]
 # Measures that were taken out, by kind: name -> last version. Scores stored with them stay valid, so a
 # score's identity (pipeline/benchmark/systems.py) goes on naming them; they are neither computed nor shown.
 RETIRED: dict[str, dict[str, str]] = {"edges": {"edge_ms_ssim_uint8": "1"}}
+# Measures that came later, of counts that were stored before: no sample need be read again for them.
+DERIVED = ("edge_f1_prompt",)
+# Measures whose newer version says of a kind what an older one said: its stored scores stay valid, so their
+# identity goes on naming the older one.
+UNCHANGED: dict[str, dict[str, str]] = {
+    "edges": dict.fromkeys((name for name in edges.MATCHED if name not in DERIVED), "1")
+}
+
+
+def versions(kind: str) -> dict[str, str]:
+    """Of the measures of a kind of comparison, as a score's identity has them."""
+    own = {name: METRICS[name].version for name in NAMES[kind] if name not in DERIVED}
+    return own | UNCHANGED.get(kind, {}) | RETIRED.get(kind, {})
 
 
 def retired(name: str) -> bool:
@@ -58,7 +74,7 @@ def retired(name: str) -> bool:
 
 
 def compare(
-    kind: str,  # of map
+    kind: str,  # of comparison
     truth: Map,  # the map the image was generated from
     reread: Map | None,  # the map read from the generated image; None = there is none
 ) -> Comparison:
@@ -72,6 +88,13 @@ def compare(
             f"no fidelity measure for maps of kind '{kind}': there are measures for {', '.join(_COMPARE)}"
         )
     return _COMPARE[kind](truth, reread)
+
+
+def as_matched(kind: str, metric: str, given: Map) -> Map:
+    """What a measure of this kind sees of a map."""
+    if kind == "wide_edges" and metric in edges.MATCHED:
+        return given._replace(array=edges.thinned(edges.edges(given.array, "map")))
+    return given
 
 
 def prepared(

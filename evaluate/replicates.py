@@ -31,6 +31,7 @@ class Replicated:
     replicates: NDArray[np.float32]  # [R]; empty where there are too few prompts
     method: Literal["bootstrap", "jackknife"]
     clusters: int  # prompts
+    possible: tuple[float, float] = (-math.inf, math.inf)  # the least and the most that the score can be
 
     @property
     def error(self) -> float | None:
@@ -39,8 +40,13 @@ class Replicated:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 %, by Student's t: the percentiles of replicates of few prompts are too narrow."""
-        return _around(self.value, self.error, self)
+        """95 %, by Student's t: the percentiles of replicates of few prompts are too narrow.
+
+        Cut where no score can lie, which costs no coverage; an interval of logits never gets there, and holds
+        skewed means more often but an average precision less (benchmarks/intervals.py).
+        """
+        around, (least, most) = _around(self.value, self.error, self), self.possible
+        return around and (max(around[0], least), min(around[1], most))
 
 
 class Difference(NamedTuple):
@@ -125,26 +131,6 @@ def detectable(scores: Sequence[Replicated]) -> float | None:
     return float(np.median(errors)) * sum(
         quantile(chance, _freedom(scores[0])) for chance in ((1 + LEVEL) / 2, POWER)
     )
-
-
-def ranks(
-    scores: Sequence[Replicated],
-    *,
-    higher_is_better: bool,
-) -> list[tuple[int, int]]:  # of each: its best and its worst place that the data allow, from 1
-    """A place is lost only to those that are better beyond chance: all pairs tested, with Holm's correction
-    at 5 %.
-    """
-    pairs = [(i, j) for i in range(len(scores)) for j in range(i + 1, len(scores))]
-    differences = [difference(scores[i], scores[j]) for i, j in pairs]
-    chances = [1.0 if each.p is None else each.p for each in differences]
-    better = np.zeros((len(scores), len(scores)), bool)
-    for place, k in enumerate(sorted(range(len(pairs)), key=chances.__getitem__)):
-        if chances[k] > (1 - LEVEL) / (len(pairs) - place):
-            break
-        i, j = pairs[k]
-        better[(i, j) if (differences[k].value > 0) == higher_is_better else (j, i)] = True
-    return [(1 + int(better[:, k].sum()), len(scores) - int(better[k].sum())) for k in range(len(scores))]
 
 
 def best(scores: Iterable[Replicated], higher_is_better: bool) -> Replicated | None:

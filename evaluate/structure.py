@@ -20,21 +20,24 @@ def ms_ssim(a: Grey, b: Grey) -> float:
     return both(a, b)[1]
 
 
-def both(a: Grey, b: Grey) -> tuple[float, float]:
-    """SSIM and MS-SSIM, which begins with it.
-
-    Five scales where the shorter side has 176 pixels or more, else those whose side holds a window, with
-    weights that sum to one.
+def scales(height: int, width: int) -> int:
+    """Of MS-SSIM: five where the shorter side has 176 pixels or more, else those whose side holds a
+    window.
     """
+    return max(k for k in range(1, len(BETAS) + 1) if k == 1 or min(height, width) >> (k - 1) >= WIDTH)
+
+
+def both(a: Grey, b: Grey) -> tuple[float, float]:
+    """SSIM and MS-SSIM, which begins with it; the weights of its scales sum to one."""
     x, y = _unit(a), _unit(b)
-    scales = max(k for k in range(1, len(BETAS) + 1) if k == 1 or min(x.shape) >> (k - 1) >= WIDTH)
-    betas = np.array(BETAS[:scales])
-    if scales < len(BETAS):
+    count = scales(*x.shape)
+    betas = np.array(BETAS[:count])
+    if count < len(BETAS):
         betas = betas / betas.sum()
     product, finest = 1.0, 0.0
     for scale, beta in enumerate(betas):
         whole, contrast = _terms(x, y)
-        last = scale == scales - 1
+        last = scale == count - 1
         finest = whole if scale == 0 else finest
         product *= max(whole if last else contrast, 0.0) ** float(beta)  # torchmetrics' "relu"
         if not last:

@@ -31,6 +31,7 @@ from pipeline.catalog import Catalog, Selection
 from pipeline.cli import main
 from pipeline.dataset.layouts import WRITERS
 from pipeline.manifest import SOURCE_KINDS, Provided
+from pipeline.manifest.published import PublishedFile
 from pipeline.storage.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
@@ -593,7 +594,11 @@ def test_how_often_the_guarantees_were_tried_is_what_the_benchmarks_found() -> N
     check_table(
         "Set-up | Seed | Rounds | Of all stages | Tries | Faults | Lost | Doubled | Different | Made again |"
         " Left behind | Wrong ends",
-        [[name, *(f"{rows[key]:,}" for key in counted)] for name, rows in told["rounds"].items()],
+        [
+            [name, *(f"{rows[key]:,}" for key in counted)]
+            for name, played in told["rounds"].items()
+            for rows in played
+        ],
         page,
     )
     hostile = told["hostile"]
@@ -742,8 +747,10 @@ def test_the_manifests_on_the_pages_can_be_planned_and_their_queries_are_sql(
 def test_the_runs_and_the_benchmark_on_the_pages_are_ones_that_a_manifest_may_have() -> None:
     (body,) = blocks("docs/training.md", "yaml")
     assert len(manifest.Train(**yaml.safe_load(body)["train"]).runs) >= 3
-    (body,) = blocks("docs/benchmark.md", "yaml")
-    assert manifest.Evaluate(**yaml.safe_load(body)["evaluate"]).external
+    given, submitted, theirs = map(yaml.safe_load, blocks("docs/benchmark.md", "yaml"))
+    assert manifest.Evaluate(**given["evaluate"]).external
+    assert manifest.Evaluate(**submitted["evaluate"]).submissions
+    assert PublishedFile(**theirs).published
     rows = rows_below("docs/benchmark.md", "Key of `evaluate`")
     assert {row[0].strip("`") for row in rows} <= manifest.Evaluate.model_fields.keys()
     shown = {

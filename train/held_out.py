@@ -10,7 +10,6 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -274,13 +273,6 @@ def convergence_steps(
             if len(streak[condition]) == IN_A_ROW:
                 converged.setdefault(condition, streak[condition][0])
     return converged
-
-
-def follows_hints(
-    measure: Mapping[str, Any],  # of `summary`
-    level: float,
-) -> bool:  # its own hints save more than others', beyond chance
-    return (measure.get("control_z") or 0.0) > NormalDist().inv_cdf((1 + level) / 2)
 
 
 def _signed_ranks(values: NDArray[np.float64]) -> float | None:  # None where there are none

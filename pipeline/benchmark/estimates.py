@@ -3,6 +3,7 @@
 What has not changed is not computed again.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotate.conditions import CONDITIONS
-from evaluate import alignment, fidelity, measures
-from evaluate.comparison import Metric
+from evaluate import alignment, caveats, fidelity, measures
+from evaluate.comparison import PROMPT, Metric
 from evaluate.replicates import Replicated, bootstrap_weights, least_left, of_distance, of_means
 from pipeline.benchmark.systems import REAL, System, readable, score_key
 from pipeline.benchmark.tasks import tasks_of
@@ -24,7 +25,9 @@ from pipeline.plan import Plan
 from pipeline.storage import shards
 from pipeline.storage.workspace import fingerprint
 
-VERSION = 2  # of how estimates are made
+VERSION = 3  # of how estimates are made
+
+Estimated = tuple[Metric, Replicated, list[str]]  # the last: what a reader must know of it
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,16 @@ class Scored:
     def cluster(self) -> NDArray[np.int64]:  # [n]: number of each sample's prompt in the benchmark
         numbers = {item.image_id: number for number, item in enumerate(self.system.items)}
         return np.array([numbers[row["image_id"]] for row in self.rows])
+
+    @cached_property
+    def seed(self) -> NDArray[np.int64]:  # [n]: number of each sample's seed
+        """Shards hold a prompt's samples in the order of the benchmark's seeds."""
+        seen = np.zeros(len(self.system.items), np.int64)
+        numbers = np.empty(len(self.cluster), np.int64)
+        for row, prompt in enumerate(self.cluster):
+            numbers[row] = seen[prompt]
+            seen[prompt] += 1
+        return numbers
 
     @property
     def failed(self) -> int:
@@ -119,9 +132,8 @@ def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
             continue
         size = len(it.system.items)
         weights = drawn.setdefault(size, bootstrap_weights(size))
-        for metric, score in _scores(plan, it, real, weights):
-            interval = score.interval
-            caveats = measures.caveats(metric, len(it.rows))
+        for metric, score, said in _scores(plan, it, real, weights):
+            interval = dataclasses.replace(score, possible=metric.possible).interval
             rows.append(
                 {
                     "system": it.system.name,
@@ -144,32 +156,28 @@ def estimate(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> int:
                     "checkpoint": it.system.checkpoint,
                     "score_key": it.key,
                     "input_hash": mark,
-                    "caveats": json.dumps(caveats),
+                    "caveats": json.dumps(said),
                 }
             )
     catalog.record_scores(rows, [it.system.name for it in found])
     return int(catalog.row("SELECT count(*) FROM scores")[0])
 
 
-def _scores(
-    plan: Plan, it: Scored, real: Scored | None, drawn: NDArray[np.float32]
-) -> Iterator[tuple[Metric, Replicated]]:
+def _scores(plan: Plan, it: Scored, real: Scored | None, drawn: NDArray[np.float32]) -> Iterator[Estimated]:
     evaluation = plan.manifest.evaluate
     assert evaluation is not None
     if readable(plan, it.system.condition):
-        for name in fidelity.NAMES[CONDITIONS[it.system.condition].kind]:
+        for name in fidelity.NAMES[CONDITIONS[it.system.condition].compared_as]:
             metric = fidelity.METRICS[name]
-            yield (
-                metric,
-                (
-                    of_means(it.values(metric), it.cluster, drawn)
-                    if metric.level == "sample"
-                    else _of_set(it, metric, drawn)
-                ),
-            )
+            if metric.level == "sample":
+                yield metric, of_means(it.values(metric), it.cluster, drawn), []
+            else:
+                _, once = np.unique(it.cluster, return_index=True)  # a sample of each prompt
+                few = caveats.of_precision(metric, [it.counts[number] for number in once])
+                yield metric, _of_set(it, metric, drawn), few
     if evaluation.clip:
         metric = measures.clip(evaluation.clip)
-        yield metric, of_means(it.values(metric), it.cluster, drawn)
+        yield metric, of_means(it.values(metric), it.cluster, drawn), []
         if real is not None and it is not real:
             yield _likeness(it, real, measures.clip_image(evaluation.clip), drawn)
     if real is not None and it is not real:
@@ -177,9 +185,7 @@ def _scores(
             yield from _distances(it, real, wanted.extractor)
 
 
-def _likeness(
-    it: Scored, real: Scored, metric: Metric, drawn: NDArray[np.float32]
-) -> tuple[Metric, Replicated]:
+def _likeness(it: Scored, real: Scored, metric: Metric, drawn: NDArray[np.float32]) -> Estimated:
     """Of each sample with the held-out image of its prompt."""
     own, rows = it.features(metric.name)
     theirs, others = real.features(metric.name)
@@ -188,30 +194,39 @@ def _likeness(
     values = np.full(len(it.rows), metric.worst)
     if len(rows):
         values[rows] = alignment.similarity(own, originals[it.cluster[rows]])
-    return metric, of_means(values, it.cluster, drawn)
+    return metric, of_means(values, it.cluster, drawn), []
 
 
 def _of_set(it: Scored, metric: Metric, drawn: NDArray[np.float32]) -> Replicated:
     """A score of the whole set, of each draw of prompts."""
-    statistic = fidelity.prepared(metric.name, it.counts)
+    of_prompts = [
+        counts | {PROMPT: np.array([prompt])} for counts, prompt in zip(it.counts, it.cluster, strict=True)
+    ]
+    statistic = fidelity.prepared(metric.name, of_prompts)
     n = len(it.rows)
     found = [statistic(row[it.cluster].astype(np.float64)) for row in drawn] if drawn.shape[1] > 1 else []
     return Replicated(statistic(np.ones(n)), np.array(found, np.float32), "bootstrap", drawn.shape[1])
 
 
-def _distances(it: Scored, real: Scored, extractor: str) -> Iterator[tuple[Metric, Replicated]]:
+def _distances(it: Scored, real: Scored, extractor: str) -> Iterator[Estimated]:
     """Against the held-out images themselves; none where too few images were made."""
     features, rows = it.features(extractor)
     reference, others = real.features(extractor)
     prompt, of_real, size = it.cluster[rows], real.cluster[others], len(it.system.items)
     if min(least_left(prompt, size), least_left(of_real, size)) < 2:
         return
-    for metric, distance in measures.distances(extractor, reference, of_real, len(np.unique(prompt))):
-        yield metric, of_distance(distance, features, prompt, size)
+    made = len(np.unique(prompt))
+    for metric, distance in measures.distances(extractor, reference, of_real, made, it.seed[rows]):
+        said = caveats.of_distance(metric, made=len(features), real=len(reference), asked=len(it.rows))
+        yield metric, of_distance(distance, features, prompt, size), said
 
 
 def replicated(row: Mapping[str, Any]) -> Replicated:
     """A row of the table `scores` as it was estimated."""
     return Replicated(
-        row["value"], np.frombuffer(row["replicates"], np.float32), row["method"], row["prompts"]
+        row["value"],
+        np.frombuffer(row["replicates"], np.float32),
+        row["method"],
+        row["prompts"],
+        measures.metric(row["metric"]).possible,
     )

@@ -165,7 +165,7 @@ def _reread(args: ScorePart, image_id: str, picture: np.ndarray | None) -> Row:
         (found,) = made[condition]
         reread = found.map
         row |= {"status": "ok" if reread else "failed", "reason": found.reason}
-    kind = CONDITIONS[condition].kind
+    kind = CONDITIONS[condition].compared_as
     try:
         compared = fidelity.compare(kind, as_map(truth.map), as_map(reread) if reread else None)
     except ValueError as error:  # another size, another space of labels

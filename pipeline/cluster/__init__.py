@@ -248,6 +248,8 @@ class Cluster:
             self._unfit.add(error.node)
             self.say(f"{error} It is not used.")
             self.event("node unfit", node=error.node, reason=str(error))
+        if not nodes.alive(self.ray).keys() - self._unfit:  # a job would wait for ever
+            raise MillError(f"No node of the cluster can be used. {error}")
 
     def _told(self, tokens: list[str]) -> tuple[int, dict[str, int]]:
         """Rows that are done in these attempts, and how many of them are at what; the actor that knows is

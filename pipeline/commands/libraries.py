@@ -133,6 +133,9 @@ class _Readable:
         kind = CONDITIONS[self.system.condition].kind
         return as_map(maps.decode(kind, row["map"], json.loads(row["meta"])))
 
+    def as_matched(self, metric: str, given: Map) -> Map:
+        return fidelity.as_matched(CONDITIONS[self.system.condition].compared_as, metric, given)
+
     def image(self, row: Row) -> np.ndarray:
         shard, number = self.samples[row["image_id"], row["seed"]]
         stored = shards.read_row(self.plan.workspace.root / shard, number, ["image"])
@@ -155,7 +158,8 @@ def _compare_samples(it: _Readable, path: str, agreements: dict[str, Agreement])
         for name, value in row["values"] or ():
             comparison = agreements.setdefault(name, Agreement())
             if name in fidelity.METRICS and pair:
-                comparison.add(value, partial(libraries.of_sample, name, *pair))
+                seen = (it.as_matched(name, given) for given in pair)
+                comparison.add(value, partial(libraries.of_sample, name, *seen))
             elif clip and name == measures.clip(clip).name:
                 encoder = networks.dual_encoder(networks.wanted(it.plan.manifest.evaluate).clip, "cpu")
                 image, caption = it.image(row), it.items[row["image_id"]].caption
@@ -177,7 +181,8 @@ def _compare_set(it: _Readable, values: Mapping[str, float], agreements: dict[st
     ]
     for name in names:
         comparison = agreements.setdefault(name, Agreement())
-        comparison.add(values[name], partial(libraries.of_set, name, pairs))
+        seen = [(it.as_matched(name, truth), it.as_matched(name, read)) for truth, read in pairs]
+        comparison.add(values[name], partial(libraries.of_set, name, seen))
 
 
 def _compare_distances(

@@ -14,7 +14,7 @@ from pipeline.catalog import Catalog, CatalogHeld, addresses, check_selections, 
 from pipeline.dataset.changes import differences
 from pipeline.dataset.comparison import compare, doubtful
 from pipeline.experiment.pairs import SMALLEST_SHARE
-from pipeline.manifest import DepthCoding, KeypointsCoding, Manifest, NormalsCoding, Provided
+from pipeline.manifest import DepthCoding, KeypointsCoding, Manifest, NormalsCoding, Provided, published
 from pipeline.manifest.places import Place
 from pipeline.plan import Plan
 
@@ -61,10 +61,19 @@ def check(plan: Plan, stages: Collection[str], limit: int | None = None) -> list
         mistakes += [] if new else _failing(plan)
     except MillError as error:
         mistakes += str(error).splitlines()
-    mistakes += _unwritable(plan)
+    mistakes += [*_published(given), *_unwritable(plan)]
     if mistakes:
         raise MillError("\n".join(line if line.endswith((".", ")")) else f"{line}." for line in mistakes))
     return [*_doubts(given, stages, most), *([] if new else _of_catalog(plan, stages))]
+
+
+def _published(given: Manifest) -> list[str]:
+    if given.evaluate and given.evaluate.published:
+        try:
+            published.read(given.evaluate.published, given.at("evaluate", "published"))
+        except MillError as error:
+            return str(error).splitlines()
+    return []
 
 
 def _doubts(given: Manifest, stages: Collection[str], most: int | None) -> list[str]:
@@ -258,7 +267,8 @@ def check_pairs(plan: Plan, catalog: Catalog, stages: Collection[str]) -> None:
         compared = dict.fromkeys(
             [
                 *(name for run in (given.train.runs if given.train else []) for name in run.conditions),
-                *(external.condition for external in given.evaluate.external),
+                *(other.condition for other in given.evaluate.external),
+                *(other.condition for other in given.evaluate.submissions),
             ]
         )
         mistakes += [few(plan, name, n) for name in compared if (n := counts.get((name, split), 0)) < LEAST]

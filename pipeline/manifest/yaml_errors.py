@@ -18,7 +18,12 @@ OURS = "ours"  # the type of a mistake that a section's own rule finds
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read(path: Path, kind: type[Model], update: Callable[[Any], Any] = lambda value: value) -> Model:
+def read(
+    path: Path,
+    kind: type[Model],
+    update: Callable[[Any], Any] = lambda value: value,
+    what: str = "a manifest",
+) -> Model:
     """MillError has one line for each mistake; `update` brings what an earlier version wrote up to date."""
     place, value = places.read(path)
     if not isinstance(value, dict):
@@ -27,7 +32,7 @@ def read(path: Path, kind: type[Model], update: Callable[[Any], Any] = lambda va
             "is empty" if value is None else "holds a list" if isinstance(value, list) else "holds one value"
         )
         raise MillError(
-            f"{path}:{place.line or 1}: a manifest is a mapping of keys, and this file {holds}: begin with"
+            f"{path}:{place.line or 1}: {what} is a mapping of keys, and this file {holds}: begin with"
             f" {first}."
         )
     try:

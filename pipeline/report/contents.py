@@ -156,7 +156,7 @@ class ScoreRow:
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     value: float
-    reach: float | None = None  # half of its 95 % interval; None = none is known
+    reach: float | None = None  # the longer arm of its 95 % interval; None = none is known
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Arm = Literal["control", "warm_start", "shuffled_condition", "no_control", "real_image", "vae_round_trip"]
+Arm = Literal[
+    "control", "warm_start", "shuffled_condition", "no_control", "plain", "real_image", "vae_round_trip"
+]
 # what has to be the same for two numbers of one measure to be compared
 PROTOCOL = ("base", "resolution", "data", "reader", "sampler")
 PUBLISHED = Path(__file__).parent / "published.json"
@@ -59,15 +61,19 @@ class FrozenBenchmark:
     # a true difference of the first measure that is found in 80 % of repeats at 5 %; None = no two models
     # differ
     detectable: float | None = None
+    repeats: tuple[str, ...] = ()  # measures that are another one at this size, and have no column
+    notes: tuple[str, ...] = ()  # sentences: what the size of the pictures does to measures
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderboardModel:
     name: str
-    kind: Literal["run", "external", "baseline"]
+    kind: Literal["run", "external", "submitted", "baseline"]
     base: str = ""
     checkpoint: str | None = None  # None or '' = no ControlNet
     note: str = ""
+    origin: str = ""  # whose results it was merged from; '' = this leaderboard's own
+    date: str = ""  # of those, or of a submission
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,17 +7,15 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from annotate.conditions import CONDITIONS
-from evaluate import fidelity, measures, replicates
+from evaluate import fidelity, measures, replicates, sizes
 from evaluate.comparison import Metric
-from evaluate.replicates import Replicated
 from pipeline import __version__
 from pipeline.benchmark import networks
 from pipeline.benchmark.estimates import replicated
@@ -26,14 +24,16 @@ from pipeline.benchmark.systems import (
     CONTROL,
     EARLIER,
     NO_CONTROL,
-    REAL,
+    PLAIN,
     SHUFFLED,
     System,
     readable,
+    submissions_of,
 )
 from pipeline.catalog import Catalog
 from pipeline.experiment.base import ON_RANDOM_WEIGHTS, RANDOM_BASE
 from pipeline.manifest import AnySource, Manifest
+from pipeline.manifest import published as own_published
 from pipeline.plan import Plan
 from pipeline.report import leaderboard
 from pipeline.report.leaderboard_data import (
@@ -41,12 +41,14 @@ from pipeline.report.leaderboard_data import (
     Leaderboard,
     LeaderboardModel,
     Measure,
-    Score,
+    Published,
     Speed,
     published,
 )
 from pipeline.report.leaderboard_evidence import evidence_samples
 from pipeline.report.origins import with_origins
+from pipeline.report.placing import CatalogScore, placed
+from train.samplers import TITLES
 
 # what every sample was drawn and read with; a measure's own libraries stand beside them
 SAMPLING = ("torch", "diffusers", "transformers", "safetensors", "numpy", "opencv-python-headless")
@@ -56,32 +58,6 @@ COLUMNS = (
     "n_failed", "prompts", "method", "replicates",
     "higher_is_better", "benchmark", "reader", "checkpoint", "score_key", "caveats",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CatalogScore:
-    """A row of the table `scores`."""
-
-    system: str
-    model: str
-    variant: Any  # leaderboard_data.Arm
-    condition: str
-    metric: str
-    metric_version: str
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-    n_failed: int
-    prompts: int
-    method: str
-    higher_is_better: bool
-    benchmark: str
-    reader: str
-    checkpoint: str | None
-    score_key: str
-    caveats: tuple[str, ...]
-    score: Replicated
 
 
 def write(plan: Plan, catalog: Catalog, systems: list[System], folder: Path) -> Path | None:
@@ -96,17 +72,15 @@ def write(plan: Plan, catalog: Catalog, systems: list[System], folder: Path) -> 
 def _leaderboard(plan: Plan, catalog: Catalog, systems: list[System]) -> Leaderboard | None:
     # the report has the learning curve of a run
     compared = {system.name: system for system in systems if system.variant != EARLIER}
-    scores = [
-        score
-        for score in _catalog_scores(catalog)
-        if score.system in compared and not fidelity.retired(score.metric)
-    ]
+    scores = [score for score in catalog_scores(catalog) if score.system in compared]
     return build(plan, catalog, compared, scores) if scores else None
 
 
-def _catalog_scores(catalog: Catalog) -> Iterator[CatalogScore]:
+def catalog_scores(catalog: Catalog) -> Iterator[CatalogScore]:
     for values in catalog.query(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY ALL"):
         row = dict(zip(COLUMNS, values, strict=True))
+        if fidelity.retired(row["metric"]):
+            continue
         score = replicated(row)
         del row["replicates"]
         yield CatalogScore(**row | {"caveats": tuple(json.loads(row["caveats"])), "score": score})
@@ -130,11 +104,26 @@ def build(
             metrics=tuple(_measure(measures.metric(name)) for name in metrics),
             benchmarks=tuple(_benchmark(plan, compared, name, scores) for name in conditions),
             models=tuple(_models(plan, compared)),
-            scores=tuple(_scores(plan, compared, scores)),
+            scores=tuple(
+                placed(
+                    scores,
+                    is_floor=functools.partial(_is_floor, compared),
+                    shown=lambda of: compared[of.system].shown,
+                    provenance=lambda of: _provenance(plan, of, compared[of.system]),
+                )
+            ),
             speeds=tuple(_speeds(catalog, compared)),
             evidence=tuple(evidence),
-            published=published(conditions),
+            published=(*published(conditions), *_own_published(plan.manifest, conditions)),
         )
+
+
+def _own_published(given: Manifest, conditions: Collection[str]) -> Iterator[Published]:
+    """Those of the user's own file."""
+    if given.evaluate and given.evaluate.published:
+        for row in own_published.read(given.evaluate.published, given.at("evaluate", "published")):
+            if row.condition in conditions:
+                yield Published(**row.model_dump())
 
 
 def _notes(plan: Plan, conditions: list[str]) -> Iterator[str]:
@@ -171,6 +160,8 @@ def _benchmark(
     system = next(system for system in compared.values() if system.condition == condition)
     maker, reader = plan.conditions[condition], plan.reader(condition)
     of = (condition, CONDITIONS[condition].fidelity, CONTROL)
+    names = {each.metric for each in scores if each.condition == condition}
+    shapes = {(item.height, item.width) for item in system.items}
     first = [each.score for each in scores if (each.condition, each.metric, each.variant) == of]
     return FrozenBenchmark(
         condition=condition,
@@ -181,7 +172,7 @@ def _benchmark(
         images=len(system.items),
         samples=len(system.items) * len(frozen.seeds),
         seeds=tuple(frozen.seeds),
-        sampler="DDIM, eta 0",
+        sampler=TITLES[frozen.sampler],
         steps=frozen.num_inference_steps,
         guidance=frozen.guidance_scale,
         scale=frozen.controlnet_conditioning_scale,
@@ -193,6 +184,8 @@ def _benchmark(
         detector=f"{maker.step.detector} {maker.fingerprint}",
         reader=f"{reader.step.detector} {reader.fingerprint}" if readable(plan, condition) else "",
         detectable=replicates.detectable(first),
+        repeats=tuple(sizes.repeats(names, shapes)),
+        notes=tuple(sizes.remarks(names, shapes)),
     )
 
 
@@ -201,8 +194,10 @@ def data(of: Manifest, images: int) -> str:
     shown to others.
     """
     assert of.evaluate is not None
-    named = " and ".join(map(_source, of.source))
-    return f"{named}: {images:,} images of the {of.evaluate.benchmark.split} split"
+    named, frozen = " and ".join(map(_source, of.source)), of.evaluate.benchmark
+    squashed = ", squashed" if of.image.fit == "squash" else ""
+    each = f", {len(frozen.seeds)} samples of each" if len(frozen.seeds) > 1 else ""
+    return f"{named}{squashed}: {images:,} images of the {frozen.split} split{each}"
 
 
 def _source(source: AnySource) -> str:
@@ -217,74 +212,43 @@ def _source(source: AnySource) -> str:
 def _models(plan: Plan, compared: Mapping[str, System]) -> Iterator[LeaderboardModel]:
     assert plan.manifest.evaluate is not None
     external = {other.name for other in plan.manifest.evaluate.external}
+    submitted = {it.name: given.facts for it, given in submissions_of(plan)}
     seen: dict[str, System] = {}
     for system in compared.values():
         seen.setdefault(system.model, system)
     for name, system in seen.items():
+        if told := submitted.get(name):
+            words = [f"{key}: {told[key]}" for key in ("model", "protocol", "who", "date", "licence", "url")]
+            yield LeaderboardModel(
+                name=system.shown,
+                kind="submitted",
+                base=told["base"],
+                note="; ".join(words),
+                date=told["date"],
+            )
+            continue
         kind: Any = "baseline" if system.variant in ALONE else "external" if name in external else "run"
         yield LeaderboardModel(
             name=system.shown, kind=kind, base=str(plan.manifest.base), checkpoint=system.checkpoint, note=""
         )
 
 
-def _scores(plan: Plan, compared: Mapping[str, System], scores: Sequence[CatalogScore]) -> Iterator[Score]:
-    """Ranks among the models; floors and ceilings from the baselines of the same benchmark."""
-    groups: dict[tuple[str, str], list[CatalogScore]] = {}
-    for each in scores:
-        groups.setdefault((each.condition, each.metric), []).append(each)
-    for group in groups.values():
-        ranked = [each for each in group if each.variant == CONTROL and not each.caveats]
-        places = (
-            replicates.ranks([each.score for each in ranked], higher_is_better=group[0].higher_is_better)
-            if len(ranked) > 1
-            else []
-        )
-        rank = {each.system: place for each, place in zip(ranked, places, strict=False)}
-        for each in group:
-            floor, ceiling = _ends(each, group)
-            normalized = replicates.normalized_score(
-                each.score, floor, ceiling, higher_is_better=each.higher_is_better
-            )
-            share, reason = (None, normalized) if isinstance(normalized, str) else (normalized, "")
-            yield Score(
-                model=compared[each.system].shown,
-                arm=each.variant,
-                condition=each.condition,
-                metric=each.metric,
-                n=each.n,
-                n_failed=each.n_failed,
-                value=each.value,
-                low=each.low,
-                high=each.high,
-                share=share and share.value,
-                share_low=share and share.low,
-                share_high=share and share.high,
-                share_reason=reason,
-                rank=rank.get(each.system),
-                marks=each.caveats,
-                provenance=_provenance(plan, each),
-            )
+def _is_floor(compared: Mapping[str, System], of: CatalogScore, other: CatalogScore) -> bool:
+    """Our own base is no floor for a submitted model, which has another."""
+    if other.variant == NO_CONTROL:
+        return not compared[of.system].pictures
+    return other.variant in (SHUFFLED, PLAIN) and other.model == of.model
 
 
-def _ends(of: CatalogScore, group: Sequence[CatalogScore]) -> tuple[Replicated | None, Replicated | None]:
-    """The best that can be had without following the condition, and what the image itself scores."""
-    floors = (
-        each.score
-        for each in group
-        if each.variant == NO_CONTROL or (each.variant == SHUFFLED and each.model == of.model)
-    )
-    ceiling = next((each.score for each in group if each.variant == REAL), None)
-    return replicates.best(floors, of.higher_is_better), ceiling
-
-
-def _provenance(plan: Plan, of: CatalogScore) -> dict[str, str]:
+def _provenance(plan: Plan, of: CatalogScore, system: System) -> dict[str, str]:
     """Everything that the number depends on."""
     assert plan.manifest.evaluate is not None
     frozen, reader = plan.manifest.evaluate.benchmark, plan.reader(of.condition)
     maker = plan.conditions[of.condition]
     return {
         "system": of.system,
-        "checkpoint": of.checkpoint or "none",
+        "checkpoint": of.checkpoint
+        or (f"submitted pictures {system.weights}" if system.pictures else "none"),
         "benchmark": of.benchmark,
         "scores": of.score_key,
         "metric": f"{of.metric} version {of.metric_version}",
@@ -295,8 +259,11 @@ def _provenance(plan: Plan, of: CatalogScore) -> dict[str, str]:
             else "no detector"
         ),
         "interval": f"95 %, {of.method} over {of.prompts} prompts",
-        "sampling": (
-            f"DDIM, {frozen.num_inference_steps} steps, guidance {frozen.guidance_scale:g}"
+        "sampling": "as the submission says"
+        if system.pictures
+        else (
+            f"{TITLES[frozen.sampler]}, {frozen.num_inference_steps} steps,"
+            f" guidance {frozen.guidance_scale:g}"
             f"{' of prompt and hint' * (frozen.cfg_hint == 'conditional')},"
             f" scale {frozen.controlnet_conditioning_scale:g}, seeds {', '.join(map(str, frozen.seeds))},"
             f" negative prompt {frozen.negative_prompt!r}"

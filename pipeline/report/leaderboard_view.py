@@ -12,6 +12,7 @@ from pipeline.report.leaderboard_data import (
     EvidenceSample,
     FrozenBenchmark,
     Leaderboard,
+    LeaderboardModel,
     Measure,
     Published,
     Score,
@@ -24,6 +25,7 @@ ARMS = {  # in the order of their rows: what each is called, where it stands
     "control": ("", "models"),
     "warm_start": ("start", "models"),
     "no_control": ("no control", "floor"), "shuffled_condition": ("shuffled condition", "floor"),
+    "plain": ("without the condition", "floor"),
 }  # fmt: skip
 
 
@@ -49,6 +51,7 @@ class Row:
     cells: tuple[Cell | None, ...]  # as the columns
     seconds: float | None  # per image
     anchor: str  # of the model on the evidence page; '' = not shown there
+    mark: str = ""  # whether it was submitted, and whose results it is of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,8 @@ class ConditionTable:
     leaders: tuple[Row, ...]  # models that may hold the first place by it
     limit: str  # below which two models can't be told apart by it, a sentence; '' = not known
     marks: tuple[str, ...]
-    unplaced: tuple[str, ...]  # sentences: which measures have no normalized score, and why
+    # sentences: what the size of the pictures does to measures, which have no normalized score, and why
+    remarks: tuple[str, ...]
     pareto: Pareto | None
     reported: tuple[Reported, ...]  # what is comparable first
     evidence: str  # its page; '' = none
@@ -108,6 +112,7 @@ def _table(
     numbered: Mapping[int, Score],  # by their lines of provenance
     pages: Mapping[str, str],
 ) -> ConditionTable:
+    numbered = {line: score for line, score in numbered.items() if score.metric not in benchmark.repeats}
     condition, scores = benchmark.condition, list(numbered.values())
     columns = _columns(data, scores)
     shown = {sample.model for sample in data.evidence if sample.condition == condition}
@@ -131,7 +136,7 @@ def _table(
         leaders=_leaders(trained, primary),
         limit=_limit(benchmark, columns, primary),
         marks=tuple(dict.fromkeys(mark for score in scores for mark in score.marks)),
-        unplaced=tuple(_unplaced(scores, columns)),
+        remarks=(*benchmark.notes, *_unplaced(scores, columns)),
         pareto=plot,
         reported=tuple(_reported(data.published, benchmark, trained, columns)),
         evidence=pages[condition] if shown else "",
@@ -157,6 +162,7 @@ def _rows(
     seconds: Mapping[str, float],  # model -> per image
     shown: Collection[str],  # models that are on the evidence page
 ) -> dict[str, list[Row]]:  # by place
+    marks = {model.name: _mark(model) for model in data.models}
     anchors = {model.name: f"m{number}" for number, model in enumerate(data.models) if model.name in shown}
     vae = {score.metric: score.share for score in numbered.values() if score.arm == "vae_round_trip"}
     digits_of = {column.metric.name: column.digits for column in columns}
@@ -181,9 +187,15 @@ def _rows(
                 seconds=seconds.get(model) if arm in ("control", "no_control") else None,
                 cells=tuple(cells.get(column.metric.name) for column in columns),
                 anchor=anchors.get(model, "") if arm == "control" else "",
+                mark=marks.get(model, ""),
             )
         )
     return rows
+
+
+def _mark(model: LeaderboardModel) -> str:
+    kind = model.kind if model.kind == "submitted" else ""
+    return " · ".join(filter(None, (kind, model.origin, model.date)))
 
 
 def _with_their_starts(trained: Sequence[Row], rows: Sequence[Row]) -> Iterator[Row]:
@@ -215,7 +227,7 @@ def _limit(benchmark: FrozenBenchmark, columns: Sequence[Column], primary: int |
     return (
         f"Differences of {metric.title} below {least}{unit} can't be told apart with n ="
         f" {benchmark.samples:,}: at {benchmark.images:,} prompts, so large a one between two models is found"
-        " in 80 % of repeats at 5 %."
+        " in 80 % of repeats at 5 %, where no others are compared."
     )
 
 

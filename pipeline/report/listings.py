@@ -24,6 +24,7 @@ COLUMNS = (
     "condition", "model", "arm", "metric", "metric_version", "column", "unit", "higher_is_better", "value",
     "low", "high", "n", "n_failed",
     "share", "share_low", "share_high", "rank_first", "rank_last", "marks", "benchmark", "share_reason",
+    "kind", "origin", "date",
 )  # fmt: skip
 
 
@@ -109,6 +110,7 @@ def _rows(data: Leaderboard) -> Iterator[Json]:
     """By COLUMNS."""
     metrics = {metric.name: metric for metric in data.metrics}
     benchmarks = {benchmark.condition: benchmark.fingerprint for benchmark in data.benchmarks}
+    models = {model.name: model for model in data.models}
     for score in data.scores:
         metric, rank = metrics[score.metric], score.rank or (None, None)
         of_metric = {
@@ -118,7 +120,9 @@ def _rows(data: Leaderboard) -> Iterator[Json]:
             "higher_is_better": metric.higher_is_better,
         }
         placed = {"rank_first": rank[0], "rank_last": rank[1], "benchmark": benchmarks.get(score.condition)}
-        told = vars(score) | of_metric | placed
+        model = models.get(score.model)
+        of_model = {name: getattr(model, name, "") for name in ("kind", "origin", "date")}
+        told = vars(score) | of_metric | placed | of_model
         yield {name: told[name] for name in COLUMNS}
 
 
@@ -168,7 +172,7 @@ def markdown(data: Leaderboard, tables: Sequence[ConditionTable], whole: Overall
         ]
         if condition.limit:
             lines += ["", _text(condition.limit)]
-        lines += [_text(sentence) for sentence in condition.unplaced]
+        lines += [_text(sentence) for sentence in condition.remarks]
         for reported in condition.reported:
             lines += _reported(reported)
         lines.append("")

@@ -1,6 +1,7 @@
 """Fidelity against realism, with better always up and to the right; geometry in percent of the plot's box."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -88,17 +89,18 @@ def pareto(
 
 
 def _distance(metrics: Sequence[Measure], scores: Sequence[Score]) -> Measure | None:
-    """The first that is not marked: a biased Fréchet distance gives way to the kernel distance beside it."""
+    """The first of those with the fewest marks: a biased Fréchet distance gives way to the kernel distance
+    beside it, also where both are marked for the images that a model lacks.
+    """
     scored = {score.metric for score in scores}
-    marked = {score.metric for score in scores if score.marks}
+    marks = Counter(score.metric for score in scores for _ in score.marks)
     measured = [
         metric
         for word in DISTANCES
         for metric in metrics
         if metric.name.split(" ")[0].lower() == word and metric.name in scored
     ]
-    unmarked = [metric for metric in measured if metric.name not in marked]
-    return next(iter([*unmarked, *measured]), None)
+    return min(measured, key=lambda metric: marks[metric.name], default=None)
 
 
 def _axis(values: Sequence[float]) -> Axis:

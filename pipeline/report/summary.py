@@ -2,36 +2,29 @@
 beside its baselines and its ceiling.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from annotate.conditions import CONDITIONS
 from evaluate import measures
-from evaluate.replicates import (
-    LEVEL,
-    Replicated,
-    best,
-    bootstrap_weights,
-    difference,
-    normalized_score,
-    of_means,
-    quantile,
-)
+from evaluate.replicates import LEVEL, Replicated, best, normalized_score, quantile
 from pipeline.benchmark.estimates import replicated
-from pipeline.benchmark.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, System
+from pipeline.benchmark.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, PLAIN, REAL, SHUFFLED, System
 from pipeline.catalog import Catalog
 from pipeline.experiment.logs import held_out_rows, read_log
 from pipeline.plan import Plan
+from pipeline.report import verdicts
 from pipeline.report.contents import Estimate, Gains, LearningCurve, SummaryRow
 from pipeline.report.figures import digits
 from pipeline.report.text import table
+from pipeline.report.verdicts import Compared, Measured
 from pipeline.storage.stores import shown
 
-COLUMNS = ("value", "replicates", "method", "prompts")  # of the table `scores`
+COLUMNS = ("metric", "value", "replicates", "method", "prompts")  # of the table `scores`
 BASELINES = (BEFORE, SHUFFLED, NO_CONTROL)
+GAINED, FOLLOWED = "gained", "followed"  # what else has a sign: the conditioning gain, its own hints
 HEADINGS = (
     "measure", "gain at start", "gain", "trained", "start", "shuffled", "no control", "ceiling", "normalized",
 )  # fmt: skip
@@ -41,14 +34,13 @@ NOTES = (
         " the ControlNet's; °  more than a shuffled hint"
     ),
     (
-        "<  worse than trained, image by image, beyond chance (95 %);  >  better than trained, beyond chance;"
-        "  *  above both baselines beyond chance"
+        "<  worse than trained, image by image, beyond chance;  >  better;  *  above both baselines; in 95 of"
+        " 100 tables no sign is chance (Holm)"
     ),
     "start: the checkpoint it began from; normalized: 0 % = the better baseline, 100 % = the real image",
 )
 
 Scores = Mapping[str, Replicated | None]  # by system; None = it is scored, but not by its primary measure
-Measured = Mapping[str, Any]  # of the held-out pairs, as train.held_out.summary tells it in the log
 
 
 def summary(plan: Plan, catalog: Catalog, compared: list[System]) -> list[SummaryRow]:
@@ -56,13 +48,23 @@ def summary(plan: Plan, catalog: Catalog, compared: list[System]) -> list[Summar
     scores = _scores(catalog, compared)
     trained = [system for system in compared if system.variant == CONTROL and system.name in scores]
     logs = {model: read_log(plan.workspace.run(model)) for model in {system.model for system in trained}}
+    beside = [_by_variant(system.model, system.condition, compared, scores) for system in trained]
+    held_out = [held_out_rows(logs[system.model], system.condition) for system in trained]
+    signs = verdicts.signs(
+        {
+            (number, what): it
+            for number, system in enumerate(trained)
+            for what, it in _compared(system, beside[number], held_out[number])
+        }
+    )
     rows = [
         _row(
             system,
-            _by_variant(system.model, system.condition, compared, scores),
-            _gains(plan, system, held_out_rows(logs[system.model], system.condition)),
+            beside[number],
+            _gains(plan, system, held_out[number]),
+            {what: sign for (row, what), sign in signs.items() if row == number},
         )
-        for system in trained
+        for number, system in enumerate(trained)
     ]
     return sorted(rows, key=lambda row: (list(CONDITIONS).index(row.condition), row.model))
 
@@ -82,7 +84,20 @@ def lines(plan: Plan, catalog: Catalog, systems: list[System], page: Path) -> It
             absent.setdefault(row.normalized_reason, []).append(row.condition)
     for reason, conditions in absent.items():
         yield f"no normalized score of {', '.join(dict.fromkeys(conditions))}: {reason}"
+    yield from _caveats(catalog, rows)
     yield f"{shown(page)} shows all of it"
+
+
+def _caveats(catalog: Catalog, rows: Sequence[SummaryRow]) -> Iterator[str]:
+    """What must be known of the numbers of the table, each said once."""
+    sql = "SELECT condition, metric, caveats FROM scores WHERE variant = ? AND caveats <> '[]' ORDER BY ALL"
+    shown_here = {(row.condition, row.metric) for row in rows}
+    said: dict[tuple[str, str], list[str]] = {}
+    for condition, metric, caveats in catalog.query(sql, [CONTROL]):
+        for caveat in json.loads(caveats) if (condition, metric) in shown_here else ():
+            said.setdefault((metric, caveat), []).append(condition)
+    for (metric, caveat), conditions in said.items():
+        yield f"{metric} of {', '.join(dict.fromkeys(conditions))}: {caveat}"
 
 
 def thousandths(gain: float) -> float:
@@ -157,37 +172,49 @@ def _scores(catalog: Catalog, compared: list[System]) -> dict[str, Replicated | 
         system for (system,) in catalog.query("SELECT DISTINCT system FROM scores")
     )
     wanted = {system.name: measures.primary(CONDITIONS[system.condition].kind).name for system in compared}
-    for name, metric, *row in catalog.query(f"SELECT system, metric, {', '.join(COLUMNS)} FROM scores"):
-        if wanted.get(name) == metric:
+    for name, *row in catalog.query(f"SELECT system, {', '.join(COLUMNS)} FROM scores"):
+        if wanted.get(name) == row[0]:
             scores[name] = replicated(dict(zip(COLUMNS, row, strict=True)))
     return scores
 
 
-def _row(system: System, by_variant: Mapping[str, Replicated], gains: Gains) -> SummaryRow:
+def _compared(
+    system: System, by_variant: Mapping[str, Replicated], measured: Sequence[tuple[int, Measured]]
+) -> Iterator[tuple[str, Compared]]:
+    """All that a row has a sign for."""
+    better = measures.primary(CONDITIONS[system.condition].kind).higher_is_better
+    for variant in BASELINES:
+        if {variant, CONTROL} <= by_variant.keys():
+            trained, other = by_variant[CONTROL], by_variant[variant]
+            yield variant, verdicts.against(trained, other, higher_is_better=better)
+    if measured:
+        (began, first), (_, last) = measured[0], measured[-1]
+        yield FOLLOWED, verdicts.followed(last)
+        if not began:
+            yield GAINED, verdicts.gained(first, last)
+
+
+def _row(
+    system: System, by_variant: Mapping[str, Replicated], gains: Gains, signs: Mapping[str, str]
+) -> SummaryRow:
     metric = measures.primary(CONDITIONS[system.condition].kind)
-    better = metric.higher_is_better
-    verdicts = {
-        variant: _verdict(by_variant[CONTROL], by_variant[variant], better)
-        for variant in BASELINES
-        if {variant, CONTROL} <= by_variant.keys()
-    }
-    normalized, reason = _normalized(by_variant, better)
+    normalized, reason = _normalized(by_variant, metric.higher_is_better)
     return SummaryRow(
         condition=system.condition,
         model=system.shown,
         metric=metric.name,
-        higher_is_better=better,
+        higher_is_better=metric.higher_is_better,
         definition=metric.definition,
-        gains=gains,
+        gains=replace(gains, verdict=signs.get(GAINED, ""), beyond_shuffled=signs.get(FOLLOWED) == "<"),
         trained=_estimate(by_variant.get(CONTROL)),
         ceiling=_estimate(by_variant.get(REAL)),
         normalized=normalized,
         normalized_reason=reason,
-        verdicts=verdicts,
+        verdicts={variant: signs[variant] for variant in BASELINES if variant in signs},
         baselines={
             variant: estimate for variant in BASELINES if (estimate := _estimate(by_variant.get(variant)))
         },
-        beyond_both=all(verdicts.get(variant) == "<" for variant in (SHUFFLED, NO_CONTROL)),
+        beyond_both=all(signs.get(variant) == "<" for variant in (SHUFFLED, NO_CONTROL)),
     )
 
 
@@ -201,20 +228,12 @@ def _by_variant(
         and system.model in (model, system.variant)
         and system.variant != EARLIER
     ]
-    return {system.variant: score for system in beside if (score := scores.get(system.name))}
-
-
-def _verdict(trained: Replicated, other: Replicated, higher_is_better: bool) -> str:
-    """Of the other: < worse, > better, beyond chance; '' = within it."""
-    between = difference(trained, other)
-    return _side(between.low, between.high, higher_is_better)
-
-
-def _side(low: float | None, high: float | None, higher_is_better: bool) -> str:
-    """Of trained minus other."""
-    if low is None or high is None or low <= 0 <= high:
-        return ""
-    return "<" if (low > 0) == higher_is_better else ">"
+    found = {system.variant: score for system in beside if (score := scores.get(system.name))}
+    if any(system.pictures for system in beside):  # made on another base: ours is no control of it
+        found.pop(NO_CONTROL, None)
+        if PLAIN in found:
+            found[NO_CONTROL] = found.pop(PLAIN)
+    return found
 
 
 # or why there is none
@@ -244,15 +263,16 @@ def _floor(by_variant: Mapping[str, Replicated], higher_is_better: bool) -> Repl
 def _estimate(score: Replicated | None) -> Estimate | None:
     if score is None:
         return None
-    between = score.interval
-    return Estimate(value=score.value, reach=between[1] - score.value if between else None)
+    if (between := score.interval) is None:
+        return Estimate(value=score.value)
+    return Estimate(value=score.value, reach=max(between[1] - score.value, score.value - between[0]))
 
 
 def _gains(plan: Plan, system: System, measured: Sequence[tuple[int, Measured]]) -> Gains:
     """At the start of the training and when it was last measured; a ControlNet that begins as a copy of the
     base saves nothing at the start.
     """
-    from train import checkpoint, held_out
+    from train import checkpoint
 
     if not measured:
         return Gains()
@@ -262,8 +282,6 @@ def _gains(plan: Plan, system: System, measured: Sequence[tuple[int, Measured]])
     return Gains(
         start=_gain(first) if began == 0 else Estimate(value=0.0) if fresh else None,
         end=_gain(last),
-        verdict="" if began else _gained(first, last),
-        beyond_shuffled=held_out.follows_hints(last, LEVEL),
     )
 
 
@@ -273,20 +291,3 @@ def _gain(measured: Measured) -> Estimate | None:
     error, count = measured["gap_error"], measured["n"]
     reach = None if error is None else thousandths(error * quantile((1 + LEVEL) / 2, count - 1))
     return Estimate(value=thousandths(measured["gap"]), reach=reach)
-
-
-def _gained(first: Measured, last: Measured) -> str:
-    """Of the first: as `_verdict`, pair by pair in shares of the loss, which differs a hundredfold between
-    timesteps.
-    """
-    pairs = [
-        (one, other)
-        for one, other in zip(first.get("losses", ()), last.get("losses", ()), strict=False)
-        if one and other is not None
-    ]
-    if not pairs:
-        return ""
-    start, end = np.array(pairs).T
-    saved = of_means(1 - end / start, np.arange(len(pairs)), bootstrap_weights(len(pairs)))
-    low, high = saved.interval or (None, None)
-    return _side(low, high, higher_is_better=True)

@@ -26,7 +26,8 @@ PATIENCE = {"retries": 10, "seconds": 180.0, "longest_wait": 15.0}
 FIRST_PATIENCE = {"retries": 5, "seconds": 20.0, "longest_wait": 2.0}  # before any work
 CONNECT_SECONDS, SILENCE_SECONDS, REQUEST_SECONDS = 5.0, 120.0, 600.0
 TRIES = 4  # of a request that the library does not try again
-TIMEOUT, TORN = "Timeout", "response body"  # so it says of a conditional PUT, and of a listing
+# so it says of a conditional PUT, and of an answer that broke off: a listing, a deletion
+TIMEOUT, TORN = "Timeout", "response body"
 LISTED = 1000  # objects that a listing gives at a time
 PART_BYTES = 16 * 2**20  # of a multipart upload
 NEEDS = {
@@ -184,7 +185,7 @@ def asked(path: Path, ask: Callable[[Any, str], Answer], *, patient: bool = True
 
     scheme, bucket, key = _split(path)
     try:
-        return ask(_store(scheme, bucket, patient), key)
+        return _tried(lambda: ask(_store(scheme, bucket, patient), key), TORN)
     except (AlreadyExistsError, NotModifiedError, PreconditionError):
         raise
     except FileNotFoundError as error:
@@ -336,7 +337,7 @@ def delete_all(paths: Sequence[Path]) -> None:
     if paths:
         keys = [_split(path)[2] for path in paths]
         with suppress(FileNotFoundError):
-            _tried(lambda: asked(paths[0], lambda store, _: store.delete(keys)), TORN)
+            asked(paths[0], lambda store, _: store.delete(keys))
 
 
 def below(folder: Path) -> Iterator[ObjectFacts]:
@@ -344,7 +345,7 @@ def below(folder: Path) -> Iterator[ObjectFacts]:
     _, _, prefix = _split(folder)
     last: str | None = None  # key; a listing that breaks off goes on behind it
     while True:
-        chunk = _tried(functools.partial(_listed, folder, prefix, last), TORN)
+        chunk = _listed(folder, prefix, last)
         for meta in chunk:
             last = meta["path"]
             relative = meta["path"][len(prefix) + 1 if prefix else 0 :]
@@ -367,8 +368,8 @@ def _tried(ask: Callable[[], Answer], said: str) -> Answer:
     for tries in range(1, TRIES + 1):
         try:
             return ask()
-        except StoreError as error:
-            if tries == TRIES or said not in str(error.__cause__):
+        except Exception as error:  # the library's own, or a sentence about one
+            if tries == TRIES or said not in str(error.__cause__ if isinstance(error, StoreError) else error):
                 raise
             time.sleep(secrets.randbelow(1000) / 1000)
     raise AssertionError("unreachable")

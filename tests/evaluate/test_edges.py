@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation, distance_transform_edt
 
-from evaluate import matching
-from evaluate.edges import EdgeCounts, chamfer, edge_counts, f1
+from evaluate import edges, fidelity, matching
+from evaluate.comparison import PROMPT
+from evaluate.edges import EdgeCounts, chamfer, edge_counts, f1, thinned
 from evaluate.fidelity import Map, compare
 from evaluate.matching import most_pairs, near_pixels
 
@@ -65,6 +66,31 @@ def test_one_pixel_of_tolerance_is_euclidean_so_a_diagonal_neighbour_is_too_far(
     assert edge_counts(truth, pixels((5, 5), (3, 3)), 1.0).matched == 0
     assert edge_counts(truth, pixels((5, 5), (3, 3)), 1.5).matched == 1
     assert edge_counts(truth, pixels((5, 5), (2, 3)), 0.9).matched == 0
+
+
+def test_a_wide_line_is_compared_by_its_middle_as_berkeley_s_benchmark_does() -> None:
+    """A sketch drawn with a broader pen in the same places is kept; an edge detector's second line is not."""
+    pen, broad = (cv2.dilate(drawing(), np.ones((width, width))) for width in (3, 7))
+    as_drawn = compare("edges", Map(pen, {}), Map(broad, {})).values
+    by_middle = compare("wide_edges", Map(pen, {}), Map(broad, {})).values
+    assert as_drawn["edge_f1_bsds"] < 0.7 and by_middle["edge_f1_bsds"] > 0.85
+    assert as_drawn["edge_ms_ssim"] == by_middle["edge_ms_ssim"], "drawings are seen as they are"
+    same = compare("wide_edges", Map(pen, {}), Map(pen, {}))
+    assert {same.values[name] for name in ("edge_f1", "edge_f1_bsds", "edge_recall", "edge_chamfer")} == {
+        0,
+        1,
+    }
+    assert same.counts["pixels"].tolist() == [int(thinned(pen > 0).sum())] * 2
+    other = cv2.dilate(np.roll(drawing(), 30, axis=1), np.ones((7, 7)))
+    shuffled = compare("wide_edges", Map(pen, {}), Map(other, {})).values
+    assert shuffled["edge_f1_1px"] < shuffled["edge_f1_2px"] < 0.5
+
+
+def test_thinning_takes_no_line_away() -> None:
+    for side in (1, 2, 3, 5):
+        dot = np.zeros((16, 16), bool)
+        dot[4 : 4 + side, 6 : 6 + side] = True
+        assert thinned(dot).any() and not (thinned(dot) & ~dot).any()
 
 
 def test_two_made_pixels_beside_one_true_pixel_give_one_match():
@@ -144,6 +170,34 @@ def test_empty_maps_agree_with_each_other_and_with_nothing_else():
 def test_counts_of_many_pairs_add_up():
     total = EdgeCounts(matched=1, n_truth=2, n_made=3) + EdgeCounts(matched=4, n_truth=5, n_made=6)
     assert total == EdgeCounts(matched=5, n_truth=7, n_made=9)
+
+
+def test_the_papers_score_flattens_the_images_of_a_prompt_into_one_before_it_averages_prompts() -> None:
+    """As torchmetrics scores them in ControlNet++'s eval_edge.py; a mean over images is another number."""
+    torch = pytest.importorskip("torch")
+    from torchmetrics.classification import BinaryF1Score
+
+    rng = np.random.default_rng(0)
+    truths = [rng.random((3, 1, 16, 16)) < share for share in (0.1, 0.4, 0.7)]
+    made = [rng.random((4, 16, 16)) < share for share in (0.5, 0.2, 0.6)]
+    made[1][2:] = False
+    counts, by_hand = [], []
+    for number, (truth, images) in enumerate(zip(truths, made, strict=True)):
+        label = np.broadcast_to(truth[0], images.shape)
+        by_hand.append(
+            float(BinaryF1Score()(torch.from_numpy(images.ravel()), torch.from_numpy(label.ravel().copy())))
+        )
+        for image in images:
+            compared = compare("edges", Map(truth[0, 0], {}), Map(image, {}))
+            counts.append(dict(compared.counts) | {PROMPT: np.array([number])})
+    statistic = edges.STATISTICS["edge_f1_prompt"](counts)
+    assert statistic(np.ones(12)) == pytest.approx(np.mean(by_hand), abs=1e-6)
+    drawn = np.repeat([2.0, 0.0, 1.0], 4)
+    assert statistic(drawn) == pytest.approx((2 * by_hand[0] + by_hand[2]) / 3, abs=1e-6)
+    for it in counts:
+        del it[PROMPT]
+    alone = fidelity.pooled("edge_f1_prompt", counts)
+    assert abs(alone - np.mean(by_hand)) > 0.005
 
 
 @pytest.mark.parametrize(

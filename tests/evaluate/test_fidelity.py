@@ -7,7 +7,7 @@ from safetensors.numpy import load, save
 
 from annotate import maps
 from annotate.conditions import CONDITIONS, MEASURES_OF
-from evaluate.fidelity import METRICS, NAMES, RETIRED, Map, compare, pooled, prepared, retired
+from evaluate.fidelity import METRICS, NAMES, RETIRED, Map, compare, pooled, prepared, retired, versions
 
 SIZE = (96, 128)
 SETS = [name for name, metric in METRICS.items() if metric.level == "set"]
@@ -18,8 +18,9 @@ def sample(kind: str, seed: int) -> Map:
     rng = np.random.default_rng(seed)
     soft = cv2.normalize(cv2.GaussianBlur(rng.random(SIZE), (0, 0), 4), None, 0, 1, cv2.NORM_MINMAX)
     size = {"size": list(SIZE)}
-    if kind == "edges":
-        return Map(cv2.Canny((soft * 255).astype(np.uint8), 40, 80), {})
+    if kind.endswith("edges") and kind != "soft_edges":
+        thin = cv2.Canny((soft * 255).astype(np.uint8), 40, 80)
+        return Map(cv2.dilate(thin, np.ones((3, 3))) if kind == "wide_edges" else thin, {})
     if kind == "soft_edges":
         return Map((soft * 255).astype(np.uint8), {})
     if kind == "lines":
@@ -43,7 +44,7 @@ def sample(kind: str, seed: int) -> Map:
 def empty(kind: str) -> Map | None:
     """A re-reading that found nothing, as it is stored; None = the kind knows no such map."""
     one = sample(kind, 0)
-    if kind in ("edges", "soft_edges", "normals"):
+    if kind in ("edges", "wide_edges", "soft_edges", "normals"):
         return Map(np.zeros_like(one.array), one.meta)
     if kind in ("lines", "people"):
         return Map(one.array[:0], one.meta)
@@ -61,13 +62,14 @@ def near(kind: str, seed: int) -> Map:
 
 
 def test_every_kind_of_map_has_measures_and_one_that_stands_for_it():
-    assert set(NAMES) == set(MEASURES_OF) == {row.kind for row in CONDITIONS.values()}
+    assert set(NAMES) == {row.compared_as for row in CONDITIONS.values()}
+    assert set(NAMES) - {"wide_edges"} == set(MEASURES_OF) == {row.kind for row in CONDITIONS.values()}
     for kind, names in NAMES.items():
         metrics = [METRICS[name] for name in names]
         assert [metric.primary for metric in metrics].count(True) == 1
-        assert {metric.kind for metric in metrics} == {kind}
+        assert {metric.kind for metric in metrics} == {kind.removeprefix("wide_")}
         assert any(metric.column == "corrected" or metric.primary for metric in metrics)
-    assert sum(map(len, NAMES.values())) == len(METRICS)
+    assert {name for names in NAMES.values() for name in names} == set(METRICS)
 
 
 def test_every_published_number_names_its_quirks_and_no_other_does():
@@ -143,7 +145,8 @@ def test_a_raw_map_of_the_catalog_is_compared_as_it_is_decoded():
     for kind in NAMES:
         one = sample(kind, 3)
         meta = dict(one.meta) | ({"scale": 1e-4, "shift": 0.1} if kind == "depth" else {})
-        stored = maps.decode(kind, maps.encode(maps.RawMap(kind, one.array, meta)), meta)
+        raw = kind.removeprefix("wide_")  # as it is stored
+        stored = maps.decode(raw, maps.encode(maps.RawMap(raw, one.array, meta)), meta)
         primary = next(name for name in NAMES[kind] if METRICS[name].primary)
         compared = compare(kind, one, Map(stored.array, stored.meta))
         found = compared.values.get(
@@ -180,3 +183,29 @@ def test_an_unknown_kind_and_a_score_of_samples_are_refused_by_name():
         ValueError, match=r"'depth_rmse' is no score of a whole set: those are edge_f1_bsds_pooled"
     ):
         prepared("depth_rmse", [])
+
+
+@pytest.mark.parametrize("kind", ["edges", "soft_edges"])
+def test_a_drawing_against_its_negative_lies_below_the_worst_and_within_what_is_possible(kind: str) -> None:
+    drawing = np.zeros((32, 32), np.uint8)
+    drawing[::2] = 255
+    values = compare(kind, Map(drawing, {}), Map(255 - drawing, {})).values
+    below = [
+        name
+        for name, value in values.items()
+        if METRICS[name].higher_is_better and value < METRICS[name].worst
+    ]
+    assert below == [name for name in values if name in ("edge_ssim", "soft_ssim")]
+    for name, value in values.items():
+        least, most = METRICS[name].possible
+        assert least <= value <= most, name
+
+
+def test_wide_lines_have_the_measures_of_edges_and_other_scores() -> None:
+    assert NAMES["wide_edges"] == NAMES["edges"]
+    old, new = versions("edges"), versions("wide_edges")
+    changed = {name for name in NAMES["edges"] if old[name] != new[name]}
+    assert changed == set(NAMES["edges"]) - {"edge_ssim", "edge_ms_ssim"}
+    for row in CONDITIONS.values():
+        assert row.compared_as in NAMES and (row.compared_as == row.kind or row.wide)
+    assert [row.name for row in CONDITIONS.values() if row.wide] == ["sketch", "cartoon"]

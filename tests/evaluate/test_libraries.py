@@ -112,7 +112,7 @@ def test_where_no_library_has_a_measure_the_reason_is_told() -> None:
 def test_a_number_names_the_software_that_it_is_computed_with_and_no_other() -> None:
     from evaluate.measures import software
 
-    assert software("edge_f1_bsds") == ("numpy", "opencv-python-headless", "scipy")
+    assert software("edge_f1_bsds") == ("numpy", "opencv-python-headless", "scikit-image", "scipy")
     assert "scikit-image" in software("soft_ms_ssim")
     assert software("depth_rmse") == ("numpy", "scipy")
     assert {"clean-fid", "pillow", "torch"} <= set(software("fd (inception)"))

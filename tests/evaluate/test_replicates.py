@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluate import measures
+from evaluate import fidelity, measures
+from evaluate.places import Table, ranks, ranks_of
 from evaluate.replicates import (
     BY_CHANCE,
     NOT_BETTER,
@@ -22,7 +23,6 @@ from evaluate.replicates import (
     normalized_score,
     of_distance,
     of_means,
-    ranks,
 )
 
 N = 200
@@ -75,6 +75,24 @@ def test_two_equal_systems_are_tied_in_nine_of_ten_repeats_and_planted_ones_are_
     assert tied >= 45
     errors = ranks([score(rng.normal(size=N) * 0.1 + level) for level in (3.0, 1.0)], higher_is_better=False)
     assert errors == [(2, 2), (1, 1)]
+
+
+def test_places_are_lost_at_5_percent_of_all_tables_that_are_read_at_once() -> None:
+    """p = .01 tells two systems apart in a table that stands alone, and not in one of thirteen."""
+    zero = score(np.zeros(N))
+    shape = np.random.default_rng(11).normal(size=N)
+    shape -= shape.mean()
+    apart = next(
+        it
+        for gain in np.linspace(0, 1, 400)
+        if 0.004 < (difference(it := score(shape + gain), zero).p or 1) < 0.01
+    )
+    alone = Table([apart, zero], True)
+    equal = Table([score(shape), zero], True)
+    assert ranks(alone.scores, higher_is_better=True) == [(1, 1), (2, 2)]
+    assert ranks_of([alone, *[equal] * 12])[0] == [(1, 2), (1, 2)]
+    sure = Table([score(shape + 9), zero], False)
+    assert ranks_of([equal, sure]) == [[(1, 2), (1, 2)], [(2, 2), (1, 1)]]
 
 
 def far(made: np.ndarray, real: np.ndarray, prompt: np.ndarray = ALONE) -> dict[str, Replicated]:
@@ -159,6 +177,23 @@ def test_p_and_the_interval_of_a_difference_agree() -> None:
             and found.low is not None
             and (found.p > 0.05, found.low < 0) == (inside, inside)
         )
+
+
+EVERY = [*fidelity.METRICS, *(f"{name} (net)" for name in measures._NETWORKS)]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_interval_leaves_what_its_measure_can_be(name: str) -> None:
+    least, most = measures.metric(name).possible
+    worst, best = measures.metric(name).worst, measures.metric(name).best
+    spread = np.linspace(-1e6, 1e6, 20, dtype=np.float32)
+    for value in {min(worst, 7.0), best} | ({(least + most) / 2} if np.isfinite(least + most) else set()):
+        cut = Replicated(value, spread, "jackknife", N, (least, most)).interval
+        whole = Replicated(value, spread, "jackknife", N).interval
+        assert (
+            cut and whole and cut == (max(whole[0], least), min(whole[1], most)) and cut[0] <= value <= cut[1]
+        )
+    assert (least, most) != (-np.inf, np.inf) or name in ("kd (net)", "fd_infinity (net)")
 
 
 def test_what_is_called_detectable_is_found_in_eighty_of_a_hundred_repeats() -> None:

@@ -19,6 +19,7 @@ from pipeline import MillError
 from pipeline.cluster import Cluster, cluster, position
 from pipeline.cluster.jobs import Job, JobsFailed
 from pipeline.cluster.metrics import Metrics
+from pipeline.cluster.nodes import Unfit
 from pipeline.cluster.position import Limit
 from pipeline.cluster.progress import Rate
 
@@ -90,6 +91,12 @@ def die(args: Any, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: 
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def lack(args: Any, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> None:
+    import ray
+
+    raise Unfit("This node lacks something.", ray.get_runtime_context().get_node_id())
+
+
 def fail_in_a_rank(args: Any, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> None:
     import torch.distributed as dist
 
@@ -106,6 +113,13 @@ def test_jobs_run_and_give_their_results(workers: Cluster) -> None:
 
 def test_a_worker_that_dies_is_tried_again(workers: Cluster, tmp_path: Path) -> None:
     assert run(workers, die_once, [Job("a", {"mark": str(tmp_path / "mark")}, (0,))]) == {"a": "lived"}
+
+
+def test_a_run_whose_every_node_lacks_something_ends_and_does_not_wait(workers: Cluster) -> None:
+    with pytest.raises(MillError, match="No node of the cluster can be used") as told:
+        run(workers, lack, [Job("a", {}, (0,))])
+    assert str(told.value).endswith("This node lacks something.")
+    workers._unfit.clear()
 
 
 @pytest.mark.slow

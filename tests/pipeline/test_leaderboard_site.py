@@ -298,6 +298,23 @@ def test_ceilings_stand_above_the_models_and_floors_below(board: Leaderboard) ->
     assert [row.model for row in hed.leaders] == ["beta"]  # unranked: the best number
 
 
+def test_a_measure_that_is_another_one_at_this_size_has_no_column_and_the_page_says_so(
+    board: Leaderboard, tmp_path: Path
+) -> None:
+    said = "Edge F1, exact is Edge F1 here: in pictures of this size both reach the same pixels."
+    canny, hed = board.benchmarks
+    few = replace(board, benchmarks=(replace(canny, repeats=(EXACT.name,), notes=(said,)), hed))
+    shown, _ = tables(few, {"canny": "c.html", "hed": "h.html"})
+    assert [column.metric for column in shown.columns] == [F1, FD, KD, CHAMFER]
+    assert {len(row.cells) for row in (*shown.ceiling, *shown.models, *shown.floor)} == {4}
+    page = render(few, tmp_path)
+    assert said in HtmlPage(page).text and said in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    told = json.loads((tmp_path / "leaderboard.json").read_text(encoding="utf-8"))
+    jsonschema.validate(told, SCHEMA)
+    assert any(row["metric"] == EXACT.name for row in told["scores"]), "machines find it all the same"
+    assert stored.read(tmp_path).benchmarks[0].repeats == (EXACT.name,)
+
+
 def test_what_a_run_started_from_stands_below_it_and_leads_nothing(board: Leaderboard) -> None:
     before = score("beta", 0.99, arm="warm_start", rank=None)
     canny, _ = tables(replace(board, scores=(*board.scores, before)), {"canny": "c.html", "hed": "h.html"})
@@ -353,6 +370,14 @@ def test_the_front_is_what_no_model_beats_in_both(board: Leaderboard) -> None:
     worse = [replace(it, value=0.69) if (it.model, it.metric) == ("beta", F1.name) else it for it in worse]
     beaten = pareto(F1, {F1: 3, FD: 2, KD: 3}, worse, {})
     assert beaten is not None and {point.model: point.front for point in beaten.points}["beta"] is False
+    lacking = [
+        replace(it, marks=(*it.marks, "1 missing: of 200"))
+        if (it.model, it.metric[:2]) != (EVIL, "kd")
+        else it
+        for it in canny
+    ]
+    found = pareto(F1, {F1: 3, FD: 2, KD: 3}, lacking, {})
+    assert found is not None and found.distance == KD, "what both lack makes the biased one no better"
     unmarked = [replace(it, marks=()) for it in canny]
     found = pareto(F1, {F1: 3, FD: 2, KD: 3}, unmarked, {})
     assert found is not None and found.distance == FD
@@ -452,33 +477,30 @@ def test_what_differs_or_is_not_known_keeps_two_numbers_apart(name: str) -> None
 def test_a_published_protocol_is_that_of_its_row_and_names_this_projects_words() -> None:
     found = {(row.condition, row.metric, row.model): row for row in published(CONDITIONS)}
     rmse = "RMSE of 0–255 (DPT-Large)"
-    plus, older, large = (
-        found["depth_large", rmse, name] for name in ("ControlNet++", "GLIGEN (SD 1.4)", "ControlNet (SDXL)")
+    plus, older, own = (
+        found["depth_large", rmse, name] for name in ("ControlNet++", "GLIGEN (SD 1.4)", "T2I-Adapter")
     )
     assert (plus.base, plus.resolution, plus.reader) == (
         "Stable Diffusion 1.5",
         512,
         "DPT-Large",
     ) and "UniPC, 20 steps" in (plus.sampler or "")
-    assert (older.base, older.sampler, large.base, large.resolution) == (
-        "Stable Diffusion 1.4",
-        None,
-        "SDXL",
-        1024,
-    )
-    assert not any(
-        row.beside == "edge_ms_ssim_uint8" or (row.metric.startswith("FID") and row.beside)
-        for row in found.values()
-    )
+    assert (older.base, older.sampler) == ("Stable Diffusion 1.4", None)
+    assert (own.base, own.resolution, own.sampler) == (plus.base, None, "50 steps of its own code")
+    assert not any(row.beside == "edge_ms_ssim_uint8" for row in found.values())
+    assert {row.beside for row in found.values() if row.metric == "FID"} == {""}, "whose groups are not known"
     iou = found["seg_ade20k", "mIoU (Mask2Former)", "ControlNet v1.1"]
     ours = {
         "base": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "resolution": 512,
         "reader": "mask2former-ade20k 00ff",
+        "detector": "provided 00ff",
         "data": iou.data,
     }
     there = benchmark("seg_ade20k", **ours)
     assert [told.partition(":")[0] for told in differences(iou, there)] == ["sampler"]
+    made = replace(there, detector="oneformer-ade20k 00ff")
+    assert "(here: mask2former-ade20k, of maps by oneformer-ade20k)" in differences(iou, made)[0]
     clip = found["seg_ade20k", "CLIP score (ViT-B/16)", "ControlNet v1.1"]
     assert [
         told.partition(":")[0] for told in differences(clip, replace(there, reader="upernet-ade20k 00ff"))

@@ -90,6 +90,14 @@ def test_a_listing_that_breaks_off_goes_on(
     assert not list(stores.below(root))
 
 
+@pytest.mark.parametrize("fault", [503, "torn", "half", "lost"])
+def test_a_deletion_whose_answer_breaks_off_is_tried_again(root: Path, server: Gate, fault: Fault) -> None:
+    stores.put(root / "x", b"content")
+    server.faults[:] = [fault, fault]
+    stores.delete(root / "x")
+    assert stores.head(root / "x") is None
+
+
 def test_a_request_that_ran_into_a_timeout_is_tried_again(
     root: Path, server: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from evaluate.replicates import NOT_BETTER, bootstrap_weights, of_means
 from pipeline.benchmark.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, Item, System
 from pipeline.catalog import Catalog
 from pipeline.experiment.pairs import called
-from pipeline.report import summary
+from pipeline.report import summary, verdicts
 from pipeline.report.contents import Estimate, Gains, ReportData
 from pipeline.report.site import render
 from pipeline.storage.workspace import Workspace
@@ -141,10 +141,38 @@ def test_a_verdict_is_of_the_paired_difference_and_the_better_may_be_lower() -> 
         return of_means(values, np.arange(PROMPTS), bootstrap_weights(PROMPTS))
 
     hard = np.random.default_rng(2).normal(0, 1, PROMPTS)
-    assert summary._verdict(of(hard + 0.1 + SHAKEN), of(hard), True) == "<"
-    assert summary._verdict(of(hard + 0.1 + SHAKEN), of(hard), False) == ">"
-    assert summary._verdict(of(hard + 0.1), of(np.roll(hard, 1)), True) == "", "unpaired, nothing is seen"
-    assert summary._verdict(of(hard), of(hard), True) == ""
+
+    def sign(trained: np.ndarray, other: np.ndarray, higher_is_better: bool = True) -> str:
+        it = verdicts.against(of(trained), of(other), higher_is_better=higher_is_better)
+        return verdicts.signs({(0, "it"): it})[0, "it"]
+
+    assert sign(hard + 0.1 + SHAKEN, hard) == "<"
+    assert sign(hard + 0.1 + SHAKEN, hard, False) == ">"
+    assert sign(hard + 0.1, np.roll(hard, 1)) == "", "unpaired, nothing is seen"
+    assert sign(hard, hard) == ""
+
+
+def test_two_equal_systems_have_a_sign_in_few_tables_of_thirteen_conditions() -> None:
+    """At 5 % for each condition every other table would have one."""
+    rng, drawn = np.random.default_rng(5), bootstrap_weights(20, count=300)
+    alone = wrong = 0
+    for _ in range(100):
+        pairs = [[of_means(rng.exponential(size=20), np.arange(20), drawn) for _ in "ab"] for _ in CONDITIONS]
+        compared = {
+            (row, "start"): verdicts.against(*pair, higher_is_better=True) for row, pair in enumerate(pairs)
+        }
+        wrong += any(verdicts.signs(compared).values())
+        alone += any(any(verdicts.signs({key: it}).values()) for key, it in compared.items())
+    assert wrong <= 10 and alone >= 30
+
+
+def test_what_is_sure_keeps_its_sign_beside_twelve_that_are_not(tmp_path: Path) -> None:
+    compared = {(row, "start"): verdicts.Compared(True, 0.03) for row in range(13)}
+    assert set(verdicts.signs(compared).values()) == {""}
+    compared[4, "start"] = verdicts.Compared(False, 1e-6)
+    compared[5, "start"] = verdicts.Compared(True, None)
+    told = {key: sign for key, sign in verdicts.signs(compared).items() if sign}
+    assert told == {(4, "start"): ">"}
 
 
 def test_a_learning_curve_goes_from_what_it_began_with_over_the_checkpoints_on_the_way_to_the_end(
@@ -217,6 +245,18 @@ def test_thirteen_lines_fit_a_screen_and_name_the_page(tmp_path: Path) -> None:
     assert [line.removeprefix("*").split()[0] for line in text[1:14]] == list(CONDITIONS)
     assert max(map(len, text)) <= 150 and text[-1].startswith("runs/demo/report/index.html")
     assert all(word in text[1] for word in ("* canny", "edge_f1_bsds ↑", "-246.8±2.1", "<", "50±")), text[1]
+
+
+def test_what_must_be_known_of_a_number_stands_below_the_table(tmp_path: Path) -> None:
+    plan, catalog, made = scored(tmp_path, HIGHER, ("pose_openpose", "pose_openpifpaf"))
+    assert not any("high for few" in line for line in summary.lines(plan, catalog, made, Path("x")))
+    mark = "high for few: 20 people < 200"
+    rows = [score_row(it, HIGHER[it.variant]) | {"caveats": json.dumps([mark])} for it in made]
+    rows.append(rows[0] | {"metric": "people_ap50", "caveats": json.dumps(["not in the table"])})
+    catalog.record_scores(rows, [it.name for it in made])
+    told = list(summary.lines(plan, catalog, made, Path("x")))
+    assert f"people_ap of pose_openpifpaf, pose_openpose: {mark}" in told
+    assert not any("not in the table" in line for line in told)
 
 
 def test_a_run_of_many_conditions_has_a_short_name_on_a_page() -> None:
