@@ -22,6 +22,7 @@ from pipeline.cluster import position
 from pipeline.cluster.jobs import Job
 from pipeline.cluster.position import Limit
 from pipeline.dataset.maps import read_annotation
+from pipeline.experiment.base import device_name
 from pipeline.plan import Plan
 from pipeline.storage import codec, shards
 from pipeline.storage.shards import Row, Shard
@@ -135,6 +136,7 @@ def score_part(
             "name": args.system,
             "part": args.part,
             "made_from": args.made_from,
+            "device": device_name(args.device),
         }
         return shards.write(args.path, table, shards.SCORES, metadata)
     return None

@@ -129,6 +129,7 @@ def _insert(
             "bytes": shard.bytes,
             "sha256": shard.sha256,
             "committed": datetime.now(UTC).replace(tzinfo=None),
+            "device": metadata.get("device"),
         }
         for number, shard, metadata in zip(batch.numbers.tolist(), batch.shards, batch.metadata, strict=True)
     ]
@@ -145,6 +146,7 @@ SHARD_ROWS = pa.schema([
     ("shard_number", pa.int32()), ("shard", pa.string()), ("kind", pa.string()), ("key", pa.string()),
     ("name", pa.string()), ("image_key", pa.string()), ("part", pa.int32()), ("rows", pa.int32()),
     ("bytes", pa.int64()), ("sha256", pa.string()), ("committed", pa.timestamp("us")),
+    ("device", pa.string()),
 ])  # fmt: skip
 
 

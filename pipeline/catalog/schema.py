@@ -390,6 +390,13 @@ MIGRATIONS = [
         WHERE key = (SELECT value FROM settings WHERE name = 'image_key');
     """,
     MANY,
+    # What computed the samples and their scores.
+    """
+    ALTER TABLE shard_rows ADD COLUMN device VARCHAR;
+    CREATE OR REPLACE VIEW shards AS
+        SELECT shard, kind, name, key, image_key, part, rows, bytes, sha256, committed, device
+        FROM shard_rows;
+    """,
 ]
 JOINABLE = 5  # the migration after which a shard of scores names its samples
 

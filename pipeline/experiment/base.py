@@ -84,10 +84,22 @@ def load_base(spec: str, parts: tuple[str, ...], device: str) -> Any:
     return base.load(spec, device=device, parts=parts)
 
 
+PRECISION = "float32"  # in which `load_base` loads, and so in which samples are drawn
+
+
 def device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_name(which: str) -> str:
+    """As provenance tells it: numbers of two kinds of GPU may differ in their last digits."""
+    if which == "cpu":
+        return which
+    import torch
+
+    return f"{which} ({torch.cuda.get_device_name(which)})"
 
 
 def pack(array: Any) -> bytes:

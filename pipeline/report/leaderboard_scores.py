@@ -46,6 +46,7 @@ from pipeline.report.leaderboard_data import (
     published,
 )
 from pipeline.report.leaderboard_evidence import evidence_samples
+from pipeline.report.origins import with_origins
 from pipeline.report.placing import CatalogScore, placed
 from train.samplers import TITLES
 
@@ -63,6 +64,8 @@ def write(plan: Plan, catalog: Catalog, systems: list[System], folder: Path) -> 
     """Returns the page; None = nothing is scored yet."""
     with catalog.reading():
         scored = _leaderboard(plan, catalog, systems)
+        if scored:
+            scored = with_origins(scored, plan, catalog, systems)
     return leaderboard.render(scored, folder) if scored else None
 
 

@@ -23,7 +23,7 @@ from pipeline.cluster import position
 from pipeline.cluster.jobs import Job
 from pipeline.cluster.position import Limit
 from pipeline.dataset.maps import read_map
-from pipeline.experiment.base import base_spec, device, load_base
+from pipeline.experiment.base import PRECISION, base_spec, device, device_name, load_base
 from pipeline.experiment.runs import controlnet_here
 from pipeline.manifest import Benchmark
 from pipeline.stages.stage import StageContext, StageResult, make_missing, of_one_size, result, work
@@ -156,9 +156,17 @@ def generate_part(
             "name": args.system.sample_set,
             "part": args.part,
             "made_from": args.made_from,
+            "device": _drawn_on(args),
         }
         return shards.write(args.path, table, shards.SAMPLES, metadata)
     return None
+
+
+def _drawn_on(args: GeneratePart) -> str:
+    """Pictures that were given were not drawn here."""
+    if args.pictures:
+        return "as the submission says"
+    return "no network" if args.system.variant == REAL else f"{device_name(device())}, {PRECISION}"
 
 
 def _in_memory(draw: Callable[[list[Task]], list[bytes]], tasks: list[Task]) -> list[bytes]:

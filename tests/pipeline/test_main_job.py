@@ -204,6 +204,15 @@ def test_the_leaderboard_ranks_shows_and_tells_what_each_number_depends_on(
         (shown / it["generated"]).is_file() and (shown / it["hint"]).is_file() for it in board["evidence"]
     )
     assert "<b>0" not in (shown / "evidence-canny.html").read_text(), "captions stay text"
+    told = control["passport"]
+    ((checkpoint,),) = query(root, "SELECT checkpoint FROM runs")
+    written = json.loads((root / "ws" / checkpoint / "meta.json").read_text())["files"]
+    average = written["canny/ema/diffusion_pytorch_model.safetensors"]["sha256"]
+    assert told["weights"] == f"sha256 {average}" and told["reader"].startswith("opencv-canny no weights")
+    assert told["device"] == "samples: cpu, float32, scores: cpu"
+    assert re.fullmatch(r"samples committed [\d-]{10}, scores committed [\d-]{10}", told["date"])
+    real = next(it["passport"] for it in board["scores"] if it["arm"] == "real_image")
+    assert (real["weights"], real["device"]) == ("none", "samples: no network, scores: cpu")
     columns = [it["name"] for it in board["metrics"]]
     assert columns == sorted(columns, key=measures.place) != sorted(columns), (
         "as defined, not by the alphabet"
