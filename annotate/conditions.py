@@ -25,7 +25,7 @@ class Condition:
     title: str
     kind: str  # a key of MEASURES_OF: the kind of raw map
     detectors: tuple[str, ...]  # in the order `auto` tries them
-    # detectors that `auto` never tries, since they know rendered scenes and no photographs
+    # detectors that `auto` never tries: they know rendered scenes alone, or are how somebody else evaluates
     by_name: tuple[str, ...] = ()
     parent: str | None = None  # the condition whose raw map this one is computed from
     warm_start: str | None = None  # the condition whose ControlNet the paper starts from
@@ -44,7 +44,8 @@ class Condition:
 
 _ROWS = (
     Condition(
-        name="canny", title="Canny edges", kind="edges", detectors=("opencv-canny",), fidelity="edge_f1_bsds",
+        name="canny", title="Canny edges", kind="edges", detectors=("opencv-canny",),
+        by_name=("kornia-canny",), fidelity="edge_f1_bsds",
         rule="3M internet pairs, Canny with random thresholds",
     ),
     Condition(
@@ -89,12 +90,12 @@ _ROWS = (
     ),
     Condition(
         name="depth_large", title="Depth (large scale)", kind="depth",
-        detectors=("midas-dpt-hybrid", "depth-anything-v2"), by_name=("mini",),
+        detectors=("midas-dpt-hybrid", "depth-anything-v2"), by_name=("dpt-large", "mini"),
         fidelity="depth_rmse", rule="3M internet pairs, MiDaS",
     ),
     Condition(
         name="depth_small", title="Depth (small scale)", kind="depth", shares="depth_large",
-        detectors=("midas-dpt-hybrid", "depth-anything-v2"), by_name=("mini",),
+        detectors=("midas-dpt-hybrid", "depth-anything-v2"), by_name=("dpt-large", "mini"),
         fidelity="depth_rmse", rule="the 200k pairs of depth_large with the highest resolution",
     ),
     Condition(

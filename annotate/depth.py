@@ -1,5 +1,5 @@
-"""Inverse depth from one picture: MiDaS DPT-Hybrid (Ranftl et al. 2021) and Depth Anything V2 (Yang et al.
-2024).
+"""Inverse depth from one picture: MiDaS DPT-Hybrid and DPT-Large (Ranftl et al. 2021), Depth Anything V2
+(Yang et al. 2024).
 """
 
 import functools
@@ -45,6 +45,13 @@ ANYTHING = (
 )
 ANYTHING_SHORT = 518  # 37 patches of 14 pixels, as trained
 PATCH = 14
+
+_LARGE = {"repo": "Intel/dpt-large", "revision": "main"}
+LARGE = (
+    WeightFile(name="config.json", **_LARGE),
+    WeightFile(name="model.safetensors", also="pytorch_model.bin", **_LARGE),
+)
+LARGE_SIDE = 384  # of the square into which its processor presses every picture
 # of ImageNet, RGB of 0..1; the file's preprocessor_config.json says the same
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -208,5 +215,46 @@ def load_anything(precision: str, device: str, short: int, weights: str = PINNED
             ).to(device)
             inverse = model(((x / 255 - mean) / deviation).to(kind)).predicted_depth
             return interpolate(inverse[:, None], (height, width), mode="bicubic")[:, 0].cpu().numpy()
+
+    return run
+
+
+def detect_large(
+    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
+) -> list[RawMap]:
+    """uint8 HW3 RGB images -> inverse depth up to an unknown scale and shift, at image size."""
+    network = load_large(params["precision"], device, params["resolution"], params.get("weights", PINNED))
+    maps = inference.run(images, network, device, f"dpt-large {params['resolution']}")
+    return [depth_map(inverse, unit="midas") for inverse in maps]
+
+
+@functools.cache
+def load_large(precision: str, device: str, side: int, weights: str = PINNED) -> DepthNetwork:
+    """DPT-Large, once per process; it sees a square of `side` and its answer is scaled back, both bilinearly,
+    as ControlNet++ reads depth.
+
+    WeightsError: a file is absent, or a tensor is absent or has another shape.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    kind = inference.dtype(precision)
+    folder = find_folder(LARGE, weights)
+    model = pretrained.load("DPTForDepthEstimation", folder, "dpt-large", file=find(LARGE[-1], weights))
+    if model.config.is_hybrid:
+        raise WeightsError(
+            f"dpt-large: {folder / 'config.json'}: this is DPT-Hybrid, another network: get Intel/dpt-large"
+        )
+    model = model.to(device, kind, memory_format=torch.channels_last)
+    run_in_fp32(model.head.head[4])
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            # in bytes and on the CPU, as above
+            x = interpolate(
+                torch.from_numpy(images).permute(0, 3, 1, 2), (side, side), mode="bilinear", antialias=True
+            ).to(device)
+            inverse = model((x / 127.5 - 1).to(kind)).predicted_depth
+            return interpolate(inverse[:, None], images.shape[1:3], mode="bilinear")[:, 0].cpu().numpy()
 
     return run

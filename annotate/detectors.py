@@ -86,6 +86,13 @@ _ROWS = (
         },
     ),
     Detector(
+        name="kornia-canny", title="Canny as kornia computes it (0.1, 0.2)", version=1, licence="Apache-2.0",
+        distributions=OPENCV, modules=("cv2",),
+        detect=edges.detect_kornia,
+        seconds=0.03, time_limit=60.0,
+        parameters={},
+    ),
+    Detector(
         name="opencv-lsd", title="OpenCV line segment detector", version=1, licence="Apache-2.0",
         distributions=OPENCV, modules=("cv2",),
         detect=lines.detect,
@@ -252,6 +259,18 @@ _ROWS = (
         seconds=1.5, gpu_seconds=0.03, gpu_memory=2.0, time_limit=300.0,
         parameters={"resolution": inference.resolution(depth.ANYTHING_SHORT),
         "precision": inference.PRECISION},
+    ),
+    Detector(
+        name="dpt-large", title="DPT-Large", version=1, licence="Apache-2.0 (code and weights)",
+        distributions=("transformers",),
+        modules=("torch", "transformers"), get="pip install transformers torch",
+        detect=depth.detect_large, settle=inference.settle, weights=depth.LARGE,
+        seconds=5.0, gpu_seconds=0.05, gpu_memory=4.0, time_limit=300.0,
+        parameters={
+            # a side of the square that it sees, a multiple of its patches
+            "resolution": Number(default=depth.LARGE_SIDE, least=64, most=1024, whole=True),
+            "precision": inference.PRECISION,
+        },
     ),
     Detector(
         name="normal-bae", title="NormalBae (ScanNet)", version=1,

@@ -20,6 +20,8 @@ UNUSED = {
     "Mask2FormerForUniversalSegmentation": (SWIN_NORM, "criterion."),  # the criterion is the loss of training
     "OneFormerForUniversalSegmentation": (SWIN_NORM, "criterion."),
     "UperNetForSemanticSegmentation": ("auxiliary_head.",),  # a second head for a second loss
+    # the first fusion has one input, and so no residual; Intel/dpt-large lacks what would be added
+    "DPTForDepthEstimation": ("neck.fusion_stage.layers.0.residual_layer1.",),
 }
 FILES = ("model.safetensors", "pytorch_model.bin")
 

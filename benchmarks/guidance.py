@@ -177,6 +177,7 @@ def _drawn(plan: Plan, system: System, hints: list[np.ndarray], more: dict[str, 
             settings=sample.SamplingSettings(
                 height=shown[0].shape[0],
                 width=shown[0].shape[1],
+                sampler=frozen.sampler,
                 num_inference_steps=settings["steps"],
                 guidance_scale=settings["guidance"],
                 controlnet_conditioning_scale=settings["scale"],

@@ -32,7 +32,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent.parent
 sys.path[:] = [str(HERE), *(place for place in sys.path if Path(place).resolve() != HERE / "benchmarks")]
 
-from benchmarks.torture_results import added, known, results, summary
+from benchmarks.torture_results import added, known, put, results, summary
 from benchmarks.torture_setups import NAMES, SIGNALS, SetUp, set_up
 from benchmarks.workspace_contents import read_contents
 from pipeline import MillError
@@ -138,7 +138,7 @@ def main() -> None:
             print(f"{name}, round {outcome.round} ({tried}, {dict(outcome.happened)}): {told}", flush=True)
             if options.out:  # after each, for a run that is stopped
                 with results(options.out) as every:
-                    every.setdefault("rounds", {})[name] = added(before, summary(options.seed, outcomes))
+                    put(every, name, added(before, summary(options.seed, outcomes)))
         bad += sum(bool(outcome.faults) for outcome in outcomes)
     sys.exit(bad > 0)
 

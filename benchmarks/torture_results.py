@@ -59,8 +59,16 @@ def without_paths(told: str) -> str:
 def known(path: Path | None, name: str, seed: int) -> dict[str, Any]:
     """What earlier rounds of this seed came to."""
     every = json.loads(path.read_text()) if path and path.exists() else {}
-    found: dict[str, Any] = every.get("rounds", {}).get(name, {})
-    return found if found.get("seed") == seed else {}
+    played: list[dict[str, Any]] = every.get("rounds", {}).get(name, [])
+    return next((found for found in played if found["seed"] == seed), {})
+
+
+def put(every: dict[str, Any], name: str, now: Mapping[str, Any]) -> None:
+    """Among the results, in place of what there is of this seed; those of other seeds stay."""
+    played = every.setdefault("rounds", {}).setdefault(name, [])
+    played[:] = sorted(
+        [*(found for found in played if found["seed"] != now["seed"]), now], key=lambda found: found["seed"]
+    )
 
 
 def added(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

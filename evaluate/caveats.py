@@ -13,7 +13,7 @@ _SPARSE = {
     ),
     "cmmd": ", where two sets of one kind seem apart",
 }
-_BIASED = {"fd": "biased", "fd_infinity": "extrapolated from few"}
+_BIASED = {"fd": "biased", "fd_groups": "biased", "fd_infinity": "extrapolated from few"}
 ENOUGH = 500  # people or lines, from which an average precision is high by 0.02 at most
 _ASKED = {  # average precision -> what of a sample's counts says how many there are to be found
     **dict.fromkeys(("people_ap", "people_ap50", "people_ap75"), "n_truth"),
@@ -38,6 +38,7 @@ def of_distance(metric: Metric, *, made: int, real: int, asked: int) -> list[str
         )
     if what in _SPARSE and n < SPARSE:
         said.append(f"high for few: n = {n:,} < {SPARSE:,}{_SPARSE[what]}{_RANKED_BY} kd")
+    n = min(made // metric.groups, real)  # each group is compared with all real images
     if what in _BIASED and metric.dimensions and frechet.ranking(n, metric.dimensions) != "fd":
         said.append(
             f"{_BIASED[what]}: n = {n:,} < {frechet.ENOUGH} × {metric.dimensions:,} dimensions{_RANKED_BY} kd"

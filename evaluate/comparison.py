@@ -9,8 +9,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# sufficient statistics of one sample: small int and float arrays, at least one axis each
+# sufficient statistics of one sample: small int and float arrays, at least one axis each; a score of a whole
+# set also finds the number of the sample's prompt under PROMPT
 Counts = Mapping[str, np.ndarray]
+PROMPT = "prompt"
 Statistic = Callable[[NDArray[np.float64]], float]  # weights [n] of the samples -> a score of the whole set
 Prepare = Callable[[Sequence[Counts]], Statistic]
 
@@ -53,6 +55,7 @@ class Metric:
     level: Literal["sample", "set"] = "sample"  # set: not a mean over samples, see Statistic
     quirks: str = ""  # paper: what the published code does that its paper doesn't say
     dimensions: int | None = None  # of the features a distance is between
+    groups: int = 1  # that the images are measured in, each on its own
 
     @property
     def possible(self) -> tuple[float, float]:

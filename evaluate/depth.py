@@ -42,7 +42,8 @@ METRICS = (
         ),
         quirks=(
             "A.2, depth: a perfect re-reading has an error, since only the condition loses its minimum; no"
-            " scale or shift is fitted"
+            " scale or shift is fitted. ControlNet++'s formula, but that its map is rounded before it is"
+            f" scaled back; its reader where that is dpt-large; {paper.ASKED}"
         ),
     ),
     Metric(

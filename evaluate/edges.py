@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate import structure
-from evaluate.comparison import Comparison, Counts, Map, Metric, Prepare, Statistic, same_size, worst
+from evaluate import paper, structure
+from evaluate.comparison import PROMPT, Comparison, Counts, Map, Metric, Prepare, Statistic, same_size, worst
 from evaluate.matching import most_pairs, near_pixels
 
 EdgeMap = np.ndarray  # bool HW, or uint8 HW of 0 and one other value; non-zero = edge
@@ -41,7 +41,22 @@ METRICS = (
         definition="F1 of edge pixels that coincide exactly" + THINNED,
         quirks=(
             "A.2, Canny: no tolerance, so that a perfect image one pixel off scores 0.3; the paper reads both"
-            " maps with kornia's Canny and pools four images of a prompt"
+            " maps with kornia's Canny and pools four images of a prompt, as edge_f1_prompt does"
+        ),
+    ),
+    Metric(
+        name="edge_f1_prompt",
+        title="Edge F1, exact, by prompt",
+        kind="edges",
+        level="set",
+        column="paper",
+        definition=(
+            "Exact F1 from the coinciding pixels of all samples of a prompt together, averaged over prompts"
+        )
+        + THINNED,
+        quirks=(
+            "A.2, Canny: no tolerance. ControlNet++'s formula; its reader where that is kornia-canny;"
+            f" {paper.ASKED}"
         ),
     ),
     Metric(
@@ -276,7 +291,23 @@ def _pooled(tolerance: str) -> Prepare:
     return prepare
 
 
+def _by_prompt(counts: Sequence[Counts]) -> Statistic:
+    """ControlNet++'s eval_edge.py: a prompt's images are flattened into one before they are scored."""
+    each = [int(image[PROMPT][0]) if PROMPT in image else number for number, image in enumerate(counts)]
+    prompts, prompt = np.unique(each, return_inverse=True)
+    matched = np.bincount(prompt, [image["matched"][0] for image in counts], len(prompts))
+    pixels = np.bincount(prompt, [image["pixels"].sum() for image in counts], len(prompts))
+    score = np.divide(2 * matched, pixels, out=np.zeros(len(prompts)), where=pixels > 0)  # as torchmetrics
+
+    def statistic(weights: NDArray[np.float64]) -> float:
+        total = float(weights.sum())
+        return float(weights @ score[prompt]) / total if total else 0.0
+
+    return statistic
+
+
 STATISTICS: dict[str, Prepare] = {
     "edge_f1_bsds_pooled": _pooled("edge_f1_bsds"),
     "edge_f1_pooled": _pooled("edge_f1"),
+    "edge_f1_prompt": _by_prompt,
 }

@@ -53,14 +53,18 @@ NAMES["wide_edges"] = NAMES["edges"]
 # Measures that were taken out, by kind: name -> last version. Scores stored with them stay valid, so a
 # score's identity (pipeline/benchmark/systems.py) goes on naming them; they are neither computed nor shown.
 RETIRED: dict[str, dict[str, str]] = {"edges": {"edge_ms_ssim_uint8": "1"}}
+# Measures that came later, of counts that were stored before: no sample need be read again for them.
+DERIVED = ("edge_f1_prompt",)
 # Measures whose newer version says of a kind what an older one said: its stored scores stay valid, so their
 # identity goes on naming the older one.
-UNCHANGED: dict[str, dict[str, str]] = {"edges": dict.fromkeys(edges.MATCHED, "1")}
+UNCHANGED: dict[str, dict[str, str]] = {
+    "edges": dict.fromkeys((name for name in edges.MATCHED if name not in DERIVED), "1")
+}
 
 
 def versions(kind: str) -> dict[str, str]:
     """Of the measures of a kind of comparison, as a score's identity has them."""
-    own = {name: METRICS[name].version for name in NAMES[kind]}
+    own = {name: METRICS[name].version for name in NAMES[kind] if name not in DERIVED}
     return own | UNCHANGED.get(kind, {}) | RETIRED.get(kind, {})
 
 

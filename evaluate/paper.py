@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 BATCH = 10  # images of which HumanSD takes an AP of its own
+# what of ControlNet++'s protocol is no matter of the measure
+ASKED = "its sampler, size and four images of a prompt where the benchmark asks for them"
 
 
 def depth_rmse(

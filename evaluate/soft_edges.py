@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate import structure
+from evaluate import paper, structure
 from evaluate.comparison import Comparison, Map, Metric, Prepare, same_size, worst
 from evaluate.edges import BSDS, edge_counts, f1, thinned
 
@@ -19,7 +19,10 @@ METRICS = (
         definition=(
             "MS-SSIM (five scales from 176 pixels on, fewer below; 11 x 11 Gaussian window) of the two maps"
         ),
-        quirks="A.2, HED: the paper and its tables call it SSIM, which is a lower number",
+        quirks=(
+            "A.2, HED: the paper and its tables call it SSIM, which is a lower number. ControlNet++'s"
+            f" formula; its reader where that is controlnet-hed; {paper.ASKED}"
+        ),
     ),
     Metric(
         name="soft_ssim",

@@ -3,7 +3,7 @@
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image as Pillow
@@ -28,7 +28,14 @@ def picture(array: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
-def read_map(folder: Path, condition: str, data: Any, orientation: int = 1, **settings: Any) -> RawMap:
+def read_map(
+    folder: Path,
+    condition: str,
+    data: Any,
+    orientation: int = 1,
+    fit: Literal["crop", "squash"] = "crop",
+    **settings: Any,
+) -> RawMap:
     """The map whose bytes, or whose JSON, lie beside a photograph; what is wrong with it is raised."""
     exif = Pillow.Exif()
     exif[formats.ORIENTATION] = orientation
@@ -36,7 +43,7 @@ def read_map(folder: Path, condition: str, data: Any, orientation: int = 1, **se
     (folder / "a.map").write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
     stored = Provided(path="{stem}.map", **settings).model_dump()
     raw = RawImage(str(folder / "a.jpg"), "", place={"root": str(folder)}, provided={condition: stored})
-    made = provided.read(raw, [condition], Image(resolution=64))[condition].map
+    made = provided.read(raw, [condition], Image(resolution=64, fit=fit))[condition].map
     if isinstance(made, Exception):
         raise made
     return made

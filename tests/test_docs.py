@@ -168,6 +168,24 @@ def test_every_path_exists(page: str) -> None:
         assert (ROOT / path).exists(), f"{page} names {path}, which is not there"
 
 
+MADE = {"README.md", "leaderboard.md"}  # names of what the program writes
+
+
+def test_code_and_pages_refer_to_no_document_that_does_not_ship() -> None:
+    shipped = [ROOT / page for page in PAGES] + [
+        path
+        for house in sorted(HOUSE - {"tests"})
+        for ending in ("py", "html", "css", "js", "json", "yaml", "md")
+        for path in (ROOT / house).rglob(f"*.{ending}")
+        if not path.is_relative_to(ROOT / "docs" / "showcase")
+    ]
+    assert len(shipped) > 300
+    for path in shipped:
+        for name in re.findall(r"(?<![\w/.{}*-])[\w./-]*\w\.md\b", path.read_text(encoding="utf-8")):
+            beside = (path.parent / name, ROOT / name, ROOT / "docs" / name)
+            assert Path(name).name in MADE or any(it.exists() for it in beside), f"{path} refers to {name}"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_test_that_a_page_cites_is_there(page: str) -> None:
     for path, name in (span.split("::") for span in spans(page) if ".py::" in span):
@@ -636,7 +654,11 @@ def test_how_often_the_guarantees_were_tried_is_what_the_benchmarks_found() -> N
     check_table(
         "Set-up | Seed | Rounds | Of all stages | Tries | Faults | Lost | Doubled | Different | Made again |"
         " Left behind | Wrong ends",
-        [[name, *(f"{rows[key]:,}" for key in counted)] for name, rows in told["rounds"].items()],
+        [
+            [name, *(f"{rows[key]:,}" for key in counted)]
+            for name, played in told["rounds"].items()
+            for rows in played
+        ],
         page,
     )
     hostile = told["hostile"]
@@ -785,9 +807,10 @@ def test_the_manifests_on_the_pages_can_be_planned_and_their_queries_are_sql(
 def test_the_runs_and_the_benchmark_on_the_pages_are_ones_that_a_manifest_may_have() -> None:
     (body,) = blocks("docs/training.md", "yaml")
     assert len(manifest.Train(**yaml.safe_load(body)["train"]).runs) >= 3
-    body, theirs = blocks("docs/benchmark.md", "yaml")
-    assert manifest.Evaluate(**yaml.safe_load(body)["evaluate"]).external
-    assert PublishedFile(**yaml.safe_load(theirs)).published
+    given, submitted, theirs = map(yaml.safe_load, blocks("docs/benchmark.md", "yaml"))
+    assert manifest.Evaluate(**given["evaluate"]).external
+    assert manifest.Evaluate(**submitted["evaluate"]).submissions
+    assert PublishedFile(**theirs).published
     rows = rows_below("docs/benchmark.md", "Key of `evaluate`")
     assert {row[0].strip("`") for row in rows} <= manifest.Evaluate.model_fields.keys()
     shown = {

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train import hub, kinds, mini, single_file
+from train import hub, kinds, mini, samplers, single_file
 from train.controlnet import Config, unsupported
 from train.loss import levels_of
 from train.random_base import NOTE_FILE
@@ -188,6 +188,11 @@ def check(spec: str | Path) -> None:
     downloaded, no weights are read.
     """
     _check_configs(f"base {spec}", locate(spec, download=False))
+
+
+def check_sampling(spec: str | Path, sampler: samplers.Sampler, steps: int) -> None:
+    """ValueError where the sampler can't take so many steps on this base; nothing is downloaded."""
+    samplers.scheduler(_config(locate(spec, download=False), "scheduler"), sampler, steps)
 
 
 def _check_configs(what: str, folder: Path) -> None:

@@ -46,7 +46,12 @@ def levels_of(
     """
     from diffusers import DDIMScheduler
 
-    predicted = scheduler.get("prediction_type", "epsilon")
+    predicted, own = scheduler.get("prediction_type", "epsilon"), str(scheduler.get("_class_name"))
+    if "FlowMatch" in own or predicted == "flow_prediction" or scheduler.get("use_flow_sigmas"):
+        raise ValueError(
+            f"{what} was trained by flow matching ({own}), whose noise levels no sampler here follows: take a"
+            " base that predicts epsilon or the velocity (v_prediction)"
+        )
     if predicted not in ("epsilon", "v_prediction"):
         raise ValueError(f"{what} predicts {predicted!r}; epsilon and v_prediction are known")
     try:

@@ -26,6 +26,14 @@ NOTE = (
 # of the UNet's levels: what a CPU trains at 512x512 in under half a second a step of four
 WIDTHS = (8, 16, 32, 32)
 TEXT_WIDTH, TEXT_LENGTH = 32, 32
+SCHEDULER = {  # of diffusers' DDIMScheduler; that of Stable Diffusion 1.5
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 BRANCH_GAIN, RIM_GAIN = 0.1, 0.3
 
 
@@ -115,14 +123,7 @@ def _write_models(dest: Path, images: NDArray[np.float32]) -> None:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    scheduler: Any = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    scheduler: Any = DDIMScheduler(**SCHEDULER)
     _keep_the_path_plain(unet, vae)
     latents = _calibrate_vae(vae.eval(), torch.from_numpy(images))
     _calibrate_unet(unet.eval(), latents, scheduler.alphas_cumprod, text_width=TEXT_WIDTH)

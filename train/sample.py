@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from train.controlnet import POOLED, ControlNet
 from train.ema import folder_to_sample
 from train.encoders import decode_latents
 from train.pretrained import load_controlnet
+from train.samplers import Sampler, scheduler
 from train.unet_parts import Residuals, unet_decoder, unet_encoder
 
 CONTROL_POINTS = 13  # the twelve skips, then the middle
@@ -44,6 +45,7 @@ class SamplingSettings:
 
     height: int = 512  # multiples of 8
     width: int = 512
+    sampler: Sampler = "ddim"
     num_inference_steps: int = 20
     guidance_scale: float = 7.5  # 1 = off, at half the cost
     controlnet_conditioning_scale: float = 1.0  # of the ControlNet's residuals
@@ -86,20 +88,17 @@ def generate(
     noise_keys: list[str] | None = None,
     settings: SamplingSettings = SamplingSettings(),
 ) -> NDArray[np.uint8]:  # NHWC RGB
-    """DDIM without added noise; both branches of the guidance see the hint, as in the released code, unless
-    it is to be guided too.
+    """Both branches of the guidance see the hint, as in the released code, unless it is to be guided too.
 
-    A ControlNet that pools its residuals controls the prompted branch alone, as in diffusers.
+    A ControlNet that pools its residuals controls the prompted branch alone, as in diffusers. ValueError:
+    what is given does not fit, or the sampler can't take so many steps.
     """
-    from diffusers import DDIMScheduler
-
     _check(controlnet, hints, prompt_embeds, seeds, noise_keys, settings)
     unet, device, dtype = base.unet, base.device, base.dtype
     guided = settings.guidance_scale != 1.0
-    scheduler: Any = DDIMScheduler.from_config(base.scheduler, clip_sample=False)
-    scheduler.set_timesteps(settings.num_inference_steps)
+    sampler = scheduler(base.scheduler, settings.sampler, settings.num_inference_steps)
     noise = initial_noise(seeds, noise_keys, settings.height, settings.width, unet.config.in_channels)
-    latents = noise.to(device) * scheduler.init_noise_sigma
+    latents = noise.to(device) * float(sampler.init_noise_sigma)
     text = torch.from_numpy(np.array(prompt_embeds)).to(device, dtype)
     if guided:
         empty = torch.from_numpy(np.array(negative_prompt_embeds)).to(device, dtype)
@@ -107,8 +106,9 @@ def generate(
     control = None
     if controlnet is not None and hints is not None:
         control = _control(controlnet, hints, settings, len(text), device, dtype)
-    for number, timestep in enumerate(scheduler.timesteps):
-        x = latents.repeat(len(text) // len(latents), 1, 1, 1).to(dtype)
+    for number, timestep in enumerate(sampler.timesteps):
+        seen = sampler.scale_model_input(latents, timestep)
+        x = seen.repeat(len(text) // len(seen), 1, 1, 1).to(dtype)
         t = timestep.to(device).expand(len(x))
         skips, mid, emb = unet_encoder(unet, x, t, text)
         residuals = control.residuals(x, t, text) if control and settings.controls(number) else None
@@ -116,7 +116,7 @@ def generate(
         if guided:
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + settings.guidance_scale * (conditional - unconditional)
-        latents = scheduler.step(prediction, timestep, latents).prev_sample
+        latents = sampler.step(prediction, timestep, latents).prev_sample
     return decode_latents(base, latents)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from annotate.conditions import CONDITIONS
 from evaluate import alignment, caveats, fidelity, measures
-from evaluate.comparison import Metric
+from evaluate.comparison import PROMPT, Metric
 from evaluate.replicates import Replicated, bootstrap_weights, least_left, of_distance, of_means
 from pipeline.benchmark.systems import REAL, System, readable, score_key
 from pipeline.benchmark.tasks import tasks_of
@@ -52,6 +52,16 @@ class Scored:
     def cluster(self) -> NDArray[np.int64]:  # [n]: number of each sample's prompt in the benchmark
         numbers = {item.image_id: number for number, item in enumerate(self.system.items)}
         return np.array([numbers[row["image_id"]] for row in self.rows])
+
+    @cached_property
+    def seed(self) -> NDArray[np.int64]:  # [n]: number of each sample's seed
+        """Shards hold a prompt's samples in the order of the benchmark's seeds."""
+        seen = np.zeros(len(self.system.items), np.int64)
+        numbers = np.empty(len(self.cluster), np.int64)
+        for row, prompt in enumerate(self.cluster):
+            numbers[row] = seen[prompt]
+            seen[prompt] += 1
+        return numbers
 
     @property
     def failed(self) -> int:
@@ -189,7 +199,10 @@ def _likeness(it: Scored, real: Scored, metric: Metric, drawn: NDArray[np.float3
 
 def _of_set(it: Scored, metric: Metric, drawn: NDArray[np.float32]) -> Replicated:
     """A score of the whole set, of each draw of prompts."""
-    statistic = fidelity.prepared(metric.name, it.counts)
+    of_prompts = [
+        counts | {PROMPT: np.array([prompt])} for counts, prompt in zip(it.counts, it.cluster, strict=True)
+    ]
+    statistic = fidelity.prepared(metric.name, of_prompts)
     n = len(it.rows)
     found = [statistic(row[it.cluster].astype(np.float64)) for row in drawn] if drawn.shape[1] > 1 else []
     return Replicated(statistic(np.ones(n)), np.array(found, np.float32), "bootstrap", drawn.shape[1])
@@ -202,7 +215,8 @@ def _distances(it: Scored, real: Scored, extractor: str) -> Iterator[Estimated]:
     prompt, of_real, size = it.cluster[rows], real.cluster[others], len(it.system.items)
     if min(least_left(prompt, size), least_left(of_real, size)) < 2:
         return
-    for metric, distance in measures.distances(extractor, reference, of_real, len(np.unique(prompt))):
+    made = len(np.unique(prompt))
+    for metric, distance in measures.distances(extractor, reference, of_real, made, it.seed[rows]):
         said = caveats.of_distance(metric, made=len(features), real=len(reference), asked=len(it.rows))
         yield metric, of_distance(distance, features, prompt, size), said
 

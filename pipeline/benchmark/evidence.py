@@ -18,6 +18,7 @@ from pipeline.catalog import Catalog
 from pipeline.dataset.maps import read_annotation
 from pipeline.plan import Plan
 from pipeline.storage import codec, shards
+from pipeline.storage.shards import Row
 from pipeline.storage.workspace import Workspace
 
 SIDE = 256  # pixels of a thumbnail's long side
@@ -126,16 +127,35 @@ def _sample(system: System, row: Sequence[Any]) -> Sample:
 
 
 def drawn(workspace: Workspace, sample: Sample) -> np.ndarray:  # uint8 HW3
-    return codec.decode(
-        shards.read_row(workspace.root / sample.picture[0], sample.picture[1], ["image"])["image"]
-    )
+    (stored,) = rows(workspace, [sample.picture], ["image"]).values()
+    return codec.decode(stored["image"])
 
 
 def reread(workspace: Workspace, sample: Sample) -> RawMap | str:
     """The map that the reader found, or why there is none."""
+    return reread_of(sample, rows(workspace, [sample.scores], MAP) if sample.scores else {})
+
+
+def rows(workspace: Workspace, places: Iterable[Place], columns: list[str]) -> dict[Place, Row]:
+    """Each shard is opened once."""
+    wanted: dict[str, list[int]] = {}
+    for shard, row in places:
+        wanted.setdefault(shard, []).append(row)
+    return {
+        (shard, row): stored
+        for shard, numbers in wanted.items()
+        for row, stored in shards.read_rows(workspace.root / shard, numbers, columns).items()
+    }
+
+
+MAP = ["map", "meta"]  # columns that hold a map
+
+
+def reread_of(sample: Sample, found: Mapping[Place, Row]) -> RawMap | str:
+    """The same, of rows that were read."""
     if sample.scores is None:
         return sample.reason
-    stored = shards.read_row(workspace.root / sample.scores[0], sample.scores[1], ["map", "meta"])
+    stored = found[sample.scores]
     if stored["map"] is None:
         return sample.reason or "nothing found"
     return maps.decode(CONDITIONS[sample.system.condition].kind, stored["map"], json.loads(stored["meta"]))
@@ -159,11 +179,11 @@ def truth(workspace: Workspace, system: System, item: Item) -> RawMap:
     return made
 
 
-def drawn_small(raw: RawMap, like: RawMap | None = None) -> np.ndarray:  # uint8 HW3
-    """The hint at the size of a thumbnail, or at that of another map's: lines stay lines, and nothing is
-    drawn larger than it is shown.
+def drawn_small(raw: RawMap, size: tuple[int, int] | None = None) -> np.ndarray:  # uint8 HW3
+    """The hint at the size of a thumbnail, or at that of a map of this height and width: lines stay lines,
+    and nothing is drawn larger than it is shown.
     """
-    return maps.render(raw, _small(maps.resolution(like or raw)))
+    return maps.render(raw, _small(size or maps.resolution(raw)))
 
 
 def thumbnail(pixels: np.ndarray, store: str = "png") -> bytes:

@@ -6,17 +6,19 @@ import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from annotate.annotator import PROVIDED
 from annotate.conditions import CONDITIONS
 from evaluate import fidelity
 from pipeline import MillError
-from pipeline.benchmark import networks
+from pipeline.benchmark import networks, submissions
 from pipeline.catalog import Catalog
-from pipeline.dataset.changes import renewed
+from pipeline.dataset.changes import Renewed, renewed
 from pipeline.experiment.base import base_fingerprint, base_spec
 from pipeline.experiment.pairs import PlannedRun, called, planned_runs
 from pipeline.experiment.warm_starts import warm_folder, warm_starts
+from pipeline.manifest import Evaluate, Submitted
 from pipeline.plan import Plan
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, fingerprint
 
@@ -31,6 +33,7 @@ CONTROL, NO_CONTROL, SHUFFLED, ROUND_TRIP, REAL = (
 )
 BEFORE = "warm_start"  # what a run started from, asked for the same: what its training changed
 EARLIER = "earlier"  # a checkpoint on the way, which the run kept: a point of its learning curve
+PLAIN = "plain"  # a submitted model without the condition: no control of its own base
 ALONE = (NO_CONTROL, ROUND_TRIP, REAL)  # belong to the benchmark, not to a model; they know no condition
 
 
@@ -64,16 +67,18 @@ class System:
     model: str  # a run, an external checkpoint, or the baseline's own name
     condition: str
     # control | warm_start | earlier | shuffled_condition: its ControlNet, another image's hint | no_control |
-    # vae_round_trip | real_image
+    # plain: a submitted model without a hint | vae_round_trip | real_image
     variant: str
     # of the ControlNet: below the workspace, or the absolute path of an external one; '' = none
     checkpoint: str
-    weights: str  # identity of the checkpoint; '' = none
+    weights: str  # identity of the checkpoint, or of submitted pictures; '' = none
     benchmark: str  # fingerprint of everything but the weights
     items: tuple[Item, ...]
     hintless_key: str = ""  # fingerprint of what is asked for without a condition; '' = the benchmark
     seen: int | None = None  # images that an earlier checkpoint had seen
     title: str | None = None  # what the manifest calls the run; no part of any identity
+    pictures: str = ""  # submitted ones: their absolute folder
+    asked_of_all: str = ""  # fingerprint of what they were made from, whatever protocol ours have
 
     @property
     def shown(self) -> str:
@@ -108,10 +113,15 @@ class System:
     def key(self) -> str:
         """Of its samples: what is asked for, with the weights where there are some."""
         return (
-            fingerprint([self.benchmark, self.weights])
+            fingerprint([self.asked_of_all or self.benchmark, self.weights])
             if self.weights
             else self.hintless_key or self.benchmark
         )
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is given a condition."""
+        return bool(self.checkpoint or self.pictures) and self.variant != PLAIN
 
     @property
     def seeded(self) -> bool:
@@ -126,26 +136,36 @@ class System:
 
 
 def systems(plan: Plan, catalog: Catalog) -> list[System]:
-    """The manifest's runs that have finished, its external checkpoints, and their baselines."""
-    evaluation = plan.manifest.evaluate
-    if evaluation is None:
+    """The manifest's runs that have finished, its external checkpoints, submitted pictures, and the
+    baselines; these alone where the manifest names nobody.
+    """
+    if plan.manifest.evaluate is None:
         return []
+    with catalog.reading():
+        return _systems(plan, catalog, plan.manifest.evaluate)
+
+
+def _systems(plan: Plan, catalog: Catalog, evaluation: Evaluate) -> list[System]:
     complete = catalog.query(
         "SELECT run, conditions, checkpoint FROM runs WHERE status = 'complete' ORDER BY run"
     )
     runs = planned_runs(plan, catalog) if complete else []
     entrants = [*_trained(complete, runs), *_externals(plan)]
-    if not entrants:
+    submitted = submissions_of(plan)
+    nobody = not entrants and not submitted  # yet, or by intent: then the baselines stand alone
+    if nobody and plan.manifest.train:
         return []
-    base = base_fingerprint(base_spec(plan))
+    base = base_fingerprint(base_spec(plan)) if plan.manifest.base else ""
     kept = _kept(plan, entrants) if EARLIER in evaluation.baselines else {}
     starts = _starts(plan, catalog, runs, entrants) if BEFORE in evaluation.baselines else {}
+    changes = renewed(catalog)
     compared: list[System] = []
     for condition in plan.conditions:
         of_condition = [entrant for entrant in entrants if entrant.condition == condition]
-        if not of_condition:
+        of_others = [(it, pictures) for it, pictures in submitted if it.condition == condition]
+        if not of_condition and not of_others and not nobody:
             continue
-        items, benchmark, asked = _benchmark(plan, catalog, condition, base)
+        items, benchmark, asked, of_all = _benchmark(plan, catalog, condition, base, changes)
         alone = [variant for variant in evaluation.baselines if variant in ALONE]
         compared += [System(name, condition, name, "", "", benchmark, items, asked) for name in alone]
         for entrant in of_condition:
@@ -165,7 +185,38 @@ def systems(plan: Plan, catalog: Catalog) -> list[System]:
             if start := starts.get((entrant.model, condition)):
                 compared.append(replace(control, variant=BEFORE, checkpoint=start[0], weights=start[1]))
             compared += _earlier(control, kept.get(entrant.model, []))
+        for it, pictures in of_others:
+            for folder, place in pictures.folders.items():
+                compared.append(
+                    System(
+                        it.name,
+                        condition,
+                        ARM_OF[folder],
+                        "",
+                        pictures.fingerprint(folder),
+                        benchmark,
+                        items,
+                        pictures=str(place.resolve()),
+                        asked_of_all=of_all,
+                    )
+                )
     return compared
+
+
+ARM_OF = {submissions.OWN: CONTROL, submissions.SHUFFLED: SHUFFLED, submissions.PLAIN: PLAIN}
+
+
+def submissions_of(plan: Plan) -> list[tuple[Submitted, submissions.Submission]]:
+    """What the manifest says of each, and its pictures. MillError where one of them can't be read."""
+    found = []
+    for number, it in enumerate(plan.manifest.evaluate.submissions if plan.manifest.evaluate else []):
+        folders = [Path(place).expanduser() if place else None for place in (it.shuffled, it.plain)]
+        try:
+            found.append((it, submissions.read(Path(it.images).expanduser(), *folders)))
+        except (MillError, OSError) as error:
+            place = plan.manifest.at("evaluate", "submissions", number)
+            raise MillError(f"{place}: {it.name}: {error}") from error
+    return found
 
 
 def _earlier(control: System, kept: list[tuple[str, int]]) -> Iterator[System]:
@@ -177,8 +228,8 @@ def _earlier(control: System, kept: list[tuple[str, int]]) -> Iterator[System]:
             yield replace(control, variant=EARLIER, checkpoint=place, weights=weights, seen=seen)
 
 
-# items, fingerprint, System.hintless_key
-def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple[tuple[Item, ...], str, str]:
+def held_out(plan: Plan, catalog: Catalog, condition: str) -> tuple[Item, ...]:
+    """The items of a condition's benchmark, by image id. MillError where there are too few."""
     assert plan.manifest.evaluate is not None
     frozen = plan.manifest.evaluate.benchmark
     rows = catalog.query(
@@ -189,27 +240,43 @@ def _benchmark(plan: Plan, catalog: Catalog, condition: str, base: str) -> tuple
     items = tuple(sorted((Item(*row) for row in rows), key=lambda item: item.image_id)[: frozen.samples])
     if len(items) < LEAST:
         raise MillError(few(plan, condition, len(items)))
+    return items
+
+
+# items, fingerprint, System.hintless_key, System.asked_of_all
+def _benchmark(
+    plan: Plan, catalog: Catalog, condition: str, base: str, changes: Renewed
+) -> tuple[tuple[Item, ...], str, str, str]:
+    assert plan.manifest.evaluate is not None
+    frozen, items = plan.manifest.evaluate.benchmark, held_out(plan, catalog, condition)
     common = {
         "base": base,
         "items": [(item.image_id, item.caption) for item in items],
-        "sampler": "ddim",
+        "sampler": frozen.sampler,
         "version": 2,
     }
     settings = frozen.stored("split", "seeds", "steps", "guidance", "negative", "scale")
     if frozen.cfg_hint == "conditional":  # it came later: without it benchmarks stay as they were
         settings["guide_hint"] = True
-    identity = {
+    identity: dict[str, Any] = {
         "settings": settings,
         "detector": plan.conditions[condition].fingerprint,
     }
-    maps = replace(renewed(catalog), captions={})  # captions are told above
+    maps = replace(changes, captions={})  # captions are told above
     if changed := maps.mark(plan, [condition], [item.image_id for item in items]):
         identity["changed"] = changed
     asked = {
         "settings": frozen.stored("seeds", "steps", "guidance", "negative"),
         "images": plan.image_key,
     }
-    return items, fingerprint(common | identity), fingerprint(common | asked)
+    of_all = (
+        {
+            "items": [(item.image_id, item.caption, item.height, item.width) for item in items],
+        }
+        | identity
+        | {"settings": frozen.stored("split", "seeds")}
+    )
+    return items, fingerprint(common | identity), fingerprint(common | asked), fingerprint(of_all)
 
 
 def _trained(complete: Iterable[tuple[str, list[str], str]], runs: list[PlannedRun]) -> Iterator[Entrant]:

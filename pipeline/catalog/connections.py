@@ -61,11 +61,11 @@ class CatalogFile:
         others can't write until then.
         """
         with self.open(read_only=True) as connection:
-            self._held = connection
+            before, self._held = self._held, connection
             try:
                 yield
             finally:
-                self._held = None
+                self._held = before
 
     @contextmanager
     def at_most(self, seconds: float) -> Iterator[None]:

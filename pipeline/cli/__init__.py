@@ -3,7 +3,7 @@
 import click
 
 from pipeline import __version__
-from pipeline.cli import images, machine, workspaces
+from pipeline.cli import benchmarks, images, machine, workspaces
 from pipeline.cli.group import Mill
 from pipeline.commands.mini import mini
 
@@ -24,7 +24,8 @@ for _command in (
     workspaces.sql,
     workspaces.verify,
     workspaces.export,
-    workspaces.leaderboard_group,
+    benchmarks.benchmark_group,
+    benchmarks.leaderboard_group,
     workspaces.catalog,
     machine.conditions,
     machine.doctor,

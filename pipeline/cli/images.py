@@ -9,6 +9,7 @@ import click
 
 from pipeline import NOT_COMPLETE, MillError
 from pipeline.cli.group import say, warn
+from train.samplers import TITLES
 
 
 @click.command()
@@ -80,6 +81,9 @@ def _renamed(old: str, new: str, *, is_flag: bool = False) -> Callable[[Any], An
 @click.option("--base", help="A diffusers folder or hub id; default: the base of the checkpoint's workspace.")
 @click.option("--hint", "is_hint", is_flag=True, help="The image is a drawn condition, not a photograph.")
 @click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--sampler", type=click.Choice(list(TITLES)), help="Default: as its workspace evaluates it, else ddim."
+)
 @click.option(
     "--num-inference-steps",
     type=click.IntRange(1, 1000),

@@ -231,25 +231,6 @@ def export(
     exporter.export(catalog, dest, options, say=say)
 
 
-@click.group("leaderboard")
-def leaderboard_group() -> None:
-    """A leaderboard that was written."""
-
-
-@leaderboard_group.command("render")
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Another folder; default: the same.")
-def render_command(folder: Path, out: Path | None) -> None:
-    """Write the pages and tables again from leaderboard.json and the pictures beside it; no workspace is
-    needed, nothing is scored.
-
-    Example: controlmill leaderboard render runs/photos/report/leaderboard
-    """
-    from pipeline.report import leaderboard, stored
-
-    click.echo(str(leaderboard.render(stored.read(folder), out or folder)))
-
-
 @click.group()
 def catalog() -> None:
     """The DuckDB catalog of a workspace."""

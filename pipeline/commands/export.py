@@ -1,12 +1,8 @@
 """Paired datasets out: the view `pairs` with its hints drawn, in the layouts that other trainers read."""
 
-import fcntl
 import functools
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,8 @@ from pipeline.cluster.progress import Progress
 from pipeline.dataset.layouts import CROP, WRITERS, Crop, ExportSample, Hint, Origin
 from pipeline.dataset.maps import annotation
 from pipeline.storage import codec, shards
-from pipeline.storage.workspace import OWN_FOLDERS, TEMPORARY, stopping
+from pipeline.storage.new_folder import new_folder
+from pipeline.storage.workspace import OWN_FOLDERS, stopping
 
 SPLITS = ("train", "validation", "test")
 BATCH = 32  # samples drawn at a time
@@ -79,7 +76,7 @@ def export(catalog: Catalog, dest: Path, options: ExportOptions, say: Callable[[
         split: sum(len(part.rows) for part in chosen if part.split == split) for split in options.splits
     }
     try:
-        with _whole_folder(place) as folder, Progress("export", sum(counts.values())) as progress:
+        with new_folder(place) as folder, Progress("export", sum(counts.values())) as progress:
             for split, count in counts.items():
                 if count:
                     parts = [part for part in chosen if part.split == split]
@@ -250,65 +247,3 @@ def _hint(stored: Annotation, raw: bytes, protocol: str) -> Hint:
     assert stored.map is not None
     png = codec.encode(maps.render(stored.map, protocol=protocol), "png")
     return Hint(png, raw, stored.map.kind, stored.map.meta, dict(stored.random_params), stored.measures)
-
-
-# -- writing -------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _whole_folder(dest: Path) -> Iterator[Path]:
-    """A folder beside `dest` that takes its name when all is in it; what a killed export left there is swept
-    by the next.
-    """
-    _must_be_free(dest)
-    staging = dest.with_name(f"{TEMPORARY}{dest.name}")
-    try:
-        staging.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(staging, os.O_RDONLY)
-    except OSError as error:
-        raise stopping(error) or MillError(
-            f"{dest} can't be made ({error.strerror}): name another folder."
-        ) from error
-    try:
-        _lock(descriptor, staging, dest)
-        try:
-            _must_be_free(dest)  # another export may have ended meanwhile
-            _empty(staging)
-            yield staging
-            os.sync()  # a power cut must not leave a whole folder of empty files
-            _must_be_free(dest)
-            staging.rename(dest)
-        except BaseException as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            if isinstance(error, KeyboardInterrupt):
-                raise MillError(
-                    f"Stopped; nothing is left at {dest}, the same command begins again."
-                ) from None
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _must_be_free(dest: Path) -> None:
-    if dest.is_mount() or (dest.exists() and (not dest.is_dir() or any(dest.iterdir()))):
-        raise MillError(
-            f"{dest} is there already, and an export never adds to what is there: name a new folder, or"
-            " remove it first."
-        )
-
-
-def _lock(descriptor: int, staging: Path, dest: Path) -> None:
-    """One export to a place at a time; the lock dies with its process."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # else the other has just ended
-        mine = staging.exists() and os.path.samestat(os.fstat(descriptor), staging.stat())
-    except BlockingIOError:
-        mine = False
-    if not mine:
-        raise MillError(f"Another export is writing {dest}: wait for it, or name another folder.")
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()

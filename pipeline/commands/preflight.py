@@ -267,7 +267,8 @@ def check_pairs(plan: Plan, catalog: Catalog, stages: Collection[str]) -> None:
         compared = dict.fromkeys(
             [
                 *(name for run in (given.train.runs if given.train else []) for name in run.conditions),
-                *(external.condition for external in given.evaluate.external),
+                *(other.condition for other in given.evaluate.external),
+                *(other.condition for other in given.evaluate.submissions),
             ]
         )
         mistakes += [few(plan, name, n) for name in compared if (n := counts.get((name, split), 0)) < LEAST]

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from annotate import annotator
 from annotate.annotator import Step
-from pipeline import sources
+from pipeline import MillError, sources
 from pipeline.benchmark import networks
+from pipeline.benchmark.systems import submissions_of
 from pipeline.cluster.nodes import Needs, code_version
+from pipeline.experiment.base import RANDOM_BASE
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
 from pipeline.sources.far.addresses import local_path, scheme_of
@@ -47,10 +49,12 @@ def missing(plan: Plan, stages: Collection[str] | None = None) -> list[str]:  # 
         ]
     if wanted("generate"):
         lacks += _externals(given)
+        lacks += _submissions(plan)
     if wanted("score"):
         lacks += networks.lacking(given)
-    if given.base not in (None, "random") and wanted("encode", "train", "generate"):
-        lacks += _base(given)
+    if given.base and wanted("encode", "train", "generate"):
+        absent = [] if given.base == RANDOM_BASE else list(_base(given))
+        lacks += absent or (_steps(given) if wanted("generate") else [])
     return lacks
 
 
@@ -106,6 +110,13 @@ def _externals(given: Manifest) -> Iterator[str]:
             yield f"{given.at('evaluate', 'external', number, 'checkpoint')}: {external.name}: {why}"
 
 
+def _submissions(plan: Plan) -> Iterator[str]:
+    try:
+        submissions_of(plan)
+    except MillError as error:
+        yield str(error)
+
+
 def _absent(controlnet: str) -> str:  # '' = it is here
     from train import pretrained
 
@@ -123,3 +134,19 @@ def _base(given: Manifest) -> Iterator[str]:
         base.check(str(given.base))
     except (ValueError, OSError) as error:
         yield f"{given.at('train' if given.train else 'evaluate', 'base')}: {error}"
+
+
+def _steps(given: Manifest) -> Iterator[str]:
+    from train import base, random_base, samplers
+
+    if given.evaluate is None:
+        return
+    frozen = given.evaluate.benchmark
+    asked = (frozen.sampler, frozen.num_inference_steps)
+    try:
+        if given.base == RANDOM_BASE:
+            samplers.scheduler(random_base.SCHEDULER, *asked)
+        else:
+            base.check_sampling(str(given.base), *asked)
+    except ValueError as error:
+        yield f"{given.at('evaluate', 'benchmark', 'num_inference_steps')}: {error}"

@@ -62,7 +62,7 @@ class ShippedControlNet:
     curve: list[GainPoint]
     follows_since: int | None  # convergence step
     fidelity: Fidelity | None  # None = not scored
-    sampling: dict[str, float] | None  # how it was drawn when it was scored; `controlmill sample` takes it
+    sampling: dict[str, Any] | None  # how it was drawn when it was scored; `controlmill sample` takes it
     weights: str  # hash
 
     def as_json(self) -> dict[str, object]:
@@ -135,7 +135,7 @@ def _shipped(plan: Plan, catalog: Catalog, system: System, weights: str) -> Ship
         ],
         follows_since=follows(log).get(system.condition),
         fidelity=_fidelity(catalog, system),
-        sampling=evaluated.benchmark.stored("steps", "guidance", "scale", "guide_hint")
+        sampling=evaluated.benchmark.stored("steps", "guidance", "scale", "guide_hint", "sampler")
         if evaluated
         else None,
         weights=weights,

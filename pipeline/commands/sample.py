@@ -28,6 +28,7 @@ from pipeline.sources import RawImage
 from pipeline.sources.raw import Unreadable
 from pipeline.storage import codec, copies, stores
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, Workspace, write_whole
+from train.samplers import TITLES, Sampler, scheduler
 
 NOTE = "controlmill.json"  # of a ControlNet that is shipped
 
@@ -55,6 +56,7 @@ class Settings:
     """
 
     seed: int = 0
+    sampler: Sampler | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     controlnet_conditioning_scale: float | None = None  # of the ControlNet's residuals
@@ -76,6 +78,7 @@ class Sampling:
     guidance: float = 7.5
     scale: float = 1.0
     guide_hint: bool = False
+    sampler: Sampler = "ddim"
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,11 @@ def sample(
     known = loaded.known
     size, why = _size(known, loaded.base, settings)
     chosen = _chosen(known, settings)
-    kept = ", aspect ratio kept" if size.fit == "bucket" else ""
+    try:
+        scheduler(loaded.base.scheduler, chosen.sampler, chosen.steps)
+    except ValueError as error:
+        raise MillError(f"--num-inference-steps: {error}.") from error
+    kept = {"bucket": ", aspect ratio kept", "squash": ", squashed"}.get(size.fit, "")
     say(f"{size.resolution} pixels{kept}, {why}; {_sentence(chosen)}")
     hint = _hint(request, known, size, settings.protocol, say)
     picture = sampling.generate(
@@ -127,6 +134,7 @@ def sample(
         settings=sampling.SamplingSettings(
             height=hint.shape[0],
             width=hint.shape[1],
+            sampler=chosen.sampler,
             num_inference_steps=chosen.steps,
             guidance_scale=chosen.guidance,
             controlnet_conditioning_scale=chosen.scale,
@@ -251,6 +259,8 @@ def _size(known: Known, base: Any, settings: Settings) -> tuple[Image, str]:
         own = own if isinstance(own, int) else min(own)
         scale = 2 ** (len(base.vae.config.block_out_channels) - 1)
         fit, side, why = "crop", max(64, own * scale // 64 * 64), "the size of its base"
+    if known.plan is not None and known.plan.manifest.image.fit == "squash":
+        fit = "squash"  # all of it has one size, as what is cropped
     if settings.resolution is not None:
         side, why = settings.resolution, "as you say"
     return Image(resolution=side, fit=fit, store="png"), why  # type: ignore[arg-type]
@@ -271,6 +281,7 @@ def _chosen(known: Known, settings: Settings) -> Sampling:
         "guidance": settings.guidance_scale,
         "scale": settings.controlnet_conditioning_scale,
         "guide_hint": settings.cfg_hint and settings.cfg_hint == "conditional",
+        "sampler": settings.sampler,
     }
     return replace(advice, **{name: value for name, value in given.items() if value is not None})
 
@@ -278,7 +289,7 @@ def _chosen(known: Known, settings: Settings) -> Sampling:
 def _sentence(chosen: Sampling) -> str:
     of_hint = " of the hint too" if chosen.guide_hint else ""
     scale = f", scale {chosen.scale:g}" if chosen.scale != 1 else ""
-    return f"{chosen.steps} steps, guidance {chosen.guidance:g}{of_hint}{scale}"
+    return f"{TITLES[chosen.sampler]}, {chosen.steps} steps, guidance {chosen.guidance:g}{of_hint}{scale}"
 
 
 def _hint(

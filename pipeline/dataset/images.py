@@ -27,6 +27,12 @@ class Placement:
     width: int
     size: tuple[int, int]  # (height, width) of the canonical image
 
+    @property
+    def squashed(self) -> bool:
+        """Whether the two axes are scaled differently, by more than a pixel."""
+        unlike = abs(self.height * self.size[1] - self.width * self.size[0])
+        return unlike > max(self.height, self.width, *self.size)
+
 
 @dataclass(frozen=True)
 class CanonicalImage:
@@ -97,7 +103,7 @@ def canonical_size(height: int, width: int, image: Image) -> tuple[int, int]:
     Buckets: sides in multiples of 64, area at most R², nearest aspect ratio.
     """
     side = image.resolution
-    if image.fit == "crop":
+    if image.fit != "bucket":
         return side, side
     aspect = np.log(width / height)
     sides = range(64, side * side // 64 + 1, 64)
@@ -109,8 +115,10 @@ def canonical_size(height: int, width: int, image: Image) -> tuple[int, int]:
 
 
 def place(height: int, width: int, image: Image) -> Placement:
-    """The centre of an upright raw image that has the canonical aspect ratio."""
+    """The centre of an upright raw image that has the canonical aspect ratio; to be squashed, all of it."""
     tall, wide = canonical_size(height, width, image)
+    if image.fit == "squash":
+        return Placement((height, width), 0, 0, height, width, (tall, wide))
     scale = max(tall / height, wide / width)
     inner_h, inner_w = min(height, round(tall / scale)), min(width, round(wide / scale))
     return Placement(
@@ -131,7 +139,7 @@ def fit(raster: Raster, to: Placement, colours: Colours, header: Header) -> np.n
                 header.width, header.height, header.format,
             )  # fmt: skip
         pixels = _on_white(pixels, alpha)
-    shrinks = to.height > to.size[0]
+    shrinks = to.height > to.size[0] or (to.squashed and to.width > to.size[1])
     if shrinks and colours.gentle and pixels.shape[2:] != (4,):  # fewer pixels to convert
         small = colours.to_srgb(_scaled(pixels, size, shrinks))
     else:
@@ -140,11 +148,16 @@ def fit(raster: Raster, to: Placement, colours: Colours, header: Header) -> np.n
 
 
 def _scaled(pixels: np.ndarray, size: tuple[int, int], shrinks: bool) -> np.ndarray:
-    """By the area filter down, by Lanczos up."""
+    """By the area filter down, by Lanczos up; an axis that shrinks beside one that grows goes first, since
+    OpenCV filters by area only where both shrink.
+    """
     import cv2
 
     if pixels.shape[:2] == size:
         return pixels
+    smaller = (min(size[0], pixels.shape[0]), min(size[1], pixels.shape[1]))
+    if shrinks and smaller != size:
+        pixels, shrinks = _scaled(pixels, smaller, shrinks), False
     return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4)
 
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pipeline.manifest import yaml_errors
 from pipeline.manifest.dataset import Captions, ConditionSettings, Image, Select, Split
 from pipeline.manifest.download import Download
-from pipeline.manifest.evaluation import BASELINES, Benchmark, Evaluate, External, Features
+from pipeline.manifest.evaluation import BASELINES, Benchmark, Evaluate, External, Features, Submitted
 from pipeline.manifest.section import NAME, Real, Section, Text, Whole
 from pipeline.manifest.source import (
     SOURCE_KINDS,
@@ -37,7 +37,7 @@ __all__ = [
     "DepthCoding", "Download", "Evaluate", "External", "Features", "FolderSource", "HuggingFaceSource",
     "Image", "Img2DatasetSource", "KeypointsCoding", "ListSource", "Manifest", "Member", "NormalsCoding",
     "ParquetSource", "Provided", "Real", "Run", "ScenesSource", "Section", "Select", "Source", "Split",
-    "Text", "Train", "WebDatasetSource", "Whole", "dump", "load", "load_saved",
+    "Submitted", "Text", "Train", "WebDatasetSource", "Whole", "dump", "load", "load_saved",
 ]  # fmt: skip
 
 ConditionOrNothing = Annotated[
@@ -75,28 +75,33 @@ class Manifest(Section):
                         number,
                         "conditions",
                     )
-        others = {it.name for it in self.evaluate.external} | set(BASELINES) if self.evaluate else set()
+        others = self.evaluate.names | set(BASELINES) if self.evaluate else set()
         for number, run in enumerate(self.train.runs if self.train else []):
             if run.name in others:
                 sentence = f"{run.name!r} is the name of a baseline or an external ControlNet: change it"
                 raise wrong(sentence, "train", "runs", number, "name")
-        if self.evaluate and not self.train and not self.evaluate.base:
-            raise wrong("samples need a base model: set evaluate.base, or add a `train:` section", "evaluate")
+        if self.evaluate and not self.train and not self.evaluate.base and self.evaluate.draws:
+            raise wrong(
+                "samples need a base model: set evaluate.base, or add a `train:` section; submitted pictures"
+                " need none beside `baselines: [real_image]`",
+                "evaluate",
+            )
         if self.evaluate and self.train and self.evaluate.base not in (None, self.train.base):
             raise wrong(
                 "another than train.base, and the runs belong to theirs: remove evaluate.base",
                 "evaluate",
                 "base",
             )
-        for number, it in enumerate(self.evaluate.external if self.evaluate else []):
-            if it.condition not in self.conditions:
-                raise wrong(
-                    f"follows {it.condition!r}, which `conditions:` does not make: add it there",
-                    "evaluate",
-                    "external",
-                    number,
-                    "condition",
-                )
+        for key in ("external", "submissions") if self.evaluate else ():
+            for number, it in enumerate(getattr(self.evaluate, key)):
+                if it.condition not in self.conditions:
+                    raise wrong(
+                        f"follows {it.condition!r}, which `conditions:` does not make: add it there",
+                        "evaluate",
+                        key,
+                        number,
+                        "condition",
+                    )
         for name in self.evaluate.readers if self.evaluate else ():
             if name not in self.conditions:
                 raise wrong("`conditions:` does not make it: add it there", "evaluate", "readers", name)

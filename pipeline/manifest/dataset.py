@@ -14,7 +14,8 @@ class Image(Section):
     """
 
     resolution: Annotated[Whole, Field(ge=64, le=4096, multiple_of=64)] = 512
-    fit: Literal["crop", "bucket"] = "crop"
+    # squash: all of the image as a square, its aspect ratio lost, as ControlNet++ evaluates
+    fit: Literal["crop", "bucket", "squash"] = "crop"
     store: Literal["jpeg", "png"] = "jpeg"
     max_pixels: Annotated[Whole, Field(ge=4096)] = 100_000_000
     min_side: Annotated[Whole, Field(ge=1)] = 32  # pixels of the raw image

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from pipeline.manifest.dataset import ConditionSettings
 from pipeline.manifest.section import NAME, Real, Seconds, Section, Text, Whole
 from pipeline.manifest.yaml_errors import wrong
+from train.samplers import Sampler
 
 
 class Benchmark(Section):
@@ -16,6 +17,7 @@ class Benchmark(Section):
     split: Literal["train", "validation", "test"] = "test"
     samples: Annotated[Whole, Field(ge=1)] = 1000  # images of the split, each with every seed
     seeds: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)] = [0]
+    sampler: Sampler = "ddim"
     num_inference_steps: Annotated[Whole, Field(ge=1, le=1000)] = 20
     guidance_scale: Annotated[Real, Field(ge=0)] = 7.5
     negative_prompt: str = ""  # of the unconditional branch
@@ -23,6 +25,9 @@ class Benchmark(Section):
     # the branches of classifier-free guidance that see the hint: both, as in the released code, or the
     # conditional one alone, so that guidance strengthens the hint as well as the prompt (paper, 3.5)
     cfg_hint: Literal["both", "conditional"] = "both"
+    licence: Text | None = (
+        None  # of the images, told to whoever enters the benchmark; no part of any identity
+    )
     renamed: ClassVar[Mapping[str, str]] = {
         "steps": "num_inference_steps",
         "guidance": "guidance_scale",
@@ -44,6 +49,7 @@ class Benchmark(Section):
             "negative": self.negative_prompt,
             "scale": self.controlnet_conditioning_scale,
             "guide_hint": self.cfg_hint == "conditional",
+            "sampler": self.sampler,
         }
         return {key: values[key] for key in keys or values}
 
@@ -54,6 +60,16 @@ class External(Section):
     name: Annotated[str, Field(pattern=NAME)]
     condition: str
     checkpoint: str  # a diffusers folder, a file in the original layout, or a hub id
+
+
+class Submitted(Section):
+    """Pictures that somebody's model made for an exported benchmark, scored beside the runs."""
+
+    name: Annotated[str, Field(pattern=NAME)]
+    condition: str
+    images: Text  # folder with submission.json
+    shuffled: Text | None = None  # folder; None = `shuffled` below images, where it is there
+    plain: Text | None = None  # likewise: without a hint
 
 
 class Features(Section):
@@ -67,6 +83,7 @@ Baseline = Literal[
     "no_control", "shuffled_condition", "vae_round_trip", "real_image", "warm_start", "earlier"
 ]
 BASELINES = get_args(Baseline)
+WITHOUT_BASE = {"real_image", "shuffled_condition"}  # the latter of what is submitted
 
 
 class Evaluate(Section):
@@ -74,6 +91,7 @@ class Evaluate(Section):
     benchmark: Benchmark = Benchmark()
     baselines: list[Baseline] = ["no_control", "shuffled_condition", "vae_round_trip", "real_image"]
     external: list[External] = []
+    submissions: list[Submitted] = []
     # another detector to read a condition again from what was generated; else the one that made it
     readers: dict[str, ConditionSettings] = {}
     features: list[Features] = []
@@ -81,12 +99,24 @@ class Evaluate(Section):
     published: Text | None = None  # file of numbers from elsewhere, beside those that ship
     clip: str | None = None  # `mini`, or the folder of a CLIP in transformers' layout
 
+    @property
+    def names(self) -> set[str]:
+        """Of all that no run of the manifest makes."""
+        return {it.name for it in self.external} | {it.name for it in self.submissions}
+
+    @property
+    def draws(self) -> bool:
+        """Whether samples are drawn here, or by nobody but whoever submits them."""
+        return not self.submissions or bool(self.external or set(self.baselines) - WITHOUT_BASE)
+
     @model_validator(mode="after")
     def _names_are_names(self) -> "Evaluate":
         names = [(it.name, it.condition) for it in self.external]
+        names += [(it.name, it.condition) for it in self.submissions]
         doubled = sorted({name for name, condition in names if names.count((name, condition)) > 1})
         if doubled:
             raise wrong(
-                f"names {', '.join(doubled)} twice for one condition: call one of them otherwise", "external"
+                f"names {', '.join(doubled)} twice for one condition: call one of them otherwise",
+                "submissions" if self.submissions else "external",
             )
         return self

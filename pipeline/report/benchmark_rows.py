@@ -99,9 +99,11 @@ def scores(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[content
                 system=_name(system),
                 baseline=system.variant not in (CONTROL, BEFORE),
                 ceiling=system.variant in (REAL, ROUND_TRIP),
+                vae=system.variant == ROUND_TRIP,
                 condition=system.condition,
                 definition=facts.definition,
                 detector=row["reader"],
+                maker=plan.conditions[system.condition].fingerprint,
                 seeds=tuple(plan.manifest.evaluate.benchmark.seeds if plan.manifest.evaluate else ()),
                 comparisons=tuple(_comparison(it, row, rows[it.name][metric]) for it in others),
                 **{

@@ -136,6 +136,7 @@ class ScoreRow:
     baseline: bool  # no ControlNet with its own hint
     # the held-out image itself: no system is measured against it as a floor
     ceiling: bool = False
+    vae: bool = False  # of the ceilings the held-out image through the VAE: the VAE's own
     condition: str
     metric: str
     value: float
@@ -146,6 +147,7 @@ class ScoreRow:
     higher_is_better: bool
     definition: str = ""  # evaluate.fidelity.METRICS[metric].definition
     detector: str = ""  # fingerprint of the detector that read the maps
+    maker: str = ""  # fingerprint of the one that made the conditions
     checkpoint: str | None = None
     seeds: tuple[int, ...] = ()
     comparisons: tuple[PairedDifference, ...] = ()

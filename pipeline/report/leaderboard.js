@@ -53,7 +53,8 @@
     const line = lines[button.dataset.provenance];
     const table = button.closest("table");
     const name = button.closest("tr").cells[0].innerText.split("\n").join(", ");
-    dialog.querySelector("h3").textContent = `${name} · ${button.closest(".group").querySelector("h3").textContent}`;
+    const condition = button.closest(".group")?.querySelector("h3") ?? table.tHead.rows[0].cells[button.closest("td").cellIndex];
+    dialog.querySelector("h3").textContent = `${name} · ${condition.textContent}`;
     const facts = [];
     for (let at = 0; at < line.length; at += 2) {
       const key = document.createElement("dt");

@@ -11,12 +11,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.report import listings
+from pipeline.report.citation import bibtex
 from pipeline.report.figures import above, bar, figure, places, share_text
 from pipeline.report.leaderboard_data import EvidenceSample, Leaderboard
 from pipeline.report.leaderboard_view import ConditionTable, shared, tables
+from pipeline.report.overall import overall
 from pipeline.report.provenance import provenance
 from pipeline.report.site import PICTURES, TEMPLATES, Picture, count, number, picture_of, tail, write_pictures
-from pipeline.storage.workspace import write_text
+from pipeline.storage.workspace import write_text, write_whole
 
 PAGE, EVIDENCE = "leaderboard.html", "evidence-{}.html"
 SHUFFLED_ROWS = 8  # more of them in one table are folded away at first
@@ -24,8 +26,8 @@ RANK_OF = {"best": 0, "median": 1, "worst": 2}
 
 
 def render(data: Leaderboard, folder: Path) -> Path:
-    """Writes leaderboard.html, .md, .csv, .json and the evidence; an older page stays until the new one is
-    whole. Returns the page.
+    """Writes leaderboard.html, .md, .csv, .parquet, .json and the evidence; an older page stays until the new
+    one is whole. Returns the page.
     """
     pictures: dict[str, bytes] = {}
     picture = functools.cache(lambda content: picture_of(content, pictures))
@@ -34,6 +36,7 @@ def render(data: Leaderboard, folder: Path) -> Path:
         data,
         {benchmark.condition: EVIDENCE.format(_slug(benchmark.condition)) for benchmark in data.benchmarks},
     )
+    whole = overall(shown)
     pages = {
         table.evidence: page
         for table in shown
@@ -44,6 +47,8 @@ def render(data: Leaderboard, folder: Path) -> Path:
     page = environment.get_template("leaderboard.html").render(
         data=data,
         tables=shown,
+        overall=whole,
+        bibtex=bibtex(data.version.removeprefix("controlmill ")),
         fold=any(
             sum(row.arm == "shuffled_condition" for row in table.floor) > SHUFFLED_ROWS for table in shown
         ),
@@ -55,7 +60,9 @@ def render(data: Leaderboard, folder: Path) -> Path:
         write_text(folder / name, text)
     write_text(folder / "leaderboard.json", listings.lines(stored))
     write_text(folder / "leaderboard.csv", listings.csv(data))
-    write_text(folder / "leaderboard.md", listings.markdown(data, shown))
+    table = listings.parquet(data)
+    write_whole(folder / "leaderboard.parquet", lambda temporary: temporary.write_bytes(table))
+    write_text(folder / "leaderboard.md", listings.markdown(data, shown, whole))
     write_text(folder / PAGE, page)
     _sweep(folder.glob(EVIDENCE.format("*")), pages)
     _sweep((folder / PICTURES).glob("*"), pictures)

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Arm = Literal["control", "warm_start", "shuffled_condition", "no_control", "real_image", "vae_round_trip"]
+Arm = Literal[
+    "control", "warm_start", "shuffled_condition", "no_control", "plain", "real_image", "vae_round_trip"
+]
 # what has to be the same for two numbers of one measure to be compared
 PROTOCOL = ("base", "resolution", "data", "reader", "sampler")
 PUBLISHED = Path(__file__).parent / "published.json"
@@ -55,7 +57,7 @@ class FrozenBenchmark:
     resolution: int | None = None
     data: str | None = None  # which images; None = not recorded
     detector: str  # made the condition: name and fingerprint
-    reader: str  # read it again from what was generated
+    reader: str  # read it again from what was generated; '' = nothing can
     # a true difference of the first measure that is found in 80 % of repeats at 5 %; None = no two models
     # differ
     detectable: float | None = None
@@ -66,10 +68,12 @@ class FrozenBenchmark:
 @dataclass(frozen=True, kw_only=True)
 class LeaderboardModel:
     name: str
-    kind: Literal["run", "external", "baseline"]
+    kind: Literal["run", "external", "submitted", "baseline"]
     base: str = ""
     checkpoint: str | None = None  # None or '' = no ControlNet
     note: str = ""
+    origin: str = ""  # whose results it was merged from; '' = this leaderboard's own
+    date: str = ""  # of those, or of a submission
 
 
 @dataclass(frozen=True, kw_only=True)

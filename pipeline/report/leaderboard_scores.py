@@ -7,17 +7,15 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from annotate.conditions import CONDITIONS
-from evaluate import caveats, fidelity, measures, places, replicates, sizes
+from evaluate import fidelity, measures, replicates, sizes
 from evaluate.comparison import Metric
-from evaluate.replicates import Replicated
 from pipeline import __version__
 from pipeline.benchmark import networks
 from pipeline.benchmark.estimates import replicated
@@ -26,10 +24,11 @@ from pipeline.benchmark.systems import (
     CONTROL,
     EARLIER,
     NO_CONTROL,
-    REAL,
+    PLAIN,
     SHUFFLED,
     System,
     readable,
+    submissions_of,
 )
 from pipeline.catalog import Catalog
 from pipeline.experiment.base import ON_RANDOM_WEIGHTS, RANDOM_BASE
@@ -43,11 +42,12 @@ from pipeline.report.leaderboard_data import (
     LeaderboardModel,
     Measure,
     Published,
-    Score,
     Speed,
     published,
 )
 from pipeline.report.leaderboard_evidence import evidence_samples
+from pipeline.report.placing import CatalogScore, placed
+from train.samplers import TITLES
 
 # what every sample was drawn and read with; a measure's own libraries stand beside them
 SAMPLING = ("torch", "diffusers", "transformers", "safetensors", "numpy", "opencv-python-headless")
@@ -57,32 +57,6 @@ COLUMNS = (
     "n_failed", "prompts", "method", "replicates",
     "higher_is_better", "benchmark", "reader", "checkpoint", "score_key", "caveats",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CatalogScore:
-    """A row of the table `scores`."""
-
-    system: str
-    model: str
-    variant: Any  # leaderboard_data.Arm
-    condition: str
-    metric: str
-    metric_version: str
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-    n_failed: int
-    prompts: int
-    method: str
-    higher_is_better: bool
-    benchmark: str
-    reader: str
-    checkpoint: str | None
-    score_key: str
-    caveats: tuple[str, ...]
-    score: Replicated
 
 
 def write(plan: Plan, catalog: Catalog, systems: list[System], folder: Path) -> Path | None:
@@ -95,11 +69,11 @@ def write(plan: Plan, catalog: Catalog, systems: list[System], folder: Path) -> 
 def _leaderboard(plan: Plan, catalog: Catalog, systems: list[System]) -> Leaderboard | None:
     # the report has the learning curve of a run
     compared = {system.name: system for system in systems if system.variant != EARLIER}
-    scores = [score for score in _catalog_scores(catalog) if score.system in compared]
+    scores = [score for score in catalog_scores(catalog) if score.system in compared]
     return build(plan, catalog, compared, scores) if scores else None
 
 
-def _catalog_scores(catalog: Catalog) -> Iterator[CatalogScore]:
+def catalog_scores(catalog: Catalog) -> Iterator[CatalogScore]:
     for values in catalog.query(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY ALL"):
         row = dict(zip(COLUMNS, values, strict=True))
         if fidelity.retired(row["metric"]):
@@ -113,7 +87,7 @@ def build(
     plan: Plan, catalog: Catalog, compared: Mapping[str, System], scores: Sequence[CatalogScore]
 ) -> Leaderboard:
     conditions = [name for name in CONDITIONS if any(score.condition == name for score in scores)]
-    metrics = list(dict.fromkeys(score.metric for score in scores))
+    metrics = sorted({score.metric for score in scores}, key=measures.place)
     controls = [system for system in compared.values() if system.variant == CONTROL]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # begun first: pictures are read and drawn while ranks are counted
@@ -127,7 +101,14 @@ def build(
             metrics=tuple(_measure(measures.metric(name)) for name in metrics),
             benchmarks=tuple(_benchmark(plan, compared, name, scores) for name in conditions),
             models=tuple(_models(plan, compared)),
-            scores=tuple(_scores(plan, compared, scores)),
+            scores=tuple(
+                placed(
+                    scores,
+                    is_floor=functools.partial(_is_floor, compared),
+                    shown=lambda of: compared[of.system].shown,
+                    provenance=lambda of: _provenance(plan, of, compared[of.system]),
+                )
+            ),
             speeds=tuple(_speeds(catalog, compared)),
             evidence=tuple(evidence),
             published=(*published(conditions), *_own_published(plan.manifest, conditions)),
@@ -188,7 +169,7 @@ def _benchmark(
         images=len(system.items),
         samples=len(system.items) * len(frozen.seeds),
         seeds=tuple(frozen.seeds),
-        sampler="DDIM, eta 0",
+        sampler=TITLES[frozen.sampler],
         steps=frozen.num_inference_steps,
         guidance=frozen.guidance_scale,
         scale=frozen.controlnet_conditioning_scale,
@@ -198,7 +179,7 @@ def _benchmark(
         resolution=plan.manifest.image.resolution,
         data=data(plan.manifest, len(system.items)),
         detector=f"{maker.step.detector} {maker.fingerprint}",
-        reader=f"{reader.step.detector} {reader.fingerprint}",
+        reader=f"{reader.step.detector} {reader.fingerprint}" if readable(plan, condition) else "",
         detectable=replicates.detectable(first),
         repeats=tuple(sizes.repeats(names, shapes)),
         notes=tuple(sizes.remarks(names, shapes)),
@@ -210,8 +191,10 @@ def data(of: Manifest, images: int) -> str:
     shown to others.
     """
     assert of.evaluate is not None
-    named = " and ".join(map(_source, of.source))
-    return f"{named}: {images:,} images of the {of.evaluate.benchmark.split} split"
+    named, frozen = " and ".join(map(_source, of.source)), of.evaluate.benchmark
+    squashed = ", squashed" if of.image.fit == "squash" else ""
+    each = f", {len(frozen.seeds)} samples of each" if len(frozen.seeds) > 1 else ""
+    return f"{named}{squashed}: {images:,} images of the {frozen.split} split{each}"
 
 
 def _source(source: AnySource) -> str:
@@ -226,96 +209,58 @@ def _source(source: AnySource) -> str:
 def _models(plan: Plan, compared: Mapping[str, System]) -> Iterator[LeaderboardModel]:
     assert plan.manifest.evaluate is not None
     external = {other.name for other in plan.manifest.evaluate.external}
+    submitted = {it.name: given.facts for it, given in submissions_of(plan)}
     seen: dict[str, System] = {}
     for system in compared.values():
         seen.setdefault(system.model, system)
     for name, system in seen.items():
+        if told := submitted.get(name):
+            words = [f"{key}: {told[key]}" for key in ("model", "protocol", "who", "date", "licence", "url")]
+            yield LeaderboardModel(
+                name=system.shown,
+                kind="submitted",
+                base=told["base"],
+                note="; ".join(words),
+                date=told["date"],
+            )
+            continue
         kind: Any = "baseline" if system.variant in ALONE else "external" if name in external else "run"
         yield LeaderboardModel(
             name=system.shown, kind=kind, base=str(plan.manifest.base), checkpoint=system.checkpoint, note=""
         )
 
 
-def _scores(plan: Plan, compared: Mapping[str, System], scores: Sequence[CatalogScore]) -> Iterator[Score]:
-    """Ranks among the models; floors and ceilings from the baselines of the same benchmark."""
-    groups: dict[tuple[str, str], list[CatalogScore]] = {}
-    for each in scores:
-        groups.setdefault((each.condition, each.metric), []).append(each)
-    rank = dict(_ranks(groups.values()))
-    for group in groups.values():
-        for each in group:
-            floor, ceiling = _ends(each, group)
-            normalized = replicates.normalized_score(
-                each.score, floor, ceiling, higher_is_better=each.higher_is_better
-            )
-            share, reason = (None, normalized) if isinstance(normalized, str) else (normalized, "")
-            yield Score(
-                model=compared[each.system].shown,
-                arm=each.variant,
-                condition=each.condition,
-                metric=each.metric,
-                n=each.n,
-                n_failed=each.n_failed,
-                value=each.value,
-                low=each.low,
-                high=each.high,
-                share=share and share.value,
-                share_low=share and share.low,
-                share_high=share and share.high,
-                share_reason=reason,
-                rank=rank.get((each.system, each.metric)),
-                marks=each.caveats,
-                provenance=_provenance(plan, each),
-            )
+def _is_floor(compared: Mapping[str, System], of: CatalogScore, other: CatalogScore) -> bool:
+    """Our own base is no floor for a submitted model, which has another."""
+    if other.variant == NO_CONTROL:
+        return not compared[of.system].pictures
+    return other.variant in (SHUFFLED, PLAIN) and other.model == of.model
 
 
-def _ranks(
-    groups: Iterable[Sequence[CatalogScore]],  # each of one condition and measure
-) -> Iterator[tuple[tuple[str, str], places.Places]]:  # (system, measure) -> places
-    """Corrected over all conditions of a measure, and over the main measures of all conditions, which a
-    reader takes in together.
-    """
-    families: dict[str, list[list[CatalogScore]]] = {}
-    for group in groups:
-        ranked = [each for each in group if each.variant == CONTROL and not caveats.unranked(each.caveats)]
-        if len(ranked) > 1:
-            metric = measures.metric(ranked[0].metric)
-            families.setdefault("" if metric.primary else metric.name, []).append(ranked)
-    for family in families.values():
-        tables = [
-            places.Table([each.score for each in ranked], ranked[0].higher_is_better) for ranked in family
-        ]
-        for ranked, held in zip(family, places.ranks_of(tables), strict=True):
-            yield from zip(((each.system, each.metric) for each in ranked), held, strict=True)
-
-
-def _ends(of: CatalogScore, group: Sequence[CatalogScore]) -> tuple[Replicated | None, Replicated | None]:
-    """The best that can be had without following the condition, and what the image itself scores."""
-    floors = (
-        each.score
-        for each in group
-        if each.variant == NO_CONTROL or (each.variant == SHUFFLED and each.model == of.model)
-    )
-    ceiling = next((each.score for each in group if each.variant == REAL), None)
-    return replicates.best(floors, of.higher_is_better), ceiling
-
-
-def _provenance(plan: Plan, of: CatalogScore) -> dict[str, str]:
+def _provenance(plan: Plan, of: CatalogScore, system: System) -> dict[str, str]:
     """Everything that the number depends on."""
     assert plan.manifest.evaluate is not None
     frozen, reader = plan.manifest.evaluate.benchmark, plan.reader(of.condition)
     maker = plan.conditions[of.condition]
     return {
         "system": of.system,
-        "checkpoint": of.checkpoint or "none",
+        "checkpoint": of.checkpoint
+        or (f"submitted pictures {system.weights}" if system.pictures else "none"),
         "benchmark": of.benchmark,
         "scores": of.score_key,
         "metric": f"{of.metric} version {of.metric_version}",
         "condition made by": f"{maker.step.detector} {maker.identity['version']} ({maker.fingerprint})",
-        "read again by": f"{reader.step.detector} {reader.identity['version']} ({reader.fingerprint})",
+        "read again by": (
+            f"{reader.step.detector} {reader.identity['version']} ({reader.fingerprint})"
+            if readable(plan, of.condition)
+            else "no detector"
+        ),
         "interval": f"95 %, {of.method} over {of.prompts} prompts",
-        "sampling": (
-            f"DDIM, {frozen.num_inference_steps} steps, guidance {frozen.guidance_scale:g}"
+        "sampling": "as the submission says"
+        if system.pictures
+        else (
+            f"{TITLES[frozen.sampler]}, {frozen.num_inference_steps} steps,"
+            f" guidance {frozen.guidance_scale:g}"
             f"{' of prompt and hint' * (frozen.cfg_hint == 'conditional')},"
             f" scale {frozen.controlnet_conditioning_scale:g}, seeds {', '.join(map(str, frozen.seeds))},"
             f" negative prompt {frozen.negative_prompt!r}"

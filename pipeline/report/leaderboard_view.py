@@ -12,6 +12,7 @@ from pipeline.report.leaderboard_data import (
     EvidenceSample,
     FrozenBenchmark,
     Leaderboard,
+    LeaderboardModel,
     Measure,
     Published,
     Score,
@@ -24,6 +25,7 @@ ARMS = {  # in the order of their rows: what each is called, where it stands
     "control": ("", "models"),
     "warm_start": ("start", "models"),
     "no_control": ("no control", "floor"), "shuffled_condition": ("shuffled condition", "floor"),
+    "plain": ("without the condition", "floor"),
 }  # fmt: skip
 
 
@@ -49,6 +51,7 @@ class Row:
     cells: tuple[Cell | None, ...]  # as the columns
     seconds: float | None  # per image
     anchor: str  # of the model on the evidence page; '' = not shown there
+    mark: str = ""  # whether it was submitted, and whose results it is of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +162,7 @@ def _rows(
     seconds: Mapping[str, float],  # model -> per image
     shown: Collection[str],  # models that are on the evidence page
 ) -> dict[str, list[Row]]:  # by place
+    marks = {model.name: _mark(model) for model in data.models}
     anchors = {model.name: f"m{number}" for number, model in enumerate(data.models) if model.name in shown}
     vae = {score.metric: score.share for score in numbered.values() if score.arm == "vae_round_trip"}
     digits_of = {column.metric.name: column.digits for column in columns}
@@ -183,9 +187,15 @@ def _rows(
                 seconds=seconds.get(model) if arm in ("control", "no_control") else None,
                 cells=tuple(cells.get(column.metric.name) for column in columns),
                 anchor=anchors.get(model, "") if arm == "control" else "",
+                mark=marks.get(model, ""),
             )
         )
     return rows
+
+
+def _mark(model: LeaderboardModel) -> str:
+    kind = model.kind if model.kind == "submitted" else ""
+    return " · ".join(filter(None, (kind, model.origin, model.date)))
 
 
 def _with_their_starts(trained: Sequence[Row], rows: Sequence[Row]) -> Iterator[Row]:

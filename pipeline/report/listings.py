@@ -1,5 +1,5 @@
-"""The leaderboard for machines and for text: JSON (docs/leaderboard.schema.json), CSV with a row for each
-number, Markdown.
+"""The leaderboard for machines and for text: JSON (docs/leaderboard.schema.json), CSV and Parquet with a row
+for each number, Markdown.
 """
 
 import csv as table
@@ -7,13 +7,14 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from pipeline.report.figures import above, figure, places, share_text
 from pipeline.report.leaderboard_data import EvidenceSample, Leaderboard
 from pipeline.report.leaderboard_view import Cell, ConditionTable, Reported, Row
+from pipeline.report.overall import Overall, OverallRow
 
 VERSION = 2  # of the layout of leaderboard.json
 Json = dict[str, Any]  # a JSON object
@@ -23,6 +24,7 @@ COLUMNS = (
     "condition", "model", "arm", "metric", "metric_version", "column", "unit", "higher_is_better", "value",
     "low", "high", "n", "n_failed",
     "share", "share_low", "share_high", "rank_first", "rank_last", "marks", "benchmark", "share_reason",
+    "kind", "origin", "date",
 )  # fmt: skip
 
 
@@ -49,6 +51,8 @@ def _witness(row: EvidenceSample, href: Callable[[Any], str | None]) -> Json:
 
 
 def _finite(value: Any) -> Any:
+    if value is None or isinstance(value, str):  # most of what a leaderboard holds, so asked first
+        return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list | tuple):
@@ -76,39 +80,56 @@ def csv(data: Leaderboard) -> str:
     file = io.StringIO()
     out = table.writer(file, lineterminator="\n")
     out.writerow(COLUMNS)
-    metrics = {metric.name: metric for metric in data.metrics}
-    benchmarks = {benchmark.condition: benchmark.fingerprint for benchmark in data.benchmarks}
-    for score in data.scores:
-        metric, rank = metrics[score.metric], score.rank or (None, None)
-        out.writerow(
-            [
-                score.condition,
-                score.model,
-                score.arm,
-                score.metric,
-                metric.version,
-                metric.column,
-                metric.unit,
-                metric.higher_is_better,
-                score.value,
-                score.low,
-                score.high,
-                score.n,
-                score.n_failed,
-                score.share,
-                score.share_low,
-                score.share_high,
-                *rank,
-                "; ".join(score.marks),
-                benchmarks.get(score.condition),
-                score.share_reason,
-            ]
-        )
+    for row in _rows(data):
+        out.writerow(["; ".join(row[name]) if name == "marks" else row[name] for name in COLUMNS])
     return file.getvalue()
 
 
-def markdown(data: Leaderboard, tables: Sequence[ConditionTable]) -> str:
-    """A table for each condition; where one has too many columns for a page, the reader scrolls."""
+def parquet(data: Leaderboard) -> bytes:
+    """The same rows with types, and what each number depends on; null where there is none."""
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    rows = [_finite(row) for row in _rows(data)]
+    for row, score in zip(rows, data.scores, strict=True):
+        row["provenance"] = list(score.provenance.items())
+    text, number = pa.string(), pa.float64()
+    types = dict.fromkeys(COLUMNS, text) | {
+        **dict.fromkeys(("value", "low", "high", "share", "share_low", "share_high"), number),
+        **dict.fromkeys(("n", "n_failed", "rank_first", "rank_last"), pa.int64()),
+        "higher_is_better": pa.bool_(),
+        "marks": pa.list_(text),
+        "provenance": pa.map_(text, text),
+    }
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(types)), file, compression="zstd")
+    return file.getvalue()
+
+
+def _rows(data: Leaderboard) -> Iterator[Json]:
+    """By COLUMNS."""
+    metrics = {metric.name: metric for metric in data.metrics}
+    benchmarks = {benchmark.condition: benchmark.fingerprint for benchmark in data.benchmarks}
+    models = {model.name: model for model in data.models}
+    for score in data.scores:
+        metric, rank = metrics[score.metric], score.rank or (None, None)
+        of_metric = {
+            "metric_version": metric.version,
+            "column": metric.column,
+            "unit": metric.unit,
+            "higher_is_better": metric.higher_is_better,
+        }
+        placed = {"rank_first": rank[0], "rank_last": rank[1], "benchmark": benchmarks.get(score.condition)}
+        model = models.get(score.model)
+        of_model = {name: getattr(model, name, "") for name in ("kind", "origin", "date")}
+        told = vars(score) | of_metric | placed | of_model
+        yield {name: told[name] for name in COLUMNS}
+
+
+def markdown(data: Leaderboard, tables: Sequence[ConditionTable], whole: Overall | None) -> str:
+    """A table of all conditions, then one for each; where one has too many columns for a page, the reader
+    scrolls.
+    """
     lines = [
         f"# {_text(data.name)}",
         "",
@@ -120,7 +141,10 @@ def markdown(data: Leaderboard, tables: Sequence[ConditionTable]) -> str:
         "value (95 % interval), normalized score (0 % = the better baseline, 100 % = the real image), rank, n"
         " and failures"
     )
-    lines += ["", f"Each number: {parts}.", ""]
+    lines += [""]
+    if whole:
+        lines += _overall(whole)
+    lines += [f"Each number below: {parts}.", ""]
     for condition in tables:
         benchmark = condition.benchmark
         lines += [
@@ -129,7 +153,7 @@ def markdown(data: Leaderboard, tables: Sequence[ConditionTable]) -> str:
             _text(
                 f"{benchmark.samples:,} samples of {benchmark.images:,} images, split {benchmark.split},"
                 f" benchmark {benchmark.fingerprint}; made by {benchmark.detector}, read again by"
-                f" {benchmark.reader}."
+                f" {benchmark.reader or 'no detector'}."
             ),
             "",
             _row(
@@ -153,6 +177,33 @@ def markdown(data: Leaderboard, tables: Sequence[ConditionTable]) -> str:
             lines += _reported(reported)
         lines.append("")
     return "\n".join(lines)
+
+
+def _overall(whole: Overall) -> list[str]:
+    titles = [table.benchmark.title for table in whole.conditions]
+    return [
+        "## Overall",
+        "",
+        "Normalized score and rank by the first measure of each condition; models whose difference could be"
+        " chance share a place.",
+        "",
+        _row("model", *titles, "may be first in"),
+        "|" + " --- |" * (len(titles) + 2),
+        *(_row("real image through the VAE", *map(_placed, row.cells), "") for row in whole.ceiling),
+        *(_row(row.model, *map(_placed, row.cells), _first(row)) for row in whole.models),
+        "",
+    ]
+
+
+def _placed(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    rank = f"rank {places(cell.score.rank)}" if cell.score.rank else ""
+    return ", ".join(filter(None, (share_text(cell.score) or "–", rank, *cell.score.marks)))
+
+
+def _first(row: OverallRow) -> str:
+    return f"{row.first} of {row.ranked}" if row.ranked else ""
 
 
 def _reported(reported: Reported) -> list[str]:

@@ -4,6 +4,7 @@ is said.
 
 from collections.abc import Iterable, Iterator
 
+from annotate.annotator import PROVIDED
 from pipeline.report.leaderboard_data import PROTOCOL, FrozenBenchmark, Published
 
 KNOWN_AS = {  # what this project calls a thing -> what published.json calls it
@@ -11,6 +12,21 @@ KNOWN_AS = {  # what this project calls a thing -> what published.json calls it
     "mask2former-ade20k": "Mask2Former Swin-L (ADE20K)",
     "controlnet-hed": "ControlNetHED",
     "clip-vit-base-patch16": "CLIP ViT-B/16",
+    "kornia-canny": "kornia's Canny (0.1, 0.2)",
+    "dpt-large": "DPT-Large",
+    "inception": "Inception (clean-fid)",
+    # what manifests/paper/controlnet_plus_plus ask for
+    **{
+        f"limingcv/{name} validation, squashed: {count} images of the train split, 4 samples of each": (
+            f"{there} validation, {count} images, 4 samples of each"
+        )
+        for name, there, count in (
+            ("MultiGen-20M_canny_eval", "MultiGen-20M", "5,000"),
+            ("MultiGen-20M_depth_eval", "MultiGen-20M", "5,000"),
+            ("Captioned_ADE20K", "ADE20K", "2,000"),
+            ("Captioned_COCOStuff", "COCO-Stuff", "5,000"),
+        )
+    },
 }
 
 
@@ -31,13 +47,16 @@ def sampling(benchmark: FrozenBenchmark) -> str:
 
 
 def _differing(row: Published, benchmark: FrozenBenchmark, names: Iterable[str]) -> Iterator[str]:
+    # a map that the data brought was made by nobody's detector
+    maker, reader = (named.split(" ")[0] for named in (benchmark.detector, benchmark.reader))
+    read = reader if maker in (reader, PROVIDED) or not reader else f"{reader}, of maps by {maker}"
     ours = {
         "base": benchmark.base,
         "resolution": benchmark.resolution,
         "data": benchmark.data,
         # a score by a network names it; a map was read by the benchmark's reader, whose fingerprint follows
         # its name
-        "reader": row.beside.partition("(")[2].rstrip(")") or benchmark.reader.split(" ")[0],
+        "reader": row.beside.partition("(")[2].rstrip(")") or read or None,
         "sampler": sampling(benchmark),
     }
     for name in names:

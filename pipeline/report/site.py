@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import groupby
@@ -31,7 +32,9 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreGroup:
-    """The rows of one condition and metric on one axis, systems first; `floor` is the best baseline."""
+    """The rows of one condition and metric on one axis, systems first; `floor` is the best baseline, `vae`
+    the VAE's own ceiling.
+    """
 
     condition: str
     metric: str
@@ -40,6 +43,8 @@ class ScoreGroup:
     rows: tuple[ScoreRow, ...]
     axis: Axis
     floor: float | None
+    vae: float | None
+    again: str  # who read the condition again, in words; '' = not known
 
 
 def render(data: ReportData, out: Path) -> Path:
@@ -142,9 +147,20 @@ def score_groups(scores: tuple[ScoreRow, ...]) -> list[ScoreGroup]:
                 rows=tuple(rows),
                 axis=axis(min(0.0, *ends), max(ends) or 1.0),
                 floor=(max(floors) if better else min(floors)) if floors else None,
+                vae=next((row.value for row in rows if row.vae), None),
+                again=_again(rows),
             )
         )
     return groups
+
+
+def _again(rows: Sequence[ScoreRow]) -> str:
+    read = {(row.maker, row.detector) for row in rows}
+    if not all(maker and reader for maker, reader in read):
+        return ""
+    if all(maker == reader for maker, reader in read):
+        return "read again by the detector that made the conditions"
+    return "read again by another detector, or another version or setting, than made the conditions"
 
 
 def _columns(data: ReportData) -> list[str]:

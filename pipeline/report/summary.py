@@ -11,7 +11,7 @@ from annotate.conditions import CONDITIONS
 from evaluate import measures
 from evaluate.replicates import LEVEL, Replicated, best, normalized_score, quantile
 from pipeline.benchmark.estimates import replicated
-from pipeline.benchmark.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, REAL, SHUFFLED, System
+from pipeline.benchmark.systems import BEFORE, CONTROL, EARLIER, NO_CONTROL, PLAIN, REAL, SHUFFLED, System
 from pipeline.catalog import Catalog
 from pipeline.experiment.logs import held_out_rows, read_log
 from pipeline.plan import Plan
@@ -228,7 +228,12 @@ def _by_variant(
         and system.model in (model, system.variant)
         and system.variant != EARLIER
     ]
-    return {system.variant: score for system in beside if (score := scores.get(system.name))}
+    found = {system.variant: score for system in beside if (score := scores.get(system.name))}
+    if any(system.pictures for system in beside):  # made on another base: ours is no control of it
+        found.pop(NO_CONTROL, None)
+        if PLAIN in found:
+            found[NO_CONTROL] = found.pop(PLAIN)
+    return found
 
 
 # or why there is none

@@ -3,6 +3,7 @@ all of them.
 """
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,9 +14,11 @@ import numpy as np
 
 from annotate import maps
 from pipeline import MillError
+from pipeline.benchmark.admission import Taken, admit, taken
+from pipeline.benchmark.evidence import Place, photographs
+from pipeline.benchmark.submissions import Submission
 from pipeline.benchmark.systems import REAL, ROUND_TRIP, Item, System
 from pipeline.benchmark.tasks import PART, Task, tasks_of
-from pipeline.catalog import Catalog
 from pipeline.cluster import position
 from pipeline.cluster.jobs import Job
 from pipeline.cluster.position import Limit
@@ -47,6 +50,7 @@ class GeneratePart:
     images: dict[str, tuple[str, int]]  # image id -> shard and row, where the system needs the real image
     benchmark: Benchmark
     made_from: str
+    pictures: tuple[Taken, ...] = ()  # row for row, of what was submitted
     time_limit: float = 3600.0  # seconds that one sample may take
 
 
@@ -63,10 +67,18 @@ def _jobs(context: StageContext) -> Iterator[Job]:
     assert plan.manifest.evaluate is not None
     benchmark = plan.manifest.evaluate.benchmark
     seen: set[Path] = set()  # systems that can't differ share their samples
+    admitted: dict[tuple[str, str], Submission] = {}  # by model and condition
     for system in context.systems:
-        images = _places(catalog, system) if system.variant in (REAL, ROUND_TRIP) else {}
+        images: dict[str, Place] = {}
+        if system.variant in (REAL, ROUND_TRIP):
+            images = photographs(catalog, [item.image_id for item in system.items])
         tasks = tasks_of(system, benchmark)
         committed = catalog.committed("samples", system.key, system.sample_set)
+        pictures: tuple[Taken, ...] = ()
+        if system.pictures and len(committed) < math.ceil(len(tasks) / PART):
+            of = system.model, system.condition
+            admitted[of] = admitted.get(of) or admit(plan, catalog, system)
+            pictures = taken(admitted[of], system, tasks)
         for part, start in enumerate(range(0, len(tasks), PART)):
             path = plan.workspace.samples(system.sample_set, system.key, part)
             if part in committed or path in seen:
@@ -79,24 +91,16 @@ def _jobs(context: StageContext) -> Iterator[Job]:
                 part=part,
                 key=system.key,
                 system=replace(system, items=()),  # what is asked for is in the tasks
-                base=base_spec(plan),
+                base=base_spec(plan) if plan.manifest.base else "",
                 tasks=chunk,
                 images={item.image_id: images[item.image_id] for item, *_ in chunk if images},
                 benchmark=benchmark,
                 made_from=shards.made_from(system.key, part),
                 time_limit=plan.manifest.evaluate.time_limit,
+                pictures=pictures[start : start + PART],
             )
             name = f"generate {system.sample_set} part {part}"
             yield Job(name, args, tuple(range(len(chunk))), alike=True)
-
-
-def _places(catalog: Catalog, system: System) -> dict[str, tuple[str, int]]:
-    """Image id -> shard and row of its canonical image."""
-    ids = [item.image_id for item in system.items]
-    found = catalog.query(
-        "SELECT image_id, shard, row FROM images WHERE image_id IN (SELECT unnest(?))", [ids]
-    )
-    return {image_id: (shard, row) for image_id, shard, row in found}
 
 
 @functools.cache
@@ -121,10 +125,11 @@ def generate_part(
 
     Noise belongs to (seed, image id) alone.
     """
+    poison_rows = {row: it.failed for row, it in enumerate(args.pictures) if it.failed} | poison_rows
     table: list[Row] = [
         {
             "image_id": item.image_id,
-            "hint_image_id": hint.image_id if args.system.checkpoint else "",
+            "hint_image_id": hint.image_id if args.system.follows else "",
             "seed": seed,
             "status": "failed",
             "reason": poison_rows.get(row, ""),
@@ -132,6 +137,7 @@ def generate_part(
         for row, (item, hint, seed) in enumerate(args.tasks)
     ]
     draw = {REAL: _real, ROUND_TRIP: _returned}.get(args.system.variant, _sampled)
+    draw = _submitted if args.pictures else draw
     size = lambda row: (args.tasks[row][0].height, args.tasks[row][0].width)
     todo = [row for row in rows if row not in poison_rows]
     limit = Limit(args.time_limit, "evaluate.time_limit")
@@ -193,6 +199,7 @@ def _sampled(args: GeneratePart, tasks: list[Task]) -> list[bytes]:  # PNG
         settings=sample.SamplingSettings(
             height=height,
             width=width,
+            sampler=args.benchmark.sampler,
             num_inference_steps=args.benchmark.num_inference_steps,
             guidance_scale=args.benchmark.guidance_scale,
             controlnet_conditioning_scale=args.benchmark.controlnet_conditioning_scale,
@@ -219,6 +226,12 @@ def _returned(args: GeneratePart, tasks: list[Task]) -> list[bytes]:  # PNG
     mean, _ = encoders.encode_images(loaded, pixels)
     images = encoders.decode_latents(loaded, torch.from_numpy(mean) * loaded.scaling_factor)
     return [codec.encode(image, "png") for image in images]
+
+
+def _submitted(args: GeneratePart, tasks: list[Task]) -> list[bytes]:  # PNG
+    """The pixels as they are, without what else a file may hold."""
+    rows = {task: row for row, task in enumerate(args.tasks)}
+    return [codec.encode(args.pictures[rows[task]].read(task[0]), "png") for task in tasks]
 
 
 def _hint(workspace: Workspace, item: Item, condition: str, height: int, width: int) -> np.ndarray:

@@ -5,7 +5,7 @@ was made.
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,24 +192,35 @@ def read_row(path: Path, row: int, columns: list[str]) -> Row:
     """One row, from the one row group that holds it. MillError where the shard is missing or broken,
     IndexError where it has no such row.
     """
+    return read_rows(path, [row], columns)[row]
+
+
+def read_rows(path: Path, rows: Iterable[int], columns: list[str]) -> dict[int, Row]:  # by number
+    """Some rows of one shard, each row group that holds any of them read once; errors as of `read_row`."""
+    wanted = sorted(set(rows))
     with _must_be_whole(path):
         try:
-            return _read_row(path, row, columns)
+            return _read_rows(path, wanted, columns)
         except BROKEN:
             if not stores.address_of(path):
                 raise
             copies.forget(path)  # the object may be whole where its copy here is damaged
-            return _read_row(path, row, columns)
+            return _read_rows(path, wanted, columns)
 
 
-def _read_row(path: Path, row: int, columns: list[str]) -> Row:
+def _read_rows(path: Path, rows: Sequence[int], columns: list[str]) -> dict[int, Row]:
     file, start = _parquet_file(path), 0
+    found: dict[int, Row] = {}
     for group in range(file.num_row_groups):
-        size = file.metadata.row_group(group).num_rows
-        if row < start + size:
-            return file.read_row_group(group, columns=columns).slice(row - start, 1).to_pylist()[0]
-        start += size
-    raise IndexError(f"{path.name} has no row {row}")
+        end = start + file.metadata.row_group(group).num_rows
+        here = [row for row in rows[len(found) :] if row < end]
+        if here:
+            table = file.read_row_group(group, columns=columns, use_threads=False)
+            found |= {row: table.slice(row - start, 1).to_pylist()[0] for row in here}
+        if len(found) == len(rows):
+            return found
+        start = end
+    raise IndexError(f"{path.name} has no row {rows[len(found)]}")
 
 
 def verify(path: Path, made_from: str | None = None) -> Shard:

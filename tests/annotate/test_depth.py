@@ -245,11 +245,95 @@ def test_depth_anything_without_a_tensor_is_refused(
     assert found.status == "failed" and "head.conv2.weight first" in found.reason
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
+    """DPT-Large's architecture, thinner and shallower, with random weights whose depth stays above 0."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DPTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=64,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 12, 16, 16],
+        fusion_hidden_size=16,
+        use_auxiliary_head=False,
+    )
+    torch.manual_seed(4)
+    model = transformers.DPTForDepthEstimation(config).eval()
+    with torch.inference_mode():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 4:
+                weight.normal_(0, (2 / weight[0].numel()) ** 0.5)
+            if name == "head.head.4.bias":
+                weight += 20
+    folder = tmp_path_factory.mktemp("large")
+    model.save_pretrained(folder)
+    return model, str(folder)
+
+
+def test_dpt_large_is_the_pipeline_of_transformers(image: np.ndarray, large: tuple[Any, str]) -> None:
+    """Its image processor with the settings of Intel/dpt-large, which keep no aspect ratio, and the bilinear
+    scaling behind it of ControlNet++.
+    """
+    from torch.nn.functional import interpolate
+    from transformers import DPTImageProcessor
+
+    model, weights = large
+    processor = DPTImageProcessor(
+        size={"height": 64, "width": 64},
+        keep_aspect_ratio=False,
+        ensure_multiple_of=1,
+        resample=2,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    with torch.inference_mode():
+        given = processor(image, return_tensors="pt")
+        assert given["pixel_values"].shape[-2:] == (64, 64)
+        raw = model(**given).predicted_depth
+        wanted = interpolate(raw[:, None], image.shape[:2], mode="bilinear")[0, 0].numpy()
+    found = only([image], "dpt-large", weights=weights, precision="fp32", resolution=64)[0]
+    assert found.status == "ok" and found.map.array.shape == image.shape[:2]
+    assert np.ptp(wanted) > 1 and np.abs(found.map.array - wanted).max() < 1e-4 * np.ptp(wanted)
+    among = only([image[::-1].copy(), image], "dpt-large", weights=weights, precision="fp32", resolution=64)
+    np.testing.assert_array_equal(among[1].map.array, found.map.array)
+    rough = only([image], "dpt-large", weights=weights, precision="bf16", resolution=64)[0].map.array
+    assert np.abs(rough - wanted).mean() < 0.02 * np.ptp(wanted)
+
+
+@pytest.mark.parametrize(
+    ("lost", "loads"),
+    [("neck.fusion_stage.layers.0.residual_layer1.", True), ("neck.fusion_stage.layers.1.residual", False)],
+)
+def test_dpt_large_may_lack_the_tensors_that_its_published_file_lacks_and_no_others(
+    image: np.ndarray, large: tuple[Any, str], tmp_path: Path, lost: str, loads: bool
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(Path(large[1], "model.safetensors"))
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(lost)}
+    assert len(kept) < len(tensors)
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(Path(large[1], "config.json").read_text())
+    whole, found = (
+        only([image], "dpt-large", weights=place, precision="fp32", resolution=64)[0]
+        for place in (large[1], str(tmp_path))
+    )
+    if loads:
+        np.testing.assert_array_equal(found.map.array, whole.map.array)
+    else:
+        assert found.status == "failed" and f"{lost}_layer1" in found.reason
+
+
 def test_without_its_files_each_detector_says_what_to_get() -> None:
     if missing("midas-dpt-hybrid"):
         assert "hf download lllyasviel/Annotators dpt_hybrid-midas-501f0c75.pt" in str(
             missing("midas-dpt-hybrid")
         )
+    if missing("dpt-large"):
+        assert "hf download Intel/dpt-large config.json" in str(missing("dpt-large"))
     assert {file.name for file in depth.ANYTHING} == {"config.json", "model.safetensors"}
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation, distance_transform_edt
 
-from evaluate import matching
+from evaluate import edges, fidelity, matching
+from evaluate.comparison import PROMPT
 from evaluate.edges import EdgeCounts, chamfer, edge_counts, f1, thinned
 from evaluate.fidelity import Map, compare
 from evaluate.matching import most_pairs, near_pixels
@@ -169,6 +170,34 @@ def test_empty_maps_agree_with_each_other_and_with_nothing_else():
 def test_counts_of_many_pairs_add_up():
     total = EdgeCounts(matched=1, n_truth=2, n_made=3) + EdgeCounts(matched=4, n_truth=5, n_made=6)
     assert total == EdgeCounts(matched=5, n_truth=7, n_made=9)
+
+
+def test_the_papers_score_flattens_the_images_of_a_prompt_into_one_before_it_averages_prompts() -> None:
+    """As torchmetrics scores them in ControlNet++'s eval_edge.py; a mean over images is another number."""
+    torch = pytest.importorskip("torch")
+    from torchmetrics.classification import BinaryF1Score
+
+    rng = np.random.default_rng(0)
+    truths = [rng.random((3, 1, 16, 16)) < share for share in (0.1, 0.4, 0.7)]
+    made = [rng.random((4, 16, 16)) < share for share in (0.5, 0.2, 0.6)]
+    made[1][2:] = False
+    counts, by_hand = [], []
+    for number, (truth, images) in enumerate(zip(truths, made, strict=True)):
+        label = np.broadcast_to(truth[0], images.shape)
+        by_hand.append(
+            float(BinaryF1Score()(torch.from_numpy(images.ravel()), torch.from_numpy(label.ravel().copy())))
+        )
+        for image in images:
+            compared = compare("edges", Map(truth[0, 0], {}), Map(image, {}))
+            counts.append(dict(compared.counts) | {PROMPT: np.array([number])})
+    statistic = edges.STATISTICS["edge_f1_prompt"](counts)
+    assert statistic(np.ones(12)) == pytest.approx(np.mean(by_hand), abs=1e-6)
+    drawn = np.repeat([2.0, 0.0, 1.0], 4)
+    assert statistic(drawn) == pytest.approx((2 * by_hand[0] + by_hand[2]) / 3, abs=1e-6)
+    for it in counts:
+        del it[PROMPT]
+    alone = fidelity.pooled("edge_f1_prompt", counts)
+    assert abs(alone - np.mean(by_hand)) > 0.005
 
 
 @pytest.mark.parametrize(

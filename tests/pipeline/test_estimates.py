@@ -96,6 +96,18 @@ def test_a_score_of_the_whole_set_is_drawn_with_its_prompts(tmp_path: Path) -> N
     assert found.replicates[7] == pytest.approx(by_hand, abs=1e-6)
 
 
+def test_a_score_by_prompt_knows_which_samples_are_a_prompts(tmp_path: Path) -> None:
+    """Seeds in the order of the benchmark, also behind a sample that failed."""
+    rows = [sample(k, seed) for k in range(3) for seed in (0, 1)]
+    it = scored(tmp_path, CONTROL, rows)
+    assert it.seed.tolist() == [0, 1, 0, 1, 0, 1]
+    drawn = np.array([[3, 0, 0], [0, 0, 3], [1, 1, 1]], np.float32)
+    found = estimates._of_set(it, fidelity.METRICS["edge_f1_prompt"], drawn)
+    each = [fidelity.pooled("edge_f1_pooled", it.counts[2 * k : 2 * k + 2]) for k in range(3)]
+    assert len(set(each)) > 1 and found.value == pytest.approx(np.mean(each))
+    assert found.replicates == pytest.approx([each[0], each[2], np.mean(each)], abs=1e-6)
+
+
 def test_distances_leave_out_blocks_and_skip_samples_without_a_picture(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(6, 2)).astype(np.float32)

@@ -246,6 +246,9 @@ def test_many_questions_open_the_catalog_once_and_it_can_be_written_again_after_
         assert [catalog.row("SELECT count(*) FROM samples") for _ in range(5)] == [
             catalog.row("SELECT count(*) FROM samples")
         ] * 5
+        with catalog.reading():  # by something that it asks
+            catalog.row("SELECT count(*) FROM samples")
+        catalog.row("SELECT count(*) FROM samples")
     assert len(opened) == 1
     catalog.checkpoint()  # writes
     assert catalog.row("SELECT count(*) FROM samples") == (0,) and len(opened) == 3

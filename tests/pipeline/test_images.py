@@ -8,7 +8,8 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from PIL import ImageCms, ImageOps
 
 from pipeline.dataset import colour, decoders, formats, images, jpeg
 from pipeline.dataset.images import CanonicalImage
-from pipeline.manifest import Image
+from pipeline.manifest import Image, Manifest
+from pipeline.plan import image_key
 from pipeline.sources.raw import Unreadable
 
 ROOT = Path(__file__).parents[2]
@@ -232,7 +234,7 @@ def error(made: CanonicalImage, upright: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("size", [(512, 640), (515, 641), (643, 519), (709, 1030)])
-@pytest.mark.parametrize("fit", ["crop", "bucket"])
+@pytest.mark.parametrize("fit", ["crop", "bucket", "squash"])
 def test_a_scaled_jpeg_is_upright_and_its_box_exact(
     orientation: int, size: tuple[int, int], fit: str
 ) -> None:
@@ -250,6 +252,44 @@ def test_a_scaled_jpeg_is_upright_and_its_box_exact(
     box = made.placement
     assert abs(2 * box.top + box.height - upright.shape[0]) <= 1
     assert abs(2 * box.left + box.width - upright.shape[1]) <= 1
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [(256, 40), (40, 256), (256, 64), (300, 299)])
+def test_a_squashed_image_shows_all_of_it_and_no_stripes_that_are_too_fine(
+    orientation: int, size: tuple[int, int]
+) -> None:
+    """The axis that shrinks is averaged also where the other one grows: else every fourth stripe would be
+    taken for all of them.
+    """
+    stripes = np.zeros((*size, 3), np.uint8)
+    stripes[(np.indices(size).sum(0) % 2).astype(bool)] = 255
+    stripes[: size[0] // 2, : size[1] // 2] = 255
+    exif = Pillow.Exif()
+    exif[0x0112] = orientation
+    squash = SIZE.model_copy(update={"fit": "squash", "store": "png"})
+    made = images.canonical(encoded(stripes, "PNG", exif=exif), squash)
+    assert made.pixels.shape == (64, 64, 3)
+    assert (made.placement.top, made.placement.left) == (0, 0)
+    assert (made.placement.height, made.placement.width) == made.header.upright
+    quarter = made.pixels[:28, :28] if orientation == 1 else made.pixels[:28, 36:]
+    assert quarter.min() >= 250
+    # a chessboard: grey where an axis shrinks by an even number, never all black or white
+    rest = made.pixels[36:, 36:] if orientation == 1 else made.pixels[36:, :28]
+    assert abs(rest.mean() - 127) < 8 and rest.astype(int).std() < 64
+
+
+def test_crop_is_the_default_and_a_square_of_an_image_of_its_shape_is_squashed_to_the_same() -> None:
+    data = encoded(smooth(200, 200), "PNG")
+    crop, squash = (
+        images.canonical(data, SIZE.model_copy(update={"fit": fit})).pixels for fit in ("crop", "squash")
+    )
+    assert np.array_equal(crop, squash) and np.array_equal(crop, images.canonical(data, SIZE).pixels)
+    keys = [
+        image_key(cast(Manifest, SimpleNamespace(image=image)))
+        for image in (Image(), Image(fit="crop"), Image(fit="bucket"), Image(fit="squash"))
+    ]
+    assert keys[0] == keys[1] and len(set(keys)) == 3
 
 
 def test_scaling_on_the_way_stays_within_its_bound() -> None:

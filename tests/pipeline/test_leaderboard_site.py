@@ -487,19 +487,20 @@ def test_a_published_protocol_is_that_of_its_row_and_names_this_projects_words()
     ) and "UniPC, 20 steps" in (plus.sampler or "")
     assert (older.base, older.sampler) == ("Stable Diffusion 1.4", None)
     assert (own.base, own.resolution, own.sampler) == (plus.base, None, "50 steps of its own code")
-    assert not any(
-        row.beside == "edge_ms_ssim_uint8" or (row.metric.startswith("FID") and row.beside)
-        for row in found.values()
-    )
+    assert not any(row.beside == "edge_ms_ssim_uint8" for row in found.values())
+    assert {row.beside for row in found.values() if row.metric == "FID"} == {""}, "whose groups are not known"
     iou = found["seg_ade20k", "mIoU (Mask2Former)", "ControlNet v1.1"]
     ours = {
         "base": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "resolution": 512,
         "reader": "mask2former-ade20k 00ff",
+        "detector": "provided 00ff",
         "data": iou.data,
     }
     there = benchmark("seg_ade20k", **ours)
     assert [told.partition(":")[0] for told in differences(iou, there)] == ["sampler"]
+    made = replace(there, detector="oneformer-ade20k 00ff")
+    assert "(here: mask2former-ade20k, of maps by oneformer-ade20k)" in differences(iou, made)[0]
     clip = found["seg_ade20k", "CLIP score (ViT-B/16)", "ControlNet v1.1"]
     assert [
         told.partition(":")[0] for told in differences(clip, replace(there, reader="upernet-ade20k 00ff"))
@@ -615,7 +616,7 @@ def test_writing_twice_gives_the_same_files_and_an_older_board_goes(
     render(board, tmp_path)
     assert files() == first
     render(replace(board, evidence=()), tmp_path)
-    assert set(files()) == {f"leaderboard.{suffix}" for suffix in ("html", "json", "csv", "md")}
+    assert set(files()) == {f"leaderboard.{suffix}" for suffix in ("html", "json", "csv", "md", "parquet")}
 
 
 def test_a_board_that_fails_half_way_leaves_the_older_page_and_its_pictures(

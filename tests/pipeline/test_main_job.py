@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from evaluate import measures
 from pipeline.catalog import Catalog
 from pipeline.storage.workspace import Workspace
 from tests.conftest import COMMAND, OPEN, Command
@@ -203,6 +204,10 @@ def test_the_leaderboard_ranks_shows_and_tells_what_each_number_depends_on(
         (shown / it["generated"]).is_file() and (shown / it["hint"]).is_file() for it in board["evidence"]
     )
     assert "<b>0" not in (shown / "evidence-canny.html").read_text(), "captions stay text"
+    columns = [it["name"] for it in board["metrics"]]
+    assert columns == sorted(columns, key=measures.place) != sorted(columns), (
+        "as defined, not by the alphabet"
+    )
 
 
 def test_what_was_trained_is_taken_out_small_with_a_card_of_what_it_does(

@@ -343,7 +343,7 @@ train:
        compile: auto, optimizer: adamw, flip: 0, join: false, gpus: 1,
        held_out: 4, watch_every: 8, keep_every: 8, grids: 0}
 evaluate:
-  benchmark: {split: test, samples: 4, seeds: [0], num_inference_steps: 4, guidance_scale: 3,
+  benchmark: {split: test, samples: 4, seeds: [0], sampler: unipc, num_inference_steps: 4, guidance_scale: 3,
               negative_prompt: a, controlnet_conditioning_scale: 1, cfg_hint: both}
   baselines: [no_control]
   external: [{name: a, condition: canny, checkpoint: c}]

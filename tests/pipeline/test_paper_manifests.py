@@ -8,15 +8,23 @@ import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from evaluate import fidelity
 from pipeline import manifest, sources
+from pipeline import plan as plans
 from pipeline.catalog import Catalog
+from pipeline.commands import requirements
 from pipeline.dataset import provided
 from pipeline.dataset.maps import read_annotation
+from pipeline.report import leaderboard_data, leaderboard_scores, protocol
+from pipeline.report.leaderboard_data import FrozenBenchmark
 from pipeline.storage.workspace import Workspace
 from tests.conftest import Command
 
@@ -232,6 +240,121 @@ def test_a_map_beside_an_image_is_no_photograph(tmp_path: Path) -> None:
     assert "c/a.png" not in found(depth_large=depth, seg_ade20k=labels), "the labels of c/a.jpg"
     assert {"a.png", "c/a.jpg"} <= set(found(seg_ade20k=labels))
     assert len(found()) == 8
+
+
+PLUS = sorted((PAPER / "controlnet_plus_plus").glob("*.yaml"))
+
+
+def frozen(given: manifest.Manifest) -> FrozenBenchmark:
+    """What the leaderboard says of a manifest's benchmark when all images that it asks for are there."""
+    assert given.evaluate is not None
+    (condition,) = given.conditions
+    side = given.image.resolution
+    items = [SimpleNamespace(height=side, width=side)] * given.evaluate.benchmark.samples
+    system: Any = SimpleNamespace(condition=condition, benchmark="f", items=items)
+    return leaderboard_scores._benchmark(plans.make(given, here=False), {"s": system}, condition, [])
+
+
+@pytest.mark.parametrize("path", PLUS, ids=lambda path: path.stem)
+def test_a_manifest_of_controlnet_plus_plus_asks_for_all_that_published_rows_say_of_their_protocol(
+    path: Path,
+) -> None:
+    """And another sampler, another cut or fewer images a prompt set them apart again."""
+    given = manifest.load(path)
+    (condition,) = given.conditions
+    rows = [
+        row
+        for row in leaderboard_data.published([condition])
+        if row.source.startswith("Li et al.: ControlNet++")
+        and row.model in ("ControlNet v1.1", "ControlNet++")
+        and row.beside
+    ]
+    assert len(rows) == (4 if condition == "seg_coco" else 6), "two models; F1, mIoU and so on, FID, CLIP"
+    names = {*fidelity.METRICS, "fd_groups (inception)", "clip_score (clip-vit-base-patch16)"}
+    assert {row.beside for row in rows} <= names
+    assert [protocol.differences(row, frozen(given)) for row in rows] == [()] * len(rows)
+    evaluation = given.evaluate
+    assert evaluation is not None and [it.extractor for it in evaluation.features] == ["inception"]
+    assert str(evaluation.clip).endswith("clip-vit-base-patch16")
+    assert (given.image.fit, evaluation.benchmark.seeds) == ("squash", [0, 1, 2, 3])
+
+    def changed(benchmark: dict[str, Any], image: dict[str, Any]) -> manifest.Manifest:
+        asked = evaluation.model_copy(update={"benchmark": evaluation.benchmark.model_copy(update=benchmark)})
+        shown = given.image.model_copy(update=image)
+        return given.model_copy(update={"evaluate": asked, "image": shown})
+
+    for benchmark, image, told in (
+        ({"sampler": "ddim"}, {}, "sampler: UniPC, 20 steps, guidance 7.5, negative prompt"),
+        ({"negative_prompt": ""}, {}, "sampler: UniPC, 20 steps, guidance 7.5, negative prompt"),
+        ({"seeds": [0]}, {}, "data: "),
+        ({}, {"fit": "crop"}, "data: "),
+        ({}, {"resolution": 256}, "resolution: 512 (here: 256)"),
+    ):
+        (why,) = protocol.differences(rows[0], frozen(changed(benchmark, image)))
+        assert why.startswith(told)
+
+
+@pytest.mark.parametrize("path", PLUS, ids=lambda path: path.stem)
+def test_a_manifest_of_controlnet_plus_plus_says_in_sentences_which_weights_are_missing(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("CONTROLMILL_WEIGHTS", str(tmp_path))
+    told = "\n".join(requirements.missing(plans.make(manifest.load(path), here=False)))
+    wanted = [
+        "evaluate.base: base stable-diffusion-v1-5/stable-diffusion-v1-5 is not in the Hugging Face cache",
+        "evaluate.external[0].checkpoint: controlnet-1.1: lllyasviel/control_v11",
+        "evaluate.external[1].checkpoint: controlnet-plus-plus: weights/reward_controlnet/checkpoints/",
+        "evaluate.features[0]: the extractor 'inception' needs weights",
+        "evaluate.clip: ",
+    ]
+    readers = {
+        "hed": "conditions.hed: controlnet-hed needs ControlNetHED.pth",
+        "depth_large": "evaluate.readers.depth_large: dpt-large needs config.json, model.safetensors",
+        "seg_ade20k": "evaluate.readers.seg_ade20k: mask2former-ade20k needs model.safetensors",
+    }
+    wanted += [readers[path.stem]] if path.stem in readers else []
+    assert [start for start in wanted if start not in told] == []
+    assert len(told.splitlines()) == len(wanted)
+
+
+@pytest.mark.slow
+def test_what_is_asked_as_controlnet_plus_plus_asks_runs_to_its_own_numbers(
+    tmp_path: Path, controlmill: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Canny's manifest on photographs, a base and networks that are here."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        picture(tmp_path / f"photos/{number}.png", number)
+        (tmp_path / f"photos/{number}.txt").write_text(f"picture {number}")
+    asked = yaml.safe_load((PAPER / "controlnet_plus_plus/canny.yaml").read_text())
+    asked |= {"source": {"kind": "folder", "path": "photos"}, "workspace": "runs/plus"}
+    asked["image"]["resolution"] = 128
+    asked["evaluate"] |= {
+        "base": "mini",
+        "external": [{"name": "canny", "condition": "canny", "checkpoint": "mini/canny"}],
+        "features": [{"extractor": "mini"}],
+        "clip": "mini",
+    }
+    asked["evaluate"]["benchmark"] |= {"samples": 3, "seeds": [0, 1], "num_inference_steps": 2}
+    (tmp_path / "here.yaml").write_text(yaml.safe_dump(asked))
+    ran = controlmill("run", "here.yaml")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    catalog = Catalog(Workspace(tmp_path / "runs/plus"))
+    rows = catalog.query(
+        "SELECT variant, value, n FROM scores WHERE metric = 'edge_f1_prompt' ORDER BY variant"
+    )
+    found = {variant: (value, n) for variant, value, n in rows}
+    assert found["real_image"] == (1.0, 3) and 0 <= found["control"][0] < 1 and found["control"][1] == 6
+    sizes = catalog.query("SELECT DISTINCT width, height, crop_width, crop_height FROM images")
+    assert sizes == [(128, 128, WIDE, TALL)]
+    for name in ("leaderboard.json", "leaderboard.html"):
+        told = (tmp_path / "runs/plus/report/leaderboard" / name).read_text()
+        assert "UniPC, 2 steps, guidance 7.5, scale 1, seeds 0, 1, negative prompt" in told
+        assert "DDIM" not in told.replace("DDIM, 50 steps", ""), (
+            "but for what a published table says of itself"
+        )
 
 
 def test_no_manifest_and_no_page_names_a_repository_that_has_left_the_hub() -> None:

@@ -34,6 +34,19 @@ def street() -> np.ndarray:
     return ids
 
 
+def test_a_map_is_squashed_with_its_image(read: Read) -> None:
+    """All of it, turned first where EXIF turns the image: three columns become two, rows stay."""
+    ids = np.zeros((TALL, WIDE), np.uint8)
+    ids[:, : WIDE // 3], ids[: TALL // 4] = 2, 20
+    told = {"fit": "squash", "labels": "ade20k_150", "frame": "stored"}
+    made = read("seg_ade20k", picture(ids), **told).array
+    wanted = np.zeros((64, 64), np.uint8)
+    wanted[:, :21], wanted[:16] = 2, 20
+    assert made.shape == wanted.shape and (made != wanted).sum() <= 64, "the border lies within a pixel"
+    turned = read("seg_ade20k", picture(ids), orientation=6, **told).array
+    assert (turned != np.rot90(wanted, -1)).sum() <= 64
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "lossless"),
     [

@@ -15,6 +15,7 @@ from pipeline.dataset import provided
 from pipeline.dataset.provided import coco
 from pipeline.manifest import Image, Provided
 from pipeline.sources import RawImage
+from tests.provided_maps import read_map
 
 TALL, WIDE = 64, 96  # the canonical image is the middle, 64 x 64
 COCO, OPENPOSE = SKELETONS["coco_17"].names, SKELETONS["openpose_18"].names
@@ -64,6 +65,14 @@ def test_every_layout_of_bodies_becomes_that_of_the_condition(
     assert raw.meta.get("note") == (
         f"feet dropped: {condition} draws bodies only" if len(names) == 25 else None
     )
+
+
+def test_keypoints_are_squashed_with_their_image(tmp_path: Path) -> None:
+    given = {"people": [{"keypoints": numbers(COCO)}]}
+    made = read_map(tmp_path, "pose_openpifpaf", given, fit="squash", keypoints="coco").array[0]
+    for name, point in zip(COCO, made, strict=True):
+        x, y = AT[name]
+        np.testing.assert_allclose(point[:2], ((x + 0.5) * 64 / WIDE - 0.5, y), atol=0.02, err_msg=name)
 
 
 def test_a_neck_is_missing_where_a_shoulder_is(tmp_path: Path) -> None:

@@ -86,6 +86,10 @@ def test_without_a_prompt_or_with_an_empty_window_one_sentence_says_what_to_do(
             ["--guess-mode", "--control-guidance-start", 0.8, "--control-guidance-end", 0.2],
             "0 <= start < end <= 1",
         ),
+        (
+            ["--guess-mode", "--sampler", "dpm++", "--num-inference-steps", 1000],
+            "the sampler dpm++ can't take 1000 steps on this base",
+        ),
         (["--steps", 4], "--steps is called --num-inference-steps now."),
         (["--guide-hint"], "--guide-hint is called --cfg-hint conditional now."),
         (["--guess"], "--guess is called --guess-mode now."),
@@ -103,7 +107,7 @@ image: {resolution: 192, fit: bucket}
 conditions: {canny: {low: 40, high: 90}, depth_large: {detector: provided}}
 train: {base: mini, runs: [{conditions: [canny], images: 4}]}
 evaluate:
-  benchmark: {num_inference_steps: 3, guidance_scale: 2.5, cfg_hint: conditional}
+  benchmark: {sampler: unipc, num_inference_steps: 3, guidance_scale: 2.5, cfg_hint: conditional}
   readers: {depth_large: {detector: mini}}
 """
 
@@ -157,7 +161,7 @@ def test_a_checkpoint_is_drawn_with_at_the_size_and_by_the_detector_that_it_was_
     assert shape == (128, 128, 3)
     size, detector = told.stderr.splitlines()
     assert (
-        size == "128 pixels, as it was trained at; 3 steps, guidance 2.5 of the hint too"
+        size == "128 pixels, as it was trained at; UniPC, 3 steps, guidance 2.5 of the hint too"
         and detector == "canny by the detector opencv-canny"
     )
     own = (workspace / "out.hint.png").read_bytes()
@@ -178,7 +182,9 @@ def test_a_checkpoint_is_drawn_with_at_the_size_and_by_the_detector_that_it_was_
         "--num-inference-steps",
         1,
     )
-    assert shape == (64, 64, 3) and told.stderr.startswith("64 pixels, as you say; 1 steps, guidance 1.5\n")
+    assert shape == (64, 64, 3) and told.stderr.startswith(
+        "64 pixels, as you say; UniPC, 1 steps, guidance 1.5\n"
+    )
 
 
 def test_an_older_checkpoint_takes_the_size_of_its_workspace(workspace: Path) -> None:
@@ -202,7 +208,7 @@ def test_what_is_read_again_of_maps_that_came_with_the_images_draws_the_hint(wor
 def test_a_shipped_controlnet_needs_no_more_than_its_name(workspace: Path) -> None:
     told, shape = drawn(workspace, "mini/canny", "--num-inference-steps", 2)
     assert shape == (128, 128, 3) and told.stderr.startswith(
-        "128 pixels, the size of its base; 2 steps, guidance 3 of the hint too\n"
+        "128 pixels, the size of its base; DDIM, eta 0, 2 steps, guidance 3 of the hint too\n"
     )
     copy = shutil.copytree(mini.ROOTS / "canny", workspace / "canny")
     refused = CliRunner().invoke(
@@ -212,7 +218,7 @@ def test_a_shipped_controlnet_needs_no_more_than_its_name(workspace: Path) -> No
     (copy / "controlmill.json").unlink()
     told, shape = drawn(workspace, copy, "--base", "mini", "--num-inference-steps", 1)
     assert shape == (128, 128, 3) and told.stderr.startswith(
-        "128 pixels, the size of its base; 1 steps, guidance 7.5\n"
+        "128 pixels, the size of its base; DDIM, eta 0, 1 steps, guidance 7.5\n"
     )
 
 
@@ -223,7 +229,7 @@ def test_files_of_others_around_a_controlnet_are_no_record_of_it(workspace: Path
     (workspace / "manifest.yaml").write_text("apiVersion: v1")
     told, shape = drawn(workspace, folder, "--base", "mini", "--num-inference-steps", 1)
     assert shape == (128, 128, 3) and told.stderr.startswith(
-        "128 pixels, the size of its base; 1 steps, guidance 3 of the hint too\n"
+        "128 pixels, the size of its base; DDIM, eta 0, 1 steps, guidance 3 of the hint too\n"
     )
     (folder / "controlmill.json").write_text("{")
     refused = CliRunner().invoke(

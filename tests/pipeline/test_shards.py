@@ -36,6 +36,22 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     assert "map" not in light.column_names and light["row"].to_pylist() == list(range(70))
 
 
+def test_some_rows_are_read_with_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, METADATA).path
+    asked: list[int] = []
+    read = shards.pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        shards.pq.ParquetFile,
+        "read_row_group",
+        lambda file, group, **more: asked.append(group) or read(file, group, **more),
+    )
+    found = shards.read_rows(path, [69, 0, 31, 0, 5], ["image_id", "map"])
+    assert {row: it["map"] for row, it in found.items()} == {row: ROWS[row]["map"] for row in (0, 5, 31, 69)}
+    assert asked == [0, 2] and shards.read_rows(path, [], ["map"]) == {}
+    with pytest.raises(IndexError, match="no row 70"):
+        shards.read_rows(path, [3, 70], ["map"])
+
+
 def test_an_existing_shard_is_never_overwritten_by_a_late_worker(tmp_path: Path) -> None:
     path = shards.write(tmp_path / "part.parquet", ROWS, shards.MAPS, METADATA).path
     before = path.read_bytes()

@@ -4,6 +4,7 @@ from.
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +17,15 @@ from pipeline.benchmark import networks
 from pipeline.benchmark.systems import ALONE, BEFORE, EARLIER, Entrant, System, score_key, systems
 from pipeline.benchmark.systems import _benchmark as of_benchmark
 from pipeline.cluster.jobs import Job
+from pipeline.commands import requirements
+from pipeline.dataset.changes import renewed
 from pipeline.experiment.pairs import PlannedRun
 from pipeline.manifest import Benchmark, load
 from pipeline.plan import Plan
 from pipeline.stages import generate as stage
 from pipeline.stages.stage import StageContext
 from pipeline.storage.workspace import Workspace, fingerprint
+from train.samplers import TITLES
 
 BASELINES = "[no_control, shuffled_condition, vae_round_trip, real_image, warm_start]"
 TEXT = """
@@ -41,6 +45,9 @@ ASKED = {"canny": range(20), "depth_large": range(20), "pose_openpose": range(3)
 
 class Pairs:
     """A catalog that has these pairs and nothing else."""
+
+    def reading(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
         if "SELECT run, conditions" in sql:
@@ -258,6 +265,42 @@ def test_a_guided_hint_is_another_benchmark_and_is_sampled_so(
     assert asked and all(it.benchmark.model_dump(include=set(wanted)) == wanted for it in asked)
 
 
+def test_another_sampler_is_another_benchmark_and_is_sampled_so(
+    compared: Callable[..., tuple[Plan, list[System]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [
+        compared(TEXT.replace("samples: 40", f"samples: 40{more}"))
+        for more in ("", *(f", sampler: {name}" for name in TITLES))
+    ]
+    usual, *named = ([system.key for system in systems] for _, systems in made)
+    assert usual == named[list(TITLES).index("ddim")]
+    assert len({key for keys in named for key in keys}) == len(TITLES) * len(set(usual))
+    asked: list[stage.GeneratePart] = []
+    monkeypatch.setattr(
+        stage, "make_missing", lambda context, function, jobs, **more: asked.extend(it.args for it in jobs)
+    )
+    monkeypatch.setattr(stage, "base_spec", lambda plan: "base")
+    stage.generate(StageContext(made[-1][0], Pairs(), None))  # type: ignore[arg-type]
+    assert asked and {it.benchmark.sampler for it in asked} == {list(TITLES)[-1]}
+
+
+@pytest.mark.parametrize("base", ["random", "mini"])
+def test_steps_that_a_sampler_can_not_take_on_the_base_are_told_before_any_work(
+    base: str, tmp_path: Path
+) -> None:
+    frozen = "samples: 40, num_inference_steps: 1000, sampler: "
+    text = TEXT.replace("base: random", f"base: {base}").replace("BASELINES", "[no_control]")
+    told = {}
+    for name in TITLES:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(text.replace("START", "mini/canny").replace("samples: 40", frozen + name))
+        told[name] = requirements.missing(plans.make(load(path)))
+    assert all(len(lacks) == 1 for name, lacks in told.items() if name in ("unipc", "dpm++")), told
+    place, _, sentence = told["unipc"][0].partition("num_inference_steps: ")
+    assert place.endswith("unipc.yaml:9: evaluate.benchmark.")
+    assert sentence.startswith("the sampler unipc can't take 1000 steps on this base, which has")
+
+
 @pytest.mark.parametrize(
     ("frozen", "fingerprints"),
     [
@@ -279,6 +322,11 @@ def test_a_guided_hint_is_another_benchmark_and_is_sampled_so(
 def test_a_benchmark_has_the_fingerprints_that_it_had_under_its_keys_first_names(
     frozen: Benchmark, fingerprints: tuple[str, str]
 ) -> None:
+    _, *found, _ = fingerprints_of(frozen)
+    assert tuple(found) == fingerprints
+
+
+def fingerprints_of(frozen: Benchmark) -> tuple[Any, ...]:
     plan: Any = SimpleNamespace(
         manifest=SimpleNamespace(evaluate=SimpleNamespace(benchmark=frozen)),
         conditions={"canny": SimpleNamespace(fingerprint="d" * 16)},
@@ -286,7 +334,19 @@ def test_a_benchmark_has_the_fingerprints_that_it_had_under_its_keys_first_names
     )
     rows = [(image_id, f"caption {image_id}", 64, 64, "s", 0) for image_id in "ab"]
     catalog: Any = SimpleNamespace(query=lambda sql, given=(): rows if "pairs" in sql else [])
-    assert of_benchmark(plan, catalog, "canny", "b")[1:] == fingerprints
+    return of_benchmark(plan, catalog, "canny", "b", renewed(catalog))
+
+
+def test_submitted_pictures_answer_a_task_whatever_protocol_ours_have() -> None:
+    *_, one = fingerprints_of(Benchmark())
+    *_, other = fingerprints_of(Benchmark(num_inference_steps=50, guidance_scale=3, negative_prompt="blurry"))
+    assert one == other
+    for changed in (
+        Benchmark(seeds=[1]),
+        Benchmark(split="validation"),
+        Benchmark(samples=1000, seeds=[0, 1]),
+    ):
+        assert fingerprints_of(changed)[-1] != one
 
 
 def test_a_run_stands_beside_what_it_started_from(compared: Callable[..., tuple[Plan, list[System]]]) -> None:

@@ -3,6 +3,7 @@ schedule; and a few rounds of random faults on each set-up.
 """
 
 import errno
+import json
 import random
 import re
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,3 +117,13 @@ def test_random_faults_lose_double_and_change_nothing(name: str) -> None:
     told = {outcome.round: outcome.faults for outcome in outcomes if outcome.faults}
     assert not told, f"seed 20, {name}: {told}"
     assert sum(outcome.happened.total() for outcome in outcomes)
+
+
+def test_rounds_of_one_seed_stand_beside_those_of_others(tmp_path: Path) -> None:
+    every: dict[str, Any] = {}
+    for seed, count in ((8, 1), (7, 2), (8, 3)):
+        torture_results.put(every, "bucket", {"seed": seed, "rounds": count})
+    assert every["rounds"]["bucket"] == [{"seed": 7, "rounds": 2}, {"seed": 8, "rounds": 3}]
+    (tmp_path / "t.json").write_text(json.dumps(every))
+    assert torture_results.known(tmp_path / "t.json", "bucket", 8) == {"seed": 8, "rounds": 3}
+    assert torture_results.known(tmp_path / "t.json", "bucket", 9) == {}

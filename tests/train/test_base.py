@@ -252,6 +252,14 @@ def test_noise_levels_are_those_of_diffusers_for_every_kind_of_schedule(
         ({"num_train_timesteps": 500}, "has 500 timesteps; bases of 1000 are known"),
         ({"beta_schedule": "sigmoid"}, "has the noise schedule 'sigmoid'"),
         ({"prediction_type": "sample"}, "predicts 'sample'; epsilon and v_prediction are known"),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+            r"was trained by flow matching \(FlowMatchEulerDiscreteScheduler\), .*: take a base that",
+        ),
+        (
+            {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction"},
+            r"was trained by flow matching \(UniPCMultistepScheduler\)",
+        ),
     ],
 )
 def test_a_schedule_that_can_not_be_trained_is_refused_before_anything_loads(

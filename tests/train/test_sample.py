@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
+from diffusers import (
+    ControlNetModel,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionControlNetPipeline,
+    UniPCMultistepScheduler,
+)
 
 from tests.train.conftest import ToyPairs, tiny_base
 from train import checkpoint
@@ -16,6 +24,7 @@ from train.controlnet import ControlNet
 from train.encoders import encode_text
 from train.fit import Options, fit
 from train.sample import SamplingSettings, generate, initial_noise, load_trained, point_scales
+from train.samplers import TITLES, scheduler
 
 SMALL = {"height": 64, "width": 64, "num_inference_steps": 3}
 
@@ -54,17 +63,15 @@ def hints(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
 
 
-def test_an_image_does_not_depend_on_its_batch(base: Base, texts: np.ndarray, controlnet: ControlNet) -> None:
-    together = draw(base, controlnet, hints=hints(3), text=texts[:3], empty=texts[3], seeds=[5, 6, 7])
+@pytest.mark.parametrize("sampler", TITLES)
+def test_an_image_does_not_depend_on_its_batch(
+    base: Base, texts: np.ndarray, controlnet: ControlNet, sampler: str
+) -> None:
+    common = {"empty": texts[3], "sampler": sampler, "num_inference_steps": 4}
+    together = draw(base, controlnet, hints=hints(3), text=texts[:3], seeds=[5, 6, 7], **common)
     for i in range(3):
-        alone = draw(
-            base,
-            controlnet,
-            hints=hints(3)[i : i + 1],
-            text=texts[i : i + 1],
-            empty=texts[3],
-            seeds=[5 + i],
-        )
+        one = {"hints": hints(3)[i : i + 1], "text": texts[i : i + 1], "seeds": [5 + i]}
+        alone = draw(base, controlnet, **one, **common)
         assert np.abs(alone[0].astype(int) - together[i]).max() <= 1
 
 
@@ -185,6 +192,126 @@ def test_the_image_of_an_exported_checkpoint_is_that_of_the_diffusers_pipeline(
         ours in ({"guidance_scale": 1.0}, {"guidance_scale": 7.5})
         or np.abs(draw(base, controlnet, **common, **plain).astype(int) - drawn).max() > 8
     )
+
+
+THEIRS = {
+    "ddim": DDIMScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+}
+
+
+STABLE_DIFFUSION = {  # scheduler_config.json of 1.5, which says nothing of the spacing of its timesteps
+    "_class_name": "PNDMScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085, "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True,
+    "steps_offset": 1, "trained_betas": None, "clip_sample": False,
+}  # fmt: skip
+VELOCITY = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
+
+
+@pytest.mark.parametrize(
+    ("first", "own"),
+    [
+        (PNDMScheduler, STABLE_DIFFUSION),
+        (DDIMScheduler, STABLE_DIFFUSION | {"timestep_spacing": "leading"}),
+        (DDIMScheduler, STABLE_DIFFUSION | VELOCITY),
+    ],
+    ids=["stable diffusion 1.5", "leading", "velocity without signal at the end"],
+)
+@pytest.mark.parametrize("sampler", TITLES)
+def test_each_sampler_draws_the_image_of_the_diffusers_pipeline_with_its_scheduler(
+    base: Base,
+    texts: np.ndarray,
+    controlnet: ControlNet,
+    pipeline: StableDiffusionControlNetPipeline,
+    sampler: str,
+    first: Any,
+    own: dict[str, Any],
+) -> None:
+    """Within 1 of 255, with guidance, a negative prompt, and where the hint rests at last; put into the
+    pipeline as people do, from the scheduler that the base came with.
+    """
+    settings: dict[str, Any] = {
+        "guidance_scale": 7.5,
+        "num_inference_steps": 6,
+        "control_guidance_end": 0.7,
+    }
+    hint = torch.from_numpy(hints(1)).permute(0, 3, 1, 2) / 255
+    before = pipeline.scheduler
+    try:
+        pipeline.scheduler = THEIRS[sampler].from_config(first.from_config(own).config)
+        latents = initial_noise([3], None, 64, 64)
+        image = pipeline(
+            "a cat", negative_prompt="two dogs", image=hint, latents=latents, output_type="np", **settings
+        ).images
+    finally:
+        pipeline.scheduler = before
+    base = dataclasses.replace(base, scheduler=own)
+    common: dict[str, Any] = {"hints": hints(1), "text": texts[:1], "empty": texts[1], "seeds": [3]}
+    drawn = draw(base, controlnet, **common, **settings, sampler=sampler)
+    assert np.abs(np.round(image * 255) - drawn).max() <= 1
+
+
+def test_solvers_draw_other_images_and_euler_steps_as_ddim_does(
+    base: Base, texts: np.ndarray, controlnet: ControlNet
+) -> None:
+    """At equal timesteps Euler's step is DDIM's in other variables."""
+    trailing = dict(base.scheduler) | {"timestep_spacing": "trailing", "set_alpha_to_one": True}
+    base = dataclasses.replace(base, scheduler=trailing)
+    common: dict[str, Any] = {"hints": hints(1), "text": texts[:1], "empty": texts[1], "seeds": [3]}
+    ddim, unipc, dpm, euler = (draw(base, controlnet, **common, sampler=name).astype(int) for name in TITLES)
+    apart = [np.abs(one - other).mean() for one, other in ((ddim, unipc), (ddim, dpm), (unipc, dpm))]
+    assert np.abs(ddim - euler).mean() < 0.05 * min(apart)
+
+
+@pytest.mark.parametrize("sampler", TITLES)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_network_that_knows_its_picture_is_led_to_it_by_every_sampler(
+    base: Base, sampler: Any, prediction: str
+) -> None:
+    """Noise and velocity that follow from one picture: what is left at the end is that picture."""
+    picture, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    made = scheduler(dict(base.scheduler) | {"prediction_type": prediction}, sampler, 20)
+    x = noise * float(made.init_noise_sigma)
+    levels = DDIMScheduler.from_config(base.scheduler).alphas_cumprod
+    for timestep in made.timesteps:
+        seen = made.scale_model_input(x, timestep)
+        # Euler and the solvers stand between whole timesteps
+        level = torch.from_numpy(np.interp(float(timestep), np.arange(1000), levels.numpy())[None]).float()
+        signal, spread = level.sqrt(), (1 - level).sqrt()
+        epsilon = (seen - signal * picture) / spread
+        told = epsilon if prediction == "epsilon" else signal * epsilon - spread * picture
+        x = made.step(told, timestep, x).prev_sample
+    assert (x - picture).abs().mean() < 0.05 and (noise - picture).abs().mean() > 1
+
+
+@pytest.mark.parametrize("sampler", TITLES)
+@pytest.mark.parametrize(
+    ("spacing", "refused", "by_solvers"),
+    [("leading", {1000, 1001}, {999}), ("linspace", {1001}, {1000}), ("trailing", {61, 998, 1001}, set())],
+)
+def test_steps_that_do_not_fit_into_the_bases_timesteps_are_refused_in_one_sentence(
+    base: Base, sampler: Any, spacing: str, refused: set[int], by_solvers: set[int]
+) -> None:
+    """diffusers dies of them within its arrays, takes a timestep of -1, or draws pictures of NaN."""
+    config, found = dict(base.scheduler) | {"timestep_spacing": spacing}, set()
+    for steps in (1, 2, 20, 61, 998, 999, 1000, 1001):
+        try:
+            made = scheduler(config, sampler, steps)
+        except ValueError as error:
+            assert f"the sampler {sampler} can't take {steps} steps on this base" in str(error)
+            found.add(steps)
+            continue
+        assert len(made.timesteps) == steps and 0 <= made.timesteps.min() <= made.timesteps.max() < 1000
+    assert found == refused | (by_solvers if sampler in ("unipc", "dpm++") else set())
+
+
+def test_what_a_sampler_is_called_is_what_it_does_whatever_the_bases_own_scheduler_says(base: Base) -> None:
+    own = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "solver_type": "heun", "clip_sample": True}
+    made = {name: scheduler(dict(base.scheduler) | own, name, 5).config for name in TITLES}
+    assert made["dpm++"].algorithm_type == "dpmsolver++", "the other one draws noise on its way"
+    assert (made["dpm++"].solver_order, made["unipc"].solver_order, made["ddim"].clip_sample) == (2, 2, False)
 
 
 @pytest.mark.parametrize("guess", [False, True])

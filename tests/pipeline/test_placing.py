@@ -6,7 +6,7 @@ from annotate.conditions import CONDITIONS
 from evaluate import measures
 from evaluate.replicates import bootstrap_weights, difference, of_means
 from pipeline.benchmark.systems import CONTROL
-from pipeline.report.leaderboard_scores import CatalogScore, _ranks
+from pipeline.report.placing import CatalogScore, _ranks
 
 N = 100
 DRAWN, ALONE = bootstrap_weights(N), np.arange(N)
