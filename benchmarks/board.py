@@ -475,7 +475,7 @@ def written(root: Path, folder: Path) -> dict[str, Any]:
 
 
 def joined(root: Path) -> dict[str, Any]:
-    """Results of the workspace, those of a twin whose models have other names, and one leaderboard of both."""
+    """Results of the workspace, those of a twin with other names, and one leaderboard of both."""
     made = plan.load_saved(Workspace(root / "workspace"))
     report = made.workspace.root / "report" / "leaderboard"
     if not (report / "leaderboard.json").exists():
