@@ -704,6 +704,7 @@ def test_the_figures_of_a_large_leaderboard_are_those_of_the_benchmark() -> None
         )
     )
     check_sentence(f"with at most {found['peak_mib'] / 1024:.1f} GiB")
+    check_sentence(f"it took {found['write']['first cpu']:.1f} s of processor time")
 
 
 def test_the_figures_of_truth_are_those_of_the_benchmark() -> None:
