@@ -215,7 +215,7 @@ def test_a_drawing_against_its_negative_lies_below_the_worst_and_within_what_is_
 def test_wide_lines_have_the_measures_of_edges_and_other_scores() -> None:
     assert NAMES["wide_edges"] == NAMES["edges"]
     old, new = versions("edges"), versions("wide_edges")
-    assert old.keys() == new.keys() and not set(DERIVED) & old.keys(), "of counts that others' versions tell"
+    assert not set(DERIVED) & (old.keys() | new.keys()), "of counts that others' versions tell"
     changed = {name for name in NAMES["edges"] if old.get(name) != new.get(name)}
     assert changed == set(NAMES["edges"]) - {"edge_ssim", "edge_ms_ssim", *DERIVED}
     for row in CONDITIONS.values():
