@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline import MillError
 from pipeline.benchmark.systems import ALONE, CONTROL, EARLIER, System, systems
-from pipeline.benchmark.tasks import frozen_task
+from pipeline.benchmark.tasks import frozen_task, protocol
 from pipeline.catalog import Catalog
 from pipeline.plan import Plan
 from pipeline.report import leaderboard, listings, results, stored
@@ -21,7 +21,7 @@ from pipeline.report.merging import merged
 from pipeline.report.placing import CatalogScore
 from pipeline.report.results import BOARD, SAMPLE_COLUMNS, Mark, Results
 from pipeline.report.site import PICTURES
-from pipeline.storage.workspace import write_text
+from pipeline.storage.workspace import fingerprint, write_text
 
 RESULTS = "results.zip"  # beside a merged board, so that it can be merged again
 SAMPLES = """SELECT system, condition, image_id, seed, status, reason, metric, value FROM sample_scores
@@ -105,6 +105,8 @@ def _of_workspace(plan: Plan, catalog: Catalog) -> tuple[Results, pa.Table]:
         raise MillError(f"The leaderboard of {plan.workspace.address} is older than its scores: {again}.")
     scores = tuple(replace(each, model=compared[each.system].shown) for each in scores)
     names = list(dict.fromkeys(each.condition for each in scores))
+    assert plan.manifest.evaluate is not None
+    shared = fingerprint(protocol(plan.manifest.evaluate.benchmark, str(plan.manifest.base)))
     origin, asked = plan.manifest.name, [name for name in SAMPLE_COLUMNS if name != "origin"]
     table = pa.Table.from_pylist(
         [dict(zip(asked, row, strict=True)) | {"origin": origin} for row in rows],
@@ -118,6 +120,7 @@ def _of_workspace(plan: Plan, catalog: Catalog) -> tuple[Results, pa.Table]:
         },
         scores=scores,
         origins={each.system: origin for each in scores},
+        protocols={each.system: "" if compared[each.system].pictures else shared for each in scores},
     )
     return found, table
 

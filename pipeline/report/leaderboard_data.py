@@ -96,6 +96,8 @@ class Score:
     share_high: float | None = None
     share_reason: str = ""  # why there is no normalized score
     rank: tuple[int, int] | None = None  # first and last place that it may hold; None = not ranked
+    # the same among the models of its own base and sampling; None = there are no others, or it is alone
+    closed_rank: tuple[int, int] | None = None
     # what a reader must know before believing it: "biased: n = 200 < 10 × 64 dimensions"
     marks: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)  # everything that the number depends on

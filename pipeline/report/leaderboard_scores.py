@@ -110,6 +110,7 @@ def build(
                     is_floor=functools.partial(_is_floor, compared),
                     shown=lambda of: compared[of.system].shown,
                     provenance=lambda of: _provenance(plan, of, compared[of.system]),
+                    protocol=lambda of: "" if compared[of.system].pictures else of.benchmark,
                 )
             ),
             speeds=tuple(_speeds(catalog, compared)),

@@ -24,7 +24,7 @@ COLUMNS = (
     "condition", "model", "arm", "metric", "metric_version", "column", "unit", "higher_is_better", "value",
     "low", "high", "n", "n_failed",
     "share", "share_low", "share_high", "rank_first", "rank_last", "marks", "benchmark", "share_reason",
-    "kind", "origin", "date",
+    "kind", "origin", "date", "closed_first", "closed_last",
 )  # fmt: skip
 
 
@@ -96,7 +96,9 @@ def parquet(data: Leaderboard) -> bytes:
     text, number = pa.string(), pa.float64()
     types = dict.fromkeys(COLUMNS, text) | {
         **dict.fromkeys(("value", "low", "high", "share", "share_low", "share_high"), number),
-        **dict.fromkeys(("n", "n_failed", "rank_first", "rank_last"), pa.int64()),
+        **dict.fromkeys(
+            ("n", "n_failed", "rank_first", "rank_last", "closed_first", "closed_last"), pa.int64()
+        ),
         "higher_is_better": pa.bool_(),
         "marks": pa.list_(text),
         "provenance": pa.map_(text, text),
@@ -119,7 +121,9 @@ def _rows(data: Leaderboard) -> Iterator[Json]:
             "unit": metric.unit,
             "higher_is_better": metric.higher_is_better,
         }
+        closed = score.closed_rank or (None, None)
         placed = {"rank_first": rank[0], "rank_last": rank[1], "benchmark": benchmarks.get(score.condition)}
+        placed |= {"closed_first": closed[0], "closed_last": closed[1]}
         model = models.get(score.model)
         of_model = {name: getattr(model, name, "") for name in ("kind", "origin", "date")}
         told = vars(score) | of_metric | placed | of_model

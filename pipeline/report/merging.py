@@ -38,11 +38,12 @@ def merged(files: Sequence[tuple[Path, Results]]) -> Results:
     if found := [*_differences(files), *_other_versions(files)]:
         raise MillError("\n".join(found))
     sources = _named(files)
-    scores, origins, weights = [], {}, {}
+    scores, origins, weights, protocols = [], {}, {}, {}
     floor_of: dict[str, set[str]] = {}  # no control -> the origins whose base it is
     for source in sources:
         for system, name in source.names.items():
             weights[name] = source.results.weights[system]
+            protocols[name] = source.results.protocols[system]
             origins[name] = source.origins[source.results.origins[system]]
         for each in source.results.scores:
             origin = source.origins[source.results.origins[each.system]]
@@ -54,13 +55,10 @@ def merged(files: Sequence[tuple[Path, Results]]) -> Results:
                 model = name.partition("/")[0] if each.variant in ALONE else each.model
                 scores.append(replace(each, system=name, model=model))
     scores.sort(key=lambda each: (list(CONDITIONS).index(each.condition), measures.place(each.metric)))
-    submitted = {
-        model.name for source in sources for model in source.results.board.models if model.kind == "submitted"
-    }
 
     def is_floor(of: CatalogScore, other: CatalogScore) -> bool:
         if other.variant == NO_CONTROL:
-            return origins[of.system] in floor_of[other.system] and of.model not in submitted
+            return origins[of.system] in floor_of[other.system] and bool(protocols[of.system])
         same = other.model == of.model and origins[other.system] == origins[of.system]
         return other.variant in (SHUFFLED, PLAIN) and same
 
@@ -84,6 +82,7 @@ def merged(files: Sequence[tuple[Path, Results]]) -> Results:
                 is_floor=is_floor,
                 shown=lambda of: of.model,
                 provenance=lambda of: told[of.system, of.metric] | {"origin": origins[of.system]},
+                protocol=lambda of: protocols[of.system],
             )
         ),
         speeds=tuple(dict.fromkeys(speed for source in sources for speed in source.results.board.speeds)),
@@ -95,7 +94,7 @@ def merged(files: Sequence[tuple[Path, Results]]) -> Results:
         ),
         published=published(conditions),
     )
-    return Results(board, marks, weights, tuple(scores), origins)
+    return Results(board, marks, weights, tuple(scores), origins, protocols)
 
 
 def _differences(files: Sequence[tuple[Path, Results]]) -> Iterable[str]:

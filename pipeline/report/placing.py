@@ -47,12 +47,17 @@ def placed(
     is_floor: Callable[[CatalogScore, CatalogScore], bool],  # of the first, whether the second is one
     shown: Callable[[CatalogScore], str],  # what pages call its model
     provenance: Callable[[CatalogScore], Mapping[str, str]],
+    # what all of the closed track share: base and sampling; '' = made in a way of its own
+    protocol: Callable[[CatalogScore], str],
 ) -> Iterator[Score]:
-    """Ranks among the models; floors and ceilings from the baselines of the same benchmark."""
+    """Ranks among the models, in the open track of all and in the closed one of each protocol; floors and
+    ceilings from the baselines of the same benchmark.
+    """
     groups: dict[tuple[str, str], list[CatalogScore]] = {}
     for each in scores:
         groups.setdefault((each.condition, each.metric), []).append(each)
     rank = dict(_ranks(groups.values()))
+    closed = dict(_closed_ranks(groups.values(), protocol))
     for group in groups.values():
         ceiling = next((each.score for each in group if each.variant == REAL), None)
         for each in group:
@@ -79,9 +84,25 @@ def placed(
                 share_high=way and way.high,
                 share_reason=reason,
                 rank=rank.get((each.system, each.metric)),
+                closed_rank=closed.get((each.system, each.metric)),
                 marks=each.caveats,
                 provenance=provenance(each),
             )
+
+
+def _closed_ranks(
+    groups: Iterable[Sequence[CatalogScore]], protocol: Callable[[CatalogScore], str]
+) -> Iterator[tuple[tuple[str, str], places.Places]]:
+    """Among the models of one protocol, where others are compared too: else it is the rank among all."""
+    by_protocol: dict[str, list[list[CatalogScore]]] = {}
+    for group in groups:
+        models = [each for each in group if each.variant == CONTROL]
+        protocols = {protocol(each) for each in models}
+        for name in sorted(protocols - {""}) if len(protocols) > 1 else ():
+            of_one = [each for each in models if protocol(each) == name]
+            by_protocol.setdefault(name, []).append(of_one)
+    for tables in by_protocol.values():
+        yield from _ranks(tables)
 
 
 def _ranks(

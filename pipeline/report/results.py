@@ -75,6 +75,7 @@ class Results:
     weights: Mapping[str, str]  # system -> identity of its weights or pictures; '' = it has none
     scores: tuple[CatalogScore, ...]
     origins: Mapping[str, str]  # system -> whose it is
+    protocols: Mapping[str, str]  # system -> identity of base and sampling; '' = a way of its own
 
 
 def draws_hash(prompts: int) -> str:
@@ -92,6 +93,7 @@ def write(
         "made_by": results.board.version,
         "conditions": {name: vars(mark) for name, mark in results.marks.items()},
         "weights": dict(results.weights),
+        "protocols": dict(results.protocols),
     }
     table = pa.Table.from_pylist(
         [
@@ -149,6 +151,7 @@ def read(path: Path) -> Results:
             weights={str(name): str(mark) for name, mark in run["weights"].items()},
             scores=tuple(score for score, _ in rows),
             origins={score.system: origin for score, origin in rows},
+            protocols={score.system: str(run["protocols"][score.system]) for score, _ in rows},
         )
     except BROKEN as error:
         raise _wrong(path, error) from error

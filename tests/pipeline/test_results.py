@@ -88,6 +88,7 @@ def made(
     mark: Mark = MARK,
     submitted: tuple[str, ...] = (),
     weights: str = "",
+    protocol: str = "p",
 ) -> Results:
     """Of one leaderboard: its models, its base without control, the real images."""
     scores = [score(f"{model}/canny/{CONTROL}", level, hash_of(model)) for model, level in models.items()]
@@ -99,6 +100,7 @@ def made(
         weights={each.system: weights or f"weights of {each.system} {each.value:.6f}" for each in scores},
         scores=tuple(scores),
         origins={each.system: name for each in scores},
+        protocols={each.system: "" if each.model in submitted else protocol for each in scores},
     )
 
 
@@ -127,6 +129,7 @@ def test_results_are_read_as_they_were_written_and_equal_ones_are_equal_files(tm
     path = save(of, tmp_path / "a.zip")
     again = results.read(path)
     assert (again.marks, again.weights, again.origins) == (of.marks, of.weights, of.origins)
+    assert again.protocols == of.protocols
     for mine, theirs in zip(of.scores, again.scores, strict=True):
         assert vars(mine) | {"score": None} == vars(theirs) | {"score": None}
         assert (
@@ -182,6 +185,25 @@ def test_what_two_files_have_alike_is_there_once_and_the_same_name_with_other_we
     assert found.origins["ours/canny/control"] == "one"
     with pytest.raises(MillError, match=r"ours on canny has other weights in a than in c"):
         merged([(Path("a"), one), (Path("c"), made("three", {"ours": 0.6}, weights="x"))])
+
+
+def test_those_of_one_protocol_have_places_among_themselves_too() -> None:
+    """In the open track all have one."""
+    one = made("one", {"ours": 0.6, "worse": 0.3, "foreign": 0.5}, submitted=("foreign",))
+    other = made("other", {"theirs": 0.75}, protocol="q")
+    found = {
+        it.model: it
+        for it in merged([(Path("a"), one), (Path("b"), other)]).board.scores
+        if it.arm == CONTROL
+    }
+    assert {model: it.rank for model, it in found.items()} == {
+        "theirs": (1, 1), "ours": (2, 2), "foreign": (3, 3), "worse": (4, 4),
+    }  # fmt: skip
+    assert {model: it.closed_rank for model, it in found.items()} == {
+        "theirs": None, "ours": (1, 1), "foreign": None, "worse": (2, 2),
+    }  # fmt: skip
+    alone = merged([(Path("a"), made("one", {"ours": 0.6, "worse": 0.3}))]).board.scores
+    assert all(it.closed_rank is None for it in alone)
 
 
 def test_two_leaderboards_of_one_name_keep_their_origins_apart() -> None:
