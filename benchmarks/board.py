@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import statistics
 import sys
 import tempfile
@@ -56,11 +57,13 @@ from pipeline.benchmark.systems import (
 )
 from pipeline.benchmark.tasks import tasks_of
 from pipeline.catalog import Catalog
+from pipeline.commands import leaderboard as board_commands
 from pipeline.experiment.base import base_fingerprint, base_spec, latent_key
 from pipeline.experiment.pairs import planned_runs
 from pipeline.manifest import Manifest
 from pipeline.plan import Plan
-from pipeline.report import leaderboard_evidence, leaderboard_scores
+from pipeline.report import leaderboard_evidence, leaderboard_scores, listings, results, stored
+from pipeline.report.site import picture_of
 from pipeline.run import activate
 from pipeline.storage import codec, shards
 from pipeline.storage.shards import Shard
@@ -409,7 +412,7 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
 def estimated(root: Path) -> dict[str, Any]:
     """Fills the table of scores; what a system that is really estimated takes."""
     made = plan.load_saved(Workspace(root / "workspace"))
-    known: dict[tuple[str, bool], list[tuple[Any, Any]]] = {}
+    known: dict[tuple[str, bool], list[estimates.Estimated]] = {}
     each: list[dict[str, float]] = []
     scores_of, rng = estimates._scores, np.random.default_rng(0)
 
@@ -417,9 +420,9 @@ def estimated(root: Path) -> dict[str, Any]:
         which = CONDITIONS[it.system.condition].kind, it.system.variant == REAL
         if which not in known:
             each.append(timed(lambda: known.update({which: list(scores_of(made, it, real, drawn))})))
-        for metric, score in known[which]:
+        for metric, score, said in known[which]:
             by = FLOOR.get(it.system.variant, 0) * (1 if metric.higher_is_better else -1)
-            yield metric, score if it.system.variant == REAL else elsewhere(score, by, rng)
+            yield metric, score if it.system.variant == REAL else elsewhere(score, by, rng), said
 
     estimates._scores = quick  # type: ignore[assignment]
     catalog = Catalog(made.workspace)
@@ -469,6 +472,49 @@ def written(root: Path, folder: Path) -> dict[str, Any]:
     first = timed(work)
     peak, of_first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, dict(parts)
     return {"first": first, "parts": of_first, "again": timed(work), "peak_mib": peak}
+
+
+def joined(root: Path) -> dict[str, Any]:
+    """Results of the workspace, those of a twin with other names, and one leaderboard of both."""
+    made = plan.load_saved(Workspace(root / "workspace"))
+    report = made.workspace.root / "report" / "leaderboard"
+    if not (report / "leaderboard.json").exists():
+        shutil.copytree(root / "pages-0", report)
+    ours, twin = root / "ours.zip", root / "twin.zip"
+    exporting = timed(lambda: board_commands.export(made, Catalog(made.workspace), ours, lambda line: None))
+    of = results.read(ours)
+    own = {each.model for each in of.scores if each.variant in (CONTROL, SHUFFLED)}
+    called = {it.system: f"twin-{it.system}" if it.model in own else it.system for it in of.scores}
+    name = {it.model: f"twin-{it.model}" if it.model in own else it.model for it in of.scores}
+    scores = tuple(replace(it, system=called[it.system], model=name[it.model]) for it in of.scores)
+    board = of.board
+    other = replace(
+        of,
+        board=replace(
+            board,
+            name="twin",
+            models=tuple(replace(it, name=name.get(it.name, it.name)) for it in board.models),
+            scores=tuple(replace(it, model=name[it.model]) for it in board.scores),
+            evidence=tuple(replace(it, model=name[it.model]) for it in board.evidence),
+            speeds=(),
+        ),
+        weights={called[system]: mark for system, mark in of.weights.items()},
+        scores=scores,
+        origins={it.system: "twin" for it in scores},
+    )
+    table = results.samples_of(ours)
+    pictures = {path.name: path.read_bytes() for path in (report / "pictures").iterdir()}
+    text = listings.lines(listings.plain(other.board, picture_href))
+    results.write(twin, other, table, text.encode(), pictures)
+    merging = timed(lambda: board_commands.merge([ours, twin], root / "board", lambda line: None))
+    found = stored.read(root / "board")
+    placed = {it.model for it in found.scores if it.rank}
+    return {"export": exporting, "merge": merging, "models": len(placed), "bytes": ours.stat().st_size}
+
+
+def picture_href(content: Any) -> str | None:
+    filed = picture_of(content, {})
+    return filed.href if filed else None
 
 
 def opened(page: Path) -> float:
@@ -522,6 +568,7 @@ def main() -> None:
             runs.append(apart(written, root, root / f"pages-{number}"))
             found["load"].append(os.getloadavg()[0])
         pages = root / "pages-0"
+        found["merge"] = apart(joined, root)
         shown = {"leaderboard.html": "page", "evidence-canny.html": "evidence"} if PROGRAM else {}
         opening = {name: [opened(pages / file) for _ in range(args.repeats)] for file, name in shown.items()}
         found |= {
@@ -562,6 +609,11 @@ def told(found: dict[str, Any]) -> None:
         **{f"open the {name}": seconds for name, seconds in found["open"].items()},
     }.items():
         print(f"  {name:20} {seconds:6.2f} s")
+    joining = found["merge"]
+    print(
+        f"  {'export results':20} {joining['export']['seconds']:6.2f} s, {joining['bytes'] / 2**20:.0f} MiB"
+    )
+    print(f"  {'merge two':20} {joining['merge']['seconds']:6.2f} s, {joining['models']} models")
     one = found["estimate"]["median_of_a_system"]
     print(
         f"  estimate of a system {one['seconds']:6.2f} s, {one['cpu']:.2f} s of CPU (median of"

@@ -14,7 +14,7 @@ _SPARSE = {
     "cmmd": ", where two sets of one kind seem apart",
 }
 _BIASED = {"fd": "biased", "fd_groups": "biased", "fd_infinity": "extrapolated from few"}
-ENOUGH = 200  # people or lines, from which an average precision is high by 0.02 at most
+ENOUGH = 500  # people or lines, from which an average precision is high by 0.02 at most
 _ASKED = {  # average precision -> what of a sample's counts says how many there are to be found
     **dict.fromkeys(("people_ap", "people_ap50", "people_ap75"), "n_truth"),
     **{f"people_ap_{size}": f"n_truth_{size}" for size in people.SIZES},
@@ -29,7 +29,7 @@ def of_distance(metric: Metric, *, made: int, real: int, asked: int) -> list[str
     Both sides count: however many are made of a prompt, their distance is to the few real ones. What has no
     image has no features either, and no worst: leaving it out may help, so the score has no rank.
     """
-    n, what = min(made, real), metric.name.partition(" ")[0]
+    n, what = min(made // metric.groups, real), metric.name.partition(" ")[0]
     said = []
     if made < asked:
         said.append(
@@ -38,7 +38,6 @@ def of_distance(metric: Metric, *, made: int, real: int, asked: int) -> list[str
         )
     if what in _SPARSE and n < SPARSE:
         said.append(f"high for few: n = {n:,} < {SPARSE:,}{_SPARSE[what]}{_RANKED_BY} kd")
-    n //= metric.groups
     if what in _BIASED and metric.dimensions and frechet.ranking(n, metric.dimensions) != "fd":
         said.append(
             f"{_BIASED[what]}: n = {n:,} < {frechet.ENOUGH} × {metric.dimensions:,} dimensions{_RANKED_BY} kd"
@@ -49,7 +48,7 @@ def of_distance(metric: Metric, *, made: int, real: int, asked: int) -> list[str
 def of_precision(metric: Metric, counts: Sequence[Counts]) -> list[str]:  # of one sample of each prompt
     """An average precision takes the best precision at each recall or beyond, and of few that is chance.
 
-    It keeps its rank: at equal n the bias of two systems differs by less than their standard error.
+    It keeps its rank: at equal n the bias of two systems differs by about a standard error at most.
     """
     if metric.name not in _ASKED:
         return []
@@ -58,7 +57,7 @@ def of_precision(metric: Metric, counts: Sequence[Counts]) -> list[str]:  # of o
         return []
     what = "people" if metric.kind == "people" else "lines"
     return [
-        f"high for few: {asked:,} {what} < {ENOUGH}, of which it is high by chance (of 20 by up to 0.06, of"
+        f"high for few: {asked:,} {what} < {ENOUGH}, of which it is high by chance (of 20 by up to 0.08, of"
         f" {ENOUGH} by 0.02); compare it at equal n only"
     ]
 

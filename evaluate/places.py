@@ -3,12 +3,13 @@ hold by them.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from evaluate.replicates import LEVEL, Replicated, difference
+from evaluate.replicates import LEVEL, Replicated, chances
 
 
 def beyond_chance(
@@ -45,17 +46,14 @@ def ranks_of(tables: Sequence[Table]) -> list[list[Places]]:
     """A place is lost only to those that are better beyond chance, where the pairs of all the tables are one
     family: whoever reads thirteen of them would else find a difference where there is none.
     """
-    pairs = [
-        (number, i, j)
-        for number, table in enumerate(tables)
-        for i, j in itertools.combinations(range(len(table.scores)), 2)
-    ]
-    differences = [difference(tables[n].scores[i], tables[n].scores[j]) for n, i, j in pairs]
+    found = [chances(table.scores) for table in tables]
+    told = iter(beyond_chance([None if math.isnan(p) else float(p) for table in found for p in table]))
     better = [np.zeros((len(table.scores),) * 2, bool) for table in tables]
-    told = beyond_chance([each.p for each in differences])
-    for (number, i, j), each in itertools.compress(zip(pairs, differences, strict=True), told):
-        first = (each.value > 0) == tables[number].higher_is_better
-        better[number][(i, j) if first else (j, i)] = True
+    for table, beats in zip(tables, better, strict=True):
+        for i, j in itertools.combinations(range(len(table.scores)), 2):
+            if next(told):
+                first = (table.scores[i].value > table.scores[j].value) == table.higher_is_better
+                beats[(i, j) if first else (j, i)] = True
     return [
         [(1 + int(beats[:, k].sum()), len(beats) - int(beats[k].sum())) for k in range(len(beats))]
         for beats in better

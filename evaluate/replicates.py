@@ -5,7 +5,6 @@ their samples.
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -121,11 +120,29 @@ def difference(a: Replicated, b: Replicated) -> Difference:
     return Difference(value, *around, _p(value, error, a))
 
 
+def chances(
+    scores: Sequence[Replicated],
+) -> NDArray[
+    np.float64
+]:  # [pairs], as itertools.combinations gives them; NaN where there are too few prompts
+    """`difference(a, b).p` of all pairs of one table, at once."""
+    from scipy import special
+
+    errors = _all_paired(scores)
+    first, second = np.triu_indices(len(scores), 1)
+    values = np.array([each.value for each in scores])
+    apart = np.abs(values[first] - values[second])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = 2 * special.stdtr(_freedom(scores[0]) if scores else 1, -apart / errors)
+    found[errors == 0] = np.where(apart[errors == 0] == 0, 1.0, 0.0)
+    return np.asarray(found)
+
+
 def detectable(scores: Sequence[Replicated]) -> float | None:
     """The true difference that a benchmark like this finds in 80 % of repeats, at 5 %, by the median pair's
     error; None = no two differ.
     """
-    errors = [error for a, b in itertools.combinations(scores, 2) if (error := _paired(a, b))]
+    errors = [float(error) for error in _all_paired(scores) if error > 0]
     if not errors:
         return None
     return float(np.median(errors)) * sum(
@@ -195,18 +212,37 @@ def normalized_score(
 
 def _paired(a: Replicated, b: Replicated) -> float | None:
     """Standard error of a - b on the same prompts."""
-    if (a.method, a.replicates.shape, a.clusters) != (b.method, b.replicates.shape, b.clusters):
-        raise ValueError("scores to compare must be of one benchmark, replicated alike")
+    _must_be_alike(a, b)
     return _error(a.replicates.astype(np.float64) - b.replicates, a)
 
 
+def _all_paired(scores: Sequence[Replicated]) -> NDArray[np.float64]:
+    """`_paired` of all pairs, as itertools.combinations gives them; NaN where there are too few prompts."""
+    for other in scores[1:]:
+        _must_be_alike(scores[0], other)
+    rows = np.array([each.replicates for each in scores], np.float64)
+    apart = [_errors(rows[number] - rows[number + 1 :], scores[0]) for number in range(len(scores) - 1)]
+    return np.concatenate(apart) if apart else np.empty(0)
+
+
+def _must_be_alike(a: Replicated, b: Replicated) -> None:
+    if (a.method, a.replicates.shape, a.clusters) != (b.method, b.replicates.shape, b.clusters):
+        raise ValueError("scores to compare must be of one benchmark, replicated alike")
+
+
 def _error(replicates: NDArray[np.float64], of: Replicated) -> float | None:
-    count = len(replicates)
+    return None if len(replicates) < 2 else float(_errors(replicates[None], of)[0])
+
+
+def _errors(replicates: NDArray[np.float64], of: Replicated) -> NDArray[np.float64]:  # [n, R] -> [n]
+    """Standard errors; NaN of fewer than two replicates."""
+    count = replicates.shape[1]
     if count < 2:
-        return None
+        return np.full(len(replicates), np.nan)
     if of.method == "jackknife":
-        return math.sqrt((count - 1) / count * float(((replicates - replicates.mean()) ** 2).sum()))
-    return float(replicates.std(ddof=1)) * math.sqrt(of.clusters / (of.clusters - 1))
+        apart = replicates - replicates.mean(axis=1, keepdims=True)
+        return np.sqrt((count - 1) / count * (apart**2).sum(axis=1))
+    return np.asarray(replicates.std(axis=1, ddof=1) * math.sqrt(of.clusters / (of.clusters - 1)))
 
 
 def _covariance(a: NDArray[np.float64], b: NDArray[np.float64], of: Replicated) -> float:

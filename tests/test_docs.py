@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 import yaml
 
@@ -25,7 +26,7 @@ from annotate.conditions import CONDITIONS
 from annotate.detectors import DETECTORS
 from annotate.drawing import PROTOCOLS
 from annotate.label_spaces import SOURCES
-from evaluate import fidelity, measures
+from evaluate import caveats, fidelity, measures
 from pipeline import MillError, __version__, manifest, plan
 from pipeline.catalog import Catalog, Selection
 from pipeline.cli import main
@@ -492,6 +493,65 @@ def test_the_figures_of_intervals_are_those_of_the_benchmark() -> None:
     for row in told["planted"]:
         place = (4, 8, 16, 32).index(row["noise"]) + 1
         assert row["rank"] == f"{place}-{place}" and row["n"] == 200, f"{MEASURES} says: in their order"
+
+
+def test_the_figures_of_few_samples_and_whole_tables_are_those_of_the_benchmark() -> None:
+    told = result("intervals.json")
+    check_table(
+        "Score | Prompts | Held of 100 | Of logits | Left what is possible",
+        [
+            [row["score"], str(row["n"]), f"{row['holds %']:.0f}"]
+            + (
+                ["–"] * 2
+                if row["logit %"] is None
+                else [f"{row[key]:.0f}" for key in ("logit %", "leaves %")]
+            )
+            for row in told["coverage"]
+        ],
+        MEASURES,
+    )
+    assert {row["repeats"] for row in told["coverage"]} == {100, 1000}
+    check_table(
+        "Scores of equal systems | Each condition alone | All together | Places of five systems",
+        [
+            [row["scores"], *(f"{row[f'{how} %']:.1f} %" for how in ("alone", "together", "places"))]
+            for row in told["false signs"]
+        ],
+        MEASURES,
+    )
+    assert {row["tables"] for row in told["false signs"]} == {400}
+    check_table(
+        "AP | People | High by, unsure scores | Sure scores | Spread | Told apart",
+        [
+            [f"{row['AP']:g}", str(row["people"])]
+            + [f"{row[key]:.3f}" for key in ("bias, unsure", "bias, sure", "spread")]
+            + [f"{row['told apart %']:.0f} %"]
+            for row in told["few"]
+        ],
+        MEASURES,
+    )
+    most = {n: max(row["bias, unsure"] for row in told["few"] if row["people"] == n) for n in (20, 500)}
+    check_sentence(f"high by up to {most[20]:.2f} of 20 people and by {most[500]:.2f} of 500", MEASURES)
+    counts = [{"n_truth": np.ones(1, np.int32)}] * 20
+    (mark,) = caveats.of_precision(measures.metric("people_ap"), counts)
+    assert f"of 20 by up to {most[20]:.2f}, of 500 by {most[500]:.2f}" in mark
+    apart = [row["told apart %"] for row in told["few"]]
+    check_sentence(f"are told apart in {min(apart):.0f} to {max(apart):.0f} of 100 repeats at 5 %", MEASURES)
+    keys = ("precision", "recall", "density", "coverage", "cmmd")
+    check_table(
+        "Made | Images | Precision | Recall | Density | Coverage | CMMD",
+        [[row["made"], str(row["n"]), *(f"{row[key]:.2f}" for key in keys)] for row in told["neighbours"]],
+        MEASURES,
+    )
+    found = {(row["made"], row["n"]): row for row in told["neighbours"]}
+    recall, apart_by = (
+        [found[made, n][key] for n in (20, caveats.SPARSE)]
+        for made, key in (("half", "recall"), ("same", "cmmd"))
+    )
+    check_sentence(f"recall is {recall[0]:.2f} of 20 images and {recall[1]:.2f} of 1,000", MEASURES)
+    check_sentence(
+        f"CMMD of two sets of one kind is {apart_by[0]:.2f} of 20 and {apart_by[1]:.2f} of 1,000", MEASURES
+    )
 
 
 def test_the_figures_of_own_code_and_libraries_are_those_of_the_benchmark() -> None:

@@ -39,7 +39,7 @@ def scheduler(
     if steps > known or not _fits(made, steps, known):
         raise ValueError(
             f"the sampler {sampler} can't take {steps} steps on this base, which has {known} timesteps with a"
-            f" {made.config.timestep_spacing!r} spacing of them: take fewer steps, such as {known // 20}"
+            f" {made.config.timestep_spacing} spacing: take another number of steps, such as {known // 20}"
         )
     return made
 

@@ -2,7 +2,9 @@
 normalized score.
 """
 
+import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from evaluate.replicates import (
     Replicated,
     blocks,
     bootstrap_weights,
+    chances,
     detectable,
     difference,
     normalized_score,
@@ -294,3 +297,19 @@ def test_the_interval_of_a_normalized_score_covers_where_draws_put_the_real_imag
             inside += it.low <= 0.5 <= it.high
     assert above > 100, "of what is measured here"
     assert inside / len(found) > 0.92
+
+
+@pytest.mark.parametrize("method", ["bootstrap", "jackknife"])
+def test_all_pairs_at_once_have_the_chances_of_each_alone(method: Any) -> None:
+    draw = np.random.default_rng(3)
+    rows = draw.normal(0, 1, (5, 20)).astype(np.float32)
+    rows[4] = rows[3]  # no difference, and an error of none
+    scores = [
+        Replicated(value, row, method, 20) for value, row in zip([0.0, 1.0, 0.2, 0.5, 0.5], rows, strict=True)
+    ]
+    alone = [difference(a, b).p for a, b in itertools.combinations(scores, 2)]
+    assert np.allclose(chances(scores), np.array(alone, float), rtol=1e-9) and alone[-1] == 1.0
+    few = [Replicated(value, np.empty(0, np.float32), method, 1) for value in (0.0, 1.0)]
+    assert np.isnan(chances(few)).all() and chances(scores[:1]).size == 0
+    with pytest.raises(ValueError, match="replicated alike"):
+        chances([scores[0], few[0]])

@@ -152,7 +152,7 @@ def test_a_mistake_is_one_sentence_that_says_where(
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
-    told = problem(tmp_path, GOOD.replace("name: x", "name: x\nimage: {resolution: 1, fit: squash}"))
+    told = problem(tmp_path, GOOD.replace("name: x", "name: x\nimage: {resolution: 1, fit: stretch}"))
     assert len(told.splitlines()) == 2
 
 

@@ -17,7 +17,7 @@ from evaluate.comparison import Metric
 from evaluate.replicates import bootstrap_weights, of_means
 from pipeline import MillError
 from pipeline.benchmark.systems import CONTROL, NO_CONTROL, PLAIN, REAL
-from pipeline.commands.leaderboard import merge
+from pipeline.commands.leaderboard import _lm_eval, merge
 from pipeline.report import results, stored
 from pipeline.report.leaderboard_data import FrozenBenchmark, Leaderboard, LeaderboardModel, Measure, Score
 from pipeline.report.merging import merged
@@ -293,3 +293,19 @@ def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         file.writestr("run.json", "{}")
     with pytest.raises(MillError, match="twice"):
         results.read(path)
+
+
+def test_a_model_has_the_shape_of_lm_evaluation_harness() -> None:
+    of = made("ours", {"ours": 0.6, "worse": 0.3})
+    told = _lm_eval(of, "ours", [each for each in of.scores if each.model == "ours"])
+    (first,) = [each for each in of.scores if each.model == "ours"]
+    assert told["results"] == {
+        "canny": {
+            "alias": "canny", "edge_f1_bsds,none": first.value, "edge_f1_bsds_stderr,none": first.score.error,
+        }
+    }  # fmt: skip
+    assert told["n-samples"] == {"canny": {"original": PROMPTS, "effective": PROMPTS}}
+    assert told["higher_is_better"] == {"canny": {"edge_f1_bsds": True}}
+    assert told["task_hashes"] == told["versions"] == {"canny": MARK.task}
+    assert told["configs"]["canny"]["seeds"] == (0,) and told["model_name"] == "ours"
+    json.dumps(told)

@@ -23,6 +23,8 @@ from pipeline.benchmark.resemblance import Code, Codes
 from pipeline.benchmark.systems import Item
 from pipeline.benchmark.tasks import Asked, FrozenTask
 from pipeline.commands.benchmark import check
+from pipeline.report import stored
+from pipeline.storage import codec
 from pipeline.storage.workspace import sha256_file
 from tests.conftest import Command
 
@@ -401,6 +403,25 @@ def test_a_code_survives_its_text_and_tells_no_other_picture() -> None:
     codes = Codes({item.image_id: resemblance.code(PHOTOGRAPHS[item.image_id]) for item in TASK.items})
     others = [textured(number) for number in range(1000, 1100)]
     assert not any(codes.copied(pixels, TASK.items[0].image_id) for pixels in others)
+
+
+SHOWCASE = Path(__file__).parents[2] / "docs" / "showcase" / "leaderboard"
+
+
+def shifted(pixels: np.ndarray) -> np.ndarray:
+    return np.roll(pixels, (9, -17), (0, 1))
+
+
+def test_no_sample_of_the_showcase_is_refused_and_every_copy_of_its_photographs_is_known() -> None:
+    """Its models follow hint and caption on a base that knows little else, so that they come near."""
+    samples = [it for it in stored.read(SHOWCASE).evidence if it.source]
+    photographs = {it.image_id: codec.decode(it.source or b"") for it in samples}
+    codes = Codes({image_id: resemblance.code(pixels) for image_id, pixels in photographs.items()})
+    assert len(samples) > 70 and len(photographs) > 30
+    assert not [it for it in samples if codes.copied(codec.decode(it.generated), it.image_id)]
+    for change in (recoded, shifted, lambda it: it[:, ::-1], lambda it: cv2.GaussianBlur(it, (0, 0), 1.5)):
+        for image_id, pixels in photographs.items():
+            assert codes.copied(np.ascontiguousarray(change(pixels)), image_id) == image_id
 
 
 def test_flat_pictures_are_copies_of_flat_ones_only() -> None:
