@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.chromium import PROGRAM, Page, chromium
+from pipeline.report import leaderboard
 from pipeline.report.contents import ConditionRow, Estimate, Gains, LibraryRow, ReportData, SummaryRow
+from pipeline.report.leaderboard_data import Leaderboard
 from pipeline.report.site import TEMPLATES, render, score_groups
 from tests.pages import HtmlPage
+from tests.pipeline.test_leaderboard_site import F1, benchmark, witness
+from tests.pipeline.test_leaderboard_site import score as board_score
 from tests.pipeline.test_report_site import score
 
 SHOWCASE = Path(__file__).parents[2] / "docs" / "showcase" / "leaderboard"
@@ -133,6 +137,35 @@ def test_the_same_detector_is_said_only_where_it_read_the_map_again(tmp_path: Pa
         page = HtmlPage(render(ReportData(name="demo", scores=(replace(row, maker=maker),)), tmp_path))
         assert "the same detector" not in page.text and page.text.count("read again by") == bool(words)
         assert words in page.text
+
+
+@pytest.mark.parametrize(
+    ("reader", "words"),
+    [
+        ("opencv-canny 00ff", "the same detector"),
+        ("opencv-canny 11aa", "another version or setting"),
+        ("other 11aa", "another detector"),
+        ("", "no detector"),
+    ],
+)
+def test_the_leaderboard_tells_who_read_a_condition_again_by_the_fingerprint(
+    reader: str, words: str, tmp_path: Path
+) -> None:
+    board = Leaderboard(
+        name="demo",
+        metrics=(F1,),
+        benchmarks=(benchmark("canny", reader=reader),),
+        scores=(board_score("alpha", 0.7),),
+        evidence=(witness("alpha", "best", 1, 0.9),),
+    )
+    page = leaderboard.render(board, tmp_path)
+    numbers, evidence = (HtmlPage(it).text for it in (page, tmp_path / "evidence-canny.html"))
+    assert f"read again by {words}" in numbers
+    assert words in evidence.replace("The same", "the same").replace("another, other", "another detector")
+    others = {"the same detector", "another version or setting", "another detector", "no detector"} - {words}
+    assert not any(it in numbers for it in others)
+    told = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    assert f"read again by {reader or 'no detector'}." in told
 
 
 @pytest.fixture(scope="module")
