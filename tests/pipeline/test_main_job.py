@@ -422,7 +422,7 @@ def test_a_workspace_with_scores_of_a_measure_that_is_gone_is_read_and_does_not_
     frozen = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["benchmarks"][0]
     assert (frozen["resolution"], frozen["data"]) == (
         64,
-        f"folder photos: {frozen['images']} images of the test split",
+        f"folder photos: {frozen['images']} images of the test split, {len(frozen['seeds'])} samples of each",
     )
 
 
