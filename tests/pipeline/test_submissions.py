@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from pipeline.commands.benchmark import check
 from pipeline.report import stored
 from pipeline.storage import codec
 from pipeline.storage.workspace import sha256_file
-from tests.conftest import Command
+from tests.conftest import OPEN, Command
 
 SIDE, PROMPTS, SEEDS = 96, 6, (0, 1)
 TASK = FrozenTask(
@@ -371,6 +373,50 @@ def test_submitted_pictures_are_ranked_by_what_they_keep_with_their_ties(
     assert refused.returncode == 1 and "1 of 24 pictures are missing" in refused.stderr
 
 
+@pytest.mark.slow
+def test_the_example_for_submitters_makes_pictures_that_may_enter(
+    controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With diffusers' own pipeline, on a base and a ControlNet that are here."""
+    import datasets
+
+    folder(20)
+    path = manifest(
+        image="{resolution: 128}",
+        conditions="{canny: {}}",
+        split="{test: 0.5, validation: 0.1}",
+        evaluate="{base: mini, benchmark: {samples: 2}}",
+    )
+    assert controlmill("run", path, "--stages", "ingest,annotate").returncode == 0
+    assert controlmill("benchmark", "export", "ws", "out").returncode == 0
+    rows = datasets.load_dataset(
+        str(tmp_path / "out"), "canny", split="test", cache_dir=str(tmp_path / "cache")
+    )
+    assert len(rows) == 2 and rows[0]["hint"].size == (128, 128) and rows[0]["prompt"].startswith("picture")
+    readme = (tmp_path / "out" / "README.md").read_text()
+    example = readme.partition("```python\n")[2].partition("```")[0]
+    assert len(example.splitlines()) <= 18
+    for there, here in {
+        "lllyasviel/control_v11p_sd15_canny": str(MINI / "roots" / "canny"),
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": str(MINI / "base"),
+        '"cuda"': '"cpu"',
+        "**size)": "**size, num_inference_steps=3)",
+    }.items():
+        assert there in example
+        example = example.replace(there, here)
+    done = subprocess.run(
+        [sys.executable, "-c", example],
+        cwd=tmp_path / "out",
+        env=OPEN,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = controlmill("benchmark", "check", "out/canny", "out/pictures")
+    assert told.returncode == 0 and "may enter the benchmark canny" in told.stdout, told.stdout
+
+
 def submit(benchmark: Path, dest: Path, noise: float, *, seed: int, with_floor: bool) -> None:
     """Photographs in false colours, so that they are no copies, under noise."""
     draw = np.random.default_rng(seed)
@@ -405,6 +451,7 @@ def test_a_code_survives_its_text_and_tells_no_other_picture() -> None:
     assert not any(codes.copied(pixels, TASK.items[0].image_id) for pixels in others)
 
 
+MINI = Path(__file__).parents[2] / "train" / "mini"
 SHOWCASE = Path(__file__).parents[2] / "docs" / "showcase" / "leaderboard"
 
 
