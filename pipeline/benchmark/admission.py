@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import MillError
-from pipeline.benchmark import resemblance
+from pipeline.benchmark import entrants, resemblance
 from pipeline.benchmark.evidence import photograph, photographs
 from pipeline.benchmark.resemblance import Codes
 from pipeline.benchmark.submissions import FACTS, FAILED, OWN, PLAIN, SHUFFLED, Submission, picture
-from pipeline.benchmark.systems import ARM_OF, Item, System, submissions_of
+from pipeline.benchmark.systems import ARM_OF, Item, System
 from pipeline.benchmark.tasks import AskedSample, FrozenTask, Task, file_of, frozen_task
 from pipeline.catalog import Catalog
 from pipeline.plan import Plan
@@ -46,7 +46,7 @@ def admit(plan: Plan, catalog: Catalog, system: System) -> Submission:
     """The pictures of a submitted system. MillError, a sentence for each fault, where they are refused."""
     it, submission = next(
         (it, submission)
-        for it, submission in submissions_of(plan)
+        for it, submission in entrants.submitted(plan)
         if (it.name, it.condition) == (system.model, system.condition)
     )
     places = photographs(catalog, [item.image_id for item in system.items])

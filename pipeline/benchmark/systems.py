@@ -2,25 +2,22 @@
 held-out pairs.
 """
 
-import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from annotate.annotator import PROVIDED
 from annotate.conditions import CONDITIONS
 from evaluate import fidelity
 from pipeline import MillError
-from pipeline.benchmark import networks, submissions
+from pipeline.benchmark import entrants, networks, submissions
 from pipeline.catalog import Catalog
 from pipeline.dataset.changes import Renewed, renewed
 from pipeline.experiment.base import base_fingerprint, base_spec
-from pipeline.experiment.pairs import PlannedRun, called, planned_runs
-from pipeline.experiment.warm_starts import warm_folder, warm_starts
-from pipeline.manifest import Evaluate, Submitted
+from pipeline.experiment.pairs import called, planned_runs
+from pipeline.manifest import Evaluate
 from pipeline.plan import Plan
-from pipeline.storage.workspace import DAMAGED_CHECKPOINT, fingerprint
+from pipeline.storage.workspace import fingerprint
 
 LEAST = 2  # pairs of a benchmark
 
@@ -47,17 +44,6 @@ class Item:
     width: int
     map_shard: str
     row: int
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """A ControlNet that is compared on one condition."""
-
-    model: str  # a run's name, or the manifest's for an external checkpoint
-    condition: str
-    checkpoint: str  # below the workspace, or the absolute path of an external one
-    weights: str  # identity
-    title: str | None = None  # what the manifest calls the run
 
 
 @dataclass(frozen=True)
@@ -150,18 +136,18 @@ def _systems(plan: Plan, catalog: Catalog, evaluation: Evaluate) -> list[System]
         "SELECT run, conditions, checkpoint FROM runs WHERE status = 'complete' ORDER BY run"
     )
     runs = planned_runs(plan, catalog) if complete else []
-    entrants = [*_trained(complete, runs), *_externals(plan)]
-    submitted = submissions_of(plan)
-    nobody = not entrants and not submitted  # yet, or by intent: then the baselines stand alone
+    compete = [*entrants.trained(complete, runs), *entrants.externals(plan)]
+    submitted = entrants.submitted(plan)
+    nobody = not compete and not submitted  # yet, or by intent: then the baselines stand alone
     if nobody and plan.manifest.train:
         return []
     base = base_fingerprint(base_spec(plan)) if plan.manifest.base else ""
-    kept = _kept(plan, entrants) if EARLIER in evaluation.baselines else {}
-    starts = _starts(plan, catalog, runs, entrants) if BEFORE in evaluation.baselines else {}
+    kept = entrants.kept_checkpoints(plan, compete) if EARLIER in evaluation.baselines else {}
+    starts = entrants.starts(plan, catalog, runs, compete) if BEFORE in evaluation.baselines else {}
     changes = renewed(catalog)
     compared: list[System] = []
     for condition in plan.conditions:
-        of_condition = [entrant for entrant in entrants if entrant.condition == condition]
+        of_condition = [entrant for entrant in compete if entrant.condition == condition]
         of_others = [(it, pictures) for it, pictures in submitted if it.condition == condition]
         if not of_condition and not of_others and not nobody:
             continue
@@ -204,19 +190,6 @@ def _systems(plan: Plan, catalog: Catalog, evaluation: Evaluate) -> list[System]
 
 
 ARM_OF = {submissions.OWN: CONTROL, submissions.SHUFFLED: SHUFFLED, submissions.PLAIN: PLAIN}
-
-
-def submissions_of(plan: Plan) -> list[tuple[Submitted, submissions.Submission]]:
-    """What the manifest says of each, and its pictures. MillError where one of them can't be read."""
-    found = []
-    for number, it in enumerate(plan.manifest.evaluate.submissions if plan.manifest.evaluate else []):
-        folders = [Path(place).expanduser() if place else None for place in (it.shuffled, it.plain)]
-        try:
-            found.append((it, submissions.read(Path(it.images).expanduser(), *folders)))
-        except (MillError, OSError) as error:
-            place = plan.manifest.at("evaluate", "submissions", number)
-            raise MillError(f"{place}: {it.name}: {error}") from error
-    return found
 
 
 def _earlier(control: System, kept: list[tuple[str, int]]) -> Iterator[System]:
@@ -277,73 +250,6 @@ def _benchmark(
         | {"settings": frozen.stored("split", "seeds")}
     )
     return items, fingerprint(common | identity), fingerprint(common | asked), fingerprint(of_all)
-
-
-def _trained(complete: Iterable[tuple[str, list[str], str]], runs: list[PlannedRun]) -> Iterator[Entrant]:
-    """Runs that are complete; one of an earlier manifest is left out: its conditions were made otherwise."""
-    titles = {run.name: run.run.name for run in runs}
-    for run, conditions, checkpoint in complete:
-        if run in titles:
-            weights = fingerprint([run, checkpoint])
-            for name in conditions:
-                yield Entrant(run, name, f"{checkpoint}/{name}", weights, titles[run])
-
-
-def _kept(plan: Plan, entrants: list[Entrant]) -> dict[str, list[tuple[str, int]]]:
-    """Run -> the checkpoints that it kept, and how many images each had seen."""
-    from train import checkpoint
-
-    runs = {entrant.model for entrant in entrants if not Path(entrant.checkpoint).is_absolute()}
-    return {
-        run: [
-            (plan.workspace.relative(it.path), it.images) for it in checkpoint.kept(plan.workspace.run(run))
-        ]
-        for run in runs
-    }
-
-
-def _starts(
-    plan: Plan, catalog: Catalog, runs: list[PlannedRun], entrants: list[Entrant]
-) -> dict[tuple[str, str], tuple[str, str]]:
-    """Run and condition -> the ControlNet that it started from, and its weights; a run that began with the
-    base alone has none.
-    """
-    from train import checkpoint, integrity, pretrained
-
-    models = {entrant.model for entrant in entrants}
-    hashed = functools.cache(pretrained.weights_hash)  # several conditions may share a start
-    out = {}
-    for number, it in enumerate(runs):
-        done = checkpoint.newest(plan.workspace.run(it.name)) if it.name in models and it.run.starts else None
-        for condition, (place, _) in warm_starts(plan, catalog, runs, number).items() if done else ():
-            try:
-                folder = warm_folder(place, it.run.starts[condition])
-            except integrity.Damaged as error:
-                raise MillError(f"evaluate.baselines: warm_start: {error}: {DAMAGED_CHECKPOINT}.") from error
-            weights = hashed(folder)
-            if done and done.meta.get("warm_start", {}).get(condition) != weights:
-                raise MillError(
-                    f"evaluate.baselines: warm_start: {folder} has other weights than those that {it.name}"
-                    f" started from: put them back, delete {done.path.parent} to train it again, or take"
-                    " warm_start out."
-                )
-            below = folder.is_relative_to(plan.workspace.root)
-            out[it.name, condition] = (plan.workspace.relative(folder) if below else str(folder), weights)
-    return out
-
-
-def _externals(plan: Plan) -> Iterator[Entrant]:
-    from train import ema, pretrained
-
-    assert plan.manifest.evaluate is not None
-    for number, it in enumerate(plan.manifest.evaluate.external):
-        try:
-            folder = pretrained.locate(it.checkpoint)
-            weights = pretrained.weights_hash(ema.folder_to_sample(folder))
-        except (OSError, ValueError) as error:
-            place = plan.manifest.at("evaluate", "external", number, "checkpoint")
-            raise MillError(f"{place}: {it.name}: {error}") from error
-        yield Entrant(it.name, it.condition, str(Path(folder).resolve()), weights)
 
 
 def readable(plan: Plan, condition: str) -> bool:

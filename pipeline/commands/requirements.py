@@ -8,8 +8,7 @@ from pathlib import Path
 from annotate import annotator
 from annotate.annotator import Step
 from pipeline import MillError, sources
-from pipeline.benchmark import networks
-from pipeline.benchmark.systems import submissions_of
+from pipeline.benchmark import entrants, networks
 from pipeline.cluster.nodes import Needs, code_version
 from pipeline.experiment.base import RANDOM_BASE
 from pipeline.manifest import Manifest
@@ -112,7 +111,7 @@ def _externals(given: Manifest) -> Iterator[str]:
 
 def _submissions(plan: Plan) -> Iterator[str]:
     try:
-        submissions_of(plan)
+        entrants.submitted(plan)
     except MillError as error:
         yield str(error)
 

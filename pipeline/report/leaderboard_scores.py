@@ -17,7 +17,7 @@ from annotate.conditions import CONDITIONS
 from evaluate import fidelity, measures, replicates, sizes
 from evaluate.comparison import Metric
 from pipeline import __version__
-from pipeline.benchmark import networks
+from pipeline.benchmark import entrants, networks
 from pipeline.benchmark.estimates import replicated
 from pipeline.benchmark.systems import (
     ALONE,
@@ -28,7 +28,6 @@ from pipeline.benchmark.systems import (
     SHUFFLED,
     System,
     readable,
-    submissions_of,
 )
 from pipeline.catalog import Catalog
 from pipeline.experiment.base import ON_RANDOM_WEIGHTS, RANDOM_BASE
@@ -213,7 +212,7 @@ def _source(source: AnySource) -> str:
 def _models(plan: Plan, compared: Mapping[str, System]) -> Iterator[LeaderboardModel]:
     assert plan.manifest.evaluate is not None
     external = {other.name for other in plan.manifest.evaluate.external}
-    submitted = {it.name: given.facts for it, given in submissions_of(plan)}
+    submitted = {it.name: given.facts for it, given in entrants.submitted(plan)}
     seen: dict[str, System] = {}
     for system in compared.values():
         seen.setdefault(system.model, system)

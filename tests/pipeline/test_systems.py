@@ -14,7 +14,8 @@ import pytest
 from pipeline import MillError
 from pipeline import plan as plans
 from pipeline.benchmark import networks
-from pipeline.benchmark.systems import ALONE, BEFORE, EARLIER, Entrant, System, score_key, systems
+from pipeline.benchmark.entrants import Entrant
+from pipeline.benchmark.systems import ALONE, BEFORE, EARLIER, System, score_key, systems
 from pipeline.benchmark.systems import _benchmark as of_benchmark
 from pipeline.cluster.jobs import Job
 from pipeline.commands import requirements
@@ -76,7 +77,7 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
         Entrant("depth", "depth_large", "c3", "w3"),
         Entrant("pose", "pose_openpose", "c4", "w4"),
     ]
-    monkeypatch.setattr("pipeline.benchmark.systems._trained", lambda complete, runs: made)
+    monkeypatch.setattr("pipeline.benchmark.entrants.trained", lambda complete, runs: made)
     monkeypatch.setattr("pipeline.benchmark.systems.base_spec", lambda plan: "base")
     monkeypatch.setattr("pipeline.benchmark.systems.base_fingerprint", lambda spec: "mark")
 
@@ -380,7 +381,7 @@ def test_a_run_stands_beside_the_checkpoints_that_it_kept_on_its_way(
         Entrant("one", "canny", "checkpoints/one/step-2/canny", "w1"),
         Entrant("theirs", "canny", "/elsewhere", "w2"),
     ]
-    monkeypatch.setattr("pipeline.benchmark.systems._trained", lambda complete, runs: made)
+    monkeypatch.setattr("pipeline.benchmark.entrants.trained", lambda complete, runs: made)
     _, found = compared(TEXT.replace("BASELINES", "[no_control, earlier]"))
     earlier = [system for system in found if system.variant == EARLIER]
     told = [(it.name, it.checkpoint, it.seen) for it in earlier]
