@@ -29,7 +29,7 @@ VOCABULARY = Vocabulary(
 )
 SIDE, WIDTHS = 32, (16, 24, 24, 24)
 RED_BOX = Wanted((("box", "red"),), False)
-READ_BY_MINI = [name for name, row in CONDITIONS.items() if row.by_name]
+READ_BY_MINI = [name for name, row in CONDITIONS.items() if "mini" in row.by_name]
 
 
 def truth(count: int = 4) -> Truth:
