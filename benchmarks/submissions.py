@@ -232,16 +232,17 @@ def throughput(folder: Path, images: int, side: int) -> dict[str, Any]:
     plan = plans.make(load(path))
     catalog = Catalog(plan.workspace)
     rows = []
+    codes: dict[str, Code] = {}
     for name in CONDITIONS:
         own, theirs = (
             next(it for it in systems(plan, catalog) if it.condition == name and it.variant == variant)
             for variant in (REAL, CONTROL)
         )
-        ours = made(plan, catalog, own)
+        ours = made(plan, catalog, own, codes)
         scored(plan, own, ours[:1])  # loads the networks
         scoring_ours = scored(plan, own, ours)
         start = time.perf_counter()
-        paths = made(plan, catalog, theirs)
+        paths = made(plan, catalog, theirs, codes)
         taking_in = time.perf_counter() - start
         scoring_theirs = scored(plan, theirs, paths)
         count = len(own.items)
@@ -263,12 +264,12 @@ def throughput(folder: Path, images: int, side: int) -> dict[str, Any]:
     }
 
 
-def made(plan: Plan, catalog: Catalog, system: System) -> list[Path]:
+def made(plan: Plan, catalog: Catalog, system: System, codes: dict[str, Code]) -> list[Path]:
     """A system's samples as shards, as the stage makes them."""
     assert plan.manifest.evaluate is not None
     frozen = plan.manifest.evaluate.benchmark
     tasks = tasks_of(system, frozen)
-    pictures = taken(admit(plan, catalog, system), system, tasks) if system.pictures else ()
+    pictures = taken(admit(plan, catalog, system, codes), system, tasks) if system.pictures else ()
     images = photographs(catalog, [item.image_id for item in system.items])
     paths = []
     for part, start in enumerate(range(0, len(tasks), PART)):

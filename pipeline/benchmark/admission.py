@@ -1,6 +1,7 @@
 """Whether submitted pictures are what a task asks for: else they are refused, each fault in one sentence."""
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +12,14 @@ import numpy as np
 
 from pipeline import MillError
 from pipeline.benchmark import entrants, resemblance
-from pipeline.benchmark.evidence import photograph, photographs
+from pipeline.benchmark.evidence import Place, photographs
 from pipeline.benchmark.resemblance import Codes
 from pipeline.benchmark.submissions import FACTS, FAILED, OWN, PLAIN, SHUFFLED, Submission, picture
 from pipeline.benchmark.systems import ARM_OF, Item, System
 from pipeline.benchmark.tasks import AskedSample, FrozenTask, Task, file_of, frozen_task
 from pipeline.catalog import Catalog
 from pipeline.plan import Plan
+from pipeline.storage import codec, shards
 from pipeline.storage.workspace import sha256_file
 
 NAMED = 3  # files that a sentence names
@@ -42,24 +44,41 @@ class Taken:
         raise MillError(f"{path} was changed while it was taken in: run the same command again.")
 
 
-def admit(plan: Plan, catalog: Catalog, system: System) -> Submission:
+def admit(
+    plan: Plan,
+    catalog: Catalog,
+    system: System,
+    codes: dict[str, resemblance.Code],  # of photographs that are known, by image id; others are added
+) -> Submission:
     """The pictures of a submitted system. MillError, a sentence for each fault, where they are refused."""
     it, submission = next(
         (it, submission)
         for it, submission in entrants.submitted(plan)
         if (it.name, it.condition) == (system.model, system.condition)
     )
-    places = photographs(catalog, [item.image_id for item in system.items])
-
-    def code_of(image_id: str) -> tuple[str, resemblance.Code]:
-        return image_id, resemblance.code(photograph(plan.workspace, places[image_id]))
-
-    with ThreadPoolExecutor() as pool:
-        held_out = Codes(dict(pool.map(code_of, places)))
+    own = [item.image_id for item in system.items]
+    codes |= _codes(plan, photographs(catalog, [image_id for image_id in own if image_id not in codes]))
+    held_out = Codes({image_id: codes[image_id] for image_id in own})
     found = list(faults(frozen_task(plan, catalog, system.condition), submission, held_out))
     if found:
         raise MillError("\n".join(f"{it.name}, {it.images}: {sentence}" for sentence in found))
     return submission
+
+
+def _codes(plan: Plan, places: Mapping[str, Place]) -> dict[str, resemblance.Code]:
+    by_shard: dict[str, dict[int, str]] = {}
+    for image_id, (shard, row) in places.items():
+        by_shard.setdefault(shard, {})[row] = image_id
+
+    def coded(shard: str) -> list[tuple[str, resemblance.Code]]:
+        found = shards.read_rows(plan.workspace.root / shard, by_shard[shard], ["image"])
+        return [
+            (by_shard[shard][row], resemblance.code(codec.decode(stored["image"])))
+            for row, stored in found.items()
+        ]
+
+    with ThreadPoolExecutor() as pool:
+        return dict(itertools.chain.from_iterable(pool.map(coded, by_shard)))
 
 
 def taken(submission: Submission, system: System, tasks: list[Task]) -> tuple[Taken, ...]:

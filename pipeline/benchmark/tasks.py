@@ -3,6 +3,7 @@ compared with it: whoever was asked for the same.
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from annotate.maps import RawMap
 from pipeline.benchmark.systems import Item, System, held_out
 from pipeline.catalog import Catalog
-from pipeline.dataset.maps import read_map
+from pipeline.dataset.maps import read_maps
 from pipeline.manifest import Benchmark
 from pipeline.plan import Plan
 from pipeline.storage.workspace import canonical_json, fingerprint
@@ -93,19 +94,26 @@ def frozen_task(plan: Plan, catalog: Catalog, condition: str) -> FrozenTask:
     assert plan.manifest.evaluate is not None
     frozen, maker = plan.manifest.evaluate.benchmark, plan.conditions[condition]
     items = held_out(plan, catalog, condition)
+    by_shard: dict[str, list[Item]] = {}
+    for item in items:
+        by_shard.setdefault(item.map_shard, []).append(item)
 
-    def asked(item: Item) -> Asked:
-        made = read_map(plan.workspace, item.map_shard, item.row, condition)
-        return Asked(item.image_id, item.caption, item.width, item.height, map_hash(made))
+    def hashed(shard: str) -> list[tuple[str, str]]:
+        made = read_maps(plan.workspace, shard, [item.row for item in by_shard[shard]], condition)
+        return [(item.image_id, map_hash(made[item.row])) for item in by_shard[shard]]
 
     with ThreadPoolExecutor() as pool:  # decoding runs outside Python's lock
-        return FrozenTask(
-            condition=condition,
-            split=frozen.split,
-            maker=f"{maker.step.detector} {maker.fingerprint}",
-            seeds=tuple(frozen.seeds),
-            items=tuple(pool.map(asked, items)),
-        )
+        hashes = dict(itertools.chain.from_iterable(pool.map(hashed, by_shard)))
+    return FrozenTask(
+        condition=condition,
+        split=frozen.split,
+        maker=f"{maker.step.detector} {maker.fingerprint}",
+        seeds=tuple(frozen.seeds),
+        items=tuple(
+            Asked(item.image_id, item.caption, item.width, item.height, hashes[item.image_id])
+            for item in items
+        ),
+    )
 
 
 def map_hash(raw: RawMap) -> str:

@@ -1,6 +1,7 @@
 """Stored raw maps, read back from their shards."""
 
 import json
+from collections.abc import Sequence
 
 from annotate import maps
 from annotate.annotator import Annotation
@@ -38,7 +39,16 @@ def read_annotation(workspace: Workspace, shard: str, row: int, condition: str) 
 
 def read_map(workspace: Workspace, shard: str, row: int, condition: str) -> RawMap:
     """The map of a row that is `ok`, as those of pairs are; MillError where the row holds none."""
-    stored = read_annotation(workspace, shard, row, condition)
+    return read_maps(workspace, shard, [row], condition)[row]
+
+
+def read_maps(workspace: Workspace, shard: str, rows: Sequence[int], condition: str) -> dict[int, RawMap]:
+    """By row, the shard opened once; errors as of `read_map`."""
+    found = shards.read_rows(workspace.root / shard, rows, [field.name for field in shards.MAPS])
+    return {row: _map_of(annotation(found[row], condition), shard, row, condition) for row in rows}
+
+
+def _map_of(stored: Annotation, shard: str, row: int, condition: str) -> RawMap:
     if stored.map is None:
         raise MillError(
             f"{shard}, row {row}: {condition} is {stored.status} and holds no map ({stored.reason}): run the"

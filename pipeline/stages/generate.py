@@ -16,6 +16,7 @@ from annotate import maps
 from pipeline import MillError
 from pipeline.benchmark.admission import Taken, admit, taken
 from pipeline.benchmark.evidence import Place, photographs
+from pipeline.benchmark.resemblance import Code
 from pipeline.benchmark.submissions import Submission
 from pipeline.benchmark.systems import REAL, ROUND_TRIP, Item, System
 from pipeline.benchmark.tasks import PART, Task, tasks_of
@@ -68,6 +69,7 @@ def _jobs(context: StageContext) -> Iterator[Job]:
     benchmark = plan.manifest.evaluate.benchmark
     seen: set[Path] = set()  # systems that can't differ share their samples
     admitted: dict[tuple[str, str], Submission] = {}  # by model and condition
+    codes: dict[str, Code] = {}  # of the photographs that these must not copy
     for system in context.systems:
         images: dict[str, Place] = {}
         if system.variant in (REAL, ROUND_TRIP):
@@ -77,7 +79,7 @@ def _jobs(context: StageContext) -> Iterator[Job]:
         pictures: tuple[Taken, ...] = ()
         if system.pictures and len(committed) < math.ceil(len(tasks) / PART):
             of = system.model, system.condition
-            admitted[of] = admitted.get(of) or admit(plan, catalog, system)
+            admitted[of] = admitted.get(of) or admit(plan, catalog, system, codes)
             pictures = taken(admitted[of], system, tasks)
         for part, start in enumerate(range(0, len(tasks), PART)):
             path = plan.workspace.samples(system.sample_set, system.key, part)
