@@ -119,7 +119,9 @@ KINDS = [
     Kind("record of a stream", r"spool/.*/stream.json", alone=True),
     Kind("pictures of the report", r"report/(leaderboard/)?pictures/.*", unnamed=(gone,)),
     Kind(
-        "pages and tables", r"report/[^/]*|report/leaderboard/[^/]*\.(html|csv|json|md)", unnamed=tuple(WAYS)
+        "pages and tables",
+        r"report/[^/]*|report/leaderboard/[^/]*\.(html|csv|json|md|parquet)",
+        unnamed=tuple(WAYS),
     ),
     Kind("TensorBoard", r"checkpoints/.*/tensorboard/.*", unnamed=tuple(WAYS)),
     Kind("events", r"events\.jsonl", unnamed=tuple(WAYS)),
