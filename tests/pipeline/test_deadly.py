@@ -316,7 +316,7 @@ workers.ray
 
 @pytest.mark.slow
 def test_a_cluster_of_somebody_else_whose_head_is_gone_is_one_sentence() -> None:
-    """In a process of its own: where Ray's raylet goes first, Ray ends the driver, and its reaper says so."""
+    """In a process of its own, which Ray or the watchdog may end."""
     script = """
 from pipeline.cluster import Cluster
 print(Cluster(workers=2).ray.get_runtime_context().gcs_address, flush=True)
@@ -350,8 +350,8 @@ except MillError as error:
     told = subprocess.run(words, cwd=ROOT, env=OPEN, capture_output=True, text=True, timeout=120)
     sentences = [line for line in told.stderr.splitlines() if line.startswith("controlmill: ")]
     assert len(sentences) == 1 and "ray started again" not in told.stdout
-    gone = rf"^controlmill: The Ray cluster at 127.0.0.1:{port} is gone .*: start it again"
-    assert re.match(gone, sentences[0]) or "run it again; it goes on" in sentences[0]
+    # by the driver, or where that waits for Ray too long by its watchdog, or behind it by its reaper
+    assert re.search(r"start it again|run the same command again|run it again", sentences[0]), sentences
     head.kill()
     head.wait()
 
