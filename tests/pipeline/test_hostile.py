@@ -221,7 +221,7 @@ def test_every_hostile_clause_is_a_sentence_or_a_selection() -> None:
 
     for clause in sql.CLAUSES:
         verdict = judged(lambda clause=clause: tried(clause), 60)
-        assert verdict.status == 0 and verdict.peak < MOST, (clause[:200], verdict)
+        assert verdict.status == 0 and verdict.grown < MOST, (clause[:200], verdict)
 
 
 # -- manifests -----------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_a_dry_run_of_a_fuzzed_manifest_ends_with_a_sentence(
             lambda path=path: main(["run", str(path), "--dry-run"], prog_name="controlmill"), LIMIT
         )
         assert verdict.status in (0, 1) and not verdict.crashed and verdict.said.strip(), (path, verdict)
-        assert verdict.peak < MOST
+        assert verdict.grown < MOST
     assert not any((tmp_path / "here").iterdir())
 
 
