@@ -94,7 +94,7 @@ def _export_condition(
         kind=CONDITIONS[condition].kind,
         task=task,
         reader=f"{reader.step.detector} {reader.fingerprint}",
-        protocol=protocol(frozen, str(plan.manifest.base)),
+        protocol=protocol(frozen, plan.manifest.base or "none"),
         licence=_licence(plan),
         made_by=f"controlmill {__version__}",
         held_out=codes,

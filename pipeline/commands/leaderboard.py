@@ -106,7 +106,7 @@ def _of_workspace(plan: Plan, catalog: Catalog) -> tuple[Results, pa.Table]:
     scores = tuple(replace(each, model=compared[each.system].shown) for each in scores)
     names = list(dict.fromkeys(each.condition for each in scores))
     assert plan.manifest.evaluate is not None
-    shared = fingerprint(protocol(plan.manifest.evaluate.benchmark, str(plan.manifest.base)))
+    shared = fingerprint(protocol(plan.manifest.evaluate.benchmark, plan.manifest.base or "none"))
     origin, asked = plan.manifest.name, [name for name in SAMPLE_COLUMNS if name != "origin"]
     table = pa.Table.from_pylist(
         [dict(zip(asked, row, strict=True)) | {"origin": origin} for row in rows],

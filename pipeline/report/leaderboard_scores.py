@@ -178,7 +178,7 @@ def _benchmark(
         scale=frozen.controlnet_conditioning_scale,
         guide_hint=frozen.cfg_hint == "conditional",
         negative=frozen.negative_prompt,
-        base=str(plan.manifest.base),
+        base=plan.manifest.base or "none",
         resolution=plan.manifest.image.resolution,
         data=data(plan.manifest, len(system.items)),
         detector=f"{maker.step.detector} {maker.fingerprint}",
@@ -218,7 +218,8 @@ def _models(plan: Plan, compared: Mapping[str, System]) -> Iterator[LeaderboardM
         seen.setdefault(system.model, system)
     for name, system in seen.items():
         if told := submitted.get(name):
-            words = [f"{key}: {told[key]}" for key in ("model", "protocol", "who", "date", "licence", "url")]
+            asked = ("model", "protocol", "who", "date", "licence", "url")
+            words = [f"{key}: {told[key]}" for key in asked if told[key]]
             yield LeaderboardModel(
                 name=system.shown,
                 kind="submitted",
@@ -229,7 +230,11 @@ def _models(plan: Plan, compared: Mapping[str, System]) -> Iterator[LeaderboardM
             continue
         kind: Any = "baseline" if system.variant in ALONE else "external" if name in external else "run"
         yield LeaderboardModel(
-            name=system.shown, kind=kind, base=str(plan.manifest.base), checkpoint=system.checkpoint, note=""
+            name=system.shown,
+            kind=kind,
+            base=plan.manifest.base or "none",
+            checkpoint=system.checkpoint,
+            note="",
         )
 
 
@@ -284,6 +289,7 @@ def _speeds(catalog: Catalog, compared: Mapping[str, System]) -> Iterator[Speed]
     sql = "SELECT sample_set, sample_key, avg(seconds) FROM samples WHERE status = 'ok' GROUP BY ALL"
     measured = {(name, key): seconds for name, key, seconds in catalog.query(sql)}
     for system in compared.values():
-        if system.variant in (CONTROL, NO_CONTROL) and (system.sample_set, system.key) in measured:
+        drawn_here = system.variant in (CONTROL, NO_CONTROL) and not system.pictures
+        if drawn_here and (system.sample_set, system.key) in measured:
             seconds = measured[system.sample_set, system.key]
             yield Speed(model=system.shown, condition=system.condition, seconds_per_image=seconds)

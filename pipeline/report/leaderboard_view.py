@@ -233,7 +233,8 @@ def _limit(benchmark: FrozenBenchmark, columns: Sequence[Column], primary: int |
 
 def _unplaced(scores: Sequence[Score], columns: Sequence[Column]) -> Iterator[str]:
     absent: dict[str, set[str]] = {}
-    for score in scores:
+    of_models = [score for score in scores if score.arm == "control"]
+    for score in of_models or scores:
         if score.share is None and score.share_reason:
             absent.setdefault(score.share_reason, set()).add(score.metric)
     for reason, names in absent.items():

@@ -366,6 +366,9 @@ def test_submitted_pictures_are_ranked_by_what_they_keep_with_their_ties(
     assert "has no floor of its own" in next(it["share_reason"] for it in first if it["model"] == "e")
     kinds = {it["name"]: it["kind"] for it in board["models"]}
     assert all(kinds[name] == "submitted" for name in damage)
+    assert {it["base"] for it in board["benchmarks"]} == {"none"} and not board["speeds"], (
+        "nothing is drawn here"
+    )
     again = controlmill("run", path)
     assert "generate  nothing to do" in again.stdout and "score     nothing to do" in again.stdout
     (tmp_path / "e" / sorted(path.name for path in (tmp_path / "e").glob("*.png"))[0]).unlink()
