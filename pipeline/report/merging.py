@@ -7,7 +7,7 @@ from pathlib import Path
 from annotate.conditions import CONDITIONS
 from evaluate import measures, replicates
 from pipeline import MillError
-from pipeline.benchmark.systems import ALONE, CONTROL, NO_CONTROL, PLAIN, REAL, SHUFFLED
+from pipeline.benchmark.systems import CONTROL, NO_CONTROL, PLAIN, REAL, SHUFFLED
 from pipeline.report.leaderboard_data import (
     FrozenBenchmark,
     Leaderboard,
@@ -51,9 +51,7 @@ def merged(files: Sequence[tuple[Path, Results]]) -> Results:
                 kept = source.names.get(each.system) or _twin(sources, source, each.system)
                 floor_of.setdefault(kept, set()).add(origin)
             if each.system in source.names:
-                name = source.names[each.system]
-                model = name.partition("/")[0] if each.variant in ALONE else each.model
-                scores.append(replace(each, system=name, model=model))
+                scores.append(replace(each, system=source.names[each.system], model=_shown(source, each)))
     scores.sort(key=lambda each: (list(CONDITIONS).index(each.condition), measures.place(each.metric)))
 
     def is_floor(of: CatalogScore, other: CatalogScore) -> bool:
@@ -85,12 +83,19 @@ def merged(files: Sequence[tuple[Path, Results]]) -> Results:
                 protocol=lambda of: protocols[of.system],
             )
         ),
-        speeds=tuple(dict.fromkeys(speed for source in sources for speed in source.results.board.speeds)),
-        evidence=tuple(
-            sample
+        speeds=tuple(
+            replace(speed, model=own[speed.model, speed.condition])
             for source in sources
+            for own in [_own(source)]
+            for speed in source.results.board.speeds
+            if (speed.model, speed.condition) in own
+        ),
+        evidence=tuple(
+            replace(sample, model=own[sample.model, sample.condition])
+            for source in sources
+            for own in [_own(source)]
             for sample in source.results.board.evidence
-            if (sample.model, sample.condition) in _own(source)
+            if (sample.model, sample.condition) in own
         ),
         published=published(conditions),
     )
@@ -149,7 +154,10 @@ def _named(files: Sequence[tuple[Path, Results]]) -> list[_Source]:
             _, before_results = known[system]
             if of.variant == REAL:
                 _same_reader(system, known[system], (path, results))
-            elif before_results.weights.get(system, "") != mark:
+            elif (before_results.weights.get(system, ""), before_results.protocols[system]) != (
+                mark,
+                results.protocols[system],
+            ):  # another base without control, or one model sampled in two ways
                 first, _, rest = system.partition("/")
                 names[system] = f"{first} ({origins[results.origins[system]]})/{rest}"
         sources.append(_Source(path, results, names, origins))
@@ -184,9 +192,20 @@ def _twin(sources: Sequence[_Source], of: _Source, system: str) -> str:
     return next(source.names[system] for source in sources if system in source.names and source is not of)
 
 
-def _own(source: _Source) -> set[tuple[str, str]]:
-    """Model and condition of what this file brings."""
-    return {(each.model, each.condition) for each in source.results.scores if each.system in source.names}
+def _shown(source: _Source, of: CatalogScore) -> str:
+    """What the model is called here: with its origin, where another file has its name for something else."""
+    if source.names[of.system] == of.system:
+        return of.model
+    return f"{of.model} ({source.origins[source.results.origins[of.system]]})"
+
+
+def _own(source: _Source) -> dict[tuple[str, str], str]:
+    """Model and condition of what this file brings -> what the model is called here."""
+    return {
+        (each.model, each.condition): _shown(source, each)
+        for each in source.results.scores
+        if each.system in source.names and each.variant in (CONTROL, NO_CONTROL)
+    }
 
 
 def _provenances(sources: Sequence[_Source]) -> dict[tuple[str, str], dict[str, str]]:
@@ -225,9 +244,9 @@ def _models(sources: Sequence[_Source]) -> list[LeaderboardModel]:
     found: dict[str, LeaderboardModel] = {}
     for source in sources:
         known = {model.name: model for model in source.results.board.models}
-        for system, name in source.names.items():
+        for system in source.names:
             of = next(each for each in source.results.scores if each.system == system)
-            shown = name.partition("/")[0] if of.variant in ALONE else of.model
+            shown = _shown(source, of)
             model = known.get(of.model)
             if model and shown not in found:
                 origin = model.origin or source.origins[source.results.origins[system]]

@@ -206,6 +206,20 @@ def test_those_of_one_protocol_have_places_among_themselves_too() -> None:
     assert all(it.closed_rank is None for it in alone)
 
 
+def test_one_model_sampled_in_two_ways_is_there_twice() -> None:
+    one, other = (
+        made("one", {"ours": 0.6}, weights="w"),
+        made("two", {"ours": 0.7}, weights="w", protocol="q"),
+    )
+    found = {
+        it.model: it
+        for it in merged([(Path("a"), one), (Path("b"), other)]).board.scores
+        if it.arm == CONTROL
+    }
+    assert {model: it.rank for model, it in found.items()} == {"ours (two)": (1, 1), "ours": (2, 2)}
+    assert found["ours (two)"].provenance["origin"] == "two"
+
+
 def test_two_leaderboards_of_one_name_keep_their_origins_apart() -> None:
     one, other = made("demo", {"ours": 0.6}), made("demo", {"theirs": 0.7})
     found = merged([(Path("a"), one), (Path("b"), other)])
