@@ -499,6 +499,7 @@ def joined(root: Path) -> dict[str, Any]:
             speeds=(),
         ),
         weights={called[system]: mark for system, mark in of.weights.items()},
+        protocols={called[system]: mark for system, mark in of.protocols.items()},
         scores=scores,
         origins={it.system: "twin" for it in scores},
     )
