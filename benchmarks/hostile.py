@@ -38,6 +38,7 @@ from pipeline.catalog import Catalog
 from pipeline.storage import events
 from pipeline.storage.workspace import Workspace
 
+BESIDE = (".txt", ".json")  # captions and facts of pictures, which are hostile too but no pictures
 DEAD = {"returncode": -1, "stderr": "Traceback (most recent call last): the driver died", "stdout": ""}
 LIMIT = 180.0  # seconds for a command on one archive or one manifest
 MANIFEST = """name: hostile
@@ -109,7 +110,8 @@ def corpus(home: Path, seed: int, **counts: int) -> None:
 
 def files(home: Path, seed: int, count: int) -> Found:
     corpus(home, seed, files=count)
-    found = Found(sum(not path.is_dir() for path in (home / "photos").rglob("*")))
+    there = (path for path in (home / "photos").rglob("*") if not path.is_dir())
+    found = Found(sum(path.suffix not in BESIDE for path in there))
     path = home / "manifest.yaml"
     path.write_text(
         MANIFEST.format(workspace=home / "workspace", source=f"{{kind: folder, path: {home / 'photos'}}}")

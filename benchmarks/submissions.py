@@ -30,8 +30,10 @@ import yaml
 HERE = Path(__file__).resolve().parent.parent
 sys.path[:] = [str(HERE), *(place for place in sys.path if Path(place).resolve() != HERE / "benchmarks")]
 
+from annotate.conditions import CONDITIONS
 from benchmarks.annotate import machine
 from pipeline import plan as plans
+from pipeline import scenes
 from pipeline.benchmark import networks, resemblance, scoring
 from pipeline.benchmark.admission import admit, taken
 from pipeline.benchmark.evidence import photograph, photographs
@@ -60,19 +62,6 @@ COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "cropped by a twentieth": lambda it: cropped(it, 0.05),
     "cropped by a tenth": lambda it: cropped(it, 0.1),
 }
-CONDITIONS = (
-    "canny", "hough", "hed", "sketch", "pose_openpifpaf", "pose_openpose", "seg_coco", "seg_ade20k",
-    "depth_large", "depth_small", "normal", "normal_extended", "cartoon",
-)  # fmt: skip
-READ_BY_MINI = (
-    "pose_openpifpaf",
-    "pose_openpose",
-    "seg_coco",
-    "seg_ade20k",
-    "depth_large",
-    "depth_small",
-    "normal",
-)
 
 
 def main() -> None:
@@ -212,7 +201,7 @@ def throughput(folder: Path, images: int, side: int) -> dict[str, Any]:
             "base": "mini",
             "benchmark": {"samples": images},
             "baselines": ["real_image"],
-            "readers": {name: {"detector": "mini"} for name in READ_BY_MINI},
+            "readers": {name: {"detector": "mini"} for name in scenes.PROVIDES},
             "features": [{"extractor": "mini"}],
             "clip": "mini",
         },

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import MillError
 from pipeline.benchmark import entrants, resemblance
-from pipeline.benchmark.evidence import Place, photographs
+from pipeline.benchmark.evidence import photographs
 from pipeline.benchmark.resemblance import Codes
 from pipeline.benchmark.submissions import FACTS, FAILED, OWN, PLAIN, SHUFFLED, Submission, picture
 from pipeline.benchmark.systems import ARM_OF, Item, System
@@ -56,17 +56,21 @@ def admit(
         for it, submission in entrants.submitted(plan)
         if (it.name, it.condition) == (system.model, system.condition)
     )
-    own = [item.image_id for item in system.items]
-    codes |= _codes(plan, photographs(catalog, [image_id for image_id in own if image_id not in codes]))
-    held_out = Codes({image_id: codes[image_id] for image_id in own})
-    found = list(faults(frozen_task(plan, catalog, system.condition), submission, held_out))
+    own = codes_of(plan, catalog, [item.image_id for item in system.items], codes)
+    found = list(faults(frozen_task(plan, catalog, system.condition), submission, Codes(own)))
     if found:
         raise MillError("\n".join(f"{it.name}, {it.images}: {sentence}" for sentence in found))
     return submission
 
 
-def _codes(plan: Plan, places: Mapping[str, Place]) -> dict[str, resemblance.Code]:
+def codes_of(
+    plan: Plan, catalog: Catalog, images: list[str], known: dict[str, resemblance.Code]
+) -> dict[str, resemblance.Code]:
+    """Of these held-out photographs, by image id; what is not known yet is made, and known from then on:
+    conditions share their photographs.
+    """
     by_shard: dict[str, dict[int, str]] = {}
+    places = photographs(catalog, [image_id for image_id in images if image_id not in known])
     for image_id, (shard, row) in places.items():
         by_shard.setdefault(shard, {})[row] = image_id
 
@@ -78,7 +82,8 @@ def _codes(plan: Plan, places: Mapping[str, Place]) -> dict[str, resemblance.Cod
         ]
 
     with ThreadPoolExecutor() as pool:
-        return dict(itertools.chain.from_iterable(pool.map(coded, by_shard)))
+        known |= itertools.chain.from_iterable(pool.map(coded, by_shard))
+    return {image_id: known[image_id] for image_id in images}
 
 
 def taken(submission: Submission, system: System, tasks: list[Task]) -> tuple[Taken, ...]:

@@ -14,9 +14,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from annotate import maps
 from annotate.conditions import CONDITIONS
 from pipeline import MillError, __version__
-from pipeline.benchmark import admission, artifact, resemblance, submissions
+from pipeline.benchmark import admission, artifact, submissions
 from pipeline.benchmark.artifact import PublishedTask
 from pipeline.benchmark.evidence import photographs
+from pipeline.benchmark.resemblance import Code, Codes
 from pipeline.benchmark.systems import Item, held_out
 from pipeline.benchmark.tasks import FrozenTask, frozen_task, name_of, protocol
 from pipeline.catalog import Catalog
@@ -44,10 +45,11 @@ def export(
 ) -> list[PublishedTask]:
     """A folder per condition below `dest`, whole or not at all. MillError where it can't."""
     place = dest.expanduser().resolve()
-    published = []
+    published: list[PublishedTask] = []
+    codes: dict[str, Code] = {}
     with new_folder(place) as folder, Progress("benchmark", len(names)) as progress:
         for name in names:
-            published.append(_export_condition(plan, catalog, folder / name, name, with_images))
+            published.append(_export_condition(plan, catalog, folder / name, name, with_images, codes))
             progress.add(1)
         _write_readme(folder, published, with_images)
     for each in published:
@@ -58,7 +60,12 @@ def export(
 
 
 def _export_condition(
-    plan: Plan, catalog: Catalog, folder: Path, condition: str, with_images: bool
+    plan: Plan,
+    catalog: Catalog,
+    folder: Path,
+    condition: str,
+    with_images: bool,
+    codes: dict[str, Code],  # of photographs that other conditions have too
 ) -> PublishedTask:
     assert plan.manifest.evaluate is not None
     task, items = frozen_task(plan, catalog, condition), held_out(plan, catalog, condition)
@@ -67,7 +74,7 @@ def _export_condition(
     for inside in (artifact.HINTS, artifact.RAW_HINTS, *[artifact.IMAGES] * with_images):
         (folder / inside).mkdir(parents=True)
 
-    def write(item: Item) -> tuple[str, resemblance.Code]:
+    def write(item: Item) -> None:
         stored, name = read_map(plan.workspace, item.map_shard, item.row, condition), name_of(item.image_id)
         raw = maps.portable(maps.encode(stored))
         drawn = codec.encode(maps.render(stored, size=(item.height, item.width)), "png")
@@ -75,15 +82,15 @@ def _export_condition(
         (folder / artifact.RAW_HINTS / f"{name}.{suffix_of(raw)}").write_bytes(raw)
         about = json.dumps({"kind": stored.kind, "meta": stored.meta}, sort_keys=True)
         (folder / artifact.RAW_HINTS / f"{name}.json").write_text(about)
-        shard, row = places[item.image_id]
-        image = shards.read_row(plan.workspace.root / shard, row, ["image"])["image"]
         if with_images:
+            shard, row = places[item.image_id]
+            image = shards.read_row(plan.workspace.root / shard, row, ["image"])["image"]
             (folder / artifact.IMAGES / f"{name}.{suffix_of(image)}").write_bytes(image)
-        return item.image_id, resemblance.code(codec.decode(image))
 
-    places = photographs(catalog, [item.image_id for item in items])
+    ids = [item.image_id for item in items]
+    places = photographs(catalog, ids) if with_images else {}
     with ThreadPoolExecutor() as pool:  # drawing and PNG coding mostly run outside Python's lock
-        codes = dict(pool.map(write, items))
+        list(pool.map(write, items))
     rows = list(_rows(task))
     write_text(folder / artifact.PROMPTS, _csv(rows))
     _write_parquet(folder, rows)
@@ -97,7 +104,7 @@ def _export_condition(
         protocol=protocol(frozen, plan.manifest.base or "none"),
         licence=_licence(plan),
         made_by=f"controlmill {__version__}",
-        held_out=codes,
+        held_out=admission.codes_of(plan, catalog, ids, codes),
         files={},
     )
     published = replace(published, files=dict(sorted(_hashes(folder))))
@@ -139,7 +146,7 @@ def _faults(folder: Path, pictures: Path) -> Iterator[str]:
     except MillError as error:
         yield str(error)
         return
-    yield from admission.faults(published.task, given, resemblance.Codes(published.held_out))
+    yield from admission.faults(published.task, given, Codes(published.held_out))
 
 
 def _rows(task: FrozenTask) -> Iterator[dict[str, Any]]:
