@@ -29,6 +29,8 @@ from pipeline.storage import faults, folders, requests, stores
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, TEMPORARY, Workspace
 
 EVERY = 10.0  # seconds between two notes in the catalog of how far a run is
+LISTINGS = 6  # of a bucket, until one has the checkpoint that a run ended with
+BETWEEN = 2.0  # seconds between two of them
 PARTING = 5.0  # seconds that a run that was stopped waits for the catalog, to say so there
 
 
@@ -123,10 +125,29 @@ class RunsUnderWay:
 
     def end(self, ended: Ended[Path | None]) -> None:
         """Their jobs are done: complete, unless they were asked to stop on the way."""
-        for name in (job.args.name for job, _ in ended):
-            folders.bring(self.context.plan.workspace.run(name))
+        for job, last in ended:
+            name = job.args.name
+            self._bring(name, last)
             whole = self._images_kept(name) >= self.todo[name].run.images
             self.finish(name, "complete" if whole else "incomplete")
+
+    def _bring(self, name: str, last: Path | None) -> None:
+        """The run's folder with the checkpoint that it ended with. MillError where no listing of the bucket
+        has it: they may be old.
+        """
+        from train import checkpoint
+
+        folder, ended_with = self.context.plan.workspace.run(name), last.name if last else None
+        for listing in range(LISTINGS):
+            time.sleep(BETWEEN if listing else 0.0)
+            folders.bring(folder)
+            newest = checkpoint.newest(folder)
+            if ended_with in (None, newest.path.name if newest else None):
+                return
+        raise MillError(
+            f"The training {name} has ended, but its last checkpoint ({ended_with}) can't be seen in"
+            f" {stores.shown(folder)} yet: run the same command again; everything committed so far is kept."
+        )
 
     def _bring_logs(self) -> set[str]:
         """Of runs whose workers are on other machines, in a bucket; gives those that began."""

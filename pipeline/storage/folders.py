@@ -38,6 +38,8 @@ def everything(name: str) -> bool:
 def bring(folder: Path, wanted: Callable[[str], bool] = everything) -> None:
     """Makes the files of a folder here what the bucket has, those whose path below it is `wanted`; what is
     only here stays. Nothing is done for a plain folder.
+
+    A listing may be old: what it lacks is deleted here only where there is no such object any more.
     """
     if stores.address_of(folder) is None:
         return
@@ -54,8 +56,9 @@ def bring(folder: Path, wanted: Callable[[str], bool] = everything) -> None:
 
         _each(bring_file, filter(wanted, objects))
         for name in sorted(filter(wanted, index.keys() - objects.keys()), key=_order, reverse=True):
-            (place / name).unlink(missing_ok=True)
-            del index[name]
+            if stores.head(folder / name) is None:
+                (place / name).unlink(missing_ok=True)
+                del index[name]
         _remove_empty(place)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.s3_server import Gate
+from benchmarks.s3_server import Fault, Gate
 from pipeline import MillError, manifest
 from pipeline import run as flow
 from pipeline.catalog import Catalog, snapshots
@@ -521,6 +521,39 @@ def test_a_training_goes_on_elsewhere_and_everything_after_it_is_the_same(
     machine.jobs = 0
     make(path, ALL_STAGES)
     assert machine.jobs == 0
+
+
+@pytest.mark.slow
+def test_an_old_listing_of_a_training_that_ended_is_not_believed(
+    machine: OneMachine, server: Gate, address: str, folder: Callable[[int], Path], manifest: Write,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from pipeline.stages import train
+
+    folder(14)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "BETWEEN", 0.0)
+    sections = {"train": TRAIN, "evaluate": EVALUATE, "split": "{validation: 0.1, test: 0.3, salt: 3}"}
+    path, old = manifest(**sections, workspace=address), 1000
+
+    def choose(number: int, method: str) -> Fault | None:
+        """Listings are as they were before the training, so many times behind its end."""
+        nonlocal old
+        asked = server.requests[-1][1]
+        ended = any(method == "PUT" and "step-00000004/meta.json" in of for method, of in server.requests)
+        if ended and "list-type" in asked and "checkpoints" in asked and old:
+            old -= 1
+            return "old"
+        return None
+
+    server.choose = choose
+    with pytest.raises(MillError, match=r"last checkpoint \(step-00000004\) can't be seen in s3://"):
+        make(path, ALL_STAGES)
+    old = train.LISTINGS - 1
+    make(path, ALL_STAGES)
+    catalog = Catalog(workspace_at(address))
+    assert old == 0 and catalog.query("SELECT status FROM runs") == [("complete",)]
+    assert catalog.query("SELECT count(*) FROM samples WHERE status = 'ok'") == [(6,)]
 
 
 @pytest.mark.slow
