@@ -41,7 +41,7 @@ METRICS = (
             "RMSE of the condition, min to max, and the re-reading divided by its maximum, both as 0-255"
         ),
         quirks=(
-            "A.2, depth: a perfect re-reading has an error, since only the condition loses its minimum; no"
+            "a perfect re-reading has an error, since only the condition loses its minimum; no"
             " scale or shift is fitted. ControlNet++'s formula, but that its map is rounded before it is"
             f" scaled back; its reader where that is dpt-large; {paper.ASKED}"
         ),

@@ -40,7 +40,7 @@ METRICS = (
         column="paper",
         definition="F1 of edge pixels that coincide exactly" + THINNED,
         quirks=(
-            "A.2, Canny: no tolerance, so that a perfect image one pixel off scores 0.3; the paper reads both"
+            "no tolerance, so that a perfect image one pixel off scores 0.3; the paper reads both"
             " maps with kornia's Canny and pools four images of a prompt, as edge_f1_prompt does"
         ),
     ),
@@ -55,8 +55,7 @@ METRICS = (
         )
         + THINNED,
         quirks=(
-            "A.2, Canny: no tolerance. ControlNet++'s formula; its reader where that is kornia-canny;"
-            f" {paper.ASKED}"
+            f"no tolerance. ControlNet++'s formula; its reader where that is kornia-canny; {paper.ASKED}"
         ),
     ),
     Metric(

@@ -60,7 +60,7 @@ _NETWORKS = {
                 " clean-fid's resizing, averaged over seeds"
             ),
             quirks=(
-                "A.2, FID: a group has one image a prompt; ADE20K's 2,000 are fewer than Inception's 2,048"
+                "a group has one image a prompt; ADE20K's 2,000 are fewer than Inception's 2,048"
                 " dimensions, which about doubles it. ControlNet++'s formula, network and groups;"
                 f" {paper.ASKED}"
             ),

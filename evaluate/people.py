@@ -80,7 +80,7 @@ METRICS = (
         column="paper",
         definition="OKS-AP of every ten images on their own, averaged",
         quirks=(
-            "A.3, HumanSD: AP per batch instead of over the set; boxes that missing keypoints stretch to the"
+            "HumanSD: AP per batch instead of over the set; boxes that missing keypoints stretch to the"
             " corner of the image"
         ),
     ),
@@ -94,7 +94,7 @@ METRICS = (
             "AP of every ten images with the cosine similarity of the keypoints in place of OKS, averaged"
         ),
         quirks=(
-            "A.3, HumanSD: the made y is overwritten by x (`yd=xd/...`), so that heights never count; AP per"
+            "HumanSD: the made y is overwritten by x (`yd=xd/...`), so that heights never count; AP per"
             " batch; a true person without extent matches anyone"
         ),
     ),

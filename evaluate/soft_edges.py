@@ -20,7 +20,7 @@ METRICS = (
             "MS-SSIM (five scales from 176 pixels on, fewer below; 11 x 11 Gaussian window) of the two maps"
         ),
         quirks=(
-            "A.2, HED: the paper and its tables call it SSIM, which is a lower number. ControlNet++'s"
+            "ControlNet++'s paper and tables call it SSIM, which is a lower number. ControlNet++'s"
             f" formula; its reader where that is controlnet-hed; {paper.ASKED}"
         ),
     ),

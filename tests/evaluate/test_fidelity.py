@@ -1,5 +1,7 @@
 """All kinds of maps are compared alike: every metric named, every sample counted, every set resampled."""
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -86,6 +88,8 @@ def test_every_kind_of_map_has_measures_and_one_that_stands_for_it():
 def test_every_published_number_names_its_quirks_and_no_other_does():
     for metric in METRICS.values():
         assert bool(metric.quirks) == (metric.column == "paper"), metric.name
+        # a reader has no other document beside the page, whose sections could be named
+        assert not re.match(r"[A-Z]\.\d", metric.quirks), metric.quirks
         assert metric.definition and metric.title and (metric.worst < metric.best) == metric.higher_is_better
 
 
