@@ -32,6 +32,15 @@ class Replicated:
     clusters: int  # prompts
     possible: tuple[float, float] = (-math.inf, math.inf)  # the least and the most that the score can be
 
+    @functools.cached_property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.value) and bool(np.isfinite(self.replicates).all())
+
+    @functools.cached_property
+    def centred(self) -> NDArray[np.float64]:  # [R] replicates without their mean
+        exact = self.replicates.astype(np.float64)
+        return exact - exact.mean()
+
     @property
     def error(self) -> float | None:
         """Standard error; None = too few prompts to tell."""
@@ -184,9 +193,7 @@ def normalized_score(
     """
     if floor is None or ceiling is None:
         return NO_FLOOR if ceiling is not None else NO_CEILING
-    if not all(
-        np.isfinite(each.value) and np.isfinite(each.replicates).all() for each in (score, floor, ceiling)
-    ):
+    if not (score.is_finite and floor.is_finite and ceiling.is_finite):
         return NOT_FINITE
     sign = 1 if higher_is_better else -1
     length = sign * (ceiling.value - floor.value)
@@ -195,9 +202,7 @@ def normalized_score(
     if len(score.replicates) < 2:
         return TOO_FEW
     way = sign * (score.value - floor.value) + 0.0  # never -0
-    moved, apart = (
-        sign * (each.replicates.astype(np.float64) - floor.replicates) for each in (score, ceiling)
-    )
+    moved, apart = score.centred - floor.centred, ceiling.centred - floor.centred
     moved_moved, moved_apart, apart_apart = (
         quantile((1 + LEVEL) / 2, _freedom(score)) ** 2 * _covariance(a, b, score)
         for a, b in ((moved, moved), (moved, apart), (apart, apart))
@@ -246,9 +251,8 @@ def _errors(replicates: NDArray[np.float64], of: Replicated) -> NDArray[np.float
 
 
 def _covariance(a: NDArray[np.float64], b: NDArray[np.float64], of: Replicated) -> float:
-    """As `_error`, whose square it is where a is b."""
-    count = len(a)
-    product = float(((a - a.mean()) * (b - b.mean())).sum())
+    """Of centred replicates; as `_error`, whose square it is where a is b."""
+    count, product = len(a), float(a @ b)
     return (
         product * (count - 1) / count
         if of.method == "jackknife"

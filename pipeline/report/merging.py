@@ -244,8 +244,9 @@ def _models(sources: Sequence[_Source]) -> list[LeaderboardModel]:
     found: dict[str, LeaderboardModel] = {}
     for source in sources:
         known = {model.name: model for model in source.results.board.models}
+        first = {each.system: each for each in source.results.scores}
         for system in source.names:
-            of = next(each for each in source.results.scores if each.system == system)
+            of = first[system]
             shown = _shown(source, of)
             model = known.get(of.model)
             if model and shown not in found:

@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -128,12 +127,9 @@ def read(path: Path) -> Results:
                     f"{path} is of format {run['format']!r:.20}, and this version reads {FORMAT}: update"
                     " ControlMill."
                 )
-            with TemporaryDirectory(prefix="results-") as folder:
-                place = Path(folder)
-                (place / PICTURES).mkdir()
-                for name in members - {RUN, SCORES, SAMPLES}:
-                    (place / name).write_bytes(file.read(name))
-                board = stored.read(place)
+            shown = members - LARGEST.keys()
+            picture = lambda address: file.read(address) if address in shown else None
+            board = stored.parsed(file.read(BOARD), f"{BOARD} of {path}", picture)
             table = pq.read_table(pa.BufferReader(file.read(SCORES)))
     except MillError:
         raise

@@ -1,8 +1,9 @@
 """leaderboard.json -> the data that it was written from: pages can be written again without a workspace."""
 
+import functools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ PARTS = {
     "scores": Score,
     "speeds": Speed,
 }
+Pictures = Callable[[str], bytes | None]  # the picture of an address; None where there is none
 READ_AS = {key: name for name, key in STORED_AS.items()}
 MEASURE = {"metrics": "name", "scores": "metric"}  # where a row names its measure
 
@@ -41,23 +43,50 @@ def read(folder: Path) -> Leaderboard:
     """
     file = folder / "leaderboard.json"
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_bytes()
+    except OSError as error:
+        raise _no_leaderboard(str(file), error) from error
+    root = folder.resolve()
+
+    def picture(address: str) -> bytes | None:
+        place = folder / address
+        return place.read_bytes() if place.resolve().is_relative_to(root) and place.is_file() else None
+
+    return parsed(text, str(file), picture)
+
+
+def parsed(text: bytes, name: str, picture: Pictures) -> Leaderboard:
+    """The same of the file's content, which sentences call `name`; each picture is asked for once."""
+    try:
+        stored = json.loads(text)
         layout = stored["layout"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise MillError(
-            f"{file} is no leaderboard of ControlMill ({error}): name the folder that holds leaderboard.json."
-        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise _no_leaderboard(name, error) from error
     if layout not in range(1, VERSION + 1):
         raise MillError(
-            f"{file} has layout {layout}, this ControlMill reads up to {VERSION}: use the one that wrote it."
+            f"{name} has layout {layout}, this ControlMill reads up to {VERSION}: use the one that wrote it."
         )
+
+    @functools.cache
+    def shown(address: str) -> bytes:
+        found = picture(address)
+        if found is None:
+            raise MillError(f"{name} shows {address}, which is not beside it: copy its pictures/ there too.")
+        return found
+
     try:
-        return _data(stored, folder)
+        return _data(stored, shown)
     except (KeyError, TypeError) as error:
-        raise MillError(f"{file} does not keep to docs/leaderboard.schema.json: {error}.") from error
+        raise MillError(f"{name} does not keep to docs/leaderboard.schema.json: {error}.") from error
 
 
-def _data(stored: Json, folder: Path) -> Leaderboard:
+def _no_leaderboard(name: str, error: Exception) -> MillError:
+    return MillError(
+        f"{name} is no leaderboard of ControlMill ({error}): name the folder that holds leaderboard.json."
+    )
+
+
+def _data(stored: Json, picture: Callable[[str], bytes]) -> Leaderboard:
     parts: Json = {
         key: tuple(
             record(**_frozen(row))
@@ -67,7 +96,7 @@ def _data(stored: Json, folder: Path) -> Leaderboard:
         for key, record in PARTS.items()
     }
     parts |= {key: stored[key] for key in ("name", "made_at", "version", "machine")}
-    evidence = tuple(_evidence(row, folder) for row in stored["evidence"])
+    evidence = tuple(_evidence(row, picture) for row in stored["evidence"])
     data = Leaderboard(notes=tuple(stored["notes"]), evidence=evidence, **parts)
     if stored["layout"] == 1:  # no protocols, no reasons, and a ceiling might lie below the floor
         conditions = [benchmark.condition for benchmark in data.benchmarks]
@@ -85,9 +114,9 @@ def _frozen(row: Json) -> Json:
     return fields | {key: math.nan for key in numbers if key in fields and fields[key] is None}
 
 
-def _evidence(row: Json, folder: Path) -> EvidenceSample:
+def _evidence(row: Json, picture: Callable[[str], bytes]) -> EvidenceSample:
     fields = {key: value for key, value in _frozen(row).items() if key != "reason"}
-    pictures = {name: _picture(folder, row[name]) for name in PICTURES}
+    pictures = {name: None if row[name] is None else picture(row[name]) for name in PICTURES}
     reread = row["reason"] if pictures["reread"] is None else pictures["reread"]
     always = {
         "reread": reread or "",
@@ -95,18 +124,6 @@ def _evidence(row: Json, folder: Path) -> EvidenceSample:
         "generated": pictures["generated"] or b"",
     }
     return EvidenceSample(**fields | pictures | always)
-
-
-def _picture(folder: Path, address: str | None) -> bytes | None:
-    if address is None:
-        return None
-    place = folder / address
-    if not place.resolve().is_relative_to(folder.resolve()) or not place.is_file():
-        raise MillError(
-            f"{folder / 'leaderboard.json'} shows {address}, which is not in {folder}: "
-            "copy its pictures/ there too."
-        )
-    return place.read_bytes()
 
 
 def _placed(data: Leaderboard) -> Iterator[Score]:
