@@ -467,7 +467,7 @@ def written(root: Path, folder: Path) -> dict[str, Any]:
         compared = watched("systems", systems)(made, catalog)
         assert leaderboard_scores.write(made, catalog, compared, folder)
 
-    leaderboard_scores.build = watched("build", leaderboard_scores.build)  # type: ignore[assignment]
+    leaderboard_scores._leaderboard = watched("build", leaderboard_scores._leaderboard)
     leaderboard_scores.leaderboard.render = watched("render", leaderboard_scores.leaderboard.render)  # type: ignore[assignment]
     first = timed(work)
     peak, of_first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, dict(parts)
@@ -503,7 +503,7 @@ def joined(root: Path) -> dict[str, Any]:
         scores=scores,
         origins={it.system: "twin" for it in scores},
     )
-    table = results.samples_of(ours)
+    table = results.samples_of(ours, called, dict.fromkeys(of.origins.values(), "twin"))
     pictures = {path.name: path.read_bytes() for path in (report / "pictures").iterdir()}
     text = listings.lines(listings.plain(other.board, picture_href))
     results.write(twin, other, table, text.encode(), pictures)

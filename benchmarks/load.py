@@ -2,8 +2,8 @@
 
 Both run at the same time, each with one worker. Every minute a worker, the driver or one of Ray's processes
 is killed, stopped for a while or asked to end; the command is given again whenever it has ended early. Memory
-and open files of driver and workers are sampled: a slope is fitted to each process within a stage. At the end
-rows, bytes, checkpoints and leaderboard are compared, and `verify` checks both workspaces.
+and open files of driver and workers of both are sampled: a slope is fitted to each process within a stage. At
+the end rows, bytes, checkpoints and leaderboard are compared, and `verify` checks both workspaces.
 
     python benchmarks/load.py --seed 0 --scenes 1500 --out benchmarks/results/torture.json
 """
@@ -176,7 +176,8 @@ def load(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             now, disturbed = time.monotonic(), sides["disturbed"]
             if now >= next_sample:
                 next_sample = now + SAMPLED
-                disturbed.sample(now - start)
+                for each in sides.values():
+                    each.sample(now - start)
             if now >= next_fault and disturbed.status is None and disturbed.driver:
                 next_fault += options.every
                 what, how = rng.choices(list(FAULTS), list(FAULTS.values()))[0]
@@ -213,6 +214,7 @@ def outcome(
         "doubled": sorted(got.keys() - expected.keys()),
         "different": sorted(key for key in expected.keys() & got.keys() if expected[key] != got[key]),
     }
+    apart = {"leaderboard": [key for key in boards[0] if boards[0][key] != boards[1][key]]}
     tracebacks = [told for told in disturbed.ended if "Traceback" in told]
     equal = not any(differences.values()) and boards[0] == boards[1] and not any(verified.values())
     return {
@@ -226,12 +228,13 @@ def outcome(
         "equal": equal and not tracebacks and not left,
         "compared": len(expected),
         **{kind: len(keys) for kind, keys in differences.items()},
-        "examples": {kind: keys[:5] for kind, keys in differences.items() if keys},
+        "examples": {kind: keys[:5] for kind, keys in (differences | apart).items() if keys},
         "same_leaderboard": boards[0] == boards[1],
         "verify": verified,
         "left_behind": left,
         "tracebacks": tracebacks,
         "slopes": slopes(disturbed),
+        "slopes_undisturbed": slopes(undisturbed),  # whose processes live longer
         "peaks": peaks(disturbed),
     }
 
@@ -258,12 +261,12 @@ def leaderboard(workspace: Path) -> Any:
     return steady(json.loads((workspace / "report" / "leaderboard" / "leaderboard.json").read_text()))
 
 
-def slopes(disturbed: Side) -> dict[str, Any]:
+def slopes(of: Side) -> dict[str, Any]:
     """Of each kind of process within each stage: MiB and open files an hour, the median and the largest over
     the processes that were there long enough.
     """
     series: dict[tuple[str, str, int], list[tuple[float, float, int]]] = defaultdict(list)
-    for now, stage, kind, pid, rss, files in disturbed.samples:
+    for now, stage, kind, pid, rss, files in of.samples:
         series[kind, stage, pid].append((now, rss, files))
     fitted: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for (kind, stage, _), points in series.items():

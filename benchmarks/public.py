@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ sys.path[:] = [str(HERE), *(place for place in sys.path if Path(place).resolve()
 
 from annotate.conditions import CONDITIONS
 from benchmarks.annotate import machine
+from evaluate import fidelity
 
 COMMAND = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 ARMS = ("no_control", "vae_round_trip", "real_image")
@@ -72,9 +74,18 @@ def main() -> None:
         }
         for name, told in tasks.items()
     }
-    print(json.dumps(found, indent=1))
+    print(*rows(found), sep="\n")
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def rows(found: Mapping[str, Any]) -> Iterator[str]:
+    """Of the table in docs/benchmark.md."""
+    for name, told in found["conditions"].items():
+        measure = fidelity.METRICS[told["measure"]]
+        values = [f"{told[arm]['value']:.3f}" if arm in told else "" for arm in ARMS]
+        better = "↑" if measure.higher_is_better else "↓"
+        yield f"| {name} | `{told['task']}` | {measure.title} {better} | {' | '.join(values)} |"
 
 
 def run(*words: str) -> None:

@@ -198,7 +198,7 @@ def thumbnail(pixels: np.ndarray, store: str = "png") -> bytes:
     height, width = pixels.shape[:2]
     if (small := _small((height, width))) != (height, width):
         pixels = cv2.resize(pixels, small[::-1], interpolation=cv2.INTER_AREA)
-    return codec.encode(pixels, store)
+    return codec.encode(pixels, store, quick=True)
 
 
 def _small(size: tuple[int, int]) -> tuple[int, int]:  # height, width

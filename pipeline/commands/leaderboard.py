@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline import MillError
 from pipeline.benchmark.systems import ALONE, CONTROL, EARLIER, System, systems
@@ -17,7 +16,7 @@ from pipeline.plan import Plan
 from pipeline.report import leaderboard, listings, results, stored
 from pipeline.report.leaderboard_data import Score
 from pipeline.report.leaderboard_scores import catalog_scores
-from pipeline.report.merging import merged
+from pipeline.report.merging import merged, sources_of
 from pipeline.report.placing import CatalogScore
 from pipeline.report.results import BOARD, SAMPLE_COLUMNS, Mark, Results
 from pipeline.report.site import PICTURES
@@ -42,13 +41,9 @@ def merge(paths: Sequence[Path], out: Path, say: Callable[[str], None]) -> None:
     """A leaderboard of all of them, and its results. MillError where they can't be compared."""
     read = [(path, results.read(path)) for path in paths]
     found = merged(read)
+    tables = [results.samples_of(it.path, it.names, it.origins) for it in sources_of(read)]
     page = leaderboard.render(found.board, out)
     board = (out / BOARD).read_bytes()
-    tables = []
-    for path, of in read:
-        table = results.samples_of(path)
-        known = pa.array(list(of.origins))
-        tables.append(table.filter(pc.is_in(table.column("system"), value_set=known)))
     pictures = {path.name: path.read_bytes() for path in _pictures(out, board)}
     results.write(out / RESULTS, found, pa.concat_tables(tables), board, pictures)
     say(f"{page}: {len(found.scores):,} scores of {len(paths)} leaderboards")

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ from pipeline.manifest import published as own_published
 from pipeline.plan import Plan
 from pipeline.report import leaderboard
 from pipeline.report.leaderboard_data import (
+    EvidenceSample,
     FrozenBenchmark,
     Leaderboard,
     LeaderboardModel,
@@ -71,8 +72,12 @@ def write(plan: Plan, catalog: Catalog, systems: list[System], folder: Path) -> 
 def _leaderboard(plan: Plan, catalog: Catalog, systems: list[System]) -> Leaderboard | None:
     # the report has the learning curve of a run
     compared = {system.name: system for system in systems if system.variant != EARLIER}
-    scores = [score for score in catalog_scores(catalog) if score.system in compared]
-    return build(plan, catalog, compared, scores) if scores else None
+    controls = [system for system in compared.values() if system.variant == CONTROL]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # begun first: pictures are read and drawn while ranks are counted
+        evidence = evidence_samples(plan, catalog, controls, pool)
+        scores = [score for score in catalog_scores(catalog) if score.system in compared]
+        return build(plan, catalog, compared, scores, evidence) if scores else None
 
 
 def catalog_scores(catalog: Catalog) -> Iterator[CatalogScore]:
@@ -86,36 +91,36 @@ def catalog_scores(catalog: Catalog) -> Iterator[CatalogScore]:
 
 
 def build(
-    plan: Plan, catalog: Catalog, compared: Mapping[str, System], scores: Sequence[CatalogScore]
+    plan: Plan,
+    catalog: Catalog,
+    compared: Mapping[str, System],
+    scores: Sequence[CatalogScore],
+    evidence: Iterable[EvidenceSample],
 ) -> Leaderboard:
     conditions = [name for name in CONDITIONS if any(score.condition == name for score in scores)]
     metrics = sorted({score.metric for score in scores}, key=measures.place)
-    controls = [system for system in compared.values() if system.variant == CONTROL]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # begun first: pictures are read and drawn while ranks are counted
-        evidence = evidence_samples(plan, catalog, controls, pool)
-        return Leaderboard(
-            name=plan.manifest.name,
-            made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            version=f"controlmill {__version__}",
-            notes=tuple(_notes(plan, conditions)),
-            machine=f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-            metrics=tuple(_measure(measures.metric(name)) for name in metrics),
-            benchmarks=tuple(_benchmark(plan, compared, name, scores) for name in conditions),
-            models=tuple(_models(plan, compared)),
-            scores=tuple(
-                placed(
-                    scores,
-                    is_floor=functools.partial(_is_floor, compared),
-                    shown=lambda of: compared[of.system].shown,
-                    provenance=lambda of: _provenance(plan, of, compared[of.system]),
-                    protocol=lambda of: "" if compared[of.system].pictures else of.benchmark,
-                )
-            ),
-            speeds=tuple(_speeds(catalog, compared)),
-            evidence=tuple(evidence),
-            published=(*published(conditions), *_own_published(plan.manifest, conditions)),
-        )
+    return Leaderboard(
+        name=plan.manifest.name,
+        made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=f"controlmill {__version__}",
+        notes=tuple(_notes(plan, conditions)),
+        machine=f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        metrics=tuple(_measure(measures.metric(name)) for name in metrics),
+        benchmarks=tuple(_benchmark(plan, compared, name, scores) for name in conditions),
+        models=tuple(_models(plan, compared)),
+        scores=tuple(
+            placed(
+                scores,
+                is_floor=functools.partial(_is_floor, compared),
+                shown=lambda of: compared[of.system].shown,
+                provenance=lambda of: _provenance(plan, of, compared[of.system]),
+                protocol=lambda of: "" if compared[of.system].pictures else of.benchmark,
+            )
+        ),
+        speeds=tuple(_speeds(catalog, compared)),
+        evidence=tuple(evidence),
+        published=(*published(conditions), *_own_published(plan.manifest, conditions)),
+    )
 
 
 def _own_published(given: Manifest, conditions: Collection[str]) -> Iterator[Published]:
@@ -281,8 +286,10 @@ def _provenance(plan: Plan, of: CatalogScore, system: System) -> dict[str, str]:
 @functools.cache
 def _software(metric: str) -> str:
     names = dict.fromkeys((*SAMPLING, *measures.software(metric)))
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in names]
-    return ", ".join([f"controlmill {__version__}", *versions])
+    return ", ".join([f"controlmill {__version__}", *(f"{name} {_version(name)}" for name in names)])
+
+
+_version = functools.cache(importlib.metadata.version)  # reads all that a package says of itself
 
 
 def _speeds(catalog: Catalog, compared: Mapping[str, System]) -> Iterator[Speed]:

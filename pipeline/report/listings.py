@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def plain(data: Leaderboard, href: Callable[[Any], str | None]) -> Json:
-    """The leaderboard as JSON can hold it: pictures as addresses, no number that is none."""
+    """The leaderboard as `lines` writes it: pictures as addresses."""
     stored: Json = {
         "layout": VERSION,
         **{key: getattr(data, key) for key in ("name", "made_at", "version", "machine")},
@@ -37,7 +37,7 @@ def plain(data: Leaderboard, href: Callable[[Any], str | None]) -> Json:
     stored["notes"] = list(data.notes)
     for part in ("metrics", "benchmarks", "models", "scores", "speeds", "published"):
         stored[part] = [
-            {STORED_AS.get(name, name): _finite(value) for name, value in vars(row).items()}
+            {STORED_AS.get(name, name): value for name, value in vars(row).items()}
             for row in getattr(data, part)
         ]
     stored["evidence"] = [_witness(row, href) for row in data.evidence]
@@ -47,21 +47,13 @@ def plain(data: Leaderboard, href: Callable[[Any], str | None]) -> Json:
 def _witness(row: EvidenceSample, href: Callable[[Any], str | None]) -> Json:
     plain = {field.name: getattr(row, field.name) for field in fields(row) if field.name not in PICTURES}
     shown = {name: href(getattr(row, name)) for name in PICTURES}
-    return _finite(plain) | shown | {"reason": row.reread if isinstance(row.reread, str) else None}
-
-
-def _finite(value: Any) -> Any:
-    if value is None or isinstance(value, str):  # most of what a leaderboard holds, so asked first
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return {key: _finite(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+    return plain | shown | {"reason": row.reread if isinstance(row.reread, str) else None}
 
 
 def lines(stored: Json) -> str:
-    """JSON with a line for each row, so that two leaderboards can be compared line by line."""
+    """JSON with a line for each row, so that two leaderboards can be compared line by line; no number is
+    written that is none.
+    """
     parts = []
     for key, value in stored.items():
         rows = ",\n".join(map(_line, value)) if isinstance(value, list) else None
@@ -72,7 +64,19 @@ def lines(stored: Json) -> str:
 
 
 def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """null in place of a number that is none."""
+    if _is_none(value):
+        return None
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return {key: _finite(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def csv(data: Leaderboard) -> str:
@@ -90,9 +94,11 @@ def parquet(data: Leaderboard) -> bytes:
     import pyarrow as pa
     from pyarrow import parquet as pq
 
-    rows = [_finite(row) for row in _rows(data)]
-    for row, score in zip(rows, data.scores, strict=True):
-        row["provenance"] = list(score.provenance.items())
+    rows = [
+        {name: None if _is_none(value) else value for name, value in row.items()}
+        | {"provenance": list(score.provenance.items())}
+        for row, score in zip(_rows(data), data.scores, strict=True)
+    ]
     text, number = pa.string(), pa.float64()
     types = dict.fromkeys(COLUMNS, text) | {
         **dict.fromkeys(("value", "low", "high", "share", "share_low", "share_high"), number),
@@ -106,6 +112,11 @@ def parquet(data: Leaderboard) -> bytes:
     file = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(types)), file, compression="zstd")
     return file.getvalue()
+
+
+def _is_none(value: Any) -> bool:
+    """A number that is none."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _rows(data: Leaderboard) -> Iterator[Json]:

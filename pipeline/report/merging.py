@@ -22,7 +22,7 @@ NEAR = 1e-3  # by which the same pictures may score otherwise on another machine
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """One of the files, and what its systems are called in the merged results."""
 
     path: Path
@@ -37,7 +37,7 @@ def merged(files: Sequence[tuple[Path, Results]]) -> Results:
     """
     if found := [*_differences(files), *_other_versions(files)]:
         raise MillError("\n".join(found))
-    sources = _named(files)
+    sources = sources_of(files)
     scores, origins, weights, protocols = [], {}, {}, {}
     floor_of: dict[str, set[str]] = {}  # no control -> the origins whose base it is
     for source in sources:
@@ -126,7 +126,7 @@ def _other_versions(files: Sequence[tuple[Path, Results]]) -> Iterable[str]:
                 )
 
 
-def _named(files: Sequence[tuple[Path, Results]]) -> list[_Source]:
+def sources_of(files: Sequence[tuple[Path, Results]]) -> list[Source]:
     """MillError where a name means two things."""
     taken: set[str] = set()
     known: dict[str, tuple[Path, Results]] = {}  # system -> where it came from
@@ -160,7 +160,7 @@ def _named(files: Sequence[tuple[Path, Results]]) -> list[_Source]:
             ):  # another base without control, or one model sampled in two ways
                 first, _, rest = system.partition("/")
                 names[system] = f"{first} ({origins[results.origins[system]]})/{rest}"
-        sources.append(_Source(path, results, names, origins))
+        sources.append(Source(path, results, names, origins))
     return sources
 
 
@@ -187,19 +187,19 @@ def _same_reader(system: str, one: tuple[Path, Results], other: tuple[Path, Resu
             )
 
 
-def _twin(sources: Sequence[_Source], of: _Source, system: str) -> str:
+def _twin(sources: Sequence[Source], of: Source, system: str) -> str:
     """What an earlier file calls a system that this one has too."""
     return next(source.names[system] for source in sources if system in source.names and source is not of)
 
 
-def _shown(source: _Source, of: CatalogScore) -> str:
+def _shown(source: Source, of: CatalogScore) -> str:
     """What the model is called here: with its origin, where another file has its name for something else."""
     if source.names[of.system] == of.system:
         return of.model
     return f"{of.model} ({source.origins[source.results.origins[of.system]]})"
 
 
-def _own(source: _Source) -> dict[tuple[str, str], str]:
+def _own(source: Source) -> dict[tuple[str, str], str]:
     """Model and condition of what this file brings -> what the model is called here."""
     return {
         (each.model, each.condition): _shown(source, each)
@@ -208,7 +208,7 @@ def _own(source: _Source) -> dict[tuple[str, str], str]:
     }
 
 
-def _provenances(sources: Sequence[_Source]) -> dict[tuple[str, str], dict[str, str]]:
+def _provenances(sources: Sequence[Source]) -> dict[tuple[str, str], dict[str, str]]:
     """By system and measure."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     for source in sources:
@@ -223,12 +223,12 @@ def _provenances(sources: Sequence[_Source]) -> dict[tuple[str, str], dict[str, 
     return found
 
 
-def _metrics(sources: Sequence[_Source]) -> list[Measure]:
+def _metrics(sources: Sequence[Source]) -> list[Measure]:
     by_name = {metric.name: metric for source in sources for metric in source.results.board.metrics}
     return [by_name[name] for name in sorted(by_name, key=measures.place)]
 
 
-def _benchmark(sources: Sequence[_Source], condition: str, scores: Sequence[CatalogScore]) -> FrozenBenchmark:
+def _benchmark(sources: Sequence[Source], condition: str, scores: Sequence[CatalogScore]) -> FrozenBenchmark:
     first = next(
         benchmark
         for source in sources
@@ -240,7 +240,7 @@ def _benchmark(sources: Sequence[_Source], condition: str, scores: Sequence[Cata
     return replace(first, detectable=replicates.detectable(compared))
 
 
-def _models(sources: Sequence[_Source]) -> list[LeaderboardModel]:
+def _models(sources: Sequence[Source]) -> list[LeaderboardModel]:
     found: dict[str, LeaderboardModel] = {}
     for source in sources:
         known = {model.name: model for model in source.results.board.models}

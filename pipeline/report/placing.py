@@ -60,13 +60,14 @@ def placed(
     closed = dict(_closed_ranks(groups.values(), protocol))
     for group in groups.values():
         ceiling = next((each.score for each in group if each.variant == REAL), None)
+        floors = [each for each in group if each.variant in FLOORS]
         for each in group:
             better = each.higher_is_better
             # the best that can be had without following the condition
-            floor = replicates.best((it.score for it in group if is_floor(each, it)), better)
+            floor = replicates.best((it.score for it in floors if is_floor(each, it)), better)
             share = replicates.normalized_score(each.score, floor, ceiling, higher_is_better=better)
             reason = share if isinstance(share, str) else ""
-            if floor is None and each.variant == CONTROL and any(it.variant in FLOORS for it in group):
+            if floor is None and each.variant == CONTROL and floors:
                 reason = NO_FLOOR_OF_ITS_OWN
             way = None if isinstance(share, str) else share
             yield Score(

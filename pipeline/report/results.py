@@ -153,10 +153,34 @@ def read(path: Path) -> Results:
         raise _wrong(path, error) from error
 
 
-def samples_of(path: Path) -> pa.Table:
-    """The samples of a file that `read` has taken."""
-    with zipfile.ZipFile(path) as file:
-        return pq.read_table(pa.BufferReader(file.read(SAMPLES))).cast(pa.schema(SAMPLE_COLUMNS))
+def samples_of(path: Path, systems: Mapping[str, str], origins: Mapping[str, str]) -> pa.Table:
+    """The samples of these systems of a file that `read` has taken, under their new names, and whose they
+    are. There are millions of rows, and most words are there many times, so they stay codes of a dictionary.
+    """
+    coded = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema({name: coded if of == pa.string() else of for name, of in SAMPLE_COLUMNS.items()})
+    try:
+        with zipfile.ZipFile(path) as file:
+            data = pa.BufferReader(file.read(SAMPLES))
+        words = [name for name in SAMPLE_COLUMNS if schema.field(name).type == coded]
+        table = pq.read_table(data, read_dictionary=words).select(schema.names).cast(schema)
+    except BROKEN as error:
+        raise _wrong(path, error) from error
+    wanted = [
+        pa.array([word in systems for word in chunk.dictionary.to_pylist()], pa.bool_()).take(chunk.indices)
+        for chunk in table.column("system").chunks
+    ]
+    for name, new in (("system", systems), ("origin", origins)):
+        chunks = [
+            pa.DictionaryArray.from_arrays(
+                chunk.indices,
+                pa.array([new.get(word, word) for word in chunk.dictionary.to_pylist()], pa.string()),
+            )
+            for chunk in table.column(name).chunks
+        ]
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, name, pa.chunked_array(chunks, coded))
+    return table.filter(pa.chunked_array(wanted, pa.bool_()))
 
 
 def _wrong(path: Path, error: Exception) -> MillError:
@@ -200,7 +224,7 @@ def _scores(table: pa.Table) -> Iterator[tuple[CatalogScore, str]]:
 
 def _packed(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", store_schema=False)  # codes are read as words
     return bytes(sink.getvalue())
 
 

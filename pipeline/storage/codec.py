@@ -3,13 +3,18 @@
 import numpy as np
 
 
-def encode(pixels: np.ndarray, store: str) -> bytes:
-    """JPEG 95 with full colour resolution, or PNG."""
+def encode(pixels: np.ndarray, store: str, *, quick: bool = False) -> bytes:
+    """JPEG 95 with full colour resolution, or PNG; `quick`: PNG in two fifths of the time, a few percent
+    larger.
+    """
     import cv2
 
     bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
     if store == "png":
-        return cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes()
+        options = [cv2.IMWRITE_PNG_COMPRESSION, 3]
+        if quick:  # each row by the one above, where else every filter is tried on every row
+            options += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+        return cv2.imencode(".png", bgr, options)[1].tobytes()
     options = [
         cv2.IMWRITE_JPEG_QUALITY,
         95,

@@ -73,7 +73,8 @@ CHAMFER = replace(
     primary=False,
 )
 BIASED = "biased: n = 200 < 10 × 64 dimensions; rank by kd"
-OPENED = "new Promise(done => setTimeout(done, 60))"
+# the picture is decoded when it is, not after so many milliseconds
+OPENED = "document.querySelector('#viewer img').decode()"
 
 
 def picture(seed: int) -> bytes:

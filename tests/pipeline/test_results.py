@@ -110,8 +110,8 @@ def hash_of(model: str) -> int:
 
 def samples(of: Results) -> pa.Table:
     rows = [
-        dict.fromkeys(SAMPLE_COLUMNS) | {"system": system, "origin": "x", "condition": "canny"}
-        for system in of.origins
+        dict.fromkeys(SAMPLE_COLUMNS) | {"system": system, "origin": origin, "condition": "canny"}
+        for system, origin in of.origins.items()
     ]
     return pa.Table.from_pylist(rows, schema=pa.schema(SAMPLE_COLUMNS))
 
@@ -152,6 +152,12 @@ def test_paired_tests_survive_the_merge_with_their_ties(tmp_path: Path) -> None:
     models = {it.name: (it.origin, it.date) for it in stored.read(tmp_path / "board").models}
     assert models["ours"] == ("one", "2026-11-30") and models["theirs"] == ("other", "2026-11-30")
     merge([tmp_path / "board" / "results.zip"], tmp_path / "again", said.append)
+    whole = results.read(tmp_path / "board" / "results.zip")
+    own = {system: system for system in whole.origins}
+    table = results.samples_of(tmp_path / "board" / "results.zip", own, {})
+    told = zip(table["system"].to_pylist(), table["origin"].to_pylist(), strict=True)
+    assert sorted(told) == sorted(whole.origins.items())  # each once, and what both have by its first file
+    assert table.schema.field("seed").type == pa.int64()
     again = {(it.model, it.arm): it.rank for it in stored.read(tmp_path / "again").scores}
     assert again == {key: it.rank for key, it in found.items()}
 
@@ -301,6 +307,15 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
         "holds no results of this",
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [b"x" * 100, b""])
+def test_samples_of_nonsense_are_one_sentence_and_write_no_board(content: bytes, tmp_path: Path) -> None:
+    path = save(made("ours", {"ours": 0.6}), tmp_path / "ours.zip")
+    rewritten(path, lambda it: it.update({"samples.parquet": content}))
+    with pytest.raises(MillError, match="holds no results of this program") as told:
+        merge([path], tmp_path / "board", lambda line: None)
+    assert "\n" not in str(told.value) and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("case", HOSTILE)
