@@ -840,7 +840,7 @@ def test_the_results_in_the_readme_are_lines_of_the_demos_table() -> None:
     for line in short.splitlines():
         if line.startswith(("ingest", "annotate", "runs/")):
             assert line in transcript.splitlines(), f"docs/benchmark.md must show: {line}"
-    printed = {line.split()[1]: line for line in transcript.splitlines() if line.startswith("* ")}
+    printed = {line[2:].split()[0]: line for line in transcript.splitlines() if re.search("[↑↓]", line)}
     rows = rows_below("README.md", "Condition | Measure")
     assert [row[0].strip("`") for row in rows] == list(printed)
     for name, _, trained, shuffled, no_control, ceiling, normalized in rows:
