@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from PIL import Image
 from annotate import memory
 from annotate.detectors import DETECTORS
 from pipeline import COMPLETE, COMPLETE_WITH_FAILURES, MillError
+from pipeline.benchmark import scoring
 from pipeline.catalog import Catalog
 from pipeline.cluster import Cluster, cluster, position, session, watchdog
 from pipeline.cluster.jobs import Job
@@ -35,8 +36,8 @@ from pipeline.dataset import images
 from pipeline.manifest import load
 from pipeline.run import RunOptions, run
 from pipeline.sources.raw import Unreadable
-from pipeline.stages import annotate, ingest
-from pipeline.storage import events
+from pipeline.stages import annotate, encode, generate, ingest, score
+from pipeline.storage import codec, events
 from pipeline.storage.workspace import Workspace
 from tests.conftest import OPEN
 
@@ -66,10 +67,10 @@ def mark(picture: Image.Image, act: int) -> Image.Image:
     return picture
 
 
-def act_on(pixels: np.ndarray) -> None:
+def act_on(pixels: np.ndarray, acts: Collection[int] = tuple(ACTS)) -> None:
     red, green, blue = pixels[2:6, 2:6].reshape(-1, 3).mean(0)
-    if green < 9 and blue > 246 and abs(red - 20 * round(red / 20)) < 5:
-        ACTS.get(round(red / 20), lambda: None)()
+    if green < 9 and blue > 246 and abs(red - 20 * round(red / 20)) < 5 and round(red / 20) in acts:
+        ACTS[round(red / 20)]()
 
 
 def deadly_detector(args: Any, *rest: Any) -> Any:
@@ -104,7 +105,59 @@ def deadly_decoder(args: Any, *rest: Any) -> Any:
         images.canonical = kept
 
 
-ANNOTATE, INGEST = annotate.annotate_part, ingest.ingest_part
+def deadly_encoder(args: Any, *rest: Any) -> Any:
+    """As `encode_part`, with a VAE that some pictures kill."""
+    from train import encoders
+
+    kept = encoders.encode_images
+
+    def encode_images(loaded: Any, pictures: np.ndarray) -> Any:
+        for pixels in pictures:
+            act_on(pixels, (1, 2))
+        return kept(loaded, pictures)
+
+    encoders.encode_images = encode_images
+    try:
+        return ENCODE(args, *rest)
+    finally:
+        encoders.encode_images = kept
+
+
+def deadly_arm(args: Any, *rest: Any) -> Any:
+    """As `generate_part`, where some pictures kill what gives the real images."""
+    kept = generate._real
+
+    def real(args: Any, tasks: Any) -> Any:
+        pictures = kept(args, tasks)
+        for data in pictures:
+            act_on(codec.decode(data), (1,))
+        return pictures
+
+    generate._real = real
+    try:
+        return GENERATE(args, *rest)
+    finally:
+        generate._real = kept
+
+
+def deadly_reader(args: Any, *rest: Any) -> Any:
+    """As `score_part`, with a reader that some pictures kill."""
+    kept = scoring._reread
+
+    def reread(args: Any, image_id: str, picture: np.ndarray | None) -> Any:
+        if picture is not None:
+            act_on(picture, (2,))
+        return kept(args, image_id, picture)
+
+    scoring._reread = reread
+    try:
+        return SCORE(args, *rest)
+    finally:
+        scoring._reread = kept
+
+
+ANNOTATE, INGEST, ENCODE = annotate.annotate_part, ingest.ingest_part, encode.encode_part
+GENERATE, SCORE = generate.generate_part, scoring.score_part
 
 
 def slow(args: Any, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> list[int]:
@@ -180,6 +233,51 @@ def test_deadly_files_fail_alone_as_they_are_read_and_memory_is_tried_again(
     monkeypatch.setattr(ingest, "ingest_part", INGEST)
     assert run(given, options, print) == COMPLETE_WITH_FAILURES
     assert {Path(uri).stem for uri, *_ in catalog.query(sql)} == failed.keys() - {"004"}
+
+
+@pytest.mark.slow
+def test_what_kills_in_a_later_stage_fails_alone_there(
+    photos: Path, manifest: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = here(tmp_path) | {"shard_images": "8"}
+    training = "{base: random, runs: [{conditions: [canny], images: 8, batch: 4, lr: 1.0e-3}]}"
+    made = load(manifest(train=training, **given))
+    assert run(made, RunOptions(stages=("ingest", "annotate"), workers=2), print) == COMPLETE
+    monkeypatch.setattr(encode, "encode_part", deadly_encoder)
+    run(made, RunOptions(stages=("encode",), workers=2), print)
+
+    def failed(place: str, sql: str) -> dict[str, str]:
+        found = Catalog(Workspace(tmp_path / place)).query(sql)
+        return {Path(uri).stem: reason for uri, reason in found}
+
+    latents = failed(
+        "ws",
+        """SELECT uri, l.reason FROM latent_rows l JOIN image_rows i ON l.image = i.image
+           JOIN sources USING (image_id) WHERE l.status = 'failed'""",
+    )
+    assert sorted(latents) == ["001", "002"]
+    assert "killed its worker" in latents["001"] and "killed its worker" in latents["002"]
+
+    given |= {"workspace": str(tmp_path / "other"), "split": "{validation: 0, test: 0.999, salt: 0}"}
+    benchmark = "{split: test, samples: 16, seeds: [0], num_inference_steps: 2}"
+    made = load(
+        manifest(evaluate=f"{{base: random, benchmark: {benchmark}, baselines: [real_image]}}", **given)
+    )
+    assert run(made, RunOptions(stages=("ingest", "annotate"), workers=2), print) == COMPLETE
+    monkeypatch.setattr(generate, "generate_part", deadly_arm)
+    run(made, RunOptions(stages=("generate",), workers=2), print)
+    samples = failed(
+        "other", "SELECT uri, reason FROM samples JOIN sources USING (image_id) WHERE status = 'failed'"
+    )
+    assert sorted(samples) == ["001"] and "killed its worker" in samples["001"]
+    monkeypatch.setattr(score, "score_part", deadly_reader)
+    assert run(made, RunOptions(stages=("score", "report"), workers=2), print) == COMPLETE
+    scores = failed(
+        "other", "SELECT uri, reason FROM sample_scores JOIN sources USING (image_id) WHERE status = 'failed'"
+    )
+    assert sorted(scores) == ["001", "002"] and "killed its worker" in scores["002"]
+    catalog = Catalog(Workspace(tmp_path / "other"))
+    assert catalog.query("SELECT DISTINCT n, n_failed FROM scores") == [(16, 2)]
 
 
 @pytest.mark.slow
