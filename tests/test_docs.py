@@ -707,6 +707,17 @@ def test_the_figures_of_a_large_leaderboard_are_those_of_the_benchmark() -> None
     check_sentence(f"it took {found['write']['first cpu']:.1f} s of processor time")
 
 
+def test_the_public_task_on_the_page_is_the_one_that_was_exported() -> None:
+    from benchmarks.public import rows
+
+    found = result("public.json")
+    page = text("docs/benchmark.md")
+    assert list(found["conditions"]) == list(CONDITIONS)
+    for row in rows(found):
+        assert row in page.splitlines(), f"docs/benchmark.md must show: {row}"
+    check_sentence(f"about {found['exported_mb']} MB", "docs/benchmark.md")
+
+
 def test_the_figures_of_truth_are_those_of_the_benchmark() -> None:
     told = result("truth.json")
     rows: dict[str, dict[str, float]] = told["rows"]

@@ -23,8 +23,8 @@ from pipeline.report.site import PICTURES
 from pipeline.storage.workspace import fingerprint, write_text
 
 RESULTS = "results.zip"  # beside a merged board, so that it can be merged again
-SAMPLES = """SELECT system, condition, image_id, seed, status, reason, metric, value FROM sample_scores
-             WHERE list_contains(?, system) ORDER BY ALL"""
+SAMPLES = """SELECT system, $origin AS origin, condition, image_id, seed, status, reason, metric, value
+             FROM sample_scores WHERE system IN (SELECT unnest($systems)) ORDER BY ALL"""
 
 
 def export(plan: Plan, catalog: Catalog, out: Path, say: Callable[[str], None]) -> None:
@@ -95,18 +95,14 @@ def _of_workspace(plan: Plan, catalog: Catalog) -> tuple[Results, pa.Table]:
     with catalog.reading():
         compared = {it.name: it for it in systems(plan, catalog) if it.variant != EARLIER}
         scores = tuple(each for each in catalog_scores(catalog) if each.system in compared)
-        rows = catalog.query(SAMPLES, [list(compared)])
+        origin = plan.manifest.name
+        table = catalog.arrow(SAMPLES, {"origin": origin, "systems": list(compared)})
     if {_key(compared, each) for each in scores} != {_shown_key(score) for score in board.scores}:
         raise MillError(f"The leaderboard of {plan.workspace.address} is older than its scores: {again}.")
     scores = tuple(replace(each, model=compared[each.system].shown) for each in scores)
     names = list(dict.fromkeys(each.condition for each in scores))
     assert plan.manifest.evaluate is not None
     shared = fingerprint(protocol(plan.manifest.evaluate.benchmark, plan.manifest.base or "none"))
-    origin, asked = plan.manifest.name, [name for name in SAMPLE_COLUMNS if name != "origin"]
-    table = pa.Table.from_pylist(
-        [dict(zip(asked, row, strict=True)) | {"origin": origin} for row in rows],
-        schema=pa.schema(SAMPLE_COLUMNS),
-    )
     found = Results(
         board=board,
         marks={name: _mark(plan, catalog, name, scores) for name in names},
@@ -117,7 +113,7 @@ def _of_workspace(plan: Plan, catalog: Catalog) -> tuple[Results, pa.Table]:
         origins={each.system: origin for each in scores},
         protocols={each.system: "" if compared[each.system].pictures else shared for each in scores},
     )
-    return found, table
+    return found, table.cast(pa.schema(SAMPLE_COLUMNS))
 
 
 def _key(compared: Mapping[str, System], of: CatalogScore) -> tuple[str, str, str, str, float]:
