@@ -684,6 +684,16 @@ def test_how_often_the_guarantees_were_tried_is_what_the_benchmarks_found() -> N
         f" and {load['different']} different",
         page,
     )
+    slopes = load["slopes_undisturbed"]
+    train, generate = (
+        [round(slopes[f"{kind} in {stage}"]["mib_an_hour"]["largest"]) for kind in ("driver", "worker")]
+        for stage in ("train", "generate")
+    )
+    check_sentence(
+        f"{train[0]} MiB an hour for the driver in `train` and by {generate[0]} in `generate`, for a worker"
+        f" by {train[1]} in `train` and by {generate[1]} in `generate`",
+        page,
+    )
 
 
 def test_every_result_is_listed_with_its_machine() -> None:
