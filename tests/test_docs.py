@@ -714,7 +714,12 @@ def test_the_figures_of_a_large_leaderboard_are_those_of_the_benchmark() -> None
         )
     )
     check_sentence(f"with at most {found['peak_mib'] / 1024:.1f} GiB")
-    check_sentence(f"it took {found['write']['first cpu']:.1f} s of processor time")
+    check_sentence(f"It took {found['write']['first cpu']:.1f} s of processor time")
+    merging = found["merge"]
+    check_sentence(
+        f"exported in {merging['export']['seconds']:.1f} s, and two such boards are merged in"
+        f" {merging['merge']['seconds']:.1f} s"
+    )
 
 
 def test_the_public_task_on_the_page_is_the_one_that_was_exported() -> None:
@@ -726,6 +731,36 @@ def test_the_public_task_on_the_page_is_the_one_that_was_exported() -> None:
     for row in rows(found):
         assert row in page.splitlines(), f"docs/benchmark.md must show: {row}"
     check_sentence(f"about {found['exported_mb']} MB", "docs/benchmark.md")
+
+
+def test_the_figures_of_submissions_are_those_of_the_benchmark() -> None:
+    found = result("submissions.json")
+    copies, known = found["copies"], found["copies"]["known_of_each_kind"]
+    page, count = "docs/benchmark.md", found["copies"]["photographs"]
+    sure = (
+        "as it is",
+        "JPEG of quality 30",
+        "noise of 8 levels",
+        "blurred",
+        "brighter by a tenth",
+        "mirrored",
+    )
+    assert {known[name] for name in (*sure, "cropped by a twentieth")} == {count}
+    check_sentence(f"Of {count} photographs of the demo all were known as JPEG of quality 30", page)
+    check_sentence(
+        f"{known['shifted by an eighth']} shifted by an eighth, {known['cropped by a tenth']} cropped by a"
+        f" tenth, {known['shifted by a quarter']} shifted by a quarter",
+        page,
+    )
+    check_sentence(f"Of its {copies['own_samples']} samples {copies['own_refused']} counted as copies", page)
+    foreign, speed = found["foreign"], found["throughput"]
+    check_sentence(
+        f"{foreign['pictures']} of them, are taken in, scored and on the leaderboard of the demo in"
+    )
+    check_sentence(f"of the demo in {foreign['seconds']} s")
+    check_sentence(
+        f"at {speed['scored_by_own']:.2f} of the speed of our own, and at {speed['all_by_own']:.2f} where"
+    )
 
 
 def test_the_figures_of_truth_are_those_of_the_benchmark() -> None:
