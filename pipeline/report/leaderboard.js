@@ -4,6 +4,11 @@
   const tools = document.getElementById("tools");
   const groups = [...document.querySelectorAll(".group")];
 
+  // heights of what was not drawn yet are guesses: a link must know how far it goes, also where the browser is slow
+  document.addEventListener("click", (event) => {
+    if (event.target.closest('a[href^="#"]')) root.dataset.drawn = "all";
+  });
+
   // rows move within their part of the table: ceilings stay above the models, floors below
   const sort = (header) => {
     const headers = [...header.parentNode.children];

@@ -182,6 +182,7 @@ FOLLOWED = """(async (href) => {
     const frame = () => new Promise(requestAnimationFrame);
     for (let n = 0; n < 3; n++) await frame();
     document.querySelector(`a[href="${href}"]`).click();
+    while (location.hash !== href) await frame();  // a busy browser follows it later
     const target = document.querySelector(href);
     const place = () => target.getBoundingClientRect().top;
     for (let still = 0, last = NaN; still < 10; still = place() === last ? still + 1 : 0) {
