@@ -129,6 +129,7 @@ def test_what_changed_is_made_again_once_and_the_rest_stays(
     check_rebuild(controlmill, tmp_path)
 
 
+@pytest.mark.slow
 def test_what_is_gone_may_come_back_and_gets_what_was_made_meanwhile(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -229,6 +230,7 @@ def test_a_broken_picture_that_was_mended_is_read_and_one_that_breaks_is_a_row(
     assert "nothing to do" in controlmill("run", manifest(), *STAGES).stdout
 
 
+@pytest.mark.slow
 def test_what_could_not_be_read_for_a_while_is_tried_again_and_what_is_broken_is_not(
     controlmill: Command,
     folder: Callable[[int], Path],

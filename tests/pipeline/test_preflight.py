@@ -313,6 +313,7 @@ def test_the_plan_says_what_is_likely_to_disappoint(tmp_path: Path, monkeypatch:
     assert "Nothing is missing here." in plain and "m.yaml" not in plain
 
 
+@pytest.mark.slow
 def test_too_few_pairs_are_refused_after_annotate_and_before_anything_is_encoded(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:

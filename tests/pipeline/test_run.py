@@ -396,6 +396,7 @@ def test_a_lost_catalog_is_made_again_from_the_shards(
     assert query(tmp_path, EVERYTHING) == everything
 
 
+@pytest.mark.slow
 def test_a_lost_catalog_is_made_again_although_the_trained_condition_has_no_pairs_now(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
