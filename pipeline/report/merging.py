@@ -1,8 +1,9 @@
 """Results of several leaderboards -> one: places are told anew from the replicates of all."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from annotate.conditions import CONDITIONS
 from evaluate import measures, replicates
@@ -83,20 +84,8 @@ def merged(files: Sequence[tuple[Path, Results]]) -> Results:
                 protocol=lambda of: protocols[of.system],
             )
         ),
-        speeds=tuple(
-            replace(speed, model=own[speed.model, speed.condition])
-            for source in sources
-            for own in [_own(source)]
-            for speed in source.results.board.speeds
-            if (speed.model, speed.condition) in own
-        ),
-        evidence=tuple(
-            replace(sample, model=own[sample.model, sample.condition])
-            for source in sources
-            for own in [_own(source)]
-            for sample in source.results.board.evidence
-            if (sample.model, sample.condition) in own
-        ),
+        speeds=tuple(_renamed(sources, "speeds")),
+        evidence=tuple(_renamed(sources, "evidence")),
         published=published(conditions),
     )
     return Results(board, marks, weights, tuple(scores), origins, protocols)
@@ -197,6 +186,15 @@ def _shown(source: Source, of: CatalogScore) -> str:
     if source.names[of.system] == of.system:
         return of.model
     return f"{of.model} ({source.origins[source.results.origins[of.system]]})"
+
+
+def _renamed(sources: Sequence[Source], part: str) -> Iterator[Any]:
+    """The rows of a part of each board, of what its file brings."""
+    for source in sources:
+        own = _own(source)
+        for row in getattr(source.results.board, part):
+            if (row.model, row.condition) in own:
+                yield replace(row, model=own[row.model, row.condition])
 
 
 def _own(source: Source) -> dict[tuple[str, str], str]:

@@ -464,6 +464,7 @@ TRAIN = "{base: random, runs: [{conditions: [canny], images: 16, batch: 4, lr: 1
 EVALUATE = (
     "{benchmark: {split: test, samples: 3, seeds: [0], num_inference_steps: 2}, baselines: [no_control]}"
 )
+SECTIONS = {"train": TRAIN, "evaluate": EVALUATE, "split": "{validation: 0.1, test: 0.3, salt: 3}"}
 ALL_STAGES = ("ingest", "annotate", "encode", "train", "generate", "score", "report")
 
 
@@ -477,9 +478,8 @@ def test_a_training_goes_on_elsewhere_and_everything_after_it_is_the_same(
 
     folder(14)
     monkeypatch.chdir(tmp_path)
-    sections = {"train": TRAIN, "evaluate": EVALUATE, "split": "{validation: 0.1, test: 0.3, salt: 3}"}
-    make(manifest(**sections), ALL_STAGES)
-    path = manifest(**sections, workspace=address)
+    make(manifest(**SECTIONS), ALL_STAGES)
+    path = manifest(**SECTIONS, workspace=address)
     saved = fitting.save
 
     def killed(*arguments: Any) -> None:
@@ -533,8 +533,7 @@ def test_an_old_listing_of_a_training_that_ended_is_not_believed(
     folder(14)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "BETWEEN", 0.0)
-    sections = {"train": TRAIN, "evaluate": EVALUATE, "split": "{validation: 0.1, test: 0.3, salt: 3}"}
-    path, old = manifest(**sections, workspace=address), 1000
+    path, old = manifest(**SECTIONS, workspace=address), 1000
 
     def choose(number: int, method: str) -> Fault | None:
         """Listings are as they were before the training, so many times behind its end."""

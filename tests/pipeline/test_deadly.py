@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -82,11 +83,8 @@ def deadly_detector(args: Any, *rest: Any) -> Any:
             act_on(pixels)
         return kept.detect(pictures, *others)
 
-    DETECTORS["opencv-lsd"] = replace(kept, detect=detect)
-    try:
+    with patch.dict(DETECTORS, {"opencv-lsd": replace(kept, detect=detect)}):
         return ANNOTATE(args, *rest)
-    finally:
-        DETECTORS["opencv-lsd"] = kept
 
 
 def deadly_decoder(args: Any, *rest: Any) -> Any:
@@ -98,11 +96,8 @@ def deadly_decoder(args: Any, *rest: Any) -> Any:
         act_on(made.pixels)
         return made
 
-    images.canonical = canonical
-    try:
+    with patch.object(images, "canonical", canonical):
         return INGEST(args, *rest)
-    finally:
-        images.canonical = kept
 
 
 def deadly_encoder(args: Any, *rest: Any) -> Any:
@@ -116,11 +111,8 @@ def deadly_encoder(args: Any, *rest: Any) -> Any:
             act_on(pixels, (1, 2))
         return kept(loaded, pictures)
 
-    encoders.encode_images = encode_images
-    try:
+    with patch.object(encoders, "encode_images", encode_images):
         return ENCODE(args, *rest)
-    finally:
-        encoders.encode_images = kept
 
 
 def deadly_arm(args: Any, *rest: Any) -> Any:
@@ -133,11 +125,8 @@ def deadly_arm(args: Any, *rest: Any) -> Any:
             act_on(codec.decode(data), (1,))
         return pictures
 
-    generate._real = real
-    try:
+    with patch.object(generate, "_real", real):
         return GENERATE(args, *rest)
-    finally:
-        generate._real = kept
 
 
 def deadly_reader(args: Any, *rest: Any) -> Any:
@@ -149,11 +138,8 @@ def deadly_reader(args: Any, *rest: Any) -> Any:
             act_on(picture, (2,))
         return kept(args, image_id, picture)
 
-    scoring._reread = reread
-    try:
+    with patch.object(scoring, "_reread", reread):
         return SCORE(args, *rest)
-    finally:
-        scoring._reread = kept
 
 
 ANNOTATE, INGEST, ENCODE = annotate.annotate_part, ingest.ingest_part, encode.encode_part
