@@ -127,7 +127,19 @@ class Cluster:
         return self._session.ray
 
     def _started(self) -> Session:
-        return Session(self.token, self._given or os.cpu_count() or 1, self.address, self.lost)
+        given = (self.token, self._given or os.cpu_count() or 1, self.address, self.lost)
+        try:
+            return Session(*given)
+        except Lost as error:
+            self.event("ray lost", reason=str(error))
+            self.say(going_on(str(error), 1, self.address))
+        try:
+            return Session(*given)
+        except Lost as error:
+            raise MillError(
+                f"Ray died twice as it started ({error}): look at memory and at the room in the temporary"
+                " folder, then run the same command again."
+            ) from error
 
     def close(self) -> None:
         """Ends all processes of the run, also those that are idle; the next job starts others."""

@@ -42,8 +42,8 @@ class Session:
         self, token: str, workers: int, address: str | None, lost: Callable[[str], object] = give_up
     ) -> None:
         """Starts Ray here with so many workers, or joins the cluster of that address, for the run of this
-        token. MillError where that can't be done. `lost` is called from a thread where a call to a Ray that
-        is gone does not come back.
+        token. MillError where that can't be done, Lost where Ray died as it started. `lost` is called from a
+        thread where a call to a Ray that is gone does not come back.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -86,7 +86,10 @@ class Session:
                     " here."
                 ) from error
             if not address:
+                why = self._silent()
                 end(processes_of(self._token))
+                if why:
+                    raise Lost(why) from error
             raise MillError(
                 f"Ray did not {'let the run join' if address else 'start'} ({type(error).__name__}:"
                 f" {' '.join(str(error).split())[:300]}): look at memory and at the room in the temporary"
