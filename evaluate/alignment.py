@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluate.extractors import Images
-from evaluate.weights import folder_sha256, pretrained
+from evaluate.weights import Mark, folder_sha256, pretrained
+
+VERSION = "1"  # of what is done with pictures and captions for a CLIP of transformers
 
 
 class DualEncoder(Protocol):
@@ -95,7 +97,7 @@ def load(spec: str | Path, device: str = "cpu") -> DualEncoder:
     mean, deviation = (np.array(settings[key], np.float32) for key in ("image_mean", "image_std"))
     return Clip(
         name=folder.name,
-        version="1",
+        version=VERSION,
         sha256=folder_sha256(folder),
         model=model,
         mean=mean,
@@ -104,6 +106,15 @@ def load(spec: str | Path, device: str = "cpu") -> DualEncoder:
         tokenizer=CLIPTokenizer.from_pretrained(str(folder), local_files_only=True),
         side=model.config.vision_config.image_size,
     )
+
+
+def mark(spec: str | Path) -> Mark:
+    """Of what `load` gives, without loading it; ValueError where there is no such model."""
+    if str(spec) == "mini":
+        from evaluate.mini import note
+
+        return note.mark()
+    return Mark(Path(spec).name, VERSION, folder_sha256(Path(spec)))
 
 
 def crop(

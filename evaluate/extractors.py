@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate.weights import file_sha256, folder_sha256, located, pretrained
+from evaluate.weights import Mark, file_sha256, folder_sha256, located, pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
 Numbers = tuple[float, float, float]  # of red, green and blue
 
+VERSION = "1"  # of the networks behind clean-fid's resizing
 BATCH = 16  # images that are in memory as floats; changes no result beyond rounding
 
 
@@ -85,6 +86,21 @@ def load(
     return EXTRACTORS[name](weights, device)
 
 
+def mark(name: str, weights: str | Path | None = None) -> Mark:
+    """Of what `load` gives, without loading it where that can be; ValueError as there."""
+    if name == "inception":
+        return Mark(name, VERSION, file_sha256(_inception_file(weights)))
+    if name in _FOLDERS:
+        return Mark(name, VERSION, folder_sha256(_folder(name, weights)))
+    if name == "mini":
+        from evaluate.mini import note
+
+        of = note.mark(Path(weights)) if weights else note.mark()
+        return of._replace(name=name)
+    it = load(name, weights)
+    return Mark(it.name, it.version, it.weights_sha256)
+
+
 def resize(
     image: NDArray[np.uint8],  # [h, w, 3]
     side: int,
@@ -138,6 +154,23 @@ def inception(weights: str | Path | None = None, device: str = "cpu") -> Feature
 
     ValueError: the file is absent, has another sha256, or has another name than clean-fid looks for.
     """
+    path = _inception_file(weights)
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    return FeatureNetwork(
+        name="inception",
+        version=VERSION,
+        weights_sha256=INCEPTION_SHA256,
+        dimensions=2048,
+        side=299,
+        shift=(0.0, 0.0, 0.0),  # the program normalises for itself
+        scale=(1.0, 1.0, 1.0),
+        forward=InceptionV3W(str(path.parent), download=False).eval().to(device),
+        device=device,
+    )
+
+
+def _inception_file(weights: str | Path | None) -> Path:
     path = located("inception", weights, (INCEPTION_FILE,), INCEPTION_URL)
     path = path / INCEPTION_FILE if path.is_dir() else path
     if not path.is_file():
@@ -150,24 +183,12 @@ def inception(weights: str | Path | None = None, device: str = "cpu") -> Feature
         )
     if path.name != INCEPTION_FILE:
         raise ValueError(f"{path}: clean-fid looks for a file of the name {INCEPTION_FILE}: rename it")
-    from cleanfid.inception_torchscript import InceptionV3W
-
-    return FeatureNetwork(
-        name="inception",
-        version="1",
-        weights_sha256=sha256,
-        dimensions=2048,
-        side=299,
-        shift=(0.0, 0.0, 0.0),  # the program normalises for itself
-        scale=(1.0, 1.0, 1.0),
-        forward=InceptionV3W(str(path.parent), download=False).eval().to(device),
-        device=device,
-    )
+    return path
 
 
 def clip(weights: str | Path | None = None, device: str = "cpu") -> FeatureNetwork:
     """Image embeddings of a CLIP in transformers' layout, before they are brought to unit length."""
-    folder = located("clip", weights, ("openai/clip-vit-base-patch16",), _get("openai/clip-vit-base-patch16"))
+    folder = _folder("clip", weights)
     model = pretrained("CLIPModel", folder, device)
     forward = lambda batch: model.visual_projection(model.vision_model(pixel_values=batch).pooler_output)
     return _of_transformers(
@@ -177,12 +198,20 @@ def clip(weights: str | Path | None = None, device: str = "cpu") -> FeatureNetwo
 
 def dinov2(weights: str | Path | None = None, device: str = "cpu") -> FeatureNetwork:
     """The class token after the last norm, as FD-DINOv2 reads it (arXiv 2306.04675)."""
-    folder = located("dinov2", weights, ("facebook/dinov2-large",), _get("facebook/dinov2-large"))
+    folder = _folder("dinov2", weights)
     model = pretrained("Dinov2Model", folder, device)
     forward = lambda batch: model(pixel_values=batch).pooler_output
     return _of_transformers(
         "dinov2", folder, device, model.config.image_size, model.config.hidden_size, forward
     )
+
+
+# of transformers: extractor -> repository
+_FOLDERS = {"clip": "openai/clip-vit-base-patch16", "dinov2": "facebook/dinov2-large"}
+
+
+def _folder(name: str, weights: str | Path | None) -> Path:
+    return located(name, weights, (_FOLDERS[name],), _get(_FOLDERS[name]))
 
 
 def _of_transformers(
@@ -207,7 +236,7 @@ def _of_transformers(
     mean, deviation = (tuple(255.0 * value for value in settings[key]) for key in ("image_mean", "image_std"))
     return FeatureNetwork(
         name=name,
-        version="1",
+        version=VERSION,
         weights_sha256=folder_sha256(folder),
         dimensions=dimensions,
         forward=forward,

@@ -7,9 +7,17 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 FOLDER_VARIABLE = "CONTROLMILL_WEIGHTS"
+
+
+class Mark(NamedTuple):
+    """What identifies a network that scores."""
+
+    name: str
+    version: str  # of what is done with pictures and captions before and after the weights
+    sha256: str  # of the weights
 
 
 def located(name: str, weights: str | Path | None, usual: tuple[str, ...], get: str) -> Path:
@@ -32,8 +40,7 @@ def pretrained(network: str, folder: Path, device: str) -> Any:
     """A class of transformers from a folder; ValueError where a tensor is absent, since the library would
     draw it at random and go on.
     """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no network of transformers: config.json is not there")
+    _check_folder(folder)
     import transformers
     from transformers.utils import logging
 
@@ -60,9 +67,20 @@ def pretrained(network: str, folder: Path, device: str) -> Any:
     return model.float().eval().to(device)
 
 
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no network of transformers: config.json is not there")
+
+
 def folder_sha256(folder: Path) -> str:
-    """Of the weight file, as the hub shows it; of all of them and their names where there are several."""
+    """Of the weight file, as the hub shows it; of all of them and their names where there are several.
+
+    ValueError: the folder holds no network of transformers, or no weights.
+    """
+    _check_folder(folder)
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise ValueError(f"{folder} holds no weights")
     hashes = {path.name: file_sha256(path) for path in files}
     return (
         next(iter(hashes.values()))

@@ -152,7 +152,16 @@ def test_no_other_file_compares_condition_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["pipeline.cli", "pipeline.stages.ingest", "pipeline.stages.annotate", "annotate.annotator"]
+    "module",
+    [
+        "pipeline.cli",
+        "pipeline.stages.ingest",
+        "pipeline.stages.annotate",
+        "annotate.annotator",
+        "train.base",
+        "train.checkpoint",
+        "train.pretrained",
+    ],
 )
 def test_importing_loads_no_heavy_library(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])"
@@ -162,6 +171,17 @@ def test_importing_loads_no_heavy_library(module: str) -> None:
         ).stdout.strip()
         == "[]"
     )
+
+
+def test_bases_and_networks_that_score_are_identified_without_torch() -> None:
+    """A leaderboard of scores that are there needs no more of them."""
+    code = (
+        "import sys; from evaluate import alignment, extractors; from train import base, pretrained;"
+        " base.fingerprint('mini'); pretrained.weights_hash(pretrained.locate('mini/canny'));"
+        " extractors.mark('mini'); alignment.mark('mini'); print('torch' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert told.stdout == "False\n"
 
 
 def test_no_benchmark_imports_a_test() -> None:

@@ -5,19 +5,15 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from train import hub, kinds, mini, samplers, single_file
-from train.controlnet import Config, unsupported
-from train.loss import levels_of
-from train.random_base import NOTE_FILE
-
-# `train.base` is the door to everything about bases
-from train.random_base import build_random as build_random
+from train.config import Config, unsupported
 from train.weights_file import check_fit, content_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 WEIGHTS = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
@@ -56,7 +52,7 @@ class Base:
     fingerprint: str  # 16 hex
     random_weights: bool  # True = nothing this base draws means anything; reports must say so
     device: str
-    dtype: torch.dtype
+    dtype: "torch.dtype"
 
     @property
     def prediction_type(self) -> str:  # epsilon | v_prediction
@@ -68,7 +64,7 @@ def load(
     spec: str | Path,
     *,
     device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: "torch.dtype | None" = None,  # None = float32
     # what to read; the fingerprint is always of the whole base
     parts: tuple[str, ...] = ("unet", "vae", "text_encoder"),
 ) -> Base:
@@ -78,6 +74,9 @@ def load(
     ValueError: an unknown part, a base of a kind that is not trained, or files that are damaged or do not
     fit. FileNotFoundError as for `locate`.
     """
+    import torch
+
+    dtype = dtype or torch.float32
     unknown = set(parts) - set(WEIGHTS)
     if unknown:
         raise ValueError(f"a base has the parts {', '.join(WEIGHTS)}; it has no {', '.join(sorted(unknown))}")
@@ -106,7 +105,7 @@ def load(
     )
 
 
-def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
+def _load_part(folder: Path, part: str, dtype: "torch.dtype") -> Any:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
     from transformers.utils import logging
@@ -196,6 +195,8 @@ def check_sampling(spec: str | Path, sampler: samplers.Sampler, steps: int) -> N
 
 
 def _check_configs(what: str, folder: Path) -> None:
+    from train.loss import levels_of
+
     unet, vae, text, scheduler = (
         _config(folder, part) for part in ("unet", "vae", "text_encoder", "scheduler")
     )
@@ -230,6 +231,7 @@ def _check_tensors(folder: Path, part: str, kind: Any) -> None:
     """Before loading, which fills what a file lacks with random numbers, or dies of it: ValueError with the
     first tensor that does not fit.
     """
+    import torch
     from safetensors import SafetensorError, safe_open
     from transformers import CLIPTextConfig
 
@@ -267,6 +269,8 @@ def _usual(part: str, name: str) -> str:
 
 
 def _is_random(folder: Path) -> bool:
+    from train.random_base import NOTE_FILE
+
     note = folder / NOTE_FILE
     return note.is_file() and bool(kinds.read_object(note).get("random_weights"))
 
@@ -293,6 +297,8 @@ def fingerprint(spec: str | Path) -> str:  # 16 hex
 
 
 # [1000] float32: the share of signal variance left at each timestep (alpha bar)
-def noise_levels(base: Base) -> Tensor:
+def noise_levels(base: Base) -> "Tensor":
     """Those that samples are drawn by, to the last bit."""
+    from train.loss import levels_of
+
     return levels_of(f"base {base.name}", base.scheduler)

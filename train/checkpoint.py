@@ -8,15 +8,26 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
-from torch import nn, optim
-
-from train.controlnet import Config, ControlNet
-from train.integrity import META, SEAL, STEP, Checkpoint, Damaged, name_of, problems, read, seal_of, whole
-from train.optimizer import OPTIMIZER, optimizer_tensors
+from train.config import Config
+from train.integrity import (
+    META,
+    OPTIMIZER,
+    SEAL,
+    STEP,
+    Checkpoint,
+    Damaged,
+    name_of,
+    problems,
+    read,
+    seal_of,
+    whole,
+)
 from train.weights_file import WEIGHTS, sha256_of
+
+if TYPE_CHECKING:
+    from torch import nn, optim
 
 KEEP = 2  # newest checkpoints of a run
 TEMPORARY = ".tmp-"
@@ -36,13 +47,17 @@ def began_with(meta: Mapping[str, Any]) -> dict[str, Any]:  # of a checkpoint, o
 def save(
     out: Path,
     # by folder: each condition's ControlNet; its average in <condition>/ema, an unlocked base in .../unet
-    models: Mapping[str, nn.Module],
-    optimizers: dict[str, optim.Optimizer],  # by folder, of the models that train
+    models: "Mapping[str, nn.Module]",
+    optimizers: "dict[str, optim.Optimizer]",  # by folder, of the models that train
     meta: dict[str, Any],  # has images and step; this adds the files
 ) -> Checkpoint:
     """Written under a temporary name, flushed to disk, renamed: a kill at any moment leaves the previous
     checkpoint whole.
     """
+    from safetensors.torch import save_file
+
+    from train.optimizer import optimizer_tensors
+
     final = out / name_of(meta["step"])
     work = out / f"{TEMPORARY}{final.name}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
@@ -160,6 +175,8 @@ def diffusers_config(
 ) -> Config:
     """The config.json that diffusers, and so ComfyUI and A1111, reads beside the weights."""
     from diffusers import __version__
+
+    from train.controlnet import ControlNet
 
     name, settings = (
         ("ControlNetModel", model.config)

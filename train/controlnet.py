@@ -13,34 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from train.config import BGR, PAPER_WIDTHS, POOLED, SHARED_CONFIG, Config, unsupported
 from train.unet_parts import unet_encoder
 
 Layer = TypeVar("Layer", bound=nn.Module)
-Config = dict[str, Any]  # a config.json of diffusers; open, since each class and version has keys of its own
-PAPER_WIDTHS = (16, 32, 96, 256)  # of the hint encoder on a base that is 320 wide
 GAIN = 3.0  # of variance, before a SiLU: 4 keeps what is near zero, 2.8 a standard normal
 # hint encoder, zero convolutions
 ADDED = ("controlnet_cond_embedding.", "controlnet_down_blocks.", "controlnet_mid_block.")
-# What the copied half of a UNet is built from; the same names stand in diffusers' ControlNetModel config.
-SHARED_CONFIG = (
-    "in_channels", "flip_sin_to_cos", "freq_shift", "down_block_types", "mid_block_type",
-    "only_cross_attention", "block_out_channels",
-    "layers_per_block", "downsample_padding", "mid_block_scale_factor", "act_fn", "norm_num_groups",
-    "norm_eps", "cross_attention_dim",
-    "transformer_layers_per_block", "attention_head_dim", "num_attention_heads", "use_linear_projection",
-    "upcast_attention",
-    "resnet_time_scale_shift",
-)  # fmt: skip
-# diffusers' names of two settings that change no tensor; they stand in a config only where they are not as
-# usual
-BGR, POOLED = "controlnet_conditioning_channel_order", "global_pool_conditions"
-UNSUPPORTED = (
-    "encoder_hid_dim_type",
-    "class_embed_type",
-    "num_class_embeds",
-    "addition_embed_type",
-    "time_cond_proj_dim",
-)
 
 
 @dataclass(frozen=True)
@@ -274,16 +253,6 @@ def _zero_layer(in_channels: int, out_channels: int, spatial: int) -> nn.Module:
     if spatial not in kinds:
         raise ValueError(f"a block has 0, 1, 2 or 3 spatial axes, not {spatial}")
     return _zero(kinds[spatial](in_channels, out_channels, 1))
-
-
-def unsupported(
-    config: Config,  # of a UNet
-) -> list[str]:
-    """What in it is beyond the topology of SD 1.5 and 2.1; empty = nothing."""
-    odd = [name for name in UNSUPPORTED if config.get(name) is not None]
-    if config.get("center_input_sample") or config.get("time_embedding_type", "positional") != "positional":
-        odd.append("center_input_sample or time_embedding_type")
-    return odd if config.get("mid_block_type", "usual") else [*odd, "no middle block"]
 
 
 def _check_supported(unet: Any) -> None:

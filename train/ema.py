@@ -1,16 +1,12 @@
 """An exponential moving average of the weights that train, whose half-life is counted in images."""
 
 import copy
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import nn
 
 RAMP_UP = 0.05  # of the images seen: the longest half-life, so that a young average forgets where it started
-# in the ControlNet's folder, itself in the diffusers layout; give diffusers this path, not `subfolder=`
-FOLDER = "ema"
-
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -37,12 +33,3 @@ def update(
         if now.requires_grad
     ]
     torch._foreach_lerp_([mean for mean, _ in pairs], [now for _, now in pairs], 1 - decay)
-
-
-def folder_to_sample(
-    controlnet: Path,  # a ControlNet's folder in a checkpoint
-) -> Path:
-    """The rule for all who use a ControlNet rather than train it further: its average where one was kept,
-    else its weights.
-    """
-    return controlnet / FOLDER if (controlnet / FOLDER / "config.json").is_file() else controlnet

@@ -10,9 +10,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from train.optimizer import OPTIMIZER
 from train.weights_file import sha256_of
 
+OPTIMIZER = "optimizer.safetensors"
+# the average, in the ControlNet's folder, itself in the diffusers layout; give diffusers this path, not
+# `subfolder=`
+AVERAGE = "ema"
 META = "meta.json"  # written last: a folder without it is no checkpoint
 SEAL = "sha256"  # of META: that of all else in it; those written before it was added have none
 STEP = re.compile(r"step-\d{8,}")
@@ -169,3 +172,12 @@ def _wrong(done: Checkpoint, name: str, *, hashed: bool = True) -> str:  # '' = 
         if error.errno != errno.EIO:
             raise
         return f"can't be read ({error.strerror})"
+
+
+def folder_to_sample(
+    controlnet: Path,  # a ControlNet's folder in a checkpoint
+) -> Path:
+    """The rule for all who use a ControlNet rather than train it further: its average where one was kept,
+    else its weights.
+    """
+    return controlnet / AVERAGE if (controlnet / AVERAGE / "config.json").is_file() else controlnet

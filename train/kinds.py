@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from train.controlnet import BGR, Config, empty_controlnet
+from train.config import BGR, Config
 
 CLASS = "ControlNetModel"
 READ = "ControlMill reads whole ControlNets of Stable Diffusion 1.5 and 2.1"
@@ -82,6 +82,8 @@ def check_config(where: Path, config: Config) -> None:
         raise ValueError(
             f"{where}: its config.json is not that of a ControlNet: it lacks {', '.join(lacking)}"
         )
+    from train.controlnet import empty_controlnet
+
     try:
         empty_controlnet(config)
     except Exception as error:  # whatever diffusers and torch make of a value of another kind

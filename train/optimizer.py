@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn, optim
 
+from train.integrity import OPTIMIZER
 from train.options import Options
-
-OPTIMIZER = "optimizer.safetensors"
 
 
 def make(

@@ -9,14 +9,14 @@ import functools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from train import kinds
-from train.controlnet import BGR, PAPER_WIDTHS, POOLED, SHARED_CONFIG, Config, empty_controlnet
+from train.config import BGR, PAPER_WIDTHS, POOLED, SHARED_CONFIG, Config
 from train.weights_file import check_fit, read_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PREFIX = "control_model."
 # in the header of files written here: diffusers' config.json, which other files of this layout lack
@@ -112,10 +112,12 @@ def read_controlnet(
     # of the UNet it belongs to; None = as the file says, else SD 1.5 or 2.1 by its text width
     base_config: Config | None = None,
     # weights by diffusers' names, in the file's own dtype; the config
-) -> tuple[dict[str, Tensor], Config]:
+) -> "tuple[dict[str, Tensor], Config]":
     """Every tensor must be there, have its shape, and be known; ValueError names the first that isn't, and
     other kinds of files.
     """
+    from train.controlnet import empty_controlnet
+
     prefix, weights, header = read_file(path, (PREFIX, ""), look=functools.partial(kinds.check_names, path))
     if FIRST_HINT not in weights:
         instead = f"its first tensor is {min(weights)}" if weights else "it has no tensors"
@@ -136,13 +138,17 @@ def read_controlnet(
 
 def write_controlnet(
     path: Path,
-    weights: Mapping[str, Tensor],  # by diffusers' names; their dtype is kept
+    weights: "Mapping[str, Tensor]",  # by diffusers' names; their dtype is kept
     # diffusers' config.json; it is kept in the header, so that nothing is lost on the way back
     config: Config,
 ) -> None:
     """One safetensors file, every name under `control_model.`; ValueError where the layout can't hold what
     the config says.
     """
+    from safetensors.torch import save_file
+
+    from train.controlnet import empty_controlnet
+
     if config.get(BGR, "rgb") != "rgb":
         raise ValueError(
             "this ControlNet takes hints as BGR, which the original layout can't say: programs that read it"
@@ -179,7 +185,7 @@ def _plain(value: Any) -> Any:
 
 
 def _config(
-    path: Path, weights: Mapping[str, Tensor], base_config: Config | None, header: dict[str, str]
+    path: Path, weights: "Mapping[str, Tensor]", base_config: Config | None, header: dict[str, str]
 ) -> Config:
     """What the tensors say themselves is taken from them: the hint's channels and the widths of
     its encoder.
@@ -214,6 +220,6 @@ def _config(
     )
 
 
-def _place(item: tuple[str, Tensor]) -> int:  # in the hint encoder; -1 = elsewhere, or a bias
+def _place(item: "tuple[str, Tensor]") -> int:  # in the hint encoder; -1 = elsewhere, or a bias
     parts = item[0].split(".")
     return int(parts[1]) if parts[0] == "input_hint_block" and parts[-1] == "weight" else -1

@@ -4,13 +4,13 @@ import functools
 import re
 import shutil
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save_file
+from typing import TYPE_CHECKING, Any
 
 from train import hub, kinds, mini, original, weights_file
-from train.controlnet import ControlNet, empty_controlnet
 from train.weights_file import WEIGHTS, content_of, tensors_of
+
+if TYPE_CHECKING:
+    from train.controlnet import ControlNet
 
 
 def locate(spec: str | Path, *, download: bool = True) -> Path:
@@ -61,12 +61,14 @@ def load_controlnet(
     # original layout
     folder: Path,
     unet: Any = None,  # a UNet2DConditionModel to check the topology against; None = as config.json says
-) -> ControlNet:  # float32 on the CPU, trainable
+) -> "ControlNet":  # float32 on the CPU, trainable
     """Strict in both directions: a ControlNet with a tensor missing would run, and run wrongly.
 
     FileNotFoundError: the folder lacks its config or its weights. ValueError: another kind of file, a damaged
     one, weights that do not fit their config, or a ControlNet of another base than `unet`.
     """
+    from train.controlnet import empty_controlnet
+
     if folder.is_file():
         tensors, config = original.read_controlnet(folder, None if unet is None else unet.config)
         controlnet = empty_controlnet(config)
@@ -114,6 +116,8 @@ def write_rounded(
     dest: Path,
 ) -> None:
     """The same ControlNet in bfloat16: half the bytes, for what is shipped."""
+    from safetensors.torch import save_file
+
     dest.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.bfloat16().contiguous() for name, tensor in tensors_of(folder / WEIGHTS).items()}
     save_file(weights, dest / WEIGHTS, metadata={"format": "pt"})

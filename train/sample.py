@@ -14,9 +14,10 @@ from torch import Tensor
 from train import unlocked
 from train.base import Base
 from train.batches import rng
-from train.controlnet import POOLED, ControlNet
-from train.ema import folder_to_sample
+from train.config import POOLED
+from train.controlnet import ControlNet
 from train.encoders import decode_latents
+from train.integrity import folder_to_sample
 from train.pretrained import load_controlnet
 from train.samplers import Sampler, scheduler
 from train.unet_parts import Residuals, unet_decoder, unet_encoder

@@ -8,15 +8,16 @@ encoder of SD 2.x, open_clip. What such a file can't hold is looked up beside it
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from train import kinds
-from train.controlnet import Config
+from train.config import Config
 from train.original import SD15, SD21, original_names
 from train.weights_file import SAFE_SUFFIX, check_fit, read_file
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 SUFFIXES = (SAFE_SUFFIX, ".ckpt")
 UNET, VAE, CLIP, OPEN_CLIP = (
@@ -130,11 +131,12 @@ def config(path: Path, part: str) -> Config:
 
 
 # UNet2DConditionModel, AutoencoderKL or CLIPTextModel on the CPU
-def load_part(path: Path, part: str, dtype: torch.dtype) -> Any:
+def load_part(path: Path, part: str, dtype: "torch.dtype") -> Any:
     """Strict: every tensor of the part must be in the file, with its shape.
 
     Weights of an EMA beside the plain ones are not read.
     """
+    import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -229,7 +231,7 @@ def open_clip_name(name: str) -> str:
     return name
 
 
-def _encoder_of_open_clip(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+def _encoder_of_open_clip(weights: "Mapping[str, Tensor]", layers: int) -> "dict[str, Tensor]":
     """Queries, keys and values lie in one tensor there; layers behind the one that is read, and the head,
     have no part in a base.
     """
@@ -245,7 +247,7 @@ def _encoder_of_open_clip(weights: Mapping[str, Tensor], layers: int) -> dict[st
     return kept
 
 
-def _as_linear(name: str, tensor: Tensor) -> Tensor:
+def _as_linear(name: str, tensor: "Tensor") -> "Tensor":
     """The VAE's attention is made of 1x1 convolutions there, of linear layers in diffusers."""
     return tensor[:, :, 0, 0] if ".attn_1." in name and tensor.ndim == 4 else tensor
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn, optim
 
-from train import ema, optimizer, precision, unlocked
+from train import ema, integrity, optimizer, precision, unlocked
 from train.base import Base
 from train.batches import Pair, rng
 from train.controlnet import ControlNet
@@ -100,7 +100,7 @@ def build(
         if done is not None:
             optimizer.load_optimizer(done.path / name, model, optimizers[name])
         if options.ema is not None:
-            mean = f"{condition}/{ema.FOLDER}{name.removeprefix(condition)}"
+            mean = f"{condition}/{integrity.AVERAGE}{name.removeprefix(condition)}"
             averages[mean] = ema.start(model)
             if done is not None:
                 averages[mean].load_state_dict(load_file(done.path / mean / WEIGHTS))

@@ -7,12 +7,12 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Size, Tensor
+
+if TYPE_CHECKING:
+    from torch import Size, Tensor
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # of a model's folder in the diffusers layout
 SAFE_SUFFIX = ".safetensors"
@@ -25,7 +25,7 @@ def read_file(
     # gets all names of the file, and raises where it is not what is wanted
     look: Callable[[Iterable[str]], None] = lambda names: None,
     # that prefix, the tensors below it by the rest of their names, the header's texts
-) -> tuple[str, dict[str, Tensor], dict[str, str]]:
+) -> "tuple[str, dict[str, Tensor], dict[str, str]]":
     """No code in a file is run: safetensors, or torch.load(weights_only=True).
 
     Without any of the prefixes there are no tensors.
@@ -53,6 +53,8 @@ def read_file(
             f"{path} holds more than tensors, and reading that could run code from the file: get the"
             " .safetensors of this model, or save its state dict alone"
         ) from error
+    from torch import Tensor
+
     outer = stored
     if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
         stored = stored["state_dict"]
@@ -68,6 +70,8 @@ def read_file(
 
 def _unpickled(path: Path) -> Any:
     """Nothing but tensors is made; RuntimeError, EOFError or UnpicklingError where it holds anything else."""
+    import torch
+
     try:
         # Mapped, so that a model of 6 GB around a ControlNet of 1.4 GB is not read whole.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -77,7 +81,9 @@ def _unpickled(path: Path) -> Any:
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
-def check_fit(where: str, prefix: str, weights: Mapping[str, Tensor], expected: Mapping[str, Size]) -> None:
+def check_fit(
+    where: str, prefix: str, weights: "Mapping[str, Tensor]", expected: "Mapping[str, Size]"
+) -> None:
     """ValueError with the first name that is missing, of another shape, or unknown, and what was expected of
     it.
     """
@@ -101,11 +107,13 @@ def check_fit(where: str, prefix: str, weights: Mapping[str, Tensor], expected: 
         )
 
 
-def tensors_of(path: Path) -> dict[str, torch.Tensor]:
+def tensors_of(path: Path) -> "dict[str, Tensor]":
     """As they are stored; a damaged file is named, which the library does not do.
 
     ValueError: the file is damaged, or is not in the safetensors format.
     """
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except SafetensorError as error:

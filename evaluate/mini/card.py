@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from evaluate.mini.clip import VERSION, MiniClip
+from evaluate.mini.clip import MiniClip
+from evaluate.mini.note import VERSION
 from evaluate.mini.scores import AMONG, BEFORE, Proportion
 
 HARDLY = 0.6  # share of captions before a changed one, where half are by chance

@@ -14,10 +14,9 @@ from torch.nn import functional
 
 from evaluate.extractors import Images, together
 from evaluate.mini.network import NOTHING, UNKNOWN, Scorer, Sizes
+from evaluate.mini.note import NAME, NOTE, VERSION, WEIGHTS, described
 from evaluate.weights import file_sha256
 
-WEIGHTS, NOTE = "scorer.safetensors", "scorer.json"
-VERSION = "1"  # of what is done with pictures and captions before and after the weights
 BATCH = 32  # rows at a time; bounds memory, changes no result beyond rounding
 
 
@@ -28,7 +27,7 @@ class MiniClip:
     net: Scorer
     sha256: str  # of the weights
     device: str = "cpu"
-    name: str = "mini-clip"
+    name: str = NAME
     version: str = VERSION
 
     def images(self, images: Images) -> NDArray[np.float32]:  # RGB, of any sizes => [N, d] unit length
@@ -120,15 +119,7 @@ def read(folder: Path, device: str = "cpu") -> MiniClip:
     """ValueError where the weights are not those that the note describes."""
     from safetensors.torch import load_file
 
-    for name in (WEIGHTS, NOTE):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}: a mini scorer is a folder with {WEIGHTS} and {NOTE}")
-    note, sha256 = json.loads((folder / NOTE).read_text()), file_sha256(folder / WEIGHTS)
-    if note["sha256"] != sha256:
-        raise ValueError(
-            f"{folder / WEIGHTS} has sha256 {sha256[:12]}…, {NOTE} beside it says {note['sha256'][:12]}…:"
-            " take both from one training"
-        )
+    note = described(folder)
     net = Scorer(note["words"], Sizes(**{**note["sizes"], "widths": tuple(note["sizes"]["widths"])}))
     net.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
-    return MiniClip(net.eval().requires_grad_(False).to(device), sha256, device)
+    return MiniClip(net.eval().requires_grad_(False).to(device), note["sha256"], device)

@@ -82,13 +82,13 @@ def starts(
 
 
 def externals(plan: Plan) -> Iterator[Entrant]:
-    from train import ema, pretrained
+    from train import integrity, pretrained
 
     assert plan.manifest.evaluate is not None
     for number, it in enumerate(plan.manifest.evaluate.external):
         try:
             folder = pretrained.locate(it.checkpoint)
-            weights = pretrained.weights_hash(ema.folder_to_sample(folder))
+            weights = pretrained.weights_hash(integrity.folder_to_sample(folder))
         except (OSError, ValueError) as error:
             place = plan.manifest.at("evaluate", "external", number, "checkpoint")
             raise MillError(f"{place}: {it.name}: {error}") from error

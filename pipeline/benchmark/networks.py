@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluate.weights import Mark
 from pipeline import MillError
 from pipeline.manifest import Evaluate, Manifest
 
@@ -52,12 +53,30 @@ def wanted(evaluation: Evaluate) -> WantedNetworks:
 def identity(evaluation: Evaluate) -> list[list[str]]:
     """Versions and weights of all of them."""
     asked = wanted(evaluation)
-    extractors = [extractor(name, weights, "cpu") for name, weights in asked.features]
-    marks = [[it.name, it.version, it.weights_sha256] for it in extractors]
-    if asked.clip:
-        encoder = dual_encoder(asked.clip, "cpu")
-        marks.append(["clip", encoder.name, encoder.version, encoder.sha256])
-    return marks
+    marks = [[*_extractor_mark(*it)] for it in asked.features]
+    return marks + ([["clip", *_encoder_mark(asked.clip)]] if asked.clip else [])
+
+
+@functools.cache
+def _extractor_mark(name: str, weights: str | None) -> Mark:
+    """MillError as for `extractor`; once a process, as that is."""
+    from evaluate import extractors
+
+    try:
+        return extractors.mark(name, weights)
+    except (OSError, ValueError) as error:
+        raise MillError(f"evaluate.features: {error}") from error
+
+
+@functools.cache
+def _encoder_mark(spec: str) -> Mark:
+    """MillError as for `dual_encoder`."""
+    from evaluate import alignment
+
+    try:
+        return alignment.mark(spec)
+    except (OSError, ValueError) as error:
+        raise MillError(f"evaluate.clip: {error}") from error
 
 
 def weights_of(evaluation: Evaluate, metric: str) -> str:
@@ -65,13 +84,12 @@ def weights_of(evaluation: Evaluate, metric: str) -> str:
     what, _, name = metric.rstrip(")").partition(" (")
     asked = wanted(evaluation)
     if what in ("clip_score", "clip_image") and asked.clip:
-        encoder = dual_encoder(asked.clip, "cpu")
-        return f"{encoder.name} {encoder.version} (sha256 {encoder.sha256})"
-    for extractor_name, weights in asked.features:
-        if extractor_name == name:
-            network = extractor(name, weights, "cpu")
-            return f"{network.name} {network.version} (sha256 {network.weights_sha256})"
-    return ""
+        return _told(_encoder_mark(asked.clip))
+    return next((_told(_extractor_mark(*it)) for it in asked.features if it[0] == name), "")
+
+
+def _told(mark: Mark) -> str:
+    return f"{mark.name} {mark.version} (sha256 {mark.sha256})"
 
 
 def lacking(given: Manifest) -> list[str]:

@@ -120,13 +120,13 @@ def _meant(
     rule as sampling's.
     """
     from train import integrity
-    from train.ema import FOLDER, folder_to_sample
+    from train.integrity import AVERAGE, folder_to_sample
 
     if not src.exists():
         raise MillError(f"{src}: there is no such file or folder.")
     folder = src if src.is_file() else _controlnet_folder(src, say)
     integrity.check_controlnet(folder)
-    if folder.name == FOLDER and folder.is_dir():
+    if folder.name == AVERAGE and folder.is_dir():
         if which == "trained":
             raise MillError(f"{folder} is an average: the weights that learned are in {folder.parent}.")
         return folder, ", the average of the weights"

@@ -137,12 +137,12 @@ def _mark(plan: Plan, catalog: Catalog, condition: str, scores: Sequence[Catalog
 
 def _weights(plan: Plan, system: System) -> str:
     """By content: of a ControlNet its file, of pictures theirs, of a baseline what it is asked for."""
-    from train import ema, pretrained
+    from train import integrity, pretrained
 
     if system.checkpoint:
         place = plan.workspace.root / system.checkpoint
         try:
-            return pretrained.weights_hash(ema.folder_to_sample(place))
+            return pretrained.weights_hash(integrity.folder_to_sample(place))
         except OSError:  # taken away since it was scored
             return system.weights
     return system.key if system.variant in ALONE else system.weights

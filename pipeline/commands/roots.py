@@ -84,7 +84,7 @@ def export_roots(
     MillError where a wanted condition has no complete run, there is no complete run at all, or a checkpoint
     is damaged.
     """
-    from train import ema, integrity, pretrained
+    from train import integrity, pretrained
 
     snapshots.fetch(workspace)
     folders.bring_each(workspace.root / "checkpoints")
@@ -96,7 +96,7 @@ def export_roots(
             integrity.check_controlnet(workspace.root / system.checkpoint)
         except integrity.Damaged as error:
             raise MillError(f"{error}: {DAMAGED_CHECKPOINT}.") from error
-        folder = ema.folder_to_sample(workspace.root / system.checkpoint)
+        folder = integrity.folder_to_sample(workspace.root / system.checkpoint)
         pretrained.write_rounded(folder, dest / condition)
         weights = pretrained.weights_hash(dest / condition)
         shipped[condition] = _shipped(plan, catalog, system, weights)

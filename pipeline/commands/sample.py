@@ -196,10 +196,10 @@ def _known(folder: Path) -> Known:
     elsewhere, and of what is shipped.
     """
     from train import integrity, kinds
-    from train.ema import FOLDER
+    from train.integrity import AVERAGE
 
     place = folder.resolve()
-    place = place.parent if place.name == FOLDER else place
+    place = place.parent if place.name == AVERAGE else place
     meta = {}
     # a run's own was checked before; this is somebody's file of the same name
     with contextlib.suppress(integrity.Damaged):

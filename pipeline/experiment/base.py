@@ -23,7 +23,7 @@ ON_RANDOM_WEIGHTS = (
 
 def base_spec(plan: Plan) -> str:
     """What train.base.load takes; the random base is made in the workspace when first asked for."""
-    from train import base, mini, sums
+    from train import mini, sums
 
     spec = plan.manifest.base
     assert spec is not None
@@ -34,7 +34,9 @@ def base_spec(plan: Plan) -> str:
     folder = plan.workspace.root / "base" / RANDOM_BASE
     folders.bring(folder)
     if not folder.exists():
-        base.build_random(folder)
+        from train.random_base import build_random
+
+        build_random(folder)
         folders.save(folder)
     for wrong in sums.problems(folder):
         raise MillError(

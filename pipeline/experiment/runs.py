@@ -120,7 +120,7 @@ def controlnet_here(place: Path) -> Path:
     """The folder of a ControlNet on this machine, its checkpoint brought where it lies in a bucket."""
     if stores.address_of(place) is None:
         return place
-    from train.optimizer import OPTIMIZER
+    from train.integrity import OPTIMIZER
 
     here = stores.located(place)
     if "checkpoints" in here.parts[:-2]:

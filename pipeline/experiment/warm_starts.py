@@ -62,7 +62,7 @@ def warm_folder(
 ) -> Path:
     """The ControlNet to start from, the average where one was kept."""
     from train import checkpoint, integrity
-    from train.ema import folder_to_sample
+    from train.integrity import folder_to_sample
 
     steps = checkpoint.folders(Path(place))
     newest = integrity.read(steps[-1]) if steps else None  # and no other in its stead

@@ -54,7 +54,7 @@ def _origins(plan: Plan, catalog: Catalog, systems: Iterable[System]) -> Iterato
 
 def _weights(system: System, recorded: Callable[[str], Mapping[str, str]]) -> str:
     """As the checkpoint's own record has it: hashing what may be gigabytes takes too long for a page."""
-    from train.ema import FOLDER
+    from train.integrity import AVERAGE
     from train.weights_file import WEIGHTS
 
     if not system.checkpoint:
@@ -62,7 +62,7 @@ def _weights(system: System, recorded: Callable[[str], Mapping[str, str]]) -> st
     if system.variant == BEFORE or Path(system.checkpoint).is_absolute():
         return f"sha256 {system.weights}…"  # its identity is that of the file
     step, _, condition = system.checkpoint.rpartition("/")
-    names = (f"{condition}/{FOLDER}/{WEIGHTS}", f"{condition}/{WEIGHTS}")  # the average is what is sampled
+    names = (f"{condition}/{AVERAGE}/{WEIGHTS}", f"{condition}/{WEIGHTS}")  # the average is what is sampled
     files = recorded(step)
     return next((f"sha256 {files[name]}" for name in names if name in files), UNKNOWN)
 

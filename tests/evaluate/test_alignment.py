@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import small_networks
-from evaluate.alignment import DualEncoder, crop, load, similarity
+from evaluate.alignment import DualEncoder, crop, load, mark, similarity
 from evaluate.extractors import Images
 
 torch.set_num_threads(1)
@@ -133,6 +133,12 @@ def test_any_encoder_of_both_will_do_and_nothing_scores_below_nothing() -> None:
         [100, 60, 0]
     )
     assert similarity(Named().images([light]), Named().images([dark])) == pytest.approx([60])
+
+
+def test_an_encoder_is_identified_as_it_is_when_it_is_loaded(folder: Path) -> None:
+    for spec in (folder, "mini"):
+        encoder = load(spec)
+        assert mark(spec) == (encoder.name, encoder.version, encoder.sha256)
 
 
 def test_a_folder_that_is_not_whole_is_one_sentence(folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import small_networks
 from evaluate import extractors
-from evaluate.extractors import load, resize
+from evaluate.extractors import EXTRACTORS, load, mark, resize
 
 torch.set_num_threads(1)
 DRAW = np.random.default_rng(0)
@@ -53,6 +53,23 @@ def test_clip_and_dinov2_see_what_their_libraries_networks_see(tmp_path: Path) -
             extractor.weights_sha256
             == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         )
+
+
+def test_an_extractor_is_identified_as_it_is_when_it_is_loaded(
+    inception: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, dino = small_networks.clip(tmp_path / "clip"), small_networks.dinov2(tmp_path / "dino")
+    published(inception, monkeypatch)
+    given = {"clip": clip, "dinov2": dino, "inception": inception, "mini": None}
+    assert given.keys() | {"efficientnet"} == EXTRACTORS.keys()
+    for name, weights in given.items():
+        extractor = load(name, weights)
+        assert mark(name, weights) == (extractor.name, extractor.version, extractor.weights_sha256)
+    with pytest.raises(ValueError, match="holds no network of transformers"):
+        mark("clip", tmp_path)
+    (dino / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="holds no weights"):
+        mark("dinov2", dino)
 
 
 def test_an_image_has_the_same_features_alone_and_among_others(

@@ -112,7 +112,7 @@ def test_a_conversion_that_fails_leaves_nothing(
 
     run(net, tmp_path / "net.safetensors", "--to", "original")
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    monkeypatch.setattr("train.original.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     for src, dest, to in (
         (net, "other.safetensors", "original"),
         (tmp_path / "net.safetensors", "folder", "diffusers"),
@@ -337,7 +337,6 @@ def test_what_appears_meanwhile_is_not_written_over(
         (tmp_path / "folder").mkdir(exist_ok=True)
 
     monkeypatch.setattr("safetensors.torch.save_file", slow)
-    monkeypatch.setattr("train.original.save_file", slow)
     for src, dest, to in (
         (net, "other.safetensors", "original"),
         (tmp_path / "net.safetensors", "folder", "diffusers"),

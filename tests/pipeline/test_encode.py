@@ -20,7 +20,7 @@ CAPTIONS = ["a cup", "a red cup on the left", "left-handed", "", "a house"]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from train.base import build_random
+    from train.random_base import build_random
 
     folder = tmp_path_factory.mktemp("bases") / "random"
     build_random(folder)

@@ -16,8 +16,9 @@ from PIL import Image
 
 from pipeline.cli import main
 from train import checkpoint, mini
-from train.base import build_random, fingerprint, load
+from train.base import fingerprint, load
 from train.controlnet import ControlNet
+from train.random_base import build_random
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from train.base import Base, build_random
+from train.base import Base
 from train.batches import Pair
+from train.random_base import build_random
 
 TINY = {
     "sample_size": 16, "block_out_channels": (4, 8, 12, 12), "layers_per_block": 2, "cross_attention_dim": 8,

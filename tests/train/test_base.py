@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.train.conftest import SCHEDULER, tiny_base
 from train import hub, loss, pretrained, weights_file
-from train.base import WEIGHTS, build_random, check, fingerprint, load, locate, noise_levels
+from train.base import WEIGHTS, check, fingerprint, load, locate, noise_levels
 from train.controlnet import ControlNet
 from train.encoders import decode_latents, encode_images, encode_text
-from train.random_base import rectangles
+from train.random_base import build_random, rectangles
 
 
 @pytest.fixture(scope="module")

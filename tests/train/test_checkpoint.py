@@ -15,9 +15,8 @@ from train.checkpoint import KEEP, kept, newest
 from train.controlnet import ControlNet
 from train.distributed import Ranks
 from train.fit import Options, fit
-from train.integrity import META, SEAL, Checkpoint, Damaged, check_controlnet, read
+from train.integrity import META, OPTIMIZER, SEAL, Checkpoint, Damaged, check_controlnet, read
 from train.log_file import LOG, read_log
-from train.optimizer import OPTIMIZER
 from train.pretrained import load_controlnet
 from train.resume import newest_checkpoint
 from train.weights_file import WEIGHTS

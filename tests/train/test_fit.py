@@ -18,10 +18,9 @@ from train import pretrained
 from train.batches import Pair
 from train.checkpoint import newest
 from train.fit import Calls, Options, fit
-from train.integrity import META, SEAL, Checkpoint, Damaged
+from train.integrity import META, OPTIMIZER, SEAL, Checkpoint, Damaged
 from train.logger import LOG
 from train.metric_buffer import NotFinite
-from train.optimizer import OPTIMIZER
 from train.weights_file import WEIGHTS
 
 OPTIONS = Options(images=32, batch=4, lr=1e-2, checkpoint_every=16, log_every=8)

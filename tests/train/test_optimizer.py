@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tests.train.conftest import tiny_unet
 from train import checkpoint, pretrained
 from train.controlnet import ControlNet
-from train.optimizer import OPTIMIZER, lacking, load_optimizer, make, optimizer_tensors
+from train.integrity import OPTIMIZER
+from train.optimizer import lacking, load_optimizer, make, optimizer_tensors
 from train.options import Options
 
 needs_bitsandbytes = pytest.mark.skipif(
