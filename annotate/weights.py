@@ -88,6 +88,11 @@ def find(weight: WeightFile, given: str = PINNED) -> Path:
     raise WeightsError(f"{weight.name} not found. {_remedy((weight,))}")
 
 
+def is_there(weight: WeightFile) -> bool:
+    """A cheap check, without reading the file."""
+    return any(place.is_file() for place in _places(weight))
+
+
 def find_folder(files: tuple[WeightFile, ...], given: str = PINNED) -> Path:
     """The folder that has all the files of a model, each checked; for libraries that load folders.
 
@@ -140,7 +145,7 @@ def lacking(files: tuple[WeightFile, ...], given: str = PINNED) -> str | None:
         return (
             f"needs {names}, which {given} does not have{_in_parts(gone[0], Path(given))}" if gone else None
         )
-    absent = tuple(weight for weight in files if not any(place.is_file() for place in _places(weight)))
+    absent = tuple(weight for weight in files if not is_there(weight))
     return f"needs {', '.join(weight.name for weight in absent)}. {_remedy(absent)}" if absent else None
 
 

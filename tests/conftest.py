@@ -7,6 +7,7 @@ import select
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from benchmarks.s3_server import Gate
+    from tests.hub_server import Hub
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # a token made by one process would not be known to the next
@@ -106,6 +108,27 @@ def ask(address: str) -> Iterator[Command]:
 def controlmill(tmp_path: Path, ask: Command) -> Command:
     """As `ask`, in the test's folder."""
     return functools.partial(ask, tmp_path)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Hub"]:
+    """A server on loopback in place of huggingface.co, with an empty cache."""
+    from huggingface_hub import constants
+
+    from tests.hub_server import hub_server
+
+    with hub_server() as server:
+        template = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between retries
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setenv("HF_ENDPOINT", server.address)  # of commands that are started
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.delenv("CONTROLMILL_WEIGHTS", raising=False)
+        yield server
 
 
 @pytest.fixture(scope="module")

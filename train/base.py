@@ -26,6 +26,12 @@ CONFIGS = (
     "text_encoder/config.json",
     "scheduler/scheduler_config.json",
 )
+FILES = [
+    *CONFIGS,
+    *WEIGHTS.values(),
+    "tokenizer/*",
+    "model_index.json",
+]  # of a repository; others it may have
 # in the file of a text encoder, without a part in what it computes
 HARMLESS = ("position_ids", "text_projection.weight", "logit_scale")
 # names of a VAE of 2022
@@ -276,8 +282,14 @@ def _is_random(folder: Path) -> bool:
 
 
 def _from_hub(name: str, download: bool) -> Path:
-    wanted = [*CONFIGS, *WEIGHTS.values(), "tokenizer/*", "model_index.json"]
-    return hub.folder(f"base {name}", name, wanted, download, "set `train.base` to its path", _lacking)
+    return hub.folder(f"base {name}", name, FILES, download, "set `train.base` to its path", _lacking)
+
+
+def bytes_to_get(name: str) -> int:
+    """What a download of the base owner/name would bring, beside what is in the cache; 0 also where it is no
+    base. OSError: the hub can't be reached, or refuses.
+    """
+    return hub.bytes_to_get(name, FILES)
 
 
 def fingerprint(spec: str | Path) -> str:  # 16 hex

@@ -1,6 +1,7 @@
 """Folders of the Hugging Face hub, by owner/name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -30,10 +31,11 @@ def folder(
         reason = error
     try:
         if download:
-            return Path(snapshot_download(name, allow_patterns=wanted))
+            with _quiet():
+                return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:
         reason = error
-    unreachable = " and the hub can not be reached" if download else ""
+    unreachable = f" and {_refusal(reason)}" if download else ""
     include, whole = (" ".join(f"--include '{one}'" for one in files) for files in (absent, wanted))
     if absent:
         raise FileNotFoundError(
@@ -45,3 +47,61 @@ def folder(
         f"{what} is not in the Hugging Face cache{unreachable}: on a machine with a network run "
         f"`hf download {name} {whole} --local-dir {name.split('/')[1]}`, copy that folder here and {then}"
     ) from reason
+
+
+def bytes_to_get(
+    name: str,  # owner/name
+    wanted: list[str],  # files, or patterns of them
+) -> int:
+    """What a download would bring, beside what is in the cache.
+
+    OSError: the hub can't be reached, or refuses.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        with _quiet(), _no_bars():
+            files = snapshot_download(name, allow_patterns=wanted, dry_run=True)
+    except Exception as error:  # its HTTP client has errors of its own
+        raise OSError(_refusal(error)) from error
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def _refusal(error: BaseException | None) -> str:
+    from huggingface_hub import errors
+
+    while error is not None:
+        if isinstance(error, errors.GatedRepoError):
+            return "the hub wants its terms accepted on its page, and HF_TOKEN set to a token of that account"
+        if isinstance(error, errors.HfHubHTTPError):
+            return f"the hub refuses ({error.response.status_code})"
+        error = error.__cause__
+    return "the hub can not be reached"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The hub's library warns at each of its retries."""
+    from huggingface_hub.utils import logging
+
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(told)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Where nothing is downloaded."""
+    from huggingface_hub import utils
+
+    shown = not utils.are_progress_bars_disabled()
+    if shown:
+        utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            utils.enable_progress_bars()

@@ -12,6 +12,8 @@ from train.weights_file import WEIGHTS, content_of, tensors_of
 if TYPE_CHECKING:
     from train.controlnet import ControlNet
 
+FILES = ["config.json", WEIGHTS]  # of a folder in the diffusers layout
+
 
 def locate(spec: str | Path, *, download: bool = True) -> Path:
     """The folder or single file behind `spec`: `mini/canny` and the like, a path, or a hub id owner/name, of
@@ -31,17 +33,23 @@ def locate(spec: str | Path, *, download: bool = True) -> Path:
             )
         _check_kind(here)
         return here
-    needed = ["config.json", WEIGHTS]
     cached_folder = hub.folder(
         str(spec),
         str(spec),
-        needed,
+        FILES,
         download,
         "name its path",
-        lambda cached: [name for name in needed if not (cached / name).is_file()],
+        lambda cached: [name for name in FILES if not (cached / name).is_file()],
     )
     _check_kind(cached_folder)
     return cached_folder
+
+
+def bytes_to_get(name: str) -> int:
+    """What a download of the ControlNet owner/name would bring, beside what is in the cache; 0 also where it
+    is none. OSError: the hub can't be reached, or refuses.
+    """
+    return hub.bytes_to_get(name, FILES)
 
 
 def _check_kind(controlnet: Path) -> None:

@@ -3,7 +3,7 @@
 import click
 
 from pipeline import __version__
-from pipeline.cli import benchmarks, images, machine, workspaces
+from pipeline.cli import benchmarks, images, machine, weights, workspaces
 from pipeline.cli.group import Mill
 from pipeline.commands.mini import mini
 
@@ -28,6 +28,7 @@ for _command in (
     benchmarks.leaderboard_group,
     workspaces.catalog,
     machine.conditions,
+    weights.weights_group,
     machine.doctor,
     images.detect,
     images.sample_command,

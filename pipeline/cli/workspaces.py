@@ -13,7 +13,7 @@ from pipeline import plan as plans
 from pipeline.catalog import Catalog, snapshots
 from pipeline.cli.group import open_workspace, say
 from pipeline.cluster.watchdog import begin_again, give_up
-from pipeline.commands import preflight, requirements
+from pipeline.commands import preflight, requirements, weights
 from pipeline.run import STAGES, RunOptions, rebuild, run
 from pipeline.storage import events, requests
 
@@ -26,6 +26,7 @@ from pipeline.storage import events, requests
 @click.option("--address", help="A running Ray cluster; default: one is started here.")
 @click.option("--retry-failed", is_flag=True, help="Try again what failed in earlier runs.")
 @click.option("--keep-gone", is_flag=True, help="Keep the pairs of images that the sources no longer have.")
+@click.option("--get-weights", is_flag=True, help="First download what is missing and the hub has.")
 @click.option("--dry-run", is_flag=True, help="Check the manifest and print the plan; touch nothing.")
 def run_command(
     path: Path,
@@ -35,6 +36,7 @@ def run_command(
     address: str | None,
     retry_failed: bool,
     keep_gone: bool,
+    get_weights: bool,
     dry_run: bool,
 ) -> None:
     """Do what the manifest asks for and its workspace lacks.
@@ -51,6 +53,7 @@ def run_command(
             raise MillError(f"--stages: unknown stage {stage!r}; the stages are {', '.join(STAGES)}.")
     if dry_run:
         plan = plans.make(given, here=False)
+        found = weights.of_plan(plan) if get_weights else []
         doubts = preflight.check(plan, chosen, limit)
         absent = requirements.missing(plan, chosen)
         click.echo(
@@ -60,6 +63,7 @@ def run_command(
                     *plans.lines(plan),
                     *preflight.changes(plan, chosen, limit),
                     *doubts,
+                    *(weights.lines(found) if get_weights else ()),
                 ]
             )
         )
@@ -69,6 +73,8 @@ def run_command(
             else "Nothing is missing here."
         )
         sys.exit(NOT_COMPLETE if absent else 0)
+    if get_weights:
+        weights.fetch(weights.of_plan(plans.make(given, here=False)), say)
     signal.signal(signal.SIGTERM, _interrupt)
     lost = give_up if address else begin_again
     options = RunOptions(chosen, limit, workers, address, retry_failed, keep_gone, lost)
