@@ -306,11 +306,15 @@ def missing(detector: str, weights: str = PINNED) -> str | None:
     row = DETECTORS.get(detector)
     if row is None:
         return f"{detector} is not built yet"
-    absent = [module for module in row.modules if not _installed(module)]
-    if absent:
+    if absent := lacking_modules(row):
         return f"{detector} needs {', '.join(absent)}: {row.get or 'pip install ' + row.distributions[0]}"
     lack = lacking(row.weights, weights)
     return f"{detector} {lack}" if lack else None
+
+
+def lacking_modules(row: Detector) -> list[str]:
+    """Of the program behind the detector, what is not installed."""
+    return [module for module in row.modules if not _installed(module)]
 
 
 def licence(detector: str, given: str = PINNED) -> str:

