@@ -21,11 +21,12 @@ from annotate import (
     normals,
     openpifpaf,
     openpose,
+    own,
     pose,
     segmentation,
     sketch,
 )
-from annotate.conditions import Condition
+from annotate.conditions import CONDITIONS, Condition
 from annotate.maps import RawMap
 from annotate.mini import detect as mini
 from annotate.parameters import Choice, Number, Parameter, Values
@@ -297,6 +298,49 @@ _ROWS = (
 )  # fmt: skip
 
 DETECTORS: dict[str, Detector] = {row.name: row for row in _ROWS}
+OWN: dict[str, tuple[str, ...]] = {}  # of installed packages: detector -> its conditions
+BROKEN: dict[str, str] = {}  # of installed packages: name -> why it can't be loaded
+
+
+def _add(package: str, found: own.Own) -> None:
+    if found.name in DETECTORS:
+        raise ValueError(f"there is a detector {found.name} already")
+    DETECTORS[found.name] = Detector(
+        name=found.name,
+        title=found.title or found.name,
+        version=found.version,
+        licence=found.licence,
+        distributions=(package,),
+        modules=(),
+        detect=found.detect,
+        adapt=own.fits,
+        parameters=dict(found.parameters),
+        weights=found.weights,
+        seconds=found.seconds,
+        gpu_seconds=found.gpu_seconds,
+        gpu_memory=found.gpu_memory,
+        time_limit=found.time_limit,
+    )
+    OWN[found.name] = found.conditions
+
+
+def _add_installed() -> None:
+    for name, package, found in own.installed():
+        try:
+            if isinstance(found, Exception):
+                raise found
+            _add(package, found)
+        except Exception as error:
+            BROKEN[name] = f"{package} can't be loaded ({type(error).__name__}: {error})"
+
+
+_add_installed()
+
+
+def named(condition: str) -> tuple[str, ...]:
+    """All detectors of a condition: those that `auto` tries, in its order, then those to be named."""
+    row = CONDITIONS[condition]
+    return (*row.detectors, *row.by_name, *(name for name, of in OWN.items() if condition in of))
 
 
 def missing(detector: str, weights: str = PINNED) -> str | None:

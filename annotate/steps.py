@@ -7,7 +7,7 @@ from typing import Any
 
 from annotate import weights
 from annotate.conditions import CONDITIONS
-from annotate.detectors import DETECTORS, PROVIDED, Detector, missing
+from annotate.detectors import BROKEN, DETECTORS, PROVIDED, Detector, missing, named
 from annotate.parameters import ParameterError, Values, fill, near
 from annotate.weights import PINNED, Identity
 
@@ -44,11 +44,13 @@ def resolve(
     place = given.pop("weights", PINNED)
     if detector == "auto":
         detector = PROVIDED if provided else _first(condition, here)
-    named = (*row.detectors, *row.by_name)
-    if detector not in (*named, PROVIDED):
-        known = ", ".join(("auto", *named, PROVIDED))
+    there = named(condition)
+    if detector in BROKEN:
+        raise ParameterError("detector", f"{detector}: {BROKEN[detector]}")
+    if detector not in (*there, PROVIDED):
+        known = ", ".join(("auto", *there, PROVIDED))
         raise ParameterError(
-            "detector", f"{condition} has no detector {detector!r}{near(detector, named)}; it has: {known}"
+            "detector", f"{condition} has no detector {detector!r}{near(detector, there)}; it has: {known}"
         )
     if detector == PROVIDED:
         fill({}, given, owner=f"{condition} ({detector})")

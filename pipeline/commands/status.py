@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from annotate import annotator
 from annotate.conditions import CONDITIONS
-from annotate.detectors import lacking_modules
+from annotate.detectors import BROKEN, lacking_modules, named
 from annotate.wheels import WHEELS
 from pipeline.cluster.progress import duration
 from pipeline.commands.weights import OFFLINE
@@ -142,7 +142,7 @@ def conditions() -> list[ReadyRow]:
                 licence=annotator.licence(detector) if detector else None,
                 made_from=condition.parent,
                 lacks=lack,
-                detectors=[_detector(each) for each in (*condition.detectors, *condition.by_name)],
+                detectors=[_detector(each) for each in named(name)],
             )
         )
     return rows
@@ -192,6 +192,7 @@ def conditions_text(rows: list[ReadyRow], details: bool = False) -> str:
             if each.lacks:
                 lacks[each.detector] = each.lacks
     lines = [table(["condition", "kind of map", "detector", "here", "licence"], shown)]
+    lines += [f"{name}: {why}" for name, why in BROKEN.items()]
     if lacks and details:
         lines += ["", "missing:", *(f"  {lack}" for lack in lacks.values())]
     elif lacks:
