@@ -37,6 +37,7 @@ HARMLESS = ("position_ids", "text_projection.weight", "logit_scale")
 # names of a VAE of 2022
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 TRAINED = "ControlMill trains bases of the topology of Stable Diffusion 1.5 and 2.1"
+LATENT = 8  # pixels of a side for one of the latents
 INPAINTING = 9  # channels that such a UNet takes: latents, mask, masked latents
 # The shipped base before the config of its text encoder said in which precision others load it: it computes
 # the same, so its runs go on.
@@ -193,6 +194,15 @@ def check(spec: str | Path) -> None:
     downloaded, no weights are read.
     """
     _check_configs(f"base {spec}", locate(spec, download=False))
+
+
+def side(spec: str | Path) -> int | None:
+    """Pixels of the square images that the base was trained on, as its UNet's config says; None where it does
+    not. OSError or ValueError where there is no such base; nothing is downloaded.
+    """
+    told = _config(locate(spec, download=False), "unet").get("sample_size")
+    latents = max(told) if isinstance(told, list) and told else told
+    return latents * LATENT if isinstance(latents, int) and latents > 0 else None
 
 
 def check_sampling(spec: str | Path, sampler: samplers.Sampler, steps: int) -> None:

@@ -87,12 +87,12 @@ def fit(
 
         due = _asked_to_stop(due_at(progress.images, options), ranks, calls)
         if due.log:
-            means = buffer.take(progress.step)  # the one wait for the device; raises where one is not finite
+            means = buffer.take(progress.step)  # the one wait for the device; raises where much is not finite
             progress, speed = progress.timed(time.monotonic() - clock, means.steps * options.batch)
             if logger is not None:
                 row = log_row(progress, means, speed, micro_batch, options, device)
                 row["mfu"] = throughput.utilisation(model, example, options, device, speed / ranks.count)
-                logger.write(row, model, measure=due.measure, draw=due.save and not due.stop)
+                logger.write(row, model, measure=due.measure, draw=due.draw, notes=means.notes)
             if due.save:
                 # what a resumed run begins with
                 micro_batch = min(ranks.all_of(micro_batch), key=lambda one: (one.images, one.join))
@@ -131,6 +131,10 @@ class Due:
     measure: bool  # the conditioning gain
     log: bool
     stop: bool = False  # nothing further begins
+
+    @property
+    def draw(self) -> bool:  # the grids
+        return self.save and not self.stop
 
 
 def _asked_to_stop(due: Due, ranks: Ranks, calls: Calls) -> Due:
@@ -231,7 +235,7 @@ def log_row(
     options: Options,
     device: str,
 ) -> LogRow:
-    return {
+    row: LogRow = {
         "images": progress.images,
         "step": progress.step,
         "loss": means.loss,
@@ -244,6 +248,9 @@ def log_row(
         "micro_batch": micro_batch.images,
         "joined": micro_batch.join,
     }
+    if means.skipped:
+        row["skipped"] = means.skipped
+    return row
 
 
 # of a checkpoint's meta.json

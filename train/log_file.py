@@ -37,6 +37,7 @@ class LogRow(TypedDict, total=False):
     note: str
     loss: dict[str, float]  # by condition, like all tables here
     gradient_norm: dict[str, float]
+    skipped: dict[str, int]  # steps whose gradient was not finite, where there were any
     lr: float
     images_per_second: float
     seconds: float  # of training, all sessions together

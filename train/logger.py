@@ -66,11 +66,14 @@ class TrainLogger:
         *,
         measure: bool,  # the conditioning gain
         draw: bool,  # the grids
+        notes: Sequence[str] = (),  # of the steps behind the row
     ) -> None:
         if measure and self.held_out is not None:
             row["held_out"] = self.held_out.measure(model.unet, model.controlnets)
             row["alarm"] = held_out.convergence_steps([*self.rows, row])
         self._append(row)
+        for sentence in notes:
+            self.note(row["images"], sentence)
         if draw and self.options.grids and self.pairs is not None and len(self.pairs):
             try:
                 self._draw(row["images"], model, self.pairs)

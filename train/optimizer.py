@@ -39,6 +39,22 @@ def make(
     return bitsandbytes.optim.AdamW8bit(parameters, lr=lr, weight_decay=options.weight_decay)
 
 
+def step(
+    optimizer: optim.Optimizer,
+    wrong: torch.Tensor,  # float32 scalar on the device: 1 = the gradient is not finite, 0 = it is
+) -> None:
+    """Takes the step unless `wrong`: weights, moments and the count of steps stay as they are then.
+
+    AdamW's fused kernel looks at `wrong` on the device, so that no step waits for the host; the 8-bit form
+    has to ask.
+    """
+    if isinstance(optimizer, optim.AdamW):
+        optimizer.found_inf = wrong  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not wrong.item():
+        optimizer.step()
+
+
 # what to install, in a sentence without its full stop; None = it works here
 def lacking(optimizer: str) -> str | None:
     if optimizer == "adamw" or importlib.util.find_spec("bitsandbytes") is not None:

@@ -154,13 +154,16 @@ def step(
     images: int,  # seen before this step
     ranks: Ranks = ALONE,
 ) -> Tensor:  # scalar on the device: the norm of the whole gradient before clipping
-    """One loss has one gradient, so the ControlNet and an unlocked base are clipped together."""
+    """One loss has one gradient, so the ControlNet and an unlocked base are clipped together, and where it is
+    not finite neither learns from it.
+    """
     limit = options.clip if options.clip is not None else float("inf")
     parameters = [parameter for model in state.models.values() for parameter in trainable(model)]
     ranks.sum_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, limit)
+    wrong = norm.isfinite().logical_not().float()
     for name, each in state.optimizers.items():
-        each.step()
+        optimizer.step(each, wrong)
         precision.refresh(state.compute[name], state.models[name])
     if options.ema is not None:
         for mean, model in zip(state.averages.values(), state.models.values(), strict=True):

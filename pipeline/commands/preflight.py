@@ -13,6 +13,7 @@ from pipeline.benchmark.systems import LEAST, few
 from pipeline.catalog import Catalog, CatalogHeld, addresses, check_selections, snapshots
 from pipeline.dataset.changes import differences
 from pipeline.dataset.comparison import compare, doubtful
+from pipeline.experiment.base import RANDOM_BASE
 from pipeline.experiment.pairs import SMALLEST_SHARE
 from pipeline.manifest import DepthCoding, KeypointsCoding, Manifest, NormalsCoding, Provided, published
 from pipeline.manifest.places import Place
@@ -89,6 +90,8 @@ def _doubts(given: Manifest, stages: Collection[str], most: int | None) -> list[
                 f"{place}: {about}, and {asked} are asked for: take more images, or raise"
                 f" split.{frozen.split}."
             )
+    if {"encode", "train", "generate"} & set(stages):
+        out += _other_side(given)
     watching = [number for number, run in enumerate(given.train.runs if given.train else []) if run.held_out]
     if watching and given.split.validation == 0 and "train" in stages:
         place = given.at("train", "runs", watching[0], "held_out")
@@ -105,6 +108,25 @@ def _doubts(given: Manifest, stages: Collection[str], most: int | None) -> list[
             f" prompt: {CAPTIONS}."
         )
     return out
+
+
+def _other_side(given: Manifest) -> list[str]:
+    """Where the base was trained on images of another size than it is given."""
+    from train import base
+
+    if given.base in (None, RANDOM_BASE):
+        return []
+    try:
+        side = base.side(given.base)
+    except (OSError, ValueError):  # told as missing
+        return []
+    if side in (None, given.image.resolution):
+        return []
+    place, own = given.at("image", "resolution"), given.image.resolution
+    return [
+        f"{place}: the base {given.base} was trained on images of {side} pixels, and these have {own}: set"
+        f" image.resolution to {side}, unless you mean to try that."
+    ]
 
 
 CAPTIONS = "give the images captions, or add `captions: {model: blip-base}`"

@@ -42,7 +42,9 @@ def runs(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.
         name, title, conditions, base, random_weights, images, steps, seconds, checkpoint, options = row
         log = read_log(plan.workspace.run(name))
         curve = tuple(
-            (float(row["images"]), float(np.mean(list(row["loss"].values())))) for row in log if "loss" in row
+            (float(row["images"]), float(np.mean(list(row["loss"].values()))))
+            for row in log
+            if row.get("loss")
         )
         yield contents.RunRow(
             name=called(name, title),

@@ -314,6 +314,19 @@ def test_the_plan_says_what_is_likely_to_disappoint(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stages", ["encode", "train"])
+def test_a_base_of_another_size_is_told(stages: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = GOOD + RUN.replace("random", "mini")
+    told_of = told(tmp_path, monkeypatch, text, "--stages", stages)
+    sentence = (
+        "m.yaml:4: image.resolution: the base mini was trained on images of 128 pixels, and these have 64"
+    )
+    assert sentence in told_of
+    fits = told(tmp_path, monkeypatch, text.replace("resolution: 64", "resolution: 128"), "--stages", stages)
+    assert "was trained on images of" not in fits
+    assert "was trained on images of" not in told(tmp_path, monkeypatch, text, "--stages", "annotate")
+
+
 def test_too_few_pairs_are_refused_after_annotate_and_before_anything_is_encoded(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.train.conftest import SCHEDULER, tiny_base
 from train import hub, loss, pretrained, weights_file
-from train.base import WEIGHTS, check, fingerprint, load, locate, noise_levels
+from train.base import WEIGHTS, check, fingerprint, load, locate, noise_levels, side
 from train.controlnet import ControlNet
 from train.encoders import decode_latents, encode_images, encode_text
 from train.random_base import build_random, rectangles
@@ -191,6 +191,17 @@ def test_every_command_for_a_base_fetches_its_files_and_no_other_weights(
     for command in (said, written):
         assert fetched(command, NEEDED | HEAVY) == NEEDED
     assert fetched(clip, CLIP | {"tf_model.h5", "flax_model.msgpack"}) == CLIP
+
+
+def test_a_base_says_the_size_of_the_images_that_it_was_trained_on(
+    random_base_folder: Path, tmp_path: Path
+) -> None:
+    assert side("mini") == 128
+    shutil.copytree(random_base_folder, tmp_path / "base")
+    place = tmp_path / "base" / "unet" / "config.json"
+    for told, expected in ((96, 768), ([64, 96], 768), (None, None), ("large", None)):
+        place.write_text(json.dumps(json.loads(place.read_text()) | {"sample_size": told}))
+        assert side(tmp_path / "base") == expected
 
 
 def test_the_command_for_a_controlnet_fetches_its_two_files(monkeypatch: pytest.MonkeyPatch) -> None:

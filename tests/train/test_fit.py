@@ -1,11 +1,14 @@
 import dataclasses
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from diffusers import ControlNetModel
 from safetensors.torch import load_file
 
 from tests.train.conftest import ToyPairs, tiny_base, tiny_unet
-from train import pretrained
+from train import pretrained, train_state
 from train.batches import Pair
 from train.checkpoint import newest
 from train.fit import Calls, Options, fit
@@ -380,15 +383,62 @@ def test_what_a_warm_start_saves_is_told_before_the_first_step_and_once(tmp_path
     assert [row["images"] for row in rows(tmp_path / "cold")] == [4, 8]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(tmp_path: Path) -> None:
-    class Broken(ToyPairs):
-        def __getitem__(self, i: int) -> Pair:
-            row = super().__getitem__(i)
-            return dataclasses.replace(row, mean=np.full_like(row.mean, np.nan)) if i == 3 else row
+class Broken(ToyPairs):
+    """Some of its latents are no numbers."""
 
-    with pytest.raises(NotFinite, match=r"loss of edges is not finite at step [12], images image-3:"):
-        fit(tiny_base(), Broken(), ["edges"], OPTIONS, tmp_path)
-    assert newest(tmp_path) is None
+    def __init__(self, wrong: set[int], *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.wrong = wrong
+
+    def __getitem__(self, i: int) -> Pair:
+        row = super().__getitem__(i)
+        return dataclasses.replace(row, mean=np.full_like(row.mean, np.nan)) if i in self.wrong else row
+
+
+def test_a_step_whose_gradient_is_not_finite_is_skipped_and_its_images_are_named(tmp_path: Path) -> None:
+    pairs, options = Broken({3}, 24), dataclasses.replace(OPTIONS, ema=20.0)
+    whole = fit(tiny_base(), pairs, ["edges"], options, tmp_path / "whole")
+    told = rows(tmp_path / "whole")
+    notes = [row["note"] for row in told if "note" in row]
+    counts = [row["skipped"]["edges"] for row in told if "skipped" in row]
+    assert counts and len(notes) == len(counts)
+    assert all(re.search(r"edges: \d of 2 steps were skipped, .*, images image-3$", note) for note in notes)
+    assert all(math.isfinite(value) for row in told for value in row.get("loss", {}).values())
+    found = tensors(whole)
+    assert all(bool(tensor.isfinite().all()) for tensor in found.values())
+    taken = {int(tensor) for name, tensor in found.items() if name.endswith(".step")}
+    assert taken == {8 - sum(counts)}, "the optimizer counts the steps that it took"
+    fit(tiny_base(), pairs, ["edges"], dataclasses.replace(options, images=16), tmp_path / "halves")
+    assert_equal(found, tensors(fit(tiny_base(), pairs, ["edges"], options, tmp_path / "halves")))
+
+
+def test_one_condition_goes_on_where_another_skips(tmp_path: Path) -> None:
+    """As if each were trained alone."""
+    base, parts = tiny_base(), ["edges", "inverse"]
+    pairs = ToyPairs(conditions=tuple(parts))
+    alone = fit(tiny_base(), pairs, ["inverse"], OPTIONS, tmp_path / "alone")
+    kept = train_state.step
+
+    def step(state: Any, *given: Any, **named: Any) -> Any:
+        if "edges" in state.models and named["images"] == 8:
+            for parameter in train_state.trainable(state.models["edges"]):
+                if parameter.grad is not None:
+                    parameter.grad.fill_(float("inf"))
+        return kept(state, *given, **named)
+
+    with patch.object(train_state, "step", step):
+        both = fit(base, pairs, parts, OPTIONS, tmp_path / "both")
+    assert_equal(tensors(alone, "inverse"), tensors(both, "inverse"))
+    (note,) = (row["note"] for row in rows(tmp_path / "both") if "note" in row)
+    assert note.startswith("edges: 1 of 2 steps were skipped")
+
+
+def test_many_gradients_in_a_row_that_are_not_finite_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.metric_buffer.MOST_SKIPPED", 3)
+    with pytest.raises(NotFinite, match=r"3 gradients of edges in a row were not finite, the last at step 3"):
+        fit(tiny_base(), Broken(set(range(100))), ["edges"], OPTIONS, tmp_path)
 
 
 @pytest.mark.parametrize(
