@@ -73,6 +73,8 @@ def _refusal(error: BaseException | None) -> str:
     while error is not None:
         if isinstance(error, errors.GatedRepoError):
             return "the hub wants its terms accepted on its page, and HF_TOKEN set to a token of that account"
+        if isinstance(error, errors.RepositoryNotFoundError):
+            return "the hub has no such repository, or it is private"
         if isinstance(error, errors.HfHubHTTPError):
             return f"the hub refuses ({error.response.status_code})"
         error = error.__cause__

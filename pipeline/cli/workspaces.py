@@ -53,7 +53,7 @@ def run_command(
             raise MillError(f"--stages: unknown stage {stage!r}; the stages are {', '.join(STAGES)}.")
     if dry_run:
         plan = plans.make(given, here=False)
-        found = weights.of_plan(plan) if get_weights else []
+        found = weights.of_plan(plan, chosen) if get_weights else []
         doubts = preflight.check(plan, chosen, limit)
         absent = requirements.missing(plan, chosen)
         click.echo(
@@ -74,7 +74,7 @@ def run_command(
         )
         sys.exit(NOT_COMPLETE if absent else 0)
     if get_weights:
-        weights.fetch(weights.of_plan(plans.make(given, here=False)), say)
+        weights.fetch(weights.of_plan(plans.make(given, here=False), chosen), say)
     signal.signal(signal.SIGTERM, _interrupt)
     lost = give_up if address else begin_again
     options = RunOptions(chosen, limit, workers, address, retry_failed, keep_gone, lost)

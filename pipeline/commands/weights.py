@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,7 +12,6 @@ from annotate.conditions import CONDITIONS
 from annotate.detectors import DETECTORS, Detector, missing
 from annotate.weights import WeightFile, WeightsError, find, is_there
 from pipeline import MillError
-from pipeline.experiment.base import RANDOM_BASE
 from pipeline.plan import Plan
 from pipeline.report.text import table
 
@@ -112,20 +111,23 @@ def lines(found: Sequence[Missing]) -> list[str]:
     return [*(f"{it.of}: {it.what}, {_megabytes(it.bytes)}, {it.licence}" for it in found), whole]
 
 
-def of_plan(plan: Plan) -> list[Missing]:
-    """What the hub has of all that a manifest needs and this machine lacks. MillError where it can't tell."""
-    known = owners()
-    makers = [*plan.conditions.values(), *plan.readers.values()]
-    named = [maker.step.detector for maker in makers if maker.lack]
-    named += [plan.captions.model] if plan.captions and plan.captions.lack else []
-    found = _of_owners(known[name] for name in named if name in known and known[name].from_hub)
-    given = plan.manifest
-    spec = given.base
-    if spec and spec != RANDOM_BASE and re.fullmatch(HUB_NAME, spec):
-        found += _of_hub(spec)
-    nets = [it.checkpoint for it in given.evaluate.external] if given.evaluate else []
-    nets += [start for run in given.train.runs for start in run.starts.values()] if given.train else []
-    for name in dict.fromkeys(nets):
+def of_plan(plan: Plan, stages: Collection[str]) -> list[Missing]:
+    """What the hub has of all that these stages of a manifest need and this machine lacks. MillError where it
+    can't tell.
+    """
+    known, given = owners(), plan.manifest
+    makers = [*plan.conditions.values()] if {"annotate", "score"} & set(stages) else []
+    makers += [*plan.readers.values()] if "score" in stages else []
+    detectors = [maker.step.detector for maker in makers if maker.lack]
+    if plan.captions and plan.captions.lack and "caption" in stages:
+        detectors.append(plan.captions.model)
+    models = [given.base] if given.base and {"encode", "train", "generate"} & set(stages) else []
+    if given.train and "train" in stages:
+        models += [start for run in given.train.runs for start in run.starts.values()]
+    if given.evaluate and "generate" in stages:
+        models += [it.checkpoint for it in given.evaluate.external]
+    found = _of_owners(known[name] for name in detectors if name in known and known[name].from_hub)
+    for name in dict.fromkeys(models):
         found += _of_hub(name) if re.fullmatch(HUB_NAME, name) else []
     return found
 

@@ -65,7 +65,7 @@ def test_names_that_mean_nothing_are_sentences(models: Hub) -> None:
         "canny": "canny: no detector of this condition needs weights",
         "nonsense": "'nonsense' is no detector, captioner or condition that needs weights; there are",
         "somebody/text": "somebody/text is neither a base nor a ControlNet in the diffusers layout",
-        "somebody/none": r"somebody/none: the hub refuses \(404\)",
+        "somebody/none": "somebody/none: the hub has no such repository, or it is private",
     }.items():
         with pytest.raises(MillError, match=sentence):
             weights.get([name], print)
@@ -128,6 +128,8 @@ def test_a_run_gets_first_what_its_manifest_needs(
     assert lacking.returncode == 1 and "somebody/base is not in the Hugging Face cache" in lacking.stderr
     plan = process("run", path, "--get-weights", "--dry-run")
     assert "somebody/base: base, " in plan.stdout and not models.asked("GET", "/storage")
+    early = process("run", path, "--stages", "ingest,annotate", "--get-weights", "--workers", "1")
+    assert early.returncode == 0 and "All weights are here." in early.stdout, early.stderr
     done = process("run", path, "--stages", stages, "--get-weights", "--workers", "1")
     assert done.returncode == 0, done.stderr
     assert "somebody/base: base, " in done.stdout and "encode    1 images to do" in done.stdout
