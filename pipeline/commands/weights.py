@@ -10,12 +10,13 @@ from annotate import download, wheels
 from annotate.captions import CAPTIONERS, Captioner
 from annotate.conditions import CONDITIONS
 from annotate.detectors import DETECTORS, Detector, missing
+from annotate.remedies import OFFLINE
 from annotate.weights import WeightFile, WeightsError, find, is_there
 from pipeline import MillError
 from pipeline.plan import Plan
 from pipeline.report.text import table
 
-ALL, OFFLINE = "all", "offline"
+ALL = "all"
 HUB_NAME = r"[\w.-]+/[\w.-]+"  # owner/name
 THEIR_PAGE = "licence on its page"
 Say = Callable[[str], None]

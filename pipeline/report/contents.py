@@ -47,7 +47,7 @@ class ConditionRow:
     title: str
     kind: str
     state: Literal["made", "not asked", "lacking"]
-    lacks: str = ""  # what is missing, a sentence
+    lacks: str = ""  # what is missing: the command that gets it, else a sentence
     detector: str | None = None
     version: str | None = None
     licence: str | None = None
@@ -240,6 +240,7 @@ class ReportData:
     ingest: Ingest | None = None
     conditions: tuple[ConditionRow, ...] = ()
     contact: tuple[ContactRow, ...] = ()
+    get: str = ""  # the command that gets the weights of conditions that can't be made here
     runs: tuple[RunRow, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
     summary: tuple[SummaryRow, ...] = ()

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from annotate import label_spaces
+from annotate import label_spaces, remedies
 from annotate.annotator import lacks
 from annotate.conditions import CONDITIONS
 from annotate.maps import RawMap
@@ -70,7 +70,7 @@ def conditions(plan: Plan, catalog: Catalog, counts: WorkspaceCounts) -> Iterato
         facts = {"name": name, "title": row.title, "kind": row.kind}
         planned, rows = plan.conditions.get(name), counts.conditions.get(name)
         if planned is None or rows is None:
-            lack = lacks(name)
+            lack = lacks(name) and (remedies.shortest(name) or lacks(name))
             yield contents.ConditionRow(**facts, state="lacking" if lack else "not asked", lacks=lack or "")  # type: ignore[arg-type]
             continue
         yield contents.ConditionRow(

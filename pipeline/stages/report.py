@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from annotate import remedies
 from pipeline import MillError, __version__, manifest
 from pipeline.benchmark.estimates import scores_identity
 from pipeline.benchmark.systems import EARLIER, System, readable
@@ -47,6 +48,7 @@ def write_page(context: StageContext) -> Path:
     runs = tuple(benchmark_rows.runs(plan, catalog, made))
     # those are shown as the learning curve of their run
     compared = [system for system in made if system.variant != EARLIER]
+    conditions = tuple(dataset_rows.conditions(plan, catalog, counts))
     data = contents.ReportData(
         name=plan.manifest.name,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -56,8 +58,9 @@ def write_page(context: StageContext) -> Path:
         notes=tuple(_notes(plan, runs)),
         stages=tuple(_stages(plan, counts, runs, made)),
         ingest=dataset_rows.ingest(catalog, counts) if counts.images else None,
-        conditions=tuple(dataset_rows.conditions(plan, catalog, counts)),
+        conditions=conditions,
         contact=tuple(dataset_rows.contact_sheet(plan, catalog)),
+        get=remedies.together(row.name for row in conditions if row.state == "lacking"),
         runs=runs,
         scores=tuple(benchmark_rows.scores(plan, catalog, compared)),
         summary=tuple(summary(plan, catalog, compared)),

@@ -107,6 +107,7 @@ def data() -> ReportData:
                 lacks="MiDaS weights from the hub",
             ),
         ),
+        get="controlmill weights get midas-dpt-hybrid",
         contact=(
             ContactRow(
                 image_id="a" * 64,
@@ -461,3 +462,13 @@ def test_the_report_is_written_without_the_heavy_libraries():
         cwd=Path(__file__).parents[2],
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_contact_sheet_says_what_gets_the_weights_of_the_other_conditions(
+    data: ReportData, tmp_path: Path
+) -> None:
+    said = (
+        "depth_large: not shown, for want of weights. controlmill weights get midas-dpt-hybrid brings them."
+    )
+    assert said in " ".join(HtmlPage(render(data, tmp_path)).text.split())
+    assert "for want of weights" not in HtmlPage(render(replace(data, get=""), tmp_path)).text
