@@ -26,12 +26,8 @@ CONFIGS = (
     "text_encoder/config.json",
     "scheduler/scheduler_config.json",
 )
-FILES = [
-    *CONFIGS,
-    *WEIGHTS.values(),
-    "tokenizer/*",
-    "model_index.json",
-]  # of a repository; others it may have
+# of a repository of the hub, which may hold the same weights in other forms
+FILES = [*CONFIGS, *WEIGHTS.values(), "tokenizer/*", "model_index.json"]
 # in the file of a text encoder, without a part in what it computes
 HARMLESS = ("position_ids", "text_projection.weight", "logit_scale")
 # names of a VAE of 2022

@@ -1,8 +1,12 @@
 """Folders of the Hugging Face hub, by owner/name."""
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# of a disk, not of a network
+STORING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
 def folder(
@@ -77,6 +81,8 @@ def _refusal(error: BaseException | None) -> str:
             return "the hub has no such repository, or it is private"
         if isinstance(error, errors.HfHubHTTPError):
             return f"the hub refuses ({error.response.status_code})"
+        if isinstance(error, OSError) and error.errno in STORING:
+            return f"its files can't be stored ({error.strerror}; HF_HOME names the folder)"
         error = error.__cause__
     return "the hub can not be reached"
 

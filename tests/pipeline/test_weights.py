@@ -87,6 +87,12 @@ def test_sizes_and_licences_are_said_before_anything_is_got(
     assert said[3:] == ["All weights are here."]
 
 
+def test_a_cache_that_can_not_be_written_is_told_of_a_base_too(models: Hub, tmp_path: Path) -> None:
+    (tmp_path / "hub").write_text("a file where the cache should be")
+    with pytest.raises(MillError, match=r"somebody/base: .*its files can't be stored \(.*; HF_HOME names"):
+        weights.get(["somebody/base"], lambda line: None)
+
+
 @pytest.mark.slow
 def test_a_base_and_a_controlnet_are_got_by_name_without_what_else_lies_there(
     models: Hub, tmp_path: Path
