@@ -2,10 +2,13 @@
 nothing kept.
 """
 
+import errno
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -106,6 +109,21 @@ def test_a_cache_that_can_not_be_written_is_one_sentence(hub: Hub, tmp_path: Pat
     (tmp_path / "hub").write_text("a file where the cache should be")
     with pytest.raises(WeightsError, match=r"it can't be stored .*set HF_HOME to another folder"):
         download.get(FILE)
+
+
+def test_a_disk_that_is_full_in_the_middle_is_one_sentence_and_nothing_is_kept(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(url: str, file: BinaryIO, **given: Any) -> None:
+        file.write(CONTENT[:1_000_000])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("huggingface_hub.file_download.http_get", full)
+        with pytest.raises(WeightsError, match=r"it can't be stored \(No space left on device\): make room"):
+            download.get(FILE)
+    assert not list((tmp_path / "hub").rglob("*.incomplete")) and not kept(tmp_path)
+    assert download.get(FILE).read_bytes() == CONTENT
 
 
 def test_two_that_download_at_once_get_one_file(hub: Hub, tmp_path: Path) -> None:
