@@ -326,12 +326,13 @@ def _add(package: str, found: own.Own) -> None:
 
 def _add_installed() -> None:
     for name, package, found in own.installed():
-        try:
-            if isinstance(found, Exception):
-                raise found
-            _add(package, found)
-        except Exception as error:
-            BROKEN[name] = f"{package} can't be loaded ({type(error).__name__}: {error})"
+        if not isinstance(found, Exception):
+            try:
+                _add(package, found)
+            except ValueError as error:
+                found = error
+        if isinstance(found, Exception):
+            BROKEN[name] = f"{package} can't be loaded ({type(found).__name__}: {found})"
 
 
 _add_installed()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from annotate import memory
 from annotate.weights import WeightFile, WeightsError, find, is_there, sha256
 
 GATED = "accept its terms on its page and set HF_TOKEN to a token of that account"
@@ -46,6 +47,7 @@ def _asked(weight: WeightFile, *, dry_run: bool) -> Any:
     try:
         return hf_hub_download(weight.repo, weight.name, revision=weight.revision, dry_run=dry_run)
     except Exception as error:  # its HTTP client has errors of its own
+        memory.let_through(error)
         raise WeightsError(f"{weight.repo}/{weight.name}: {_sentence(weight, error)}") from error
     finally:
         logging.set_verbosity(told)

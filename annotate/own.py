@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from annotate import memory
 from annotate.conditions import CONDITIONS, Condition
 from annotate.maps import RawMap, depth_map, resolution
 from annotate.parameters import Parameter, Values
@@ -107,4 +108,5 @@ def installed() -> Iterator[tuple[str, str, Own | Exception]]:
                 raise ValueError(f"its entry point has another name than the detector {found.name}")
             yield point.name, package, found
         except Exception as error:  # somebody else's code
+            memory.let_through(error)
             yield point.name, package, error

@@ -50,7 +50,12 @@ def test_each_layout_names_its_source_and_the_file_of_its_detector() -> None:
         assert [weight.name for weight in DETECTORS[name].weights] == [told["file"]]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+LARGE = {"anime2sketch", "midas-dpt-hybrid", "normal-bae"}  # that take seconds to build
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(it, marks=[pytest.mark.slow] * (it in LARGE)) for it in PUBLISHED]
+)
 def test_a_published_layout_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told = PUBLISHED[name]
     assert load(name, stored(told), monkeypatch)
