@@ -33,5 +33,6 @@ def doctor(as_json: bool, details: bool) -> None:
     """
     from pipeline.commands import status as told
 
-    facts = told.machine()
-    click.echo(json.dumps(facts, indent=2) if as_json else told.machine_text(facts, details))
+    rows = told.conditions()
+    facts = told.machine(rows)
+    click.echo(json.dumps(facts, indent=2) if as_json else told.machine_text(facts, rows, details))

@@ -200,7 +200,7 @@ def verdict(rows: list[ReadyRow]) -> str:
     return " ".join(told)
 
 
-def machine() -> dict[str, str]:
+def machine(rows: list[ReadyRow]) -> dict[str, str]:
     facts = {"python": platform.python_version(), "system": platform.platform(), "cores": str(os.cpu_count())}
     facts["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
     facts["free disk here"] = f"{shutil.disk_usage('.').free / 2**30:.0f} GiB"
@@ -218,14 +218,13 @@ def machine() -> dict[str, str]:
         ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         or "none: detectors and training run on the CPU"
     )
-    for row in conditions():
+    for row in rows:
         facts[f"condition {row.condition}"] = row.lacks or f"ready: {row.detector}"
     return facts
 
 
-def machine_text(facts: dict[str, str], details: bool = False) -> str:
+def machine_text(facts: dict[str, str], rows: list[ReadyRow], details: bool = False) -> str:
     """A line a fact; what conditions lack only with details; a verdict."""
-    rows = conditions()
     short = {} if details else {f"condition {row.condition}": "missing" for row in rows if not row.ready}
     lines = [f"{name:<26} {value}" for name, value in (facts | short).items()]
     return "\n".join([*lines, "", verdict(rows)])

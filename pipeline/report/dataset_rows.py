@@ -70,7 +70,8 @@ def conditions(plan: Plan, catalog: Catalog, counts: WorkspaceCounts) -> Iterato
         facts = {"name": name, "title": row.title, "kind": row.kind}
         planned, rows = plan.conditions.get(name), counts.conditions.get(name)
         if planned is None or rows is None:
-            lack = lacks(name) and (remedies.shortest(name) or lacks(name))
+            if lack := lacks(name):
+                lack = remedies.shortest(name) or lack
             yield contents.ConditionRow(**facts, state="lacking" if lack else "not asked", lacks=lack or "")  # type: ignore[arg-type]
             continue
         yield contents.ConditionRow(

