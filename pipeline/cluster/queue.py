@@ -1,6 +1,7 @@
 """Jobs in their order; one that waits for others is held back until they are done, or fails with them."""
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pipeline.cluster.attempts import Attempt, first
 from pipeline.cluster.jobs import Job, JobsFailed
@@ -66,3 +67,20 @@ class Queue:
                 f"{len(self.failures)} of the {label} jobs failed; run the same command again to retry"
                 " them:\n  " + "\n  ".join(self.failures)
             )
+
+
+def longest_first(jobs: Sequence[Job], work: Mapping[str, float]) -> list[Job]:
+    """The order in which jobs of unlike length keep all machines at work until near the end (Graham 1969):
+    each counts with the longest chain of jobs that wait for it, and equal ones stay in their order. `work` is
+    by a job's name, in any unit.
+    """
+    waiting: dict[str, list[str]] = {job.name: [] for job in jobs}
+    for job in jobs:
+        for name in job.after:
+            waiting[name].append(job.name)
+
+    @functools.cache
+    def path(name: str) -> float:
+        return work[name] + max(map(path, waiting[name]), default=0.0)
+
+    return sorted(jobs, key=lambda job: -path(job.name))

@@ -16,6 +16,7 @@ from pipeline import MillError
 from pipeline.catalog import CatalogHeld
 from pipeline.cluster import Drained
 from pipeline.cluster.jobs import Ended, Job, JobsFailed, Resources
+from pipeline.cluster.queue import longest_first
 from pipeline.experiment.addresses import PairAddresses
 from pipeline.experiment.base import device, load_base
 from pipeline.experiment.logs import LogRow, notes, read_log
@@ -176,6 +177,10 @@ class RunsUnderWay:
                 with suppress(Exception), self.context.catalog.at_most(PARTING):
                     self.finish(name, "incomplete")
 
+    def left(self, it: PlannedRun) -> float:
+        """What a run has before it, in images of one condition on one GPU."""
+        return (it.run.images - self.before[it.name]) * len(it.run.conditions) / it.run.gpus
+
     def _look(self, name: str) -> None:
         log = self._log(name)
         self._say_notes(name, log)
@@ -221,6 +226,7 @@ def _train_all(context: StageContext, runs: list[PlannedRun], todo: dict[str, Pl
     jobs = [_job(context, runs, number, todo) for number, it in enumerate(runs) if todo.get(it.name) is it]
     _check_gpus(context, runs)
     under_way = RunsUnderWay(context, todo)
+    left = {f"train {it.name}": under_way.left(it) for it in todo.values()}
     under_way.begin()
     if gpus:
         cluster.close()  # processes of earlier stages keep their networks, and with them memory of the GPUs
@@ -231,7 +237,7 @@ def _train_all(context: StageContext, runs: list[PlannedRun], todo: dict[str, Pl
     try:
         cluster.run(
             train_run,
-            jobs,
+            longest_first(jobs, left),
             under_way.end,
             label="train",
             total=sum(it.run.images for it in todo.values()) - sum(under_way.before.values()),

@@ -1,4 +1,4 @@
-"""Which row is to blame for a worker that died or hung, and how often a job is tried."""
+"""Which row is to blame for a worker that died or hung, how often a job is tried, and which comes first."""
 
 from dataclasses import replace
 
@@ -15,6 +15,7 @@ from pipeline.cluster.attempts import (
 )
 from pipeline.cluster.jobs import Job
 from pipeline.cluster.position import Position, allowance
+from pipeline.cluster.queue import longest_first
 
 JOB = Job("part 1", {}, tuple(range(16)))
 
@@ -134,3 +135,24 @@ def test_a_machine_without_memory_is_no_fault_of_the_rows(job: Job, blamed: int)
         attempt = after_death(attempt, Position((row,), "hed"), "MemoryError", memory=True)
     assert isinstance(attempt, str) and attempt.endswith("it needs a machine with more memory")
     assert len(kills) == blamed
+
+
+def test_the_longest_job_comes_first_together_with_those_that_wait_for_it() -> None:
+    jobs = [Job("a", {}, ()), Job("b", {}, ()), Job("root", {}, ()), Job("c", {}, (), after=("root",))]
+    work = {"a": 3.0, "b": 3.0, "root": 1.0, "c": 4.0}
+    assert [job.name for job in longest_first(jobs, work)] == ["root", "c", "a", "b"]
+
+
+def test_eight_machines_end_soonest_where_the_longest_jobs_come_first() -> None:
+    """Nine short jobs and four of four times their length."""
+    work = {f"short {n}": 1.0 for n in range(9)} | {f"long {n}": 4.0 for n in range(4)}
+
+    def length(order: list[Job]) -> float:
+        free = [0.0] * 8
+        for job in order:
+            free.sort()
+            free[0] += work[job.name]
+        return max(free)
+
+    jobs = [Job(name, {}, ()) for name in work]
+    assert (length(jobs), length(longest_first(jobs, work))) == (5.0, 4.0)

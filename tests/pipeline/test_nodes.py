@@ -3,6 +3,7 @@ one joins late.
 """
 
 import contextlib
+import hashlib
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from pipeline.commands import requirements
 from pipeline.manifest import load
 from pipeline.plan import make
 from pipeline.storage import events
-from pipeline.storage.workspace import Workspace
+from pipeline.storage.workspace import TEMPORARY, Workspace
 from tests.conftest import COMMAND, OPEN
 
 STAGES = ("ingest", "annotate", "encode", "train", "generate", "score")
@@ -36,8 +37,9 @@ EVALUATE = (
 HEAD = """
     import sys
     from ray.cluster_utils import Cluster
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    members = [cluster.add_node(num_cpus=1) for _ in range(int(sys.argv[1]))]
+    head, *others = [{"num_cpus": max(1, gpus), "num_gpus": gpus} for gpus in map(int, sys.argv[1:])]
+    cluster = Cluster(initialize_head=True, head_node_args=head | {"include_dashboard": False})
+    members = [cluster.add_node(**node) for node in others]
     print(cluster.address, flush=True)
     for line in sys.stdin:
         if line.strip() == "join":
@@ -49,11 +51,13 @@ HEAD = """
 
 
 class Machines:
-    """A Ray cluster of a head and some more nodes, each with one core."""
+    """A Ray cluster of a head and some more nodes, each with one core, or with a core for each of its GPUs:
+    these are numbers that Ray counts.
+    """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, *gpus: int) -> None:  # of the head, then of each other node
         self.process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(HEAD), str(count)],
+            [sys.executable, "-c", textwrap.dedent(HEAD), *map(str, gpus)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -75,11 +79,11 @@ class Machines:
 
 
 @pytest.fixture
-def machines() -> Iterator[Callable[[int], Machines]]:
+def machines() -> Iterator[Callable[..., Machines]]:
     started: list[Machines] = []
 
-    def start(count: int) -> Machines:
-        started.append(Machines(count))
+    def start(*gpus: int) -> Machines:
+        started.append(Machines(*gpus))
         return started[-1]
 
     yield start
@@ -133,11 +137,11 @@ def test_a_node_that_is_killed_in_a_stage_changes_nothing(
     stage: str,
     folder: Callable[[int], Path],
     manifest: Callable[..., Path],
-    machines: Callable[[int], Machines],
+    machines: Callable[..., Machines],
     tmp_path: Path,
 ) -> None:
     folder(30)
-    two = machines(1)
+    two = machines(0, 0)
     sections = {"train": TRAIN, "evaluate": EVALUATE, "shard_images": "2"}
     path = manifest(**sections)
     before = ",".join(STAGES[: STAGES.index(stage)])
@@ -168,7 +172,7 @@ def test_a_node_that_is_killed_in_a_stage_changes_nothing(
 def test_a_node_that_joins_late_gets_jobs(
     folder: Callable[[int], Path],
     manifest: Callable[..., Path],
-    machines: Callable[[int], Machines],
+    machines: Callable[..., Machines],
     tmp_path: Path,
 ) -> None:
     folder(400)
@@ -180,6 +184,58 @@ def test_a_node_that_joins_late_gets_jobs(
     assert process.returncode == 0, out + err
     kinds = [event["event"] for event in events.read(tmp_path / "ws")]
     assert "node joined" in kinds and "node unfit" not in kinds
+
+
+RUNS = ", ".join(
+    f"{{conditions: [canny], seed: {seed}, images: 48, batch: 4, checkpoint_every: 8, lr: 1.0e-3}}"
+    for seed in range(13)
+)
+
+
+def begun(root: Path) -> list[Path]:
+    """Marks of runs at work."""
+    return list((root / "checkpoints").glob(f"{TEMPORARY}*-began"))
+
+
+def learned(root: Path) -> dict[str, dict[str, str]]:
+    """Run -> hashes of the files of weights that it ended with, those of its optimizer too."""
+    runs = Catalog(Workspace(root)).query("SELECT run, checkpoint FROM runs WHERE status = 'complete'")
+    return {
+        run: {
+            str(file.relative_to(root / place)): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted((root / place).rglob("*.safetensors"))
+        }
+        for run, place in runs
+    }
+
+
+@pytest.mark.slow
+def test_thirteen_runs_on_eight_gpus_of_three_nodes_end_alike_where_a_node_is_killed(
+    folder: Callable[[int], Path],
+    manifest: Callable[..., Path],
+    machines: Callable[..., Machines],
+    tmp_path: Path,
+) -> None:
+    """The GPUs are numbers that Ray counts: what is tried is how runs are placed, and that they move."""
+    folder(24)
+    sections = {"train": f"{{base: random, runs: [{RUNS}]}}"}
+    path = manifest(**sections)
+    three = machines(3, 3, 2)
+    assert begin(tmp_path, path, three, "ingest,annotate,encode").wait(timeout=300) == 0
+    process, root = begin(tmp_path, path, three, "train"), tmp_path / "ws"
+    while process.poll() is None and len(begun(root)) < 8:
+        time.sleep(0.05)
+    three.ask("kill")
+    out, err = process.communicate()
+    assert process.returncode == 0, out + err
+    kinds = [event["event"] for event in events.read(root)]
+    assert "node lost" in kinds and kinds.count("worker lost") >= 2, (
+        "two runs were on the node that was killed"
+    )
+    other = manifest(**sections | {"workspace": "undisturbed"})
+    assert begin(tmp_path, other, machines(0), "ingest,annotate,encode,train").wait(timeout=600) == 0
+    assert len(learned(root)) == 13
+    assert learned(root) == learned(tmp_path / "undisturbed")
 
 
 @pytest.fixture
@@ -215,12 +271,12 @@ def test_what_a_node_does_not_see_is_one_sentence_with_its_path_and_what_to_do(n
 
 @pytest.mark.slow
 def test_a_run_is_refused_before_any_work_where_a_node_does_not_see_the_workspace(
-    needs: nodes.Needs, machines: Callable[[int], Machines]
+    needs: nodes.Needs, machines: Callable[..., Machines]
 ) -> None:
     from pipeline import MillError
     from pipeline.cluster import Cluster
 
-    here = Cluster(address=machines(1).address)
+    here = Cluster(address=machines(0, 0).address)
     here.needs = replace(needs, roots=("/nowhere/photos",))
     try:
         with pytest.raises(MillError, match="does not see the source /nowhere/photos") as caught:
