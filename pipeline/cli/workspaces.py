@@ -3,6 +3,8 @@
 import json
 import signal
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ from pipeline import NOT_COMPLETE, MillError, manifest
 from pipeline import plan as plans
 from pipeline.catalog import Catalog, snapshots
 from pipeline.cli.group import open_workspace, say
+from pipeline.cli.watching import watch
 from pipeline.cluster.watchdog import begin_again, give_up
 from pipeline.commands import preflight, requirements, weights
 from pipeline.run import STAGES, RunOptions, rebuild, run
 from pipeline.storage import events, requests
+from pipeline.storage.workspace import Workspace
 
 
 @click.command("run")
@@ -84,22 +88,32 @@ def run_command(
 @click.command()
 @click.argument("target", metavar="MANIFEST|WORKSPACE", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def status(target: Path, as_json: bool) -> None:
+@click.option("--watch", "watched", is_flag=True, help="Again every few seconds, until the run has ended.")
+def status(target: Path, as_json: bool, watched: bool) -> None:
     """Rows per stage and condition: done, skipped, failed, to do. Works while a run is going.
 
-    Example: controlmill status runs/photos
+    Example: controlmill status runs/photos --watch
     """
+    workspace = open_workspace(target)
+    if watched:
+        under_way = partial(requests.is_under_way, workspace)
+        watch(lambda: "\n".join(_status(workspace, as_json)), under_way, whole=as_json)
+    else:
+        for part in _status(workspace, as_json):
+            click.echo(part)
+
+
+def _status(workspace: Workspace, as_json: bool) -> Iterator[str]:
+    """What the run says of itself first, since it may hold the catalog for a while."""
     from pipeline.commands.status import progress_text, text
     from pipeline.report.counts import workspace_counts
 
-    workspace = open_workspace(target)
-    # before the catalog, which a run may hold for a while
     progress = events.read_progress(workspace.root) if requests.is_under_way(workspace) else None
     if progress and not as_json:
-        click.echo("\n".join(progress_text(progress)))
+        yield "\n".join(progress_text(progress))
     counts = workspace_counts(Catalog(workspace))
     under_way = {"under way": vars(progress) if progress else None}
-    click.echo(json.dumps(counts.as_json() | under_way, indent=2) if as_json else text(counts))
+    yield json.dumps(counts.as_json() | under_way, indent=2) if as_json else text(counts)
 
 
 @click.command()

@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from pipeline.report import learning
 from pipeline.report.contents import Estimate, ReportData, ScoreRow
 from pipeline.report.figures import digits
 from pipeline.report.plots import Axis, axis, gain_plot, learning_plot, loss_plot
@@ -92,6 +93,7 @@ def render(data: ReportData, out: Path) -> Path:
             }
             for run in data.runs
         },
+        told=learning.told,
         strip=max(
             data.contact,
             key=lambda row: sum(isinstance(cell, bytes) for cell in row.maps.values()),

@@ -30,6 +30,7 @@ from pipeline.report.contents import (
     Stage,
     SummaryRow,
 )
+from pipeline.report.learning import told
 from pipeline.report.plots import axis, gain_plot, learning_plot, loss_plot
 from pipeline.report.site import PICTURES, render, score_groups
 from tests.pages import HtmlPage
@@ -446,7 +447,31 @@ def test_the_learning_curve_is_drawn_with_its_intervals_and_the_floor(data, tmp_
         "canny: learning curve" in HtmlPage(path).text
         and 'aria-label="Learning curve of canny over images seen' in path.read_text()
     )
+    assert "It was still getting better when it ended" in HtmlPage(path).text
     assert "canny: learning curve" not in render(data, tmp_path).read_text()
+
+
+def test_a_learning_curve_is_told_in_words() -> None:
+    def curve(*points: tuple[int, float, float | None, float | None], better: bool = True) -> str:
+        made = LearningCurve(metric="edge_f1", higher_is_better=better, floor=0.3, points=points)
+        return " ".join(told(made))
+
+    start, middle, end = (0, 0.1, 0.05, 0.15), (400, 0.5, 0.4, 0.6), (800, 0.55, 0.45, 0.65)
+    assert curve(start, middle, end) == (
+        "It got better: edge_f1 was 0.100 at 0 images and is 0.550 at 800. Beyond the better baseline (0.300)"
+        " since 400 images. Since 400 images these samples tell no further gain: more training promises"
+        " little."
+    )
+    rising = curve(start, middle, (800, 0.8, 0.7, 0.9))
+    assert rising.endswith("It was still getting better when it ended: more images may bring more.")
+    flat = curve(start, (400, 0.12, 0.06, 0.18))
+    assert flat.startswith("No change that these samples can tell: edge_f1 was 0.100")
+    assert "nowhere yet: it has not shown that it follows its condition" in flat
+    lower = curve((0, 0.9, 0.8, 1.0), (400, 0.2, 0.1, 0.25), better=False)
+    assert lower.startswith("It got better") and "since 400 images" in lower
+    worse = curve(end, (900, 0.1, 0.0, 0.2))
+    assert worse.startswith("It got worse") and "more training" not in worse
+    assert curve((0, 0.1, None, None), middle).startswith("Too few images were scored")
 
 
 def test_the_report_is_written_without_the_heavy_libraries():
