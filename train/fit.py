@@ -250,6 +250,8 @@ def log_row(
     }
     if means.skipped:
         row["skipped"] = means.skipped
+    if device.startswith("cuda"):
+        row["gpu_memory"] = torch.cuda.get_device_properties(device).total_memory
     return row
 
 

@@ -43,6 +43,7 @@ class LogRow(TypedDict, total=False):
     seconds: float  # of training, all sessions together
     seconds_left: float
     peak_memory: int  # bytes
+    gpu_memory: int  # bytes that the GPU has, where it is one
     micro_batch: int
     joined: bool
     mfu: float  # model FLOP/s as a share of what a matrix product reaches here

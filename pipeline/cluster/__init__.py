@@ -28,6 +28,7 @@ from pipeline.cluster.position import Trial
 from pipeline.cluster.progress import PATIENCE, Counts, Progress, Rate, summed
 from pipeline.cluster.queue import Queue
 from pipeline.cluster.session import Lost, Session, going_on
+from pipeline.cluster.sharing import GpuShares
 from pipeline.cluster.under_way import UnderWay
 from pipeline.cluster.watchdog import give_up
 from pipeline.cluster.worker import call, call_ranks
@@ -166,7 +167,7 @@ class Cluster:
         *,
         label: str,
         total: int,  # rows in all jobs, for the progress line
-        each: Resources = ONE_CORE,
+        each: Resources | GpuShares = ONE_CORE,
         # rows done so far, asked every second: for jobs that take long
         watch: Callable[[], int] | None = None,
         # called in the driver as a job fails, with the reason
@@ -184,8 +185,8 @@ class Cluster:
             under_way = UnderWay(
                 lambda: self.ray,
                 queue,
-                lambda attempt: self._submit(function, attempt, each),
-                lambda: self._places(each),
+                lambda attempt: self._submit(function, attempt, _of(each, attempt.job)),
+                each.full if isinstance(each, GpuShares) else lambda jobs: len(jobs) >= self._places(each),
                 event=self.event,
                 unfit=self._leave_out,
                 alone=failed is not None,
@@ -318,6 +319,10 @@ class Cluster:
             self._calls[calls] = self.ray.remote(max_calls=calls)(call)
         task = self._calls[calls].options(num_cpus=cpus, num_gpus=each.gpus, **options)
         return task.remote(function, attempt, trial, self.needs, each.cpus), token
+
+
+def _of(each: Resources | GpuShares, job: Job) -> Resources:
+    return each.of(job) if isinstance(each, GpuShares) else each
 
 
 @contextmanager

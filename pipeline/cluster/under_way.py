@@ -37,13 +37,13 @@ class UnderWay:
         ray: Callable[[], Any],  # starts it where it was not yet
         queue: Queue,
         submit: SUBMITTED,
-        places: Callable[[], int],  # how many there may be
+        full: Callable[[list[Job]], bool],  # whether those under way are enough
         *,
         event: Callable[..., object],
         unfit: Callable[[Unfit], None],
         alone: bool,  # whether a job that a person must mend stops only itself
     ) -> None:
-        self._started, self._queue, self._submit, self._places = ray, queue, submit, places
+        self._started, self._queue, self._submit, self._full = ray, queue, submit, full
         self._event, self._unfit, self._alone = event, unfit, alone
         self._flying: dict[Any, tuple[Attempt, str]] = {}
         self._searches: list[_Search] = []
@@ -72,7 +72,7 @@ class UnderWay:
     def ended(self, every_second: Callable[[], None]) -> Iterator[tuple[Job, Any]]:
         """Each job that is done, with its result, until there is none left."""
         while True:
-            while len(self._flying) < self._places() and (attempt := self._queue.next()):
+            while not self._is_full() and (attempt := self._queue.next()):
                 try:
                     result, token = self._submit(attempt)
                 except BaseException:
@@ -92,6 +92,9 @@ class UnderWay:
                 self._searches.remove(search)
             for result in ready:
                 yield from self._take(result)
+
+    def _is_full(self) -> bool:
+        return self._full([attempt.job for attempt, _ in self._flying.values()])
 
     def _take(self, result: Any) -> Iterator[tuple[Job, Any]]:
         attempt, token = self._flying[result]  # until what follows is known, for Ray itself may be lost

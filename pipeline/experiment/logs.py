@@ -29,3 +29,11 @@ def held_out_rows(log: list[LogRow], condition: str) -> list[tuple[int, dict[str
 def follows(log: list[LogRow]) -> dict[str, int]:
     """Condition -> images at its convergence step (train.held_out.convergence_steps), as last told."""
     return next((row["alarm"] for row in reversed(log) if row.get("alarm")), {})
+
+
+def measured_on_gpu(log: list[LogRow]) -> LogRow | None:
+    """The first row that tells what a process takes of its GPU; the seconds of the row before it are those of
+    compiling too.
+    """
+    rows = [row for row in log if row.get("gpu_memory") and row.get("mfu") is not None]
+    return rows[1] if len(rows) > 1 else None

@@ -3,6 +3,7 @@ off.
 """
 
 import dataclasses
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +18,10 @@ from pipeline.catalog import CatalogHeld
 from pipeline.cluster import Drained
 from pipeline.cluster.jobs import Ended, Job, JobsFailed, Resources
 from pipeline.cluster.queue import longest_first
+from pipeline.cluster.sharing import GpuShares, Measured
 from pipeline.experiment.addresses import PairAddresses
 from pipeline.experiment.base import device, load_base
-from pipeline.experiment.logs import LogRow, notes, read_log
+from pipeline.experiment.logs import LogRow, measured_on_gpu, notes, read_log
 from pipeline.experiment.pairs import PlannedRun, ShardPairs, planned_runs
 from pipeline.experiment.runs import options_of, record, take_shorter
 from pipeline.experiment.warm_starts import warm_folder, warm_starts
@@ -106,6 +108,7 @@ class RunsUnderWay:
         self.seen = dict(self.before)
         self._brought = time.monotonic()  # when logs of other machines were
         self._recorded = dict.fromkeys(todo, time.monotonic())  # when the catalog was told last
+        self._measured: dict[str, Measured] = {}  # by kind of run
         self._said = {(name, sentence) for name in todo for sentence in notes(self._log(name))}
 
     def begin(self) -> None:
@@ -181,8 +184,15 @@ class RunsUnderWay:
         """What a run has before it, in images of one condition on one GPU."""
         return (it.run.images - self.before[it.name]) * len(it.run.conditions) / it.run.gpus
 
+    def measured(self, job: Job) -> Measured | None:
+        """What a run of this kind took of a GPU that it had for itself."""
+        return self._measured.get(_kind(self.todo[job.args.name]))
+
     def _look(self, name: str) -> None:
         log = self._log(name)
+        kind = _kind(self.todo[name])
+        if kind not in self._measured and (row := measured_on_gpu(log)):
+            self._measured[kind] = Measured(row["peak_memory"], row["gpu_memory"], row["mfu"])
         self._say_notes(name, log)
         images = int(log[-1]["images"]) if log else 0
         if images != self.seen[name] and time.monotonic() - self._recorded[name] > EVERY:
@@ -218,6 +228,12 @@ class RunsUnderWay:
         return newest.images if newest else 0
 
 
+def _kind(it: PlannedRun) -> str:
+    """Runs of one kind take as much of a GPU: their pairs, seeds, rates and starts may differ."""
+    differ = {"name", "conditions", "images", "seed", "lr", "warm_start", "prompt_drop"}
+    return json.dumps([it.base, len(it.run.conditions), it.run.model_dump(exclude=differ)], sort_keys=True)
+
+
 def _train_all(context: StageContext, runs: list[PlannedRun], todo: dict[str, PlannedRun]) -> None:
     """Every run goes to the cluster at once and begins when its GPUs are free; one that fails does not stop
     the others.
@@ -241,7 +257,7 @@ def _train_all(context: StageContext, runs: list[PlannedRun], todo: dict[str, Pl
             under_way.end,
             label="train",
             total=sum(it.run.images for it in todo.values()) - sum(under_way.before.values()),
-            each=Resources(threads, min(1, gpus)),
+            each=GpuShares(threads, lambda: cluster.gpus, under_way.measured) if gpus else Resources(threads),
             watch=under_way.images,
             failed=lambda job, reason: under_way.finish(job.args.name, "failed", reason),
         )

@@ -19,7 +19,9 @@ import psutil
 import pytest
 
 from pipeline.catalog import Catalog
-from pipeline.cluster import nodes
+from pipeline.cluster import cluster, nodes
+from pipeline.cluster.jobs import Job
+from pipeline.cluster.sharing import GpuShares, Measured
 from pipeline.commands import requirements
 from pipeline.manifest import load
 from pipeline.plan import make
@@ -37,7 +39,7 @@ EVALUATE = (
 HEAD = """
     import sys
     from ray.cluster_utils import Cluster
-    head, *others = [{"num_cpus": max(1, gpus), "num_gpus": gpus} for gpus in map(int, sys.argv[1:])]
+    head, *others = [{"num_cpus": max(1, 2 * gpus), "num_gpus": gpus} for gpus in map(int, sys.argv[1:])]
     cluster = Cluster(initialize_head=True, head_node_args=head | {"include_dashboard": False})
     members = [cluster.add_node(**node) for node in others]
     print(cluster.address, flush=True)
@@ -51,8 +53,8 @@ HEAD = """
 
 
 class Machines:
-    """A Ray cluster of a head and some more nodes, each with one core, or with a core for each of its GPUs:
-    these are numbers that Ray counts.
+    """A Ray cluster of a head and some more nodes, each with one core, or with two cores for each of its
+    GPUs: these are numbers that Ray counts.
     """
 
     def __init__(self, *gpus: int) -> None:  # of the head, then of each other node
@@ -184,6 +186,35 @@ def test_a_node_that_joins_late_gets_jobs(
     assert process.returncode == 0, out + err
     kinds = [event["event"] for event in events.read(tmp_path / "ws")]
     assert "node joined" in kinds and "node unfit" not in kinds
+
+
+def stay(args: Path, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool) -> None:
+    """Until the file `args` is there."""
+    while not args.exists():
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_jobs_that_need_little_of_a_gpu_join_those_that_had_it_alone(
+    machines: Callable[..., Machines], tmp_path: Path
+) -> None:
+    known: list[Measured] = []
+    most = {False: 0, True: 0}
+    with cluster(address=machines(2, 2).address) as two:
+
+        def watch() -> int:
+            used = two.ray.cluster_resources()["CPU"] - two.ray.available_resources().get("CPU", 0)
+            most[bool(known)] = max(most[bool(known)], round(used))
+            if most[False] == 4:
+                known.append(Measured(2**30, 80 * 2**30, 0.3))
+            if most[True] == 7:
+                (tmp_path / "go").touch()
+            return 0
+
+        jobs = [Job(str(number), tmp_path / "go", ()) for number in range(7)]
+        shares = GpuShares(1, lambda: two.gpus, lambda job: known[0] if known else None)
+        two.run(stay, jobs, lambda ended: None, label="stay", total=7, each=shares, watch=watch)
+    assert most == {False: 4, True: 7}
 
 
 RUNS = ", ".join(
