@@ -122,9 +122,31 @@ def _run(processor: Any, network: Any, device: str, bf16: bool) -> LabelNetwork:
         with torch.inference_mode():
             with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=bf16):
                 outputs = network(**{name: each.to(device) for name, each in inputs.items()})
-            return decode(processor, outputs, size)
+            return decode(processor, without_padding(outputs, inputs.get("pixel_mask")), size)
 
     return run
+
+
+def without_padding(outputs: Any, pixel_mask: "torch.Tensor | None") -> Any:
+    """A network's outputs with masks of the image alone, where its processor padded the image to the right
+    and below.
+
+    What transformers makes labels with (5.23) takes the padding for a part of the image, so borders would
+    move up and to the left; `pixel_mask` [n, h, w] is 1 on the image, and all images of a batch have one size.
+    """
+    import torch
+
+    if pixel_mask is None or bool(pixel_mask.all()):
+        return outputs
+    padded = tuple(pixel_mask.shape[-2:])
+    height, width = (int(pixel_mask[0].any(dim=axis).sum()) for axis in (1, 0))
+    masks = [
+        # image by image: at the size of the pixels a hundred masks take half a gigabyte
+        torch.nn.functional.interpolate(each[None].float(), padded, mode="bilinear")[..., :height, :width]
+        for each in outputs["masks_queries_logits"]
+    ]
+    outputs["masks_queries_logits"] = torch.cat(masks)
+    return outputs
 
 
 def decode(processor: Any, outputs: Any, size: tuple[int, int]) -> np.ndarray:

@@ -253,6 +253,49 @@ def test_a_batch_as_a_gpu_runs_it_gives_what_single_images_give(
         assert (ids == network(prepare([image]), (49, 83))[0]).mean() > 0.99
 
 
+class Brightness(torch.nn.Module):
+    """Instead of a network that has learned: class 1 where the pixels it sees are bright, class 0 elsewhere, in
+    masks of a quarter of their size.
+    """
+
+    def forward(self, pixel_values: Any, **more: Any) -> Any:
+        height, width = pixel_values.shape[-2:]
+        bright = (pixel_values.mean(dim=1, keepdim=True) > 1).float()
+        quarter = torch.nn.functional.interpolate(bright, (-(-height // 4), -(-width // 4)), mode="area")
+        modeling = transformers.models.mask2former.modeling_mask2former
+        return modeling.Mask2FormerForUniversalSegmentationOutput(
+            class_queries_logits=torch.eye(3)[None, :2].repeat(len(bright), 1, 1) * 20,
+            masks_queries_logits=torch.cat([20 - 40 * quarter, 40 * quarter - 20], dim=1),
+        )
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("height", "width", "border"), [(448, 576, 518), (384, 640, 576), (512, 512, 460)])
+def test_borders_lie_where_they_are_in_the_image_whatever_the_processor_pads(
+    height: int, width: int, border: int, padded: bool
+) -> None:
+    """As published: a short side of 640, both sides in multiples of 32. Padding left in moves the border at
+    90 % of the width by five pixels and more.
+    """
+    pad = {"pad_size": {"height": 1216, "width": 1152}} if padded else {}
+    processor = transformers.Mask2FormerImageProcessor(
+        size={"shortest_edge": 640, "longest_edge": 2560}, size_divisor=32, **pad
+    )
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, border:] = 255
+    turned = np.ascontiguousarray(image.transpose(1, 0, 2))  # the border is below
+    prepare = segmentation._prepare(
+        segmentation.MODELS["mask2former-ade20k"], processor, Path(), Brightness()
+    )
+    run = segmentation._run(processor, Brightness(), "cpu", False)
+    for picture, axis in ((image, 1), (turned, 0)):
+        inputs = prepare([picture, picture])
+        assert bool(inputs["pixel_mask"].all()) is not padded
+        for ids in run(inputs, picture.shape[:2]):
+            # the library compares classes on a grid of 384 x 384, and a border between two of its values
+            assert abs((ids == 0).sum(axis=axis) - border).max() <= 1
+
+
 def stripes(h: int, w: int, count: int, seed: int) -> np.ndarray:
     """Ids [h, w] in columns or in rows, the first and the last of the space among them; straight borders
     survive interpolation.
