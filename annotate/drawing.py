@@ -2,12 +2,15 @@
 drawing.
 """
 
+import hashlib
+import random
 from collections.abc import Callable
 from typing import TypedDict
 
 import numpy as np
 
-from annotate.label_spaces import SPACES, VOID
+from annotate.label_drawing import flat, outlined
+from annotate.parameters import Values
 from annotate.skeletons import SKELETONS, draw_cn10, draw_cn11, draw_lines
 
 
@@ -27,6 +30,29 @@ class MapMeta(TypedDict, total=False):
 
 # array of the map, meta, (height, width) -> uint8 [height, width, 3] RGB
 Drawer = Callable[[np.ndarray, MapMeta, tuple[int, int]], np.ndarray]
+
+
+SAFE = 0.75  # share of soft edges in three steps that ControlNet 1.1 was trained with (its README)
+
+
+def drawer(kind: str, protocol: str, drawn: Values) -> Drawer:
+    """How a kind of map is drawn by a protocol, with what `draw` gave of one image or {}.
+
+    ValueError: an unknown protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown drawing protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    return soft_edges if drawn.get("safe_steps") is False else PROTOCOLS[protocol][kind]
+
+
+def draw(kind: str, protocol: str, seed: int, image_id: str) -> Values:
+    """What is drawn at random as one image of a training set is drawn: `safe_steps` of cn11's soft edges, {}
+    of all others; the same for the same seed and image id, whatever else is drawn.
+    """
+    if PROTOCOLS[protocol][kind] is not soft_edges_safe:
+        return {}
+    digest = hashlib.sha256(f"{protocol}\0{kind}\0{seed}\0{image_id}".encode()).digest()
+    return {"safe_steps": random.Random(int.from_bytes(digest[:8], "big")).random() < SAFE}
 
 
 def fit(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -68,7 +94,7 @@ def soft_edges(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.nd
 
 def soft_edges_safe(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
     """ControlNet 1.1's safe_step(x, 2), so that no grey picture hides in the edges: 0 below 85, 127 below
-    170, 255 from there on.
+    170, 255 from there on; of a training set a quarter is drawn without (`draw`).
     """
     level = np.minimum(fit(array, size) // 85, 2)  # floor(3 x) of x = value / 255
     return _grey((level.astype(np.uint16) * 255 // 2).astype(np.uint8))
@@ -97,31 +123,21 @@ def people_drawer(by_layout: dict[str, Callable[..., np.ndarray]]) -> Drawer:
 
 
 def labels(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
-    """Each id in the colour of its label space, void black; another size takes the nearest pixel, so that no
-    id is invented.
-
-    Flat, as ControlNet 1.0 drew (annotator/uniformer) and data sets do; the thin off-white outlines that
-    matplotlib put round some classes in ControlNet 1.1 (oneformer/demo/visualizer.py) are left out.
+    """Each id in the colour of its label space, void black: as ControlNet 1.0 drew (annotator/uniformer) and
+    data sets do.
 
     ValueError: an unknown label space, or an id that the space does not have.
     """
-    import cv2
+    return flat(array, meta["label_space"], size)
 
-    space = meta["label_space"]
-    if space not in SPACES:
-        raise ValueError(f"unknown label space {space!r}; known: {', '.join(SPACES)}")
-    colours = SPACES[space].colours
-    beyond = array[(array >= len(colours)) & (array != VOID)]
-    if beyond.size:
-        raise ValueError(
-            f"{space} has no id {beyond.max()}; its ids are 0 to {len(colours) - 1}, and {VOID} for void"
-        )
-    table = np.zeros((VOID + 1, 3), np.uint8)
-    table[: len(colours)] = colours
-    if array.shape != size:
-        array = cv2.resize(array, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
-    ids = array.astype(np.uint8, copy=False)  # none is beyond VOID
-    return cv2.LUT(cv2.merge([ids, ids, ids]), table[None])
+
+def labels_cn11(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
+    """Outlined, as ControlNet 1.1's OneFormer was drawn (annotator/oneformer/oneformer/demo/visualizer.py);
+    COCO-Stuff in the classes and colours of COCO panoptic.
+
+    ValueError: an unknown label space, or an id that the space does not have.
+    """
+    return outlined(array, meta["label_space"], size)
 
 
 def depth(array: np.ndarray, meta: MapMeta, size: tuple[int, int]) -> np.ndarray:
@@ -182,6 +198,7 @@ PROTOCOLS: dict[str, dict[str, Drawer]] = {
     "cn11": {
         **_SAME,
         "soft_edges": soft_edges_safe,
+        "labels": labels_cn11,
         "normals": normals_cn11,
         "people": people_drawer({"openpose_18": draw_cn11, "coco_17": draw_lines}),
     },

@@ -10,7 +10,8 @@ import numpy as np
 
 from annotate import planes
 from annotate.conditions import MEASURES_OF
-from annotate.drawing import PROTOCOLS, MapMeta
+from annotate.drawing import MapMeta, drawer
+from annotate.parameters import Values
 
 VOID = 255  # label that means "no class", in 8-bit and in 16-bit label maps
 FLAT_SOFT = 32  # soft edges that never reach this strength out of 255 hold nothing a ControlNet could follow
@@ -80,15 +81,18 @@ def portable(data: bytes) -> bytes:
     return _png(np.ascontiguousarray(planes.decode(data)[::-1].transpose(1, 2, 0)))
 
 
-def render(raw: RawMap, size: tuple[int, int] | None = None, protocol: str = "cn10") -> np.ndarray:
-    """uint8 [h, w, 3] RGB hint by a named protocol; size = (h, w), None = the resolution the
-    map was made at.
+def render(
+    raw: RawMap,
+    size: tuple[int, int] | None = None,  # (h, w); None = the resolution the map was made at
+    protocol: str = "cn10",
+    drawn: Values | None = None,  # what drawing.draw gave of the image; None = as for an image to be made
+) -> np.ndarray:
+    """uint8 [h, w, 3] RGB hint by a named protocol.
 
     ValueError: an unknown protocol, or labels with an unknown label space or id.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown drawing protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[protocol][raw.kind](raw.array, raw.meta, size or resolution(raw))
+    draw = drawer(raw.kind, protocol, drawn or {})
+    return draw(raw.array, raw.meta, size or resolution(raw))
 
 
 def resolution(raw: RawMap) -> tuple[int, int]:

@@ -132,7 +132,7 @@ def without_padding(outputs: Any, pixel_mask: "torch.Tensor | None") -> Any:
     and below.
 
     What transformers makes labels with (5.23) takes the padding for a part of the image, so borders would
-    move up and to the left; `pixel_mask` [n, h, w] is 1 on the image, and all images of a batch have one size.
+    move up and to the left; `pixel_mask` [n, h, w] is 1 on the image, whose size is one for a batch.
     """
     import torch
 

@@ -235,6 +235,8 @@ def _benchmark(
         "settings": settings,
         "detector": plan.conditions[condition].fingerprint,
     }
+    if (drawn := plan.conditions[condition].drawing) > 1:
+        identity["drawing"] = drawn
     maps = replace(changes, captions={})  # captions are told above
     if changed := maps.mark(plan, [condition], [item.image_id for item in items]):
         identity["changed"] = changed

@@ -107,7 +107,8 @@ def frozen_task(plan: Plan, catalog: Catalog, condition: str) -> FrozenTask:
     return FrozenTask(
         condition=condition,
         split=frozen.split,
-        maker=f"{maker.step.detector} {maker.fingerprint}",
+        maker=f"{maker.step.detector} {maker.fingerprint}"
+        + (f" drawing {maker.drawing}" if maker.drawing > 1 else ""),
         seeds=tuple(frozen.seeds),
         items=tuple(
             Asked(item.image_id, item.caption, item.width, item.height, hashes[item.image_id])

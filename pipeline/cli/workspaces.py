@@ -218,6 +218,12 @@ def verify(workspace: Path, repair: bool, rescore: int, by_libraries: bool) -> N
     help="How hints are drawn: as for ControlNet 1.0 or 1.1.",
 )
 @click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    help="Of what cn11 draws at random: which soft edges are drawn in three steps.",
+)
+@click.option(
     "--raw",
     is_flag=True,
     help="Put the stored maps beside their drawings: a drawing does not tell everything.",
@@ -232,6 +238,7 @@ def export(
     to: str,
     split: str,
     protocol: str,
+    seed: int,
     raw: bool,
     flip: bool,
 ) -> None:
@@ -246,7 +253,7 @@ def export(
 
     catalog = Catalog(open_workspace(workspace))
     options = exporter.ExportOptions(
-        to=to, conditions=names, split=split, protocol=protocol, raw=raw, flip=flip
+        to=to, conditions=names, split=split, protocol=protocol, seed=seed, raw=raw, flip=flip
     )
     exporter.export(catalog, dest, options, say=say)
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from annotate import flips, maps
 from annotate.annotator import Annotation
 from annotate.conditions import CONDITIONS
-from annotate.drawing import PROTOCOLS
+from annotate.drawing import PROTOCOLS, draw
 from annotate.parameters import near
 from pipeline import MillError, sources
 from pipeline.catalog import Catalog
@@ -47,6 +47,7 @@ class ExportOptions:
     conditions: tuple[str, ...]  # an image goes along where every one of them has a pair
     split: str = "all"
     protocol: str = "cn10"
+    seed: int = 0  # of what the protocol draws at random for each image
     raw: bool = False  # the stored maps beside their drawings
     flip: bool = False  # each pair is followed by its mirror image, where its caption allows
 
@@ -214,7 +215,7 @@ def _sample(
             **picture,
             text=text,
             hints={
-                name: _hint(one, maps.portable(data) if options.raw else b"", options.protocol)
+                name: _hint(picture["image_id"], one, maps.portable(data) if options.raw else b"", options)
                 for name, (one, data) in stored.items()
             },
             crop=crops[image],
@@ -229,7 +230,7 @@ def _sample(
         assert one.map is not None
         flipped = flips.flip(one.map)
         data = maps.portable(maps.encode(flipped)) if options.raw else b""
-        hints[name] = _hint(replace(one, map=flipped), data, options.protocol)
+        hints[name] = _hint(picture["image_id"], replace(one, map=flipped), data, options)
     return ExportSample(**picture, text=mirrored, hints=hints, crop=crops[image].mirrored())
 
 
@@ -243,7 +244,9 @@ def _stored(row: dict[str, Any], condition: str, image_id: str) -> tuple[Annotat
     return annotation(row, condition), row["map"]
 
 
-def _hint(stored: Annotation, raw: bytes, protocol: str) -> Hint:
+def _hint(image_id: str, stored: Annotation, raw: bytes, options: ExportOptions) -> Hint:
     assert stored.map is not None
-    png = codec.encode(maps.render(stored.map, protocol=protocol), "png")
-    return Hint(png, raw, stored.map.kind, stored.map.meta, dict(stored.random_params), stored.measures)
+    drawn = draw(stored.map.kind, options.protocol, options.seed, image_id)
+    png = codec.encode(maps.render(stored.map, protocol=options.protocol, drawn=drawn), "png")
+    draws = dict(stored.random_params) | drawn
+    return Hint(png, raw, stored.map.kind, stored.map.meta, draws, stored.measures)

@@ -160,6 +160,8 @@ def _planned(
         "version": 2,
         "conditions": {name: plan.conditions[name].fingerprint for name in run.conditions},
     }
+    if drawn := {name: at for name in run.conditions if (at := plan.conditions[name].drawing) > 1}:
+        identity["drawing"] = drawn
     if changed := changes.mark(plan, run.conditions, ids):
         identity["changed"] = changed  # other captions or maps of the same images: another training
     if sources:  # the runs of this manifest that it goes on from

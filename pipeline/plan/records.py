@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from annotate import annotator
-from annotate.annotator import Step
+from annotate.annotator import PROVIDED, Step
 from annotate.conditions import CONDITIONS
-from annotate.detectors import DETECTORS
+from annotate.detectors import DETECTORS, OWN
+from annotate.label_spaces import SOURCES
 from annotate.parameters import Values
 from annotate.weights import PINNED, Identity
 from pipeline import sources
@@ -52,6 +53,19 @@ class Planned:
     def maps(self) -> str:
         """The name under which its maps lie: that of the condition whose maps it shares, else its own."""
         return CONDITIONS[self.name].shares or self.name
+
+    @property
+    def drawing(self) -> int:
+        """2 where its hints may show a class of label_spaces.REDRAWN, which once had another colour, else 1.
+
+        Where it is not 1 it is a part of what identifies runs and benchmarks; rendered scenes, and what
+        reads them, know none of these classes.
+        """
+        maps = self.identity["params"].get("sources", ()) if self.step.detector == PROVIDED else ()
+        spaces = {SOURCES.get(source.get("labels", "")) for source in maps}
+        if self.step.detector in OWN:
+            spaces |= set(CONDITIONS[self.name].label_spaces)
+        return 2 if "coco_stuff_171" in spaces else 1
 
     def record(self) -> DetectorRecord:
         """What the catalog and the shard's footer keep of the detector."""

@@ -254,8 +254,8 @@ def test_a_batch_as_a_gpu_runs_it_gives_what_single_images_give(
 
 
 class Brightness(torch.nn.Module):
-    """Instead of a network that has learned: class 1 where the pixels it sees are bright, class 0 elsewhere, in
-    masks of a quarter of their size.
+    """Instead of a network that has learned: class 1 where the pixels it sees are bright, class 0 elsewhere,
+    in masks of a quarter of their size.
     """
 
     def forward(self, pixel_values: Any, **more: Any) -> Any:

@@ -26,6 +26,7 @@ from PIL import Image
 
 from annotate import flips, maps
 from annotate.annotator import Annotation
+from annotate.drawing import draw
 from annotate.maps import RawMap
 from pipeline import MillError
 from pipeline.catalog import Catalog
@@ -367,6 +368,26 @@ def test_one_split_is_exported_alone_and_keeps_its_name(catalog: Catalog, hub: A
         assert hub(str(tmp_path / to)).num_rows == {"test": len(ids_in_order(catalog, "test"))}
 
 
+def options(protocol: str, seed: int = 0) -> export.ExportOptions:
+    return export.ExportOptions(to="huggingface", conditions=("hed",), protocol=protocol, seed=seed)
+
+
+def test_three_of_four_soft_edges_are_exported_in_steps_and_each_says_whether_it_is() -> None:
+    soft = np.linspace(0, 255, 64 * 64).astype(np.uint8).reshape(64, 64)
+    raw = Annotation("ok", map=RawMap("soft_edges", soft), random_params={"x": 1})
+    for seed in (0, 1):
+        steps = 0
+        for number in range(80):
+            hint = export._hint(f"id {number}", raw, b"", options("cn11", seed))
+            safe = hint.random_params["safe_steps"]
+            assert hint.random_params == {"x": 1, "safe_steps": safe}
+            assert len(np.unique(pixels(hint.png))) == (3 if safe else 256)
+            assert safe == draw("soft_edges", "cn11", seed, f"id {number}")["safe_steps"]
+            steps += safe
+        assert 40 < steps < 80
+    assert export._hint("id", raw, b"", options("cn10")).random_params == {"x": 1}
+
+
 def test_the_hint_is_drawn_by_the_protocol_that_was_asked_for() -> None:
     person = np.zeros((1, 18, 3), np.float32)
     person[0, :, :2] = np.random.default_rng(0).uniform(8, 56, (18, 2))
@@ -374,7 +395,7 @@ def test_the_hint_is_drawn_by_the_protocol_that_was_asked_for() -> None:
     raw = RawMap("people", person, {"size": [64, 64], "layout": "openpose_18"})
     row = annotate._row(Annotation("ok", map=raw)) | {"image_id": "a"}
     drawn = {
-        protocol: pixels(export._hint(*export._stored(row, "pose_openpose", "a"), protocol).png)
+        protocol: pixels(export._hint("a", *export._stored(row, "pose_openpose", "a"), options(protocol)).png)
         for protocol in ("cn10", "cn11")
     }
     assert all((drawn[protocol] == maps.render(raw, protocol=protocol)).all() for protocol in drawn)

@@ -327,10 +327,10 @@ def test_a_benchmark_has_the_fingerprints_that_it_had_under_its_keys_first_names
     assert tuple(found) == fingerprints
 
 
-def fingerprints_of(frozen: Benchmark) -> tuple[Any, ...]:
+def fingerprints_of(frozen: Benchmark, drawing: int = 1) -> tuple[Any, ...]:
     plan: Any = SimpleNamespace(
         manifest=SimpleNamespace(evaluate=SimpleNamespace(benchmark=frozen)),
-        conditions={"canny": SimpleNamespace(fingerprint="d" * 16)},
+        conditions={"canny": SimpleNamespace(fingerprint="d" * 16, drawing=drawing)},
         image_key="k",
     )
     rows = [(image_id, f"caption {image_id}", 64, 64, "s", 0) for image_id in "ab"]
@@ -416,3 +416,24 @@ def test_a_start_in_the_workspace_is_named_below_it_so_that_the_workspace_can_mo
     plan, _ = compared()
     moved = dataclasses.replace(plan, workspace=Workspace(plan.workspace.root.parent))
     assert {system.checkpoint for system in systems(moved, Pairs()) if system.variant == BEFORE} == {"root"}  # type: ignore[arg-type]
+
+
+def test_hints_that_are_drawn_otherwise_are_other_benchmarks_and_other_runs(tmp_path: Path) -> None:
+    """Ten classes of COCO-Stuff got colours of their own; scenes show none of them and stay as they are."""
+    before, after = fingerprints_of(Benchmark()), fingerprints_of(Benchmark(), drawing=2)
+    assert before[1] != after[1] and before[-1] != after[-1]
+    folder = "{kind: folder, path: ., provided: {seg_coco: {path: 'a/{stem}.png', labels: CODING}}}"
+    for source, detector, drawing in (
+        ("{kind: scenes, count: 4, seed: 1}", "auto", 1),
+        ("{kind: scenes, count: 4, seed: 1}", "mini", 1),
+        (folder.replace("CODING", "coco_stuff_171"), "auto", 2),
+        (folder.replace("CODING", "coco_stuff_png"), "auto", 2),
+        (folder.replace("CODING", "coco_panoptic_133"), "auto", 1),
+        (folder.replace("CODING", "coco_stuff_171"), "oneformer-coco", 1),  # gives panoptic labels
+    ):
+        (tmp_path / "m.yaml").write_text(
+            f"name: d\nworkspace: {tmp_path}/ws\nsource: {source}\n"
+            f"conditions: {{seg_coco: {{detector: {detector}}}}}\n"
+        )
+        plan = plans.make(load(tmp_path / "m.yaml"), here=False)
+        assert plan.conditions["seg_coco"].drawing == drawing, (source, detector)

@@ -31,6 +31,7 @@ from pipeline.experiment.addresses import PairAddress, PairAddresses
 from pipeline.experiment.pairs import PlannedRun, ShardPairs, planned_runs
 from pipeline.experiment.runs import options_of, record, record_all, take_shorter
 from pipeline.manifest import Run, load
+from pipeline.plan import Planned
 from pipeline.report import counts
 from pipeline.stages import train as stage
 from pipeline.stages.stage import StageContext
@@ -609,6 +610,15 @@ def test_a_run_whose_images_got_other_captions_is_another_run(
     encoded = "SELECT caption FROM latent_rows JOIN images USING (image) WHERE image_id = ?"
     (first,) = catalog.row(encoded, [pair.image_id])
     assert tell(pair.image_id, first) == [run.name for run in before], "the words are what they were"
+
+
+def test_a_run_whose_hints_are_drawn_otherwise_is_another_run(
+    made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = planned(made[0], monkeypatch)
+    monkeypatch.setattr(Planned, "drawing", 2)
+    after = planned(made[0], monkeypatch)
+    assert all(one.name != run.name for one, run in zip(after, before, strict=True))
 
 
 def splits(it: PlannedRun) -> list[tuple[str, PairAddresses]]:
