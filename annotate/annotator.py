@@ -14,7 +14,7 @@ from annotate.conditions import CONDITIONS
 from annotate.detectors import DETECTORS, PROVIDED, Adapt, Detector, licence, missing
 from annotate.maps import RawMap, blank, measures
 from annotate.parameters import Values
-from annotate.steps import Step, chain, identity, lack, lacks, resolve
+from annotate.steps import Step, as_before, chain, identity, lack, lacks, resolve
 
 __all__ = [
     "DETECTORS",
@@ -24,6 +24,7 @@ __all__ = [
     "Step",
     "Watch",
     "annotate",
+    "as_before",
     "chain",
     "identity",
     "lack",

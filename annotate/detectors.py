@@ -4,7 +4,7 @@ import functools
 import importlib.util
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -62,6 +62,8 @@ class Detector:
     detect: Detect
     get: str = ""  # how to install what is missing
     parameters: dict[str, Parameter]
+    # `preset: NAME` in a manifest -> parameters; others that it gives go before these
+    presets: dict[str, Values] = field(default_factory=dict)
     check: Callable[[Values], None] | None = None  # parameters that don't fit together: ValueError
     settle: Callable[[Values], Values] | None = None  # replace `auto` by what this machine does
     draw_params: Callable[[Values, random.Random], Values] | None = None  # the random numbers of one image
@@ -151,9 +153,12 @@ _ROWS = (
             # share of the strokes taken away
             "masked": Number(default=(0.0, 0.5), least=0.0, most=1.0, span=True),
             "thin": Number(default=0.5, least=0.0, most=1.0),  # chance of non-maximum suppression
-            # pixels of the morphology at 512
-            "width": Number(default=(1, 7), least=1, most=24, whole=True, span=True),
+            # pixels at 512: ControlNet 1.1's range
+            "width": Number(default=(1, 24), least=1, most=24, whole=True, span=True),
+            # how strokes get their width; with none it is only that of the morphology
+            "pen": Choice(default="round", options=tuple(sketch.MORPHOLOGIES), before="none"),
         },
+        presets={"published": sketch.PUBLISHED},
     ),
     Detector(
         name="anime2sketch", title="Anime2Sketch", version=1, licence="MIT (code and weights)",
@@ -287,6 +292,7 @@ _ROWS = (
         licence="Apache-2.0", distributions=OPENCV,
         seconds=0.05, time_limit=60.0,
         modules=("cv2",), detect=normals.detect_from_depth, reads_parent=True, parameters=normals.FROM_DEPTH,
+        presets={"demo": normals.DEMO},
     ),
     Detector(
         name="mini", title="the mini detector (rendered scenes only)", version=2,

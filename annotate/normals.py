@@ -34,6 +34,8 @@ FROM_DEPTH: dict[str, Parameter] = {
     # rendered scenes
     "spread": Number(default=450.0, least=0.1, most=100_000.0),
 }
+# what the demo of ControlNet 1.0 gave (gradio_normal2image.py); the default is that of its function
+DEMO: Values = {"bg_threshold": 0.4}
 SHORT = 384  # short side at which `spread` counts
 
 # uint8 [n, h, w, 3] RGB -> unit vectors float32 [n, h, w, 3]

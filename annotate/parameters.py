@@ -25,6 +25,7 @@ class Number:
     most: float
     whole: bool = False  # only integers
     span: bool = False  # [min, max] allowed
+    before: float | None = None  # as of a Choice
 
     def read(self, name: str, value: Any) -> Any:
         """The JSON-able value, or ValueError with one sentence."""
@@ -57,6 +58,8 @@ class Choice:
 
     default: str
     options: tuple[str, ...]
+    # what all maps were made with until there was this parameter: then it is no part of their identity
+    before: str | None = None
 
     def read(self, name: str, value: Any) -> str:
         """The word, or ValueError that lists the known ones."""

@@ -14,19 +14,30 @@ from annotate.parameters import Values
 
 SHORTEST = 8  # pixels of a stroke
 CELLS = 24  # the masking field has CELLS x CELLS values
+# What the morphology is drawn from, by the pen. With none, strokes are as wide as they are found, and half of
+# the sketches are dilated or closed by `width`; until there were pens all sketches were made so.
+MORPHOLOGIES = {
+    "none": ("none", "dilate", "close", "erode"),
+    "round": ("none", "close"),
+    "blurred": ("none",),
+}
+SIGMA, LEVEL, WIDTH = 3.0, 4, 13  # ControlNet 1.0's blur and threshold: they make 13 pixels of a line of one
+# ControlNet 1.0's scribble: non-maximum suppression at 127, blur 3, over 4, and no random number
+PUBLISHED: Values = {"pen": "blurred", "threshold": 127, "thin": 1.0, "masked": 0.0, "width": WIDTH}
 
 
 def draw_params(params: Values, rng: random.Random) -> Values:
     """All four draws of one image."""
-    return {
+    drawn = {
         "threshold": _whole(params["threshold"], rng),
         "thin": rng.random() < params["thin"],
         "sigma": round(rng.uniform(1.0, 3.0), 3),
         "masked": round(_real(params["masked"], rng), 4),
         "mask_seed": rng.randrange(2**31),
-        "morphology": rng.choice(("none", "dilate", "close", "erode")),
+        "morphology": rng.choice(MORPHOLOGIES[params["pen"]]),
         "width": _whole(params["width"], rng),
     }
+    return drawn | {"sigma": SIGMA} if params["pen"] == "blurred" else drawn
 
 
 def detect(
@@ -34,25 +45,64 @@ def detect(
 ) -> list[RawMap]:
     """Soft edges of the parents -> strokes in {0, 255} of the same size."""
     return [
-        RawMap("edges", sketch(parent.array, drawn))
+        RawMap("edges", sketch(parent.array, drawn, params["pen"]))
         for parent, drawn in zip(parents, random_params, strict=True)
     ]
 
 
-def sketch(soft: np.ndarray, drawn: Values) -> np.ndarray:
-    """uint8 [h, w] soft edges and one draw -> uint8 [h, w] in {0, 255}."""
+def sketch(soft: np.ndarray, drawn: Values, pen: str = "none") -> np.ndarray:
+    """uint8 [h, w] soft edges, one draw and how strokes get their width -> uint8 [h, w] in {0, 255}.
+
+    Lengths are drawn for a short side of 512 and scale with it.
+    """
     import cv2
 
-    scale = min(soft.shape) / 512  # widths are drawn for a short side of 512
+    scale = min(soft.shape) / 512
     edge = cv2.GaussianBlur(soft.astype(np.float32), (0, 0), 0.8 * scale)  # less jagged outlines
     # faint images keep their strongest strokes
     wide = edge >= min(drawn["threshold"], 0.9 * float(edge.max()))
     ridge = wide & ridges(cv2.GaussianBlur(edge, (0, 0), drawn["sigma"] * scale))
+    if pen == "blurred":
+        ridge = suppressed(soft, drawn["threshold"], drawn["sigma"] * scale)
     kept = mask_strokes(ridge if drawn["thin"] else wide, ridge, drawn["masked"], drawn["mask_seed"])
-    strokes = kept.astype(np.uint8) * 255
+    if pen == "blurred":
+        return _blurred(kept, scale, drawn["width"])
     size = max(1, round(drawn["width"] * scale))
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-    return MORPHOLOGY[drawn["morphology"]](strokes, kernel, drawn["thin"])
+    if pen == "round":
+        kept = _inked(kept, ridge, size, drawn["thin"])
+        size = (size + 1) // 2  # closing gaps as wide as the pen would fill whole areas
+    strokes = kept.astype(np.uint8) * 255
+    return MORPHOLOGY[drawn["morphology"]](strokes, _disc(size), drawn["thin"])
+
+
+def suppressed(soft: np.ndarray, threshold: float, sigma: float) -> np.ndarray:
+    """ControlNet 1.0's `nms` (annotator/util.py): bool [h, w], where the blurred edges are over the threshold
+    and the largest of their three in one of the four directions.
+    """
+    import cv2
+
+    smooth = cv2.GaussianBlur(soft.astype(np.float32), (0, 0), sigma)
+    return np.any([cv2.dilate(smooth, line) == smooth for line in _lines()], axis=0) & (smooth > threshold)
+
+
+def _inked(strokes: np.ndarray, ridge: np.ndarray, size: int, thin: bool) -> np.ndarray:
+    """Every stroke `size` pixels wide along its ridge; a wide one as wide as it was found, but not under
+    three quarters of that.
+    """
+    import cv2
+
+    kept = (ridge & strokes).astype(np.uint8)
+    full, least = (cv2.dilate(kept, _disc(each)) > 0 for each in (size, -(-3 * size // 4)))
+    return full if thin else (strokes & full) | least
+
+
+def _blurred(strokes: np.ndarray, scale: float, width: int) -> np.ndarray:
+    """ControlNet 1.0's pen (gradio_scribble.py), wider and narrower by one factor for blur and threshold."""
+    import cv2
+
+    factor = scale * width / WIDTH
+    soft = cv2.GaussianBlur(strokes.astype(np.uint8) * 255, (0, 0), SIGMA * factor)
+    return np.where(soft > LEVEL / factor, np.uint8(255), np.uint8(0))
 
 
 def ridges(smooth: np.ndarray) -> np.ndarray:
@@ -61,17 +111,26 @@ def ridges(smooth: np.ndarray) -> np.ndarray:
     """
     import cv2
 
-    lines = (
-        np.eye(3, dtype=np.uint8),
-        np.fliplr(np.eye(3, dtype=np.uint8)),
-        *(np.zeros((3, 3), np.uint8) for _ in range(2)),
-    )
-    lines[2][1, :] = 1
-    lines[3][:, 1] = 1
     return np.any(
-        [(cv2.dilate(smooth, line) == smooth) & (cv2.erode(smooth, line) < 0.99 * smooth) for line in lines],
+        [
+            (cv2.dilate(smooth, line) == smooth) & (cv2.erode(smooth, line) < 0.99 * smooth)
+            for line in _lines()
+        ],
         axis=0,
     )
+
+
+def _lines() -> tuple[np.ndarray, ...]:
+    """Three pixels in each of the four directions."""
+    across, down = np.zeros((3, 3), np.uint8), np.zeros((3, 3), np.uint8)
+    across[1, :], down[:, 1] = 1, 1
+    return np.eye(3, dtype=np.uint8), np.fliplr(np.eye(3, dtype=np.uint8)), across, down
+
+
+def _disc(size: int) -> np.ndarray:
+    import cv2
+
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)))
 
 
 def mask_strokes(strokes: np.ndarray, ridge: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -119,7 +178,7 @@ def _erode(strokes: np.ndarray, kernel: np.ndarray, thin: bool) -> np.ndarray:
     """Wide strokes get leaner but don't vanish; thin ones are as they are."""
     import cv2
 
-    return strokes if thin else cv2.erode(strokes, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
+    return strokes if thin else cv2.erode(strokes, _disc(3))
 
 
 def _none(strokes: np.ndarray, kernel: np.ndarray, thin: bool) -> np.ndarray:

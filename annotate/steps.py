@@ -56,7 +56,7 @@ def resolve(
         fill({}, given, owner=f"{condition} ({detector})")
         return Step(condition, PROVIDED, {})
     built = DETECTORS[detector]
-    complete = fill(built.parameters, given, owner=f"{condition} ({detector})")
+    complete = fill(built.parameters, _preset(built, given) | given, owner=f"{condition} ({detector})")
     if place != PINNED:
         complete["weights"] = _weights(built, place, here)
     step = Step(condition, detector, complete, row.parent if built.reads_parent else None)
@@ -75,6 +75,28 @@ def _first(condition: str, here: bool) -> str:
     if ready is None and here:
         raise ValueError(f"{condition} can't be made here: {lacks(condition)}")
     return ready or names[0]
+
+
+def as_before(detector: str, params: Values) -> Values:
+    """All parameters of a step that an earlier version settled: what came later stands for what was before
+    it.
+    """
+    row = DETECTORS.get(detector)
+    later = {} if row is None else {name: it.before for name, it in row.parameters.items()}
+    return {name: value for name, value in later.items() if value is not None} | params
+
+
+def _preset(built: Detector, given: Values) -> Values:
+    """The parameters that `preset` stands for, which is taken out of what is given."""
+    if not built.presets or "preset" not in given:
+        return {}
+    name = str(given.pop("preset"))
+    if name not in built.presets:
+        known = ", ".join(built.presets)
+        raise ParameterError(
+            "preset", f"{built.name} has no preset {name!r}{near(name, built.presets)}; it has: {known}"
+        )
+    return built.presets[name]
 
 
 def _weights(built: Detector, given: Any, here: bool) -> str:
@@ -116,4 +138,9 @@ def identity(step: Step) -> Identity:
             "library": None,
         }
     row = DETECTORS[step.detector]
-    return weights.identity_of(row.name, row.version, row.weights, row.distributions, step.params)
+    params = {
+        name: value
+        for name, value in step.params.items()
+        if (declared := row.parameters.get(name)) is None or value != declared.before
+    }
+    return weights.identity_of(row.name, row.version, row.weights, row.distributions, params)

@@ -28,6 +28,12 @@ NEAR = 2.0  # pixels
 ANGLE = 5.0  # degrees
 PCK = 0.1  # of the diagonal of a person's box
 EDGES = ("canny", "hed", "sketch", "cartoon")
+# rows beside those of the defaults: name of the row -> condition, detector, its parameters
+ALSO = {
+    "sketch, preset published": ("sketch", "sketch-hed", {"preset": "published"}),
+    "sketch, pen none": ("sketch", "sketch-hed", {"width": [1, 7], "pen": "none"}),
+    "normal_extended, preset demo": ("normal_extended", "normal-from-depth", {"preset": "demo"}),
+}
 
 
 def main() -> None:
@@ -121,10 +127,19 @@ def steps() -> list:
     ]
 
 
+def also() -> dict:
+    """What is measured beside the defaults: name of the row -> step."""
+    from annotate.annotator import resolve
+
+    return {
+        name: resolve(condition, detector, params) for name, (condition, detector, params) in ALSO.items()
+    }
+
+
 def identities() -> dict:
     from annotate.annotator import identity
 
-    return {step.condition: identity(step) for step in steps()}
+    return {name: identity(step) for name, step in ({it.condition: it for it in steps()} | also()).items()}
 
 
 def measure(index: int, size: int) -> dict[str, float]:
@@ -137,14 +152,17 @@ def measure(index: int, size: int) -> dict[str, float]:
     torch.set_num_threads(1)
     scene = scenes.render(SEED, index, size)
     provided = {"depth_large": [scene.maps["depth_large"]]}
-    made = {
-        name: it[0]
-        for name, it in annotate([scene.image], [f"scene {SEED}/{index}"], steps(), provided=provided).items()
-    }
+    names = [f"scene {SEED}/{index}"]
+    given = annotate([scene.image], names, steps(), provided=provided)
+    made = {name: it[0] for name, it in given.items()}
+    for name, step in also().items():
+        (made[name],) = annotate([scene.image], names, [step], given=given)[step.condition]
     row: dict[str, float] = {}
     seams = drawn(scene.lines, size)
-    for name in EDGES:
+    for name in (*EDGES, *(name for name, (condition, *_) in ALSO.items() if condition in EDGES)):
         map_ = made[name].map
+        if map_ is not None and name.startswith("sketch"):
+            row[f"{name}: width of strokes at 512, pixels"] = stroke_width(map_.array) * 512 / size
         edges = thin(map_.array) if map_ is not None else np.zeros((size, size), bool)
         precision, recall = agreement(edges, scene.outlines > 0)
         with_seams, _ = agreement(edges, (scene.outlines > 0) | seams)
@@ -157,7 +175,8 @@ def measure(index: int, size: int) -> dict[str, float]:
     detected = np.zeros((0, 5)) if lines is None else lines.array
     row["hough: share of true line pixels found"] = line_recall(scene.lines, detected)
     row["hough: share of found line pixels true"] = line_recall(detected[:, :4], scene.lines)
-    row |= normals(made["normal_extended"].map, scene)
+    for name in ("normal_extended", "normal_extended, preset demo"):
+        row |= normals(name, made[name].map, scene)
     row |= keypoints(scene, size)
     return row
 
@@ -215,7 +234,15 @@ def distance(points: np.ndarray, segments: np.ndarray, angle: float) -> np.ndarr
     return np.hypot(*np.moveaxis(points[:, None] - nearest, 2, 0)).min(1)
 
 
-def normals(made, scene) -> dict[str, float]:
+def stroke_width(strokes: np.ndarray) -> float:
+    """Of most strokes, pixels: twice the distance from their middle to black; NaN where there are none."""
+    from scipy.ndimage import distance_transform_edt
+
+    inside = distance_transform_edt(np.pad(strokes > 0, 1))[1:-1, 1:-1][thin(strokes)]
+    return float(np.median(2 * inside - 1)) if len(inside) else float("nan")
+
+
+def normals(name: str, made, scene) -> dict[str, float]:
     """Mean angle in degrees: everywhere, and away from borders where no recipe over a 3x3 window can be
     right.
     """
@@ -226,11 +253,13 @@ def normals(made, scene) -> dict[str, float]:
     angle = np.degrees(np.arccos((made.array * truth).sum(2).clip(-1, 1)))
     inner = valid & ~binary_dilation(scene.outlines > 0, iterations=2)
     facing = np.degrees(np.arccos(truth[..., 2].clip(-1, 1)))
-    return {
-        "normal_extended: mean angle, degrees": float(angle[valid].mean()),
-        "normal_extended: mean angle off the borders": float(angle[inner].mean()),
-        "normal_extended: a map that only faces the viewer": float(facing[valid].mean()),
+    found = {
+        f"{name}: mean angle, degrees": float(angle[valid].mean()),
+        f"{name}: mean angle off the borders": float(angle[inner].mean()),
     }
+    if "," not in name:
+        found[f"{name}: a map that only faces the viewer"] = float(facing[valid].mean())
+    return found
 
 
 def keypoints(scene, size: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from annotate import annotator
 from annotate.conditions import CONDITIONS
 from benchmarks import convergence
 from evaluate import fidelity
@@ -44,12 +45,21 @@ def test_it_was_made_by_the_manifest_that_the_page_names(tmp_path: Path) -> None
         r"<pre>(name: .*?)</pre>", (FOLDER / "index.html").read_text(encoding="utf-8"), re.S
     )
     (tmp_path / "manifest.yaml").write_text(html.unescape(shown))  # as an earlier version saved it
-    made = manifest.load_saved(tmp_path / "manifest.yaml").model_dump()
-    asked = manifest.load(ROOT / "manifests" / "showcase.yaml").model_dump()
-    for name, condition in asked.pop("conditions").items():
-        # `auto` and what was left out
-        settled = made["conditions"][name] | {"detector": condition["detector"]}
-        assert settled.items() >= condition.items()
+    saved = manifest.load_saved(tmp_path / "manifest.yaml")
+    today = manifest.load(ROOT / "manifests" / "showcase.yaml")
+    for name, condition in today.conditions.items():
+        of_then = saved.conditions[name]
+        assert of_then.select == condition.select
+        if of_then.detector == annotator.PROVIDED:  # by the renderer
+            assert condition.params == {}
+            continue
+        # the same maps, by the detector that `auto` came to
+        then, now = (
+            annotator.identity(annotator.resolve(name, of_then.detector, params, here=False))
+            for params in (annotator.as_before(of_then.detector, of_then.params), condition.params)
+        )
+        assert (now["version"], now["params"]) == (then["version"], then["params"]), name
+    made, asked = saved.model_dump(), today.model_dump(exclude={"conditions"})
     assert asked == {key: value for key, value in made.items() if key != "conditions"}
 
 

@@ -94,12 +94,18 @@ class _Asked:
     here: bool  # whether all must be able to run on this machine
 
     def params(self, condition: ConditionSettings, earlier: ConditionSettings | None) -> Values:
-        """As the manifest gives them; `auto` is settled once, so what it came to in the earlier run stays."""
+        """As the manifest gives them; `auto` is settled once, so what it came to in the earlier run stays.
+
+        So does what a parameter stood for that came later, where the manifest names all that there were.
+        """
         if earlier is None or earlier.detector != condition.detector or earlier.detector not in DETECTORS:
             return condition.params
         declared = DETECTORS[earlier.detector].parameters
-        automatic = {name for name, parameter in declared.items() if parameter.default == "auto"}
-        return {name: value for name, value in earlier.params.items() if name in automatic} | condition.params
+        stays = {name for name, parameter in declared.items() if parameter.default == "auto"}
+        later = {name for name, parameter in declared.items() if parameter.before is not None}
+        if condition.params.keys() >= declared.keys() - later:
+            stays |= {name for name in later if earlier.params.get(name) == declared[name].before}
+        return {name: value for name, value in earlier.params.items() if name in stays} | condition.params
 
     def fingerprint(self, condition: str, identity: Identity, parent: Planned | None) -> str:
         return fingerprint(

@@ -5,6 +5,7 @@ written.
 import hashlib
 from pathlib import Path
 
+from annotate import annotator
 from pipeline import MillError, manifest
 from pipeline.manifest import Manifest
 from pipeline.storage import copies, stores
@@ -19,19 +20,29 @@ def save(workspace: Workspace, given: Manifest) -> None:
 
 
 def saved(workspace: Workspace) -> Manifest:
-    """MillError where it is missing or damaged."""
+    """With parameters of detectors that came later as they were before; MillError where it is missing or
+    damaged.
+    """
     place = stores.shown(workspace.manifest)
     copies.has_copy(workspace.manifest)
     try:
         if _is_sealed(workspace.manifest) is False:
             raise MillError(f"{place} is not as it was written.")
-        return manifest.load_saved(workspace.manifest)
+        return _completed(manifest.load_saved(workspace.manifest))
     except MillError as error:
         told = str(error).replace(str(workspace.manifest), place)
         raise MillError(
             f"{told}\n{place} is the workspace's own copy of the manifest of its last run, and"
             " is damaged: delete it, then `controlmill run MANIFEST` with yours goes on and writes it again."
         ) from error
+
+
+def _completed(given: Manifest) -> Manifest:
+    conditions = {
+        name: it.model_copy(update=annotator.as_before(it.detector, it.params))
+        for name, it in given.conditions.items()
+    }
+    return given.model_copy(update={"conditions": conditions})
 
 
 def damage(workspace: Workspace) -> str:

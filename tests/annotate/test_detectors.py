@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from annotate import edges, hed, inference, sketch
-from annotate.annotator import annotate, resolve
+from annotate.annotator import annotate, identity, resolve
 from annotate.hed import MARGIN, MEAN_BGR, WEIGHTS, load
 from annotate.inference import cpu_flags
 from annotate.maps import RawMap
@@ -195,6 +195,86 @@ def test_each_of_the_four_sketch_steps_does_what_it_says() -> None:
     ]
     assert 4 <= np.mean(masked) <= 8, "about half of the strokes go, each as a whole"
     assert not sketch.sketch(soft_lines(), {**DRAW, "masked": 1.0}).any()
+
+
+def strokes_of(side: int) -> np.ndarray:
+    """uint8 [side, side]: soft strokes far from each other, four upright and three aslant."""
+    array = np.zeros((side, side), np.uint8)
+    for i in range(4):
+        x = side * (2 * i + 1) // 16
+        cv2.line(array, (x, side // 8), (x, side * 7 // 8), 255, max(1, side // 100))
+    for i in range(3):
+        y = side * (2 * i + 2) // 10
+        cv2.line(array, (side * 5 // 8, y), (side * 15 // 16, y + side // 6), 255, max(1, side // 100))
+    return cv2.GaussianBlur(array, (0, 0), 1.5 * side / 512)
+
+
+def width_of(strokes: np.ndarray) -> float:
+    """Of most strokes, pixels: twice the distance from their middle to black."""
+    from skimage.morphology import skeletonize
+
+    inside = cv2.distanceTransform(np.pad(strokes, 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    return float(np.median(2 * inside[skeletonize(strokes > 0)] - 1))
+
+
+@pytest.mark.parametrize("side", [256, 512, 1024])
+def test_strokes_are_one_to_twenty_four_pixels_wide_at_512_and_scale_with_the_side(side: int) -> None:
+    params = resolve("sketch").params
+    assert params["width"] == [1, 24] and params["pen"] == "round"
+    soft, found = strokes_of(side), []
+    for seed in range(48):
+        drawn = sketch.draw_params({**params, "masked": 0.0}, random.Random(seed))
+        wanted = max(1.0, drawn["width"] * side / 512)
+        found.append(width_of(sketch.sketch(soft, drawn, "round")) * 512 / side)
+        # a ridge may be of two pixels, and a disc of even size is not round
+        slack = 2.5 * 512 / side if side < 512 else 2.5
+        assert (0.75 if not drawn["thin"] else 1) * wanted * 512 / side - slack <= found[-1]
+        assert found[-1] <= max(wanted * 512 / side, 1) + slack
+    assert min(found) < 4 and max(found) > 20 and 8 < np.median(found) < 16
+    assert np.mean(np.array(found) < 3) < 0.3
+
+
+def test_the_preset_published_is_controlnet_10s_scribble_pixel_for_pixel() -> None:
+    """gradio_scribble2image.py by its own words: nms(x, 127, 3.0), a blur of 3, white above 4."""
+    step = resolve("sketch", params={"preset": "published"})
+    assert step.params == {"threshold": 127, "masked": 0.0, "thin": 1.0, "width": 13, "pen": "blurred"}
+    soft = cv2.GaussianBlur(strokes_of(512), (0, 0), 2.0)
+    soft = np.maximum(soft, np.random.default_rng(0).integers(0, 90, soft.shape, dtype=np.uint8))
+    draws = [sketch.draw_params(step.params, random.Random(seed)) for seed in range(3)]
+    first = sketch.sketch(soft, draws[0], "blurred")
+    assert all((sketch.sketch(soft, drawn, "blurred") == first).all() for drawn in draws[1:])
+    np.testing.assert_array_equal(first, published_scribble(soft))
+    assert 12 <= width_of(first) <= 18
+
+
+def published_scribble(soft: np.ndarray) -> np.ndarray:
+    smooth = cv2.GaussianBlur(soft.astype(np.float32), (0, 0), 3.0)
+    around = np.pad(smooth, 1, mode="constant", constant_values=-np.inf)
+    h, w = smooth.shape
+    kept = np.zeros((h, w), bool)
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        ahead = around[1 + dy : 1 + dy + h, 1 + dx : 1 + dx + w]
+        behind = around[1 - dy : 1 - dy + h, 1 - dx : 1 - dx + w]
+        kept |= (smooth >= ahead) & (smooth >= behind)
+    line = np.where(kept & (smooth > 127), np.uint8(255), np.uint8(0))
+    return np.where(cv2.GaussianBlur(line, (0, 0), 3.0) > 4, np.uint8(255), np.uint8(0))
+
+
+def test_sketches_of_before_keep_their_draws_and_their_identity() -> None:
+    """By the parameters that were the default; the draw is golden, by the code of then."""
+    old = {"threshold": [64, 192], "masked": [0.0, 0.5], "thin": 0.5, "width": [1, 7], "pen": "none"}
+    step = resolve("sketch", params=old)
+    assert identity(step)["params"] == {name: old[name] for name in old if name != "pen"}
+    assert identity(resolve("sketch"))["params"]["pen"] == "round"
+    assert sketch.draw_params(step.params, random.Random(3)) == {
+        "threshold": 124,
+        "thin": False,
+        "sigma": 1.261,
+        "masked": 0.458,
+        "mask_seed": 2036044446,
+        "morphology": "none",
+        "width": 5,
+    }
 
 
 def test_a_faint_edge_map_still_gives_a_sketch() -> None:

@@ -27,6 +27,11 @@ from annotate.annotator import Step, identity, resolve
         (("hough", "auto", {"min_length": [1, 2]}), "a number is wanted"),
         (("hed", "auto", {"precision": "fp64"}), "set one of auto, fp32, bf16, int8"),
         (("sketch", "auto", {"masked": 1.5}), "out of range"),
+        (
+            ("sketch", "auto", {"preset": "publish"}),
+            r"no preset 'publish' \(did you mean 'published'\?\); it has: pub",
+        ),
+        (("canny", "auto", {"preset": "published"}), "no parameter 'preset'"),
     ],
 )
 def test_a_mistake_is_one_sentence_that_says_what_to_do(arguments: tuple, sentence: str) -> None:
@@ -40,6 +45,32 @@ def test_a_step_has_all_its_parameters() -> None:
         "canny", "opencv-canny", {"low": 50, "high": 200}, None
     )
     assert resolve("sketch").parent == "hed"
+
+
+def test_a_preset_is_a_name_for_parameters_and_what_else_is_given_goes_before() -> None:
+    demo = resolve("normal_extended", params={"preset": "demo"})
+    assert demo == resolve("normal_extended", params={"bg_threshold": 0.4}) != resolve("normal_extended")
+    assert (
+        resolve("normal_extended", params={"bg_threshold": 0.2, "preset": "demo"}).params["bg_threshold"]
+        == 0.2
+    )
+    thinner = resolve("sketch", params={"preset": "published", "width": 7})
+    assert (thinner.params["width"], thinner.params["pen"], thinner.params["threshold"]) == (
+        7,
+        "blurred",
+        127,
+    )
+    assert resolve("sketch", params={"preset": "published"}) == resolve(
+        "sketch", params={"preset": "published"}
+    )
+
+
+def test_a_parameter_that_came_later_is_no_part_of_the_identity_where_it_stands_for_what_was_before() -> None:
+    before = {"threshold": 100, "masked": 0.1, "thin": 1.0, "width": 5}
+    assert identity(resolve("sketch", params={**before, "pen": "none"}))["params"] == before
+    assert identity(resolve("sketch", params={**before, "pen": "round"}))["params"] == before | {
+        "pen": "round"
+    }
 
 
 def test_parameters_of_one_call_never_leak_into_the_next() -> None:

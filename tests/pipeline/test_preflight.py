@@ -12,9 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline import MillError, run
+from pipeline import plan as plans
 from pipeline.catalog import Catalog
 from pipeline.cli import main
 from pipeline.manifest import load
+from pipeline.plan import Planned
 from pipeline.storage.workspace import Workspace
 from tests.conftest import Command
 
@@ -411,3 +413,30 @@ def test_the_command_is_its_module_too(module: str) -> None:
     assert ran.returncode == 1 and ran.stderr.startswith(
         "controlmill: The manifest nowhere.yaml can't be read"
     )
+
+
+def test_a_workspace_of_before_keeps_its_sketches_until_its_manifest_asks_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pen` came later: neither the workspace's own manifest nor one that names all else has it."""
+    named = "threshold: [64, 192], masked: [0.0, 0.5], thin: 0.5, width: [1, 7]"
+
+    def planned(sketch: str) -> Planned:
+        (tmp_path / "m.yaml").write_text(
+            f"name: x\nworkspace: {tmp_path}/ws\nsource: {{kind: scenes, count: 4, seed: 1}}\n"
+            f"conditions: {{sketch: {{{sketch}}}}}\n"
+        )
+        return plans.make(load(tmp_path / "m.yaml"), here=False).conditions["sketch"]
+
+    before, fresh = planned(f"{named}, pen: none").fingerprint, planned(named).fingerprint
+    assert before != fresh, "in a new workspace a pen draws"
+    plan = plans.make(load(tmp_path / "m.yaml"), here=False)
+    plan.workspace.create()
+    plans.save(plan)
+    text = plan.workspace.manifest.read_text().partition("\n")[2]
+    assert text.count("    pen: round\n") == 1
+    plan.workspace.manifest.write_text(text.replace("    pen: round\n", ""))  # as it was saved then
+    assert plans.load_saved(plan.workspace).conditions["sketch"].fingerprint == before
+    assert planned(named).fingerprint == before
+    assert planned("").step.params["pen"] == "round" and planned("").step.params["width"] == [1, 24]
+    assert planned("preset: published").step.params["pen"] == "blurred"
