@@ -42,6 +42,16 @@ class Condition:
         return f"wide_{self.kind}" if self.wide else self.kind
 
 
+_TIPS = ("tipsv2-dpt", "tipsv2-dpt-large")
+_DEPTH_BY_NAME = (
+    "dpt-large", "mini",
+    "depth-anything-v2-base", "depth-anything-v2-large",
+    "depth-anything-v2-metric-indoor", "depth-anything-v2-metric-indoor-base",
+    "depth-anything-v2-metric-indoor-large",
+    "depth-anything-v2-metric-outdoor", "depth-anything-v2-metric-outdoor-base",
+    "depth-anything-v2-metric-outdoor-large",
+)  # fmt: skip
+
 _ROWS = (
     Condition(
         name="canny", title="Canny edges", kind="edges", detectors=("opencv-canny",),
@@ -84,22 +94,23 @@ _ROWS = (
     ),
     Condition(
         name="seg_ade20k", title="Segmentation (ADE20K)", kind="labels", label_spaces=("ade20k_150",),
-        detectors=("oneformer-ade20k", "mask2former-ade20k", "upernet-ade20k"), by_name=("mini",),
+        detectors=("oneformer-ade20k", "mask2former-ade20k", "upernet-ade20k", *_TIPS), by_name=("mini",),
         fidelity="miou",
         rule="ADE20K ground truth (printed as 164k pairs, more than ADE20K has)",
     ),
     Condition(
         name="depth_large", title="Depth (large scale)", kind="depth",
-        detectors=("midas-dpt-hybrid", "depth-anything-v2"), by_name=("dpt-large", "mini"),
+        detectors=("midas-dpt-hybrid", "depth-anything-v2", *_TIPS), by_name=_DEPTH_BY_NAME,
         fidelity="depth_rmse", rule="3M internet pairs, MiDaS",
     ),
     Condition(
         name="depth_small", title="Depth (small scale)", kind="depth", shares="depth_large",
-        detectors=("midas-dpt-hybrid", "depth-anything-v2"), by_name=("dpt-large", "mini"),
+        detectors=("midas-dpt-hybrid", "depth-anything-v2", *_TIPS), by_name=_DEPTH_BY_NAME,
         fidelity="depth_rmse", rule="the 200k pairs of depth_large with the highest resolution",
     ),
     Condition(
-        name="normal", title="Normal maps", kind="normals", detectors=("normal-bae",), by_name=("mini",),
+        name="normal", title="Normal maps", kind="normals", detectors=("normal-bae", *_TIPS),
+        by_name=("mini",),
         fidelity="normal_angle",
         rule="25,452 pairs, DIODE ground truth",
     ),

@@ -1,5 +1,5 @@
-"""Inverse depth from one picture: MiDaS DPT-Hybrid and DPT-Large (Ranftl et al. 2021), Depth Anything V2
-(Yang et al. 2024).
+"""Inverse depth from one picture: MiDaS DPT-Hybrid and DPT-Large (Ranftl et al. 2021); what all networks of
+depth share.
 """
 
 import functools
@@ -30,33 +30,24 @@ MIDAS = WeightFile(
 # trained at 384; the size of ControlNet's gradio_depth2image.py and gradio_normal2image.py too
 MIDAS_SHORT = 384
 
-_ANYTHING = {
-    "repo": "depth-anything/Depth-Anything-V2-Small-hf",
-    "revision": "5426e4f0f36572d16453bbda7a8389317b1bef99",
-}
-ANYTHING = (
-    WeightFile(name="config.json", **_ANYTHING),
-    WeightFile(
-        name="model.safetensors",
-        also="pytorch_model.bin",
-        sha256="3152477ce0d8d6978d76b995120de97cb5b928701fd0f817769f59e249a16b70",
-        **_ANYTHING,
-    ),
-)
-ANYTHING_SHORT = 518  # 37 patches of 14 pixels, as trained
-PATCH = 14
-
 _LARGE = {"repo": "Intel/dpt-large", "revision": "main"}
 LARGE = (
     WeightFile(name="config.json", **_LARGE),
     WeightFile(name="model.safetensors", also="pytorch_model.bin", **_LARGE),
 )
 LARGE_SIDE = 384  # of the square into which its processor presses every picture
-# of ImageNet, RGB of 0..1; the file's preprocessor_config.json says the same
+# of ImageNet, RGB of 0..1
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# uint8 [n, h, w, 3] RGB -> inverse depth float32 [n, h, w]
+CLOSEST = 1e-3  # metres: nothing is taken to be nearer
+
+# uint8 [n, h, w, 3] RGB -> depth float32 [n, h, w], as its network means it
 DepthNetwork = Callable[[np.ndarray], np.ndarray]
+
+
+def from_metres(metres: np.ndarray) -> RawMap:
+    """float32 [h, w] distances along the camera's axis -> inverse depth in 1/m."""
+    return depth_map(1 / np.maximum(metres, CLOSEST), unit="1/m")
 
 
 def detect_midas(
@@ -168,55 +159,6 @@ def _fuse(block: "torch.nn.Module", *features: "torch.Tensor") -> "torch.Tensor"
     total = features[0] if len(features) == 1 else features[0] + block.resConfUnit1(features[1])  # type: ignore[operator]
     narrow = block.out_conv(block.resConfUnit2(total))  # type: ignore[operator]
     return interpolate(narrow, scale_factor=2, mode="bilinear", align_corners=True)
-
-
-def detect_anything(
-    images: list[np.ndarray], params: Values, random_params: list[Values], parents: list[RawMap], device: str
-) -> list[RawMap]:
-    """uint8 HW3 RGB images -> inverse depth up to an unknown scale and shift, at image size."""
-    network = load_anything(params["precision"], device, params["resolution"], params.get("weights", PINNED))
-    maps = inference.run(images, network, device, f"depth-anything-v2 {params['resolution']}")
-    return [depth_map(inverse, unit="relative") for inverse in maps]
-
-
-@functools.cache
-def load_anything(precision: str, device: str, short: int, weights: str = PINNED) -> DepthNetwork:
-    """Depth Anything V2, once per process; it scales the short side to `short` and the answer back, both
-    bicubically, as its authors.
-
-    WeightsError: a file is absent or is not the pinned one, a tensor is absent or has another shape, or the
-    network gives metres in place of inverse depth.
-    """
-    import torch
-    from torch.nn.functional import interpolate
-
-    kind = inference.dtype(precision)
-    folder = find_folder(ANYTHING, weights)
-    model = pretrained.load(
-        "DepthAnythingForDepthEstimation", folder, "depth-anything-v2", file=find(ANYTHING[-1], weights)
-    )
-    if model.config.depth_estimation_type != "relative":
-        raise WeightsError(
-            f"depth-anything-v2: {folder / 'config.json'}: depth_estimation_type is"
-            f" {model.config.depth_estimation_type!r}: this network gives metres, which grow with the"
-            " distance, in place of inverse depth; get a relative one"
-        )
-    model = model.to(device, kind, memory_format=torch.channels_last)
-    run_in_fp32(model.head.conv3)
-    mean, deviation = (torch.tensor(each, device=device)[:, None, None] for each in (MEAN, DEVIATION))
-
-    def run(images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            height, width = images.shape[1:3]
-            size = inference.detection_size(height, width, short, PATCH)
-            # in bytes and on the CPU, so that its rounding is the image processor's on every device
-            x = interpolate(
-                torch.from_numpy(images).permute(0, 3, 1, 2), size, mode="bicubic", antialias=True
-            ).to(device)
-            inverse = model(((x / 255 - mean) / deviation).to(kind)).predicted_depth
-            return interpolate(inverse[:, None], (height, width), mode="bicubic")[:, 0].cpu().numpy()
-
-    return run
 
 
 def detect_large(

@@ -12,6 +12,7 @@ from annotate import (
     cartoon,
     controlnet_hed,
     depth,
+    depth_anything,
     edges,
     hed,
     inference,
@@ -25,6 +26,7 @@ from annotate import (
     pose,
     segmentation,
     sketch,
+    tips,
 )
 from annotate.conditions import CONDITIONS, Condition
 from annotate.maps import RawMap
@@ -257,14 +259,19 @@ _ROWS = (
         seconds=3.3, gpu_seconds=0.04, gpu_memory=3.0, time_limit=300.0,
         parameters={"resolution": inference.resolution(depth.MIDAS_SHORT), "precision": inference.PRECISION},
     ),
-    Detector(
-        name="depth-anything-v2", title="Depth Anything V2 Small", version=1,
-        licence="Apache-2.0 (code and weights)", distributions=("transformers",),
-        modules=("torch", "transformers"), get="pip install transformers torch",
-        detect=depth.detect_anything, settle=inference.settle, weights=depth.ANYTHING,
-        seconds=1.5, gpu_seconds=0.03, gpu_memory=2.0, time_limit=300.0,
-        parameters={"resolution": inference.resolution(depth.ANYTHING_SHORT),
-        "precision": inference.PRECISION},
+    *(
+        Detector(
+            name=model.name, title=model.title, version=1, licence=model.licence,
+            distributions=("transformers",),
+            modules=("torch", "transformers"), get="pip install transformers torch",
+            detect=functools.partial(depth_anything.detect, model), settle=inference.settle,
+            weights=model.files, seconds=model.seconds, gpu_seconds=model.gpu_seconds,
+            gpu_memory=model.gpu_memory, time_limit=300.0,
+            parameters={
+                "resolution": inference.resolution(depth_anything.SHORT), "precision": inference.PRECISION,
+            },
+        )
+        for model in depth_anything.MODELS.values()
     ),
     Detector(
         name="dpt-large", title="DPT-Large", version=1, licence="Apache-2.0 (code and weights)",
@@ -277,6 +284,23 @@ _ROWS = (
             "resolution": Number(default=depth.LARGE_SIDE, least=64, most=1024, whole=True),
             "precision": inference.PRECISION,
         },
+    ),
+    *(
+        Detector(
+            name=model.name, title=model.title, version=1,
+            licence="Apache-2.0 (code and weights; trained on NYU Depth V2 and ADE20K)",
+            distributions=("transformers",),
+            modules=("torch", "transformers"), get="pip install transformers torch",
+            detect=functools.partial(tips.detect, model), adapt=tips.adapt, settle=inference.settle,
+            weights=model.files, seconds=model.seconds, gpu_seconds=model.gpu_seconds,
+            gpu_memory=model.gpu_memory, time_limit=300.0,
+            parameters={
+                # a side of the square that it sees, rounded to its patches of 14
+                "resolution": Number(default=tips.SIDE, least=56, most=1792, whole=True),
+                "precision": inference.PRECISION,
+            },
+        )
+        for model in tips.MODELS.values()
     ),
     Detector(
         name="normal-bae", title="NormalBae (ScanNet)", version=1,

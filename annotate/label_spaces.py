@@ -84,6 +84,13 @@ def disagreement(id2label: Mapping[int, str], space: str) -> str | None:
     return None
 
 
+def nameless(id2label: Mapping[int, str], space: str) -> bool:
+    """Whether a model has as many classes as a label space and names none: transformers calls them LABEL_0,
+    LABEL_1, … then.
+    """
+    return dict(id2label) == {i: f"LABEL_{i}" for i in range(len(SPACES[space].names))}
+
+
 def _plain(name: str) -> str:
     words = name.strip().lower().replace("_", "-").split("-")
     while len(words) > 1 and words[-1] in ("other", "stuff", "merged"):

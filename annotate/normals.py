@@ -56,7 +56,7 @@ def detect_bae(
         cv2.resize(n, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
         for n, image in zip(vectors, images, strict=True)
     ]
-    return [RawMap("normals", _unit(n)) for n in sized]
+    return [RawMap("normals", unit(n)) for n in sized]
 
 
 @functools.cache
@@ -125,7 +125,7 @@ def from_depth(raw: RawMap, a: float, bg_threshold: float, spread: float) -> Raw
         ratio /= np.float32(high)
     facing = ratio < bg_threshold
     x[facing], y[facing] = 0, 0
-    return RawMap("normals", _unit(np.stack([x * -across, y * down, np.full_like(x, a)], axis=2)))
+    return RawMap("normals", unit(np.stack([x * -across, y * down, np.full_like(x, a)], axis=2)))
 
 
 def _as_stored(raw: RawMap) -> np.ndarray:
@@ -136,7 +136,7 @@ def _as_stored(raw: RawMap) -> np.ndarray:
     return (steps.clip(0, 65535) * raw.meta["scale"] + raw.meta["shift"]).astype(np.float32)
 
 
-def _unit(n: np.ndarray) -> np.ndarray:
+def unit(n: np.ndarray) -> np.ndarray:
     """Vectors of length 1 along the last axis; one without a direction is 0 0 0."""
     length = np.sqrt((n * n).sum(axis=2, keepdims=True))
     return np.divide(n, length, out=np.zeros_like(n), where=length > 0)

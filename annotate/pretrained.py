@@ -22,14 +22,17 @@ UNUSED = {
     "UperNetForSemanticSegmentation": ("auxiliary_head.",),  # a second head for a second loss
     # the first fusion has one input, and so no residual; Intel/dpt-large lacks what would be added
     "DPTForDepthEstimation": ("neck.fusion_stage.layers.0.residual_layer1.",),
+    # stands for patches that are hidden in training
+    "Tipsv2DptForDensePrediction": ("backbone.embeddings.mask_token",),
 }
 FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def load(network: str, folder: Path, owner: str, *, file: Path | None = None) -> Any:
+def load(network: str, folder: Path, owner: str, *, file: Path | None = None, config: Any = None) -> Any:
     """A class of transformers with the folder's config and weights, in fp32, in evaluation mode.
 
-    `file` holds the tensors; None means the folder's model.safetensors, else its pytorch_model.bin.
+    `file` holds the tensors; None means the folder's model.safetensors, else its pytorch_model.bin. `config`
+    is one of the class, in place of the folder's.
     WeightsError where a tensor is absent or has another shape: the library would draw it at random and go on.
     """
     import torch
@@ -38,7 +41,7 @@ def load(network: str, folder: Path, owner: str, *, file: Path | None = None) ->
 
     path = file or next((folder / name for name in FILES if (folder / name).is_file()), folder / FILES[0])
     tensors, kind = weights.tensors(path), getattr(transformers, network)
-    config = kind.config_class.from_pretrained(str(folder), local_files_only=True)
+    config = config or kind.config_class.from_pretrained(str(folder), local_files_only=True)
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # of the library, in the middle of a run's own lines
     logging.set_verbosity_error()  # a table of absent tensors, which are judged here

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 from safetensors.torch import save_file
 
-from annotate import captions, depth, pretrained, segmentation
+from annotate import captions, depth_anything, pretrained, segmentation
 from annotate.annotator import identity, lack, licence, resolve
 from annotate.label_spaces import SPACES
 from annotate.weights import FOLDER_VARIABLE, PINNED, WeightsError
@@ -75,7 +75,8 @@ def through_its_detector(kind: str, place: str) -> Any:
         if kind == "blip":
             captions.load.__wrapped__("fp32", "cpu", place)
         elif kind == "depth_anything":
-            depth.load_anything.__wrapped__("fp32", "cpu", 56, place)
+            small = depth_anything.MODELS["depth-anything-v2"]
+            depth_anything.load.__wrapped__(small, "fp32", "cpu", 56, place)
         else:
             segmentation.load.__wrapped__(segmentation.MODELS[DETECTOR[kind]], "fp32", "cpu", place)
     return seen[0]
