@@ -44,7 +44,7 @@ class Condition:
 
 _TIPS = ("tipsv2-dpt", "tipsv2-dpt-large")
 _DEPTH_BY_NAME = (
-    "dpt-large", "mini",
+    "dpt-large", "mini", "depth-pro",
     "depth-anything-v2-base", "depth-anything-v2-large",
     "depth-anything-v2-metric-indoor", "depth-anything-v2-metric-indoor-base",
     "depth-anything-v2-metric-indoor-large",
@@ -89,7 +89,7 @@ _ROWS = (
     Condition(
         name="seg_coco", title="Segmentation (COCO)", kind="labels",
         label_spaces=("coco_stuff_171", "coco_panoptic_133"),
-        detectors=("oneformer-coco", "mask2former-coco"), by_name=("mini",), fidelity="miou",
+        detectors=("oneformer-coco", "mask2former-coco", "eomt-coco"), by_name=("mini",), fidelity="miou",
         rule="164k pairs, COCO-Stuff ground truth",
     ),
     Condition(

@@ -30,10 +30,8 @@ class AnythingModel:
     licence: str
     files: tuple[WeightFile, ...]
     metric: bool = False  # it gives metres, which are turned into 1/m
-    # of one image at 512 x 512, as in a detector's row
-    seconds: float
-    gpu_seconds: float
-    gpu_memory: float
+    # of one image at 512 x 512: seconds, seconds on a GPU, and GB that it takes there
+    cost: tuple[float, float, float]
 
 
 def detect(
@@ -115,30 +113,28 @@ def _files(repo: str, revision: str = "main", sha256: str | None = None) -> tupl
     )
 
 
-_SMALL = {"seconds": 1.5, "gpu_seconds": 0.03, "gpu_memory": 2.0}
-_BASE = {"seconds": 4.5, "gpu_seconds": 0.05, "gpu_memory": 3.0}
-_LARGE = {"seconds": 14.0, "gpu_seconds": 0.1, "gpu_memory": 5.0}
+_SMALL, _BASE, _LARGE = (1.5, 0.03, 2.0), (4.5, 0.05, 3.0), (14.0, 0.1, 5.0)
 _ROWS = (
     AnythingModel(
         name="depth-anything-v2", title="Depth Anything V2 Small", licence=FREE,
         files=_files(
             "Small", "5426e4f0f36572d16453bbda7a8389317b1bef99",
             "3152477ce0d8d6978d76b995120de97cb5b928701fd0f817769f59e249a16b70",
-        ), **_SMALL,
+        ), cost=_SMALL,
     ),
     AnythingModel(
         name="depth-anything-v2-base", title="Depth Anything V2 Base", licence=NOT_COMMERCIAL,
-        files=_files("Base"), **_BASE,
+        files=_files("Base"), cost=_BASE,
     ),
     AnythingModel(
         name="depth-anything-v2-large", title="Depth Anything V2 Large", licence=NOT_COMMERCIAL,
-        files=_files("Large"), **_LARGE,
+        files=_files("Large"), cost=_LARGE,
     ),
     *(
         AnythingModel(
             name=f"depth-anything-v2-metric-{place}{f'-{size}'.removesuffix('-small')}",
             title=f"Depth Anything V2 {size.title()}, metres {place}s", licence=licence,
-            files=_files(f"Metric-{place.title()}-{size.title()}"), metric=True, **cost,
+            files=_files(f"Metric-{place.title()}-{size.title()}"), metric=True, cost=cost,
         )
         for place in ("indoor", "outdoor")
         for size, licence, cost in (

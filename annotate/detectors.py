@@ -13,7 +13,9 @@ from annotate import (
     controlnet_hed,
     depth,
     depth_anything,
+    depth_pro,
     edges,
+    eomt,
     hed,
     inference,
     lineart,
@@ -252,6 +254,17 @@ _ROWS = (
         for model in segmentation.MODELS.values()
     ),
     Detector(
+        name=eomt.NAME, title="EoMT (ViT-L, COCO panoptic)", version=1,
+        licence="MIT (weights), Apache-2.0 (code)",
+        distributions=("transformers",), modules=("torch", "torchvision", "transformers", "scipy"),
+        get="pip install torch torchvision transformers scipy", detect=eomt.detect, weights=eomt.FILES,
+        seconds=30.0, gpu_seconds=0.1, gpu_memory=6.0, time_limit=900.0,
+        parameters={
+            # how many labels bf16 changes with real weights is not known
+            "precision": Choice(default="fp32", options=("fp32", "bf16")),
+        },
+    ),
+    Detector(
         name="midas-dpt-hybrid", title="MiDaS DPT-Hybrid", version=1, licence="MIT (code and weights)",
         distributions=("controlnet_aux",),
         modules=("torch", "timm", "controlnet_aux"), get="pip install controlnet-aux timm torch",
@@ -265,13 +278,21 @@ _ROWS = (
             distributions=("transformers",),
             modules=("torch", "transformers"), get="pip install transformers torch",
             detect=functools.partial(depth_anything.detect, model), settle=inference.settle,
-            weights=model.files, seconds=model.seconds, gpu_seconds=model.gpu_seconds,
-            gpu_memory=model.gpu_memory, time_limit=300.0,
+            weights=model.files, seconds=model.cost[0], gpu_seconds=model.cost[1], gpu_memory=model.cost[2],
+            time_limit=300.0,
             parameters={
                 "resolution": inference.resolution(depth_anything.SHORT), "precision": inference.PRECISION,
             },
         )
         for model in depth_anything.MODELS.values()
+    ),
+    Detector(
+        name="depth-pro", title="Depth Pro", version=1, licence=depth_pro.LICENCE,
+        distributions=("transformers",),
+        modules=("torch", "transformers"), get="pip install transformers torch",
+        detect=depth_pro.detect, settle=inference.settle, weights=depth_pro.FILES,
+        seconds=240.0, gpu_seconds=0.5, gpu_memory=10.0, time_limit=1800.0,
+        parameters={"precision": inference.PRECISION},
     ),
     Detector(
         name="dpt-large", title="DPT-Large", version=1, licence="Apache-2.0 (code and weights)",
@@ -292,8 +313,8 @@ _ROWS = (
             distributions=("transformers",),
             modules=("torch", "transformers"), get="pip install transformers torch",
             detect=functools.partial(tips.detect, model), adapt=tips.adapt, settle=inference.settle,
-            weights=model.files, seconds=model.seconds, gpu_seconds=model.gpu_seconds,
-            gpu_memory=model.gpu_memory, time_limit=300.0,
+            weights=model.files, seconds=model.cost[0], gpu_seconds=model.cost[1], gpu_memory=model.cost[2],
+            time_limit=300.0,
             parameters={
                 # a side of the square that it sees, rounded to its patches of 14
                 "resolution": Number(default=tips.SIDE, least=56, most=1792, whole=True),

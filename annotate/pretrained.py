@@ -22,6 +22,7 @@ UNUSED = {
     "UperNetForSemanticSegmentation": ("auxiliary_head.",),  # a second head for a second loss
     # the first fusion has one input, and so no residual; Intel/dpt-large lacks what would be added
     "DPTForDepthEstimation": ("neck.fusion_stage.layers.0.residual_layer1.",),
+    "EomtForUniversalSegmentation": ("criterion.",),
     # stands for patches that are hidden in training
     "Tipsv2DptForDensePrediction": ("backbone.embeddings.mask_token",),
 }

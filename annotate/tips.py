@@ -35,10 +35,8 @@ class TipsModel:
     name: str
     title: str
     files: tuple[WeightFile, ...]
-    # of one image at 512 x 512, as in a detector's row
-    seconds: float
-    gpu_seconds: float
-    gpu_memory: float
+    # of one image at 512 x 512: seconds, seconds on a GPU, and GB that it takes there
+    cost: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -166,21 +164,21 @@ def _config(path: Path) -> Any:
     if "block_indices" not in said:
         return None
     blocks, width = said["block_indices"], said["embed_dim"]
-    backbone = transformers.Tipsv2VisionConfig(
-        hidden_size=width,
-        num_hidden_layers=blocks[-1] + 1,
-        num_attention_heads=max(1, width // ATTENTION_HEAD),
-        out_indices=[block + 1 for block in blocks],
-        reshape_hidden_states=False,
-    )
-    same = {name: said[name] for name in ("num_depth_bins", "min_depth", "max_depth") if name in said}
-    return transformers.Tipsv2DptConfig(
-        backbone_config=backbone,
-        neck_hidden_sizes=said["post_process_channels"],
-        fusion_hidden_size=said["channels"],
-        num_labels=said["num_seg_classes"],
-        **same,
-    )
+    backbone = {
+        "hidden_size": width,
+        "num_hidden_layers": blocks[-1] + 1,
+        "num_attention_heads": max(1, width // ATTENTION_HEAD),
+        "out_indices": [block + 1 for block in blocks],
+        "reshape_hidden_states": False,
+    }
+    heads = {
+        "neck_hidden_sizes": said["post_process_channels"],
+        "fusion_hidden_size": said["channels"],
+        "num_labels": said["num_seg_classes"],
+        **{name: said[name] for name in ("num_depth_bins", "min_depth", "max_depth") if name in said},
+    }
+    of_backbone: Any = transformers.Tipsv2VisionConfig(**backbone)
+    return transformers.Tipsv2DptConfig(backbone_config=of_backbone, **heads)
 
 
 def _files(repo: str) -> tuple[WeightFile, ...]:
@@ -190,11 +188,11 @@ def _files(repo: str) -> tuple[WeightFile, ...]:
 _ROWS = (
     TipsModel(
         name="tipsv2-dpt", title="TIPSv2-DPT B/14 (depth and normals learned indoors)",
-        files=_files("google/tipsv2-b14-dpt"), seconds=10.0, gpu_seconds=0.04, gpu_memory=4.0,
+        files=_files("google/tipsv2-b14-dpt"), cost=(10.0, 0.04, 4.0),
     ),
     TipsModel(
         name="tipsv2-dpt-large", title="TIPSv2-DPT L/14 (depth and normals learned indoors)",
-        files=_files("google/tipsv2-l14-dpt"), seconds=20.0, gpu_seconds=0.08, gpu_memory=6.0,
+        files=_files("google/tipsv2-l14-dpt"), cost=(20.0, 0.08, 6.0),
     ),
 )  # fmt: skip
 
