@@ -25,7 +25,8 @@ class Condition:
     title: str
     kind: str  # a key of MEASURES_OF: the kind of raw map
     detectors: tuple[str, ...]  # in the order `auto` tries them
-    # detectors that `auto` never tries: they know rendered scenes alone, or are how somebody else evaluates
+    # detectors that `auto` never tries: they know rendered scenes alone, are how somebody else evaluates, may
+    # not be used commercially, know one kind of scene alone, or take minutes
     by_name: tuple[str, ...] = ()
     parent: str | None = None  # the condition whose raw map this one is computed from
     warm_start: str | None = None  # the condition whose ControlNet the paper starts from
@@ -44,7 +45,7 @@ class Condition:
 
 _TIPS = ("tipsv2-dpt", "tipsv2-dpt-large")
 _DEPTH_BY_NAME = (
-    "dpt-large", "mini", "depth-pro",
+    "dpt-large", "mini", "depth-pro", "marigold-depth",
     "depth-anything-v2-base", "depth-anything-v2-large",
     "depth-anything-v2-metric-indoor", "depth-anything-v2-metric-indoor-base",
     "depth-anything-v2-metric-indoor-large",
@@ -110,7 +111,7 @@ _ROWS = (
     ),
     Condition(
         name="normal", title="Normal maps", kind="normals", detectors=("normal-bae", *_TIPS),
-        by_name=("mini",),
+        by_name=("mini", "marigold-normals"),
         fidelity="normal_angle",
         rule="25,452 pairs, DIODE ground truth",
     ),

@@ -20,6 +20,7 @@ from annotate import (
     inference,
     lineart,
     lines,
+    marigold,
     mlsd,
     normals,
     openpifpaf,
@@ -322,6 +323,19 @@ _ROWS = (
             },
         )
         for model in tips.MODELS.values()
+    ),
+    *(
+        Detector(
+            name=model.name, title=model.title, version=1, licence=marigold.LICENCE,
+            distributions=("diffusers",),
+            modules=("torch", "diffusers", "transformers", "scipy"),
+            get="pip install diffusers transformers torch scipy",
+            detect=functools.partial(marigold.detect, model), settle=inference.settle, check=marigold.check,
+            draw_params=marigold.draw_params, weights=model.files,
+            seconds=300.0, gpu_seconds=1.0, gpu_memory=14.0, time_limit=3600.0,
+            parameters=marigold.DEPTH_PARAMETERS if model.draws == "depth" else marigold.PARAMETERS,
+        )
+        for model in marigold.MODELS.values()
     ),
     Detector(
         name="normal-bae", title="NormalBae (ScanNet)", version=1,

@@ -23,8 +23,8 @@ MOST = 32  # images in one forward pass on a GPU
 SHARE = 0.8  # of the free GPU memory that a batch may take
 FAST = {"avx512_vnni", "avx512_bf16", "amx_bf16"}  # instructions that choose a precision
 
-# uint8 [n, h, w, 3] RGB, all of one size -> one result per image
-Forward = Callable[[np.ndarray], Sequence[Any] | np.ndarray]
+# uint8 [n, h, w, 3] RGB, all of one size, and what `run` was told of each -> one result per image
+Forward = Callable[..., Sequence[Any] | np.ndarray]
 
 
 def resolution(default: int) -> Number:
@@ -106,7 +106,13 @@ def at_resolution(images: Sequence[np.ndarray], short: int) -> list[np.ndarray]:
     return [resize(image, detection_size(image.shape[0], image.shape[1], short)) for image in images]
 
 
-def run(images: Sequence[np.ndarray], forward: Forward, device: str, name: str) -> list[Any]:
+def run(
+    images: Sequence[np.ndarray],
+    forward: Forward,
+    device: str,
+    name: str,
+    told: Sequence[Any] | None = None,  # of each image: `forward` gets those of its images as a list
+) -> list[Any]:
     """One result per image.
 
     Equal sizes run together; a short batch is filled up, so that every pass of a size has the same shape.
@@ -115,6 +121,11 @@ def run(images: Sequence[np.ndarray], forward: Forward, device: str, name: str) 
     as large as the memory that one image took allows (`name` keys what was measured), and is halved when that
     was too much.
     """
+
+    def passed(chosen: list[int]) -> Sequence[Any] | np.ndarray:
+        batch = np.stack([images[i] for i in chosen])
+        return forward(batch) if told is None else forward(batch, [told[i] for i in chosen])
+
     results: dict[int, Any] = {}
     sizes: dict[tuple[int, ...], list[int]] = {}
     for i, image in enumerate(images):
@@ -122,10 +133,10 @@ def run(images: Sequence[np.ndarray], forward: Forward, device: str, name: str) 
     for shape, same in sizes.items():
         todo = list(same)
         while todo:
-            micro = _micro_batch(name, shape, device, lambda first=images[same[0]]: forward(first[None]))  # type: ignore[misc]
+            micro = _micro_batch(name, shape, device, functools.partial(passed, same[:1]))
             chosen = todo[:micro]
             try:
-                outputs = forward(np.stack([images[i] for i in (chosen + chosen[-1:] * micro)[:micro]]))
+                outputs = passed((chosen + chosen[-1:] * micro)[:micro])
             except Exception as error:
                 if not memory.ran_out(error) or micro == 1:
                     raise

@@ -66,8 +66,13 @@ def load(network: str, folder: Path, owner: str, *, file: Path | None = None, co
         for name in loading["missing_keys"] | _untied(model, tensors, path)
         if not name.startswith(unused)
     )
-    if absent or loading["mismatched_keys"]:
-        shapes = sorted(name for name, *_ in loading["mismatched_keys"])
+    judge(owner, folder, absent, sorted(name for name, *_ in loading["mismatched_keys"]))
+    return model.eval()
+
+
+def judge(owner: str, folder: Path, absent: list[str], shapes: list[str]) -> None:
+    """WeightsError: tensors of a network are absent, or have another shape."""
+    if absent or shapes:
         which = (
             f"lack {len(absent)} of its tensors, {absent[0]} first"
             if absent
@@ -76,7 +81,6 @@ def load(network: str, folder: Path, owner: str, *, file: Path | None = None, co
         raise WeightsError(
             f"{owner}: the weights in {folder} {which}; they are not of this architecture, get others"
         )
-    return model.eval()
 
 
 def _untied(model: Any, tensors: dict[str, "torch.Tensor"], path: Path) -> set[str]:

@@ -19,7 +19,7 @@ FOLDER_VARIABLE = "CONTROLMILL_WEIGHTS"
 # names that the files of many models have; only their repository's own folder tells them apart
 SHARED_NAMES = {
     "config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json",
-    "vocab.json", "merges.txt",
+    "vocab.json", "merges.txt", "model_index.json",
 }  # fmt: skip
 # the parameter `weights` of a detector: these files, or a path to others of the same architecture
 PINNED = "pinned"
@@ -36,7 +36,7 @@ class WeightFile:
     It lies in a local folder, in the hub's cache, or in an installed package, looked for in that order.
     """
 
-    name: str  # file name, in the repository too
+    name: str  # file name, in the repository too, where folders may come before it
     # another name that the same weights may have in a folder of one's own: model.safetensors for
     # pytorch_model.bin
     also: str = ""
@@ -98,7 +98,7 @@ def find_folder(files: tuple[WeightFile, ...], given: str = PINNED) -> Path:
 
     WeightsError: a file is absent or is not the pinned one, or they lie in several folders.
     """
-    folders = {find(weight, given).parent for weight in files}
+    folders = {find(weight, given).parents[weight.name.count("/")] for weight in files}
     if len(folders) > 1:
         places = ", ".join(map(str, sorted(folders)))
         raise WeightsError(
@@ -218,7 +218,7 @@ def _in_parts(weight: WeightFile, place: Path) -> str:
 def _places(weight: WeightFile) -> Iterator[Path]:
     if folder := os.environ.get(FOLDER_VARIABLE):
         yield Path(folder, weight.repo, weight.name)
-        if weight.name not in SHARED_NAMES:
+        if weight.name not in SHARED_NAMES and "/" not in weight.name:
             yield Path(folder, weight.name)
     if weight.repo:
         yield from _cached(weight.repo, weight.revision, weight.name)

@@ -12,7 +12,7 @@ HOUSE = ("pipeline", "annotate", "train", "evaluate")
 ONLY_IN = {  # library -> the files that may import it
     "ray": ["pipeline/cluster/"],
     "duckdb": ["pipeline/catalog/"],
-    "diffusers": ["train/"],
+    "diffusers": ["train/", "annotate/marigold.py"],
     "controlnet_aux": ["annotate/"],
     "openpifpaf": ["annotate/"],
     "mediapipe": ["annotate/"],
