@@ -13,9 +13,10 @@ from annotate.weights import PINNED, WeightFile, WeightsError, find, find_folder
 # The weights' page names Apple's licence for its research models, which allows research alone; the
 # repository of its first code, ml-depth-pro, names the one that Apple has for sample code.
 LICENCE = "Apple Machine Learning Research Model (weights), research only; Apache-2.0 (code)"
-FILES = tuple(
-    WeightFile(name=name, repo="apple/DepthPro-hf", revision="main")
-    for name in ("config.json", "model.safetensors")
+REPO = "apple/DepthPro-hf"
+FILES = (
+    WeightFile(name="config.json", repo=REPO),
+    WeightFile(name="model.safetensors", also="pytorch_model.bin", repo=REPO),
 )
 LEAST, MOST = 1e-4, 1e4  # 1/m: what its image processor lets a depth be
 
@@ -44,7 +45,7 @@ def load(precision: str, device: str, weights: str = PINNED) -> DepthNetwork:
     if not model.use_fov_model:
         raise WeightsError(
             f"depth-pro: {folder / 'config.json'}: use_fov_model is off: without the angle of view its depth"
-            " has no unit; get apple/DepthPro-hf"
+            f" has no unit; get {REPO}"
         )
     side = round(model.config.patch_size / min(model.config.scaled_images_ratios))
     model = model.to(device, kind)

@@ -15,9 +15,11 @@ from annotate.weights import PINNED, WeightFile, WeightsError, find, find_folder
 
 NAME = "eomt-coco"
 SPACE = "coco_panoptic_133"
-FILES = tuple(
-    WeightFile(name=name, repo="tue-mps/coco_panoptic_eomt_large_640", revision="main")
-    for name in ("config.json", "preprocessor_config.json", "model.safetensors")
+REPO = "tue-mps/coco_panoptic_eomt_large_640"
+FILES = (
+    WeightFile(name="config.json", repo=REPO),
+    WeightFile(name="preprocessor_config.json", repo=REPO),
+    WeightFile(name="model.safetensors", also="pytorch_model.bin", repo=REPO),
 )
 
 # uint8 [n, h, w, 3] RGB -> uint8 ids [n, h, w]
@@ -88,7 +90,7 @@ def _problem(network: Any, processor: Any, folder: Path) -> str:
         return f"{folder / 'config.json'}: {other}; its labels would mean something else, get others"
     if processor.do_split_image or not processor.do_pad:
         where = folder / "preprocessor_config.json"
-        return f"{where}: it does not pad pictures to a square, as panoptic networks do; get {FILES[0].repo}"
+        return f"{where}: it does not pad pictures to a square, as panoptic networks do; get {REPO}"
     masked = network.attn_mask_probs
     if ((masked > 0) & (masked < 1)).any():
         return (

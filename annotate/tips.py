@@ -182,7 +182,10 @@ def _config(path: Path) -> Any:
 
 
 def _files(repo: str) -> tuple[WeightFile, ...]:
-    return tuple(WeightFile(name=name, repo=repo) for name in ("config.json", "model.safetensors"))
+    return (
+        WeightFile(name="config.json", repo=repo),
+        WeightFile(name="model.safetensors", also="pytorch_model.bin", repo=repo),
+    )
 
 
 _ROWS = (

@@ -1,5 +1,5 @@
-"""Writes the fixtures beside it: run it with the transformers whose layout they are to have (4.46.3), `python
-make.py`.
+"""Writes the fixtures beside it: run it with the transformers whose layout they are to have, `python make.py
+NAME …`. That is 4.46.3, and the first version with the network for those that came later (LATER).
 
 A fixture is what that version writes of a network: its config, the names and shapes of its tensors, the
 settings of its image processor, and what it computes with the weights of `weights` from `inputs`. The weights
@@ -7,6 +7,7 @@ themselves are made anew where they are needed.
 """
 
 import json
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ SMALL = {
     "projection_dim": 16,
 }
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
+ENCODER = {
+    "model_type": "dinov2", "image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "use_mask_token": False,
+}  # fmt: skip
+LATER = {"depth_pro": "4.49.0", "eomt": "4.54.1"}
 # name -> class, image processor, settings that make it small
 NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "oneformer": ("OneFormerForUniversalSegmentation", "OneFormerImageProcessor", {
@@ -57,6 +63,16 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "sep_token_id": 2},
         "vision_config": {**SMALL, "image_size": 32}, "projection_dim": 16, "image_text_hidden_size": 16,
     }),
+    "depth_pro": ("DepthProForDepthEstimation", "DepthProImageProcessor", {
+        "patch_size": 16, "fusion_hidden_size": 16, "intermediate_hook_ids": [1, 0],
+        "intermediate_feature_dims": [16, 16], "scaled_images_feature_dims": [16, 16, 16],
+        "merge_padding_value": 1, "use_fov_model": True, "num_fov_head_layers": 1,
+        "image_model_config": ENCODER, "patch_model_config": ENCODER, "fov_model_config": ENCODER,
+    }),
+    "eomt": ("EomtForUniversalSegmentation", "EomtImageProcessor", {
+        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 64,
+        "patch_size": 8, "num_queries": 10, "num_blocks": 2, "num_upscale_blocks": 1, "num_labels": 133,
+    }),
 }  # fmt: skip
 # buffers that files of transformers before 4.31 hold, of BLIP too
 POSITIONS = {
@@ -76,6 +92,8 @@ def weights(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
         drawn = np.random.RandomState(zlib.crc32(name.encode())).uniform(-1, 1, shape)
         if name.endswith(("_index", "position_ids", "num_batches_tracked")):
             made[name] = np.zeros(shape, np.int64)
+        elif name == "attn_mask_probs":  # of EoMT: the masks are annealed away in training
+            made[name] = np.zeros(shape, np.float32)
         elif len(shape) > 1:
             made[name] = (drawn * (3 / np.prod(shape[1:])) ** 0.5).astype(np.float32)
         else:  # norms and running variances around one
@@ -103,16 +121,15 @@ def inputs(name: str) -> dict[str, np.ndarray]:
 
 
 def outputs(network: Any, name: str) -> dict[str, np.ndarray]:
-    """What a detector reads of the network; of the many logits of a pixel every eighth pixel, to keep files
-    small.
-    """
+    """What a detector reads of the network; of many values every eighth pixel alone, to keep files small."""
     import torch
 
     with torch.inference_mode():
         found = network(**{key: torch.from_numpy(each) for key, each in inputs(name).items()})
-    keys = ("logits", "class_queries_logits", "masks_queries_logits", "predicted_depth")
-    step = 8 if name == "upernet" else 1
-    return {key: found[key].numpy()[..., ::step, ::step] for key in keys if key in found}
+    keys = ("logits", "class_queries_logits", "masks_queries_logits", "predicted_depth", "field_of_view")
+    step = 8 if name in ("upernet", "depth_pro") else 1
+    told = {key: found[key].numpy() for key in keys if key in found}
+    return {key: each[..., ::step, ::step] if each.ndim > 1 else each for key, each in told.items()}
 
 
 def main() -> None:
@@ -120,7 +137,8 @@ def main() -> None:
     import transformers
 
     (HERE / "classes.json").write_text('{"0": {"name": "person", "isthing": 1}}')
-    for name, (network, processor, settings) in NETWORKS.items():
+    asked = sys.argv[1:] or [name for name in NETWORKS if name not in LATER]
+    for name, (network, processor, settings) in ((name, NETWORKS[name]) for name in asked):
         kind = getattr(transformers, network)
         model = kind(kind.config_class(**settings)).eval()
         shapes = {key: list(each.shape) for key, each in model.state_dict().items()} | (
