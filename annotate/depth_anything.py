@@ -18,7 +18,7 @@ PATCH = 14
 FREE = "Apache-2.0 (code and weights)"
 # the authors' repository gives all Base and Large networks this licence; the hub's pages of metric ones say
 # Apache-2.0
-NOT_COMMERCIAL = "CC-BY-NC-4.0, non-commercial (weights); Apache-2.0 (code)"
+NOT_COMMERCIAL = "Apache-2.0 (code), CC-BY-NC-4.0 (weights: non-commercial)"
 
 
 @dataclass(frozen=True, kw_only=True)

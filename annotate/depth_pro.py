@@ -12,7 +12,7 @@ from annotate.weights import PINNED, WeightFile, WeightsError, find, find_folder
 
 # The weights' page names Apple's licence for its research models, which allows research alone; the
 # repository of its first code, ml-depth-pro, names the one that Apple has for sample code.
-LICENCE = "Apple Machine Learning Research Model (weights), research only; Apache-2.0 (code)"
+LICENCE = "Apache-2.0 (code), Apple Machine Learning Research Model (weights: research only)"
 REPO = "apple/DepthPro-hf"
 FILES = (
     WeightFile(name="config.json", repo=REPO),

@@ -256,7 +256,7 @@ _ROWS = (
     ),
     Detector(
         name=eomt.NAME, title="EoMT (ViT-L, COCO panoptic)", version=1,
-        licence="MIT (weights), Apache-2.0 (code)",
+        licence="Apache-2.0 (code), MIT (weights)",
         distributions=("transformers",), modules=("torch", "torchvision", "transformers", "scipy"),
         get="pip install torch torchvision transformers scipy", detect=eomt.detect, weights=eomt.FILES,
         seconds=30.0, gpu_seconds=0.1, gpu_memory=6.0, time_limit=900.0,

@@ -21,7 +21,7 @@ from annotate.weights import PINNED, WeightFile, WeightsError, find, find_folder
 if TYPE_CHECKING:
     import torch
 
-LICENCE = "CreativeML Open RAIL++-M (weights), Apache-2.0 (code)"
+LICENCE = "Apache-2.0 (code), CreativeML Open RAIL++-M (weights)"
 STEPS, SIDE = 4, 768  # as the published model_index.json says
 LATENT = 8  # pixels of the picture to one of the autoencoder's
 # names of a layer of attention before diffusers 0.12, which Stable Diffusion 2's autoencoder still has

@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from annotate import depth
 from annotate.annotator import annotate, resolve
 from annotate.depth_anything import MODELS
-from annotate.detectors import DETECTORS
+from annotate.detectors import DETECTORS, licence
 
 METRIC = [name for name, model in MODELS.items() if model.metric]
 
@@ -202,4 +202,12 @@ def test_the_rows_say_what_they_get_and_under_which_licence() -> None:
         assert repo.startswith("depth-anything/Depth-Anything-V2-") and repo.endswith("-hf")
         assert ("-Metric-" in repo) == model.metric
         free = repo.endswith("-Small-hf")
-        assert DETECTORS[name].licence.startswith("Apache-2.0" if free else "CC-BY-NC-4.0")
+        assert ("CC-BY-NC-4.0" in DETECTORS[name].licence) == (not free)
+
+
+@pytest.mark.parametrize("detector", ["depth-anything-v2-large", "depth-pro", "eomt-coco", "marigold-depth"])
+def test_the_licence_of_the_code_is_told_beside_weights_of_ones_own(detector: str, tmp_path: Path) -> None:
+    for file in DETECTORS[detector].weights:
+        (tmp_path / file.name).parent.mkdir(exist_ok=True)
+        (tmp_path / file.name).touch()
+    assert licence(detector, str(tmp_path)) == "not known: weights of your own; the code: Apache-2.0"
