@@ -29,6 +29,15 @@ def test_canny_is_opencvs_canny_of_the_rgb_image(astronaut: np.ndarray) -> None:
     )
 
 
+def test_canny_is_opencvs_on_pictures_of_any_size_and_of_ties_between_channels() -> None:
+    """Channels of five values tie often; a batch of several sizes and of one size shares its memory."""
+    random = np.random.default_rng(0)
+    sizes = [(1, 1), (1, 40), (33, 1), (2, 3), (61, 47), (61, 47), (61, 47), (64, 128)]
+    pictures = [(random.integers(0, 5, (*size, 3)) * 60).astype(np.uint8) for size in sizes]
+    for one, picture in zip(only(pictures, "canny", {"low": 90, "high": 300}), pictures, strict=True):
+        np.testing.assert_array_equal(one.map.array, cv2.Canny(picture, 90, 300))
+
+
 def test_canny_draws_stay_inside_their_ranges_and_in_order() -> None:
     params = resolve("canny", params={"low": [50, 150], "high": [100, 200]}).params
     drawn = [edges.draw_params(params, random.Random(i)) for i in range(300)]
