@@ -71,6 +71,7 @@ class Detector:
     presets: dict[str, Values] = field(default_factory=dict)
     check: Callable[[Values], None] | None = None  # parameters that don't fit together: ValueError
     settle: Callable[[Values], Values] | None = None  # replace `auto` by what this machine does
+    unable: Callable[[Values], str | None] | None = None  # why this machine can't compute with these
     draw_params: Callable[[Values, random.Random], Values] | None = None  # the random numbers of one image
     adapt: Adapt | None = None  # one pass, several conditions
     weights: tuple[WeightFile, ...] = ()  # all of them or nothing works
@@ -131,6 +132,7 @@ _ROWS = (
         name="controlnet-hed", title="ControlNet's HED", version=1, licence="Apache-2.0 (code and weights)",
         distributions=("torch",),
         modules=("torch",), detect=controlnet_hed.detect, settle=hed.settle,
+        unable=hed.unable,
         weights=(controlnet_hed.WEIGHTS,),
         seconds=0.9, gpu_seconds=0.02, gpu_memory=2.0, time_limit=300.0,
         parameters={
@@ -143,6 +145,7 @@ _ROWS = (
     Detector(
         name="hed-bsds500", title="HED (VGG16, BSDS500)", version=1, licence="MIT", distributions=("torch",),
         modules=("torch", "h5py"), get="pip install torch h5py", detect=hed.detect, settle=hed.settle,
+        unable=hed.unable,
         weights=(hed.WEIGHTS,),
         seconds=0.9, gpu_seconds=0.02, gpu_memory=2.0, time_limit=300.0,
         parameters={"precision": Choice(default="auto", options=("auto", *hed.PRECISIONS))},

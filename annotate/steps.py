@@ -117,7 +117,10 @@ def chain(condition: str, step_of: Callable[[str], Step]) -> list[Step]:
 
 def lack(step: Step) -> str | None:
     """One sentence on what this step misses here; None = it can run."""
-    return None if step.detector == PROVIDED else missing(step.detector, step.params.get("weights", PINNED))
+    if step.detector == PROVIDED:
+        return None
+    unable = DETECTORS[step.detector].unable
+    return missing(step.detector, step.params.get("weights", PINNED)) or (unable and unable(step.params))
 
 
 def lacks(condition: str) -> str | None:

@@ -101,11 +101,17 @@ class _Asked:
         if earlier is None or earlier.detector != condition.detector or earlier.detector not in DETECTORS:
             return condition.params
         declared = DETECTORS[earlier.detector].parameters
-        stays = {name for name, parameter in declared.items() if parameter.default == "auto"}
+        automatic = {name for name, parameter in declared.items() if parameter.default == "auto"}
+        stays = set(automatic)
         later = {name for name, parameter in declared.items() if parameter.before is not None}
         if condition.params.keys() >= declared.keys() - later:
             stays |= {name for name in later if earlier.params.get(name) == declared[name].before}
-        return {name: value for name, value in earlier.params.items() if name in stays} | condition.params
+        given = {
+            name: value
+            for name, value in condition.params.items()
+            if value != "auto" or name not in automatic
+        }
+        return {name: value for name, value in earlier.params.items() if name in stays} | given
 
     def fingerprint(self, condition: str, identity: Identity, parent: Planned | None) -> str:
         return fingerprint(

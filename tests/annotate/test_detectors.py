@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from annotate import edges, hed, inference, sketch
-from annotate.annotator import annotate, identity, resolve
+from annotate.annotator import annotate, identity, lack, resolve
 from annotate.hed import MARGIN, MEAN_BGR, WEIGHTS, load
 from annotate.inference import cpu_flags
 from annotate.maps import RawMap
@@ -143,6 +143,37 @@ def test_instructions_that_onednn_is_told_to_leave_alone_choose_no_precision(
     monkeypatch.setattr(inference, "has_gpu", lambda: False)
     monkeypatch.setattr(inference, "cpu_flags", inference.cpu_flags.__wrapped__)
     assert hed.settle({"precision": "auto"}) == {"precision": precision}
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpu", "precision"),
+    [
+        ({"avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"}, False, "int8"),
+        ({"avx512_vnni", "avx512_bf16"}, False, "int8"),
+        ({"avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"}, True, "bf16"),
+        ({"avx2", "avx_vnni"}, False, "fp32"),
+    ],
+)
+def test_auto_precision_of_hed_is_the_one_that_was_measured_to_be_the_fastest(
+    flags: set[str], gpu: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(inference, "cpu_flags", lambda: frozenset(flags))
+    assert hed.settle({"precision": "auto"}) == {"precision": precision}
+    assert hed.settle({"precision": "fp32"}) == {"precision": "fp32"}, "what is asked for is taken"
+
+
+def test_a_machine_says_that_it_can_not_compute_in_int8(
+    monkeypatch: pytest.MonkeyPatch, needs_hed: None
+) -> None:
+    """A node of a cluster without these instructions would give other maps than its driver."""
+    monkeypatch.setattr(inference, "cpu_flags", lambda: frozenset({"avx2"}))
+    step = resolve("hed", "hed-bsds500", {"precision": "int8"}, here=False)
+    assert "needs a CPU with AVX512-VNNI" in str(lack(step))
+    with pytest.raises(ValueError, match="hed: precision int8 needs a CPU with AVX512-VNNI"):
+        resolve("hed", "hed-bsds500", {"precision": "int8"})
+    monkeypatch.setattr(inference, "cpu_flags", lambda: frozenset({"avx512_vnni"}))
+    assert lack(step) is None
 
 
 def test_hed_gives_the_same_bytes_alone_and_in_a_batch_of_mixed_sizes(

@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from annotate import annotator, inference
+from pipeline import manifest as manifests
+from pipeline import plan
 from pipeline.catalog import Catalog
 from pipeline.catalog.schema import MIGRATIONS
 from pipeline.storage import shards
@@ -531,6 +534,31 @@ def test_auto_is_resolved_once_and_kept(
     folder(2)
     assert controlmill("run", manifest(), *STAGES).returncode == 0
     assert "detector: opencv-canny" in (tmp_path / "ws/manifest.yaml").read_text()
+
+
+@pytest.mark.parametrize("given", ["{}", "{precision: auto}"])
+def test_a_workspace_keeps_its_precision_on_another_machine_and_under_a_later_rule(
+    given: str,
+    folder: Callable[[int], Path],
+    manifest: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if lack := annotator.missing("hed-bsds500"):
+        pytest.skip(lack)
+    folder(1)
+    path = manifest(conditions=f"{{hed: {given}}}")
+    monkeypatch.chdir(path.parent)
+    monkeypatch.setattr(inference, "has_gpu", lambda: False)
+    monkeypatch.setattr(inference, "cpu_flags", lambda: frozenset({"amx_bf16"}))
+    before = plan.make(manifests.load(path))
+    before.workspace.create()
+    plan.save(before)
+    monkeypatch.setattr(inference, "cpu_flags", lambda: frozenset({"amx_bf16", "avx512_vnni"}))
+    after = plan.make(manifests.load(path)).conditions["hed"]
+    assert after.step.params["precision"] == before.conditions["hed"].step.params["precision"] == "bf16"
+    assert after.fingerprint == before.conditions["hed"].fingerprint
+    path.write_text(path.read_text().replace(given, "{precision: int8}", 1))
+    assert plan.make(manifests.load(path)).conditions["hed"].step.params["precision"] == "int8"
 
 
 def test_a_dry_run_touches_nothing(
