@@ -115,7 +115,7 @@ def run(
 ) -> list[Any]:
     """One result per image.
 
-    Equal sizes run together; a short batch is filled up, so that every pass of a size has the same shape.
+    Equal sizes run together; a short batch is filled up to a power of two, so that passes have few shapes.
 
     One image a pass on a CPU: as fast as several, and no map depends on its neighbours. On a GPU the batch is
     as large as the memory that one image took allows (`name` keys what was measured), and is halved when that
@@ -133,18 +133,32 @@ def run(
     for shape, same in sizes.items():
         todo = list(same)
         while todo:
-            micro = _micro_batch(name, shape, device, functools.partial(passed, same[:1]))
+            most = _micro_batch(name, shape, device, functools.partial(passed, same[:1]))
+            micro = min(most, 1 << (len(todo) - 1).bit_length())
             chosen = todo[:micro]
-            try:
-                outputs = passed((chosen + chosen[-1:] * micro)[:micro])
-            except Exception as error:
-                if not memory.ran_out(error) or micro == 1:
-                    raise
+            outputs = _passed((chosen + chosen[-1:] * micro)[:micro], passed)
+            if outputs is None:
                 _BATCHES[name, shape, device] = micro // 2
-                continue
-            results.update(zip(chosen, list(outputs), strict=False))
-            todo = todo[micro:]
+            else:
+                results.update(zip(chosen, list(outputs), strict=False))
+                todo = todo[micro:]
     return [results[i] for i in range(len(images))]
+
+
+def _passed(
+    chosen: list[int], passed: Callable[[list[int]], Sequence[Any] | np.ndarray]
+) -> Sequence[Any] | np.ndarray | None:
+    """None where memory ran out in a pass of several images."""
+    try:
+        return passed(chosen)
+    except Exception as error:
+        if not memory.ran_out(error) or len(chosen) == 1:
+            raise
+    import torch
+
+    # the error is gone, and with it what held the tensors of the pass
+    torch.cuda.empty_cache()
+    return None
 
 
 _BATCHES: dict[tuple[str, tuple[int, ...], str], int] = {}  # measured in this process
@@ -163,6 +177,7 @@ def _micro_batch(name: str, shape: tuple[int, ...], device: str, one: Callable[[
         before = torch.cuda.memory_allocated(device)
         one()
         each = max(torch.cuda.max_memory_allocated(device) - before, 1)
+        torch.cuda.empty_cache()  # what torch keeps of memory that nobody uses counts as free
         _BATCHES[key] = batch_that_fits(torch.cuda.mem_get_info(device)[0], each)
     return _BATCHES[key]
 

@@ -5,11 +5,15 @@ part still lacks.
 import functools
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
-from annotate import annotator, maps
+import numpy as np
+import pyarrow as pa
+
+from annotate import annotator, inference, maps
 from annotate.annotator import DETECTORS, PROVIDED, Annotation, Step, Watch
 from pipeline.catalog import Catalog, totals
 from pipeline.catalog.indexing import DetectorRecord
@@ -38,7 +42,8 @@ from pipeline.stages.stage import (
 from pipeline.storage import codec, shards
 from pipeline.storage.shards import Row, Shard
 
-BATCH = 16  # images decoded at a time: bounds a worker's memory whatever the size of a part
+# images that a CPU works on while it decodes as many: bounds a worker's memory whatever the size of a part
+BATCH = 8
 BATCH_SECONDS = 10.0  # of work on them, so that progress shows, and one that hangs is soon found
 LOADING = 60.0  # seconds on top of the limit where a network may have to be loaded first
 
@@ -215,38 +220,26 @@ def annotate_part(
 ) -> list[Shard]:
     """In a worker: the shards that a part lacks; each has one row for each row of the images shard."""
     pictures = shards.read(args.images, ["image_id", "image"])
+    ids = pictures.column("image_id").to_pylist()
     parents = {name: shards.read(path) for name, path in args.parents.items()}
     tables = {it.step.condition: _begin(it, pictures.num_rows) for it in args.missing}
     left_out = args.gone | poison_rows.keys()
     wanted = [row for row in rows if any(it.wants(row) for it in args.missing) and row not in left_out]
     each = seconds_of([it.step for it in args.missing], args.image, args.device)
-    together = position.at_a_time(max(1, min(BATCH, int(BATCH_SECONDS / each))))
-    for start in range(0, len(wanted), together):
-        batch = wanted[start : start + together]
-        position.begin(batch, limit=Limit(args.image.time_limit, "image.time_limit"))
-        taken = pictures.take(batch).to_pylist()
-        came = _provided(args, batch)
-        annotations = annotator.annotate(
-            [codec.decode(picture["image"]) for picture in taken],
-            [picture["image_id"] for picture in taken],
-            [it.step for it in args.missing],
-            given={
-                name: [annotation(table.slice(row, 1).to_pylist()[0], name) for row in batch]
-                for name, table in parents.items()
-            },
-            provided={name: [each.map for each in of_images] for name, of_images in came.items()},
-            device=args.device,
-            watch=Watch(functools.partial(_begin_pass, args, batch), functools.partial(_not_tried, batch)),
-        )
-        for it in args.missing:
-            name = it.step.condition
-            for place, row in enumerate(batch):
-                if it.wants(row):
-                    tables[name][row] |= _row(annotations[name][place])
-                    tables[name][row] |= (
-                        _came_from(args, name, row, came[name][place]) if name in came else {}
-                    )
-        position.end(len(batch))
+    most = inference.MOST if args.device.startswith("cuda") else BATCH
+    together = position.at_a_time(max(1, min(most, int(BATCH_SECONDS / each))))
+    stored = (pictures["image"][row].as_py() for row in wanted)
+    # one batch ahead; but where a row that kills is sought, nothing happens beside what is told
+    with closing(codec.decode_ahead(stored, ahead=together if together > 1 else 0)) as decoded:
+        for start in range(0, len(wanted), together):
+            batch = wanted[start : start + together]
+            position.begin(batch, limit=Limit(args.image.time_limit, "image.time_limit"))
+            images = list(islice(decoded, len(batch)))
+            made = _annotated(args, batch, images, [ids[row] for row in batch], parents)
+            for name, rows_made in made.items():
+                for row, values in rows_made.items():
+                    tables[name][row] |= values
+            position.end(len(batch))
     skipped = dict.fromkeys(args.gone, Annotation(status="skipped", reason=GONE))
     failed = {row: Annotation(status="failed", reason=reason) for row, reason in poison_rows.items()}
     for it in args.missing:
@@ -255,8 +248,40 @@ def annotate_part(
                 tables[it.step.condition][row] |= _row(one)
     if dry_run:
         return []
-    ids = pictures.column("image_id").to_pylist()
     return [_write(args, it, tables[it.step.condition], ids) for it in args.missing]
+
+
+def _annotated(
+    args: AnnotatePart,
+    batch: list[int],
+    images: list[np.ndarray],
+    ids: list[str],
+    parents: dict[str, pa.Table],
+) -> dict[str, dict[int, Row]]:
+    """Condition -> row of the part -> what is stored of it."""
+    came = _provided(args, batch)
+    annotations = annotator.annotate(
+        images,
+        ids,
+        [it.step for it in args.missing],
+        given={
+            name: [annotation(table.slice(row, 1).to_pylist()[0], name) for row in batch]
+            for name, table in parents.items()
+        },
+        provided={name: [each.map for each in of_images] for name, of_images in came.items()},
+        device=args.device,
+        watch=Watch(functools.partial(_begin_pass, args, batch), functools.partial(_not_tried, batch)),
+    )
+    return {
+        name: {
+            row: _row(annotations[name][place])
+            | (_came_from(args, name, row, came[name][place]) if name in came else {})
+            for place, row in enumerate(batch)
+            if it.wants(row)
+        }
+        for it in args.missing
+        for name in (it.step.condition,)
+    }
 
 
 def _begin_pass(args: AnnotatePart, batch: list[int], step: Step, chosen: list[int]) -> None:

@@ -1,5 +1,9 @@
 """Pictures as the bytes that are stored: JPEG of quality 95, or PNG."""
 
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import numpy as np
 
 
@@ -30,6 +34,25 @@ def decode(encoded: bytes) -> np.ndarray:
     if pixels is None:
         raise ValueError("a stored image does not decode: run `controlmill verify`")
     return pixels
+
+
+def decode_ahead(encoded: Iterable[bytes], ahead: int) -> Generator[np.ndarray, None, None]:
+    """As `decode`, in order, in as many threads as this process computes with: up to `ahead` pictures beyond
+    the one that is asked for, so that a network need not wait. ValueError where that one does not decode.
+    """
+    import cv2
+
+    waiting: deque[Future[np.ndarray]] = deque()
+    pool = ThreadPoolExecutor(max(1, cv2.getNumThreads()), thread_name_prefix="decode")
+    try:
+        for each in encoded:
+            waiting.append(pool.submit(decode, each))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _jpeg(encoded: bytes) -> np.ndarray | None:
