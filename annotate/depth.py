@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from annotate import inference, pretrained
+from annotate import attention, inference, pretrained
 from annotate.maps import RawMap, depth_map
 from annotate.parameters import Values
 from annotate.weights import PINNED, WeightFile, WeightsError, find, find_folder, tensors
@@ -82,6 +82,8 @@ def load_midas(precision: str, device: str, weights: str = PINNED) -> DepthNetwo
     kind = inference.dtype(precision)
     model = model.to(device, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
     run_in_fp32(model.scratch.output_conv[4])
+    if precision == "bf16" and device == "cpu":
+        attention.by_heads(model)
 
     def run(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 pytest.importorskip("controlnet_aux")
 
-from annotate import depth
+from annotate import attention, depth
 from annotate.annotator import annotate, missing, resolve
 from annotate.maps import RawMap, depth_map, render
 
@@ -56,6 +56,25 @@ def midas(image: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     yield model, str(path)
     depth.load_midas.cache_clear()
     path.unlink()  # half a gigabyte
+
+
+def test_attention_by_heads_is_the_librarys_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32, where both compute the same; a CPU with AMX keeps the library's."""
+    from timm.layers import Attention
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(Attention(96, num_heads=3, qkv_bias=True), Attention(96, num_heads=3)).eval()
+    x = 5 * torch.randn(2, 37, 96)
+    with torch.inference_mode():
+        wanted = model(x)
+        for flags, times in (({"amx_bf16", "avx512_bf16"}, 0), ({"avx512_bf16"}, 12)):
+            monkeypatch.setattr(attention.inference, "cpu_flags", lambda flags=flags: frozenset(flags))
+            attention.by_heads(model)
+            with torch.profiler.profile() as seen:
+                found = model(x)
+            assert torch.allclose(found, wanted, atol=1e-5)
+            softmaxes = [each for each in seen.events() if each.name == "aten::softmax"]
+            assert len(softmaxes) == times
 
 
 def test_midas_draws_the_picture_of_controlnet_aux(image: np.ndarray, midas: tuple[Any, str]) -> None:
