@@ -167,3 +167,24 @@ _ROWS = (
 )  # fmt: skip
 
 ROWS: dict[str, Row] = {row.detector: row for row in _ROWS}
+
+# Detectors that have no row, and why.
+WITHOUT_LOOP = {
+    "openpifpaf": "it runs in a process of its own",
+    "mediapipe-pose": "its network is another package's, called as there",
+    "mini": "it reads rendered scenes, no photographs",
+    "hed-bsds500": "the network of controlnet-hed",
+    "tipsv2-dpt": "benchmarks/shared_pass.py compares one pass with three",
+    "tipsv2-dpt-large": "as tipsv2-dpt",
+    "depth-anything-v2-base": "the loop of depth-anything-v2, at another size",
+    "depth-anything-v2-large": "the loop of depth-anything-v2, at another size",
+    **{
+        f"depth-anything-v2-metric-{place}-{size}": "the loop of depth-anything-v2, at another size"
+        for place in ("indoor", "outdoor")
+        for size in ("small", "base", "large")
+    },
+    "depth-pro": "not written yet",
+    "eomt-coco": "not written yet",
+    "marigold-depth": "ours calls the library's own pipeline",
+    "marigold-normals": "ours calls the library's own pipeline",
+}
