@@ -179,9 +179,9 @@ WITHOUT_LOOP = {
     "depth-anything-v2-base": "the loop of depth-anything-v2, at another size",
     "depth-anything-v2-large": "the loop of depth-anything-v2, at another size",
     **{
-        f"depth-anything-v2-metric-{place}-{size}": "the loop of depth-anything-v2, at another size"
+        f"depth-anything-v2-metric-{place}{size}": "the loop of depth-anything-v2, at another size"
         for place in ("indoor", "outdoor")
-        for size in ("small", "base", "large")
+        for size in ("", "-base", "-large")
     },
     "depth-pro": "not written yet",
     "eomt-coco": "not written yet",
