@@ -30,10 +30,12 @@ from annotate import (
     segmentation,
     sketch,
     tips,
+    vitpose,
 )
 from annotate.conditions import CONDITIONS, Condition
 from annotate.maps import RawMap
 from annotate.mini import detect as mini
+from annotate.movenet import detect as movenet
 from annotate.parameters import Choice, Number, Parameter, Values
 from annotate.weights import PINNED, WeightFile, identity, lacking
 
@@ -227,6 +229,35 @@ _ROWS = (
             "keypoint_threshold": Number(default=0.15, least=0.0, most=1.0),
             "instance_threshold": Number(default=0.15, least=0.0, most=1.0),  # of a person
             "precision": inference.PRECISION,
+        },
+    ),
+    Detector(
+        name="vitpose", title="ViTPose+ Base in boxes of RT-DETR", version=1,
+        licence="Apache-2.0 (code and weights)", distributions=("transformers",),
+        modules=("torch", "torchvision", "transformers", "scipy"),
+        get="pip install torch torchvision transformers scipy",
+        detect=vitpose.detect, adapt=vitpose.adapt, weights=(*vitpose.POSE, *vitpose.BOXES),
+        seconds=4.0, gpu_seconds=0.08, gpu_memory=3.0, time_limit=300.0,
+        parameters={
+            "box_threshold": Number(default=0.3, least=0.0, most=1.0),  # of a person
+            "min_confidence": Number(default=0.3, least=0.0, most=1.0),  # of a keypoint
+            # how far bf16 moves keypoints with real weights is not known
+            "precision": Choice(default="fp32", options=("fp32", "bf16")),
+        },
+    ),
+    Detector(
+        name="movenet", title="MoveNet MultiPose Lightning", version=1,
+        licence="Apache-2.0 (code and weights)", distributions=("torch",),
+        modules=("torch", "cv2", "safetensors"), get="pip install torch opencv-python-headless safetensors",
+        detect=movenet.detect, adapt=movenet.adapt, weights=(movenet.WEIGHTS,),
+        seconds=0.4, gpu_seconds=0.02, gpu_memory=1.0, time_limit=300.0,
+        parameters={
+            # long sides of the image that the network sees, for people near and far; 0 = only the other
+            "coarse": Number(default=256, least=0, most=2048, whole=True),
+            "fine": Number(default=512, least=0, most=2048, whole=True),
+            "most": Number(default=20, least=1, most=100, whole=True),  # people of one pass, the surest
+            "min_score": Number(default=0.25, least=0.0, most=1.0),  # of a person
+            "min_confidence": Number(default=0.2, least=0.0, most=1.0),  # of a keypoint
         },
     ),
     Detector(

@@ -18,6 +18,7 @@ from annotate import inference
 from annotate.drawing import scale_points
 from annotate.maps import RawMap
 from annotate.parameters import Values
+from annotate.people import keep_inside
 from annotate.weights import PINNED, WeightFile, WeightsError, find, tensors
 
 if TYPE_CHECKING:
@@ -201,15 +202,6 @@ def decode(fields: Fields, stride: int, params: Values) -> np.ndarray:
     )
     people = annotations.numpy()[..., [1, 2, 0]]  # from confidence, x, y, scale
     return np.where(people[..., 2:] > 0, people, np.float32(0))
-
-
-def keep_inside(people: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """float32 [P, K, 3] without the keypoints that the decoder puts outside an image of `size`, and without
-    people who have none left.
-    """
-    x, y = people[..., 0], people[..., 1]
-    inside = (x >= -0.5) & (x <= size[1] - 0.5) & (y >= -0.5) & (y <= size[0] - 0.5) & (people[..., 2] > 0)
-    return np.where(inside[..., None], people, 0)[inside.any(axis=1)].astype(np.float32)
 
 
 @functools.cache

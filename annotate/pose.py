@@ -13,7 +13,7 @@ import numpy as np
 from annotate.conditions import Condition
 from annotate.maps import RawMap
 from annotate.parameters import Values
-from annotate.skeletons import SKELETONS
+from annotate.people import arranged
 from annotate.weights import WeightFile, find
 
 WEIGHTS = WeightFile(
@@ -53,29 +53,13 @@ def adapt(raw: RawMap, condition: Condition, params: Values) -> RawMap:
     """The condition's keypoints out of the 33; points outside the image or hardly visible are missing, the
     neck is mid-shoulder.
     """
-    layout = str(condition.layout)
     height, width = raw.meta["size"]
-    people = []
-    for person in raw.array:
-        inside = (
-            (person[:, 0] >= 0)
-            & (person[:, 0] <= width - 1)
-            & (person[:, 1] >= 0)
-            & (person[:, 1] <= height - 1)
-        )
-        seen = np.where((inside & (person[:, 2] >= params["min_visibility"]))[:, None], person, np.float32(0))
-        points = {name: seen[index] for name, index in LANDMARKS.items()}
-        points["neck"] = _between(points["left_shoulder"], points["right_shoulder"])
-        people.append([points[name] for name in SKELETONS[layout].names])
-    kept = np.array([p for p in people if np.any(p)], np.float32).reshape(-1, len(SKELETONS[layout].names), 3)
-    return RawMap("people", kept, {"size": raw.meta["size"], "layout": layout})
-
-
-def _between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The middle of two keypoints, as sure as the less sure one; missing if one is."""
-    if a[2] <= 0 or b[2] <= 0:
-        return np.zeros(3, np.float32)
-    return np.array([(a[0] + b[0]) / 2, (a[1] + b[1]) / 2, min(a[2], b[2])], np.float32)
+    x, y, visible = np.moveaxis(raw.array, 2, 0)
+    seen = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1) & (visible >= params["min_visibility"])
+    points = np.where(seen[..., None], raw.array, np.float32(0))[:, list(LANDMARKS.values())]
+    people = arranged(points, list(LANDMARKS), str(condition.layout))
+    people = people[people.any(axis=(1, 2))]
+    return RawMap("people", people, {"size": raw.meta["size"], "layout": str(condition.layout)})
 
 
 def _landmarks(model: _Model, image: np.ndarray) -> RawMap:

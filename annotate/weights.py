@@ -160,7 +160,9 @@ def identity(files: tuple[WeightFile, ...], given: str = PINNED) -> str | None:
         return None
     if len(hashes) < 2:
         return hashes[0] if hashes else None
-    table = {weight.name: each for weight, each in zip(files, hashes, strict=True)}
+    several = len({weight.repo for weight in files}) > 1  # whose files may have the same names
+    names = [f"{weight.repo}/{weight.name}" if several else weight.name for weight in files]
+    table = dict(zip(names, hashes, strict=True))
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
 
 
@@ -193,13 +195,16 @@ def _given(weight: WeightFile, place: Path) -> Path:
 
 
 def _named(weight: WeightFile, place: Path) -> list[Path]:
-    """The file itself, or in a folder each name that it may have; safetensors first, as libraries choose
-    where there are both.
+    """The file itself, or in a folder each name that it may have, in a folder of its repository before all;
+    safetensors first, as libraries choose where there are both.
     """
     names = sorted(
         filter(None, (weight.name, weight.also)), key=lambda name: not name.endswith(".safetensors")
     )
-    return [place / name for name in names] if place.is_dir() else [place]
+    if not place.is_dir():
+        return [place]
+    folders = [place / weight.repo, place] if weight.repo else [place]
+    return [folder / name for folder in folders for name in names]
 
 
 def _in_parts(weight: WeightFile, place: Path) -> str:

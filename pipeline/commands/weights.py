@@ -9,7 +9,7 @@ from typing import TypeVar
 from annotate import download, wheels
 from annotate.captions import CAPTIONERS, Captioner
 from annotate.conditions import CONDITIONS
-from annotate.detectors import DETECTORS, Detector, missing
+from annotate.detectors import DETECTORS, Detector
 from annotate.remedies import OFFLINE
 from annotate.weights import WeightFile, WeightsError, find, is_there
 from pipeline import MillError
@@ -89,8 +89,6 @@ def get(names: Sequence[str], say: Say) -> None:
         else:
             found += _of_owners(_named(name))
     fetch(found, say)
-    if OFFLINE in names and (lack := missing("mediapipe-pose")):
-        say(f"What finds people without a hub is a program, not weights: {lack}")
 
 
 def fetch(found: Iterable[Missing], say: Say) -> None:

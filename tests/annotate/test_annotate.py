@@ -36,7 +36,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     def pose(images: list, params: dict, random_params: list, parents: list, device: str) -> list[RawMap]:
         seen.append(len(images))
         return [
-            RawMap("people", np.full((1, 33, 3), 5, np.float32), {"size": [32, 32], "layout": "blazepose_33"})
+            RawMap("people", np.full((1, 17, 3), 5, np.float32), {"size": [32, 32], "layout": "coco_17"})
             for _ in images
         ]
 
@@ -45,9 +45,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         DETECTORS, "hed-bsds500", replace(DETECTORS["hed-bsds500"], detect=soft, settle=None, **always)
     )
     monkeypatch.setitem(DETECTORS, "sketch-hed", replace(DETECTORS["sketch-hed"], detect=child, **always))
-    monkeypatch.setitem(
-        DETECTORS, "mediapipe-pose", replace(DETECTORS["mediapipe-pose"], detect=pose, **always)
-    )
+    monkeypatch.setitem(DETECTORS, "movenet", replace(DETECTORS["movenet"], detect=pose, **always))
     yield seen
 
 
@@ -101,7 +99,7 @@ def test_other_parameters_take_another_pass(calls: list[int]) -> None:
     annotate(
         pictures(50),
         ["a"],
-        [resolve("pose_openpose"), resolve("pose_openpifpaf", params={"min_visibility": 0.1})],
+        [resolve("pose_openpose"), resolve("pose_openpifpaf", params={"min_confidence": 0.1})],
     )
     assert calls == [1, 1]
 

@@ -158,8 +158,7 @@ def test_a_machine_is_told_in_a_line_a_detector_what_to_type_for_the_others(
     assert "missing: controlmill weights get offline" in line
     assert "hf download" not in text and "hf download" in status.conditions_text(rows, details=True)
     assert text.endswith(
-        "5 of 13 conditions are ready on this machine. Others lack weights: `controlmill weights get"
-        " offline openpose oneformer-coco oneformer-ade20k midas-dpt-hybrid normal-bae`. `controlmill"
-        " conditions --details` says what lacks for pose_openpifpaf. Maps that come with the data need no"
-        " detector."
+        "7 of 13 conditions are ready on this machine. Others lack weights: `controlmill weights get"
+        " offline oneformer-coco oneformer-ade20k midas-dpt-hybrid normal-bae`. Maps that come with the data"
+        " need no detector."
     )

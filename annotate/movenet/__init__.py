@@ -1,0 +1,1 @@
+"""MoveNet MultiPose: people without a hub."""
