@@ -78,13 +78,15 @@ _ROWS = (
     Condition(
         name="pose_openpifpaf", title="Human pose (OpenPifPaf, COCO keypoints)", kind="people",
         layout="coco_17",
-        detectors=("openpifpaf", "vitpose", "movenet", "mediapipe-pose"), by_name=("mini",), fidelity="people_ap",
+        detectors=("openpifpaf", "vitpose", "dwpose", "movenet", "mediapipe-pose"), by_name=("mini",),
+        fidelity="people_ap",
         rule="80k pairs: at least 30% of the keypoints of the best person found (keypoint_fraction >= 0.3)",
     ),
     Condition(
         name="pose_openpose", title="Human pose (OpenPose body keypoints)", kind="people",
         layout="openpose_18",
-        detectors=("openpose", "vitpose", "movenet", "mediapipe-pose"), by_name=("mini",), fidelity="people_ap",
+        detectors=("openpose", "vitpose", "dwpose", "movenet", "mediapipe-pose"), by_name=("mini",),
+        fidelity="people_ap",
         rule="200k pairs: at least 30% of the keypoints of the best person found (keypoint_fraction >= 0.3)",
     ),
     Condition(

@@ -14,6 +14,7 @@ from annotate import (
     depth,
     depth_anything,
     depth_pro,
+    dwpose,
     edges,
     eomt,
     hed,
@@ -243,6 +244,18 @@ _ROWS = (
             "min_confidence": Number(default=0.3, least=0.0, most=1.0),  # of a keypoint
             # how far bf16 moves keypoints with real weights is not known
             "precision": Choice(default="fp32", options=("fp32", "bf16")),
+        },
+    ),
+    Detector(
+        name="dwpose", title="DWPose, body with hands and face, in boxes of YOLOX", version=1,
+        licence="Apache-2.0 (code and weights; trained on COCO-WholeBody, whose terms are non-commercial)",
+        distributions=("onnxruntime", "onnxruntime-gpu"), modules=("onnxruntime", "cv2"),
+        get="pip install onnxruntime", detect=dwpose.detect, adapt=dwpose.adapt,
+        weights=(dwpose.POSE, dwpose.BOXES),
+        seconds=4.0, gpu_seconds=0.1, gpu_memory=3.0, time_limit=300.0,
+        parameters={
+            "box_threshold": Number(default=0.3, least=0.0, most=1.0),  # of a person
+            "min_confidence": Number(default=0.3, least=0.0, most=1.0),  # of a point
         },
     ),
     Detector(

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from annotate import wholebody
 from annotate.maps import RawMap, resolution
 from annotate.skeletons import SKELETONS
 
@@ -43,7 +44,10 @@ def _lines(raw: RawMap) -> np.ndarray:
 
 def _people(raw: RawMap) -> np.ndarray:
     """The left hand of a mirrored person is a right hand; a missing keypoint stays 0."""
-    array = raw.array[:, counterparts(raw.meta["layout"])]
+    order = counterparts(raw.meta["layout"])
+    if raw.array.shape[1] > len(order):
+        order += [len(order) + point for point in wholebody.COUNTERPARTS]
+    array = raw.array[:, order]
     array[..., 0] = np.where(array[..., 2] > 0, resolution(raw)[1] - 1 - array[..., 0], 0)
     return array
 

@@ -12,6 +12,7 @@ from annotate import planes
 from annotate.conditions import MEASURES_OF
 from annotate.drawing import MapMeta, drawer
 from annotate.parameters import Values
+from annotate.skeletons import body
 
 VOID = 255  # label that means "no class", in 8-bit and in 16-bit label maps
 FLAT_SOFT = 32  # soft edges that never reach this strength out of 255 hold nothing a ControlNet could follow
@@ -24,7 +25,8 @@ class RawMap:
     edges       uint8 [h, w] in {0, 255}, white on black
     soft_edges  uint8 [h, w]
     lines       float32 [N, 5] x0 y0 x1 y1 score          meta: size [h, w]
-    people      float32 [P, K, 3] x y confidence, 0 = missing   meta: size [h, w], layout
+    people      float32 [P, K, 3] x y confidence, 0 = missing   meta: size [h, w], layout; hands and face of
+                a detector that reads them stand behind the layout's K, wholebody.EXTRA points more
     labels      uint8 or uint16 [h, w], void 255           meta: label_space
     depth       float32 [h, w] inverse depth, near is large  meta: scale, shift of the 16-bit code
     normals     float32 [h, w, 3] unit vectors x right, y up, z to the viewer; 0 0 0 = invalid
@@ -223,7 +225,8 @@ def _measure_lines(array: np.ndarray, meta: MapMeta) -> tuple[float, ...]:
 
 
 def _measure_people(array: np.ndarray, meta: MapMeta) -> tuple[float, ...]:
-    shares = (array[..., 2] > 0).mean(axis=1) if len(array) else np.zeros(1)
+    seen = body(array, meta["layout"])[..., 2] > 0
+    shares = seen.mean(axis=1) if len(array) else np.zeros(1)
     return len(array), shares.max()  # the paper's rule asks for the share of the best person
 
 

@@ -13,14 +13,15 @@ SAME = 0.15  # of a person's size: two findings whose keypoints lie nearer are o
 
 def arranged(people: np.ndarray, names: Sequence[str], layout: str) -> np.ndarray:
     """float32 [P, len(names), 3] -> [P, K, 3] in the order of a layout; a neck that nobody found is
-    mid-shoulder, as sure as the less sure shoulder.
+    mid-shoulder, as sure as the less sure shoulder. Hands and face, which stand behind the names, stay there.
     """
     found = {name: people[:, k] for k, name in enumerate(names)}
     if "neck" not in found:
         a, b = found["left_shoulder"], found["right_shoulder"]
         neck = np.concatenate([(a[:, :2] + b[:, :2]) / 2, np.minimum(a[:, 2:], b[:, 2:])], axis=1)
         found["neck"] = np.where(neck[:, 2:] > 0, neck, np.float32(0))
-    return np.stack([found[name] for name in SKELETONS[layout].names], axis=1).astype(np.float32)
+    joints = np.stack([found[name] for name in SKELETONS[layout].names], axis=1)
+    return np.concatenate([joints, people[:, len(names) :]], axis=1).astype(np.float32)
 
 
 def keep_inside(people: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from annotate import wholebody
+
 STICK = 4  # half width of a limb in pixels, whatever the resolution: the released ControlNets saw 512 x 512
 RADIUS = 4  # of a joint
 LINE = 6  # width of OpenPifPaf's lines
@@ -119,6 +121,11 @@ SKELETONS: dict[str, Skeleton] = {
 }
 
 
+def body(people: np.ndarray, layout: str) -> np.ndarray:
+    """People float32 [P, K or K + wholebody.EXTRA, 3] without hands and face."""
+    return people[:, : len(SKELETONS[layout].names)] if layout in SKELETONS else people
+
+
 def draw_cn10(people: np.ndarray, skeleton: Skeleton, canvas: np.ndarray) -> np.ndarray:
     """ControlNet 1.0 on `canvas` uint8 HW3: all joints first, then each limb blended 0.6 over what is there;
     people float [P, K, 3].
@@ -135,7 +142,9 @@ def draw_cn10(people: np.ndarray, skeleton: Skeleton, canvas: np.ndarray) -> np.
 
 
 def draw_cn11(people: np.ndarray, skeleton: Skeleton, canvas: np.ndarray) -> np.ndarray:
-    """ControlNet 1.1: person by person, limbs at 0.6 of their colour, then the joints on top."""
+    """ControlNet 1.1: person by person, limbs at 0.6 of their colour, the joints on top, then hands and face
+    where they are stored.
+    """
     import cv2
 
     for person in people:
@@ -143,6 +152,7 @@ def draw_cn11(people: np.ndarray, skeleton: Skeleton, canvas: np.ndarray) -> np.
             if person[a, 2] > 0 and person[b, 2] > 0:
                 cv2.fillConvexPoly(canvas, _stick(person[a], person[b]), [int(c * 0.6) for c in colour])
         canvas = _joints(person[None], skeleton, canvas)
+        wholebody.draw(person[len(skeleton.names) :], canvas)
     return canvas
 
 
@@ -156,7 +166,8 @@ def draw_lines(people: np.ndarray, skeleton: Skeleton, canvas: np.ndarray) -> np
         for (a, b), colour in zip(skeleton.limbs, skeleton.colours, strict=True):
             if person[a, 2] > 0 and person[b, 2] > 0:
                 cv2.line(canvas, _pixel(person[a]), _pixel(person[b]), colour, LINE, cv2.LINE_8)
-        for point in person[person[:, 2] > 0]:
+        joints = person[: len(skeleton.names)]
+        for point in joints[joints[:, 2] > 0]:
             cv2.circle(canvas, _pixel(point), LINE // 2, (255, 255, 255), thickness=-1)
     return canvas
 

@@ -16,6 +16,7 @@ ONLY_IN = {  # library -> the files that may import it
     "controlnet_aux": ["annotate/"],
     "openpifpaf": ["annotate/"],
     "mediapipe": ["annotate/"],
+    "onnxruntime": ["annotate/"],
     "torchmetrics": ["evaluate/"],
     "cleanfid": ["evaluate/"],
 }
