@@ -37,11 +37,10 @@ def draw(extra: np.ndarray, canvas: np.ndarray) -> None:
         for (a, b), colour in zip(BONES, _HUES, strict=True):
             if len(hand) and (start := points[a]) and (end := points[b]):
                 cv2.line(canvas, start, end, colour, thickness=BONE)
-        for place in filter(None, points):
-            cv2.circle(canvas, place, JOINT, (0, 0, 255), thickness=-1)
-    for point in extra[HEAD]:
-        if place := _pixel(point):
-            cv2.circle(canvas, place, SPOT, (255, 255, 255), thickness=-1)
+        for joint in filter(None, points):
+            cv2.circle(canvas, joint, JOINT, (0, 0, 255), thickness=-1)
+    for spot in filter(None, map(_pixel, extra[HEAD])):
+        cv2.circle(canvas, spot, SPOT, (255, 255, 255), thickness=-1)
 
 
 def _pixel(point: np.ndarray) -> tuple[int, int] | None:

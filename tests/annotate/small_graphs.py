@@ -1,4 +1,4 @@
-"""Writes golden/dwpose: ONNX graphs with the inputs and outputs of DWPose and its YOLOX, small and with random
+"""Writes golden/dwpose: ONNX graphs with the inputs and outputs of DWPose and its YOLOX, small and of random
 weights. `python -m tests.annotate.small_graphs` needs the package onnx, which the tests do not.
 """
 

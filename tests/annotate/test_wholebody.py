@@ -98,7 +98,7 @@ def test_a_symmetric_face_is_its_own_mirror_image() -> None:
         *ring(12, 0, 25), *ring(8, 0, 25),
     ]  # fmt: skip
     raw = people(0)
-    points = np.array(face, np.float32) + ((SIZE[1] - 1) / 2, 100)
+    points = np.array(face, np.float32) + np.array([(SIZE[1] - 1) / 2, 100], np.float32)
     raw.array[:, 18:][:, wholebody.HEAD, :2] = points
     np.testing.assert_allclose(flip(raw).array[:, 18:][:, wholebody.HEAD, :2], [points] * 2, atol=1e-3)
 
