@@ -172,6 +172,29 @@ def test_a_network_without_experts_loads_and_one_that_lacks_a_tensor_does_not(
             vitpose.detect([small], params(root), [], [], "cpu")
 
 
+def test_files_with_the_names_of_transformers_4_and_of_5_load(
+    place: Path, tmp_path: Path, small: np.ndarray
+) -> None:
+    """save_pretrained writes the names of 4.57.3, whose files gave that version's outputs; the network's own
+    names in version 5 are others.
+    """
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(place, tmp_path / "own")
+    path = Path(vitpose.BOXES[0].repo, "model.safetensors")
+    stored = load_file(place / path)
+    assert "model.encoder.encoder.0.layers.0.self_attn.out_proj.weight" in stored
+    own = {name: value.clone() for name, value in library()[2].state_dict().items()}
+    assert "model.encoder.aifi.0.layers.0.self_attn.o_proj.weight" in own
+    save_file(own, tmp_path / "own" / path, metadata={"format": "pt"})
+    there, here = (
+        vitpose.detect([small], params(root), [], [], "cpu")[0] for root in (place, tmp_path / "own")
+    )
+    np.testing.assert_array_equal(there.array, here.array)
+
+
 def test_heat_that_is_known_gives_its_keypoints_back() -> None:
     """A Gaussian of 2 cells at a place between cells, in a box that the crop widens by a quarter."""
     processor = transformers.VitPoseImageProcessor()
