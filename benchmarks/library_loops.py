@@ -185,6 +185,9 @@ WITHOUT_LOOP = {
     },
     "depth-pro": "not written yet",
     "eomt-coco": "not written yet",
+    "movenet": "its library is TensorFlow",
+    "vitpose": "not written yet",
+    "dwpose": "ours calls onnxruntime on the published graphs, as its library",
     "marigold-depth": "ours calls the library's own pipeline",
     "marigold-normals": "ours calls the library's own pipeline",
 }
