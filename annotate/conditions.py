@@ -26,7 +26,8 @@ class Condition:
     kind: str  # a key of MEASURES_OF: the kind of raw map
     detectors: tuple[str, ...]  # in the order `auto` tries them
     # detectors that `auto` never tries: they know rendered scenes alone, are how somebody else evaluates, may
-    # not be used commercially, know one kind of scene alone, or take minutes
+    # not be used commercially, know one kind of scene alone, take minutes, or draw another kind of line than
+    # the condition is named after
     by_name: tuple[str, ...] = ()
     parent: str | None = None  # the condition whose raw map this one is computed from
     warm_start: str | None = None  # the condition whose ControlNet the paper starts from
@@ -66,6 +67,7 @@ _ROWS = (
     ),
     Condition(
         name="hed", title="HED boundaries", kind="soft_edges", detectors=("controlnet-hed", "hed-bsds500"),
+        by_name=("pidinet", "teed", "anyline", "lineart-realistic", "lineart-coarse"),
         fidelity="soft_ms_ssim",
         rule="3M internet pairs",
     ),
@@ -125,6 +127,7 @@ _ROWS = (
     ),
     Condition(
         name="cartoon", title="Cartoon line drawing", kind="edges", detectors=("anime2sketch", "xdog"),
+        by_name=("anyline", "lineart-realistic", "lineart-coarse"),
         fidelity="edge_f1_bsds", wide=True,
         rule="1M cartoon pairs, the top million by popularity",
     ),

@@ -15,6 +15,7 @@ from annotate.drawing import fit
 from annotate.hed import DEPTHS, PRECISIONS
 from annotate.hed_float import EdgeNetwork, Layers
 from annotate.maps import RawMap
+from annotate.networks import to_bytes
 from annotate.parameters import Values
 from annotate.weights import PINNED, WeightFile, find, tensors
 
@@ -39,7 +40,7 @@ def detect(
     strengths = inference.run(framed, network, device, "controlnet-hed")
     inner = [each[margin : each.shape[0] - margin, margin : each.shape[1] - margin] for each in strengths]
     return [
-        RawMap("soft_edges", fit(_bytes(each), image.shape[:2]))
+        RawMap("soft_edges", fit(to_bytes(each), image.shape[:2]))
         for each, image in zip(inner, images, strict=True)
     ]
 
@@ -74,14 +75,3 @@ def read_layers(path: Path) -> Layers:
     sides = tuple(read(f"block{n}.projection", 1 / len(DEPTHS)) for n in range(1, len(DEPTHS) + 1))
     red, green, blue = stored["norm"].float().flatten().tolist()
     return Layers(blocks, sides, 0.0, (red, green, blue), bgr=False, keeps_odd=False)
-
-
-def _bytes(strength: np.ndarray) -> np.ndarray:
-    """float32 0..1 -> uint8, truncated as in the release, which keeps thirds where ControlNet 1.1's drawing
-    cuts.
-    """
-    if not np.isfinite(strength).all():
-        raise ValueError(
-            "the network gave values that are not finite: other weights, or precision fp32, may help"
-        )
-    return (strength * 255).astype(np.uint8)

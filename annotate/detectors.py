@@ -27,11 +27,13 @@ from annotate import (
     openpifpaf,
     openpose,
     own,
+    pidinet,
     pose,
     segmentation,
     sketch,
     tips,
     vitpose,
+    teed,
 )
 from annotate.conditions import CONDITIONS, Condition
 from annotate.maps import RawMap
@@ -154,6 +156,42 @@ _ROWS = (
         parameters={"precision": Choice(default="auto", options=("auto", *hed.PRECISIONS))},
     ),
     Detector(
+        name="pidinet", title="PiDiNet (BSDS500)", version=1,
+        licence="research only, commercial use by agreement with its authors (code and weights)",
+        distributions=("controlnet_aux",),
+        modules=("torch", "controlnet_aux"), get="pip install controlnet-aux torch", detect=pidinet.detect,
+        settle=inference.settle,
+        weights=(pidinet.WEIGHTS,),
+        seconds=0.9, gpu_seconds=0.01, gpu_memory=2.0, time_limit=300.0,
+        parameters={"resolution": inference.resolution(512), "precision": inference.PRECISION},
+    ),
+    Detector(
+        name="teed", title="TEED (BIPED)", version=1, licence="MIT (code and weights)",
+        distributions=("controlnet_aux",),
+        modules=("torch", "controlnet_aux"), get="pip install controlnet-aux torch", detect=teed.detect,
+        settle=inference.settle,
+        weights=(teed.TEED,),
+        seconds=0.4, gpu_seconds=0.01, gpu_memory=1.0, time_limit=300.0,
+        parameters={"resolution": inference.resolution(512), "precision": inference.PRECISION},
+    ),
+    Detector(
+        name="anyline", title="AnyLine (TEED retrained, and dark lines)", version=1,
+        licence="MIT (code), CreativeML OpenRAIL++-M (weights of MistoLine)",
+        distributions=("controlnet_aux",),
+        modules=("torch", "controlnet_aux"), get="pip install controlnet-aux torch",
+        detect=teed.detect_anyline, adapt=lineart.adapt, settle=inference.settle,
+        weights=(teed.MTEED,),
+        seconds=2.5, gpu_seconds=0.05, gpu_memory=2.0, time_limit=300.0,
+        parameters={
+            "resolution": inference.resolution(teed.SHORT),
+            # how the dark lines are laid over the edges: as by its authors, or as by controlnet_aux
+            "blend": Choice(default="screen", options=tuple(teed.BLENDS)),
+            # of the grey lines, where a condition has only edges
+            "threshold": Number(default=lineart.THRESHOLD, least=1, most=255, whole=True),
+            "precision": inference.PRECISION,
+        },
+    ),
+    Detector(
         name="sketch-hed", title="sketches from HED", version=1, licence="Apache-2.0", distributions=OPENCV,
         modules=("cv2",),
         detect=sketch.detect, draw_params=sketch.draw_params, reads_parent=True,
@@ -184,6 +222,26 @@ _ROWS = (
             "threshold": Number(default=lineart.THRESHOLD, least=1, most=255, whole=True),
             "precision": inference.PRECISION,
         },
+    ),
+    *(
+        Detector(
+            name=name, title=f"informative drawings, {title}", version=1, licence="MIT (code and weights)",
+            distributions=("controlnet_aux",),
+            modules=("torch", "controlnet_aux"), get="pip install controlnet-aux torch",
+            detect=functools.partial(lineart.detect_informative, weights), adapt=lineart.adapt,
+            settle=inference.settle, weights=(weights,),
+            seconds=2.0, gpu_seconds=0.03, gpu_memory=3.0, time_limit=300.0,
+            parameters={
+                "resolution": inference.resolution(512),
+                # of the grey lines, where a condition has only edges
+                "threshold": Number(default=lineart.THRESHOLD, least=1, most=255, whole=True),
+                "precision": inference.PRECISION,
+            },
+        )
+        for name, title, weights in (
+            ("lineart-realistic", "fine lines", lineart.FINE),
+            ("lineart-coarse", "coarse lines", lineart.COARSE),
+        )
     ),
     Detector(
         name="xdog", title="flow-guided XDoG", version=1, licence="Apache-2.0", distributions=OPENCV,

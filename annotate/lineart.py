@@ -1,28 +1,32 @@
-"""Line drawings by Anime2Sketch (Xiang 2021), the network behind ControlNet 1.1's anime line art."""
+"""Line drawings, as behind ControlNet 1.1's line art: Anime2Sketch (Xiang 2021) for anime, and the
+generators of Chan et al. 2022 (informative drawings), fine and coarse, for photographs.
+"""
 
-import contextlib
 import functools
-import io
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from annotate import inference
+from annotate.conditions import Condition
 from annotate.drawing import fit
 from annotate.maps import RawMap
+from annotate.networks import filled, finite, quiet, stored, to_bytes
 from annotate.parameters import Values
-from annotate.weights import PINNED, WeightFile, WeightsError, find, tensors
+from annotate.weights import PINNED, WeightFile, find
 
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS = WeightFile(
-    name="netG.pth",
-    sha256="ccabdcc3f5cf3c07cf65d58776acb21df7dfda825cdc70c9766a93fd62bfc488",
-    repo="lllyasviel/Annotators",
-    revision="982e7edaec38759d914a963c48c4726685de7d96",
+_pinned = functools.partial(
+    WeightFile, repo="lllyasviel/Annotators", revision="982e7edaec38759d914a963c48c4726685de7d96"
+)
+WEIGHTS = _pinned(name="netG.pth", sha256="ccabdcc3f5cf3c07cf65d58776acb21df7dfda825cdc70c9766a93fd62bfc488")
+# informative drawings: the styles `anime` and `opensketch` of their authors, by ControlNet's names
+FINE = _pinned(name="sk_model.pth", sha256="c686ced2a666b4850b4bb6ccf0748031c3eda9f822de73a34b8979970d90f0c6")
+COARSE = _pinned(
+    name="sk_model2.pth", sha256="30a534781061f34e83bb9406b4335da4ff2616c95d22a585c1245aa8363e74e0"
 )
 MULTIPLE = 256  # the U-Net halves its input eight times
 # of 255: on the authors' own drawings the thin lines reach 60 to 110; at 128 only eyes and folds are left
@@ -60,12 +64,10 @@ def draw_grey(images: list[np.ndarray], params: Values, device: str) -> list[np.
     for line, small, image in zip(
         inference.run(wide, forward, device, "anime2sketch"), seen, images, strict=True
     ):
-        if not np.isfinite(line).all():
-            raise ValueError(
-                "the network gave values that are not finite: other weights, or precision fp32, may help"
-            )
         line = (
-            cv2.resize(line, small.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
+            cv2.resize(finite(line), small.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+            .clip(0, 255)
+            .astype(np.uint8)
         )
         drawings.append(255 - fit(line, image.shape[:2]))
     return drawings
@@ -88,15 +90,8 @@ def load(precision: str, device: str, weights: str = PINNED) -> Callable[[np.nda
 
     kind = inference.dtype(precision)
     place = find(WEIGHTS, weights)
-    network = build()
-    stored = {name.removeprefix("module."): tensor for name, tensor in tensors(place).items()}
-    try:
-        network.load_state_dict(stored, assign=True)
-    except RuntimeError as error:
-        raise WeightsError(
-            f"{place} holds no weights of Anime2Sketch: {' '.join(str(error).split())[:200]}"
-        ) from error
-    network = network.to(device, kind, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    network = filled(build(), stored(place), place, "Anime2Sketch")
+    network = network.to(device, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def run(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -116,11 +111,71 @@ def build() -> "torch.nn.Module":
     """
     import torch
 
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        # the library tells what it lacks for detectors that are not used here
-        warnings.simplefilter("ignore")
+    with quiet():
         from controlnet_aux.lineart_anime import UnetGenerator
 
     norm = functools.partial(torch.nn.InstanceNorm2d, affine=False, track_running_stats=False)
     with torch.device("meta"):  # nothing is drawn at random that the file replaces anyway
         return UnetGenerator(3, 1, 8, 64, norm_layer=norm, use_dropout=False)
+
+
+def detect_informative(
+    file: WeightFile,
+    images: list[np.ndarray],
+    params: Values,
+    random_params: list[Values],
+    parents: list[RawMap],
+    device: str,
+) -> list[RawMap]:
+    """uint8 HW3 RGB images of any sizes -> grey lines, white on black, at image size, as controlnet_aux's
+    LineartDetector; `adapt` cuts them where a condition has only edges.
+    """
+    forward = load_informative(file, params["precision"], device, params.get("weights", PINNED))
+    seen = inference.at_resolution(images, params["resolution"])
+    drawings = inference.run(seen, forward, device, f"{file.name} {params['precision']}")
+    return [
+        RawMap("soft_edges", 255 - fit(to_bytes(each), image.shape[:2]))
+        for each, image in zip(drawings, images, strict=True)
+    ]
+
+
+def adapt(raw: RawMap, condition: Condition, params: Values) -> RawMap:
+    """Grey lines as they are where the condition keeps greys, else those of the threshold or stronger."""
+    if condition.kind == raw.kind:
+        return raw
+    return RawMap("edges", np.where(raw.array >= params["threshold"], np.uint8(255), np.uint8(0)))
+
+
+@functools.cache
+def load_informative(
+    file: WeightFile, precision: str, device: str, weights: str = PINNED
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The generator, once per process: uint8 [n, h, w, 3] RGB, sides multiples of 4 -> float32 [n, h, w] in
+    0..1, black on white.
+
+    WeightsError as for `load`.
+    """
+    import torch
+
+    kind = inference.dtype(precision)
+    place = find(file, weights)
+    network = filled(build_informative(), stored(place), place, "informative drawings")
+    network = network.to(device, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+            return network(x.to(kind, memory_format=torch.channels_last))[:, 0].float().cpu().numpy()
+
+    return run
+
+
+def build_informative() -> "torch.nn.Module":
+    """controlnet_aux's network without weights, on the meta device: three residual blocks."""
+    import torch
+
+    with quiet():
+        from controlnet_aux.lineart import Generator
+
+    with torch.device("meta"):
+        return Generator(3, 1, 3)

@@ -2,10 +2,7 @@
 trained with.
 """
 
-import contextlib
 import functools
-import io
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -14,8 +11,9 @@ import numpy as np
 from annotate import inference
 from annotate.drawing import scale_points
 from annotate.maps import RawMap
+from annotate.networks import filled, finite, quiet
 from annotate.parameters import Values
-from annotate.weights import PINNED, WeightFile, WeightsError, find, tensors
+from annotate.weights import PINNED, WeightFile, find, tensors
 
 if TYPE_CHECKING:
     import torch
@@ -59,14 +57,8 @@ def load(precision: str, device: str, weights: str = PINNED) -> Callable[[np.nda
 
     kind = inference.dtype(precision)
     place = find(WEIGHTS, weights)
-    network = build()
-    try:
-        network.load_state_dict(tensors(place), assign=True)
-    except RuntimeError as error:
-        raise WeightsError(
-            f"{place} holds no weights of M-LSD large: {' '.join(str(error).split())[:200]}"
-        ) from error
-    network = network.to(device, kind, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    network = filled(build(), tensors(place), place, "M-LSD large")
+    network = network.to(device, kind, memory_format=torch.channels_last)  # type: ignore[call-overload]
     last = network.block23.conv3
     # in bf16 neighbours would tie for the maximum
     last.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
@@ -85,13 +77,11 @@ def build() -> "torch.nn.Module":
     """controlnet_aux's network without weights, on the meta device."""
     import torch
 
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        # the library tells what it lacks for detectors that are not used here
-        warnings.simplefilter("ignore")
+    with quiet():
         from controlnet_aux.mlsd.models.mbv2_mlsd_large import MobileV2_MLSD_Large
 
-        with torch.device("meta"):  # nothing is drawn at random that the file replaces anyway
-            return MobileV2_MLSD_Large()
+    with torch.device("meta"):  # nothing is drawn at random that the file replaces anyway
+        return MobileV2_MLSD_Large()
 
 
 def decode(field: np.ndarray, thr_v: float, thr_d: float) -> np.ndarray:
@@ -105,10 +95,7 @@ def decode(field: np.ndarray, thr_v: float, thr_d: float) -> np.ndarray:
     """
     import cv2
 
-    if not np.isfinite(field).all():
-        raise ValueError(
-            "the network gave values that are not finite: other weights, or precision fp32, may help"
-        )
+    finite(field)
     heat = 1 / (1 + np.exp(-field[0].clip(-80, None)))
     y, x = np.nonzero((heat > thr_v) & (heat == cv2.dilate(heat, np.ones((3, 3), np.uint8))))
     best = np.argsort(-heat[y, x], kind="stable")[:MOST]

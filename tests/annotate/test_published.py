@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from annotate import controlnet_hed, depth, lineart, mlsd, normals, openpose
+from annotate import controlnet_hed, depth, lineart, mlsd, networks, normals, openpose
 from annotate.detectors import DETECTORS
 from annotate.weights import WeightsError
 
@@ -38,7 +38,7 @@ def stored(told: dict[str, Any], without: str = "", more: str = "") -> dict[str,
 
 def load(name: str, tensors: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     module, function = LOADERS[name]
-    monkeypatch.setattr(module, "tensors", lambda path: tensors)
+    monkeypatch.setattr(networks if module is lineart else module, "tensors", lambda path: tensors)
     monkeypatch.setattr(module, "find", lambda *given: Path(PUBLISHED[name]["file"]))
     return function.__wrapped__("fp32", "cpu")  # type: ignore[attr-defined]
 
