@@ -31,9 +31,9 @@ from annotate import (
     pose,
     segmentation,
     sketch,
+    teed,
     tips,
     vitpose,
-    teed,
 )
 from annotate.conditions import CONDITIONS, Condition
 from annotate.maps import RawMap

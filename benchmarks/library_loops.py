@@ -49,14 +49,14 @@ def quiet() -> Iterator[None]:
             torch.load = load
 
 
-def aux(kind: str, **options: Any) -> Callable[[Path, str], Loop]:
-    """A class of controlnet_aux, loaded by its own `from_pretrained`."""
+def aux(kind: str, *file: str, **options: Any) -> Callable[[Path, str], Loop]:
+    """A class of controlnet_aux, loaded by its own `from_pretrained`, with the file that it must be told."""
 
     def load(folder: Path, device: str) -> Loop:
         with quiet():
             import controlnet_aux
 
-            detector = getattr(controlnet_aux, kind).from_pretrained(str(folder)).to(device)
+            detector = getattr(controlnet_aux, kind).from_pretrained(str(folder), *file).to(device)
         return functools.partial(detector, output_type="pil", **options)
 
     return load
@@ -146,6 +146,26 @@ _ROWS = (
     Row(
         detector="anime2sketch", condition="cartoon", library="controlnet_aux",
         load=aux("LineartAnimeDetector"), write=weights.write_anime2sketch,
+    ),
+    Row(
+        detector="pidinet", condition="hed", library="controlnet_aux", load=aux("PidiNetDetector"),
+        write=weights.write_pidinet,
+    ),
+    Row(
+        detector="teed", condition="hed", library="controlnet_aux", load=aux("TEEDdetector", "5_model.pth"),
+        write=functools.partial(weights.write_teed, "5_model.pth"),
+    ),
+    Row(
+        detector="anyline", condition="hed", library="controlnet_aux",
+        load=aux("AnylineDetector", "MTEED.pth"), write=functools.partial(weights.write_teed, "MTEED.pth"),
+    ),
+    Row(
+        detector="lineart-realistic", condition="hed", library="controlnet_aux", load=aux("LineartDetector"),
+        write=weights.write_lineart,
+    ),
+    Row(
+        detector="lineart-coarse", condition="hed", library="controlnet_aux",
+        load=aux("LineartDetector", coarse=True), write=weights.write_lineart, by_name=True,
     ),
     Row(
         detector="openpose", condition="pose_openpose", library="controlnet_aux", load=aux_openpose,

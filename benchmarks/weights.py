@@ -99,6 +99,32 @@ def write_anime2sketch(folder: Path, tiny: bool) -> None:
     torch.save(model.state_dict(), folder / "netG.pth")
 
 
+def write_pidinet(folder: Path, tiny: bool) -> None:
+    import torch
+    from controlnet_aux.pidi.model import pidinet
+
+    torch.manual_seed(0)
+    torch.save({"state_dict": pidinet().state_dict()}, folder / "table5_pidinet.pth")
+
+
+def write_teed(file: str, folder: Path, tiny: bool) -> None:
+    import torch
+    from controlnet_aux.teed.ted import TED
+
+    torch.manual_seed(0)
+    torch.save(TED().state_dict(), folder / file)
+
+
+def write_lineart(folder: Path, tiny: bool) -> None:
+    """Both files, since the library loads both whichever is asked for."""
+    import torch
+    from controlnet_aux.lineart import Generator
+
+    for seed, file in enumerate(("sk_model.pth", "sk_model2.pth")):
+        torch.manual_seed(seed)
+        torch.save(Generator(3, 1, 3).state_dict(), folder / file)
+
+
 def write_openpose(folder: Path, tiny: bool) -> None:
     """The file's names lack the stage that the program's have in front. At random no person is found."""
     import torch
