@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from train.base import Base
-    from train.batches import Pair
+    from train.batches import Draw, Pair
 
 SIDE, CELLS, COLOURS, TEXT = 8, 4, 6, 16  # of the latents, of the mask, of the palette; width of the text
 MODES = ("full", "middle")
@@ -130,9 +130,12 @@ class Toys:
             image_id=self.ids[i], mean=mean, std=np.full_like(mean, 0.05), text=text, hints={"cells": hint}
         )
 
-    def mirrored(self, i: int) -> "Pair":
-        """Never asked for: nothing is flipped here."""
-        return self[i]
+    def read(self, draws: "Sequence[Draw]") -> "list[Pair]":
+        """Nothing is flipped here."""
+        return [self[draw.index] for draw in draws]
+
+    def ahead(self, draws: "Sequence[Draw]") -> None:
+        """Everything is in memory."""
 
 
 # and its mean loss over the last tenth

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from train.base import Base
-    from train.batches import Pair
+    from train.batches import Draw, Pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +127,12 @@ class RandomPairs:
             image_id=self.ids[i], mean=self.means[i], std=self.stds[i], text=self.texts[i], hints=hints
         )
 
-    def mirrored(self, i: int) -> "Pair":
-        """Never asked for: the benchmark flips nothing."""
-        return self[i]
+    def read(self, draws: "Sequence[Draw]") -> "list[Pair]":
+        """Nothing is flipped here."""
+        return [self[draw.index] for draw in draws]
+
+    def ahead(self, draws: "Sequence[Draw]") -> None:
+        """Everything is in memory."""
 
 
 def flops_per_image(base: "Base", shape: Shape, conditions: int, *, connect: str, live: bool) -> float:

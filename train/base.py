@@ -314,6 +314,18 @@ def fingerprint(spec: str | Path) -> str:  # 16 hex
     return FORMERLY.get(mark, mark)
 
 
+def text_fingerprint(spec: str | Path) -> str:  # 16 hex
+    """Of what its text encoder computes: bases that share one share the embeddings of their texts."""
+    folder = locate(spec)
+    if folder.is_file():
+        return fingerprint(folder)
+    names = [f"tokenizer/{path.name}" for path in sorted((folder / "tokenizer").glob("*.*"))]
+    digest = hashlib.sha256()
+    for name in ("text_encoder/config.json", *names, WEIGHTS["text_encoder"]):
+        digest.update(f"{name}\n{content_of(folder / name)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 # [1000] float32: the share of signal variance left at each timestep (alpha bar)
 def noise_levels(base: Base) -> "Tensor":
     """Those that samples are drawn by, to the last bit."""

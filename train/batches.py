@@ -5,7 +5,6 @@ the counter.
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from train import readers
 from train.loss import NOISE_STEPS
 from train.options import Options
 
@@ -30,8 +30,22 @@ class Pair:
     hints: dict[str, NDArray[np.uint8]]
 
 
+@dataclass(frozen=True)
+class Draw:
+    """A pair that is asked for, and how."""
+
+    index: int
+    key: tuple[int, int, str] | None = None  # seed, epoch, image id; None = its first text
+    mirrored: bool = False  # of the image seen in a mirror, hints too, where its text is true of that
+    dropped: bool = False  # its text is not wanted
+
+    def text(self, count: int) -> int:
+        """Which of so many texts: a function of seed, epoch and image, whatever the batch or the reader."""
+        return 0 if self.key is None or count < 2 else int(rng(*self.key, "caption").integers(count))
+
+
 class Pairs(Protocol):
-    """What training reads."""
+    """What training reads; its readers may be other processes, to which it is pickled."""
 
     @property
     def ids(self) -> Sequence[str]: ...  # image ids, in the order of __getitem__
@@ -41,10 +55,9 @@ class Pairs(Protocol):
     @property
     def empty_text(self) -> NDArray[np.float32]: ...  # [T, D] of ""
     def __len__(self) -> int: ...
-    def __getitem__(self, i: int) -> Pair: ...
-
-    # of the image seen in a mirror, hints too; asked for only where options.flip is above 0
-    def mirrored(self, i: int) -> Pair: ...
+    def __getitem__(self, i: int) -> Pair: ...  # as it is, with its first text
+    def read(self, draws: Sequence[Draw]) -> list[Pair]: ...
+    def ahead(self, draws: Sequence[Draw]) -> None: ...  # what will be read may be fetched meanwhile
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,7 @@ class Batch:
     mirrored: Tensor  # [B] bool
     hints: dict[str, Tensor]  # by condition: [B, C, 8h, 8w] uint8, channels_last
 
-    def pinned(self) -> "Batch":
+    def pin_memory(self) -> "Batch":
         """In memory that a GPU copies from while the host goes on."""
         return replace(
             self,
@@ -127,6 +140,19 @@ class Order:
         return epoch, int(self._epoch(epoch)[offset])
 
 
+def draws_of(pairs: Pairs, places: Sequence[tuple[int, int]], options: Options) -> list[Draw]:
+    """Prompt drop and flip of pairs at (epoch, index): chosen here, each epoch anew, and never baked into a
+    cache.
+    """
+    drawn = []
+    for epoch, index in places:
+        key = (options.seed, epoch, pairs.ids[index])
+        mirrored = bool(options.flip and rng(*key, "flip").random() < options.flip)
+        dropped = bool(rng(*key, "prompt").random() < options.prompt_drop)
+        drawn.append(Draw(index, key, mirrored, dropped))
+    return drawn
+
+
 def batch_at(
     pairs: Pairs,
     conditions: Sequence[str],
@@ -135,43 +161,73 @@ def batch_at(
     *,
     scaling_factor: float,  # of the VAE
 ) -> tuple[Batch, ...]:  # one of each size among them
-    """Prompt drop and flip are chosen here, each epoch anew, and never baked into a cache."""
-    by_size: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for place in places:
-        by_size.setdefault(pairs.sizes[place[1]], []).append(place)
-    return tuple(_batch(pairs, conditions, members, options, scaling_factor) for members in by_size.values())
+    """All pairs are read together, whatever their sizes."""
+    drawn = draws_of(pairs, places, options)
+    by_size: dict[tuple[int, int], list[tuple[Draw, Pair]]] = {}
+    for draw, pair in zip(drawn, pairs.read(drawn), strict=True):
+        by_size.setdefault(pairs.sizes[draw.index], []).append((draw, pair))
+    return tuple(
+        _batch(members, pairs.empty_text, conditions, scaling_factor) for members in by_size.values()
+    )
 
 
 def _batch(
-    pairs: Pairs,
+    members: Sequence[tuple[Draw, Pair]],
+    empty_text: NDArray[np.float32],
     conditions: Sequence[str],
-    places: Sequence[tuple[int, int]],
-    options: Options,
     scaling_factor: float,
 ) -> Batch:
-    rows, latents, noise, timesteps, texts, dropped, mirrored = [], [], [], [], [], [], []
-    for epoch, index in places:
-        key = (options.seed, epoch, pairs.ids[index])
-        mirrored.append(bool(options.flip and rng(*key, "flip").random() < options.flip))
-        row = pairs.mirrored(index) if mirrored[-1] else pairs[index]
-        eps = rng(*key, "posterior").standard_normal(row.mean.shape, dtype=np.float32)
+    latents, noise, timesteps = [], [], []
+    for draw, row in members:
+        assert draw.key is not None
+        eps = rng(*draw.key, "posterior").standard_normal(row.mean.shape, dtype=np.float32)
         latents.append((row.mean + row.std * eps) * np.float32(scaling_factor))
-        noise.append(rng(*key, "noise").standard_normal(row.mean.shape, dtype=np.float32))
-        timesteps.append(int(rng(*key, "timestep").integers(NOISE_STEPS)))
-        dropped.append(bool(rng(*key, "prompt").random() < options.prompt_drop))
-        texts.append(pairs.empty_text if dropped[-1] else row.text)
-        rows.append(row)
+        noise.append(rng(*draw.key, "noise").standard_normal(row.mean.shape, dtype=np.float32))
+        timesteps.append(int(rng(*draw.key, "timestep").integers(NOISE_STEPS)))
+    rows = [row for _, row in members]
+    texts = [empty_text if draw.dropped else row.text for draw, row in members]
     return Batch(
         image_ids=tuple(row.image_id for row in rows),
-        epochs=tuple(epoch for epoch, _ in places),
+        epochs=tuple(draw.key[1] for draw, _ in members if draw.key is not None),
         latents=torch.from_numpy(np.stack(latents)),
         noise=torch.from_numpy(np.stack(noise)),
         timesteps=torch.tensor(timesteps, dtype=torch.int64),
         text=torch.from_numpy(np.stack(texts).astype(np.float32, copy=False)),
-        dropped=torch.tensor(dropped),
-        mirrored=torch.tensor(mirrored),
+        dropped=torch.tensor([draw.dropped for draw, _ in members]),
+        mirrored=torch.tensor([draw.mirrored for draw, _ in members]),
         hints={condition: _hints(rows, condition) for condition in conditions},
     )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What makes the batch of a counter, in this process or in another."""
+
+    pairs: Pairs
+    conditions: tuple[str, ...]
+    options: Options
+    scaling_factor: float
+    share: slice  # rows of each logical batch that this process takes
+
+    @functools.cached_property
+    def places(self) -> Order:
+        return Order(self.pairs.sizes, self.options.seed, self.options.batch)
+
+    def _of(self, counter: int) -> list[tuple[int, int]]:
+        return [self.places[counter + i] for i in range(self.options.batch)][self.share]
+
+    def __call__(self, counter: int) -> tuple[Batch, ...]:
+        return batch_at(
+            self.pairs,
+            self.conditions,
+            self._of(counter),
+            self.options,
+            scaling_factor=self.scaling_factor,
+        )
+
+    def ahead(self, counter: int) -> None:
+        """Has what the batch will read on its way."""
+        self.pairs.ahead(draws_of(self.pairs, self._of(counter), self.options))
 
 
 def batches(
@@ -184,29 +240,14 @@ def batches(
     share: slice = slice(None),  # rows of each logical batch that this process takes
     pin: bool = False,
 ) -> Iterator[tuple[Batch, ...]]:
-    """Reading ahead in threads can't change a batch, since each is a function of its counter alone."""
-    places = Order(pairs.sizes, options.seed, options.batch)
-
-    def make(counter: int) -> tuple[Batch, ...]:
-        mine = [places[counter + i] for i in range(options.batch)][share]
-        parts = batch_at(pairs, conditions, mine, options, scaling_factor=scaling_factor)
-        return tuple(batch.pinned() for batch in parts) if pin else parts
-
-    if not options.workers:
-        yield from map(make, counters)
+    """Reading ahead can't change a batch, since each is a function of its counter alone."""
+    make = Reading(pairs, tuple(conditions), options, scaling_factor, share)
+    if options.workers > 1:
+        yield from readers.in_processes(make, counters, options.workers, pin=pin)
         return
-    with ThreadPoolExecutor(options.workers, thread_name_prefix="batches") as pool:
-        ahead: list[Future[tuple[Batch, ...]]] = []
-        try:
-            for counter in counters:
-                ahead.append(pool.submit(make, counter))
-                if len(ahead) > options.workers + 1:
-                    yield ahead.pop(0).result()
-            while ahead:
-                yield ahead.pop(0).result()
-        finally:
-            for future in ahead:
-                future.cancel()
+    made = readers.in_a_thread(make, counters) if options.workers else map(make, counters)
+    for parts in made:
+        yield tuple(batch.pin_memory() for batch in parts) if pin else parts
 
 
 def _hints(rows: list[Pair], condition: str) -> Tensor:

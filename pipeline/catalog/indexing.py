@@ -268,6 +268,14 @@ def _insert_samples(connection: duckdb.DuckDBPyConnection, batch: Batch, memory:
     insert_rows(connection, "sample_rows", batch.rows.select(COLUMNS["samples"]))
 
 
+def _insert_texts(connection: duckdb.DuckDBPyConnection, batch: Batch, memory: Memory) -> None:
+    connection.register("incoming", batch.rows)
+    connection.execute("""
+        INSERT INTO text_rows
+        SELECT shard_number, row, unhex(text_id), status, reason, may_flip, unhex(turned) FROM incoming""")
+    connection.unregister("incoming")
+
+
 def _insert_scores(connection: duckdb.DuckDBPyConnection, batch: Batch, memory: Memory) -> None:
     for number, metadata in zip(batch.numbers.tolist(), batch.metadata, strict=True):
         _link_scores(connection, number, metadata)
@@ -282,7 +290,7 @@ def _insert_scores(connection: duckdb.DuckDBPyConnection, batch: Batch, memory: 
 Insert = Callable[[duckdb.DuckDBPyConnection, Batch, Memory], None]
 INSERTS: dict[str, Insert] = {
     "images": _insert_images, "changes": _insert_changes, "captions": _insert_aligned,
-    "maps": _insert_aligned, "latents": _insert_aligned,
+    "maps": _insert_aligned, "texts": _insert_texts, "latents": _insert_aligned,
     "samples": _insert_samples,
     "scores": _insert_scores,
 }  # fmt: skip
@@ -297,7 +305,7 @@ COLUMNS = {
 ROW_ALIGNED = {"captions", "maps", "latents"}  # with the images shard of the same part
 ROWS_OF = {
     "images": "image_rows", "changes": "change_rows", "captions": "caption_rows",
-    "maps": "annotation_rows", "latents": "latent_rows",
+    "maps": "annotation_rows", "texts": "text_rows", "latents": "latent_rows",
     "samples": "sample_rows",
     "scores": "score_rows",
 }  # fmt: skip

@@ -397,6 +397,17 @@ MIGRATIONS = [
         SELECT shard, kind, name, key, image_key, part, rows, bytes, sha256, committed, device
         FROM shard_rows;
     """,
+    # Texts of captions, each distinct one once, by its sha256.
+    """
+    CREATE TABLE text_rows (
+        shard_number INTEGER, row INTEGER, text BLOB, status VARCHAR, reason VARCHAR, may_flip BOOLEAN,
+        turned BLOB
+    );
+    CREATE VIEW texts AS
+        SELECT lower(hex(text)) AS text_id, key AS encoder, text_rows.status, text_rows.reason, may_flip,
+               shard, text_rows.row
+        FROM text_rows JOIN shard_rows USING (shard_number);
+    """,
 ]
 JOINABLE = 5  # the migration after which a shard of scores names its samples
 
@@ -428,5 +439,6 @@ def migrate(connection: duckdb.DuckDBPyConnection, link: Callable[[], None] = la
 
 def is_current(connection: duckdb.DuckDBPyConnection) -> bool:
     """Whether the catalog has every migration that this version knows."""
-    row = connection.execute("SELECT count(*) FROM migrations").fetchone()
-    return row is not None and row[0] >= len(MIGRATIONS)
+    # all rows: a result that is not read to its end bars the connection from giving Arrow tables
+    ((count,),) = connection.execute("SELECT count(*) FROM migrations").fetchall()
+    return bool(count >= len(MIGRATIONS))

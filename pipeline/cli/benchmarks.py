@@ -40,7 +40,7 @@ def export_command(target: Path, out: Path, names: tuple[str, ...], with_images:
             )
     if target.is_file():
         given = manifest.load(target)
-        stages = ("ingest", *["caption"] * bool(given.captions), "annotate")
+        stages = ("ingest", *["caption"] * bool(given.captioner), "annotate")
         if run(given, RunOptions(stages), say) == NOT_COMPLETE:
             sys.exit(NOT_COMPLETE)
     plan = plans.load_saved(workspace := open_workspace(target))

@@ -279,7 +279,7 @@ def rebuild_command(workspace: Path) -> None:
 
 def _stages_of(given: manifest.Manifest) -> tuple[str, ...]:
     wanted = {
-        "caption": given.captions,
+        "caption": given.captioner,
         "encode": given.train,
         "train": given.train,
         "generate": given.evaluate,

@@ -167,7 +167,9 @@ def _origin(catalog: Catalog, condition: str, protocol: str) -> Origin:
 
 
 # a range reaches the tables' scans
-CAPTIONS = "SELECT image, coalesce(caption, '') FROM captions WHERE image BETWEEN ? AND ?"
+CAPTIONS = """SELECT image, CASE WHEN source_caption = caption AND len(source_captions) > 0
+                              THEN source_captions ELSE [coalesce(caption, '')] END
+              FROM captions WHERE image BETWEEN ? AND ?"""
 CROPS = f"SELECT image, {', '.join(CROP)} FROM images WHERE image BETWEEN ? AND ?"
 
 
@@ -197,7 +199,7 @@ def _samples(
 def _sample(
     pictures: pa.Table,
     tables: dict[str, pa.Table],
-    captions: dict[int, str],
+    captions: dict[int, list[str]],
     crops: dict[int, Crop],
     options: ExportOptions,
     row: int,
@@ -205,7 +207,7 @@ def _sample(
     mirror: bool,
 ) -> ExportSample | None:
     """One pair or its mirror image; None where the caption would be wrong of that."""
-    picture, text = pictures.slice(row, 1).to_pylist()[0], captions[image]
+    picture, texts = pictures.slice(row, 1).to_pylist()[0], captions[image]
     stored = {
         name: _stored(table.slice(row, 1).to_pylist()[0], name, picture["image_id"])
         for name, table in tables.items()
@@ -213,15 +215,16 @@ def _sample(
     if not mirror:
         return ExportSample(
             **picture,
-            text=text,
+            text=texts[0],
+            captions=tuple(filter(None, texts)),
             hints={
                 name: _hint(picture["image_id"], one, maps.portable(data) if options.raw else b"", options)
                 for name, (one, data) in stored.items()
             },
             crop=crops[image],
         )
-    mirrored = sources.mirrored_caption(picture["uri"], text)
-    if mirrored is None:
+    twins = [sources.mirrored_caption(picture["uri"], text) for text in texts]
+    if twins[0] is None:
         return None
     pixels = np.ascontiguousarray(codec.decode(picture["image"])[:, ::-1])
     picture |= {"image_id": f"{picture['image_id']}-mirrored", "image": codec.encode(pixels, "png")}
@@ -231,7 +234,13 @@ def _sample(
         flipped = flips.flip(one.map)
         data = maps.portable(maps.encode(flipped)) if options.raw else b""
         hints[name] = _hint(picture["image_id"], replace(one, map=flipped), data, options)
-    return ExportSample(**picture, text=mirrored, hints=hints, crop=crops[image].mirrored())
+    return ExportSample(
+        **picture,
+        text=twins[0],
+        captions=tuple(filter(None, twins)),
+        hints=hints,
+        crop=crops[image].mirrored(),
+    )
 
 
 def _stored(row: dict[str, Any], condition: str, image_id: str) -> tuple[Annotation, bytes]:

@@ -102,7 +102,7 @@ def _doubts(given: Manifest, stages: Collection[str], most: int | None) -> list[
     uncaptioned = [
         getattr(source, "captions", "own") in ("none", {"template": ""}) for source in given.source
     ]
-    if given.train and not given.captions and all(uncaptioned) and "train" in stages:
+    if given.train and not given.captioner and all(uncaptioned) and "train" in stages:
         out.append(
             f"{given.at('source', 0, 'captions')}: no pair will have a caption, and training sees an empty"
             f" prompt: {CAPTIONS}."

@@ -86,6 +86,7 @@ class ExportSample:
     uri: str
     hints: dict[str, Hint]
     crop: Crop = Crop()
+    captions: tuple[str, ...] = ()  # all that the image has; `text` is the first
 
     @property
     def size(self) -> int:
@@ -125,7 +126,7 @@ def _schema(origins: list[Origin], raw: bool) -> pa.Schema:
     features: dict[str, object] = {"image": datasets.Image()}
     for end, _ in _endings(origins):
         features[f"conditioning_image{end}"] = datasets.Image()
-    features |= {"text": text, "image_id": text, "width": whole, "height": whole}
+    features |= {"text": text, "captions": [text], "image_id": text, "width": whole, "height": whole}
     features |= dict.fromkeys(CROP, whole)
     for end, _ in _endings(origins):
         features |= {
@@ -143,8 +144,8 @@ def _record(sample: ExportSample, origins: list[Origin], raw: bool) -> dict[str,
     row: dict[str, object] = {
         "image": {"bytes": sample.image, "path": f"{sample.image_id}.{suffix_of(sample.image)}"}
     }
-    row |= {"text": sample.text} | {name: getattr(sample, name) for name in ("image_id", "width", "height")}
-    row |= asdict(sample.crop)
+    row |= {"text": sample.text, "captions": list(sample.captions)}
+    row |= {name: getattr(sample, name) for name in ("image_id", "width", "height")} | asdict(sample.crop)
     for end, origin in _endings(origins):
         hint = sample.hints[origin.condition]
         row[f"conditioning_image{end}"] = {
@@ -197,7 +198,7 @@ def _members(
             known |= {"kind": hint.kind, "meta": hint.meta}
         conditions[known.pop("condition")] = known
     about = {name: getattr(sample, name) for name in ("image_id", "uri", "width", "height")}
-    about |= asdict(sample.crop)
+    about |= {"captions": sample.captions} | asdict(sample.crop)
     yield "txt", sample.text.encode()
     yield "json", _json(about | {"split": split, "conditions": conditions}).encode()
 

@@ -44,14 +44,17 @@ def read_map(workspace: Workspace, shard: str, row: int, condition: str) -> RawM
 
 def read_maps(workspace: Workspace, shard: str, rows: Sequence[int], condition: str) -> dict[int, RawMap]:
     """By row, the shard opened once; errors as of `read_map`."""
-    found = shards.read_rows(workspace.root / shard, rows, [field.name for field in shards.MAPS])
-    return {row: _map_of(annotation(found[row], condition), shard, row, condition) for row in rows}
+    found = shards.read_rows(workspace.root / shard, rows, [*OF_MAP])
+    return {row: _map_of(found[row], shard, row, condition) for row in rows}
 
 
-def _map_of(stored: Annotation, shard: str, row: int, condition: str) -> RawMap:
-    if stored.map is None:
+OF_MAP = ("status", "reason", "meta", "map")  # the columns that a map is read from
+
+
+def _map_of(stored: Row, shard: str, row: int, condition: str) -> RawMap:
+    if stored["map"] is None:
         raise MillError(
-            f"{shard}, row {row}: {condition} is {stored.status} and holds no map ({stored.reason}): run the"
-            " same command again."
+            f"{shard}, row {row}: {condition} is {stored['status']} and holds no map ({stored['reason']}):"
+            " run the same command again."
         )
-    return stored.map
+    return maps.decode(CONDITIONS[condition].kind, stored["map"], json.loads(stored["meta"]))

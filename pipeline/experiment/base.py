@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import MillError
+from pipeline.experiment.texts import TextKeys
 from pipeline.plan import Plan
 from pipeline.storage import folders, stores
 from pipeline.storage.workspace import fingerprint
@@ -70,6 +71,19 @@ def latent_key(
     return fingerprint({"base": base_mark, "image_key": plan.image_key} | captions | both)
 
 
+def text_keys(plan: Plan, spec: str) -> TextKeys:
+    """Which texts the manifest's runs see, and where they lie. MillError as of `base_fingerprint`."""
+    from train import base
+
+    mark = base_fingerprint(spec)
+    return TextKeys(
+        encoder=fingerprint({"text_encoder": base.text_fingerprint(spec)}),
+        latents=latent_key(plan, mark),
+        drawn=plan.manifest.draws_captions,
+        flips=flips(plan),
+    )
+
+
 def flips(plan: Plan) -> bool:
     """Whether some run sees mirrored images, whose latents are no mirrored latents."""
     return plan.manifest.train is not None and any(run.flip > 0 for run in plan.manifest.train.runs)
@@ -115,6 +129,18 @@ def pack(array: Any) -> bytes:
 
 def unpack(data: bytes) -> np.ndarray:
     """float32 array that `pack` stored."""
-    import io
+    length = 10 + int.from_bytes(data[8:10], "little")  # of the header of .npy, version 1
+    return (
+        np.frombuffer(data, np.float16, offset=length).reshape(_shape_in(data[10:length])).astype(np.float32)
+    )
 
-    return np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)
+
+@functools.lru_cache(64)  # the same for all latents of one size
+def _shape_in(header: bytes) -> tuple[int, ...]:
+    import ast
+
+    told = ast.literal_eval(header.decode("latin1"))
+    if told["descr"] != "<f2" or told["fortran_order"]:
+        raise ValueError(f"latents are stored as float16 in the order of C, not {told}")
+    shape: tuple[int, ...] = told["shape"]
+    return shape

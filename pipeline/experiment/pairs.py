@@ -3,21 +3,22 @@ follows from them.
 """
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import MillError
 from pipeline.catalog import Catalog
 from pipeline.dataset.changes import Renewed, renewed
-from pipeline.dataset.maps import read_map
 from pipeline.experiment.addresses import MAP, PairAddresses, fingerprint_with, schema_of
-from pipeline.experiment.base import base_fingerprint, base_spec, latent_key, unpack
+from pipeline.experiment.base import base_fingerprint, base_spec, latent_key, text_keys
+from pipeline.experiment.texts import BESIDE, TextKeys, TextPlaces, first_of_each, text_places
 from pipeline.manifest import Run
 from pipeline.plan import Plan
-from pipeline.storage import shards
 from pipeline.storage.workspace import Workspace
 
 SMALLEST_SHARE = 0.9  # of each condition's pairs that a joint run must keep
@@ -52,44 +53,6 @@ class PlannedRun:
         return name in _names(identity, self.pairs.ids, began_with)
 
 
-class ShardPairs:
-    """train.batches.Pairs over shards; drawing a hint happens here, so training reads what the catalog
-    stores.
-    """
-
-    def __init__(self, workspace: Workspace, addresses: PairAddresses, empty_text: np.ndarray) -> None:
-        self.workspace, self.addresses, self.empty_text = workspace, addresses, empty_text
-        self.ids, self.sizes = addresses.ids, addresses.sizes
-        self._read = functools.lru_cache(maxsize=512)(self._read_pair)
-
-    def __len__(self) -> int:
-        return len(self.addresses)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._read(index, False)
-
-    def mirrored(self, index: int) -> Any:
-        """The pair of the mirrored image; the pair as it is where its caption would be wrong of that."""
-        return self._read(index, True)
-
-    def _read_pair(self, index: int, mirror: bool) -> Any:
-        from annotate import flips, maps
-        from train.batches import Pair
-
-        address = self.addresses[index]
-        names = ["mean", "std", "text"]
-        wanted = [*names, *shards.MIRRORED] if mirror else names
-        stored = shards.read_row(self.workspace.root / address.latents, address.row, wanted)
-        mirror = mirror and stored["mean_mirrored"] is not None
-        if mirror:
-            stored |= {name: stored[f"{name}_mirrored"] or stored[name] for name in names}
-        hints = {}
-        for condition, shard in address.maps.items():
-            made = read_map(self.workspace, shard, address.row, condition)
-            hints[condition] = maps.render(flips.flip(made) if mirror else made)
-        return Pair(image_id=address.image_id, hints=hints, **{name: unpack(stored[name]) for name in names})
-
-
 def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
     """The manifest's runs with their pairs and names; MillError where a run has nothing to train on."""
     if plan.manifest.train is None:
@@ -97,10 +60,13 @@ def planned_runs(plan: Plan, catalog: Catalog) -> list[PlannedRun]:
     train, spec = plan.manifest.train, base_spec(plan)
     mark = base_fingerprint(spec)
     made: dict[int, PlannedRun] = {}
-    key = latent_key(plan, mark)
+    keys = text_keys(plan, spec)
+    places = text_places(catalog, keys)
     # runs share conditions
-    members = functools.cache(lambda condition, split: _members(catalog, condition, split, key))
+    members = functools.cache(lambda condition, split: _members(catalog, condition, split, keys, places))
     changes = renewed(catalog)
+    if keys.drawn:  # `told` tells of all captions
+        changes = replace(changes, captions={})
     begun = [run for (run,) in catalog.query("SELECT run FROM runs ORDER BY run")]
 
     def make(number: int) -> PlannedRun:
@@ -162,6 +128,9 @@ def _planned(
     }
     if drawn := {name: at for name in run.conditions if (at := plan.conditions[name].drawing) > 1}:
         identity["drawing"] = drawn
+    if plan.manifest.draws_captions:
+        told = shared[TRAIN].table["told"].to_numpy().tobytes()
+        identity["captions"] = {"choose": "random", "told": hashlib.sha256(told).hexdigest()[:16]}
     if changed := changes.mark(plan, run.conditions, ids):
         identity["changed"] = changed  # other captions or maps of the same images: another training
     if sources:  # the runs of this manifest that it goes on from
@@ -224,21 +193,35 @@ def _name(identity: Mapping[str, Any], ids: Iterable[str]) -> str:
     return f"{'+'.join(identity['run']['conditions'])}-{fingerprint_with(identity, 'pairs', ids)[:8]}"
 
 
-def _members(catalog: Catalog, condition: str, split: str, key: str) -> PairAddresses:
+def _members(
+    catalog: Catalog, condition: str, split: str, keys: TextKeys, places: TextPlaces
+) -> PairAddresses:
     """The condition's pairs in a split by image id, as far as they are encoded: an image that killed its
-    encoder has no latents.
+    encoder has no latents, and one whose text did has no text.
     """
-    rows = catalog.arrow(MEMBERS, {"condition": condition, "split": split, "key": key})
-    return PairAddresses(
-        rows.rename_columns([*rows.column_names[:-1], MAP + condition]).cast(schema_of([condition]))
-    )
+    rows = catalog.arrow(MEMBERS, keys.of_images | {"condition": condition, "split": split})
+    told = places.of(rows["image"].to_numpy())
+    if split != TRAIN:
+        told = first_of_each(told)  # what is compared over time keeps one text
+    maps = rows.column_names[-1]
+    table = rows.select(["image_id", "row", "latents", "height", "width"])
+    for name in told.column_names:
+        table = table.append_column(name, told[name])
+    table = table.append_column(MAP + condition, rows[maps])
+    schema = schema_of([condition])
+    for name in set(told.column_names) - set(schema.names):
+        schema = schema.insert(len(schema) - 1, pa.field(name, pa.uint64()))
+    encoded = pc.or_(rows["beside"], told["texts"].is_valid())
+    return PairAddresses(table.cast(schema).filter(encoded), keys.encoder)
 
 
-MEMBERS = """
-    WITH encoded AS (SELECT part, shard AS latents FROM shard_rows WHERE kind = 'latents' AND key = $key)
-    SELECT image_id, row, latents, height // 8 AS height, width // 8 AS width, map_shard
+# `beside`: whether the text lies beside the latents, as in earlier shards
+MEMBERS = f"""
+    WITH encoded AS (SELECT part, shard AS latents FROM shard_rows WHERE kind = 'latents' AND key = $latents)
+    SELECT image_id, image, row, latents, height // 8 AS height, width // 8 AS width,
+           image IN ({BESIDE}) AS beside, map_shard
     FROM pair_rows JOIN encoded USING (part)
     WHERE condition = $condition AND split = $split AND image NOT IN (
         SELECT image FROM latent_rows JOIN shard_rows USING (shard_number)
-        WHERE key = $key AND status <> 'ok')
+        WHERE key = $latents AND status <> 'ok')
     ORDER BY image_id"""

@@ -108,6 +108,16 @@ class Manifest(Section):
         return self
 
     @property
+    def captioner(self) -> str | None:
+        """The network that makes captions."""
+        return self.captions.model if self.captions else None
+
+    @property
+    def draws_captions(self) -> bool:
+        """Whether training draws one of an image's captions in each epoch, instead of always the first."""
+        return self.captions is not None and self.captions.choose == "random"
+
+    @property
     def base(self) -> str | None:
         """The base model of training and sampling."""
         return self.train.base if self.train else self.evaluate.base if self.evaluate else None

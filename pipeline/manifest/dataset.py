@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pipeline.manifest.section import Fraction, Real, Seconds, Section, Whole
 from pipeline.manifest.yaml_errors import wrong
 
+CAPTIONER = "blip-base"  # where the manifest names none
+
 
 class Image(Section):
     """The canonical image that every detector reads; changing any of it is a new image key, and a key at its
@@ -62,13 +64,22 @@ class Select(Section):
 
 class Captions(BaseModel):
     """Captions by a network, for the images that came without one, or for all; every further key is a
-    parameter of the captioner.
+    parameter of the captioner. `choose` alone asks for no network.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    model: str = "blip-base"
+    model: str | None = None  # None: only where `choose` stands alone
     when: Literal["missing", "always"] = "missing"
+    # what training sees of an image with several captions: always the first, or one drawn anew in each epoch
+    choose: Literal["first", "random"] = "first"
     time_limit: Seconds = 300.0  # that one image may take
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_network_unless_only_chosen(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "model" not in given and set(given) != {"choose"}:
+            return given | {"model": CAPTIONER}
+        return given
 
     @property
     def params(self) -> dict[str, Any]:

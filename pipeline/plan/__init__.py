@@ -55,7 +55,7 @@ def make(given: Manifest, *, here: bool = True) -> Plan:
         _plan(name, asked, conditions)
     for name in given.conditions:
         conditions[name] = replace(conditions[name], asked=True)
-    by_network = _captions(asked) if given.captions else None
+    by_network = _captions(asked) if given.captioner else None
     settled: dict[str, Any] = {
         "conditions": {
             name: ConditionSettings(
@@ -71,6 +71,7 @@ def make(given: Manifest, *, here: bool = True) -> Plan:
         settled["captions"] = Captions(
             model=by_network.model,
             when=by_network.when,
+            choose=given.captions.choose if given.captions else "first",
             time_limit=by_network.limit.seconds,
             **by_network.params,
         )
@@ -267,7 +268,7 @@ def _readers(asked: _Asked, conditions: dict[str, Planned]) -> dict[str, Planned
 def _captions(asked: _Asked) -> PlannedCaptions:
     """The captioner with all its parameters; MillError where it can't run here."""
     given = asked.manifest.captions
-    assert given is not None
+    assert given is not None and given.model is not None
     try:
         params = captions.resolve(given.model, given.params)
     except ValueError as error:

@@ -2,18 +2,27 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import sources
+from annotate.flips import may_flip
 from pipeline.cluster import position
 from pipeline.cluster.jobs import Job
 from pipeline.cluster.position import Limit
-from pipeline.experiment.base import base_fingerprint, base_spec, device, flips, latent_key, load_base, pack
+from pipeline.experiment.base import (
+    base_fingerprint,
+    base_spec,
+    device,
+    flips,
+    latent_key,
+    load_base,
+    pack,
+    text_keys,
+)
 from pipeline.stages.stage import (
     GONE,
     StageContext,
@@ -26,6 +35,7 @@ from pipeline.stages.stage import (
     rows_by_part,
     work,
 )
+from pipeline.stages.texts import make_texts
 from pipeline.storage import codec, shards
 from pipeline.storage.shards import Row, Shard
 
@@ -34,18 +44,18 @@ BATCH = {"cpu": 4, "cuda": 8}  # images of one size that pass the VAE together
 LEAST_SHARE = 0.25
 LOADING = 120.0  # seconds on top of the limit, where the base may have to be loaded first
 
-CAPTIONED = """SELECT part, image_rows.row, coalesce(caption, '')
-               FROM image_rows JOIN shard_rows USING (shard_number) LEFT JOIN captions USING (image)
-               WHERE image_rows.status = 'ok'
-                 AND key = (SELECT value FROM settings WHERE name = 'image_key')
-                 AND part IN (SELECT unnest(?))"""
-# rows whose caption is another now, and rows that were left out while their image was gone
+# rows that were left out while their image was gone
 STALE = """SELECT part, latent_rows.row
-           FROM latent_rows JOIN shard_rows USING (shard_number) JOIN captions USING (image)
-                JOIN images USING (image)
-           WHERE key = $key AND images.status = 'ok'
-             AND (latent_rows.status = 'ok' AND latent_rows.caption <> coalesce(captions.caption, '')
-                  OR latent_rows.status = 'skipped')"""
+           FROM latent_rows JOIN shard_rows USING (shard_number) JOIN images USING (image)
+           WHERE key = ? AND images.status = 'ok' AND latent_rows.status = 'skipped'"""
+# Rows of earlier shards, which hold no mirror image where the caption of then names a side: those whose
+# caption is another now, or one of several.
+UNMIRRORED = """SELECT part, latent_rows.row, latent_rows.caption
+                FROM latent_rows JOIN shard_rows USING (shard_number) JOIN captions USING (image)
+                     JOIN images USING (image)
+                WHERE key = $key AND images.status = 'ok' AND latent_rows.status = 'ok'
+                  AND regexp_matches(latent_rows.caption, '(?i)left|right')
+                  AND ($drawn OR latent_rows.caption <> coalesce(captions.caption, ''))"""
 COUNTS = """SELECT status, count(*) FROM latent_rows JOIN shard_rows USING (shard_number)
             WHERE key = ? GROUP BY ALL"""
 
@@ -61,25 +71,21 @@ class EncodePart:
     image_key: str
     base: str
     flips: bool  # encode the mirror images too
-    captions: dict[int, str]  # by row
     gone: frozenset[int]  # rows whose images the source no longer has: they are left out
-    again: frozenset[int] | None  # rows whose text is to be made again; None = there is no such shard yet
+    again: frozenset[int] | None  # rows that are to be made again; None = there is no such shard yet
     made_from: str
     time_limit: float = 600.0  # seconds that one image may take
 
 
 @functools.cache
-def load_encoders(spec: str, device: str) -> Any:
-    """On a GPU the VAE, which is nine tenths of the work and more, in bf16; what comes out is stored as
-    float16. Texts in float32.
-    """
+def load_vae(spec: str, device: str) -> Any:
+    """On a GPU in bf16; what comes out is stored as float16."""
     import torch
 
-    loaded = load_base(spec, ("vae", "text_encoder"), device)
+    loaded = load_base(spec, ("vae",), device)
     if device == "cpu":
         return loaded
     vae = loaded.vae.to(torch.bfloat16, memory_format=torch.channels_last)
-    # a text encoder computes as its own weights are
     return dataclasses.replace(loaded, vae=vae, dtype=torch.bfloat16)
 
 
@@ -87,22 +93,25 @@ def encode(context: StageContext) -> StageResult:
     plan = context.plan
     base = base_spec(plan)
     key = latent_key(plan, base_fingerprint(base))
+    texts = make_texts(context, base, text_keys(plan, base))
     jobs = list(_jobs(context, base, key))
     share = max(context.cluster.share, LEAST_SHARE) if jobs else 0
     to_do = make_missing(context, encode_part, jobs, label="encode", gpus=share)
-    return result(work(to_do, "images"), to_do, dict(context.catalog.query(COUNTS, [key])))
+    sentence = work(to_do, "images") + (f"; {texts} texts to do" if texts else "")
+    return result(sentence, to_do, dict(context.catalog.query(COUNTS, [key])))
 
 
 def _jobs(context: StageContext, base: str, key: str) -> Iterator[Job]:
     plan, catalog = context.plan, context.catalog
-    stale = rows_by_part(catalog.query(STALE, {"key": key}))
+    stale = rows_by_part(catalog.query(STALE, [key]))
+    if flips(plan):
+        asked = {"key": key, "drawn": plan.manifest.draws_captions}
+        for part, row, caption in catalog.query(UNMIRRORED, asked):
+            if not may_flip(caption):
+                stale.setdefault(part, set()).add(row)
     committed = catalog.committed("latents", key)
     lacking = [part for part in readable_parts(catalog) if part not in committed or part in stale]
-    captions: dict[int, dict[int, str]] = {}
-    for part, row, caption in catalog.query(CAPTIONED, [lacking]):
-        captions.setdefault(part, {})[row] = caption
     for part, images in readable_images(catalog, lacking).items():
-        told = [(row, image_id, captions[part][row]) for row, image_id in images.members]
         args = EncodePart(
             path=plan.workspace.latents(key, part),
             images=plan.workspace.images(plan.image_key, part),
@@ -111,10 +120,9 @@ def _jobs(context: StageContext, base: str, key: str) -> Iterator[Job]:
             image_key=plan.image_key,
             base=base,
             flips=flips(plan),
-            captions=captions[part],
             gone=frozenset(images.gone),
             again=frozenset(stale[part]) if part in committed else None,
-            made_from=shards.made_from(key, told),
+            made_from=shards.made_from(key, images.members),
             time_limit=plan.manifest.train.time_limit if plan.manifest.train else 600.0,
         )
         yield Job(f"encode part {part}", args, images.rows, alike=True)
@@ -123,10 +131,10 @@ def _jobs(context: StageContext, base: str, key: str) -> Iterator[Job]:
 def encode_part(
     args: EncodePart, rows: tuple[int, ...], poison_rows: dict[int, str], dry_run: bool
 ) -> Shard | None:
-    """In a worker: posterior mean and standard deviation (unscaled) and text embeddings, as float16; with
-    flips the mirror image's too.
+    """In a worker: posterior mean and standard deviation (unscaled) as float16; with flips the mirror
+    image's too.
     """
-    pictures = shards.read(args.images, ["image_id", "uri", "width", "height", "image"])
+    pictures = shards.read(args.images, ["image_id", "width", "height", "image"])
     table: list[Row] = [{"image_id": image_id} for image_id in pictures.column("image_id").to_pylist()]
     if args.again is not None:
         table = shards.read(args.path).to_pylist()
@@ -138,11 +146,9 @@ def encode_part(
     for batch in of_one_size(sorted(wanted), lambda row: (heights[row], widths[row]), together):
         position.begin(batch, "", Limit(args.time_limit, "train.time_limit"), loading=LOADING)
         taken = pictures.take(batch).to_pylist()
-        captions = [args.captions[row] for row in batch]
         stored = [table[row] for row in batch]
-        encoded = _encoded(args.base, taken, captions, stored, mirror=args.flips)
-        for row, caption, columns in zip(batch, captions, encoded, strict=True):
-            table[row] |= {"status": "ok", "reason": "", "caption": caption} | columns
+        for row, columns in zip(batch, _encoded(args.base, taken, stored, mirror=args.flips), strict=True):
+            table[row] = {"image_id": table[row]["image_id"], "status": "ok", "reason": ""} | columns
         position.end(len(batch))
     for row, reason in poison_rows.items():
         table[row] |= {"status": "failed", "reason": reason}
@@ -162,43 +168,23 @@ def encode_part(
 def _encoded(
     base: str,
     taken: list[Row],
-    captions: list[str],
-    stored: list[Row],  # moments that are there stay: with another caption only the text is another
+    stored: list[Row],  # moments that are there stay
     *,
     mirror: bool,
 ) -> list[dict[str, bytes | None]]:
-    """The columns of each row; those of a mirror image are None where the caption would be wrong of it."""
+    """The moments of each row, and those of its mirror image, whatever its captions say of sides."""
     from train import encoders
 
-    loaded = load_encoders(base, device())
-    texts = [
-        sources.mirrored_caption(one["uri"], caption) if mirror else None
-        for one, caption in zip(taken, captions, strict=True)
-    ]
-    turned = [number for number, text in enumerate(texts) if text is not None]
-    other = [number for number in turned if texts[number] != captions[number]]
+    loaded = load_vae(base, device())
+    wanted = [("mean", "std", 1), *([("mean_mirrored", "std_mirrored", -1)] if mirror else [])]
     columns: list[dict[str, bytes | None]] = [
-        {"mean": one.get("mean"), "std": one.get("std")} | dict.fromkeys(shards.MIRRORED if mirror else ())
-        for one in stored
+        {name: one.get(name) for mean, std, _ in wanted for name in (mean, std)} for one in stored
     ]
-    for number in turned:
-        columns[number] |= {name: stored[number].get(name) for name in ("mean_mirrored", "std_mirrored")}
-
-    def encode_missing(numbers: Iterable[int], mean: str, std: str, step: int) -> None:
-        missing = [number for number in numbers if columns[number][mean] is None]
+    for mean, std, step in wanted:
+        missing = [number for number, one in enumerate(columns) if one[mean] is None]
         if not missing:
-            return
+            continue
         images = np.stack([codec.decode(taken[number]["image"])[:, ::step] for number in missing])
         for number, *moments in zip(missing, *encoders.encode_images(loaded, images), strict=True):
             columns[number][mean], columns[number][std] = map(pack, moments)
-
-    encode_missing(range(len(taken)), "mean", "std", 1)
-    encode_missing(turned, "mean_mirrored", "std_mirrored", -1)
-    for number, text in enumerate(encoders.encode_text(loaded, captions)):
-        columns[number]["text"] = pack(text)
-    if other:  # a scene's caption that names sides
-        for number, text in zip(
-            other, encoders.encode_text(loaded, [str(texts[number]) for number in other]), strict=True
-        ):
-            columns[number]["text_mirrored"] = pack(text)
     return columns

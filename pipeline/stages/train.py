@@ -22,13 +22,14 @@ from pipeline.cluster.sharing import GpuShares, Measured
 from pipeline.experiment.addresses import PairAddresses
 from pipeline.experiment.base import device, load_base
 from pipeline.experiment.logs import LogRow, measured_on_gpu, notes, read_log
-from pipeline.experiment.pairs import PlannedRun, ShardPairs, planned_runs
+from pipeline.experiment.pairs import PlannedRun, planned_runs
+from pipeline.experiment.reading import ShardPairs
 from pipeline.experiment.runs import options_of, record, take_shorter
 from pipeline.experiment.warm_starts import warm_folder, warm_starts
 from pipeline.manifest import Run
 from pipeline.plan import Plan
 from pipeline.stages.stage import StageContext, StageResult
-from pipeline.storage import faults, folders, requests, stores
+from pipeline.storage import copies, faults, folders, requests, stores
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, TEMPORARY, Workspace
 
 EVERY = 10.0  # seconds between two notes in the catalog of how far a run is
@@ -45,7 +46,7 @@ class TrainRun:
     name: str
     base: str
     run: Run
-    pairs: PairAddresses
+    pairs: Path  # the file of `PairAddresses.save`: millions of them reach a worker as a path
     held_out: PairAddresses
     warm_start: dict[str, str]  # by condition: a run's folder of checkpoints or a ControlNet's place
 
@@ -265,6 +266,8 @@ def _train_all(context: StageContext, runs: list[PlannedRun], todo: dict[str, Pl
         raise MillError(str(error)) from error
     finally:
         under_way.stop()
+        for name in todo:
+            copies.remove(_pairs_of(context.plan.workspace, name))
 
 
 def _check_gpus(context: StageContext, runs: list[PlannedRun]) -> None:
@@ -280,12 +283,13 @@ def _check_gpus(context: StageContext, runs: list[PlannedRun]) -> None:
 def _job(context: StageContext, runs: list[PlannedRun], number: int, todo: dict[str, PlannedRun]) -> Job:
     workspace, it = context.plan.workspace, runs[number]
     starts = warm_starts(context.plan, context.catalog, runs, number)
+    it.pairs.save(_pairs_of(workspace, it.name))
     args = TrainRun(
         root=workspace.root,
         name=it.name,
         base=it.base,
         run=it.run,
-        pairs=it.pairs,
+        pairs=_pairs_of(workspace, it.name),
         held_out=it.held_out,
         warm_start={name: place for name, (place, _) in starts.items()},
     )
@@ -299,6 +303,11 @@ def _mark_of(workspace: Workspace, name: str) -> Path:
     that waits for room.
     """
     return workspace.root / "checkpoints" / f"{TEMPORARY}{name}-began"
+
+
+def _pairs_of(workspace: Workspace, name: str) -> Path:
+    """Is there while its run is queued or under way."""
+    return workspace.root / "checkpoints" / f"{TEMPORARY}{name}-pairs.arrow"
 
 
 def train_run(
@@ -336,7 +345,7 @@ def train_run(
         with saving(out) if ranks.writes else nullcontext():
             last = fit(
                 loaded,
-                ShardPairs(workspace, args.pairs, empty),
+                ShardPairs(workspace, PairAddresses.open(args.pairs), empty),
                 run.conditions,
                 options,
                 out,

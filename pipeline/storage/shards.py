@@ -2,11 +2,13 @@
 was made.
 """
 
+import bisect
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +62,19 @@ MAPS = pa.schema([
     ("source_stamp", pa.string()), ("source_hash", pa.string()),  # of the file that a provided map came from
     ("map", pa.binary()),
 ])  # fmt: skip
+# each distinct text once, by its sha256, with its embedding
+TEXTS = pa.schema([
+    ("text_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("caption", pa.string()),
+    ("may_flip", pa.bool_()),  # whether it names no side, so that it stays true of a mirrored image
+    ("turned", pa.string()),  # id of the text with left and right exchanged, which a scene's mirror image has
+    ("text", pa.binary()),
+])  # fmt: skip
+# caption and text: of shards of earlier versions, which had the text of each image beside its moments
 LATENTS = pa.schema([
     ("image_id", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("caption", pa.string()),
     ("mean", pa.binary()), ("std", pa.binary()), ("text", pa.binary()),
 ])  # fmt: skip
-# text only where it differs; all null where the caption forbids mirroring
+# of earlier shards: text only where it differs; all null where the caption forbade mirroring
 MIRRORED = ("mean_mirrored", "std_mirrored", "text_mirrored")
 FLIPPED_LATENTS = pa.schema([*LATENTS, *((name, pa.binary()) for name in MIRRORED)])
 SAMPLES = pa.schema([
@@ -83,6 +93,7 @@ SCHEMAS = {
     "changes": CHANGES,
     "captions": CAPTIONS,
     "maps": MAPS,
+    "texts": TEXTS,
     "latents": LATENTS,
     "samples": SAMPLES,
     "scores": SCORES,
@@ -209,18 +220,53 @@ def read_rows(path: Path, rows: Iterable[int], columns: list[str]) -> dict[int, 
 
 
 def _read_rows(path: Path, rows: Sequence[int], columns: list[str]) -> dict[int, Row]:
-    file, start = _parquet_file(path), 0
+    file = _parquet_file(path)
     found: dict[int, Row] = {}
-    for group in range(file.num_row_groups):
-        end = start + file.metadata.row_group(group).num_rows
-        here = [row for row in rows[len(found) :] if row < end]
-        if here:
-            table = file.read_row_group(group, columns=columns, use_threads=False)
-            found |= {row: table.slice(row - start, 1).to_pylist()[0] for row in here}
-        if len(found) == len(rows):
-            return found
-        start = end
-    raise IndexError(f"{path.name} has no row {rows[len(found)]}")
+    for group, start, here in _groups_of(file.metadata, rows):
+        table = file.read_row_group(group, columns=columns, use_threads=False)
+        found |= {row: {name: table[name][row - start].as_py() for name in columns} for row in here}
+    if len(found) < len(rows):
+        raise IndexError(f"{path.name} has no row {rows[len(found)]}")
+    return found
+
+
+def _groups_of(
+    footer: pq.FileMetaData, rows: Sequence[int]
+) -> Iterator[tuple[int, int, Sequence[int]]]:  # group, its first row, those of `rows` in it
+    start = taken = 0
+    for group in range(footer.num_row_groups):
+        if taken == len(rows):
+            return
+        end = start + footer.row_group(group).num_rows
+        upto = bisect.bisect_left(rows, end, lo=taken)
+        if upto > taken:
+            yield group, start, rows[taken:upto]
+        start, taken = end, upto
+
+
+def ahead(path: Path, rows: Iterable[int], columns: Sequence[str]) -> None:
+    """What `read_rows` will ask for is on its way when it does: an object is downloaded, and of a file the
+    system is told what to read. An error is left to `read_rows`.
+    """
+    with suppress(MillError, *BROKEN):
+        file = copies.copy_of(path)
+        state = file.stat()
+        footer = _footer(file, state.st_ino, state.st_mtime_ns)
+        names = [footer.row_group(0).column(number).path_in_schema for number in range(footer.num_columns)]
+        wanted = [number for number, name in enumerate(names) if name.partition(".")[0] in columns]
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            for group, _, _ in _groups_of(footer, sorted(set(rows))):
+                for number in wanted:
+                    chunk = footer.row_group(group).column(number)
+                    start = min(
+                        offset
+                        for offset in (chunk.dictionary_page_offset, chunk.data_page_offset)
+                        if offset is not None
+                    )
+                    os.posix_fadvise(descriptor, start, chunk.total_compressed_size, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
 
 
 def verify(path: Path, made_from: str | None = None) -> Shard:

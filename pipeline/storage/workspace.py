@@ -201,6 +201,9 @@ class Workspace:
     def maps(self, condition: str, detector: str, part: int) -> Path:
         return self.root / "shards" / "maps" / condition / detector / _part(part)
 
+    def texts(self, encoder: str, part: int) -> Path:
+        return self.root / "shards" / "texts" / encoder / _part(part)
+
     def latents(self, base: str, part: int) -> Path:
         return self.root / "shards" / "latents" / base / _part(part)
 

@@ -28,7 +28,8 @@ from pipeline.dataset import changes
 from pipeline.dataset.changes import Change
 from pipeline.experiment import pairs
 from pipeline.experiment.addresses import PairAddress, PairAddresses
-from pipeline.experiment.pairs import PlannedRun, ShardPairs, planned_runs
+from pipeline.experiment.pairs import PlannedRun, planned_runs
+from pipeline.experiment.reading import ShardPairs
 from pipeline.experiment.runs import options_of, record, record_all, take_shorter
 from pipeline.manifest import Run, load
 from pipeline.plan import Planned
@@ -161,6 +162,7 @@ def test_pairs_tell_their_sizes_unread_and_a_mirrored_pair_is_drawn_from_the_fli
 ) -> None:
     from annotate import flips, maps
     from pipeline.dataset.maps import read_annotation
+    from train.batches import Draw
 
     root, _ = made
     workspace, it = Workspace(root / "ws"), planned(root, monkeypatch)[0]
@@ -169,7 +171,7 @@ def test_pairs_tell_their_sizes_unread_and_a_mirrored_pair_is_drawn_from_the_fli
     catalog = Catalog(workspace)
     captions = dict(catalog.query("SELECT image_id, caption FROM sources"))
     for number, address in enumerate(it.pairs):
-        plain, mirrored = pairs[number], pairs.mirrored(number)
+        plain, mirrored = pairs.read([Draw(number), Draw(number, mirrored=True)])
         assert (
             plain.mean.shape[1:] == pairs.sizes[number]
             and plain.hints["hough"].shape[0] == 8 * pairs.sizes[number][0]
@@ -236,6 +238,9 @@ def test_a_longer_run_goes_on_from_the_shorter_one_and_ends_with_the_same_bits(
     plan, it = longer(tmp_path / "anew", ("images: 8", "images: 12"))
     for name, tensor in trained(plan, it).items():
         assert bool((bits[name] == tensor).all()), name
+
+
+NONE = PairAddresses.of([], ["cartoon"])
 
 
 class Here:
@@ -669,7 +674,7 @@ def test_each_condition_starts_where_its_run_says_and_waits_for_no_more_than_tha
     catalog.create()
     assert plan.manifest.train and requirements.missing(plan) == []
     runs = [
-        PlannedRun(name, run, "", "", [], [])
+        PlannedRun(name, run, "", "", NONE, NONE)
         for name, run in zip(("first", "second"), plan.manifest.train.runs, strict=True)
     ]
     assert stage.warm_starts(plan, catalog, runs, 0) == {}

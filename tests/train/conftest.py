@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from train.base import Base
-from train.batches import Pair
+from train.batches import Draw, Pair
 from train.random_base import build_random
 
 TINY = {
@@ -77,6 +77,11 @@ class ToyPairs:
     @property
     def sizes(self) -> Sequence[tuple[int, int]]:
         return [(self.side, self.side * (1 + (i in self.wide))) for i in range(self.count)]
+
+    def read(self, draws: Sequence[Draw]) -> list[Pair]:
+        return [self.mirrored(it.index) if it.mirrored else self[it.index] for it in draws]
+
+    def ahead(self, draws: Sequence[Draw]) -> None: ...
 
     def mirrored(self, i: int) -> Pair:
         pair = self[i]
