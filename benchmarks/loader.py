@@ -1,13 +1,15 @@
-"""Pairs a second that training reads on one core, by condition: `ShardPairs` reads a map from its Parquet
-shard, draws the hint, and unpacks the latents and the text, in shuffled order.
+"""Pairs a second that training reads on one core, by condition: whole batches of `train.batches` over
+`ShardPairs`, in shuffled order. Maps are read from their Parquet shards and drawn, latents and texts
+unpacked, noise and timesteps drawn, all of it stacked.
 
 The pictures are rendered scenes. Where the renderer knows no map, the detectors that need no download make
 it; normal_extended is made from the scene's depth. Scenes have flat walls, so that there are also smooth maps
 made of photographs, of benchmarks/map_codecs.py. All maps are written twice, as they are stored now and with
 PNG for depth and normals as before, and the rounds alternate between the two. What counts is this process's
-processor time; the files are in the page cache.
+processor time; the files are in the page cache. With `--processes 1 2` the same is then read by so many
+reader processes, and what counts is the wall's time: do this where nothing else runs.
 
-    python benchmarks/loader.py --pairs 64 --rounds 5 --out loader.json
+    python benchmarks/loader.py --pairs 64 --rounds 9 --processes 1 2 --out loader.json
 """
 
 import argparse
@@ -16,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,14 @@ from annotate.annotator import Annotation, annotate, resolve
 from annotate.conditions import CONDITIONS
 from annotate.maps import RawMap
 from pipeline import scenes
+from pipeline.dataset.maps import OF_MAP
 from pipeline.experiment.addresses import PairAddress, PairAddresses
 from pipeline.experiment.base import pack, unpack
-from pipeline.experiment.pairs import ShardPairs
+from pipeline.experiment.reading import ShardPairs
 from pipeline.storage import shards
 from pipeline.storage.workspace import Workspace
 
+BATCH = 16
 PART = 256  # rows of a shard, as by default
 TEXT = (77, 768)  # tokens and width of Stable Diffusion 1.5's text encoder
 WANTED = 120  # pairs a second
@@ -49,6 +53,7 @@ class Shards:
     """What training reads, relative to the workspace: a part each."""
 
     latents: list[str]
+    encoder: str  # key of the texts, of which each pair has its own
     maps: dict[str, list[str]]  # by label of the maps; once more by "label as PNG"
 
 
@@ -60,6 +65,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--processes", type=int, nargs="*", default=[], help="reader processes, such as 1 2")
+    parser.add_argument("--images", type=int, default=1024, help="to read for each number of processes")
     parser.add_argument("--out", type=Path, default=None, help="JSON file; nothing is written without it")
     options = parser.parse_args()
 
@@ -81,6 +88,12 @@ def main() -> None:
         made["normal of photographs"] = smooth["normals of photographs"]
         stored = write(workspace, made, options.size)
         rows = measure(workspace, stored, options)
+        for row in rows:
+            pairs = pairs_of(workspace, stored, row["maps"], options)
+            row["processes"] = {
+                str(count): in_processes(pairs, condition_of(row["maps"]), count, options.images)
+                for count in options.processes
+            }
     show(rows)
     told = {"machine": machine("cpu"), "pairs": options.pairs, "size": options.size, "rounds": options.rounds}
     if options.out:
@@ -119,13 +132,16 @@ def write(workspace: Workspace, made: Mapping[str, Sequence[RawMap]], size: int)
     draw = np.random.default_rng(0)
     (count,) = {len(raws) for raws in made.values()}
     about = {"key": "benchmark", "made_from": "scenes"}
-    found = Shards([], {})
+    found = Shards([], "benchmark", {})
     for part, start in enumerate(range(0, count, PART)):
         rows = range(start, min(start + PART, count))
         latents = [latent_row(draw, size) | {"image_id": str(row)} for row in rows]
         path = workspace.latents("benchmark", part)
         shards.write(path, latents, shards.LATENTS, about | {"kind": "latents", "part": part})
         found.latents.append(workspace.relative(path))
+        texts = [text_row(draw, row) for row in rows]
+        about_texts = about | {"kind": "texts", "part": part}
+        shards.write(workspace.texts(found.encoder, part), texts, shards.TEXTS, about_texts)
         for name, raws in made.items():
             for kind, label in (("now", name), ("png", f"{name} as PNG")):
                 path = workspace.maps(name.replace(" ", "-"), kind, part)
@@ -138,7 +154,12 @@ def write(workspace: Workspace, made: Mapping[str, Sequence[RawMap]], size: int)
 def latent_row(draw: np.random.Generator, size: int) -> dict[str, object]:
     latent = (4, size // 8, size // 8)
     row = {name: pack(draw.normal(size=latent)) for name in ("mean", "std")}
-    return {"status": "ok", "reason": "", "caption": "", "text": pack(draw.normal(size=TEXT)), **row}
+    return {"status": "ok", "reason": "", **row}
+
+
+def text_row(draw: np.random.Generator, number: int) -> dict[str, object]:
+    text = {"text_id": f"{number:064x}", "caption": str(number), "may_flip": True, "turned": f"{number:064x}"}
+    return {"status": "ok", "reason": "", "text": pack(draw.normal(size=TEXT)), **text}
 
 
 def map_row(raw: RawMap, image_id: str, as_png: bool) -> dict[str, object]:
@@ -153,16 +174,15 @@ def map_row(raw: RawMap, image_id: str, as_png: bool) -> dict[str, object]:
 def measure(workspace: Workspace, stored: Shards, options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row a condition: pairs a second now and with PNG, and where a pair's milliseconds go now."""
     passes: dict[str, list[float]] = {label: [] for label in stored.maps}
-    order = np.random.default_rng(0)
     for turn in range(options.rounds):
         for label in list(stored.maps)[:: 1 if turn % 2 else -1]:
             pairs = pairs_of(workspace, stored, label, options)
-            indices = order.permutation(len(pairs)).tolist()
-            pairs[indices[0]]  # opens the files
-            pairs._read.cache_clear()
+            pairs[0]  # opens the files
             start = time.process_time()
-            for index in indices:
-                pairs[index]
+            for _ in batches_of(
+                pairs, condition_of(label), range(turn * len(pairs), (turn + 1) * len(pairs))
+            ):
+                pass
             passes[label].append(1000 * (time.process_time() - start) / len(pairs))
     rows = []
     for name in sorted(
@@ -183,6 +203,29 @@ def measure(workspace: Workspace, stored: Shards, options: argparse.Namespace) -
     return rows
 
 
+def batches_of(pairs: ShardPairs, condition: str, images: range) -> Iterator[Any]:
+    from train.batches import batches
+    from train.options import Options
+
+    options = Options(images=BATCH, batch=BATCH, workers=0)
+    counters = range(images.start, images.stop, BATCH)
+    return batches(pairs, [condition], counters, options, scaling_factor=0.18215)
+
+
+def in_processes(pairs: ShardPairs, condition: str, count: int, images: int) -> float:
+    """Pairs a second by the wall, once all readers have given their first batches."""
+    from train import readers
+    from train.batches import Reading
+    from train.options import Options
+
+    make = Reading(pairs, (condition,), Options(images=BATCH, batch=BATCH), 0.18215, slice(None))
+    start, before = 0.0, readers.AHEAD * count
+    for number, _ in enumerate(readers.in_processes(make, range(0, images, BATCH), count)):
+        if number == before:
+            start = time.perf_counter()
+    return round((images - BATCH * (before + 1)) / (time.perf_counter() - start), 1)
+
+
 def size_of(workspace: Workspace, paths: Sequence[str]) -> int:
     return sum((workspace.root / path).stat().st_size for path in paths)
 
@@ -196,37 +239,42 @@ def pairs_of(workspace: Workspace, stored: Shards, label: str, options: argparse
             stored.latents[index // PART],
             {condition: stored.maps[label][index // PART]},
             (side, side),
+            (index // PART << 32 | index % PART,),
         )
         for index in range(options.pairs)
     ]
-    return ShardPairs(workspace, PairAddresses.of(addresses, [condition]), np.zeros(TEXT, np.float32))
+    pairs = PairAddresses.of(addresses, [condition], stored.encoder)
+    return ShardPairs(workspace, pairs, np.zeros(TEXT, np.float32))
 
 
 def profile(pairs: ShardPairs, condition: str) -> dict[str, float]:
-    """Milliseconds of a pair's parts, each the median over the pairs: reading the two rows, decoding the map,
-    drawing it, unpacking latents and text.
+    """Milliseconds of a pair's parts, each the median over the pairs: reading the rows, one by one, decoding
+    the map, drawing it, unpacking latents and text.
     """
     found: dict[str, list[float]] = {
         "read latents": [],
+        "read text": [],
         "read map": [],
         "decode": [],
         "draw": [],
         "unpack": [],
     }
-    names = ["mean", "std", "text"]
     for index in np.random.default_rng(1).permutation(len(pairs)).tolist():
         address, root = pairs.addresses[index], pairs.workspace.root
         times = [time.process_time()]
-        latents = shards.read_row(root / address.latents, address.row, names)
+        latents = shards.read_row(root / address.latents, address.row, ["mean", "std"])
         times.append(time.process_time())
-        row = shards.read_row(root / address.maps[condition], address.row, shards.MAPS.names)
+        texts = pairs.workspace.texts(pairs.addresses.encoder, address.texts[0] >> 32)
+        text = shards.read_row(texts, address.row, ["text"])
+        times.append(time.process_time())
+        row = shards.read_row(root / address.maps[condition], address.row, [*OF_MAP])
         times.append(time.process_time())
         raw = maps.decode(CONDITIONS[condition].kind, row["map"], json.loads(row["meta"]))
         times.append(time.process_time())
         maps.render(raw)
         times.append(time.process_time())
-        for name in names:
-            unpack(latents[name])
+        for data in (latents["mean"], latents["std"], text["text"]):
+            unpack(data)
         times.append(time.process_time())
         for part, spent in zip(found, np.diff(times), strict=True):
             found[part].append(1000 * float(spent))
@@ -242,6 +290,9 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
         cells += [f"{row['kib']:.0f}", f"{row['kib_png']:.0f}"]
         cells += [f"{row['profile_ms'][part]:.2f}" for part in parts]
         print(f"| {' | '.join(cells)} |")
+        if row["processes"]:
+            told = ", ".join(f"{count}: {speed:.0f}" for count, speed in row["processes"].items())
+            print(f"  pairs/s by reader processes: {told}")
     slow = [row["maps"] for row in rows if row["pairs_per_second"] < WANTED]
     print(f"under {WANTED} pairs/s: {', '.join(slow) or 'none'}")
 
