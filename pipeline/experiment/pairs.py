@@ -9,14 +9,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline import MillError
 from pipeline.catalog import Catalog
 from pipeline.dataset.changes import Renewed, renewed
 from pipeline.experiment.addresses import MAP, PairAddresses, fingerprint_with, schema_of
 from pipeline.experiment.base import base_fingerprint, base_spec, latent_key, text_keys
-from pipeline.experiment.texts import BESIDE, TextKeys, TextPlaces, first_of_each, text_places
+from pipeline.experiment.texts import TextKeys, TextPlaces, first_of_each, text_places
 from pipeline.manifest import Run
 from pipeline.plan import Plan
 from pipeline.storage.workspace import Workspace
@@ -197,9 +196,9 @@ def _members(
     catalog: Catalog, condition: str, split: str, keys: TextKeys, places: TextPlaces
 ) -> PairAddresses:
     """The condition's pairs in a split by image id, as far as they are encoded: an image that killed its
-    encoder has no latents, and one whose text did has no text.
+    encoder has no latents. Texts that are yet to be encoded change no name of a run.
     """
-    rows = catalog.arrow(MEMBERS, keys.of_images | {"condition": condition, "split": split})
+    rows = catalog.arrow(MEMBERS, {"latents": keys.latents, "condition": condition, "split": split})
     told = places.of(rows["image"].to_numpy())
     if split != TRAIN:
         told = first_of_each(told)  # what is compared over time keeps one text
@@ -211,15 +210,13 @@ def _members(
     schema = schema_of([condition])
     for name in set(told.column_names) - set(schema.names):
         schema = schema.insert(len(schema) - 1, pa.field(name, pa.uint64()))
-    encoded = pc.or_(rows["beside"], told["texts"].is_valid())
-    return PairAddresses(table.cast(schema).filter(encoded), keys.encoder)
+    return PairAddresses(table.cast(schema), keys.encoder)
 
 
-# `beside`: whether the text lies beside the latents, as in earlier shards
-MEMBERS = f"""
+MEMBERS = """
     WITH encoded AS (SELECT part, shard AS latents FROM shard_rows WHERE kind = 'latents' AND key = $latents)
     SELECT image_id, image, row, latents, height // 8 AS height, width // 8 AS width,
-           image IN ({BESIDE}) AS beside, map_shard
+           map_shard
     FROM pair_rows JOIN encoded USING (part)
     WHERE condition = $condition AND split = $split AND image NOT IN (
         SELECT image FROM latent_rows JOIN shard_rows USING (shard_number)

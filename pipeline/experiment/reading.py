@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline import MillError
 from pipeline.dataset.maps import OF_MAP, read_maps
 from pipeline.experiment.addresses import PairAddress, PairAddresses
 from pipeline.experiment.base import unpack
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from train.batches import Draw, Pair
 
 MOMENTS, TEXT = ("mean", "std"), "text"
+ENCODE = "run the stage encode; `controlmill sql` shows in `texts` whether it failed"
 ROW = 2**32 - 1  # of a place, below the part
 Asked = dict[tuple[str, tuple[str, ...]], set[int]]  # shard and columns -> rows
 
@@ -83,6 +85,8 @@ class ShardPairs:
         if it.dropped:
             text = self.empty_text
         elif it.text is None:
+            if stored[TEXT] is None:
+                raise MillError(f"The caption of image {it.address.image_id} is not encoded: {ENCODE}.")
             text = unpack((stored["text_mirrored"] if mirror else None) or stored[TEXT])
         else:
             shard, row = it.text_of(it.twin if mirror and it.twin is not None else it.text)

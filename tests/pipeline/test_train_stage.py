@@ -601,6 +601,8 @@ def test_a_run_whose_images_got_other_captions_is_another_run(
     plan = plans.make(load(tmp_path / "copy/manifest.yaml"))
     catalog = Catalog(plan.workspace)
     address = "SELECT uri FROM sources WHERE image_id = ?"
+    pair = before[1].pairs[0]
+    (first,) = catalog.row("SELECT caption FROM captions WHERE image_id = ?", [pair.image_id])
 
     def tell(image_id: str, caption: str) -> list[str]:
         (uri,) = catalog.row(address, [image_id])
@@ -611,9 +613,6 @@ def test_a_run_whose_images_got_other_captions_is_another_run(
     changed = tell(before[1].pairs[0].image_id, "other words")
     assert all(one != run.name for one, run in zip(changed, before, strict=True))
     assert tell(before[1].pairs[0].image_id, "once more") != changed
-    pair = before[1].pairs[0]
-    encoded = "SELECT caption FROM latent_rows JOIN images USING (image) WHERE image_id = ?"
-    (first,) = catalog.row(encoded, [pair.image_id])
     assert tell(pair.image_id, first) == [run.name for run in before], "the words are what they were"
 
 
