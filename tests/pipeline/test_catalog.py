@@ -25,6 +25,7 @@ from pipeline import run as flow
 from pipeline.catalog import Catalog, CatalogHeld, connections
 from pipeline.catalog.schema import MIGRATIONS
 from pipeline.catalog.selections import Selection
+from pipeline.cluster.jobs import Job
 from pipeline.commands import verify
 from pipeline.plan import MEASURES
 from pipeline.report import counts
@@ -180,8 +181,8 @@ def test_progress_notes_are_left_out_while_the_catalog_is_held_and_the_next_one_
 ) -> None:
     images = iter([4, 8, 12, 16])
     plan: Any = SimpleNamespace(workspace=driver.workspace)
-    it: Any = SimpleNamespace(name="canny-1", run=SimpleNamespace(gpus=1, images=16))
-    job = SimpleNamespace(args=SimpleNamespace(name="canny-1"))
+    it: Any = SimpleNamespace(name="canny-1", run=SimpleNamespace(gpus=1, images=16, conditions=["canny"]))
+    job = Job("train canny-1", SimpleNamespace(name="canny-1"), ())
     monkeypatch.setattr(train, "EVERY", 0.0)
     monkeypatch.setattr(train, "_job", lambda *given: job)
     kept = iter([0, 16])  # in its checkpoint, when this begins and when it ends

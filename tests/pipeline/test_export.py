@@ -437,7 +437,7 @@ def test_raw_maps_go_out_as_files_that_other_programs_read(condition: str, axes:
     def sample(with_raw: bool) -> Hint:
         options = export.ExportOptions(to="webdataset", conditions=(condition,), raw=with_raw)
         made = export._sample(
-            pictures, {condition: stored}, {0: ""}, {0: layouts.Crop()}, options, 0, 0, mirror
+            pictures, {condition: stored}, {0: [""]}, {0: layouts.Crop()}, options, 0, 0, mirror
         )
         assert made is not None
         return made.hints[condition]
