@@ -1,6 +1,5 @@
 """The training loop: one function, top to bottom; one counter of images seen is the truth."""
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -8,18 +7,20 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from train import checkpoint, integrity, precision, resume, throughput, train_state
+from train import checkpoint, compiler, integrity, out_of_memory, precision, resume, throughput, train_state
 from train.base import Base, noise_levels
-from train.batches import Batch, Pairs, batches
+from train.batches import Pairs, batches
+from train.determinism import deterministic_kernels
 from train.distributed import Ranks
 from train.integrity import Checkpoint
 from train.log_file import LogRow
 from train.logger import TrainLogger
 from train.metric_buffer import Means, MetricBuffer
+from train.micro_batch import gradients_in_memory
 from train.options import Options as Options  # `train.fit` is the door to training
-from train.step import DiffusionModel, MicroBatch, gradients
+from train.step import DiffusionModel, MicroBatch
 from train.train_state import TrainState
 from train.unlocked import FOLDER as UNET
 
@@ -46,13 +47,30 @@ def fit(
     held_out: Pairs | None = None,  # never train: the conditioning gain is measured on them
     calls: Calls = Calls(),
 ) -> Checkpoint:
-    """Trains, or goes on from the newest whole checkpoint in `out`: the result is the same, bit for bit.
+    """Trains, or goes on from the newest whole checkpoint in `out`: on a CPU the result is the same, bit for
+    bit; on a GPU it should be with `deterministic`, which nobody has proved on one.
 
     Where torch.distributed was initialised, all ranks call this with the same arguments. Raises Damaged where
-    a warm start is a ControlNet of a run's checkpoint whose files are not what was written.
+    a warm start is a ControlNet of a run's checkpoint whose files are not what was written, and MemoryError
+    where one image at a time is too much.
     """
-    warm_start, ranks, device = warm_start or {}, Ranks.here(), base.device
     check(base, pairs, conditions, options)
+    with deterministic_kernels(options.deterministic):
+        return _fit(base, pairs, conditions, options, out, warm_start or {}, held_out, calls)
+
+
+def _fit(
+    base: Base,
+    pairs: Pairs,
+    conditions: list[str],
+    options: Options,
+    out: Path,
+    warm_start: Mapping[str, Path],
+    held_out: Pairs | None,
+    calls: Calls,
+) -> Checkpoint:
+    """All of it, from the first look into the folder to the last checkpoint."""
+    ranks, device = Ranks.here(), base.device
     share = ranks.share(options.batch)
     prepare(out, warm_start, ranks)
     identity = resume.run_identity(base, pairs, conditions, options, warm_start)
@@ -60,18 +78,23 @@ def fit(
     if done is not None and resume.is_at_end(done, identity, options):
         return done
 
-    # Everything is built before the first step, so that what is wrong shows at once.
+    # Everything is built before the first step, so that what is wrong shows at once; and the yardstick is
+    # measured before that, while memory is free.
+    throughput.matmul_rate(device, precision.dtype_of(options.precision))
     throughput.reset_peak(device)
     example = pairs[0]
-    states = train_state.build_all(base, example, conditions, options, warm_start=warm_start, done=done)
-    model = diffusion_model(base, states, options)
+    with out_of_memory.told_of("building the run"):
+        states = train_state.build_all(base, example, conditions, options, warm_start=warm_start, done=done)
+        model = diffusion_model(base, states, options)
     micro_batch, changed = resume.first_micro_batch(options, done, ranks)
     progress = TrainProgress.at(done)
     logger = (
         TrainLogger(base, model, held_out, options, out, progress.images, calls.log) if ranks.writes else None
     )
     if logger is not None:
-        logger.start(model, [*notes, *changed, *resume.new_interval(options, done)], warm=bool(warm_start))
+        notes += [*changed, *resume.new_kernels(options, done), *resume.new_interval(options, done)]
+        notes += [*compiler.note(options, device)]
+        logger.start(model, notes, warm=bool(warm_start))
 
     # The buffer holds what the device computed since the last log row, so that no step waits for the host.
     buffer, clock, result = MetricBuffer(conditions, ranks), time.monotonic(), done
@@ -196,35 +219,7 @@ def diffusion_model(base: Base, states: Mapping[str, TrainState], options: Optio
         unet = state.compute[f"{condition}/{UNET}"]
     alphas = noise_levels(base).to(base.device)
     model = DiffusionModel(unet, cast(Any, controlnets), alphas, base.prediction_type)
-    return model.compiled() if options.compile else model
-
-
-def gradients_in_memory(
-    model: DiffusionModel,
-    parts: tuple[Batch, ...],
-    options: Options,
-    micro_batch: MicroBatch,
-    states: Mapping[str, TrainState],
-) -> tuple[dict[str, Tensor], MicroBatch]:
-    """One logical batch, begun again with a smaller micro-batch where memory runs out: nothing has been
-    learned from it by then.
-
-    Of several ranks each finds its own, since the sum of their gradients does not depend on it: none waits to
-    be asked.
-    """
-    while True:
-        for state in states.values():
-            train_state.zero_gradients(state)
-        losses = None
-        # handled below, where its traceback no longer holds that pass's tensors
-        with contextlib.suppress(torch.OutOfMemoryError):
-            losses = gradients(model, parts, options, micro_batch)
-        if losses is not None:
-            return losses, micro_batch
-        micro_batch = micro_batch.smaller()
-        for state in states.values():
-            train_state.zero_gradients(state)
-        torch.cuda.empty_cache()
+    return model.compiled() if options.compile and not compiler.lacking(base.device) else model
 
 
 def log_row(

@@ -6,7 +6,6 @@ and timesteps move it far more. Here everything is paired instead: the same inpu
 own hint and with another image's.
 """
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from train.controlnet import ControlNet
 from train.log_file import ConditioningGain, LogRow
 from train.loss import NOISE_STEPS, noisy_and_target
 from train.options import Options
+from train.out_of_memory import free, unless_out_of_memory
 from train.unet_parts import Residuals, unet_decoder, unet_encoder
 
 BUCKETS = 8  # of timesteps, each with an equal share of the pairs
@@ -125,14 +125,14 @@ class HeldOut:
         measure must not end the run.
         """
         while True:
-            with contextlib.suppress(torch.OutOfMemoryError):  # as in fit
+            with unless_out_of_memory():
                 return self._in_parts(unet, controlnets)
             if self.micro_batch == 1:
                 raise MemoryError(
                     "the conditioning gain runs out of memory with one image at a time: set held_out: 0"
                 )
             self.micro_batch //= 2
-            torch.cuda.empty_cache()
+            free()
 
     def _in_parts(self, unet: Any, controlnets: Mapping[str, ControlNet]) -> Tensor:
         columns = []

@@ -46,7 +46,8 @@ class LogRow(TypedDict, total=False):
     gpu_memory: int  # bytes that the GPU has, where it is one
     micro_batch: int
     joined: bool
-    mfu: float  # model FLOP/s as a share of what a matrix product reaches here
+    # model FLOP/s as a share of what a matrix product reaches here; None = no memory was left to measure that
+    mfu: float | None
     held_out: dict[str, ConditioningGain]
     alarm: dict[str, int]  # images at the convergence step
 

@@ -6,13 +6,12 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from train import grids, held_out, precision
 from train.base import Base
 from train.batches import Pairs
 from train.log_file import LOG, LogRow, lines_text, read_log, write_log
 from train.options import Options
+from train.out_of_memory import is_out_of_memory
 from train.step import DiffusionModel
 from train.tensorboard import TensorBoard
 
@@ -77,8 +76,10 @@ class TrainLogger:
         if draw and self.options.grids and self.pairs is not None and len(self.pairs):
             try:
                 self._draw(row["images"], model, self.pairs)
-            except torch.OutOfMemoryError:  # the checkpoint comes next, and matters more
-                print(
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                print(  # the checkpoint comes next, and matters more
                     f"no memory is left to draw {self.out / GRIDS} at {row['images']} images: lower grids, or"
                     " set it to 0"
                 )

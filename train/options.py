@@ -17,7 +17,7 @@ OPERATIONAL = {
     "keep_every",
 }
 # What it may change too, and says: sums are then rounded otherwise, so the weights differ in their last bits.
-ROUNDING = {"micro_batch"}
+ROUNDING = {"micro_batch", "deterministic"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,8 @@ class Options:
     # of the passes; what learns is float32 always. bf16 goes with channels_last
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False  # torch.compile of encoder, ControlNet and decoder, each shape once
+    # only kernels that give the same bits again, on a GPU too, where they are slower; a CPU has no others
+    deterministic: bool = False
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     flip: float = 0.0  # share of images seen mirrored, hints and all
     # the decoder passes of all conditions as one batch: faster while it is small, K times the memory

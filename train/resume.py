@@ -111,13 +111,22 @@ def first_micro_batch(
     wanted = MicroBatch(options.micro_batch or options.batch // ranks.count, options.join)
     if done is None or "room" not in done.meta:
         return wanted, []
-    left = MicroBatch(images=done.meta["room"]["micro"], join=done.meta["room"]["join"])
+    left = MicroBatch(done.meta["room"]["micro"], done.meta["room"]["join"], fits=True)
     if done.meta["options"].get("micro_batch") == options.micro_batch or wanted.images == left.images:
         return left, []
     other = f"goes on with micro_batch {wanted.images} instead of {left.images}"
     return MicroBatch(wanted.images, left.join), [
         f"{other}: the weights are no longer bit-identical to those of an undisturbed run"
     ]
+
+
+def new_kernels(options: Options, done: Checkpoint | None) -> list[str]:  # sentences to log
+    """Another `deterministic` for the same run: on a CPU no bit depends on it."""
+    before = bool(done is not None and done.meta["options"].get("deterministic", False))
+    if done is None or before == options.deterministic or str(done.meta.get("device", "cpu")) == "cpu":
+        return []
+    now = f"goes on with deterministic: {str(options.deterministic).lower()}"
+    return [f"{now}: the weights are no longer bit-identical to those of an undisturbed run"]
 
 
 def new_interval(options: Options, done: Checkpoint | None) -> list[str]:  # sentences to log

@@ -4,7 +4,7 @@ decoder, in the memory there is.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,10 @@ from train.batches import Batch
 from train.controlnet import ControlNet
 from train.loss import noisy_and_target, timestep_weights
 from train.options import Options
+from train.out_of_memory import REMEDY
 from train.unet_parts import Residuals, unet_decoder, unet_encoder
+
+SHAPES = 256  # that torch.compile may meet, of each part of the model
 
 
 @dataclass(frozen=True)
@@ -23,20 +26,17 @@ class MicroBatch:
 
     images: int  # per forward pass
     join: bool  # whether all conditions' decoder passes are one batch
+    fits: bool = field(default=False, compare=False)  # whether a step of this run was done with it
 
     def smaller(self) -> "MicroBatch":
         """Where memory ran out: first the conditions part, then half the images; MemoryError where one image
         is too much.
         """
         if self.join:
-            return replace(self, join=False)
+            return replace(self, join=False, fits=False)
         if self.images == 1:
-            raise MemoryError(
-                "training runs out of memory with one image at a time: set gradient_checkpointing: true,"
-                " connect: middle, optimizer: adamw8bit or precision: bf16, train fewer conditions at once,"
-                " or lower image.resolution"
-            )
-        return replace(self, images=(self.images + 1) // 2)
+            raise MemoryError(f"training runs out of memory with one image at a time: {REMEDY}")
+        return replace(self, images=(self.images + 1) // 2, fits=False)
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,26 @@ class DiffusionModel:
         *given, **more
     )
     decode: Callable[..., Tensor] = unet_decoder
+    eager: "DiffusionModel | None" = None  # the same, not compiled; None = this one is not
 
-    def compiled(self, backend: str = "inductor") -> "DiffusionModel":
+    def compiled(self, backend: str | Callable[..., Any] = "inductor") -> "DiffusionModel":
         """Each part once for each shape; K ControlNets share one program, since their weights are its
         inputs.
         """
-        # aspect buckets and last micro-batches
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        # twice as many as there are aspect buckets: whole micro-batches of each, and the last ones
+        torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
         compile_part = functools.partial(torch.compile, dynamic=False, backend=backend)
         return replace(
             self,
             encode=compile_part(self.encode),
             control=compile_part(self.control),
             decode=compile_part(self.decode),
+            eager=self,
         )
+
+    @property
+    def uncompiled(self) -> "DiffusionModel":
+        return self.eager or self
 
 
 def gradients(
@@ -75,9 +81,13 @@ def gradients(
     micro_batch: MicroBatch,
     # by condition: [b] float32 losses on the device, detached; the gradients lie in the parameters
 ) -> dict[str, Tensor]:
-    """Raises torch.OutOfMemoryError with some of the gradients written: forget them, and try with a smaller
-    micro-batch.
+    """A mixed batch of several sizes has parts of any number of images, so it is not compiled: there would be
+    no end of shapes.
+
+    Where memory runs out (out_of_memory.py) some of the gradients are written: forget them, and try with a
+    smaller micro-batch.
     """
+    model = model if len(parts) == 1 else model.uncompiled
     losses: dict[str, list[Tensor]] = {condition: [] for condition in model.controlnets}
     groups = (
         [list(model.controlnets)] if micro_batch.join else [[condition] for condition in model.controlnets]

@@ -19,6 +19,7 @@ from train import precision
 from train.batches import Pair
 from train.controlnet import ControlNet
 from train.options import Options
+from train.out_of_memory import unless_out_of_memory
 from train.step import DiffusionModel
 from train.unet_parts import unet_decoder, unet_encoder
 from train.unlocked import unlocked_copy
@@ -97,8 +98,11 @@ def utilisation(
     options: Options,
     device: str,
     speed: float,  # images per second and process
-) -> float:
+) -> float | None:  # None = the matrix product was not measured
     """Model FLOP/s as a share of what a matrix product reaches here, in the precision of the passes."""
+    rate = matmul_rate(device, precision.dtype_of(options.precision))
+    if rate is None:
+        return None
     height, width = example.mean.shape[1:]
     flops = flops_per_image(
         model.unet,
@@ -109,7 +113,7 @@ def utilisation(
         connect=options.connect,
         unlock=options.unlock,
     )
-    return flops * speed / matmul_rate(device, precision.dtype_of(options.precision))
+    return flops * speed / rate
 
 
 # FLOPs of the call and of its backward pass where it makes one; its result
@@ -128,21 +132,23 @@ def matmul_rate(
     device: str,
     dtype: torch.dtype,
     repeats: int = 9,
-) -> float:  # FLOP/s of one large square matrix product
+) -> float | None:  # FLOP/s of one large square matrix product; None = there is no memory for it
     """The yardstick of every share of the peak: measured here, since what a data sheet promises is not what a
-    card gives.
+    card gives. Training asks for it before anything else takes memory.
     """
     side = SIDES["cuda" if device.startswith("cuda") else "cpu"]
-    a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
-    seconds = []
-    for turn in range(3 + repeats):
-        wait(device)
-        start = time.perf_counter()
-        torch.mm(a, b)
-        wait(device)
-        if turn >= 3:  # the first ones choose kernels and wake the clock
-            seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / statistics.median(seconds)
+    with unless_out_of_memory():
+        a, b = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
+        seconds = []
+        for turn in range(3 + repeats):
+            wait(device)
+            start = time.perf_counter()
+            torch.mm(a, b)
+            wait(device)
+            if turn >= 3:  # the first ones choose kernels and wake the clock
+                seconds.append(time.perf_counter() - start)
+        return 2 * side**3 / statistics.median(seconds)
+    return None
 
 
 def wait(device: str) -> None:

@@ -218,6 +218,10 @@ def machine(rows: list[ReadyRow]) -> dict[str, str]:
         ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         or "none: detectors and training run on the CPU"
     )
+    from train import compiler
+
+    missing = compiler.lacking("cuda" if torch.cuda.is_available() else "cpu")
+    facts["torch.compile"] = f"needs {missing}: training runs without it" if missing else "ready"
     for row in rows:
         facts[f"condition {row.condition}"] = row.lacks or f"ready: {row.detector}"
     return facts

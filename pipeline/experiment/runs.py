@@ -52,6 +52,7 @@ def options_of(
         join=run.join,
         precision=precision if run.precision == "auto" else run.precision,
         compile=compiled if run.compile == "auto" else run.compile,
+        deterministic=run.deterministic,
         held_out=run.held_out,
         watch_every=run.watch_every,
         keep_every=run.keep_every,
@@ -142,8 +143,8 @@ def name_all(plan: Plan, catalog: Catalog) -> None:
 def take_shorter(
     workspace: Workspace, it: PlannedRun, say: Callable[[str], None] = print
 ) -> Path | None:  # the folder of the run that it goes on from
-    """The same run with fewer images is the beginning of this one, bit for bit: where one is there, its
-    checkpoints and its log are taken over.
+    """The same run with fewer images is the beginning of this one, on a CPU bit for bit: where one is there,
+    its checkpoints and its log are taken over.
     """
     from train import checkpoint
 

@@ -36,6 +36,8 @@ class Run(Section):
     gradient_checkpointing: bool = False  # less memory for more time
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the passes; auto: bf16 on a GPU, else fp32
     compile: Literal["auto", True, False] = "auto"  # auto: on a GPU
+    # only kernels that give the same bits again: slower on a GPU, nothing new on a CPU
+    deterministic: bool = False
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     # share of images seen mirrored, hints and all, where the caption allows it
     flip: Annotated[Real, Field(ge=0, le=1)] = 0.0
@@ -66,9 +68,9 @@ class Run(Section):
 
         Left out: what only says how a run is called, watched and kept (`name`, `held_out`, `watch_every`,
         `keep_every`, `grids`, and `checkpoint_every`); `gradient_checkpointing`, whose gradients are the
-        same; and `micro_batch`, which changes no more than the weights' last bits, is said where it changes
-        on the way, and is halved anyway where memory runs out. These two once counted, so their default still
-        stands here. `gpus`, `precision`, `compile`, `optimizer` and `join` decide bits, and stay.
+        same; and `micro_batch` and `deterministic`, which change no more than the weights' last bits, and are
+        said where they change on the way. `micro_batch` and `checkpoint_every` once counted, so their default
+        still stands here. `gpus`, `precision`, `compile`, `optimizer` and `join` decide bits, and stay.
         """
         young = {
             "connect",
@@ -86,7 +88,8 @@ class Run(Section):
         usual = {key for key in young if getattr(self, key) == type(self).model_fields[key].default}
         told = self.model_dump(
             exclude=usual
-            | {"name", "gradient_checkpointing", "held_out", "watch_every", "keep_every", "grids"}
+            | {"name", "gradient_checkpointing", "deterministic"}
+            | {"held_out", "watch_every", "keep_every", "grids"}
         )
         return told | {"micro_batch": None, "checkpoint_every": None}
 

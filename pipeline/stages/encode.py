@@ -39,7 +39,8 @@ from pipeline.stages.texts import make_texts
 from pipeline.storage import codec, shards
 from pipeline.storage.shards import Row, Shard
 
-BATCH = {"cpu": 4, "cuda": 8}  # images of one size that pass the VAE together
+# images of one size that pass the VAE together; halved where memory runs out
+BATCH = {"cpu": 4, "cuda": 8}
 # of a GPU: while one job decodes and writes, three others keep it busy; a VAE in bf16 leaves room for that
 LEAST_SHARE = 0.25
 LOADING = 120.0  # seconds on top of the limit, where the base may have to be loaded first
@@ -134,6 +135,8 @@ def encode_part(
     """In a worker: posterior mean and standard deviation (unscaled) as float16; with flips the mirror
     image's too.
     """
+    from train.out_of_memory import in_parts
+
     pictures = shards.read(args.images, ["image_id", "width", "height", "image"])
     table: list[Row] = [{"image_id": image_id} for image_id in pictures.column("image_id").to_pylist()]
     if args.again is not None:
@@ -145,9 +148,13 @@ def encode_part(
     together = position.at_a_time(BATCH[device()])
     for batch in of_one_size(sorted(wanted), lambda row: (heights[row], widths[row]), together):
         position.begin(batch, "", Limit(args.time_limit, "train.time_limit"), loading=LOADING)
-        taken = pictures.take(batch).to_pylist()
-        stored = [table[row] for row in batch]
-        for row, columns in zip(batch, _encoded(args.base, taken, stored, mirror=args.flips), strict=True):
+        taken = dict(zip(batch, pictures.take(batch).to_pylist(), strict=True))
+
+        def encoded(some: list[int], taken: dict[int, Row] = taken) -> list[dict[str, bytes | None]]:
+            stored = [table[row] for row in some]
+            return _encoded(args.base, [taken[row] for row in some], stored, mirror=args.flips)
+
+        for row, columns in zip(batch, in_parts(encoded, list(batch)), strict=True):
             table[row] = {"image_id": table[row]["image_id"], "status": "ok", "reason": ""} | columns
         position.end(len(batch))
     for row, reason in poison_rows.items():

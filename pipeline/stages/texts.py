@@ -64,6 +64,7 @@ def text_part(
 ) -> Shard | None:
     """In a worker: the embedding of each text as float16, and what a mirrored image makes of it."""
     from train import encoders
+    from train.out_of_memory import in_parts
 
     captions = args.captions.column(0).to_pylist()
     table = [_row(caption) for caption in captions]
@@ -73,7 +74,7 @@ def text_part(
         batch = wanted[start : start + together]
         position.begin(batch, "", Limit(args.time_limit, "train.time_limit"), loading=LOADING)
         loaded = load_base(args.base, ("text_encoder",), device())
-        texts = encoders.encode_text(loaded, [captions[row] for row in batch])
+        texts = in_parts(lambda some: [*encoders.encode_text(loaded, some)], [captions[row] for row in batch])
         for row, text in zip(batch, texts, strict=True):
             table[row] |= {"status": "ok", "reason": "", "text": pack(text)}
         position.end(len(batch))

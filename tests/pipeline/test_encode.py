@@ -89,6 +89,31 @@ def test_images_of_one_size_pass_the_vae_together_and_each_keeps_its_own_latents
             assert found.shape == expected.shape and np.allclose(found, expected, rtol=2e-3, atol=2e-3)
 
 
+def test_a_batch_that_memory_is_too_small_for_is_encoded_in_halves(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train import encoders
+
+    (tmp_path / "whole").mkdir()
+    whole = encoded(base, tmp_path / "whole", ["x"] * 5, flips=False)
+    tried: list[int] = []
+    plain = encoders.encode_images
+
+    def little(loaded: Any, images: np.ndarray) -> Any:
+        tried.append(len(images))
+        if len(images) > 1:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+        return plain(loaded, images)
+
+    monkeypatch.setattr(encoders, "encode_images", little)
+    rows = encoded(base, tmp_path, ["x"] * 5, flips=False)
+    assert sorted(tried) == [1, 1, 1, 1, 2, 3]
+    for one, other in zip(whole, rows, strict=True):
+        assert one["status"] == other["status"] and one["caption"] == other["caption"]
+        if one["status"] == "ok":
+            assert np.allclose(unpack(one["mean"]), unpack(other["mean"]), rtol=2e-3, atol=2e-3)
+
+
 def test_a_mirror_image_has_latents_of_its_own(base: str, tmp_path: Path) -> None:
     """Whatever the captions say of sides: those that are drawn are judged when they are."""
     from train import encoders

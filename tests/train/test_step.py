@@ -50,7 +50,7 @@ def test_joined_conditions_learn_the_same(tmp_path: Path, connect: str) -> None:
 def test_joined_conditions_take_one_decoder_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
     monkeypatch.setattr(steps, "gradients", spied(steps.gradients, passes))
-    monkeypatch.setattr("train.fit.gradients", steps.gradients)
+    monkeypatch.setattr("train.micro_batch.gradients", steps.gradients)
     fit(tiny_base(), TWO, ["edges", "inverse"], dataclasses.replace(OPTIONS, join=True, images=4), tmp_path)
     assert passes == [8]
 
@@ -94,7 +94,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_logical_one(
         tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(options, micro_batch=1), tmp_path / "small"
     )
     memory = LittleMemory(1)
-    monkeypatch.setattr("train.fit.gradients", memory(steps.gradients))
+    monkeypatch.setattr("train.micro_batch.gradients", memory(steps.gradients))
     fallen = fit(tiny_base(), ToyPairs(), ["edges"], options, tmp_path / "fallen")
     assert memory.tried[:4] == [4, 2, 1, 1] and set(memory.tried[2:]) == {1}  # told once, and then kept
     assert_equal(tensors(small), tensors(fallen))
@@ -106,7 +106,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_logical_one(
 
 def test_out_of_memory_parts_joined_conditions_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = LittleMemory(4)
-    monkeypatch.setattr("train.fit.gradients", memory(steps.gradients))
+    monkeypatch.setattr("train.micro_batch.gradients", memory(steps.gradients))
     fit(tiny_base(), TWO, ["edges", "inverse"], dataclasses.replace(OPTIONS, join=True, images=4), tmp_path)
     assert memory.tried == [8, 4, 4]
 
@@ -128,7 +128,7 @@ def test_a_gradient_of_a_pass_that_failed_is_forgotten(
 
     real = steps.gradients
     monkeypatch.setattr(
-        "train.fit.gradients",
+        "train.micro_batch.gradients",
         lambda network, *given: real(dataclasses.replace(network, decode=decode), *given),
     )
     fallen = fit(
@@ -142,7 +142,7 @@ def test_a_gradient_of_a_pass_that_failed_is_forgotten(
 def test_one_image_that_does_not_fit_says_what_to_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.fit.gradients", LittleMemory(0)(steps.gradients))
+    monkeypatch.setattr("train.micro_batch.gradients", LittleMemory(0)(steps.gradients))
     with pytest.raises(
         MemoryError, match="gradient_checkpointing: true, connect: middle, optimizer: adamw8bit"
     ):
@@ -248,7 +248,7 @@ def train_as_rank(out: Path, port: int, rank: int, drift: bool) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     ranks = Ranks.here()
     if rank == 1:  # the other one needs not know
-        sys.modules["train.fit"].gradients = LittleMemory(1)(steps.gradients)
+        sys.modules["train.micro_batch"].gradients = LittleMemory(1)(steps.gradients)
     try:
         options = dataclasses.replace(OPTIONS, lr=1e-4, log_every=4)
         fit(
