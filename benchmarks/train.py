@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pairs = RandomPairs(shape, [f"condition-{k}" for k in range(most)], 2 * max(row.batch for row in rows))
     base = random_base(given.shape, shape, device)
     rate = throughput.matmul_rate(device, dtype)
+    if rate is None:
+        raise SystemExit(f"{device} has no memory for a matrix product: end what else runs there")
     versions = {
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,

@@ -6,7 +6,8 @@ from typing import TypeVar
 
 import torch
 
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 # as cuDNN, cuBLAS, CUDA, Triton and the two allocators of PyTorch word it, in an error without a type of its
 # own
 WORDS = (

@@ -3,11 +3,18 @@ trains.
 """
 
 import copy
+import dataclasses
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from train.base import Base
+
+# instructions of a processor that multiply in bf16
+FAST = {"avx512_bf16", "amx_bf16"}
+CPU = Path("/proc/cpuinfo")
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -59,6 +66,42 @@ def refresh(compute: nn.Module, master: nn.Module) -> None:
 
 def dtype_of(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def settled(
+    precision: str,  # fp32 | bf16 | auto
+    device: str,
+) -> str:  # fp32 | bf16
+    """`auto` is bf16 where the device multiplies in it, and so gains by it: GPUs since Ampere, CPUs with
+    AVX512-BF16 or AMX.
+    """
+    if precision != "auto":
+        return precision
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    flags = set(CPU.read_text(errors="replace").split()) if CPU.is_file() else set()
+    return "bf16" if FAST & flags else "fp32"
+
+
+def layout(device: str, dtype: torch.dtype) -> torch.memory_format:
+    """Of a UNet or a ControlNet that draws: on a CPU channels_last gains nothing there."""
+    gains = device.startswith("cuda") and dtype == torch.bfloat16
+    return torch.channels_last if gains else torch.preserve_format
+
+
+def for_sampling(
+    base: Base,  # float32; changed in place, for the caller's own use
+    precision: str,  # fp32 | bf16
+) -> Base:
+    """UNet and VAE in the precision, and in channels_last where convolutions gain by it: both on a GPU, on a
+    CPU the VAE alone. Text embeddings stay float32, and so do noise, guidance and the sampler's steps.
+    """
+    if precision == "fp32":
+        return base
+    dtype = dtype_of(precision)
+    base.unet.to(dtype=dtype, memory_format=layout(base.device, dtype))
+    base.vae.to(dtype=dtype, memory_format=torch.channels_last)
+    return dataclasses.replace(base, dtype=dtype)
 
 
 def _copy(module: Model, precision: str, device: str | None = None) -> Model:

@@ -4,14 +4,14 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train import unlocked
+from train import precision, unlocked
 from train.base import Base
 from train.batches import rng
 from train.config import POOLED
@@ -19,7 +19,7 @@ from train.controlnet import ControlNet
 from train.encoders import decode_latents
 from train.integrity import folder_to_sample
 from train.pretrained import load_controlnet
-from train.samplers import Sampler, scheduler
+from train.samplers import CfgHint, Sampler, scheduler
 from train.unet_parts import Residuals, unet_decoder, unet_encoder
 
 CONTROL_POINTS = 13  # the twelve skips, then the middle
@@ -33,7 +33,9 @@ def load_trained(
     unlocked it.
     """
     chosen = folder_to_sample(folder)
-    controlnet = load_controlnet(chosen, base.unet).to(base.device).eval()
+    controlnet: Any = load_controlnet(chosen, base.unet)
+    layout = precision.layout(base.device, base.dtype)
+    controlnet = controlnet.to(base.device, base.dtype, memory_format=layout).eval()
     if unlocked.has_unet(chosen):
         base = dataclasses.replace(base, unet=copy.deepcopy(base.unet))  # the caller's own stays as it is
         unlocked.load_unet(chosen, base.unet)
@@ -51,8 +53,10 @@ class SamplingSettings:
     guidance_scale: float = 7.5  # 1 = off, at half the cost
     controlnet_conditioning_scale: float = 1.0  # of the ControlNet's residuals
     # which branch of the guidance sees the hint. conditional: guidance strengthens the hint as well as the
-    # prompt (paper, 3.5)
-    cfg_hint: Literal["both", "conditional"] = "both"
+    # prompt. weighted: that, and each residual counts 64/h times, h its height in an image of 512 pixels, as
+    # the paper has it (3.5, CFG resolution weighting): in images of other sizes the height of the latents
+    # over that of the residual, so that the finest count once at any size
+    cfg_hint: CfgHint = "both"
     # the hint leads instead of the prompt: as cfg_hint conditional, and the fine residuals get less
     guess_mode: bool = False
     control_guidance_start: float = 0.0  # the share of the steps from which on the ControlNet works
@@ -128,16 +132,20 @@ class Control:
     controlnet: ControlNet
     features: Tensor  # [rows, C, h, w] of the hints
     scales: list[float]  # of the thirteen residuals
+    weighted: bool = False  # whether a residual counts more the coarser it is
 
     def residuals(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Residuals:
         """Of all rows; zero in front of those that are controlled."""
         rows = len(self.features)
         downs, middle = self.controlnet.residuals(x[-rows:], timesteps[-rows:], text[-rows:], self.features)
         scaled = [
-            _behind_zeros(residual * scale, len(x))
+            _behind_zeros(residual * (scale * self._weight(x, residual)), len(x))
             for residual, scale in zip((*downs, middle), self.scales, strict=True)
         ]
         return tuple(scaled[:-1]), scaled[-1]
+
+    def _weight(self, x: Tensor, residual: Tensor) -> float:
+        return x.shape[-2] / residual.shape[-2] if self.weighted else 1.0
 
 
 def _control(
@@ -149,13 +157,13 @@ def _control(
     dtype: torch.dtype,
 ) -> Control:
     pooled = bool(controlnet.config.get(POOLED))
-    conditional = settings.cfg_hint == "conditional" or settings.guess_mode or pooled
+    conditional = settings.cfg_hint != "both" or settings.guess_mode or pooled
     controlnet = _as_computed(controlnet, device, dtype)
     hint = torch.from_numpy(np.array(hints)).to(device).permute(0, 3, 1, 2).to(dtype) / 255
     repeats = 1 if conditional else rows // len(hint)
     features = controlnet.controlnet_cond_embedding(hint).repeat(repeats, 1, 1, 1)
     scales = point_scales(settings.controlnet_conditioning_scale, settings.guess_mode and not pooled)
-    return Control(controlnet, features, scales)
+    return Control(controlnet, features, scales, weighted=settings.cfg_hint == "weighted")
 
 
 def point_scales(

@@ -5,6 +5,8 @@ function of its first noise alone.
 from typing import Any, Literal
 
 Sampler = Literal["ddim", "unipc", "dpm++", "euler"]
+Precision = Literal["fp32", "bf16", "auto"]  # of the networks that draw; auto: train.precision.for_sampling
+CfgHint = Literal["both", "conditional", "weighted"]  # train.sample.SamplingSettings
 TITLES: dict[Sampler, str] = {  # as papers call them
     "ddim": "DDIM, eta 0",
     "unipc": "UniPC",

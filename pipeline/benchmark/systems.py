@@ -228,9 +228,9 @@ def _benchmark(
         "sampler": frozen.sampler,
         "version": 2,
     }
-    settings = frozen.stored("split", "seeds", "steps", "guidance", "negative", "scale")
-    if frozen.cfg_hint == "conditional":  # it came later: without it benchmarks stay as they were
-        settings["guide_hint"] = True
+    settings = frozen.stored("split", "seeds", "steps", "guidance", "negative", "scale") | frozen.younger
+    if frozen.cfg_hint != "both":  # it came later: without it benchmarks stay as they were
+        settings |= frozen.stored("guide_hint")
     identity: dict[str, Any] = {
         "settings": settings,
         "detector": plan.conditions[condition].fingerprint,
@@ -241,7 +241,7 @@ def _benchmark(
     if changed := maps.mark(plan, [condition], [item.image_id for item in items]):
         identity["changed"] = changed
     asked = {
-        "settings": frozen.stored("seeds", "steps", "guidance", "negative"),
+        "settings": frozen.stored("seeds", "steps", "guidance", "negative") | frozen.younger,
         "images": plan.image_key,
     }
     of_all = (

@@ -133,4 +133,5 @@ def protocol(frozen: Benchmark, base: str) -> dict[str, Any]:
         "base": base,
         "sampler": frozen.sampler,
         **frozen.stored("steps", "guidance", "scale", "negative", "guide_hint"),
+        **frozen.younger,
     }

@@ -99,9 +99,9 @@ def _renamed(old: str, new: str, *, is_flag: bool = False) -> Callable[[Any], An
 )
 @click.option(
     "--cfg-hint",
-    type=click.Choice(["both", "conditional"]),
-    help="The branches that see the hint; conditional: guidance strengthens the hint too; default: as its"
-    " workspace evaluates it, else both.",
+    type=click.Choice(["both", "conditional", "weighted"]),
+    help="The branches that see the hint; conditional: guidance strengthens the hint too; weighted: with the"
+    " paper's resolution weights; default: as its workspace evaluates it, else both.",
 )
 @click.option(
     "--guess-mode",

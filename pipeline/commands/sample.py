@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -23,12 +23,13 @@ from pipeline.dataset import images
 from pipeline.experiment.base import RANDOM_BASE, device, load_base
 from pipeline.experiment.runs import controlnet_here
 from pipeline.manifest import Image
+from pipeline.manifest.evaluation import GUIDE_HINT, cfg_hint_of
 from pipeline.plan import Plan
 from pipeline.sources import RawImage
 from pipeline.sources.raw import Unreadable
 from pipeline.storage import codec, copies, stores
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, Workspace, write_whole
-from train.samplers import TITLES, Sampler, scheduler
+from train.samplers import TITLES, CfgHint, Sampler, scheduler
 
 NOTE = "controlmill.json"  # of a ControlNet that is shipped
 
@@ -60,7 +61,7 @@ class Settings:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     controlnet_conditioning_scale: float | None = None  # of the ControlNet's residuals
-    cfg_hint: Literal["both", "conditional"] | None = None  # as of the manifest's benchmark
+    cfg_hint: CfgHint | None = None  # as of the manifest's benchmark
     guess: bool = False  # the hint leads instead of the prompt
     start: float = 0.0  # shares of the steps between which the ControlNet works
     end: float = 1.0
@@ -77,7 +78,7 @@ class Sampling:
     steps: int = 20
     guidance: float = 7.5
     scale: float = 1.0
-    guide_hint: bool = False
+    guide_hint: bool | str = False  # a value of GUIDE_HINT
     sampler: Sampler = "ddim"
 
 
@@ -138,7 +139,7 @@ def sample(
             num_inference_steps=chosen.steps,
             guidance_scale=chosen.guidance,
             controlnet_conditioning_scale=chosen.scale,
-            cfg_hint="conditional" if chosen.guide_hint else "both",
+            cfg_hint=cfg_hint_of(chosen.guide_hint),
             guess_mode=settings.guess,
             control_guidance_start=settings.start,
             control_guidance_end=settings.end,
@@ -280,14 +281,15 @@ def _chosen(known: Known, settings: Settings) -> Sampling:
         "steps": settings.num_inference_steps,
         "guidance": settings.guidance_scale,
         "scale": settings.controlnet_conditioning_scale,
-        "guide_hint": settings.cfg_hint and settings.cfg_hint == "conditional",
+        "guide_hint": GUIDE_HINT[settings.cfg_hint] if settings.cfg_hint else None,
         "sampler": settings.sampler,
     }
     return replace(advice, **{name: value for name, value in given.items() if value is not None})
 
 
 def _sentence(chosen: Sampling) -> str:
-    of_hint = " of the hint too" if chosen.guide_hint else ""
+    weights = ", weighted by resolution" * (chosen.guide_hint == "weighted")
+    of_hint = f" of the hint too{weights}" if chosen.guide_hint else ""
     scale = f", scale {chosen.scale:g}" if chosen.scale != 1 else ""
     return f"{TITLES[chosen.sampler]}, {chosen.steps} steps, guidance {chosen.guidance:g}{of_hint}{scale}"
 

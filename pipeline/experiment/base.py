@@ -13,6 +13,7 @@ from pipeline.experiment.texts import TextKeys
 from pipeline.plan import Plan
 from pipeline.storage import folders, stores
 from pipeline.storage.workspace import fingerprint
+from train.samplers import Precision
 
 RANDOM_BASE = "random"  # `base: random`
 ON_RANDOM_WEIGHTS = (
@@ -92,6 +93,10 @@ def flips(plan: Plan) -> bool:
 @functools.cache
 def load_base(spec: str, parts: tuple[str, ...], device: str) -> Any:
     """Once a process: workers keep the networks between their tasks."""
+    return _load(spec, parts, device)
+
+
+def _load(spec: str, parts: tuple[str, ...], device: str) -> Any:
     from train import base
 
     if stores.address_of(spec):  # of another machine
@@ -100,7 +105,15 @@ def load_base(spec: str, parts: tuple[str, ...], device: str) -> Any:
     return base.load(spec, device=device, parts=parts)
 
 
-PRECISION = "float32"  # in which `load_base` loads, and so in which samples are drawn
+@functools.cache
+def load_sampler(spec: str, device: str, precision: Precision) -> Any:
+    """The base as it draws. In bf16 it has networks of its own, of which `load_base` knows nothing."""
+    from train.precision import for_sampling, settled
+
+    parts, settled_here = ("unet", "vae", "text_encoder"), settled(precision, device)
+    if settled_here == "fp32":
+        return load_base(spec, parts, device)
+    return for_sampling(_load(spec, parts, device), settled_here)
 
 
 def device() -> str:

@@ -8,7 +8,15 @@ from pydantic import Field, model_validator
 from pipeline.manifest.dataset import ConditionSettings
 from pipeline.manifest.section import NAME, Real, Seconds, Section, Text, Whole
 from pipeline.manifest.yaml_errors import wrong
-from train.samplers import Sampler
+from train.samplers import CfgHint, Precision, Sampler
+
+# cfg_hint -> what fingerprints and notes have under its first name, guide_hint
+GUIDE_HINT: dict[CfgHint, bool | str] = {"both": False, "conditional": True, "weighted": "weighted"}
+
+
+def cfg_hint_of(guide_hint: bool | str) -> CfgHint:
+    """The reverse of GUIDE_HINT."""
+    return next(name for name, stored in GUIDE_HINT.items() if stored == guide_hint)
 
 
 class Benchmark(Section):
@@ -20,11 +28,14 @@ class Benchmark(Section):
     sampler: Sampler = "ddim"
     num_inference_steps: Annotated[Whole, Field(ge=1, le=1000)] = 20
     guidance_scale: Annotated[Real, Field(ge=0)] = 7.5
+    # of the networks that draw; auto: bf16 where the device multiplies in it, else fp32
+    precision: Precision = "fp32"
     negative_prompt: str = ""  # of the unconditional branch
     controlnet_conditioning_scale: Annotated[Real, Field(ge=0)] = 1.0
     # the branches of classifier-free guidance that see the hint: both, as in the released code, or the
-    # conditional one alone, so that guidance strengthens the hint as well as the prompt (paper, 3.5)
-    cfg_hint: Literal["both", "conditional"] = "both"
+    # conditional one alone, so that guidance strengthens the hint as well as the prompt; weighted is
+    # conditional with the paper's resolution weights (3.5)
+    cfg_hint: CfgHint = "both"
     licence: Text | None = (
         None  # of the images, told to whoever enters the benchmark; no part of any identity
     )
@@ -35,6 +46,11 @@ class Benchmark(Section):
         "scale": "controlnet_conditioning_scale",
         "guide_hint": "cfg_hint",
     }
+
+    @property
+    def younger(self) -> dict[str, Any]:
+        """Settings that came later, where they are set: without them fingerprints stay as they were."""
+        return {} if self.precision == "fp32" else {"precision": self.precision}
 
     def stored(self, *keys: str) -> dict[str, Any]:
         """Under the names and values of the first versions, which fingerprints and notes are made of: all of
@@ -48,7 +64,7 @@ class Benchmark(Section):
             "guidance": self.guidance_scale,
             "negative": self.negative_prompt,
             "scale": self.controlnet_conditioning_scale,
-            "guide_hint": self.cfg_hint == "conditional",
+            "guide_hint": GUIDE_HINT[self.cfg_hint],
             "sampler": self.sampler,
         }
         return {key: values[key] for key in keys or values}

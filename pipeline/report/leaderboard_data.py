@@ -50,7 +50,8 @@ class FrozenBenchmark:
     steps: int
     guidance: float
     scale: float
-    guide_hint: bool = False  # of both, the prompt and the hint
+    # guidance of both, the prompt and the hint; "weighted" = with the paper's resolution weights
+    guide_hint: bool | Literal["weighted"] = False
     negative: str  # the negative prompt; '' = none
     base: str
     # sides of a picture, or of the square that has its area; None = not recorded
@@ -63,6 +64,16 @@ class FrozenBenchmark:
     detectable: float | None = None
     repeats: tuple[str, ...] = ()  # measures that are another one at this size, and have no column
     notes: tuple[str, ...] = ()  # sentences: what the size of the pictures does to measures
+
+    @property
+    def guided(self) -> str:
+        return guided(self.guide_hint)
+
+
+def guided(guide_hint: bool | str) -> str:
+    """What guidance strengthens beside the prompt, as the end of "guidance 3"."""
+    weights = ", weighted by resolution" * (guide_hint == "weighted")
+    return f" of prompt and hint{weights}" if guide_hint else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ from pipeline.catalog import Catalog
 from pipeline.experiment.base import ON_RANDOM_WEIGHTS, RANDOM_BASE
 from pipeline.manifest import AnySource, Manifest
 from pipeline.manifest import published as own_published
+from pipeline.manifest.evaluation import GUIDE_HINT
 from pipeline.plan import Plan
 from pipeline.report import leaderboard
 from pipeline.report.leaderboard_data import (
@@ -43,6 +44,7 @@ from pipeline.report.leaderboard_data import (
     Measure,
     Published,
     Speed,
+    guided,
     published,
 )
 from pipeline.report.leaderboard_evidence import evidence_samples
@@ -181,7 +183,7 @@ def _benchmark(
         steps=frozen.num_inference_steps,
         guidance=frozen.guidance_scale,
         scale=frozen.controlnet_conditioning_scale,
-        guide_hint=frozen.cfg_hint == "conditional",
+        guide_hint=GUIDE_HINT[frozen.cfg_hint],  # type: ignore[arg-type]
         negative=frozen.negative_prompt,
         base=plan.manifest.base or "none",
         resolution=plan.manifest.image.resolution,
@@ -274,9 +276,10 @@ def _provenance(plan: Plan, of: CatalogScore, system: System) -> dict[str, str]:
         else (
             f"{TITLES[frozen.sampler]}, {frozen.num_inference_steps} steps,"
             f" guidance {frozen.guidance_scale:g}"
-            f"{' of prompt and hint' * (frozen.cfg_hint == 'conditional')},"
+            f"{guided(GUIDE_HINT[frozen.cfg_hint])},"
             f" scale {frozen.controlnet_conditioning_scale:g}, seeds {', '.join(map(str, frozen.seeds))},"
             f" negative prompt {frozen.negative_prompt!r}"
+            f"{''.join(f', {name} {value}' for name, value in frozen.younger.items())}"
         ),
         "network": networks.weights_of(plan.manifest.evaluate, of.metric) or "none",
         "software": _software(of.metric),

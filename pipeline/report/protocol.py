@@ -40,7 +40,7 @@ def differences(row: Published, benchmark: FrozenBenchmark) -> tuple[str, ...]:
 
 def sampling(benchmark: FrozenBenchmark) -> str:
     """Sampler, steps, guidance and negative prompt, as published.json has them."""
-    guidance = f"guidance {benchmark.guidance:g}{' of prompt and hint' * benchmark.guide_hint}"
+    guidance = f"guidance {benchmark.guidance:g}{benchmark.guided}"
     scale = [f"scale {benchmark.scale:g}"] * (benchmark.scale != 1)
     negative = f"negative prompt “{benchmark.negative}”" if benchmark.negative else "no negative prompt"
     return ", ".join([benchmark.sampler, f"{benchmark.steps} steps", guidance, *scale, negative])

@@ -5,7 +5,7 @@ all of them.
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,18 @@ from pipeline.cluster import position
 from pipeline.cluster.jobs import Job
 from pipeline.cluster.position import Limit
 from pipeline.dataset.maps import read_map
-from pipeline.experiment.base import PRECISION, base_spec, device, device_name, load_base
+from pipeline.experiment.base import base_spec, device, device_name, load_base, load_sampler
 from pipeline.experiment.runs import controlnet_here
 from pipeline.manifest import Benchmark
 from pipeline.stages.stage import StageContext, StageResult, make_missing, of_one_size, result, work
 from pipeline.storage import codec, shards
 from pipeline.storage.shards import Row, Shard
 from pipeline.storage.workspace import DAMAGED_CHECKPOINT, Workspace
+from train.samplers import Precision
 
-BATCH = {"cpu": 4, "cuda": 16}  # samples that pass the networks together; halved where memory runs out
+# samples that pass the networks together; halved where memory runs out
+BATCH = {"cpu": 4, "cuda": 16}
+MOST, PIXELS = 16, 2**20  # on a CPU more of them while they are small
 
 LOADING = 120.0  # seconds on top of the limit, where the networks may have to be loaded first
 
@@ -106,7 +109,7 @@ def _jobs(context: StageContext) -> Iterator[Job]:
 
 
 @functools.cache
-def load_trained(folder: str, base: str) -> Any:
+def load_trained(folder: str, base: str, precision: Precision = "fp32") -> Any:
     """The base and the ControlNet, read once a process and hashed then: a run that unlocked the base has its
     own. MillError where a file of the checkpoint is missing or is not what was written.
     """
@@ -117,7 +120,7 @@ def load_trained(folder: str, base: str) -> Any:
         integrity.check_controlnet(place)
     except integrity.Damaged as error:
         raise MillError(f"{error}: {DAMAGED_CHECKPOINT}.") from error
-    return sample.load_trained(place, load_base(base, ("unet", "vae", "text_encoder"), device()))
+    return sample.load_trained(place, load_sampler(base, device(), precision))
 
 
 def generate_part(
@@ -138,15 +141,19 @@ def generate_part(
         }
         for row, (item, hint, seed) in enumerate(args.tasks)
     ]
+    from train.out_of_memory import in_parts
+
     draw = {REAL: _real, ROUND_TRIP: _returned}.get(args.system.variant, _sampled)
     draw = _submitted if args.pictures else draw
     size = lambda row: (args.tasks[row][0].height, args.tasks[row][0].width)
     todo = [row for row in rows if row not in poison_rows]
     limit = Limit(args.time_limit, "evaluate.time_limit")
-    for members in of_one_size(todo, size, position.at_a_time(BATCH[device()])):
+    together = _together([args.tasks[row][0] for row in todo])
+    for members in of_one_size(todo, size, position.at_a_time(together)):
         position.begin(members, "", limit, loading=LOADING)
         start = time.perf_counter()
-        encoded = _in_memory(functools.partial(draw, args), [args.tasks[row] for row in members])
+        # an image does not depend on what else is in its batch
+        encoded = in_parts(functools.partial(draw, args), [args.tasks[row] for row in members])
         each = (time.perf_counter() - start) / len(members)
         for row, image in zip(members, encoded, strict=True):
             table[row] |= {"status": "ok", "seconds": each, "image": image}
@@ -164,38 +171,36 @@ def generate_part(
     return None
 
 
+def _together(items: list[Item]) -> int:
+    """As many as fill the processor: a small image alone leaves it waiting for the next layer."""
+    largest = max((item.height * item.width for item in items), default=1)
+    return max(BATCH[device()], min(MOST, PIXELS // largest))
+
+
 def _drawn_on(args: GeneratePart) -> str:
     """Pictures that were given were not drawn here."""
     if args.pictures:
         return "as the submission says"
-    return "no network" if args.system.variant == REAL else f"{device_name(device())}, {PRECISION}"
+    if args.system.variant == REAL:
+        return "no network"
+    from train.precision import dtype_of, settled
 
-
-def _in_memory(draw: Callable[[list[Task]], list[bytes]], tasks: list[Task]) -> list[bytes]:
-    """With half as many at a time where memory runs out: an image does not depend on what else is in its
-    batch.
-    """
-    import torch
-
-    try:
-        return draw(tasks)
-    except torch.OutOfMemoryError:
-        if len(tasks) == 1:
-            raise
-    torch.cuda.empty_cache()
-    half = len(tasks) // 2
-    return [*_in_memory(draw, tasks[:half]), *_in_memory(draw, tasks[half:])]
+    drawn = args.system.variant != ROUND_TRIP  # which the VAE makes in float32 always
+    dtype = dtype_of(settled(args.benchmark.precision, device()) if drawn else "fp32")
+    return f"{device_name(device())}, {str(dtype).removeprefix('torch.')}"
 
 
 def _sampled(args: GeneratePart, tasks: list[Task]) -> list[bytes]:  # PNG
     from train import encoders, sample
 
-    loaded, net = load_base(args.base, ("unet", "vae", "text_encoder"), device()), None
+    precision = args.benchmark.precision
+    loaded, net = load_sampler(args.base, device(), precision), None
     hints = None
     height, width = tasks[0][0].height, tasks[0][0].width
     if args.system.checkpoint:
         # an absolute path stays what it is
-        loaded, net = load_trained(str(Workspace(args.root).root / args.system.checkpoint), args.base)
+        place = str(Workspace(args.root).root / args.system.checkpoint)
+        loaded, net = load_trained(place, args.base, precision)
         condition, workspace = args.system.condition, Workspace(args.root)
         hints = np.stack([_hint(workspace, hint, condition, height, width) for _, hint, _ in tasks])
     images = sample.generate(
@@ -231,7 +236,7 @@ def _returned(args: GeneratePart, tasks: list[Task]) -> list[bytes]:  # PNG
 
     from train import encoders
 
-    loaded = load_base(args.base, ("unet", "vae", "text_encoder"), device())
+    loaded = load_base(args.base, ("vae",), device())
     pixels = np.stack([codec.decode(data) for data in _real(args, tasks)])
     mean, _ = encoders.encode_images(loaded, pixels)
     images = encoders.decode_latents(loaded, torch.from_numpy(mean) * loaded.scaling_factor)

@@ -340,11 +340,11 @@ train:
       lr: 1.0e-3
     - {conditions: [hed], images: 8, batch: 4, micro_batch: 4, prompt_drop: 0.5, seed: 0, checkpoint_every: 8,
        connect: full, unlock: none, min_snr: 5, ema: 20, gradient_checkpointing: false, precision: auto,
-       compile: auto, optimizer: adamw, flip: 0, join: false, gpus: 1,
+       compile: auto, deterministic: false, optimizer: adamw, flip: 0, join: false, gpus: 1,
        held_out: 4, watch_every: 8, keep_every: 8, grids: 0}
 evaluate:
   benchmark: {split: test, samples: 4, seeds: [0], sampler: unipc, num_inference_steps: 4, guidance_scale: 3,
-              negative_prompt: a, controlnet_conditioning_scale: 1, cfg_hint: both}
+              precision: fp32, negative_prompt: a, controlnet_conditioning_scale: 1, cfg_hint: both}
   baselines: [no_control]
   external: [{name: a, condition: canny, checkpoint: c}]
   readers: {hed: {detector: mini}}

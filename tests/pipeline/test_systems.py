@@ -15,8 +15,9 @@ from pipeline import MillError
 from pipeline import plan as plans
 from pipeline.benchmark import networks
 from pipeline.benchmark.entrants import Entrant
-from pipeline.benchmark.systems import ALONE, BEFORE, EARLIER, System, score_key, systems
+from pipeline.benchmark.systems import ALONE, BEFORE, EARLIER, Item, System, score_key, systems
 from pipeline.benchmark.systems import _benchmark as of_benchmark
+from pipeline.benchmark.tasks import protocol
 from pipeline.cluster.jobs import Job
 from pipeline.commands import requirements
 from pipeline.dataset.changes import renewed
@@ -245,12 +246,13 @@ def test_the_scale_of_a_controlnet_does_not_change_what_is_drawn_without_one(
     assert {arm for arm, kept in same.items() if kept} == set(ALONE)
 
 
+@pytest.mark.parametrize("branches", ["conditional", "weighted"])
 def test_a_guided_hint_is_another_benchmark_and_is_sampled_so(
-    compared: Callable[..., tuple[Plan, list[System]]], monkeypatch: pytest.MonkeyPatch
+    compared: Callable[..., tuple[Plan, list[System]]], monkeypatch: pytest.MonkeyPatch, branches: str
 ) -> None:
     (_, before), (_, said), (plan, after) = (
         compared(TEXT.replace("samples: 40", f"samples: 40{more}"))
-        for more in ("", ", cfg_hint: both", ", cfg_hint: conditional")
+        for more in ("", ", cfg_hint: both", f", cfg_hint: {branches}")
     )
     assert [one.key for one in before] == [one.key for one in said]
     assert {one.variant for one, other in zip(before, after, strict=True) if one.key == other.key} == set(
@@ -262,7 +264,7 @@ def test_a_guided_hint_is_another_benchmark_and_is_sampled_so(
     )
     monkeypatch.setattr(stage, "base_spec", lambda plan: "base")
     stage.generate(StageContext(plan, Pairs(), None))  # type: ignore[arg-type]
-    wanted = {"num_inference_steps": 20, "guidance_scale": 7.5, "cfg_hint": "conditional"}
+    wanted = {"num_inference_steps": 20, "guidance_scale": 7.5, "cfg_hint": branches}
     assert asked and all(it.benchmark.model_dump(include=set(wanted)) == wanted for it in asked)
 
 
@@ -336,6 +338,33 @@ def fingerprints_of(frozen: Benchmark, drawing: int = 1) -> tuple[Any, ...]:
     rows = [(image_id, f"caption {image_id}", 64, 64, "s", 0) for image_id in "ab"]
     catalog: Any = SimpleNamespace(query=lambda sql, given=(): rows if "pairs" in sql else [])
     return of_benchmark(plan, catalog, "canny", "b", renewed(catalog))
+
+
+def test_weighted_guidance_is_a_benchmark_of_its_own_of_the_same_samples_without_a_hint() -> None:
+    both, conditional, weighted = (
+        fingerprints_of(Benchmark(cfg_hint=how)) for how in ("both", "conditional", "weighted")
+    )
+    assert len({one[1] for one in (both, conditional, weighted)}) == 3
+    assert both[2] == conditional[2] == weighted[2]
+
+
+def test_the_precision_of_samples_is_part_of_a_benchmark_where_it_is_not_fp32() -> None:
+    said, low, chosen = (fingerprints_of(Benchmark(precision=name)) for name in ("fp32", "bf16", "auto"))
+    assert said == fingerprints_of(Benchmark())
+    for number in (1, 2):  # with a hint, and without
+        assert len({one[number] for one in (said, low, chosen)}) == 3
+    assert said[3] == low[3] == chosen[3]  # what others are asked for
+    assert "precision" not in protocol(Benchmark(), "b")
+    assert protocol(Benchmark(precision="bf16"), "b")["precision"] == "bf16"
+
+
+def test_small_images_are_drawn_more_at_a_time_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "device", lambda: "cpu")
+    sizes = {
+        side: stage._together([Item("a", "", side, side, "s", 0)]) for side in (128, 256, 384, 512, 1024)
+    }
+    assert sizes == {128: 16, 256: 16, 384: 7, 512: 4, 1024: 4}
+    assert stage._together([]) == 16
 
 
 def test_submitted_pictures_answer_a_task_whatever_protocol_ours_have() -> None:

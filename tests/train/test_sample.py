@@ -2,7 +2,7 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,12 +18,13 @@ from diffusers import (
 )
 
 from tests.train.conftest import ToyPairs, tiny_base
-from train import checkpoint
+from train import checkpoint, precision
 from train.base import Base, load
 from train.controlnet import ControlNet
 from train.encoders import encode_text
 from train.fit import Options, fit
-from train.sample import SamplingSettings, generate, initial_noise, load_trained, point_scales
+from train.pretrained import locate
+from train.sample import Control, SamplingSettings, generate, initial_noise, load_trained, point_scales
 from train.samplers import TITLES, scheduler
 
 SMALL = {"height": 64, "width": 64, "num_inference_steps": 3}
@@ -127,6 +128,79 @@ def test_the_hint_is_guided_only_where_that_is_asked_for(
             | {"guidance_scale": 3.0, "cfg_hint": "conditional", "controlnet_conditioning_scale": 0.0},
         ),
     )
+
+
+def test_resolution_weights_are_those_of_the_paper_at_512_pixels_and_the_same_ratios_elsewhere() -> None:
+    """Section 3.5: 64/h, so 1 for the finest residuals and 8 for the middle; a stub gives ones."""
+
+    class Ones:
+        config: ClassVar[dict[str, Any]] = {}
+
+        def residuals(self, x: torch.Tensor, *given: Any) -> Any:
+            sides = [-(-x.shape[-2] // 2 ** min(i // 3, 3)) for i in range(12)]
+            return tuple(torch.ones(len(x), 1, side, side) for side in sides), torch.ones(
+                len(x), 1, sides[-1], sides[-1]
+            )
+
+    def weights(height: int, scale: float, weighted: bool) -> list[float]:
+        control = Control(Ones(), torch.zeros(1, 1, 1, 1), [scale] * 13, weighted)  # type: ignore[arg-type]
+        x = torch.zeros(2, 4, height, height)
+        downs, middle = control.residuals(x, torch.zeros(2), torch.zeros(2, 1, 1))
+        assert all(not each[0].any() for each in (*downs, middle))  # the branch without the hint
+        return [float(each[1].max()) for each in (*downs, middle)]
+
+    assert weights(64, 1.0, True) == [1.0] * 3 + [2.0] * 3 + [4.0] * 3 + [8.0] * 4
+    assert weights(96, 1.0, True) == weights(16, 1.0, True) == weights(64, 1.0, True)
+    assert weights(64, 0.5, True)[-1] == 4.0 and weights(64, 1.0, False) == [1.0] * 13
+
+
+def test_weighted_guidance_draws_another_image_and_without_a_controlnet_the_same(
+    base: Base, texts: np.ndarray, controlnet: ControlNet
+) -> None:
+    common: dict[str, Any] = {"text": texts[:1], "empty": texts[3], "seeds": [0], "guidance_scale": 3.0}
+    plain, weighted = (
+        draw(base, controlnet, **common, hints=hints(1), cfg_hint=how) for how in ("conditional", "weighted")
+    )
+    assert not np.array_equal(plain, weighted)
+    alone = [draw(base, None, **common, hints=None, cfg_hint=how) for how in ("conditional", "weighted")]
+    assert np.array_equal(*alone)
+
+
+def test_in_bf16_images_are_near_those_of_fp32_and_do_not_depend_on_their_batch() -> None:
+    """Of a trained base, in mean levels of 255; a processor without such instructions computes the same,
+    slower.
+    """
+    images = []
+    for name in ("fp32", "bf16"):
+        base, net = load_trained(locate("mini/canny"), precision.for_sampling(load("mini"), name))
+        assert base.dtype == next(net.parameters()).dtype == precision.dtype_of(name)
+        assert base.text_encoder.dtype == torch.float32
+        size = {"height": 64, "width": 64, "guidance_scale": 3.0, "cfg_hint": "conditional"}
+        common: dict[str, Any] = {"empty": encode_text(base, [""])[0], **size}
+        given = {"hints": hints(2), "text": encode_text(base, ["a red ball", "a box"]), "seeds": [5, 6]}
+        images.append(draw(base, net, **given, **common).astype(int))
+        alone = draw(base, net, **{key: value[1:] for key, value in given.items()}, **common)
+        assert np.abs(alone[0] - images[-1][1]).mean() < 1
+    assert 0 < np.abs(images[0] - images[1]).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "chosen"),
+    [
+        ("fpu avx512f avx512_vnni", "fp32"),
+        ("fpu avx512f avx512_bf16", "bf16"),
+        ("amx_bf16 amx_tile", "bf16"),
+        ("", "fp32"),
+    ],
+    ids=["no bf16", "avx512", "amx", "unknown"],
+)
+def test_auto_is_bf16_where_the_processor_multiplies_in_it(
+    flags: str, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"model name : some CPU\nflags : {flags}\n")
+    monkeypatch.setattr(precision, "CPU", tmp_path / ("cpuinfo" if flags else "none"))
+    assert precision.settled("auto", "cpu") == chosen
+    assert precision.settled("fp32", "cpu") == "fp32" and precision.settled("bf16", "cpu") == "bf16"
 
 
 @pytest.fixture(scope="module")
