@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -74,7 +75,11 @@ def text_part(
         batch = wanted[start : start + together]
         position.begin(batch, "", Limit(args.time_limit, "train.time_limit"), loading=LOADING)
         loaded = load_base(args.base, ("text_encoder",), device())
-        texts = in_parts(lambda some: [*encoders.encode_text(loaded, some)], [captions[row] for row in batch])
+
+        def encoded(some: list[str], loaded: Any = loaded) -> list[Any]:
+            return list(encoders.encode_text(loaded, some))
+
+        texts = in_parts(encoded, [captions[row] for row in batch])
         for row, text in zip(batch, texts, strict=True):
             table[row] |= {"status": "ok", "reason": "", "text": pack(text)}
         position.end(len(batch))
