@@ -4,6 +4,9 @@ It keeps what that script does: float32 ControlNet under autocast, the other net
 contiguous memory, pixels and hints as float32 from a loader without workers, VAE and text encoder live, a
 loss that is read back at every step, gradients set to zero rather than dropped, AdamW as PyTorch chooses it.
 The pictures lie in memory ready for the network, which spares it decoding and resizing.
+
+Three loops: `live` is the script as it is. `cached` has latents and text encoded before, and `tuned` is what
+a careful user makes of that: both networks compiled, in the memory layout that convolutions are fast in.
 """
 
 import copy
@@ -27,7 +30,7 @@ def run(
     enough: Callable[[], bool],  # told after every `steps`, when the device is done; True ends the run
     *,
     batch: int,
-    live: bool,
+    loop: str,  # live | cached | tuned
     device: str,
     dtype: "torch.dtype",
     steps: int,
@@ -39,7 +42,7 @@ def run(
 
     while True:
         try:
-            step = start(base, pairs, shape, batch=batch, live=live, device=device, dtype=dtype)
+            step = start(base, pairs, shape, batch=batch, loop=loop, device=device, dtype=dtype)
             done = False
             while not done:
                 for _ in range(steps):
@@ -60,10 +63,11 @@ def start(
     shape: Shape,
     *,
     batch: int,
-    live: bool,  # True = as the script is; False = the same with latents and text that were encoded before
+    loop: str,  # live | cached | tuned
     device: str,
     dtype: "torch.dtype",  # of autocast and of the locked networks
     lr: float = 1e-5,
+    backend: str = "inductor",  # of torch.compile
 ) -> Callable[[], float]:  # one step of training; returns its loss
     """Everything built, nothing yet run."""
     import torch
@@ -72,15 +76,22 @@ def start(
 
     from train.controlnet import widths_for
 
+    live = loop == "live"
     # the same hint encoder as ours: on a narrow base a narrow one
     widths = widths_for(base.unet.config.block_out_channels[0])
     controlnet: Any = (
         ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=widths).to(device).train()
     )
     unet: Any = copy.deepcopy(base.unet).to(device, dtype)
+    trained = list(controlnet.parameters())
+    if loop == "tuned":
+        controlnet, unet = (
+            torch.compile(each.to(memory_format=torch.channels_last), dynamic=False, backend=backend)
+            for each in (controlnet, unet)
+        )
     vae: Any = copy.deepcopy(base.vae).to(device, dtype) if live else None
     text_encoder: Any = copy.deepcopy(base.text_encoder).to(device, dtype) if live else None
-    optimizer = torch.optim.AdamW(controlnet.parameters(), lr=lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     scheduler: Any = DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
@@ -117,7 +128,7 @@ def start(
         )[0]
         loss = functional.mse_loss(prediction.float(), noise.float(), reduction="mean")
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(controlnet.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=False)

@@ -2,13 +2,14 @@
 precision, in one run.
 
 `ours` is `train.fit.fit` as users run it, on pairs in memory; its checkpoints lie beyond the end. `live` is
-the loop of diffusers' `train_controlnet.py`, `cached` the same with latents and text encoded before
-(benchmarks/diffusers_loop.py). Weights are random: the arithmetic of a layer does not depend on its numbers.
-A rate is the median over readings of the clock, each some steps apart and made when the device is done; the
-first ones, in which kernels are compiled and chosen, are left out, and `start` says how long it took to the
-first. One image of K conditions counts K times in `trained/s`, which is what ratios compare: K runs train as
-much one after the other. `share` is the FLOPs of what is trained (2 x multiply-adds; for `live` with its
-encoders; nothing that is computed twice) as a share of a matrix product's rate measured here.
+the loop of diffusers' `train_controlnet.py`, `cached` the same with latents and text encoded before, `tuned`
+that one with torch.compile and channels_last (benchmarks/diffusers_loop.py), which has a row where ours
+compiles. Weights are random: the arithmetic of a layer does not depend on its numbers. A rate is the median
+over readings of the clock, each some steps apart and made when the device is done; the first ones, in which
+kernels are compiled and chosen, are left out, and `start` says how long it took to the first. One image of K
+conditions counts K times in `trained/s`, which is what ratios compare: K runs train as much one after the
+other. `share` is the FLOPs of what is trained (2 x multiply-adds; for `live` with its encoders; nothing that
+is computed twice) as a share of a matrix product's rate measured here.
 
 Rows come in the order of their importance. One that fails says why and stops nothing; one that the budget has
 no room for says so. No Ray, no catalog, no network: torch, torchvision, transformers and diffusers are
@@ -32,6 +33,11 @@ from pathlib import Path
 from typing import Any
 
 GIB = 2**30
+BASELINES = {
+    "live": "diffusers, live",
+    "cached": "diffusers, cached",
+    "tuned": "diffusers, cached, compiled, channels_last",
+}
 ONE, MIDDLE, FULL = "ours, K = 1", "ours, middle only", "ours, small scale but full connection"
 SMALL = "ours, small scale (middle, checkpointing, 8-bit)"
 
@@ -41,7 +47,7 @@ class Row:
     """One contestant in one setting."""
 
     name: str
-    loop: str  # ours | cached | live
+    loop: str  # ours | tuned | cached | live
     batch: int
     conditions: int = 1
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # of train.options.Options
@@ -56,8 +62,9 @@ def rows_of(batch: int, joined_batch: int, compiled: bool) -> list[Row]:
     lean = {"connect": "middle", "gradient_checkpointing": True, "optimizer": "adamw8bit", "compile": False}
     rows = [
         Row(ONE, "ours", batch),
-        Row("diffusers, cached", "cached", batch),
-        Row("diffusers, live", "live", batch),
+        Row(BASELINES["cached"], "cached", batch),
+        *([Row(BASELINES["tuned"], "tuned", batch)] if compiled else []),
+        Row(BASELINES["live"], "live", batch),
         Row("ours, K = 4", "ours", batch, 4),
         Row(SMALL, "ours", 1, 1, lean),
         Row(MIDDLE, "ours", batch, 1, {"connect": "middle"}),
@@ -73,6 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the JSON after each row."""
     given = parse(arguments)
 
+    def keep(report: dict[str, Any]) -> None:
+        if given.out:
+            given.out.write_text(json.dumps(report, indent=2) + "\n")
+
+    print(table(measured(given, keep)))
+
+
+def measured(given: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The report, which `keep` gets after each row and at the end."""
     import diffusers
     import torch
     import transformers
@@ -96,15 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rate = throughput.matmul_rate(device, dtype)
     if rate is None:
         raise SystemExit(f"{device} has no memory for a matrix product: end what else runs there")
-    versions = {
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-    }
     report: dict[str, Any] = {
         "machine": machine(device),
         "threads": threads,
-        "versions": versions,
+        "versions": {each.__name__: each.__version__ for each in (torch, diffusers, transformers)},
         "shape": {"name": given.shape, **dataclasses.asdict(shape)},
         "options": {name: value for name, value in vars(given).items() if name != "out"},
         "tf32": cuda,
@@ -119,15 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         flops = flops_per_image(
             base, shape, row.conditions, connect=row.settings.get("connect", "full"), live=row.loop == "live"
         )
-        report["rows"].append(
-            {
-                **dataclasses.asdict(row),
-                "gigaflops_per_image": round(flops / 1e9, 3),
-                "runs": [],
-                "failed": None,
-                "not_run": None,
-            }
-        )
+        counted = {"gigaflops_per_image": round(flops / 1e9, 3), "runs": [], "failed": None, "not_run": None}
+        report["rows"].append(dataclasses.asdict(row) | counted)
     for turn in range(given.repeats):  # contestants alternate, so that a busy machine slows all of them
         for row, told in zip(rows, report["rows"], strict=True):
             left = max(0.0, given.budget - (time.monotonic() - began))
@@ -147,12 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             base.unet.to("cpu")  # fit takes it to the device
             summarise(report, rate)
             print(f"  [{time.monotonic() - began:4.0f} s] round {turn + 1}: {line(told)}", flush=True)
-            if given.out:
-                given.out.write_text(json.dumps(report, indent=2) + "\n")
+            keep(report)
     report["seconds"] = round(time.monotonic() - began, 1)
-    print(table(report))
-    if given.out:
-        given.out.write_text(json.dumps(report, indent=2) + "\n")
+    keep(report)
+    return report
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -222,8 +224,11 @@ def expected_seconds(told: dict[str, Any], all_told: list[dict[str, Any]]) -> fl
     """What it took before, else what the last row of its kind took: compiled loops are slow to start,
     diffusers' slow to go on.
     """
-    kind = told["loop"] == "ours", told["settings"].get("compile")
-    alike = [one for one in all_told if (one["loop"] == "ours", one["settings"].get("compile")) == kind]
+
+    def kind(one: dict[str, Any]) -> tuple[str, Any]:
+        return {"live": "cached"}.get(one["loop"], one["loop"]), one["settings"].get("compile")
+
+    alike = [one for one in all_told if kind(one) == kind(told)]
     known = [run["seconds"] for one in alike for run in one["runs"]]
     return (max((run["seconds"] for run in told["runs"]), default=0.0) or (known or [0.0])[-1]) + 1
 
@@ -254,14 +259,13 @@ def timed_run(
     if row.loop == "ours":
         facts = run_ours(row, base, pairs, given, enough)
     else:
-        live = row.loop == "live"
         facts = diffusers_loop.run(
             base,
             pairs,
             shape,
             enough,
             batch=row.batch,
-            live=live,
+            loop=row.loop,
             device=given.device,
             dtype=dtype,
             steps=given.steps,
@@ -332,8 +336,8 @@ def summarise(report: dict[str, Any], rate: float) -> None:
             told |= {"share": speed * told["gigaflops_per_image"] * 1e9 / rate}
             told["peak_gib"] = statistics.median(run["peak"] for run in told["runs"]) / GIB
     for told in report["rows"]:
-        for loop in ("live", "cached"):
-            against = by_name.get(f"diffusers, {loop}", {})
+        for loop, name in BASELINES.items():
+            against = by_name.get(name, {})
             if "trained_per_s" in told and "trained_per_s" in against:
                 told[f"times_{loop}"] = told["trained_per_s"] / against["trained_per_s"]
     one, answers = by_name.get(ONE, {}), {}
@@ -364,8 +368,8 @@ def line(told: dict[str, Any]) -> str:
         else f"{run['batch']}/{run['micro_batch']}"
     )
     cells = f"{size:>6}{told['images_per_s']:>10.2f}{told['trained_per_s']:>11.2f}"
-    for ratio in ("times_live", "times_cached"):
-        cells += f"{told[ratio]:>8.2f}" if ratio in told else f"{'-':>8}"
+    for loop in BASELINES:
+        cells += f"{told[f'times_{loop}']:>9.2f}" if f"times_{loop}" in told else f"{'-':>9}"
     failed = f"   then failed: {told['failed']}" if told["failed"] else ""
     cells += f"{told['share']:>8.1%}{told['peak_gib']:>10.2f}{told['start']:>8.1f}"
     return f"{told['name']:<50}{cells}{failed}"
@@ -373,8 +377,10 @@ def line(told: dict[str, Any]) -> str:
 
 def table(report: dict[str, Any]) -> str:
     """Rows and answers as text."""
-    head = f"\n{'':<50}{'batch':>6}{'images/s':>10}{'trained/s':>11}{'x live':>8}{'x cached':>9}"
-    head += f"{'share':>7}{'peak GiB':>10}{'start s':>8}"
+    head = (
+        f"\n{'':<50}{'batch':>6}{'images/s':>10}{'trained/s':>11}{'x live':>9}{'x cached':>9}{'x tuned':>9}"
+    )
+    head += f"{'share':>8}{'peak GiB':>10}{'start s':>8}"
     answers = [f"{question}: {answer:.3f}" for question, answer in report.get("answers", {}).items()]
     return "\n".join(
         [head, *map(line, report["rows"]), "", *answers, f"all of it took {report['seconds']:.0f} s"]

@@ -120,9 +120,9 @@ def test_the_baseline_halves_its_batch_until_it_fits(monkeypatch: pytest.MonkeyP
     assert row["images_per_s"] == pytest.approx(1 / row["runs"][0]["readings"][0], rel=0.01)
 
 
-@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("loop", ["live", "cached", "tuned"])
 def test_the_baseline_trains_the_same_network_and_nothing_else(
-    live: bool, monkeypatch: pytest.MonkeyPatch
+    loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from diffusers import ControlNetModel
 
@@ -137,9 +137,14 @@ def test_the_baseline_trains_the_same_network_and_nothing_else(
     shape = SHAPES["tiny"]
     base = random_base("tiny", shape, "cpu")
     before = {name: tensor.clone() for name, tensor in base.unet.state_dict().items()}
-    step = diffusers_loop.start(
-        base, RandomPairs(shape, ["a"], 8), shape, batch=4, live=live, device="cpu", dtype=torch.float32
-    )
+    told = {"batch": 4, "device": "cpu", "dtype": torch.float32, "backend": "aot_eager"}
+    step = diffusers_loop.start(base, RandomPairs(shape, ["a"], 8), shape, loop=loop, **told)
+    layouts = {
+        tensor.is_contiguous(memory_format=torch.channels_last)
+        for tensor in made[0].parameters()
+        if tensor.dim() == 4 and min(tensor.shape[1:]) > 1
+    }
+    assert layouts == {loop == "tuned"}
     first = {name: tensor.clone() for name, tensor in made[0].state_dict().items()}
     losses = [step() for _ in range(4)]
     assert all(0 < loss < 10 for loss in losses)
