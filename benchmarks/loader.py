@@ -230,7 +230,7 @@ def size_of(workspace: Workspace, paths: Sequence[str]) -> int:
     return sum((workspace.root / path).stat().st_size for path in paths)
 
 
-def pairs_of(workspace: Workspace, stored: Shards, label: str, options: argparse.Namespace) -> ShardPairs:
+def pairs_of(workspace: Workspace, stored: Shards, label: str, options: Any) -> ShardPairs:
     side, condition = options.size // 8, condition_of(label)
     addresses = [
         PairAddress(
@@ -245,6 +245,22 @@ def pairs_of(workspace: Workspace, stored: Shards, label: str, options: argparse
     ]
     pairs = PairAddresses.of(addresses, [condition], stored.encoder)
     return ShardPairs(workspace, pairs, np.zeros(TEXT, np.float32))
+
+
+def by_the_clock(pairs: ShardPairs, workers: int, batch: int) -> float:  # pairs a second
+    """One epoch of batches as training reads them, in so many threads; no pair is there already."""
+    from train.batches import batches
+    from train.options import Options
+
+    images = len(pairs) // batch * batch
+    options = Options(images=images, batch=batch, workers=workers)
+    pairs._read.cache_clear()
+    begun = time.perf_counter()
+    for _ in batches(
+        pairs, pairs.addresses.conditions, range(0, images, batch), options, scaling_factor=0.18215
+    ):
+        pass
+    return images / (time.perf_counter() - begun)
 
 
 def profile(pairs: ShardPairs, condition: str) -> dict[str, float]:

@@ -102,18 +102,25 @@ def random_base(name: str, shape: Shape, device: str) -> "Base":
 class RandomPairs:
     """Pairs (train.batches) of noise: a layer's arithmetic does not depend on its numbers."""
 
-    def __init__(self, shape: Shape, conditions: Sequence[str], count: int) -> None:
-        rng, side, width = np.random.default_rng(0), shape.pixels // 8, shape.unet["cross_attention_dim"]
+    def __init__(
+        self,
+        shape: Shape,
+        conditions: Sequence[str],
+        count: int,
+        size: tuple[int, int] | None = None,  # (h, w) of the latents; None = the shape's square
+    ) -> None:
+        rng, width = np.random.default_rng(0), shape.unet["cross_attention_dim"]
+        height, across = size or (shape.pixels // 8, shape.pixels // 8)
         self.conditions, self.shape = tuple(conditions), shape
-        self.means = rng.standard_normal((count, 4, side, side), dtype=np.float32)
+        self.means = rng.standard_normal((count, 4, height, across), dtype=np.float32)
         self.stds = np.full_like(self.means, 0.1)
         self.texts = rng.standard_normal((count, shape.tokens, width), dtype=np.float32)
         self.hints = {
-            name: rng.integers(0, 256, (count, shape.pixels, shape.pixels, 3), dtype=np.uint8)
+            name: rng.integers(0, 256, (count, 8 * height, 8 * across, 3), dtype=np.uint8)
             for name in conditions
         }
         self.ids: Sequence[str] = [f"image-{i:04d}" for i in range(count)]
-        self.sizes: Sequence[tuple[int, int]] = [(side, side)] * count
+        self.sizes: Sequence[tuple[int, int]] = [(height, across)] * count
         self.empty_text: NDArray[np.float32] = rng.standard_normal((shape.tokens, width), dtype=np.float32)
 
     def __len__(self) -> int:

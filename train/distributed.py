@@ -22,16 +22,19 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of how many processes this is; everything below is the identity where there is one."""
+    """Which of how many processes this is. A process alone sends nothing; a group of one sends its messages
+    all the same, so that one GPU can prove them.
+    """
 
     rank: int = 0
     count: int = 1
+    group: bool = False  # whether torch.distributed was initialised
 
     @classmethod
     def here(cls) -> "Ranks":
         """As torch.distributed was initialised, else alone."""
         return (
-            cls(dist.get_rank(), dist.get_world_size())
+            cls(dist.get_rank(), dist.get_world_size(), group=True)
             if dist.is_available() and dist.is_initialized()
             else ALONE
         )
@@ -57,7 +60,7 @@ class Ranks:
         """The loss is a sum over the logical batch, so its gradient is the sum over ranks; the same bits
         arrive everywhere.
         """
-        if self.count == 1:
+        if not self.group:
             return
         for gradients in _buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
@@ -69,7 +72,7 @@ class Ranks:
 
     # [S, b] => [S, count * b], the slices in the order of the logical batch
     def gather(self, values: Tensor) -> Tensor:
-        if self.count == 1:
+        if not self.group:
             return values
         parts = [torch.empty_like(values) for _ in range(self.count)]
         dist.all_gather(parts, values.contiguous())
@@ -77,7 +80,7 @@ class Ranks:
 
     def all_of(self, here: T) -> list[T]:
         """One of each rank, in their order; slow, for what is told now and then."""
-        if self.count == 1:
+        if not self.group:
             return [here]
         parts: list[Any] = [None] * self.count
         dist.all_gather_object(parts, here)
@@ -90,7 +93,7 @@ class Ranks:
 
         Diverged: a tensor or the count of images is not the same on all ranks.
         """
-        if self.count == 1:
+        if not self.group:
             return
         names, sums = [], []
         for model, module in models.items():
@@ -110,7 +113,7 @@ class Ranks:
             )
 
     def wait(self) -> None:
-        if self.count > 1:
+        if self.group:
             dist.barrier()
 
 

@@ -161,8 +161,8 @@ class Due:
 
 
 def _asked_to_stop(due: Due, ranks: Ranks, calls: Calls) -> Due:
-    """All ranks stop behind the same step, so several ask one another only where they log."""
-    if (ranks.count == 1 or due.log) and any(ranks.all_of(calls.should_stop())):
+    """All ranks stop behind the same step, so a group asks its ranks only where they log."""
+    if (not ranks.group or due.log) and any(ranks.all_of(calls.should_stop())):
         return replace(due, save=True, log=True, stop=True)
     return due
 
