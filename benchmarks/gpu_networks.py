@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 import statistics
 import time
@@ -171,72 +172,29 @@ def steps_of(setting: Setting, settings: dict[str, Any], *, compiled: bool) -> C
 
 
 def detectors(setting: Setting, tell: Tell) -> None:
-    """Every detector beside its own library on the same weights, at random where there are no others; a
-    detector that computes on the CPU in any case, or of which no weights can be made, is told as such.
+    """Every detector with a row in benchmarks/library_loops.py beside its own library on the same weights, as
+    benchmarks/annotate.py measures it. What fails says why, and the next one runs.
     """
+    from benchmarks.library_loops import ROWS
+
     from annotate.detectors import DETECTORS
-    from pipeline import scenes
-    from benchmarks.library_loops import ROWS
-
-    count, size = (2, 64) if setting.tiny else (8, 512)
-    images = [scenes.render(0, number, size).image for number in range(count)]
-    rows: dict[str, Row] = {}
-    for name, detector in DETECTORS.items():
-        if name not in ROWS:
-            rows[name] = {"not_run": "benchmarks/library_loops.py has no row for it"}
-        elif setting.cuda and detector.gpu_seconds is None:
-            rows[name] = {"not_run": "it computes on the CPU"}
-        elif not setting.left:
-            rows[name] = {"not_run": "the time was over"}
-        else:
-            rows[name] = detector_row(setting, name, images)
-        tell({"images": len(images), "rows": rows})
-
-
-def detector_row(setting: Setting, name: str, images: list[Any]) -> Row:
-    """Images a second, ours and the library's: medians of alternating rounds. What fails says why."""
     from benchmarks import annotate
-    from benchmarks.library_loops import ROWS
-    from train import throughput
 
-    row, told = ROWS[name], {}
-    begun = time.monotonic()
-    try:
-        folder = setting.folder / name
-        folder.mkdir()
-        if row.write is not None:
-            row.write(folder, setting.tiny)
-        loop = row.load(folder, setting.device)
-        weights = {"weights": str(folder)} if row.write is not None else {}
-        throughput.reset_peak(setting.device)
-        found = annotate.measure(
-            {
-                "library": lambda images: [annotate.save(loop(image)) for image in images],
-                "ours": ours(row.condition, name, row.params | weights, setting.device),
-            },
-            images,
-            3,
-        )
-        told = {**found, "times_library": found["ours"]["images_per_s"] / found["library"]["images_per_s"]}
-        told["peak_memory"] = throughput.peak_memory(setting.device)
-    except Exception as error:
-        told = {"failed": f"{type(error).__name__}: {(str(error).splitlines() or ['no word'])[0][:300]}"}
-    return {"library": row.library, **told, "seconds": round(time.monotonic() - begun, 1)}
-
-
-def ours(
-    condition: str, name: str, params: dict[str, Any], device: str
-) -> Callable[[list[Any]], list[bytes]]:
-    """The maps of a batch as they are stored; pictures in which a random network finds nothing count too."""
-    from annotate import annotator, maps
-
-    step = annotator.resolve(condition, name, params)
-
-    def run(images: list[Any]) -> list[bytes]:
-        names = [str(number) for number in range(len(images))]
-        made = annotator.annotate(images, names, [step], device=device)[condition]
-        if failed := [one.reason for one in made if one.status == "failed"]:
-            raise RuntimeError(failed[0])
-        return [maps.encode(one.map) for one in made if one.map is not None]
-
-    return run
+    rows: dict[str, Row] = {
+        name: {"not_run": "the time was over" if name in ROWS else "it has no row of its library's loop"}
+        for name in DETECTORS
+    }
+    size = (
+        ["--images", "2", "--size", "64", "--repeats", "1", "--tiny"] if setting.tiny else ["--images", "32"]
+    )
+    for name in ROWS:
+        if not setting.left:
+            break
+        out = setting.folder / f"{name}.json"
+        words = ["--device", setting.device, "--detectors", name, "--seconds", "10", "--out", str(out)]
+        try:
+            annotate.main([*words, *size])
+            rows[name] = json.loads(out.read_text())[name]
+        except Exception as error:
+            rows[name] = {"failed": f"{type(error).__name__}: {(str(error).splitlines() or ['no word'])[0]}"}
+        tell({"rows": rows})

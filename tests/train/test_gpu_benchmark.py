@@ -1,5 +1,5 @@
-"""benchmarks/gpu.py without a GPU: each part at its smallest size, what stays of a part that is killed, and the
-tar for a machine without network.
+"""benchmarks/gpu.py without a GPU: each part at its smallest size, what stays of a part that is killed, and
+the tar for a machine without network.
 """
 
 import json
@@ -107,6 +107,16 @@ def test_a_group_of_one_rank_sends_its_messages_and_trains_the_same_bits(
     found = run("nccl", tmp_path / "gpu.json")
     assert found["backend"] == "gloo" and len(sent) >= gpu_runs.STEPS
     assert found["difference"]["tensors"] > 100 and found["difference"]["differ"] == 0
+
+
+@pytest.mark.slow
+def test_every_detector_is_measured_or_says_why_not(tmp_path: Path) -> None:
+    pytest.importorskip("benchmarks.library_loops")
+    from annotate.detectors import DETECTORS
+
+    rows = run("detectors", tmp_path / "gpu.json")["rows"]
+    assert set(rows) >= set(DETECTORS) and len({*rows["opencv-canny"]}) > 1
+    assert not [row["failed"] for row in rows.values() if "failed" in row]
 
 
 # -- the file, and parts that do not end as they should ------------------------------------------------------
@@ -221,6 +231,7 @@ def test_what_is_unpacked_runs_without_ray_duckdb_pydantic_and_datasets(unpacked
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(found_in(unpacked / "gpu.json", "loading")["rows"]) == 13
     assert found_in(unpacked / "gpu.json", "nccl")["difference"]["differ"] == 0
-    place = "import benchmarks, pathlib, sys; sys.path.insert(0, '.'); import train.fit; print(train.fit.__file__)"
-    here = subprocess.run([sys.executable, "-c", place], cwd=unpacked, env=environment, capture_output=True)
-    assert str(unpacked) in here.stdout.decode()
+    # not the tree that these tests are of
+    place = [sys.executable, "-c", "import train.fit; print(train.fit.__file__)"]
+    here = subprocess.run(place, cwd=unpacked, env=environment, capture_output=True, text=True)
+    assert here.stdout.startswith(str(unpacked))
