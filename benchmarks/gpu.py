@@ -179,7 +179,7 @@ def machine(device: str) -> dict[str, Any]:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         with suppress(OSError):
             facts["driver"] = subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0]
-        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        cudnn = torch.backends.cudnn.version()
         memory = torch.cuda.get_device_properties(device).total_memory
         facts |= {"cuda": torch.version.cuda, "cudnn": cudnn, "gpu_memory": memory}
     facts["versions"] = {}
