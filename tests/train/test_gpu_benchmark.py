@@ -40,7 +40,7 @@ def found_in(out: Path, name: str) -> dict[str, Any]:
     record = json.loads(out.read_text())["parts"][name]
     assert record["ended"] == "complete", record
     assert record["machine"] and record["cpu"] and record["versions"]["torch"] in torch.__version__
-    assert record["commit"] and record["date"] and record["seconds"] > 0
+    assert record["commit"] and record["date"] and record["seconds"] >= 0
     return record["found"]  # type: ignore[no-any-return]
 
 
