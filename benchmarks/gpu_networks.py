@@ -175,10 +175,9 @@ def detectors(setting: Setting, tell: Tell) -> None:
     """Every detector with a row in benchmarks/library_loops.py beside its own library on the same weights, as
     benchmarks/annotate.py measures it. What fails says why, and the next one runs.
     """
-    from benchmarks.library_loops import ROWS
-
     from annotate.detectors import DETECTORS
     from benchmarks import annotate
+    from benchmarks.library_loops import ROWS
 
     rows: dict[str, Row] = {
         name: {"not_run": "the time was over" if name in ROWS else "it has no row of its library's loop"}

@@ -37,7 +37,7 @@ from annotate.maps import RawMap
 from pipeline import scenes
 from pipeline.dataset.maps import OF_MAP
 from pipeline.experiment.addresses import PairAddress, PairAddresses
-from pipeline.experiment.base import pack, unpack
+from pipeline.experiment.packing import pack, unpack
 from pipeline.experiment.reading import ShardPairs
 from pipeline.storage import shards
 from pipeline.storage.workspace import Workspace

@@ -8,7 +8,7 @@ import numpy as np
 from pipeline import MillError
 from pipeline.dataset.maps import OF_MAP, read_maps
 from pipeline.experiment.addresses import PairAddress, PairAddresses
-from pipeline.experiment.base import unpack
+from pipeline.experiment.packing import unpack
 from pipeline.storage import shards
 from pipeline.storage.workspace import Workspace
 

@@ -20,9 +20,9 @@ from pipeline.experiment.base import (
     flips,
     latent_key,
     load_base,
-    pack,
     text_keys,
 )
+from pipeline.experiment.packing import pack
 from pipeline.stages.stage import (
     GONE,
     StageContext,

@@ -12,7 +12,8 @@ from annotate.flips import may_flip
 from pipeline.cluster import position
 from pipeline.cluster.jobs import Job
 from pipeline.cluster.position import Limit
-from pipeline.experiment.base import device, load_base, pack
+from pipeline.experiment.base import device, load_base
+from pipeline.experiment.packing import pack
 from pipeline.experiment.texts import TextKeys, missing_texts
 from pipeline.scenes.description import mirrored
 from pipeline.stages.stage import StageContext, make_missing

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline import plan
-from pipeline.experiment.base import latent_key, unpack
+from pipeline.experiment.base import latent_key
+from pipeline.experiment.packing import unpack
 from pipeline.manifest import load
 from pipeline.stages import encode
 from pipeline.storage import codec, shards

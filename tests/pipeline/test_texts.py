@@ -13,7 +13,8 @@ from pipeline import plan as plans
 from pipeline.catalog import Catalog
 from pipeline.cluster.jobs import Job
 from pipeline.experiment.addresses import PairAddresses
-from pipeline.experiment.base import base_fingerprint, base_spec, latent_key, pack, text_keys, unpack
+from pipeline.experiment.base import base_fingerprint, base_spec, latent_key, text_keys
+from pipeline.experiment.packing import pack, unpack
 from pipeline.experiment.pairs import PlannedRun, planned_runs
 from pipeline.experiment.reading import ShardPairs
 from pipeline.manifest.dataset import Captions
