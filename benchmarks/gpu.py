@@ -42,7 +42,7 @@ NEEDS: dict[
     "compiling": TRAINS,
     "loading": ("torch", "pyarrow", "cv2"),
     "nccl": TRAINS,
-    "detectors": ("torch", "cv2", "skimage", "sklearn", "benchmarks.library_loops"),
+    "detectors": ("torch", "cv2", "skimage", "sklearn"),
 }
 TOLD = (  # packages whose versions are told
     "torch", "torchvision", "diffusers", "transformers", "timm", "controlnet_aux", "bitsandbytes", "triton",

