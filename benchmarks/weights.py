@@ -203,7 +203,9 @@ def write_segmentation(detector: str, folder: Path, tiny: bool) -> None:
     options: dict[str, Any] = {"id2label": labels}
     if detector.startswith("upernet"):
         sizes = (
-            {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]} if tiny else {"depths": [3, 3, 27, 3]}
+            {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+            if tiny
+            else {"hidden_sizes": [96, 192, 384, 768], "depths": [3, 3, 27, 3]}
         )
         stages = ["stage1", "stage2", "stage3", "stage4"]
         options["backbone_config"] = transformers.ConvNextConfig(**sizes, out_features=stages)

@@ -489,7 +489,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ),
         (
             GOOD + "evaluate: {base: mini, benchmark: {guide_hint: true}}",
-            "benchmark.guide_hint: is called cfg_hint now: rename it, and write both, conditional or weighted.",
+            "benchmark.guide_hint: is called cfg_hint now: rename it, and write both, conditional or"
+            " weighted.",
         ),
         (
             GOOD + "train: {base: mini, runs: [{name: canny-0123abcd, conditions: [canny], images: 4}]}",
