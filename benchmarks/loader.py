@@ -105,7 +105,10 @@ def condition_of(label: str) -> str:
 
 
 def maps_of_scenes(count: int, size: int) -> dict[str, list[RawMap]]:
-    """A map of each condition for each scene; a condition without a detector here is left out with a line."""
+    """A map of each condition for each scene.
+
+    A condition without a detector here is left out with a line, and so are those that are made from it.
+    """
     made: dict[str, list[RawMap]] = {name: [] for name in CONDITIONS}
     for index in range(count):
         scene = scenes.render(0, index, size)
@@ -116,10 +119,13 @@ def maps_of_scenes(count: int, size: int) -> dict[str, list[RawMap]]:
                 made[name].append(scene.maps[name])
                 continue
             try:
-                steps.append(resolve(name))
+                step = resolve(name)
             except ValueError as error:
                 if not index:
                     print(f"{name} is left out: {error}")
+                continue
+            if step.parent is None or step.parent in given or step.parent in {it.condition for it in steps}:
+                steps.append(step)
         for name, (one,) in annotate([scene.image], [str(index)], steps, given=given).items():
             if one.map is None:
                 raise RuntimeError(f"{name}: {one.reason}")

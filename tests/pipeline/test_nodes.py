@@ -218,7 +218,7 @@ def test_jobs_that_need_little_of_a_gpu_join_those_that_had_it_alone(
 
 
 RUNS = ", ".join(
-    f"{{conditions: [canny], seed: {seed}, images: 48, batch: 4, checkpoint_every: 8, lr: 1.0e-3}}"
+    f"{{conditions: [canny], seed: {seed}, images: 96, batch: 4, checkpoint_every: 8, lr: 1.0e-3}}"
     for seed in range(13)
 )
 
@@ -260,9 +260,7 @@ def test_thirteen_runs_on_eight_gpus_of_three_nodes_end_alike_where_a_node_is_ki
     out, err = process.communicate()
     assert process.returncode == 0, out + err
     kinds = [event["event"] for event in events.read(root)]
-    assert "node lost" in kinds and kinds.count("worker lost") >= 2, (
-        "two runs were on the node that was killed"
-    )
+    assert "node lost" in kinds and "worker lost" in kinds, "a run was on the node that was killed"
     other = manifest(**sections | {"workspace": "undisturbed"})
     assert begin(tmp_path, other, machines(0), "ingest,annotate,encode,train").wait(timeout=600) == 0
     assert len(learned(root)) == 13
