@@ -15,6 +15,7 @@ The JSON is written after each detector, so that a run that is interrupted keeps
 """
 
 import argparse
+import functools
 import io
 import json
 import os
@@ -52,6 +53,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "--seconds", type=float, default=40, help="that the runs of one table may take, about"
     )
     parser.add_argument("--all-precisions", action="store_true", help="also fp32 where it is not the default")
+    parser.add_argument("--profile", action="store_true", help="also where the time of ours goes")
     parser.add_argument("--tiny", action="store_true", help="networks as small as their library makes them")
     parser.add_argument("--out", type=Path, default=None, help="JSON file; nothing is written without it")
     options = parser.parse_args(words)
@@ -80,6 +82,8 @@ def main(words: Sequence[str] | None = None) -> None:
                 five(Path(folder), options) if name == "five" else of_row(ROWS[name], Path(folder), options)
             )
             report[name] = table = measure(found, images, options)
+            if options.profile and name != "five" and ROWS[name].write:
+                report.setdefault("profiles", {})[name] = profiles_of(found, images[:1], options.device)
             if name == "controlnet-hed":
                 report["hed_difference_of_255"] = hed_differences(images, Path(folder), options.device)
         tell(name, table, report)
@@ -96,7 +100,22 @@ def tell(name: str, table: Table, report: dict[str, Any]) -> None:
     if name == "controlnet-hed":
         for precision, row in report["hed_difference_of_255"].items():
             print(f"  {precision} from fp32: mean {row['mean']:.3f}, worst picture {row['worst']:.3f} of 255")
+    for contestant, row in report.get("profiles", {}).get(name, {}).items():
+        shares = ", ".join(f"{share:.0%} {kind}" for kind, share in row["shares"].items() if share >= 0.01)
+        print(f"  {contestant}: {row['seconds']} s, at least {row['least_seconds']} s for its sums; {shares}")
     print(flush=True)
+
+
+def profiles_of(contestants: dict[str, Contestant], images: list[np.ndarray], device: str) -> dict[str, Any]:
+    """Contestant -> where the time of an image goes, of those in fp32 or bf16."""
+    from benchmarks import profiles
+
+    found = {}
+    for name, run in contestants.items():
+        if " int8" not in name:
+            precision = "bf16" if " bf16" in name else "fp32"
+            found[name] = profiles.of(functools.partial(run, images), precision, device)
+    return found
 
 
 def machine(device: str) -> str:

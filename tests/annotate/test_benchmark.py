@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from annotate.detectors import DETECTORS
-from benchmarks import annotate, library_loops
+from benchmarks import annotate, library_loops, profiles
 from benchmarks.library_loops import ROWS, WITHOUT_LOOP
 
 SMALL = ["--images", "2", "--size", "64", "--repeats", "1", "--seconds", "0.2", "--threads", "1", "--tiny"]
@@ -45,6 +45,19 @@ def test_a_run_that_breaks_off_keeps_the_detectors_before(
     assert list(rows) == ["controlnet_aux in a loop", "opencv-canny"] and "mlsd" not in told
     assert rows["controlnet_aux in a loop"]["times_loop"] == 1.0
     assert told["device"] == "cpu" and 1 <= rows["opencv-canny"]["images"] <= 2
+
+
+def test_a_profile_counts_the_sums_and_names_the_kinds_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(profiles, "SIDE", 128)
+    profiles.best_rate.cache_clear()
+    one = torch.randn(1024, 1024)
+    found = profiles.of(lambda: one @ one, "fp32", "cpu")
+    profiles.best_rate.cache_clear()
+    assert found["gflop"] == 2.1 and found["seconds"] > 0 and found["least_seconds"] > 0
+    assert "matrix products" in found["shares"] and 0 < sum(found["shares"].values()) < 1.1
+    assert profiles.kind("aten::mkldnn_convolution") == "convolutions"
+    assert profiles.kind("aten::_scaled_dot_product_flash_attention_for_cpu") == "attention"
 
 
 def test_a_name_that_has_no_loop_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -528,11 +528,11 @@ def test_an_old_listing_of_a_training_that_ended_is_not_believed(
     machine: OneMachine, server: Gate, address: str, folder: Callable[[int], Path], manifest: Write,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from pipeline.stages import train
+    from pipeline.experiment import under_way
 
     folder(14)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "BETWEEN", 0.0)
+    monkeypatch.setattr(under_way, "BETWEEN", 0.0)
     path, old = manifest(**SECTIONS, workspace=address), 1000
 
     def choose(number: int, method: str) -> Fault | None:
@@ -548,7 +548,7 @@ def test_an_old_listing_of_a_training_that_ended_is_not_believed(
     server.choose = choose
     with pytest.raises(MillError, match=r"last checkpoint \(step-00000004\) can't be seen in s3://"):
         make(path, ALL_STAGES)
-    old = train.LISTINGS - 1
+    old = under_way.LISTINGS - 1
     make(path, ALL_STAGES)
     catalog = Catalog(workspace_at(address))
     assert old == 0 and catalog.query("SELECT status FROM runs") == [("complete",)]

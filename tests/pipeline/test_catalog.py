@@ -27,6 +27,7 @@ from pipeline.catalog.schema import MIGRATIONS
 from pipeline.catalog.selections import Selection
 from pipeline.cluster.jobs import Job
 from pipeline.commands import verify
+from pipeline.experiment import under_way
 from pipeline.plan import MEASURES
 from pipeline.report import counts
 from pipeline.stages import train
@@ -183,13 +184,13 @@ def test_progress_notes_are_left_out_while_the_catalog_is_held_and_the_next_one_
     plan: Any = SimpleNamespace(workspace=driver.workspace)
     it: Any = SimpleNamespace(name="canny-1", run=SimpleNamespace(gpus=1, images=16, conditions=["canny"]))
     job = Job("train canny-1", SimpleNamespace(name="canny-1"), ())
-    monkeypatch.setattr(train, "EVERY", 0.0)
+    monkeypatch.setattr(under_way, "EVERY", 0.0)
     monkeypatch.setattr(train, "_job", lambda *given: job)
     kept = iter([0, 16])  # in its checkpoint, when this begins and when it ends
-    monkeypatch.setattr(train.RunsUnderWay, "_images_kept", lambda *given: next(kept))
-    monkeypatch.setattr(train, "read_log", lambda out: [{"images": next(images)}])
+    monkeypatch.setattr(under_way.RunsUnderWay, "_images_kept", lambda *given: next(kept))
+    monkeypatch.setattr(under_way, "read_log", lambda out: [{"images": next(images)}])
     monkeypatch.setattr(
-        train,
+        under_way,
         "record",
         lambda plan, catalog, name, state, *given, **more: catalog.record_run(run=name, status=state),
     )

@@ -28,6 +28,7 @@ from pipeline.dataset import changes
 from pipeline.dataset.changes import Change
 from pipeline.experiment import pairs
 from pipeline.experiment.addresses import PairAddress, PairAddresses
+from pipeline.experiment.logs import read_log
 from pipeline.experiment.pairs import PlannedRun, planned_runs
 from pipeline.experiment.reading import ShardPairs
 from pipeline.experiment.runs import options_of, record, record_all, take_shorter
@@ -197,7 +198,7 @@ def test_the_conditioning_gain_is_measured_on_the_validation_split(
     }
     assert validation and {it.image_id for it in hough.held_out} == validation
     assert not validation & {it.image_id for it in hough.pairs}
-    log = stage.read_log(catalog.workspace.run(hough.name))
+    log = read_log(catalog.workspace.run(hough.name))
     assert log[-1]["held_out"]["hough"]["n"] == 2
 
 
@@ -233,7 +234,7 @@ def test_a_longer_run_goes_on_from_the_shorter_one_and_ends_with_the_same_bits(
     taken = checkpoint.newest(plan.workspace.run(it.name))
     assert taken is not None and taken.images == 8 and checkpoint.newest(begun) is not None
     bits = trained(plan, it)
-    rows = stage.read_log(plan.workspace.run(it.name))
+    rows = read_log(plan.workspace.run(it.name))
     assert [row["images"] for row in rows] == [4, 8, 12], "the log goes on too"
     plan, it = longer(tmp_path / "anew", ("images: 8", "images: 12"))
     for name, tensor in trained(plan, it).items():
