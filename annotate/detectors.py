@@ -397,7 +397,7 @@ _ROWS = (
         distributions=("transformers",),
         modules=("torch", "transformers"), get="pip install transformers torch",
         detect=depth_pro.detect, settle=inference.settle, weights=depth_pro.FILES,
-        seconds=240.0, gpu_seconds=0.5, gpu_memory=10.0, time_limit=1800.0,
+        seconds=240.0, gpu_seconds=0.5, gpu_memory=10.0, time_limit=3600.0,
         parameters={"precision": inference.PRECISION},
     ),
     Detector(

@@ -5,6 +5,7 @@ import json
 import os
 import select
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from tests.hub_server import Hub
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started with `&`: what is tested can't be interrupted
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # a token made by one process would not be known to the next
 OPEN = os.environ | {"RAY_AUTH_MODE": "disabled"}
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -8,6 +8,7 @@ import _thread
 import json
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -127,13 +128,35 @@ def held(path: Path, say: Callable[[str], None]) -> Iterator[Callable[[], bool]]
     """
     lease = Lease(path, say)
     try:
-        yield lambda: not lease.lost
+        with _heard(lambda: lease.lost):
+            yield lambda: not lease.lost
     except BaseException:
         if lease.lost:
             raise lease.sentence() from None
         raise
     finally:
         lease.end()
+
+
+@contextmanager
+def _heard(lost: Callable[[], bool]) -> Iterator[None]:
+    """A shell starts what it leaves in the background with interrupts ignored, and with them that of a lost
+    lease: that one is heard here, those of a keyboard are still ignored.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        yield
+        return
+
+    def hear(*_: object) -> None:
+        if lost():
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, hear)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def holder(path: Path) -> str:

@@ -6,6 +6,7 @@ Jobs run in the driver's process, as if on a machine of their own: with another 
 import contextlib
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -376,16 +377,25 @@ def test_the_lease_of_a_dead_driver_is_taken_over(
     assert f"{address} is held by another run" in said[0]
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["", "in the background"])
+def interrupts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As a terminal starts a command, and as a script starts it with `&`."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_driver_that_lost_its_lease_stops_with_one_sentence(
-    machine: OneMachine, address: str, quick: None, server: Gate
+    machine: OneMachine, address: str, quick: None, server: Gate, interrupts: None
 ) -> None:
-    workspace = workspace_at(address)
+    workspace, handler = workspace_at(address), signal.getsignal(signal.SIGINT)
     with pytest.raises(MillError, match=rf"{address} was taken over by other, process 1,"):  # noqa: SIM117
         with workspace.lock() as is_held:
             stores.put(workspace.root / LEASE, b'{"token": "other", "who": "other, process 1"}')
             for _ in range(100):
                 time.sleep(0.1)
     assert not is_held() and lease.holder(workspace.root / LEASE) == "other, process 1"
+    assert signal.getsignal(signal.SIGINT) == handler
     stores.delete(workspace.root / LEASE)
     server.choose = lambda number, method: "lost" if method == "PUT" and number % 2 else None
     with workspace.lock() as is_held:  # answers get lost, the lease does not
