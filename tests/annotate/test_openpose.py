@@ -259,6 +259,7 @@ def test_the_fields_table_names_every_channel_once() -> None:
 # --- the network ---
 
 
+@pytest.mark.slow
 def test_the_whole_path_gives_the_librarys_people_with_the_same_weights(
     small: np.ndarray, weights: Path
 ) -> None:

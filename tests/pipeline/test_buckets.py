@@ -107,6 +107,7 @@ def maps(place: str | Path) -> dict[str, list[Any]]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_makes_what_a_run_in_a_folder_makes(
     machine: OneMachine,
     server: Gate,

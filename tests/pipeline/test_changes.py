@@ -337,6 +337,7 @@ def test_a_list_whose_captions_and_columns_change_keeps_its_maps(
     assert len(new) == 1 and all("/changes/" in name for name in new)
 
 
+@pytest.mark.slow
 def test_a_provided_map_that_changes_is_read_again_with_what_is_made_from_it(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -343,6 +343,7 @@ def test_an_export_with_flips_has_the_twin_of_each_pair_whose_caption_allows_it(
         assert sides(twin["text"]) == (sides(row["text"])[::-1] if scene else sides(row["text"]))
 
 
+@pytest.mark.slow
 def test_an_image_that_gets_no_caption_fails_alone_and_can_be_tried_again(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -219,6 +219,7 @@ def test_the_leaderboard_ranks_shows_and_tells_what_each_number_depends_on(
     )
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_taken_out_small_with_a_card_of_what_it_does(
     made: tuple[Path, subprocess.CompletedProcess[str]], process: Command, tmp_path: Path
 ) -> None:
@@ -355,6 +356,7 @@ def test_scores_follow_from_the_pictures_and_one_that_does_not_is_named(
     assert "edge_f1 of" in found and "stored is" in found
 
 
+@pytest.mark.slow
 def test_scores_stand_beside_those_of_the_libraries(
     made: tuple[Path, subprocess.CompletedProcess[str]], controlmill: Command, tmp_path: Path
 ) -> None:

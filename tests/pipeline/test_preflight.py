@@ -329,6 +329,7 @@ def test_a_base_of_another_size_is_told(stages: str, tmp_path: Path, monkeypatch
     assert "was trained on images of" not in told(tmp_path, monkeypatch, text, "--stages", "annotate")
 
 
+@pytest.mark.slow
 def test_too_few_pairs_are_refused_after_annotate_and_before_anything_is_encoded(
     controlmill: Command, folder: Callable[[int], Path], manifest: Callable[..., Path], tmp_path: Path
 ) -> None:

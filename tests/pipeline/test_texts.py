@@ -176,6 +176,7 @@ def test_a_mirrored_pair_is_judged_by_the_text_that_is_drawn(drawn: Prepared) ->
     assert outcomes == {True, False}
 
 
+@pytest.mark.slow
 def test_the_first_caption_is_used_where_nothing_is_said_and_held_out_pairs_keep_it(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -201,6 +202,7 @@ def test_the_first_caption_is_used_where_nothing_is_said_and_held_out_pairs_keep
     assert prepared(folder, tmp_path)[2].name == run.name
 
 
+@pytest.mark.slow
 def test_a_workspace_of_before_keeps_its_runs_and_its_texts(folder: Path, tmp_path: Path) -> None:
     """Its shards of latents hold a text for each image, and no mirror image where that names a side."""
     plan, catalog, run, _ = prepared(folder, tmp_path)

@@ -99,6 +99,7 @@ def planned(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]:
     return planned_runs(plan, Catalog(plan.workspace))
 
 
+@pytest.mark.slow
 def test_a_failed_run_stops_neither_the_others_nor_passes_silently(
     made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_failed_run_stops_neither_the_others_nor_passes_silently(
     assert not [path for path in (root / "ws/checkpoints").rglob("*") if path.name.startswith(".tmp-")]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_what_another_run_of_the_manifest_has_made(
     made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +137,7 @@ def test_a_run_starts_from_what_another_run_of_the_manifest_has_made(
     }
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(
     made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +161,7 @@ def test_two_processes_train_what_one_does(
     assert [meta["ranks"] for meta in metas] == [1, 2]
 
 
+@pytest.mark.slow
 def test_pairs_tell_their_sizes_unread_and_a_mirrored_pair_is_drawn_from_the_flipped_map(
     made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +191,7 @@ def test_pairs_tell_their_sizes_unread_and_a_mirrored_pair_is_drawn_from_the_fli
         assert not np.array_equal(plain.mean, mirrored.mean) and np.array_equal(plain.text, mirrored.text)
 
 
+@pytest.mark.slow
 def test_the_conditioning_gain_is_measured_on_the_validation_split(
     made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -556,6 +561,7 @@ def test_another_micro_batch_or_interval_of_checkpoints_goes_on_and_is_said(alon
     ]
 
 
+@pytest.mark.slow
 def test_status_tells_of_every_run_in_words_and_as_json(
     made: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
@@ -571,6 +577,7 @@ def test_status_tells_of_every_run_in_words_and_as_json(
     assert printed["runs asked for"] == 5 and printed["conditions"]["canny"]["to do"] == 0
 
 
+@pytest.mark.slow
 def test_an_image_that_killed_its_encoder_is_not_trained_on(
     made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -593,6 +600,7 @@ def test_an_image_that_killed_its_encoder_is_not_trained_on(
     assert after == {name: ids - lost for name, ids in before.items()}
 
 
+@pytest.mark.slow
 def test_a_run_whose_images_got_other_captions_is_another_run(
     made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -617,6 +625,7 @@ def test_a_run_whose_images_got_other_captions_is_another_run(
     assert tell(pair.image_id, first) == [run.name for run in before], "the words are what they were"
 
 
+@pytest.mark.slow
 def test_a_run_whose_hints_are_drawn_otherwise_is_another_run(
     made: tuple[Path, subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

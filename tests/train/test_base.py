@@ -53,6 +53,7 @@ def test_diffusers_loads_the_random_base_and_draws_with_it(random_base_folder: P
     assert image.shape == (1, 64, 64, 3) and np.isfinite(image).all()
 
 
+@pytest.mark.slow
 def test_the_random_base_is_a_function_of_its_seed(random_base_folder: Path, tmp_path: Path) -> None:
     build_random(tmp_path / "again")
     build_random(tmp_path / "other", seed=1)

@@ -44,6 +44,7 @@ def test_inside_everything_is_set_and_afterwards_all_is_as_before(monkeypatch: p
         assert state() == (*before[:-1], ":16:8")
 
 
+@pytest.mark.slow
 def test_on_a_cpu_the_bits_are_those_of_every_run_and_the_run_is_the_same(tmp_path: Path) -> None:
     usual = fit(tiny_base(), ToyPairs(side=8), ["edges"], OPTIONS, tmp_path / "usual")
     half = dataclasses.replace(OPTIONS, images=4)

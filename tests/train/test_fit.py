@@ -137,6 +137,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert not list((tmp_path / "killed").glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_asked_to_stop_saves_at_its_next_step_and_ends_with_the_same_bits(
     tmp_path: Path,
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_run_with_other_options_is_not_resumed(tmp_path: Path) -> None:
         fit(tiny_base(), ToyPairs(5), ["edges"], OPTIONS, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_older_than_an_option_goes_on_with_its_default(tmp_path: Path) -> None:
     half = fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, images=16), tmp_path)
     meta = json.loads((half.path / META).read_text())
@@ -226,6 +228,7 @@ def test_another_micro_batch_goes_on_and_says_so_and_another_interval_of_checkpo
             )
 
 
+@pytest.mark.slow
 def test_a_damaged_log_is_read_as_far_as_it_is_one_and_the_run_says_what_is_lost(tmp_path: Path) -> None:
     fit(tiny_base(), ToyPairs(), ["edges"], dataclasses.replace(OPTIONS, images=16), tmp_path)
     first, second = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
@@ -260,6 +263,7 @@ def test_a_damaged_start_is_named_before_any_work(tmp_path: Path) -> None:
     assert not (tmp_path / "inverse" / LOG).exists()
 
 
+@pytest.mark.slow
 def test_two_conditions_together_equal_two_runs_bit_for_bit(tmp_path: Path) -> None:
     pairs = ToyPairs(conditions=("edges", "inverse"))
     joint = fit(tiny_base(), pairs, ["edges", "inverse"], OPTIONS, tmp_path / "joint")

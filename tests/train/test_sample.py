@@ -166,6 +166,7 @@ def test_weighted_guidance_draws_another_image_and_without_a_controlnet_the_same
     assert np.array_equal(*alone)
 
 
+@pytest.mark.slow
 def test_in_bf16_images_are_near_those_of_fp32_and_do_not_depend_on_their_batch() -> None:
     """Of a trained base, in mean levels of 255; a processor without such instructions computes the same,
     slower.
