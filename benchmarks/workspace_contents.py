@@ -27,7 +27,8 @@ def read_contents(place: str) -> dict[str, str]:
         for row in shards.read(workspace.root / shard).to_pylist():
             row.pop("seconds", None)
             # parts are numbered anew where a catalog is made again before all images are there
-            what = f"{row.get('uri') or row['image_id']} {row.get('seed', '')}"
+            of = row.get("uri") or row.get("image_id") or row["text_id"]
+            what = f"{of} {row.get('seed', '')}"
             rows[f"{Path(shard).parent}: {what}"].append(row)
     found = {key: digest(of_key) for key, of_key in rows.items()}
     for name, sql in ROWS.items():

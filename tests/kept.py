@@ -26,16 +26,18 @@ ROWS = {
 
 
 def kept(root: Path) -> dict[str, Any]:
-    """Of images that are gone from the source nothing."""
+    """Of images that are gone from the source, and of texts that no image has, nothing."""
     workspace = Workspace(root)
     catalog = Catalog(workspace)
     found: dict[str, Any] = {name: sorted(map(repr, catalog.query(sql))) for name, sql in ROWS.items()}
     here = {image for (image,) in catalog.query("SELECT image_id FROM images WHERE status <> 'gone'")}
+    here |= {text for (text,) in catalog.query("SELECT sha256(coalesce(caption, '')) FROM captions")}
     for path in workspace.all_shards():
         footer = shards.metadata(path)
         for row in pq.read_table(path).to_pylist() if footer["kind"] != "changes" else ():
-            for column in shards.PAYLOADS & row.keys() if row["image_id"] in here else ():
-                name = (footer["kind"], footer.get("name"), footer["key"], row["image_id"], row.get("seed"))
+            of = row.get("image_id") or row["text_id"]
+            for column in shards.PAYLOADS & row.keys() if of in here else ():
+                name = (footer["kind"], footer.get("name"), footer["key"], of, row.get("seed"))
                 found[f"{name} {column}"] = hashlib.sha256(repr(row[column]).encode()).hexdigest()
     newest = (sorted(run.glob("step-*"))[-1] for run in (root / "checkpoints").glob("*/"))
     # a run goes on without an earlier one that was taken out

@@ -302,9 +302,20 @@ def mean(row: dict[str, float]) -> str:
     return f"{row['mean']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
 
 
+SUMS, OUTSIDE = ("convolutions", "matrix products", "attention"), "outside of torch"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
 def test_the_figures_of_the_detectors_are_those_of_the_benchmark() -> None:
     told = result("annotate.json")
-    tables = [name for name, rows in told.items() if isinstance(rows, dict) and "of_255" not in name]
+    tables = [
+        name
+        for name, rows in told.items()
+        if isinstance(rows, dict) and name not in ("hed_difference_of_255", "profiles")
+    ]
     assert all("times_loop" in row for name in tables for row in told[name].values()), (
         "annotate.json is of an older benchmark"
     )
@@ -323,6 +334,23 @@ def test_the_figures_of_the_detectors_are_those_of_the_benchmark() -> None:
     differences = told["hed_difference_of_255"]
     check_sentence(f"HED in bf16 differs from fp32 by {differences['bf16']['mean']:.2f} of 255 on average,")
     check_sentence(f"in int8 by {differences['int8']['mean']:.2f}.")
+    check_table(
+        "Pass of an image | GFLOP | Seconds | Least | Sums | Other torch | Outside",
+        [
+            [
+                name,
+                f"{row['gflop']:,.0f}",
+                f"{row['seconds']:.2f}",
+                f"{row['least_seconds']:.2f}",
+                percent(sum(row["shares"].get(kind, 0.0) for kind in SUMS)),
+                percent(sum(share for kind, share in row["shares"].items() if kind not in (*SUMS, OUTSIDE))),
+                percent(row["shares"].get(OUTSIDE, 0.0)),
+            ]
+            for rows in told["profiles"].values()
+            for name, row in rows.items()
+            if "in a loop" not in name
+        ],
+    )
 
 
 def test_the_figures_of_the_pipeline_are_those_of_the_benchmark() -> None:

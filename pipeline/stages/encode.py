@@ -39,8 +39,9 @@ from pipeline.stages.texts import make_texts
 from pipeline.storage import codec, shards
 from pipeline.storage.shards import Row, Shard
 
-# images of one size that pass the VAE together; halved where memory runs out
-BATCH = {"cpu": 4, "cuda": 8}
+# Images of one size that pass the VAE together; halved where memory runs out. On a CPU several are no faster
+# than one, and what an image gives would depend on its neighbours.
+BATCH = {"cpu": 1, "cuda": 8}
 # of a GPU: while one job decodes and writes, three others keep it busy; a VAE in bf16 leaves room for that
 LEAST_SHARE = 0.25
 LOADING = 120.0  # seconds on top of the limit, where the base may have to be loaded first

@@ -21,7 +21,7 @@ from pipeline.storage import shards
 from pipeline.storage.shards import Row, Shard
 
 PART = 1024  # texts of a shard: 118 MiB of Stable Diffusion 1.5's
-BATCH = 16  # texts that pass the encoder together
+BATCH = {"cpu": 1, "cuda": 16}  # texts that pass the encoder together, as images do
 GPU_SHARE = 0.25
 LOADING = 120.0  # seconds on top of the limit, where the base may have to be loaded first
 
@@ -71,7 +71,7 @@ def text_part(
     captions = args.captions.column(0).to_pylist()
     table = [_row(caption) for caption in captions]
     wanted = sorted(set(rows) - poison_rows.keys())
-    together = position.at_a_time(BATCH)
+    together = position.at_a_time(BATCH[device()])
     for start in range(0, len(wanted), together):
         batch = wanted[start : start + together]
         position.begin(batch, "", Limit(args.time_limit, "train.time_limit"), loading=LOADING)

@@ -108,7 +108,9 @@ def test_the_hardest_come_first(rows: Callable[[str], list[dict[str, Any]]]) -> 
 
 
 def test_every_stage_takes_disk(rows: Callable[[str], list[dict[str, Any]]]) -> None:
-    assert {row["kind"] for row in rows("disk")} == {"images", "maps", "latents", "samples", "scores"}
+    assert {row["kind"] for row in rows("disk")} == {
+        "images", "maps", "texts", "latents", "samples", "scores",
+    }  # fmt: skip
 
 
 def test_a_lower_threshold_gives_more_edges(rows: Callable[[str], list[dict[str, Any]]]) -> None:

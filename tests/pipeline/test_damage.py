@@ -101,6 +101,7 @@ KINDS = [
     Kind("captions", r"shards/captions/.*"),
     Kind("maps", r"shards/maps/(canny|sketch)/.*"),
     Kind("maps that others are made from", r"shards/maps/hed/.*"),
+    Kind("texts", r"shards/texts/.*"),
     Kind("latents", r"shards/latents/.*"),
     Kind("samples", r"samples/.*"),
     Kind("scores", r"scores/.*"),

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import plan
 from pipeline.experiment.base import latent_key
-from pipeline.experiment.packing import unpack
+from pipeline.experiment.packing import pack, unpack
 from pipeline.manifest import load
 from pipeline.stages import encode
 from pipeline.storage import codec, shards
@@ -71,6 +71,7 @@ def test_images_of_one_size_pass_the_vae_together_and_each_keeps_its_own_latents
 ) -> None:
     from train import encoders
 
+    monkeypatch.setitem(encode.BATCH, "cpu", 4)
     passes: list[tuple[int, ...]] = []
     plain = encoders.encode_images
     monkeypatch.setattr(
@@ -90,11 +91,22 @@ def test_images_of_one_size_pass_the_vae_together_and_each_keeps_its_own_latents
             assert found.shape == expected.shape and np.allclose(found, expected, rtol=2e-3, atol=2e-3)
 
 
+def test_on_a_cpu_no_image_depends_on_its_neighbours(base: str, tmp_path: Path) -> None:
+    from train import encoders
+
+    rows, loaded = encoded(base, tmp_path, ["x"] * 5, flips=False), encode.load_vae(base, "cpu")
+    for number in (0, 1, 2, 4):
+        alone = encoders.encode_images(loaded, pixels(number)[None])
+        for name, (expected,) in zip(("mean", "std"), alone, strict=True):
+            assert rows[number][name] == pack(expected)
+
+
 def test_a_batch_that_memory_is_too_small_for_is_encoded_in_halves(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from train import encoders
 
+    monkeypatch.setitem(encode.BATCH, "cpu", 4)
     (tmp_path / "whole").mkdir()
     whole = encoded(base, tmp_path / "whole", ["x"] * 5, flips=False)
     tried: list[int] = []
