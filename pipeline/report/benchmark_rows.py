@@ -18,6 +18,7 @@ from pipeline.experiment.pairs import called
 from pipeline.plan import Plan
 from pipeline.report import contents
 from pipeline.report.dataset_rows import short
+from pipeline.report.learning import followed
 from pipeline.report.summary import learning_curves, thousandths
 
 PAIRS = 6  # of the evidence
@@ -57,6 +58,9 @@ def runs(plan: Plan, catalog: Catalog, made: list[System]) -> Iterator[contents.
             images_per_second=images / seconds if seconds else None,
             loss=curve,
             convergence_step=follows(log),
+            followed={
+                name: followed(follows(log).get(name), held_out_rows(log, name)) for name in conditions
+            },
             gains={condition: _gains(log, condition) for condition in conditions},
             learning_curves={
                 condition: curves[name, condition] for condition in conditions if (name, condition) in curves

@@ -101,6 +101,7 @@ class RunRow:
     gains: Mapping[str, tuple[tuple[float, float, float | None], ...]] = field(default_factory=dict)
     # condition -> images seen when it began to follow its hints
     convergence_step: Mapping[str, int] = field(default_factory=dict)
+    followed: Mapping[str, str] = field(default_factory=dict)  # by condition: that in a sentence
     learning_curves: Mapping[str, "LearningCurve"] = field(default_factory=dict)  # by condition
     checkpoint: str | None = None  # relative to the workspace
     options: Mapping[str, str] = field(default_factory=dict)

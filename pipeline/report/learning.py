@@ -1,10 +1,13 @@
 """What a learning curve says, in words for somebody who has never read one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from pipeline.report import verdicts
 from pipeline.report.contents import LearningCurve
 from pipeline.report.figures import digits
+from pipeline.report.verdicts import Measured
 
+SURE = 0.05 / 13  # a chance beyond which one of thirteen conditions is not called followed
 Point = tuple[int, float, float | None, float | None]  # images seen, value, its interval
 
 
@@ -41,6 +44,27 @@ def told(curve: LearningCurve) -> list[str]:
             else "It was still getting better when it ended: more images may bring more."
         )
     return sentences
+
+
+def followed(convergence_step: int | None, measured: Sequence[tuple[int, Measured]]) -> str:
+    """Whether a run follows a condition, of its convergence step and what was measured of held-out pairs."""
+    if convergence_step is not None:
+        return (
+            f"Convergence step: it follows its condition since {convergence_step:,} images."
+            if convergence_step
+            else "Followed its condition before this training."
+        )
+    if not measured:
+        return "Not seen to follow its condition yet."
+    images, last = measured[-1]
+    own = verdicts.followed(last)
+    if own.better and own.p is not None and own.p < SURE:
+        return (
+            f"At {images:,} images its own hints gain more than shuffled ones, beyond chance. A convergence"
+            f" step asks for more, at two measures in a row; {last['n_shuffled']} pairs may be too few for it"
+            " (held_out)."
+        )
+    return "Not seen to follow its condition yet."
 
 
 def _worst(point: Point, sign: int) -> float:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from annotate.maps import RawMap
-from pipeline.report import dataset_rows
+from pipeline.report import dataset_rows, learning
 from pipeline.report.contents import (
     ConditionRow,
     ContactRow,
@@ -142,6 +142,7 @@ def data() -> ReportData:
                 checkpoint="checkpoints/canny-full",
                 gains={"canny": ((400.0, 0.0, 0.0), (800.0, 0.2, -0.1)), "hed": ((400.0, 0.0, None),)},
                 convergence_step={"canny": 800},
+                followed={"canny": learning.followed(800, [])},
             ),
         ),
         scores=(
@@ -226,10 +227,19 @@ def test_a_label_map_has_a_legend_of_its_largest_classes(data, tmp_path):
 
 
 def test_one_that_followed_before_its_training_is_not_said_to_have_begun_at_image_0(data, tmp_path):
-    text = HtmlPage(
-        render(replace(data, runs=(replace(data.runs[0], convergence_step={"canny": 0}),)), tmp_path)
-    ).text
+    told = {"convergence_step": {"canny": 0}, "followed": {"canny": learning.followed(0, [])}}
+    text = HtmlPage(render(replace(data, runs=(replace(data.runs[0], **told),)), tmp_path)).text
     assert "Followed its condition before this training." in text and "since 0 images" not in text
+
+
+def test_one_that_is_beyond_chance_but_too_few_for_a_convergence_step_is_told_as_such():
+    assert learning.followed(None, []) == "Not seen to follow its condition yet."
+    for z in (None, 2.0, -4.2):
+        sentence = learning.followed(None, [(640, {"control_z": z, "n_shuffled": 24})])
+        assert sentence == "Not seen to follow its condition yet.", z
+    sentence = learning.followed(None, [(320, {}), (640, {"control_z": 4.2, "n_shuffled": 24})])
+    assert sentence.startswith("At 640 images its own hints gain more than shuffled ones, beyond chance.")
+    assert "24 pairs may be too few" in sentence
 
 
 def test_captions_names_and_manifests_are_escaped(data, tmp_path):
