@@ -40,7 +40,7 @@ GUIDES = tuple(sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "doc
 FOR_USERS = ("README.md", *GUIDES)
 PAGES = (*FOR_USERS, "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 PERFORMANCE = "docs/performance.md"
-MEASURES = "docs/measures.md"
+MEASURES, BENCHMARK = "docs/measures.md", "docs/benchmark.md"
 LONGEST_README = 150  # lines
 HOUSE = {"pipeline", "annotate", "train", "evaluate", "tests", "benchmarks", "manifests", "docs"}
 LARGEST_PICTURE = 700 * 1024
@@ -507,6 +507,21 @@ def test_the_figures_of_fidelity_are_those_of_the_benchmark() -> None:
         rows,
         MEASURES,
     )
+
+
+def test_the_figures_of_guidance_are_those_of_the_benchmark() -> None:
+    told, names = (
+        result("guidance-weights.json"),
+        ["prompt", "prompt, scale 2", "prompt and hint", "weighted"],
+    )
+    rows = []
+    for condition, row in told.items():
+        settings = [row[name] for name in names]
+        figures = [f"{it['fidelity']:.3f} ({it['fd']:.1f})" for it in settings]
+        rows.append([f"`{condition}`", f"`{settings[0]['measure']}`", *figures])
+        assert {it["pairs"] for it in settings} == {24}, f"{BENCHMARK} says so in words"
+    head = "Condition | Measure | Prompt | Prompt, scale 2 | Prompt and hint | Weighted | Weighted, half"
+    check_table(head, rows, BENCHMARK)
 
 
 def test_the_figures_of_intervals_are_those_of_the_benchmark() -> None:
