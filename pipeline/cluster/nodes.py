@@ -140,6 +140,8 @@ def _answer(ray: Any, answer: Any, name: str) -> list[str]:
     try:
         lacks: list[str] = ray.get(answer)
         return lacks
+    except (ray.exceptions.NodeDiedError, ray.exceptions.LocalRayletDiedError):
+        return []  # the cluster may count it as alive for a while yet, but nothing will run there
     except ray.exceptions.RayError as error:
         last = str(error).strip().splitlines()[-1]
         return [f"{name} can't run ControlMill ({last}): install the driver's version there"]

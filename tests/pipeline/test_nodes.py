@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -296,6 +297,19 @@ def test_what_a_node_does_not_see_is_one_sentence_with_its_path_and_what_to_do(n
     assert "another version of ControlMill" in line and "install" in line
     (line,) = nodes.lacking(replace(needs, lacks=lambda: ["hed-bsds500 needs its weights"]), "The node a")
     assert line == "The node a: hed-bsds500 needs its weights"
+
+
+def test_a_node_that_dies_while_it_is_asked_is_no_reason_to_refuse_the_run() -> None:
+    from ray import exceptions
+
+    def get(error: Exception) -> Any:
+        raise error
+
+    ray = SimpleNamespace(get=get, exceptions=exceptions)
+    assert nodes._answer(ray, exceptions.NodeDiedError("dead or unavailable"), "The node a") == []
+    assert nodes._answer(ray, exceptions.LocalRayletDiedError(), "The node a") == []
+    (line,) = nodes._answer(ray, exceptions.WorkerCrashedError(), "The node a")
+    assert line.startswith("The node a can't run ControlMill (") and line.endswith("version there")
 
 
 @pytest.mark.slow
