@@ -510,11 +510,8 @@ def test_the_figures_of_fidelity_are_those_of_the_benchmark() -> None:
 
 
 def test_the_figures_of_guidance_are_those_of_the_benchmark() -> None:
-    told, names = (
-        result("guidance-weights.json"),
-        ["prompt", "prompt, scale 2", "prompt and hint", "weighted"],
-    )
-    rows = []
+    told, rows = result("guidance-weights.json"), []
+    names = ("prompt", "prompt, scale 2", "prompt and hint", "weighted", "weighted, half")
     for condition, row in told.items():
         settings = [row[name] for name in names]
         figures = [f"{it['fidelity']:.3f} ({it['fd']:.1f})" for it in settings]
