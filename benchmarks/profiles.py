@@ -1,6 +1,6 @@
 """Where the time of a pass goes, and how fast this machine could make it at best.
 
-A network that computes the same sums can't be faster than those sums take at the machine's best rate: this is
+A network that computes the same sums can't be faster than those sums take at the machine's rate: this is
 what the figures of a detector are held against.
 """
 
@@ -20,7 +20,6 @@ KINDS = (
     ("norm", "norms"),
     ("upsample", "resizing"),
 )
-SIDE = 4096  # of the matrices whose product is timed
 
 
 def of(run: Callable[[], Any], dtype: str, device: str) -> dict[str, Any]:
@@ -63,13 +62,11 @@ def kind(operator: str) -> str:
 
 @functools.cache
 def best_rate(dtype: str, device: str) -> float:
-    """GFLOP/s of the product of two large square matrices: the best of five."""
-    import torch
+    """GFLOP/s of the product of two large square matrices, by the yardstick of training."""
+    from annotate import inference
+    from train.throughput import matmul_rate
 
-    one = torch.randn(SIDE, SIDE, device=device, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
-    least = float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        float((one @ one)[0, 0])  # waits for a GPU
-        least = min(least, time.perf_counter() - start)
-    return 2 * SIDE**3 / least / 1e9
+    rate = matmul_rate(device, inference.dtype(dtype))
+    if rate is None:
+        raise RuntimeError("there is no memory for the matrices whose product is timed")
+    return rate / 1e9
